@@ -1,0 +1,543 @@
+//! The words of FHIR that every room uses: resource types, instants, versions, outcomes.
+//!
+//! A value of these types has been checked once, where it entered; nobody checks it again. Imports nothing of ours.
+
+use std::{cmp::Ordering, fmt, str::FromStr};
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, TimeDelta, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The name of a FHIR resource type, such as `Patient`. Always one of [`RESOURCE_TYPES`], so it is safe in a path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceType(&'static str);
+
+impl ResourceType {
+    pub fn as_str(self) -> &'static str {
+        self.0
+    }
+}
+
+impl FromStr for ResourceType {
+    type Err = UnknownResourceType;
+
+    /// Case matters, as in FHIR: `patient` is no resource type.
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match RESOURCE_TYPES.binary_search(&name) {
+            Ok(index) => Ok(Self(RESOURCE_TYPES[index])),
+            Err(_) => Err(UnknownResourceType {
+                name: name.chars().take(64).collect(),
+                meant: RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name)).copied(),
+            }),
+        }
+    }
+}
+
+/// A name that is no FHIR resource type; `meant` is the one that differs in case only.
+#[derive(Debug, PartialEq, Eq)]
+pub struct UnknownResourceType {
+    name: String,
+    meant: Option<&'static str>,
+}
+
+impl fmt::Display for UnknownResourceType {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?} is not a FHIR resource type", self.name)?;
+        match self.meant {
+            Some(meant) => write!(out, "; did you mean {meant:?}?"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for UnknownResourceType {}
+
+impl fmt::Display for ResourceType {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.0)
+    }
+}
+
+impl fmt::Debug for ResourceType {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.0)
+    }
+}
+
+impl Serialize for ResourceType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ResourceType {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// An instant of the server's clock, in whole microseconds: the manifest's `transactionTime`, and with it our watermark.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TransactionTime(DateTime<Utc>);
+
+impl TransactionTime {
+    pub fn from_micros(micros: i64) -> Option<Self> {
+        DateTime::from_timestamp_micros(micros).map(Self)
+    }
+
+    pub fn as_micros(self) -> i64 {
+        self.0.timestamp_micros()
+    }
+
+    pub fn instant(self) -> DateTime<Utc> {
+        self.0
+    }
+
+    /// The value of `_since`: UTC, three digits of the second, rounded **down**, so that nothing falls between two
+    /// exports (rules 15 and 16: servers read "after" as `>` or `>=`, and some compare text).
+    pub fn since(self, overlap: TimeDelta) -> String {
+        let since = self.0.checked_sub_signed(overlap).unwrap_or(DateTime::UNIX_EPOCH);
+        since.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    }
+}
+
+impl From<DateTime<Utc>> for TransactionTime {
+    fn from(instant: DateTime<Utc>) -> Self {
+        Self(instant.trunc_subsecs(6))
+    }
+}
+
+impl fmt::Display for TransactionTime {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true))
+    }
+}
+
+impl Serialize for TransactionTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TransactionTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_instant(&text).map(Self::from).ok_or_else(|| serde::de::Error::custom("not an instant with a zone"))
+    }
+}
+
+/// An instant, as leniently as it is still unambiguous (Q-32: `2020/01/20 16:53:41.160 -0500` is documented by a real
+/// server). Without a zone there is no instant: `None`.
+pub fn parse_instant(text: &str) -> Option<DateTime<Utc>> {
+    let text = text.trim();
+    if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
+        return Some(instant.to_utc());
+    }
+    let normal = text.replacen('/', "-", 2);
+    for format in ["%Y-%m-%d %H:%M:%S%.f %z", "%Y-%m-%dT%H:%M:%S%.f%z", "%Y-%m-%d %H:%M:%S%.f%z"] {
+        if let Ok(instant) = DateTime::parse_from_str(&normal, format) {
+            return Some(instant.to_utc());
+        }
+    }
+    let utc = normal.strip_suffix('Z').or_else(|| normal.strip_suffix(" UTC"))?;
+    NaiveDateTime::parse_from_str(utc, "%Y-%m-%d %H:%M:%S%.f").ok().map(|naive| naive.and_utc())
+}
+
+/// What decides which of two copies of a resource is the newer one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Version {
+    /// `meta.lastUpdated`, microseconds since the epoch.
+    pub last_updated_micros: Option<i64>,
+    /// `meta.versionId`, where it is a number.
+    pub version_id: Option<u64>,
+    /// The export that brought it.
+    pub transaction_time_micros: Option<i64>,
+    /// `meta.tag` says SUBSETTED: parts of the resource were left out.
+    pub subsetted: bool,
+}
+
+impl Version {
+    /// By `lastUpdated`, then numeric `versionId`, then transactionTime; where one side lacks a value the next decides
+    /// (Q-51: whole servers have no `lastUpdated`).
+    pub fn compare(&self, other: &Self) -> Ordering {
+        fn known<T: Ord>(a: Option<T>, b: Option<T>) -> Ordering {
+            match (a, b) {
+                (Some(a), Some(b)) => a.cmp(&b),
+                _ => Ordering::Equal,
+            }
+        }
+        known(self.last_updated_micros, other.last_updated_micros)
+            .then(known(self.version_id, other.version_id))
+            .then(known(self.transaction_time_micros, other.transaction_time_micros))
+    }
+
+    /// May a row of this version take the place of `stored`? An older one never may, and one with parts left out never
+    /// takes the place of a whole one (rule 26).
+    pub fn may_replace(&self, stored: &Self) -> bool {
+        self.compare(stored) != Ordering::Less && (!self.subsetted || stored.subsetted)
+    }
+
+    /// The version that a resource's own `meta` states.
+    pub fn of(meta: Option<&Meta>) -> Self {
+        let Some(meta) = meta else { return Self::default() };
+        Self {
+            last_updated_micros: meta
+                .last_updated
+                .as_deref()
+                .and_then(parse_instant)
+                .map(|instant| instant.timestamp_micros()),
+            version_id: meta.version_id.as_deref().and_then(|id| id.parse().ok()),
+            transaction_time_micros: None,
+            subsetted: meta.tag.iter().any(|tag| tag.code.as_deref() == Some("SUBSETTED")),
+        }
+    }
+
+    pub fn at(self, transaction_time: Option<TransactionTime>) -> Self {
+        Self { transaction_time_micros: transaction_time.map(TransactionTime::as_micros), ..self }
+    }
+}
+
+/// The parts of `Resource.meta` that a version is made of. Values of a wrong type count as absent: they cost the
+/// version, never the row.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Meta {
+    #[serde(deserialize_with = "lenient")]
+    pub last_updated: Option<String>,
+    #[serde(deserialize_with = "lenient")]
+    pub version_id: Option<String>,
+    #[serde(deserialize_with = "lenient_list")]
+    pub tag: Vec<Tag>,
+}
+
+/// One Coding of `meta.tag`.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub struct Tag {
+    #[serde(deserialize_with = "lenient")]
+    pub code: Option<String>,
+}
+
+fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => Some(text),
+        serde_json::Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    })
+}
+
+fn lenient_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Tag>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).unwrap_or_default())
+}
+
+/// The key of a row: the logical id (case-sensitive) and what decides which copy is the newest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RowKey {
+    pub id: String,
+    pub version: Version,
+}
+
+/// A resource that the server no longer has, from an entry of a `deleted` bundle.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deletion {
+    pub resource_type: ResourceType,
+    pub id: String,
+    /// When, where the bundle says so.
+    pub at: Option<DateTime<Utc>>,
+}
+
+/// One issue of an OperationOutcome, without its free text: `diagnostics` may quote a patient.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, Default)]
+#[serde(default)]
+pub struct Issue {
+    pub severity: String,
+    pub code: String,
+}
+
+impl Issue {
+    /// Data are missing, not merely remarked upon (rule 101).
+    pub fn is_error(&self) -> bool {
+        matches!(self.severity.as_str(), "error" | "fatal")
+    }
+
+    /// The server asks for patience: `transient` or a code below it (rule 43).
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "transient" | "lock-error" | "no-store" | "exception" | "timeout" | "incomplete" | "throttled"
+        )
+    }
+}
+
+impl fmt::Display for Issue {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} ({})", self.severity, self.code)
+    }
+}
+
+/// The issues of an OperationOutcome; `None` where the text is something else.
+pub fn operation_outcome(body: &[u8]) -> Option<Vec<Issue>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct OperationOutcome {
+        resource_type: String,
+        #[serde(default)]
+        issue: Vec<Issue>,
+    }
+    let outcome: OperationOutcome = serde_json::from_slice(body).ok()?;
+    (outcome.resource_type == "OperationOutcome").then_some(outcome.issue)
+}
+
+/// What the definitions of R4 (4.0.1) name as resources, and what R4B and R5 added; sorted.
+pub const RESOURCE_TYPES: &[&str] = &[
+    "Account",
+    "ActivityDefinition",
+    "ActorDefinition",
+    "AdministrableProductDefinition",
+    "AdverseEvent",
+    "AllergyIntolerance",
+    "Appointment",
+    "AppointmentResponse",
+    "ArtifactAssessment",
+    "AuditEvent",
+    "Basic",
+    "Binary",
+    "BiologicallyDerivedProduct",
+    "BiologicallyDerivedProductDispense",
+    "BodyStructure",
+    "Bundle",
+    "CapabilityStatement",
+    "CarePlan",
+    "CareTeam",
+    "CatalogEntry",
+    "ChargeItem",
+    "ChargeItemDefinition",
+    "Citation",
+    "Claim",
+    "ClaimResponse",
+    "ClinicalImpression",
+    "ClinicalUseDefinition",
+    "CodeSystem",
+    "Communication",
+    "CommunicationRequest",
+    "CompartmentDefinition",
+    "Composition",
+    "ConceptMap",
+    "Condition",
+    "ConditionDefinition",
+    "Consent",
+    "Contract",
+    "Coverage",
+    "CoverageEligibilityRequest",
+    "CoverageEligibilityResponse",
+    "DetectedIssue",
+    "Device",
+    "DeviceAssociation",
+    "DeviceDefinition",
+    "DeviceDispense",
+    "DeviceMetric",
+    "DeviceRequest",
+    "DeviceUsage",
+    "DeviceUseStatement",
+    "DiagnosticReport",
+    "DocumentManifest",
+    "DocumentReference",
+    "EffectEvidenceSynthesis",
+    "Encounter",
+    "EncounterHistory",
+    "Endpoint",
+    "EnrollmentRequest",
+    "EnrollmentResponse",
+    "EpisodeOfCare",
+    "EventDefinition",
+    "Evidence",
+    "EvidenceReport",
+    "EvidenceVariable",
+    "ExampleScenario",
+    "ExplanationOfBenefit",
+    "FamilyMemberHistory",
+    "Flag",
+    "FormularyItem",
+    "GenomicStudy",
+    "Goal",
+    "GraphDefinition",
+    "Group",
+    "GuidanceResponse",
+    "HealthcareService",
+    "ImagingSelection",
+    "ImagingStudy",
+    "Immunization",
+    "ImmunizationEvaluation",
+    "ImmunizationRecommendation",
+    "ImplementationGuide",
+    "Ingredient",
+    "InsurancePlan",
+    "InventoryItem",
+    "InventoryReport",
+    "Invoice",
+    "Library",
+    "Linkage",
+    "List",
+    "Location",
+    "ManufacturedItemDefinition",
+    "Measure",
+    "MeasureReport",
+    "Media",
+    "Medication",
+    "MedicationAdministration",
+    "MedicationDispense",
+    "MedicationKnowledge",
+    "MedicationRequest",
+    "MedicationStatement",
+    "MedicinalProduct",
+    "MedicinalProductAuthorization",
+    "MedicinalProductContraindication",
+    "MedicinalProductDefinition",
+    "MedicinalProductIndication",
+    "MedicinalProductIngredient",
+    "MedicinalProductInteraction",
+    "MedicinalProductManufactured",
+    "MedicinalProductPackaged",
+    "MedicinalProductPharmaceutical",
+    "MedicinalProductUndesirableEffect",
+    "MessageDefinition",
+    "MessageHeader",
+    "MolecularSequence",
+    "NamingSystem",
+    "NutritionIntake",
+    "NutritionOrder",
+    "NutritionProduct",
+    "Observation",
+    "ObservationDefinition",
+    "OperationDefinition",
+    "OperationOutcome",
+    "Organization",
+    "OrganizationAffiliation",
+    "PackagedProductDefinition",
+    "Parameters",
+    "Patient",
+    "PaymentNotice",
+    "PaymentReconciliation",
+    "Permission",
+    "Person",
+    "PlanDefinition",
+    "Practitioner",
+    "PractitionerRole",
+    "Procedure",
+    "Provenance",
+    "Questionnaire",
+    "QuestionnaireResponse",
+    "RegulatedAuthorization",
+    "RelatedPerson",
+    "RequestGroup",
+    "RequestOrchestration",
+    "Requirements",
+    "ResearchDefinition",
+    "ResearchElementDefinition",
+    "ResearchStudy",
+    "ResearchSubject",
+    "RiskAssessment",
+    "RiskEvidenceSynthesis",
+    "Schedule",
+    "SearchParameter",
+    "ServiceRequest",
+    "Slot",
+    "Specimen",
+    "SpecimenDefinition",
+    "StructureDefinition",
+    "StructureMap",
+    "Subscription",
+    "SubscriptionStatus",
+    "SubscriptionTopic",
+    "Substance",
+    "SubstanceDefinition",
+    "SubstanceNucleicAcid",
+    "SubstancePolymer",
+    "SubstanceProtein",
+    "SubstanceReferenceInformation",
+    "SubstanceSourceMaterial",
+    "SubstanceSpecification",
+    "SupplyDelivery",
+    "SupplyRequest",
+    "Task",
+    "TerminologyCapabilities",
+    "TestPlan",
+    "TestReport",
+    "TestScript",
+    "Transport",
+    "ValueSet",
+    "VerificationResult",
+    "VisionPrescription",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_resource_types_are_sorted_so_that_they_can_be_searched() {
+        assert!(RESOURCE_TYPES.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn a_resource_type_in_the_wrong_case_is_refused_and_the_right_one_named() {
+        let error = "patient".parse::<ResourceType>().unwrap_err();
+        assert_eq!(error.to_string(), "\"patient\" is not a FHIR resource type; did you mean \"Patient\"?");
+    }
+
+    #[test]
+    fn an_instant_is_read_in_every_form_that_servers_were_seen_to_send() {
+        let expected = DateTime::parse_from_rfc3339("2020-01-20T21:53:41.160Z").unwrap().to_utc();
+        for text in [
+            "2020-01-20T21:53:41.160Z",
+            "2020-01-20T16:53:41.16-05:00",
+            "2020/01/20 16:53:41.160 -0500",
+            "2020-01-20 21:53:41.160Z",
+            "2020-01-20T16:53:41.160-0500",
+        ] {
+            assert_eq!(parse_instant(text), Some(expected), "{text}");
+        }
+        assert_eq!(parse_instant("2020-01-20T21:53:41"), None, "no zone, no instant");
+        assert!(parse_instant("2016-12-31T23:59:60Z").is_some(), "a leap second is a time");
+    }
+
+    #[test]
+    fn since_is_in_milliseconds_and_never_rounded_up() {
+        let time = TransactionTime::from(parse_instant("2026-11-20T10:00:00.999999999+02:00").unwrap());
+        assert_eq!(time.since(TimeDelta::zero()), "2026-11-20T08:00:00.999Z");
+        assert_eq!(time.since(TimeDelta::minutes(5)), "2026-11-20T07:55:00.999Z");
+    }
+
+    #[test]
+    fn the_newer_version_wins_and_a_missing_value_lets_the_next_one_decide() {
+        let version = |last_updated_micros, version_id, transaction_time_micros| Version {
+            last_updated_micros,
+            version_id,
+            transaction_time_micros,
+            subsetted: false,
+        };
+        for (a, b, expected) in [
+            (version(Some(2), Some(1), None), version(Some(1), Some(9), None), Ordering::Greater),
+            (version(Some(1), Some(2), None), version(Some(1), Some(10), None), Ordering::Less),
+            (version(None, Some(2), Some(1)), version(Some(5), Some(1), Some(9)), Ordering::Greater),
+            (version(None, None, Some(1)), version(Some(5), None, Some(9)), Ordering::Less),
+            (version(None, None, None), version(None, None, Some(9)), Ordering::Equal),
+        ] {
+            assert_eq!(a.compare(&b), expected);
+            assert_eq!(b.compare(&a), expected.reverse());
+        }
+    }
+
+    #[test]
+    fn a_subsetted_row_never_takes_the_place_of_a_whole_one() {
+        let whole = Version { version_id: Some(1), ..Version::default() };
+        let subsetted = Version { version_id: Some(2), subsetted: true, ..Version::default() };
+        assert!(!subsetted.may_replace(&whole));
+        assert!(whole.may_replace(&Version { subsetted: true, ..Version::default() }));
+    }
+
+    #[test]
+    fn a_meta_of_the_wrong_shape_costs_the_version_and_not_the_row() {
+        let meta: Meta = serde_json::from_str(r#"{"lastUpdated":7,"versionId":3,"tag":"x"}"#).unwrap();
+        assert_eq!(Version::of(Some(&meta)), Version { version_id: Some(3), ..Version::default() });
+    }
+}
