@@ -229,11 +229,21 @@ fn lenient_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Tag>, 
     Ok(serde_json::from_value(serde_json::Value::deserialize(deserializer)?).unwrap_or_default())
 }
 
-/// The key of a row: the logical id (case-sensitive) and what decides which copy is the newest.
+/// The key of a row: the logical id (case-sensitive), what decides which copy is the newest, and whether it is another
+/// copy at all.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RowKey {
     pub id: String,
     pub version: Version,
+    /// Where it stood in its file; of two copies of the same version the later one counts.
+    pub line: u64,
+    /// [`content_hash`] of the line.
+    pub hash: u64,
+}
+
+/// Equal hashes stand for equal content: such a row is not written again.
+pub fn content_hash(json: &str) -> u64 {
+    twox_hash::XxHash3_64::oneshot(json.as_bytes())
 }
 
 /// A resource that the server no longer has, from an entry of a `deleted` bundle.

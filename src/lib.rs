@@ -1,3 +1,6 @@
 //! fhir-sync keeps a Delta Lake copy of a FHIR server. The map, in reading order.
 
 pub mod fhir;
+pub mod resource;
+pub mod state;
+pub mod table;

@@ -1,0 +1,12 @@
+//! FHIR resources as Arrow: bytes become lines, lines become rows.
+//!
+//! Knows lines and columns, not tables and not servers. A line that cannot become a row is handed back with its reason;
+//! it is never skipped.
+
+mod decode;
+mod lines;
+mod schema;
+
+pub use decode::{BadLine, Decoded, Decoder, Reason};
+pub use lines::{Line, LineTooLong, Lines};
+pub use schema::{LEADING_COLUMNS, schema};

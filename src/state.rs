@@ -1,0 +1,406 @@
+//! The state file: how far each export has come, and the job in flight.
+//!
+//! It mirrors what the tables know and adds what they cannot: the job that the server works on, the number of the run,
+//! when the last complete sync ended. Written to a temporary file, fsync, rename, fsync of the folder; the generation
+//! before is kept; a checksum tells a torn file from a whole one. A lock file admits one process.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{ErrorKind, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::fhir::{ResourceType, TransactionTime, parse_instant};
+
+#[derive(thiserror::Error, Debug)]
+pub enum Error {
+    #[error("another fhir-sync holds {place}; two of them on one state file would do the work twice")]
+    Locked { place: String },
+    #[error("{place} is of format {found}, which a newer fhir-sync wrote; use that version, or move the file away")]
+    Newer { place: String, found: u64 },
+    #[error("{place} cannot be used; check the folder's owner, mode and free space")]
+    Io { place: String, source: std::io::Error },
+    #[error("the state could not be written as JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// All that is remembered between two runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Counts the runs; names a run in logs and in the tables' histories.
+    #[serde(default)]
+    pub run: u64,
+    #[serde(default)]
+    pub exports: BTreeMap<String, ExportState>,
+    /// From a state file of the old one-field form: when the script before us last synced. It keeps `/health` honest
+    /// until our own first sync; no watermark follows from it, because its tables carry none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_sync_before_migration: Option<DateTime<Utc>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ExportState {
+    /// A mirror of the tables; where they disagree the table is right.
+    #[serde(default)]
+    pub watermarks: BTreeMap<ResourceType, TransactionTime>,
+    /// When the last sync that brought every type ended, by the local clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_complete_at: Option<DateTime<Utc>>,
+    /// The same for the last full refresh.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_full_refresh_at: Option<DateTime<Utc>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobInFlight>,
+}
+
+/// An export job that the server was asked for and that is not settled yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobInFlight {
+    pub status_url: Url,
+    /// The server's own time when it accepted the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kicked_off_at: Option<TransactionTime>,
+    pub types: Vec<ResourceType>,
+    /// `_since` as it was sent; absent in a full load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// The run was a full refresh.
+    pub full_refresh: bool,
+}
+
+/// What was on the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    Whole,
+    /// The old one-field form.
+    Migrated,
+    /// The file was broken, the generation before it was not.
+    Previous,
+    /// Nothing readable; what was there is kept beside it, under the name given.
+    Broken {
+        kept_as: PathBuf,
+    },
+}
+
+/// The state file, opened and locked by this process.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    state: State,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the state file and locks it; makes the folder where there is none.
+    pub fn open(path: &Path) -> Result<(Self, Found), Error> {
+        let folder = folder(path);
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
+        let lock = lock(path)?;
+        let (state, found) = match read(path)? {
+            Contents::Missing => (State::default(), Found::Nothing),
+            Contents::Whole(state) => (state, Found::Whole),
+            Contents::OldForm(state) => (state, Found::Migrated),
+            Contents::Broken => match read(&previous(path))? {
+                Contents::Whole(state) => (state, Found::Previous),
+                _ => (State::default(), Found::Broken { kept_as: keep_broken(path)? }),
+            },
+        };
+        Ok((Self { path: path.to_owned(), state, _lock: lock }, found))
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Changes the state and has it on the disk before it returns; on an error nothing is changed. Blocks.
+    pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
+        let mut state = self.state.clone();
+        change(&mut state);
+        write(&self.path, &state)?;
+        self.state = state;
+        Ok(())
+    }
+
+    /// The folder of the state file, where what belongs to it lies.
+    pub fn folder(&self) -> &Path {
+        folder(&self.path)
+    }
+}
+
+/// Reads a state file without locking it, for commands that only look.
+pub fn peek(path: &Path) -> Result<State, Error> {
+    match read(path)? {
+        Contents::Whole(state) | Contents::OldForm(state) => Ok(state),
+        Contents::Missing | Contents::Broken => Ok(State::default()),
+    }
+}
+
+const FORMAT: u64 = 1;
+
+#[derive(Deserialize)]
+struct Envelope<'text> {
+    format: u64,
+    checksum: String,
+    #[serde(borrow)]
+    state: &'text RawValue,
+}
+
+enum Contents {
+    Missing,
+    Whole(State),
+    OldForm(State),
+    Broken,
+}
+
+fn read(path: &Path) -> Result<Contents, Error> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contents::Missing),
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(Contents::Broken),
+        Err(error) => return Err(io(path, error)),
+    };
+    if let Some(state) = old_form(&text) {
+        return Ok(Contents::OldForm(state));
+    }
+    let Ok(envelope) = serde_json::from_str::<Envelope>(&text) else { return Ok(Contents::Broken) };
+    if envelope.format > FORMAT {
+        return Err(Error::Newer { place: path.display().to_string(), found: envelope.format });
+    }
+    if envelope.checksum != checksum(envelope.state.get()) {
+        return Ok(Contents::Broken);
+    }
+    Ok(serde_json::from_str(envelope.state.get()).map_or(Contents::Broken, Contents::Whole))
+}
+
+fn old_form(text: &str) -> Option<State> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OldForm {
+        last_sync_time: Option<String>,
+    }
+    let old: OldForm = serde_json::from_str(text).ok()?;
+    let last_sync_before_migration = old.last_sync_time.as_deref().and_then(parse_instant);
+    Some(State { last_sync_before_migration, ..State::default() })
+}
+
+fn write(path: &Path, state: &State) -> Result<(), Error> {
+    let body = serde_json::to_string_pretty(state)?;
+    let checksum = checksum(&body);
+    let text = format!("{{\n\"format\": {FORMAT},\n\"checksum\": \"{checksum}\",\n\"state\": {body}\n}}\n");
+    let new = with_suffix(path, "new");
+    write_synced(&new, &text).map_err(|error| io(&new, error))?;
+    if path.exists() {
+        keep_previous(path).map_err(|error| io(&previous(path), error))?;
+    }
+    fs::rename(&new, path).map_err(|error| io(path, error))?;
+    let folder = folder(path);
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io(folder, error))
+}
+
+fn write_synced(path: &Path, text: &str) -> std::io::Result<()> {
+    // The status URL of a job may be all that is needed to read its files.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// A second name for the file as it is now. Only a whole file becomes the generation before: a broken one must not push
+/// out the last good one.
+fn keep_previous(path: &Path) -> std::io::Result<()> {
+    if !matches!(read(path), Ok(Contents::Whole(_) | Contents::OldForm(_))) {
+        return Ok(());
+    }
+    let previous = previous(path);
+    match fs::remove_file(&previous) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Not every file system has hard links.
+    fs::hard_link(path, &previous).or_else(|_| fs::copy(path, &previous).map(|_| ()))
+}
+
+fn keep_broken(path: &Path) -> Result<PathBuf, Error> {
+    let kept_as = with_suffix(path, "broken");
+    fs::copy(path, &kept_as).map_err(|error| io(&kept_as, error))?;
+    Ok(kept_as)
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let place = with_suffix(path, "lock");
+    let mut options = OpenOptions::new();
+    let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&place);
+    let lock = lock.map_err(|error| io(&place, error))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(Error::Locked { place: path.display().to_string() }),
+        Err(TryLockError::Error(error)) => Err(io(&place, error)),
+    }
+}
+
+fn checksum(text: &str) -> String {
+    use aws_lc_rs::digest::{SHA256, digest};
+    use std::fmt::Write as _;
+    let mut hex = String::from("sha256:");
+    for byte in digest(&SHA256, text.as_bytes()).as_ref() {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
+}
+
+fn previous(path: &Path) -> PathBuf {
+    with_suffix(path, "previous")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn io(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { place: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample(run: u64) -> State {
+        let mut state = State { run, ..State::default() };
+        let export = state.exports.entry("all".to_owned()).or_default();
+        export
+            .watermarks
+            .insert("Patient".parse().unwrap(), TransactionTime::from_micros(1_700_000_000_000_001).unwrap());
+        export.job = Some(JobInFlight {
+            status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
+            kicked_off_at: None,
+            types: vec!["Patient".parse().unwrap()],
+            since: Some("2026-01-01T00:00:00.000Z".to_owned()),
+            full_refresh: false,
+        });
+        state
+    }
+
+    fn opened(path: &Path) -> (State, Found) {
+        let (store, found) = Store::open(path).unwrap();
+        (store.state().clone(), found)
+    }
+
+    fn written(path: &Path, runs: &[u64]) {
+        let (mut store, _) = Store::open(path).unwrap();
+        for run in runs {
+            store.update(|state| *state = sample(*run)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/state.json");
+        assert_eq!(opened(&path), (State::default(), Found::Nothing));
+        written(&path, &[1, 2]);
+        assert_eq!(opened(&path), (sample(2), Found::Whole));
+    }
+
+    #[test]
+    fn a_second_process_is_turned_away_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let first = Store::open(&path).unwrap();
+        assert!(matches!(Store::open(&path), Err(Error::Locked { .. })));
+        drop(first);
+        assert!(Store::open(&path).is_ok());
+    }
+
+    #[test]
+    fn the_old_one_field_form_is_accepted_and_migrated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        fs::write(&path, r#"{"last_sync_time": "2026-11-20T03:00:00+01:00"}"#).unwrap();
+        let (state, found) = opened(&path);
+        assert_eq!(found, Found::Migrated);
+        assert_eq!(state.last_sync_before_migration, parse_instant("2026-11-20T02:00:00Z"));
+        assert!(state.exports.is_empty(), "no watermark follows from it");
+    }
+
+    #[test]
+    fn a_broken_file_gives_way_to_the_generation_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        written(&path, &[1, 2]);
+        fs::write(&path, "").unwrap();
+        assert_eq!(opened(&path), (sample(1), Found::Previous));
+        written(&path, &[3]);
+        fs::write(&path, "{").unwrap();
+        assert_eq!(opened(&path), (sample(1), Found::Previous), "the broken file did not push out the good one");
+    }
+
+    #[test]
+    fn two_broken_generations_are_kept_aside_and_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        fs::write(&path, [0, 159, 146, 150]).unwrap();
+        let kept_as = folder.path().join("state.json.broken");
+        assert_eq!(opened(&path), (State::default(), Found::Broken { kept_as: kept_as.clone() }));
+        assert_eq!(fs::read(kept_as).unwrap(), [0, 159, 146, 150]);
+    }
+
+    #[test]
+    fn a_file_of_a_newer_format_stops_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        fs::write(&path, r#"{"format": 2, "checksum": "", "state": {}}"#).unwrap();
+        assert!(matches!(Store::open(&path), Err(Error::Newer { found: 2, .. })));
+    }
+
+    #[test]
+    fn only_the_owner_may_read_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        written(&path, &[1]);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        let error = Store::open(&folder.path().join("file/state.json")).unwrap_err();
+        assert!(error.to_string().contains("/file"), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn no_damage_is_ever_taken_for_a_state(position in 0usize..2000, damage in any::<u8>(), truncate in any::<bool>()) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("state.json");
+            written(&path, &[1, 2]);
+            let mut bytes = fs::read(&path).unwrap();
+            let position = position % bytes.len();
+            if truncate { bytes.truncate(position) } else { bytes[position] ^= damage };
+            fs::write(&path, bytes).unwrap();
+            match Store::open(&path) {
+                Ok((store, _)) => prop_assert!([sample(1), sample(2)].contains(store.state())),
+                Err(error) => prop_assert!(matches!(error, Error::Newer { .. }), "{}", error),
+            }
+        }
+    }
+}

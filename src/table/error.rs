@@ -1,0 +1,83 @@
+//! What can go wrong with tables, by what the caller does about it.
+
+use std::io::ErrorKind;
+
+use deltalake::DeltaTableError;
+
+use crate::fhir::ResourceType;
+
+#[derive(thiserror::Error, Debug)]
+pub enum Error {
+    /// Nothing that waiting mends: the place must be changed by somebody.
+    #[error("the tables folder {place} cannot be used: {reason}")]
+    Root { place: String, reason: String },
+    #[error(
+        "the table at {place} was not written by fhir-sync ({reason}); move it away, or choose another `tables.root`"
+    )]
+    NotOurs { place: String, reason: String },
+    #[error("the table at {place} uses {feature}, which this version cannot merge into; {way_out}")]
+    Unsupported { place: String, feature: String, way_out: &'static str },
+    #[error("the disk under {place} is full; make room, nothing was lost, the next run goes on")]
+    DiskFull { place: String },
+    #[error("{place} may not be written ({kind}); check its owner and mode, and that it is not mounted read-only")]
+    NotWritable { place: String, kind: ErrorKind },
+    /// Others wrote to the table at the same time, more often than we tried again.
+    #[error("other writers changed the table of {resource_type} {attempts} times while it was merged")]
+    Conflict { resource_type: ResourceType, attempts: u32 },
+    #[error("the temporary file of received rows failed")]
+    Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the table at {place} failed")]
+    Delta { place: String, source: Box<DeltaTableError> },
+    #[error(
+        "the counts of {resource_type} do not add up: {counts}; this is a defect of fhir-sync, nothing was committed"
+    )]
+    Unbalanced { resource_type: ResourceType, counts: String },
+}
+
+impl Error {
+    pub(super) fn spool(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let source = source.into();
+        match io_kind(source.as_ref()) {
+            Some(kind) => Self::io("the temporary folder", kind).unwrap_or(Self::Spool(source)),
+            None => Self::Spool(source),
+        }
+    }
+
+    pub(super) fn delta(place: &str, source: impl Into<DeltaTableError>) -> Self {
+        let source = source.into();
+        io_kind(&source)
+            .and_then(|kind| Self::io(place, kind))
+            .unwrap_or_else(|| Self::Delta { place: place.to_owned(), source: Box::new(source) })
+    }
+
+    fn io(place: &str, kind: ErrorKind) -> Option<Self> {
+        let place = place.to_owned();
+        match kind {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Self::DiskFull { place }),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::NotADirectory => {
+                Some(Self::NotWritable { place, kind })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The kind of the operating system's error at the bottom of a chain, where there is one. Object stores and Parquet wrap
+/// it differently, and some only in text.
+fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            if let Some(inner) = io.get_ref() {
+                return io_kind(inner).or(Some(io.kind()));
+            }
+            return Some(io.kind());
+        }
+        next = error.source();
+    }
+    let text = error.to_string();
+    if text.contains("os error 28") {
+        return Some(ErrorKind::StorageFull);
+    }
+    text.contains("os error 13").then_some(ErrorKind::PermissionDenied)
+}

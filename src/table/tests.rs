@@ -1,0 +1,267 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    fhir::Deletion,
+    resource::{self, Decoder, Line},
+};
+
+const APP_ID: &str = "fhir-sync/all";
+
+struct Lake {
+    root: Root,
+    folder: tempfile::TempDir,
+}
+
+/// One thing that an export brings.
+#[derive(Clone, Debug)]
+enum Change {
+    Line(String),
+    Delete { id: &'static str, at: Option<&'static str> },
+}
+
+fn patient() -> ResourceType {
+    "Patient".parse().unwrap()
+}
+
+fn layout() -> Layout {
+    Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS }
+}
+
+fn time(micros: i64) -> TransactionTime {
+    TransactionTime::from_micros(micros).unwrap()
+}
+
+fn line(id: &str, version: u32, content: &str) -> Change {
+    Change::Line(format!(
+        r#"{{"resourceType":"Patient","id":"{id}","meta":{{"versionId":"{version}","lastUpdated":"2026-01-01T00:00:{version:02}Z"}},"x":"{content}"}}"#
+    ))
+}
+
+impl Lake {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Config { root: Location::Folder(folder.path().join("lake")), storage_options: HashMap::new() };
+        Self { root: Root::new(root).unwrap(), folder }
+    }
+
+    /// One file per slice of `files`.
+    fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
+        let mut changes = ChangeSet::new(&resource::schema(), 100, self.folder.path()).unwrap();
+        let decoder = Decoder {
+            resource_type: patient(),
+            source: "hospital".into(),
+            at_micros: 0,
+            transaction_time: Some(time(transaction_time)),
+        };
+        for (index, file) in (0..).zip(files) {
+            let mut lines = Vec::new();
+            for (number, change) in (1..).zip(file) {
+                match change {
+                    Change::Line(text) => lines.push(Line { number, bytes: text.clone().into_bytes() }),
+                    Change::Delete { id, at } => {
+                        let at = at.and_then(crate::fhir::parse_instant);
+                        let deletion = Deletion { resource_type: patient(), id: (*id).to_owned(), at };
+                        changes.delete(deletion.id, deletion.at);
+                    }
+                }
+            }
+            let decoded = decoder.decode(lines).unwrap();
+            changes.push(index, decoded.keys, &decoded.rows).unwrap();
+        }
+        changes
+    }
+
+    async fn upsert(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
+        let mut changes = self.change_set(files, transaction_time);
+        let table = self.root.open_or_create(patient(), &layout()).await.unwrap();
+        table.upsert(&mut changes, &upsert(transaction_time)).await.unwrap()
+    }
+
+    /// Read by DataFusion, not by the code that wrote.
+    async fn rows(&self) -> BTreeMap<String, String> {
+        let drawn = self.root.query(&[patient()], "SELECT id, resource_json FROM \"Patient\"").await.unwrap();
+        let mut rows = BTreeMap::new();
+        for row in drawn.lines().filter(|row| row.contains("resourceType")) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            assert!(rows.insert(cells[1].to_owned(), cells[2].to_owned()).is_none(), "an id twice:\n{drawn}");
+        }
+        rows
+    }
+
+    async fn watermark(&self) -> Option<TransactionTime> {
+        self.root.open(patient()).await.unwrap()?.watermark(APP_ID).await.unwrap()
+    }
+}
+
+fn upsert(transaction_time: i64) -> Upsert {
+    Upsert { app_id: APP_ID.to_owned(), source: "hospital".to_owned(), watermark: Some(time(transaction_time)), run: 1 }
+}
+
+#[tokio::test]
+async fn a_first_load_keeps_the_newest_of_each_id_and_moves_the_watermark_in_the_same_commit() {
+    let lake = Lake::new();
+    let committed = lake.upsert(&[vec![line("a", 2, "new"), line("b", 1, "")], vec![line("a", 1, "old")]], 5).await;
+    assert_eq!(committed.counts, Counts { inserted: 2, duplicate: 1, ..Counts::default() });
+    assert_eq!(committed.version, 1, "the empty first commit, then one for the rows");
+    assert!(lake.rows().await["a"].contains("new"));
+    assert_eq!(lake.watermark().await, Some(time(5)));
+}
+
+#[tokio::test]
+async fn the_same_export_again_writes_no_data_file_and_still_moves_the_watermark() {
+    let lake = Lake::new();
+    let export = [vec![line("a", 1, ""), line("b", 1, "")]];
+    let first = lake.upsert(&export, 5).await;
+    assert!(first.bytes_written > 0);
+    let second = lake.upsert(&export, 6).await;
+    assert_eq!(second.counts, Counts { unchanged: 2, ..Counts::default() });
+    assert_eq!(second.bytes_written, 0);
+    assert_eq!(lake.watermark().await, Some(time(6)));
+    let third = lake.upsert(&export, 6).await;
+    assert_eq!(third.version, second.version, "not even a watermark changed: no commit");
+}
+
+#[tokio::test]
+async fn an_empty_change_set_moves_the_watermark() {
+    let lake = Lake::new();
+    lake.upsert(&[], 5).await;
+    assert_eq!(lake.watermark().await, Some(time(5)));
+}
+
+#[tokio::test]
+async fn a_watermark_never_goes_backwards() {
+    let lake = Lake::new();
+    lake.upsert(&[], 5).await;
+    lake.upsert(&[vec![line("a", 1, "")]], 3).await;
+    assert_eq!(lake.watermark().await, Some(time(5)));
+}
+
+#[tokio::test]
+async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 3, "newest"), line("c", 1, ""), line("d", 1, "")]], 5).await;
+    let deletions = [Change::Delete { id: "c", at: None }, Change::Delete { id: "unknown", at: None }];
+    let mut file = vec![line("a", 2, "changed"), line("b", 2, "late"), line("e", 1, "new"), line("d", 1, "")];
+    file.extend(deletions);
+    let committed = lake.upsert(&[file], 60_000_000_000_000_000).await;
+    let expected = Counts { inserted: 1, updated: 1, unchanged: 2, stale: 1, deleted: 1, duplicate: 0 };
+    assert_eq!(committed.counts, expected);
+    let rows = lake.rows().await;
+    assert_eq!(rows.keys().collect::<Vec<_>>(), ["a", "b", "d", "e"]);
+    assert!(rows["a"].contains("changed") && rows["b"].contains("newest"));
+}
+
+#[tokio::test]
+async fn a_late_deletion_does_not_remove_what_was_created_again() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 30, "")]], 5).await;
+    let late = vec![Change::Delete { id: "a", at: Some("2026-01-01T00:00:10Z") }];
+    assert_eq!(lake.upsert(&[late], 6).await.counts, Counts { stale: 1, ..Counts::default() });
+    let newer = vec![Change::Delete { id: "a", at: Some("2026-01-01T00:00:40Z") }];
+    assert_eq!(lake.upsert(&[newer], 7).await.counts, Counts { deleted: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn a_row_that_the_same_export_also_deletes_stays() {
+    let lake = Lake::new();
+    let both = vec![Change::Delete { id: "a", at: None }, line("a", 1, "")];
+    assert_eq!(lake.upsert(&[both], 5).await.counts, Counts { inserted: 1, duplicate: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn rows_of_another_source_are_not_touched() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, "hospital")]], 5).await;
+    let mut changes = lake.change_set(&[vec![line("a", 2, "clinic")]], 6);
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    let clinic = Upsert { source: "clinic".to_owned(), app_id: "fhir-sync/clinic".to_owned(), ..upsert(6) };
+    let committed = table.upsert(&mut changes, &clinic).await.unwrap();
+    assert_eq!(committed.counts.inserted, 1);
+}
+
+#[tokio::test]
+async fn a_commit_that_another_writer_overtook_is_merged_again() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    let late = lake.root.open(patient()).await.unwrap().unwrap();
+    lake.upsert(&[vec![line("a", 2, "first"), line("b", 1, "")]], 6).await;
+    let mut changes = lake.change_set(&[vec![line("a", 3, "second")]], 7);
+    let committed = late.upsert(&mut changes, &upsert(7)).await.unwrap();
+    assert_eq!(committed.counts, Counts { updated: 1, ..Counts::default() });
+    let rows = lake.rows().await;
+    assert_eq!(rows.len(), 2);
+    assert!(rows["a"].contains("second"));
+}
+
+#[tokio::test]
+async fn a_table_of_others_is_refused_with_the_way_out() {
+    let lake = Lake::new();
+    let others =
+        arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
+    let foreign = Layout { schema: Arc::new(others), leading: 1 };
+    let table = lake.root.open_or_create(patient(), &foreign).await.unwrap();
+    let mut changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
+    let error = table.upsert(&mut changes, &upsert(5)).await.unwrap_err().to_string();
+    assert!(
+        error.contains("Patient.parquet") && error.contains("_sync_source") && error.contains("move it away"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn only_the_leading_columns_have_statistics_in_the_log() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, "secret")]], 5).await;
+    let log = lake.folder.path().join("lake/Patient.parquet/_delta_log/00000000000000000001.json");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("numRecords"), "{log}");
+    assert!(!log.contains("secret") && !log.contains("resourceType"), "{log}");
+}
+
+#[test]
+fn a_root_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let root = Location::Folder(folder.path().join("file/lake"));
+    let error = Root::new(Config { root, storage_options: HashMap::new() }).unwrap_err().to_string();
+    assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
+}
+
+/// The newest version of each id over everything that came, deletions included.
+fn fold(exports: &[Vec<(u8, u32)>]) -> BTreeMap<String, u32> {
+    let mut newest = BTreeMap::new();
+    for (id, version) in exports.iter().flatten() {
+        let known = newest.entry(format!("id{id}")).or_insert(0);
+        *known = (*known).max(*version);
+    }
+    newest
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn any_order_and_any_repetition_of_exports_converges_to_the_newest_version(
+        exports in proptest::collection::vec(proptest::collection::vec((0u8..6, 1u32..9), 0..8), 1..5),
+        again in proptest::collection::vec(0usize..5, 0..3),
+    ) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let rows = runtime.block_on(async {
+            let lake = Lake::new();
+            let order = (0..exports.len()).chain(again.iter().map(|index| index % exports.len()));
+            for (transaction_time, index) in (1..).zip(order) {
+                let file = exports[index].iter().map(|(id, version)| line(&format!("id{id}"), *version, "")).collect();
+                lake.upsert(&[file], transaction_time).await;
+            }
+            lake.rows().await
+        });
+        let expected = fold(&exports);
+        prop_assert_eq!(rows.len(), expected.len());
+        for (id, version) in expected {
+            let version = format!(r#""versionId":"{version}""#);
+            prop_assert!(rows[&id].contains(&version));
+        }
+    }
+}
