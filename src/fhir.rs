@@ -191,6 +191,7 @@ impl Version {
         }
     }
 
+    #[must_use]
     pub fn at(self, transaction_time: Option<TransactionTime>) -> Self {
         Self { transaction_time_micros: transaction_time.map(TransactionTime::as_micros), ..self }
     }

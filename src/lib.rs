@@ -1,6 +1,7 @@
 //! fhir-sync keeps a Delta Lake copy of a FHIR server. The map, in reading order.
 
 pub mod fhir;
+pub mod sync;
 pub mod resource;
 pub mod state;
 pub mod table;

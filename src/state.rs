@@ -67,6 +67,8 @@ pub struct JobInFlight {
     /// The server's own time when it accepted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kicked_off_at: Option<TransactionTime>,
+    /// The local time, for the deadline of the job alone.
+    pub polling_since: DateTime<Utc>,
     pub types: Vec<ResourceType>,
     /// `_since` as it was sent; absent in a full load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -290,6 +292,7 @@ mod tests {
         export.job = Some(JobInFlight {
             status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
             kicked_off_at: None,
+            polling_since: DateTime::UNIX_EPOCH,
             types: vec!["Patient".parse().unwrap()],
             since: Some("2026-01-01T00:00:00.000Z".to_owned()),
             full_refresh: false,
@@ -395,7 +398,7 @@ mod tests {
             written(&path, &[1, 2]);
             let mut bytes = fs::read(&path).unwrap();
             let position = position % bytes.len();
-            if truncate { bytes.truncate(position) } else { bytes[position] ^= damage };
+            if truncate { bytes.truncate(position) } else { bytes[position] ^= damage }
             fs::write(&path, bytes).unwrap();
             match Store::open(&path) {
                 Ok((store, _)) => prop_assert!([sample(1), sample(2)].contains(store.state())),

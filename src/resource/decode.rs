@@ -47,6 +47,8 @@ pub enum Reason {
     NoResourceType,
     NoId,
     OtherType { found: Option<ResourceType> },
+    /// An entry of a `deleted` bundle that is no plain deletion.
+    NoDeletion { entry: usize },
 }
 
 impl Reason {
@@ -58,6 +60,7 @@ impl Reason {
             Self::NoResourceType => "no-resource-type",
             Self::NoId => "no-id",
             Self::OtherType { .. } => "other-type",
+            Self::NoDeletion { .. } => "no-deletion",
         }
     }
 }
@@ -70,6 +73,7 @@ impl fmt::Display for Reason {
             Self::NoResourceType => write!(out, "no resourceType"),
             Self::NoId => write!(out, "no id"),
             Self::OtherType { found: Some(found) } => write!(out, "a {found} in a file of another type"),
+            Self::NoDeletion { entry } => write!(out, "entry {entry} is no deletion of one resource"),
             Self::OtherType { found: None } => write!(out, "an unknown resource type in a file of another type"),
         }
     }
@@ -120,7 +124,8 @@ impl Decoder {
     fn rows(&self, keys: &[RowKey], json: StringArray) -> Result<RecordBatch, ArrowError> {
         let count = keys.len();
         let instants = |micros: Option<i64>| -> ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from_iter(std::iter::repeat_n(micros, count)).with_timezone("UTC"))
+            let column: TimestampMicrosecondArray = std::iter::repeat_n(micros, count).collect();
+            Arc::new(column.with_timezone("UTC"))
         };
         let texts =
             |text: &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, count))) };

@@ -4,9 +4,11 @@
 //! it is never skipped.
 
 mod decode;
+mod deletions;
 mod lines;
 mod schema;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason};
+pub use deletions::deletions;
 pub use lines::{Line, LineTooLong, Lines};
 pub use schema::{LEADING_COLUMNS, schema};

@@ -53,14 +53,8 @@ pub(super) async fn commit(
         .with_actions(actions)
         .build(Some(&snapshot), delta.log_store(), operation())
         .await;
-    let error = match attempt {
-        Ok(_) => {
-            delta.load().await.map_err(failed)?;
-            return Ok(Outcome::Committed { bytes_written });
-        }
-        Err(error) => error,
-    };
     delta.load().await.map_err(failed)?;
+    let Err(error) = attempt else { return Ok(Outcome::Committed { bytes_written }) };
     let moved = delta.version() > read_version;
     if moved && watermark.is_some() && watermark != before {
         let now = transaction_version(delta, &upsert.app_id).await.map_err(failed)?;

@@ -1,0 +1,335 @@
+//! The intake: the files of a completed export become change sets.
+//!
+//! A pool of workers downloads and decodes; each holds one file's stream, never a file. Between the download and the
+//! decoder stands a bounded channel, so a slow disk slows the network down instead of filling the memory. A file that
+//! fails fails its type, and no other.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine};
+use crate::{
+    export::{Client, File, Manifest},
+    fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
+    resource::{self, BadLine, Decoder, Line, Lines},
+    table::ChangeSet,
+};
+
+/// What came of one resource type.
+pub(super) struct Intake {
+    pub changes: ChangeSet,
+    pub files: u64,
+    pub bytes: u64,
+    /// Lines that are in the quarantine.
+    pub bad: u64,
+    /// The first thing that went wrong with one of its files.
+    pub failure: Option<Error>,
+}
+
+/// What came of a whole export.
+pub(super) struct Received {
+    pub types: BTreeMap<ResourceType, Intake>,
+    pub remarks: Vec<Remark>,
+}
+
+/// Something that concerns every type of the export.
+pub(super) enum Remark {
+    /// Rows or deletions may be missing: no watermark may move.
+    Hold(String),
+    /// Said to the operator; what could be kept is kept.
+    Note(String),
+}
+
+/// Chunks between the network and the decoder, for each file.
+const CHUNKS_IN_FLIGHT: usize = 8;
+/// Lines are decoded when about this many bytes of them are there.
+const DECODE_BYTES: usize = 1024 * 1024;
+
+/// What all files of one export have in common.
+struct Context {
+    client: Arc<Client>,
+    intakes: BTreeMap<ResourceType, Mutex<Intake>>,
+    quarantine: Arc<Quarantine>,
+    watch: Watch,
+    source: Arc<str>,
+    at_micros: i64,
+    transaction_time: Option<TransactionTime>,
+    max_line_bytes: usize,
+    workers: Semaphore,
+}
+
+/// Streams every file of the manifest into the change sets of `types`.
+pub(super) async fn receive(
+    sync: &Sync,
+    manifest: &Manifest,
+    types: &[ResourceType],
+    at_micros: i64,
+    quarantine: &Arc<Quarantine>,
+) -> Result<Received, Error> {
+    let files = manifest.output.len() + manifest.deleted.len();
+    sync.watch.update(|progress| {
+        progress.step = Step::Streaming;
+        progress.files = files as u64;
+        progress.files_done = 0;
+    });
+    let context = Arc::new(Context {
+        client: Arc::clone(&sync.client),
+        intakes: intakes(sync, types)?,
+        quarantine: Arc::clone(quarantine),
+        watch: sync.watch.clone(),
+        source: Arc::clone(&sync.config.source),
+        at_micros,
+        transaction_time: manifest.transaction_time,
+        max_line_bytes: sync.config.max_line_bytes,
+        workers: Semaphore::new(sync.config.parallel_downloads),
+    });
+    let mut remarks = Vec::new();
+    let mut tasks = JoinSet::new();
+    for (index, file) in (0..).zip(&manifest.output) {
+        match file.resource_type.filter(|resource_type| context.intakes.contains_key(resource_type)) {
+            Some(resource_type) => {
+                tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index));
+            }
+            None => remarks.extend(not_wanted(file)),
+        }
+    }
+    for file in &manifest.deleted {
+        tasks.spawn(deleted_file(Arc::clone(&context), file.clone()));
+    }
+    for file in &manifest.outcomes {
+        tasks.spawn(outcome_file(Arc::clone(&context), file.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(remark) => remarks.extend(remark),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+    if manifest.transaction_time.is_none() {
+        let reason = "the manifest has no transactionTime with a zone, so nobody knows how far the export goes";
+        remarks.push(Remark::Hold(reason.to_owned()));
+    }
+    let intakes = Arc::into_inner(context).map(|context| context.intakes).unwrap_or_default();
+    let types = intakes.into_iter().map(|(resource_type, intake)| {
+        (resource_type, intake.into_inner().unwrap_or_else(PoisonError::into_inner))
+    });
+    Ok(Received { types: types.collect(), remarks })
+}
+
+fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
+    let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
+    let intake = |resource_type: &ResourceType| {
+        let changes = ChangeSet::new(&resource::schema(), memory_bytes, &sync.config.spool_folder)?;
+        Ok((*resource_type, Mutex::new(Intake { changes, files: 0, bytes: 0, bad: 0, failure: None })))
+    };
+    types.iter().map(intake).collect()
+}
+
+/// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
+/// may hold anything.
+fn not_wanted(file: &File) -> Option<Remark> {
+    if let Some(resource_type) = file.resource_type {
+        tracing::warn!(%resource_type, file = file.name, "the server sent a type that was not asked for; it is left out");
+        return None;
+    }
+    Some(Remark::Hold(format!("{}: the manifest names no resource type that is known", file.name)))
+}
+
+/// One file of rows. What goes wrong is kept with its type.
+async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceType, index: u32) -> Option<Remark> {
+    let Ok(_worker) = context.workers.acquire().await else { return None };
+    let decoder = Decoder {
+        resource_type,
+        source: Arc::clone(&context.source),
+        at_micros: context.at_micros,
+        transaction_time: context.transaction_time,
+    };
+    let result = stream(&context, &file, move |context, file, lines| {
+        let decoded = decoder.decode(lines)?;
+        context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
+        context.intake(resource_type, |intake| {
+            intake.bad += decoded.bad.len() as u64;
+            Ok(intake.changes.push(index, decoded.keys, &decoded.rows)?)
+        })
+    });
+    let checked = result.await.and_then(|streamed| check_count(&file, streamed));
+    context.watch.update(|progress| progress.files_done += 1);
+    let kept = context.intake(resource_type, |intake| {
+        let streamed = checked?;
+        intake.files += 1;
+        intake.bytes += streamed.bytes;
+        Ok(())
+    });
+    if let Err(error) = kept {
+        context.fail(resource_type, error);
+    }
+    None
+}
+
+/// One file of deletions. They may be of any type, so one that fails holds every watermark.
+async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
+    let Ok(_worker) = context.workers.acquire().await else { return None };
+    let misunderstood = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&misunderstood);
+    let result = stream(&context, &file, move |context, file, lines| {
+        let mut bad = Vec::new();
+        for line in lines {
+            match resource::deletions(&line) {
+                Ok(deletions) => deletions.into_iter().for_each(|deletion| context.delete(deletion)),
+                Err(reason) => bad.push(BadLine { line, reason }),
+            }
+        }
+        count.fetch_add(bad.len() as u64, Ordering::Relaxed);
+        context.quarantine.keep(None, &file.name, &bad)
+    });
+    let result = result.await;
+    context.watch.update(|progress| progress.files_done += 1);
+    match (result, misunderstood.load(Ordering::Relaxed)) {
+        (Err(error), _) => Some(Remark::Hold(format!("deletions are missing: {}", chain(&error)))),
+        (Ok(_), 0) => None,
+        (Ok(_), lines) => Some(Remark::Note(format!("{}: {lines} lines are no deletions, see the quarantine", file.name))),
+    }
+}
+
+/// One file of OperationOutcomes: what the server could not export. An error among them holds every watermark (rule 101).
+async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
+    let Ok(_worker) = context.workers.acquire().await else { return None };
+    let errors = Arc::new(Mutex::new(Vec::<Issue>::new()));
+    let found = Arc::clone(&errors);
+    let result = stream(&context, &file, move |_, file, lines| {
+        for line in lines {
+            let issues = operation_outcome(&line.bytes).unwrap_or_default();
+            let (errors, remarks): (Vec<_>, Vec<_>) = issues.into_iter().partition(Issue::is_error);
+            for issue in remarks {
+                tracing::warn!(file = file.name, line = line.number, %issue, "the server remarks");
+            }
+            found.lock().unwrap_or_else(PoisonError::into_inner).extend(errors);
+        }
+        Ok(())
+    });
+    let result = result.await;
+    let errors = std::mem::take(&mut *errors.lock().unwrap_or_else(PoisonError::into_inner));
+    let reason = match (result, errors.first()) {
+        (Err(error), _) => format!("the server's remarks are missing: {}", chain(&error)),
+        (Ok(_), Some(first)) => format!("the server says that data are missing: {} errors, first {first}", errors.len()),
+        (Ok(_), None) => return None,
+    };
+    Some(Remark::Hold(reason))
+}
+
+impl Context {
+    /// Changes what is known of a type; nothing where the type was not asked for.
+    fn intake(
+        &self,
+        resource_type: ResourceType,
+        change: impl FnOnce(&mut Intake) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match self.intakes.get(&resource_type) {
+            Some(intake) => change(&mut intake.lock().unwrap_or_else(PoisonError::into_inner)),
+            None => Ok(()),
+        }
+    }
+
+    fn fail(&self, resource_type: ResourceType, error: Error) {
+        if let Some(intake) = self.intakes.get(&resource_type) {
+            intake.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
+        }
+    }
+
+    fn delete(&self, deletion: Deletion) {
+        if let Some(intake) = self.intakes.get(&deletion.resource_type) {
+            let mut intake = intake.lock().unwrap_or_else(PoisonError::into_inner);
+            intake.changes.delete(deletion.id, deletion.at);
+        }
+    }
+}
+
+struct Streamed {
+    lines: u64,
+    bytes: u64,
+}
+
+/// What becomes of some lines of a file. Runs on a thread that may block.
+type Decode = dyn Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + std::marker::Sync;
+
+/// Downloads a file and gives its lines, some at a time and in order, to `decode`.
+async fn stream(
+    context: &Arc<Context>,
+    file: &File,
+    decode: impl Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + std::marker::Sync + 'static,
+) -> Result<Streamed, Error> {
+    let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let download = context.client.download(file, sender);
+    let consume = consume(context, file, receiver, Arc::new(decode));
+    let (receipt, consumed) = tokio::join!(download, consume);
+    // Where the reader failed, the download only says that nobody listens any more.
+    let (lines, whole) = consumed?;
+    let receipt = receipt?;
+    if !whole {
+        return Err(Error::CutLine { file: file.name.clone() });
+    }
+    Ok(Streamed { lines, bytes: receipt.bytes })
+}
+
+/// Counts the lines, and says whether the last one was whole: without a length, that is all that tells a file that was
+/// cut from one that has ended (F3).
+async fn consume(
+    context: &Arc<Context>,
+    file: &File,
+    mut chunks: mpsc::Receiver<Bytes>,
+    decode: Arc<Decode>,
+) -> Result<(u64, bool), Error> {
+    let mut splitter = Lines::new(context.max_line_bytes);
+    let mut lines = Vec::new();
+    let mut waiting_bytes = 0;
+    let mut count = 0;
+    while let Some(chunk) = chunks.recv().await {
+        waiting_bytes += chunk.len();
+        splitter
+            .push(&chunk, &mut lines)
+            .map_err(|source| Error::LongLine { file: file.name.clone(), source })?;
+        context.watch.update(|progress| progress.bytes += chunk.len() as u64);
+        if waiting_bytes >= DECODE_BYTES {
+            count += lines.len() as u64;
+            waiting_bytes = 0;
+            hand_over(context, file, std::mem::take(&mut lines), &decode).await?;
+        }
+    }
+    let last = splitter.finish();
+    let whole = last.as_ref().is_none_or(|line| serde_json::from_slice::<serde::de::IgnoredAny>(&line.bytes).is_ok());
+    lines.extend(last.filter(|_| whole));
+    count += lines.len() as u64;
+    hand_over(context, file, lines, &decode).await?;
+    Ok((count, whole))
+}
+
+async fn hand_over(context: &Arc<Context>, file: &File, lines: Vec<Line>, decode: &Arc<Decode>) -> Result<(), Error> {
+    let (context, file, decode) = (Arc::clone(context), file.clone(), Arc::clone(decode));
+    context.watch.update(|progress| progress.lines += lines.len() as u64);
+    blocking(move || decode(&context, &file, lines)).await
+}
+
+/// Fewer lines than announced is a loss; more is a server that cannot count (rule 56).
+fn check_count(file: &File, streamed: Streamed) -> Result<Streamed, Error> {
+    match file.count {
+        Some(expected) if streamed.lines < expected => {
+            Err(Error::TooFewLines { file: file.name.clone(), expected, found: streamed.lines })
+        }
+        Some(expected) if streamed.lines > expected => {
+            tracing::warn!(file = file.name, expected, found = streamed.lines, "more lines came than were announced");
+            Ok(streamed)
+        }
+        _ => Ok(streamed),
+    }
+}

@@ -1,0 +1,469 @@
+//! The story: one sync of one export.
+//!
+//! Ask the server what changed since the last time, and upsert it into one Delta table per resource type. A type's
+//! watermark moves only in the commit that completes the rows it stands for; one failing type, file or line does not
+//! stop the others; and whatever interrupts a run, the next one goes on where this one stood.
+
+mod error;
+mod intake;
+mod plan;
+mod progress;
+mod quarantine;
+mod report;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::{runtime::Handle, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    error::JobFate,
+    intake::{Intake, Received, Remark},
+    quarantine::Quarantine,
+};
+pub use self::{
+    error::{Advice, Error, advice, chain},
+    plan::{Mode, Request, requests},
+    progress::{Progress, Step, Watch},
+    report::{Outcome, Report, TypeEnd, TypeReport},
+};
+use crate::{
+    export::{self, Client, Completed, Job, Level},
+    fhir::{ResourceType, TransactionTime},
+    resource,
+    state::{ExportState, JobInFlight, State, Store},
+    table::{Layout, Root, Upsert},
+};
+
+/// How every export is synced.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `_sync_source` of all rows.
+    pub source: Arc<str>,
+    /// How far a request reaches back behind the watermark.
+    pub overlap: TimeDelta,
+    pub parallel_downloads: usize,
+    pub parallel_upserts: usize,
+    pub max_line_bytes: usize,
+    /// Of the lines of one type and export; more than that fail the type.
+    pub max_bad_lines_percent: f64,
+    /// Received rows beyond this go to the disk; of all types together.
+    pub change_set_memory_bytes: usize,
+    pub spool_folder: PathBuf,
+}
+
+/// What is kept in step with the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Names the watermarks in the tables: another name begins anew.
+    pub name: String,
+    pub level: Level,
+    pub types: Vec<ResourceType>,
+}
+
+impl Export {
+    /// How the tables know this export.
+    pub fn app_id(&self) -> String {
+        format!("fhir-sync/{}", self.name)
+    }
+}
+
+/// Everything that a run works with. One run at a time.
+pub struct Sync {
+    pub client: Arc<Client>,
+    pub root: Root,
+    pub store: Arc<Mutex<Store>>,
+    pub config: Config,
+    pub watch: Watch,
+}
+
+impl Sync {
+    /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, a
+    /// waiting export is left to be resumed.
+    pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
+        let run = self.state().run + 1;
+        let mut report = Report::begin(&export.name, run, mode, &export.types, now());
+        tracing::info!(export = export.name, run, %mode, "sync begins");
+        let result = self.steps(export, mode, stop, &mut report).await;
+        report.ended_at = now();
+        report.outcome = match &result {
+            Ok(()) => report.outcome_of_types(),
+            Err(Error::Stopped) => Outcome::Stopped,
+            Err(error) => {
+                report.remarks.push(chain(error));
+                report.outcome_of_types()
+            }
+        };
+        if let Err(error) = self.remember_end(&report).await {
+            report.remarks.push(chain(&error));
+            report.outcome = Outcome::Failed;
+        }
+        log(&report, result.err().as_ref());
+        self.watch.step(Step::Idle);
+        report
+    }
+
+    async fn steps(
+        &self,
+        export: &Export,
+        mode: Mode,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        self.watch.step(Step::Planning);
+        let run = report.run;
+        self.remember(move |state| state.run = run).await?;
+        let resumed = self.resume(export, mode, stop, report).await?;
+        let mut watermarks = self.watermarks(export).await?;
+        watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
+        for request in requests(&watermarks, mode, self.config.overlap) {
+            let job = until(stop, self.kick_off(export, request, mode)).await?;
+            self.finish(export, job, stop, report).await?;
+        }
+        Ok(())
+    }
+
+    /// The job that an earlier run left behind, brought to its end; the types that need no other in this run.
+    async fn resume(
+        &self,
+        export: &Export,
+        mode: Mode,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<Vec<ResourceType>, Error> {
+        let Some(mut job) = self.export_state(export).job else { return Ok(Vec::new()) };
+        job.types.retain(|resource_type| export.types.contains(resource_type));
+        tracing::info!(export = export.name, since = job.since, "an export is still in flight; going on with it");
+        // A full refresh is not done by what an incremental run had asked for.
+        let types = if mode == Mode::Incremental || job.full_refresh { job.types.clone() } else { Vec::new() };
+        match self.finish(export, job, stop, report).await {
+            Ok(()) => Ok(types),
+            // The old `_since` still stands in the tables, so a new export loses nothing.
+            Err(Error::Export(export::Error::JobLost { .. })) => {
+                tracing::warn!(export = export.name, "the server no longer has the export in flight; starting another");
+                Ok(Vec::new())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How far each table has come. The tables know; the state file only mirrors them.
+    async fn watermarks(&self, export: &Export) -> Result<Vec<(ResourceType, Option<TransactionTime>)>, Error> {
+        let app_id = export.app_id();
+        let mut watermarks = Vec::new();
+        for resource_type in &export.types {
+            let watermark = match self.root.open(*resource_type).await? {
+                Some(table) => table.watermark(&app_id).await?,
+                None => None,
+            };
+            watermarks.push((*resource_type, watermark));
+        }
+        Ok(watermarks)
+    }
+
+    /// Asks for an export; its status URL is in the state file before anybody polls it.
+    async fn kick_off(&self, export: &Export, request: Request, mode: Mode) -> Result<JobInFlight, Error> {
+        self.watch.step(Step::KickingOff);
+        let Request { types, since } = request;
+        tracing::info!(export = export.name, ?types, since, "asking for an export");
+        let ask = export::Request { level: export.level.clone(), types: types.clone(), since: since.clone() };
+        let job = self.client.kick_off(&ask).await?;
+        let job = JobInFlight {
+            status_url: job.status_url,
+            kicked_off_at: job.kicked_off_at,
+            polling_since: job.polling_since,
+            types,
+            since,
+            full_refresh: mode == Mode::FullRefresh,
+        };
+        let (name, in_flight) = (export.name.clone(), job.clone());
+        self.remember(move |state| state.exports.entry(name).or_default().job = Some(in_flight)).await?;
+        Ok(job)
+    }
+
+    /// Wait, stream and verify, upsert, settle.
+    async fn finish(
+        &self,
+        export: &Export,
+        job: JobInFlight,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let quarantine = Arc::new(Quarantine::new(&self.state_folder(), &export.name, report.run));
+        let result = async {
+            let completed = until(stop, self.wait(&job)).await?;
+            let received = until(stop, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
+            let watermark = watermark(&completed);
+            self.upsert(export, received, watermark, stop, report).await?;
+            self.settle(export, completed.job, report).await
+        }
+        .await;
+        if let Err(error) = &result
+            && let Advice::NextRun(JobFate::Forget) | Advice::Operator(JobFate::Forget) = advice(error)
+        {
+            self.forget_job(export).await?;
+        }
+        if report.types.values().any(|of| of.quarantined > 0) {
+            tracing::warn!(place = %quarantine.path().display(), "lines that are no resources were put into quarantine");
+        }
+        result
+    }
+
+    async fn wait(&self, job: &JobInFlight) -> Result<Completed, Error> {
+        let job = Job {
+            status_url: job.status_url.clone(),
+            kicked_off_at: job.kicked_off_at,
+            polling_since: job.polling_since,
+        };
+        self.watch.step(Step::Waiting { polls: 0, server_says: None });
+        let progress = |progress: export::Progress| {
+            tracing::debug!(polls = progress.polls, server_says = progress.x_progress, "the server is at work");
+            self.watch.step(Step::Waiting { polls: progress.polls, server_says: progress.x_progress });
+        };
+        Ok(job.wait(&self.client, &progress).await?)
+    }
+
+    async fn stream(
+        &self,
+        completed: &Completed,
+        job: &JobInFlight,
+        started_at: DateTime<Utc>,
+        quarantine: &Arc<Quarantine>,
+    ) -> Result<Received, Error> {
+        let at_micros = started_at.timestamp_micros();
+        intake::receive(self, &completed.manifest, &job.types, at_micros, quarantine).await
+    }
+
+    /// One commit per type. A commit that has begun is finished whatever happens; types not begun are left to the next
+    /// run when `stop` is cancelled.
+    async fn upsert(
+        &self,
+        export: &Export,
+        received: Received,
+        watermark: Option<TransactionTime>,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let mut hold = false;
+        for remark in received.remarks {
+            let (Remark::Hold(text) | Remark::Note(text)) = &remark;
+            report.remarks.push(text.clone());
+            hold |= matches!(remark, Remark::Hold(_));
+        }
+        let upsert = Upsert {
+            app_id: export.app_id(),
+            source: self.config.source.to_string(),
+            watermark: watermark.filter(|_| !hold),
+            run: report.run,
+        };
+        let mut waiting = received.types.into_iter();
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < self.config.parallel_upserts && !stop.is_cancelled() {
+                let Some((resource_type, intake)) = waiting.next() else { break };
+                let (root, upsert) = (self.root.clone(), upsert.clone());
+                let (watch, limit_percent) = (self.watch.clone(), self.config.max_bad_lines_percent);
+                let runtime = Handle::current();
+                // Encoding takes the whole of a core for minutes: not on a thread that others wait for.
+                running.spawn_blocking(move || {
+                    let upserted = upsert_type(&root, resource_type, intake, &upsert, limit_percent, &watch);
+                    (resource_type, runtime.block_on(upserted))
+                });
+            }
+            match running.join_next().await {
+                Some(Ok((resource_type, of))) => *report.of(resource_type) = of,
+                Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                None => break,
+            }
+        }
+        if waiting.next().is_some() { Err(Error::Stopped) } else { Ok(()) }
+    }
+
+    /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
+    /// could not be made again.
+    async fn settle(&self, export: &Export, job: Job, report: &Report) -> Result<(), Error> {
+        self.watch.step(Step::Settling);
+        let root = self.root.clone();
+        blocking(move || root.sync_to_disk()).await?;
+        let watermarks: Vec<_> = report
+            .types
+            .iter()
+            .filter_map(|(resource_type, of)| match of.end {
+                TypeEnd::Committed { watermark, .. } => Some((*resource_type, watermark)),
+                _ => None,
+            })
+            .collect();
+        let name = export.name.clone();
+        self.remember(move |state| {
+            let export = state.exports.entry(name).or_default();
+            export.watermarks.extend(watermarks);
+            export.job = None;
+        })
+        .await?;
+        if let Err(error) = job.delete(&self.client).await {
+            tracing::warn!(export = export.name, error = chain(&error), "the server keeps the files of the export");
+        }
+        Ok(())
+    }
+
+    async fn forget_job(&self, export: &Export) -> Result<(), Error> {
+        let name = export.name.clone();
+        self.remember(move |state| state.exports.entry(name).or_default().job = None).await
+    }
+
+    async fn remember_end(&self, report: &Report) -> Result<(), Error> {
+        if report.outcome != Outcome::Complete {
+            return Ok(());
+        }
+        let (name, ended_at) = (report.export.clone(), report.ended_at);
+        let full_refresh = report.mode == Mode::FullRefresh;
+        self.remember(move |state| {
+            let export = state.exports.entry(name).or_default();
+            // The first complete sync has loaded everything, whatever it was called.
+            if full_refresh || export.last_complete_at.is_none() {
+                export.last_full_refresh_at = Some(ended_at);
+            }
+            export.last_complete_at = Some(ended_at);
+            state.last_sync_before_migration = None;
+        })
+        .await
+    }
+
+    async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || lock(&store).update(change)).await?)
+    }
+
+    fn state(&self) -> State {
+        lock(&self.store).state().clone()
+    }
+
+    fn state_folder(&self) -> PathBuf {
+        lock(&self.store).folder().to_owned()
+    }
+
+    fn export_state(&self, export: &Export) -> ExportState {
+        self.state().exports.remove(&export.name).unwrap_or_default()
+    }
+}
+
+async fn upsert_type(
+    root: &Root,
+    resource_type: ResourceType,
+    mut intake: Intake,
+    upsert: &Upsert,
+    max_bad_lines_percent: f64,
+    watch: &Watch,
+) -> TypeReport {
+    watch.step(Step::Upserting(resource_type));
+    let mut report = TypeReport {
+        files: intake.files,
+        bytes: intake.bytes,
+        received: intake.changes.received() + intake.bad,
+        quarantined: intake.bad,
+        ..TypeReport::default()
+    };
+    let failed = |error: &Error| {
+        tracing::error!(%resource_type, error = chain(error), advice = ?advice(error), "the table stays as it was");
+        TypeEnd::Failed(chain(error))
+    };
+    if let Some(error) = intake.failure.or_else(|| too_many_bad_lines(resource_type, &report, max_bad_lines_percent)) {
+        report.end = failed(&error);
+        return report;
+    }
+    let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
+    let committed = async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
+    match committed.await {
+        Ok(committed) => {
+            report.counts = committed.counts;
+            report.bytes_written = committed.bytes_written;
+            report.end = match upsert.watermark {
+                Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
+                None => TypeEnd::Held { version: committed.version },
+            };
+        }
+        Err(error) => report.end = failed(&error.into()),
+    }
+    report
+}
+
+fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, limit_percent: f64) -> Option<Error> {
+    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
+    let share_percent = report.quarantined as f64 * 100.0 / report.received.max(1) as f64;
+    (share_percent > limit_percent).then_some(Error::TooManyBadLines {
+        resource_type,
+        bad: report.quarantined,
+        received: report.received,
+    })
+}
+
+/// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers
+/// state the end of the job, or the time of the poll; what changed in between would never be asked for again.
+fn watermark(completed: &Completed) -> Option<TransactionTime> {
+    let transaction_time = completed.manifest.transaction_time?;
+    Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
+}
+
+/// Waits for `step`, or for the wish to stop, which wins.
+async fn until<T>(
+    stop: &CancellationToken,
+    step: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Error::Stopped),
+        result = step => result,
+    }
+}
+
+/// Does `work` on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let mut thread = JoinSet::new();
+    thread.spawn_blocking(work);
+    loop {
+        match thread.join_next().await {
+            Some(Ok(result)) => return result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            // One thread was started, so there is one to wait for; a runtime that shuts down never answers.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The local clock: for people and for `/health`, never for a decision about data.
+#[expect(clippy::disallowed_methods, reason = "when a run began and ended is a matter of our own clock")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+fn log(report: &Report, error: Option<&Error>) {
+    for (resource_type, of) in &report.types {
+        let counts = &of.counts;
+        tracing::info!(
+            export = report.export, run = report.run, %resource_type, received = of.received, inserted = counts.inserted,
+            updated = counts.updated, unchanged = counts.unchanged, stale = counts.stale, duplicate = counts.duplicate,
+            deleted = counts.deleted, quarantined = of.quarantined, end = ?of.end, "table"
+        );
+    }
+    let duration_ms = (report.ended_at - report.started_at).num_milliseconds();
+    let (export, run, outcome) = (&report.export, report.run, report.outcome);
+    match (outcome, error) {
+        (Outcome::Complete | Outcome::Stopped, _) => {
+            tracing::info!(export, run, %outcome, duration_ms, changed = report.changed(), "sync ends");
+        }
+        (_, Some(error)) => {
+            tracing::error!(export, run, %outcome, duration_ms, advice = ?advice(error), error = chain(error), "sync ends");
+        }
+        (_, None) => {
+            tracing::error!(export, run, %outcome, duration_ms, remarks = report.remarks.join("; "), "sync ends");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A plan: the watermarks of an export's types become the requests that bring it up to date. Pure.
+//!
+//! A type without a watermark gets a full load of its own, so that a type new in the configuration does not begin with
+//! yesterday; the others share one request, since the oldest of their watermarks. More rows than needed may come, which
+//! an upsert absorbs; fewer never.
+
+use chrono::TimeDelta;
+
+use crate::fhir::{ResourceType, TransactionTime};
+
+/// What is asked for in one kick-off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    pub types: Vec<ResourceType>,
+    /// `_since`; absent in a full load.
+    pub since: Option<String>,
+}
+
+/// Whether a run asks for what changed, or for everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mode {
+    Incremental,
+    FullRefresh,
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.pad(match self {
+            Self::Incremental => "incremental",
+            Self::FullRefresh => "full refresh",
+        })
+    }
+}
+
+/// At most two requests: the full load first, because it is the one that takes long and must not be older than the other.
+pub fn requests(
+    watermarks: &[(ResourceType, Option<TransactionTime>)],
+    mode: Mode,
+    overlap: TimeDelta,
+) -> Vec<Request> {
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        watermarks.iter().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
+    let types = |of: Vec<&(ResourceType, _)>| of.into_iter().map(|(resource_type, _)| *resource_type).collect::<Vec<_>>();
+    let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
+    let full = Request { types: types(unknown), since: None };
+    let incremental = Request { types: types(known), since: oldest.map(|watermark| watermark.since(overlap)) };
+    [full, incremental].into_iter().filter(|request| !request.types.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watermarks(of: &[(&str, Option<i64>)]) -> Vec<(ResourceType, Option<TransactionTime>)> {
+        of.iter()
+            .map(|(name, seconds)| {
+                (name.parse().unwrap(), seconds.and_then(|seconds| TransactionTime::from_micros(seconds * 1_000_000)))
+            })
+            .collect()
+    }
+
+    fn planned(of: &[(&str, Option<i64>)], mode: Mode) -> Vec<(Vec<&'static str>, Option<String>)> {
+        requests(&watermarks(of), mode, TimeDelta::seconds(5))
+            .into_iter()
+            .map(|request| (request.types.into_iter().map(ResourceType::as_str).collect(), request.since))
+            .collect()
+    }
+
+    #[test]
+    fn a_type_without_a_watermark_gets_a_full_load_and_the_others_share_the_oldest() {
+        let of = [("Patient", Some(100)), ("Condition", None), ("Encounter", Some(60))];
+        assert_eq!(
+            planned(&of, Mode::Incremental),
+            [
+                (vec!["Condition"], None),
+                (vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_full_refresh_asks_for_everything_at_once() {
+        let of = [("Patient", Some(100)), ("Condition", None)];
+        assert_eq!(planned(&of, Mode::FullRefresh), [(vec!["Patient", "Condition"], None)]);
+    }
+
+    #[test]
+    fn nothing_configured_asks_for_nothing() {
+        assert!(planned(&[], Mode::Incremental).is_empty());
+    }
+}
