@@ -191,6 +191,7 @@ impl Version {
         }
     }
 
+    #[must_use]
     pub fn at(self, transaction_time: Option<TransactionTime>) -> Self {
         Self { transaction_time_micros: transaction_time.map(TransactionTime::as_micros), ..self }
     }
@@ -245,7 +246,7 @@ pub struct Deletion {
     pub at: Option<DateTime<Utc>>,
 }
 
-/// One issue of an OperationOutcome, without its free text: `diagnostics` may quote a patient.
+/// One issue of an `OperationOutcome`, without its free text: `diagnostics` may quote a patient.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, Default)]
 #[serde(default)]
 pub struct Issue {
@@ -274,7 +275,7 @@ impl fmt::Display for Issue {
     }
 }
 
-/// The issues of an OperationOutcome; `None` where the text is something else.
+/// The issues of an `OperationOutcome`; `None` where the text is something else.
 pub fn operation_outcome(body: &[u8]) -> Option<Vec<Issue>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
