@@ -256,7 +256,7 @@ pub struct Deletion {
     pub at: Option<DateTime<Utc>>,
 }
 
-/// One issue of an OperationOutcome, without its free text: `diagnostics` may quote a patient.
+/// One issue of an `OperationOutcome`, without its free text: `diagnostics` may quote a patient.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, Default)]
 #[serde(default)]
 pub struct Issue {
@@ -285,7 +285,7 @@ impl fmt::Display for Issue {
     }
 }
 
-/// The issues of an OperationOutcome; `None` where the text is something else.
+/// The issues of an `OperationOutcome`; `None` where the text is something else.
 pub fn operation_outcome(body: &[u8]) -> Option<Vec<Issue>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

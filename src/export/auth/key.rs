@@ -1,0 +1,243 @@
+//! The private key that signs assertions: RSA with RS384, or EC on P-384 with ES384 (rule 118).
+//!
+//! A key of this type has been checked: it can sign. Its numbers are never printed.
+
+use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    rsa::{KeyPairComponents, PublicKeyComponents},
+    signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA384, RsaKeyPair},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+
+use crate::export::Error;
+
+/// A private key and the name of its public half.
+#[derive(Clone)]
+pub struct SigningKey {
+    pair: Arc<Pair>,
+    /// Under which the server finds the public key (rule 119). From the JWK; a PEM has none.
+    pub kid: Option<String>,
+}
+
+enum Pair {
+    Rs384(RsaKeyPair),
+    Es384(EcdsaKeyPair),
+}
+
+/// Keys are small; what is larger is another file.
+const KEY_FILE_MAX_BYTES: u64 = 1 << 20;
+/// The length of a number of P-384.
+const P384_BYTES: usize = 48;
+
+impl SigningKey {
+    /// From a file that only its owner can read: a JWK, a JWKS or a PEM. Blocks; it is meant for start-up.
+    ///
+    /// # Errors
+    /// [`Error::KeyFile`], [`Error::Key`].
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let unreadable = |source| Error::KeyFile { path: path.to_owned(), source };
+        let file = File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+        if mode & 0o077 != 0 {
+            return Err(refused(format!("others can read {0}; run chmod 600 {0}", path.display())));
+        }
+        let mut text = Zeroizing::new(String::new());
+        file.take(KEY_FILE_MAX_BYTES).read_to_string(&mut text).map_err(unreadable)?;
+        Self::parse(&text)
+    }
+
+    /// From the text of a JWK, a JWKS with a private key that can sign, or a PEM (PKCS#8, PKCS#1 or SEC1).
+    ///
+    /// # Errors
+    /// [`Error::Key`], which never quotes the text.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let text = text.trim();
+        if !text.starts_with('{') {
+            return Ok(Self { pair: Arc::new(Pair::from_pem(text)?), kid: None });
+        }
+        let jwks: Jwks = serde_json::from_str(text).map_err(|_| refused("neither a JWK, a JWKS nor a PEM"))?;
+        match jwks {
+            Jwks { keys: Some(keys), .. } => keys.iter().find_map(|key| Self::from_jwk(key).ok()).ok_or_else(|| {
+                refused("no key of the JWKS is a private RSA or P-384 key for signing with RS384 or ES384")
+            }),
+            Jwks { key, .. } => Self::from_jwk(&key),
+        }
+    }
+
+    /// `RS384` or `ES384`.
+    pub fn algorithm(&self) -> &'static str {
+        match *self.pair {
+            Pair::Rs384(_) => "RS384",
+            Pair::Es384(_) => "ES384",
+        }
+    }
+
+    /// A JWT of these claims (rule 120).
+    pub(super) fn sign(&self, claims: &Value) -> Result<SecretString, Error> {
+        let mut header = json!({ "alg": self.algorithm(), "typ": "JWT" });
+        if let Some(kid) = &self.kid {
+            header["kid"] = Value::from(kid.as_str());
+        }
+        let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+        let message = format!("{}.{}", encode(&header), encode(claims));
+        let signature = self.pair.sign(message.as_bytes()).map_err(|_| refused("it cannot sign"))?;
+        Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)).into())
+    }
+
+    fn from_jwk(jwk: &Jwk) -> Result<Self, Error> {
+        let is_for_signing = jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "sign"))
+            && jwk.r#use.as_ref().is_none_or(|r#use| r#use == "sig");
+        if !is_for_signing {
+            return Err(refused("its use or key_ops do not include signing"));
+        }
+        if jwk.d.is_none() {
+            return Err(refused("a public key; the private one is needed, with d"));
+        }
+        let pair = match (jwk.kty.as_deref(), jwk.crv.as_deref()) {
+            (Some("RSA"), _) => Pair::from_rsa_jwk(jwk)?,
+            (Some("EC"), Some("P-384")) => Pair::from_ec_jwk(jwk)?,
+            _ => return Err(refused("only RSA keys and EC keys on P-384 can be used")),
+        };
+        let key = Self { pair: Arc::new(pair), kid: jwk.kid.clone() };
+        match jwk.alg.as_deref() {
+            Some(alg) if alg != key.algorithm() => Err(refused(format!("its alg must be {}", key.algorithm()))),
+            _ => Ok(key),
+        }
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("SigningKey")
+            .field("algorithm", &self.algorithm())
+            .field("kid", &self.kid)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pair {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, aws_lc_rs::error::Unspecified> {
+        let random = SystemRandom::new();
+        match self {
+            Self::Rs384(pair) => {
+                let mut signature = vec![0; pair.public_modulus_len()];
+                pair.sign(&RSA_PKCS1_SHA384, &random, message, &mut signature)?;
+                Ok(signature)
+            }
+            Self::Es384(pair) => Ok(pair.sign(&random, message)?.as_ref().to_vec()),
+        }
+    }
+
+    fn from_pem(text: &str) -> Result<Self, Error> {
+        let unusable = |_| refused("only RSA keys of 2048 bits and more, and EC keys on P-384, can be used");
+        let ec =
+            |der: &[u8]| EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_FIXED_SIGNING, der).map(Self::Es384);
+        let der = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| {
+            refused("neither a JWK nor a PEM with a private key; an encrypted one must be decrypted first")
+        })?;
+        match &der {
+            PrivateKeyDer::Pkcs1(der) => {
+                RsaKeyPair::from_der(der.secret_pkcs1_der()).map(Self::Rs384).map_err(unusable)
+            }
+            PrivateKeyDer::Sec1(der) => ec(der.secret_sec1_der()).map_err(unusable),
+            PrivateKeyDer::Pkcs8(der) => {
+                let der = der.secret_pkcs8_der();
+                RsaKeyPair::from_pkcs8(der).map(Self::Rs384).or_else(|_| ec(der)).map_err(unusable)
+            }
+            _ => Err(refused("a PEM of a kind that is not known; convert it to PKCS#8")),
+        }
+    }
+
+    fn from_rsa_jwk(jwk: &Jwk) -> Result<Self, Error> {
+        let number = |name, value: &Option<SecretString>| {
+            let number = decoded(name, value.as_ref())?;
+            // A leading zero is allowed in a JWK, and not by the library.
+            let zeros = number.iter().take_while(|byte| **byte == 0).count();
+            Ok::<_, Error>(Zeroizing::new(number[zeros..].to_vec()))
+        };
+        let components = KeyPairComponents {
+            public_key: PublicKeyComponents { n: number("n", &jwk.n)?, e: number("e", &jwk.e)? },
+            d: number("d", &jwk.d)?,
+            p: number("p", &jwk.p)?,
+            q: number("q", &jwk.q)?,
+            dP: number("dp", &jwk.dp)?,
+            dQ: number("dq", &jwk.dq)?,
+            qInv: number("qi", &jwk.qi)?,
+        };
+        RsaKeyPair::from_components(&components)
+            .map(Self::Rs384)
+            .map_err(|_| refused("the numbers of the RSA key do not fit together, or it has less than 2048 bits"))
+    }
+
+    fn from_ec_jwk(jwk: &Jwk) -> Result<Self, Error> {
+        let number = |name, value: &Option<SecretString>| {
+            let number = decoded(name, value.as_ref())?;
+            let missing =
+                P384_BYTES.checked_sub(number.len()).ok_or_else(|| refused(format!("its {name} is too long")))?;
+            Ok::<_, Error>(Zeroizing::new([vec![0; missing].as_slice(), number.as_slice()].concat()))
+        };
+        // An uncompressed point (SEC 1, 2.3.3).
+        let public = [&[4], number("x", &jwk.x)?.as_slice(), number("y", &jwk.y)?.as_slice()].concat();
+        EcdsaKeyPair::from_private_key_and_public_key(&ECDSA_P384_SHA384_FIXED_SIGNING, &number("d", &jwk.d)?, &public)
+            .map(Self::Es384)
+            .map_err(|_| refused("the numbers of the EC key do not fit together"))
+    }
+}
+
+fn decoded(name: &str, value: Option<&SecretString>) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let value = value.ok_or_else(|| refused(format!("its {name} is missing; export the key with all its parts")))?;
+    let bytes = URL_SAFE_NO_PAD.decode(value.expose_secret().trim_end_matches('='));
+    bytes.map(Zeroizing::new).map_err(|_| refused(format!("its {name} is not base64url")))
+}
+
+fn refused(reason: impl Into<String>) -> Error {
+    Error::Key { reason: reason.into() }
+}
+
+/// A JWK, or a set of them: then its own members are absent.
+#[derive(Deserialize)]
+struct Jwks {
+    keys: Option<Vec<Jwk>>,
+    #[serde(flatten)]
+    key: Jwk,
+}
+
+#[derive(Deserialize)]
+struct Jwk {
+    kty: Option<String>,
+    kid: Option<String>,
+    alg: Option<String>,
+    r#use: Option<String>,
+    key_ops: Option<Vec<String>>,
+    crv: Option<String>,
+    #[serde(default, deserialize_with = "secret")]
+    n: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    e: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    d: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    p: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    q: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    dp: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    dq: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    qi: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    x: Option<SecretString>,
+    #[serde(default, deserialize_with = "secret")]
+    y: Option<SecretString>,
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
+}

@@ -1,0 +1,330 @@
+//! One file of an export, as a stream of its decoded bytes.
+//!
+//! What always holds: the reader gets each byte exactly once and in order, whatever happens on the way; `Ok` means that
+//! the end of the stream was seen, of the transfer and of gzip (rule 76). No more than a few chunks are in memory.
+//! Bytes are handed on as they are, a BOM included.
+
+use std::{io, sync::Arc, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed};
+
+use async_compression::tokio::bufread::GzipDecoder;
+use aws_lc_rs::digest::{Context, SHA256};
+use bytes::{Buf, Bytes};
+use futures::{StreamExt, stream, stream::BoxStream};
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+};
+use tokio::sync::mpsc::Sender;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::{
+    Client, Error, File,
+    error::code,
+    http::{Exchange, Failure, Fault, Redirects, Retries, TokenUse, may_pass, next_within},
+};
+
+/// A file that has been read to its end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receipt {
+    /// As they came, in the reading that reached the end.
+    pub wire_bytes: u64,
+    /// Decoded: what the reader got.
+    pub bytes: u64,
+    /// Of the decoded bytes.
+    pub sha256: [u8; 32],
+}
+
+const FILE: &[(&str, &str)] = &[("accept-encoding", "gzip")];
+/// Progress allows new attempts, but not for ever: so many times `retry_attempts` in all.
+const ATTEMPTS_FACTOR: u32 = 4;
+const DECODED_CHUNK_BYTES: usize = 64 * 1024;
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+impl Client {
+    /// Streams a file, decoded, into a bounded channel, which slows the server down to the reader's pace. After an
+    /// interruption the file is read from its beginning, and what the reader already has is compared, not sent again.
+    ///
+    /// # Errors
+    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and [`Error::Denied`]: a fresh
+    /// manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when the
+    /// receiver was dropped.
+    pub async fn download(&self, file: &File, into: Sender<Bytes>) -> Result<Receipt, Error> {
+        let token = self.token_for(file)?;
+        let receiver = into.clone();
+        tokio::select! {
+            biased;
+            receipt = self.deliver(file, token, into) => receipt,
+            // Between two chunks too: nobody waits for a silent server on behalf of nobody.
+            () = receiver.closed() => Err(Error::Abandoned { file: file.name.clone() }),
+        }
+    }
+
+    /// Rules 89, 90 and 92.
+    fn token_for(&self, file: &File) -> Result<TokenUse, Error> {
+        if !file.requires_access_token || self.tokens.is_none() {
+            return Ok(TokenUse::Never);
+        }
+        if !self.may_have_token(&file.url) {
+            let origin = file.url.origin().ascii_serialization();
+            return Err(Error::ForeignOrigin { place: file.name.clone(), origin });
+        }
+        Ok(TokenUse::WhereAllowed)
+    }
+
+    async fn deliver(&self, file: &File, token: TokenUse, into: Sender<Bytes>) -> Result<Receipt, Error> {
+        let mut delivery = Delivery::new(file, into, self.config.max_file_bytes);
+        let mut retries = Retries::new(&self.config);
+        let mut attempts_left = self.config.retry_attempts.saturating_mul(ATTEMPTS_FACTOR);
+        loop {
+            let bytes_before = delivery.bytes;
+            let fault = match self.read_through(file, token, &mut delivery).await {
+                Ok(wire_bytes) => return Ok(delivery.receipt(wire_bytes)),
+                Err(Failure::Again(fault)) => fault,
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            if delivery.bytes > bytes_before && attempts_left > 0 {
+                retries.reset();
+            }
+            attempts_left = attempts_left.saturating_sub(1);
+            retries.pause(&file.name, fault).await?;
+        }
+    }
+
+    /// Reads the file once, from its first byte to its last; how many bytes came over the wire.
+    async fn read_through(&self, file: &File, token: TokenUse, delivery: &mut Delivery<'_>) -> Result<u64, Failure> {
+        let exchange = Exchange {
+            method: Method::GET,
+            url: &file.url,
+            // HAPI sends the Binary resource in an envelope otherwise.
+            accept: "application/fhir+ndjson",
+            headers: FILE,
+            token,
+            redirects: Redirects::Follow,
+            place: &file.name,
+        };
+        let response = self.send(&exchange).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                return Err(Error::FileGone { file: file.name.clone(), status }.into());
+            }
+            status if may_pass(status) => return Err(self.http.fault(response).await.into()),
+            _ => return Err(self.file_refusal(file, response).await.into()),
+        }
+        let encoding = Encoding::of(&response).map_err(|reason| not_ndjson(file, reason))?;
+        let wire = Wire::new(response, self.config.idle_timeout);
+        let counter = Arc::clone(&wire.bytes);
+        let mut chunks = wire.decoded(encoding).await?;
+        let mut reading = Reading::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| failure(file, error))?;
+            delivery.take(&mut reading, chunk).await?;
+        }
+        delivery.end(&reading)?;
+        Ok(counter.load(Relaxed))
+    }
+
+    /// A denial is told with its status: the origin was judged before anything was sent (rule 93).
+    async fn file_refusal(&self, file: &File, response: Response) -> Error {
+        let (place, status) = (file.name.clone(), response.status());
+        let issues = self.http.issues(response).await;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { place, status, issues },
+            _ => Error::Refused { place, status, issues },
+        }
+    }
+}
+
+/// What the headers say about the body.
+enum Encoding {
+    Gzip,
+    /// Sniffed: object stores send `.ndjson.gz` without saying so.
+    Unsaid,
+}
+
+impl Encoding {
+    fn of(response: &Response) -> Result<Self, String> {
+        let header =
+            |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
+        let content_type = header(CONTENT_TYPE);
+        if content_type.to_ascii_lowercase().starts_with("text/html") {
+            return Err("the server sent an HTML page".to_owned());
+        }
+        match header(CONTENT_ENCODING).to_ascii_lowercase() {
+            gzip if gzip == "gzip" || gzip == "x-gzip" => Ok(Self::Gzip),
+            none if none.is_empty() || none == "identity" => Ok(Self::Unsaid),
+            other => Err(format!("its Content-Encoding is {}, only gzip was offered", code(other))),
+        }
+    }
+}
+
+/// The body as it comes, counted, with a limit to every silence.
+struct Wire {
+    chunks: BoxStream<'static, Result<Bytes, io::Error>>,
+    bytes: Arc<AtomicU64>,
+    /// The server said that there is nothing, and there is nothing.
+    empty: bool,
+}
+
+impl Wire {
+    fn new(response: Response, idle_timeout: std::time::Duration) -> Self {
+        let empty = response.headers().get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0");
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&bytes);
+        let chunks = stream::try_unfold(response.bytes_stream(), move |mut chunks| {
+            let counter = Arc::clone(&counter);
+            async move {
+                let chunk = next_within(idle_timeout, &mut chunks).await.map_err(io::Error::other)?;
+                counter.fetch_add(chunk.as_ref().map_or(0, Bytes::len) as u64, Relaxed);
+                Ok(chunk.map(|chunk| (chunk, chunks)))
+            }
+        });
+        Self { chunks: chunks.boxed(), bytes, empty }
+    }
+
+    async fn decoded(mut self, encoding: Encoding) -> Result<BoxStream<'static, Result<Bytes, io::Error>>, Failure> {
+        let mut head: Vec<u8> = Vec::new();
+        while head.len() < GZIP_MAGIC.len() {
+            match self.chunks.next().await {
+                Some(chunk) => head.extend_from_slice(&chunk.map_err(fault)?),
+                None => break,
+            }
+        }
+        let gzip = match encoding {
+            Encoding::Gzip => !self.empty,
+            Encoding::Unsaid => head.starts_with(&GZIP_MAGIC),
+        };
+        let chunks = stream::once(async { Ok(Bytes::from(head)) }).chain(self.chunks);
+        if !gzip {
+            return Ok(chunks.boxed());
+        }
+        let mut decoder = GzipDecoder::new(StreamReader::new(chunks.boxed()));
+        decoder.multiple_members(true);
+        Ok(ReaderStream::with_capacity(decoder, DECODED_CHUNK_BYTES).boxed())
+    }
+}
+
+/// The fault that an error of the byte stream stands for.
+fn fault(error: io::Error) -> Failure {
+    match error.downcast::<Fault>() {
+        Ok(fault) => Failure::Again(fault),
+        Err(_) => Failure::Again(Fault::GzipCut),
+    }
+}
+
+/// A gzip stream that ends early may have been cut on the way; one that is wrong is wrong.
+fn failure(file: &File, error: io::Error) -> Failure {
+    let is_ours = error.get_ref().and_then(|source| source.downcast_ref::<Fault>()).is_some();
+    if is_ours || error.kind() == io::ErrorKind::UnexpectedEof {
+        return fault(error);
+    }
+    Failure::Final(Error::Corrupt { file: file.name.clone(), source: error.into() })
+}
+
+fn not_ndjson(file: &File, reason: String) -> Failure {
+    Failure::Final(Error::NotNdjson { file: file.name.clone(), reason })
+}
+
+/// What the reader has got so far.
+struct Delivery<'a> {
+    file: &'a File,
+    into: Sender<Bytes>,
+    max_bytes: u64,
+    bytes: u64,
+    hash: Context,
+}
+
+/// One reading of the file: first over what the reader already has, then on.
+struct Reading {
+    opening: Opening,
+    /// How many of the bytes that the reader has were read again.
+    again_bytes: u64,
+    hash: Context,
+}
+
+/// How far the beginning is understood.
+enum Opening {
+    /// This many bytes of a BOM were read.
+    Bom(usize),
+    Blank,
+    Object,
+}
+
+const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+impl<'a> Delivery<'a> {
+    fn new(file: &'a File, into: Sender<Bytes>, max_bytes: u64) -> Self {
+        Self { file, into, max_bytes, bytes: 0, hash: Context::new(&SHA256) }
+    }
+
+    async fn take(&mut self, reading: &mut Reading, mut chunk: Bytes) -> Result<(), Failure> {
+        reading.opening.read(&chunk).map_err(|reason| not_ndjson(self.file, reason.to_owned()))?;
+        let again = usize::try_from(self.bytes - reading.again_bytes).unwrap_or(usize::MAX).min(chunk.len());
+        if again > 0 {
+            reading.hash.update(&chunk[..again]);
+            reading.again_bytes += again as u64;
+            chunk.advance(again);
+            if reading.again_bytes == self.bytes && self.digest() != digest(&reading.hash) {
+                return Err(self.changed());
+            }
+        }
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        if self.bytes + chunk.len() as u64 > self.max_bytes {
+            return Err(Error::TooLarge { place: self.file.name.clone(), limit_bytes: self.max_bytes }.into());
+        }
+        self.hash.update(&chunk);
+        self.bytes += chunk.len() as u64;
+        reading.again_bytes = self.bytes;
+        self.into.send(chunk).await.map_err(|_| Error::Abandoned { file: self.file.name.clone() }.into())
+    }
+
+    /// At the end of a reading: did it come as far as the one before?
+    fn end(&self, reading: &Reading) -> Result<(), Failure> {
+        if reading.again_bytes == self.bytes { Ok(()) } else { Err(self.changed()) }
+    }
+
+    fn receipt(&self, wire_bytes: u64) -> Receipt {
+        Receipt { wire_bytes, bytes: self.bytes, sha256: self.digest() }
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        digest(&self.hash)
+    }
+
+    fn changed(&self) -> Failure {
+        Failure::Final(Error::FileChanged { file: self.file.name.clone() })
+    }
+}
+
+/// The hash so far; the context goes on.
+fn digest(hash: &Context) -> [u8; 32] {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(hash.clone().finish().as_ref());
+    sha256
+}
+
+impl Reading {
+    fn new() -> Self {
+        Self { opening: Opening::Bom(0), again_bytes: 0, hash: Context::new(&SHA256) }
+    }
+}
+
+impl Opening {
+    /// The first byte that is not blank opens a JSON object; a BOM may come before (rule 86).
+    fn read(&mut self, chunk: &[u8]) -> Result<(), &'static str> {
+        for byte in chunk {
+            *self = match (&*self, byte) {
+                (Self::Object, _) => return Ok(()),
+                (Self::Bom(read), byte) if BOM.get(*read) == Some(byte) => Self::Bom(read + 1),
+                (Self::Bom(1 | 2), _) => return Err("it does not begin with a JSON object"),
+                (_, b' ' | b'\t' | b'\r' | b'\n') => Self::Blank,
+                (_, b'{') => Self::Object,
+                (_, b'<') => return Err("the server sent XML or HTML; it may want another Accept or _outputFormat"),
+                _ => return Err("it does not begin with a JSON object"),
+            };
+        }
+        Ok(())
+    }
+}

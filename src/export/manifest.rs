@@ -1,0 +1,246 @@
+//! The completion manifest: which files an export consists of.
+//!
+//! It is read in the shape of every version of the guide, 1.0 to the ballot of 4.0, and as leniently as servers need
+//! but an entry is never dropped: a file without a usable URL is no manifest.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::Deserialize;
+use serde_json::Value;
+use url::Url;
+
+use super::{Issues, error::shown};
+use crate::fhir::{ResourceType, TransactionTime, parse_instant};
+
+/// All pages of a completed export.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// The server's time of the query: the next watermark. `None` where a server sends none that can be read (rule 50);
+    /// the earliest where pages differ (rule 69).
+    pub transaction_time: Option<TransactionTime>,
+    pub output: Vec<File>,
+    /// Bundles of deletions (rule 94).
+    pub deleted: Vec<File>,
+    /// Files of `OperationOutcome`: `error` of 1.0 to 3.0, `outcome` of 4.0 (rule 58).
+    pub outcomes: Vec<File>,
+}
+
+/// One file of an export.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// For people, such as "Patient file 3 of 12": a URL may be a secret (rule 63).
+    pub name: String,
+    /// What the manifest announces; each line says what it is (rule 79).
+    pub resource_type: Option<ResourceType>,
+    pub url: Url,
+    /// How many lines there should be (rule 56).
+    pub count: Option<u64>,
+    pub requires_access_token: bool,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("File")
+            .field("name", &self.name)
+            .field("url", &shown(&self.url))
+            .field("count", &self.count)
+            .field("requires_access_token", &self.requires_access_token)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The pages read so far.
+#[derive(Default)]
+pub(super) struct Pages {
+    time: Time,
+    requires_access_token: Option<bool>,
+    output: Vec<Entry>,
+    deleted: Vec<Entry>,
+    outcomes: Vec<Entry>,
+}
+
+/// What the pages say about `transactionTime` together.
+#[derive(Default, Clone, Copy)]
+enum Time {
+    #[default]
+    Absent,
+    At(TransactionTime),
+    /// On one page at least: then none of them is trusted.
+    Unreadable,
+}
+
+/// An entry with its URL made absolute, but not yet named: that takes all pages.
+struct Entry {
+    resource_type: Option<ResourceType>,
+    url: Url,
+    count: Option<u64>,
+    requires_access_token: Option<bool>,
+}
+
+impl Pages {
+    /// Adds one page that came from `at`, and says where the next one is. On an error nothing was added.
+    ///
+    /// # Errors
+    /// Why this is no manifest, without quoting it.
+    pub(super) fn add(&mut self, body: &[u8], at: &Url) -> Result<Option<Url>, String> {
+        let page = Page::read(body)?;
+        let requires_access_token = page.requires_access_token.as_ref().and_then(truth);
+        let entries = |name: &str, files: Option<Vec<RawFile>>| {
+            let files = files.unwrap_or_default().into_iter().enumerate();
+            files
+                .map(|(index, file)| {
+                    file.entry(at, requires_access_token).ok_or_else(|| format!("{name}[{index}] has no usable url"))
+                })
+                .collect::<Result<Vec<Entry>, String>>()
+        };
+        let output = entries("output", page.output)?;
+        let deleted = entries("deleted", page.deleted)?;
+        let mut outcomes = entries("error", page.error)?;
+        for outcome in entries("outcome", page.outcome)? {
+            // A server of two versions may list a file under both names.
+            if outcomes.iter().all(|known| known.url != outcome.url) {
+                outcomes.push(outcome);
+            }
+        }
+        let next = match page.link.unwrap_or_default().into_iter().find(|link| link.relation.as_deref() == Some("next"))
+        {
+            None => None,
+            Some(link) => {
+                Some(link.url.and_then(|url| at.join(url.trim()).ok()).ok_or("its next page has no usable url")?)
+            }
+        };
+        self.time = self.time.and(page.transaction_time.as_ref());
+        self.requires_access_token = self.requires_access_token.or(requires_access_token);
+        self.output.extend(output);
+        self.deleted.extend(deleted);
+        self.outcomes.extend(outcomes);
+        Ok(next)
+    }
+
+    /// `token_by_default`: what holds where the server does not say.
+    pub(super) fn manifest(self, token_by_default: bool) -> Manifest {
+        let default = self.requires_access_token.unwrap_or(token_by_default);
+        Manifest {
+            transaction_time: match self.time {
+                Time::At(time) => Some(time),
+                Time::Absent | Time::Unreadable => None,
+            },
+            output: named(self.output, default, |kind| kind.map_or("file".to_owned(), |kind| format!("{kind} file"))),
+            deleted: named(self.deleted, default, |_| "deleted file".to_owned()),
+            outcomes: named(self.outcomes, default, |_| "outcome file".to_owned()),
+        }
+    }
+}
+
+impl Time {
+    fn and(self, text: Option<&Value>) -> Self {
+        let Some(text) = text else { return self };
+        match (self, text.as_str().and_then(parse_instant).map(TransactionTime::from)) {
+            (Self::Unreadable, _) | (_, None) => Self::Unreadable,
+            (Self::Absent, Some(time)) => Self::At(time),
+            (Self::At(known), Some(time)) => Self::At(known.min(time)),
+        }
+    }
+}
+
+fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(Option<ResourceType>) -> String) -> Vec<File> {
+    let mut totals = BTreeMap::new();
+    for entry in &entries {
+        *totals.entry(noun(entry.resource_type)).or_insert(0_usize) += 1;
+    }
+    let mut numbers = BTreeMap::new();
+    let file = |entry: Entry| {
+        let noun = noun(entry.resource_type);
+        let total = totals.get(&noun).copied().unwrap_or_default();
+        let number: &mut usize = numbers.entry(noun.clone()).or_default();
+        *number += 1;
+        File {
+            name: format!("{noun} {number} of {total}"),
+            resource_type: entry.resource_type,
+            url: entry.url,
+            count: entry.count,
+            requires_access_token: entry.requires_access_token.unwrap_or(token_by_default),
+        }
+    };
+    entries.into_iter().map(file).collect()
+}
+
+/// One page as it stands there. Unknown members are ignored (rule 60); null and absent are the same.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    resource_type: Option<Value>,
+    transaction_time: Option<Value>,
+    requires_access_token: Option<Value>,
+    output: Option<Vec<RawFile>>,
+    deleted: Option<Vec<RawFile>>,
+    error: Option<Vec<RawFile>>,
+    outcome: Option<Vec<RawFile>>,
+    link: Option<Vec<Link>>,
+}
+
+#[derive(Deserialize)]
+struct RawFile {
+    r#type: Option<Value>,
+    url: Option<Value>,
+    count: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Link {
+    relation: Option<String>,
+    url: Option<String>,
+}
+
+impl Page {
+    fn read(body: &[u8]) -> Result<Self, String> {
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
+        if body.is_empty() {
+            return Err("the body is empty".to_owned());
+        }
+        if body[0] != b'{' {
+            return Err("the body is no JSON object".to_owned());
+        }
+        // The message of the parser may quote the body; its place does not.
+        let page: Self = serde_json::from_slice(body)
+            .map_err(|error| format!("JSON that does not fit at line {}, column {}", error.line(), error.column()))?;
+        if page.resource_type.as_ref().and_then(Value::as_str) == Some("OperationOutcome") {
+            return Err(format!("it is an OperationOutcome, {}", Issues::read(body)));
+        }
+        if page.output.is_none() && page.transaction_time.is_none() {
+            return Err("it has neither output nor transactionTime".to_owned());
+        }
+        Ok(page)
+    }
+}
+
+impl RawFile {
+    fn entry(self, at: &Url, requires_access_token: Option<bool>) -> Option<Entry> {
+        let url = self.url?;
+        let url = url.as_str().filter(|url| !url.trim().is_empty())?;
+        Some(Entry {
+            resource_type: self.r#type.as_ref().and_then(Value::as_str).and_then(|name| name.parse().ok()),
+            url: at.join(url.trim()).ok()?,
+            count: self.count.as_ref().and_then(count),
+            requires_access_token,
+        })
+    }
+}
+
+/// `true`, or `"true"` as Oracle Soarian writes it.
+fn truth(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(truth) => Some(*truth),
+        Value::String(text) if text.trim().eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.trim().eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
+fn count(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64().or_else(|| number.to_string().strip_suffix(".0")?.parse().ok()),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,335 @@
+//! FHIR Bulk Data Access, the consumer's side: the only room that speaks to the FHIR server.
+//!
+//! The steps of an export consume each other: [`Client::kick_off`] gives a [`Job`], [`Job::wait`] a [`Completed`] with its
+//! [`Manifest`], [`Client::download`] a stream of bytes, [`Job::delete`] the end. What always holds: a token goes to allowed
+//! origins only, every wait, body and repetition has a limit, and a future of this room may be dropped at any await. It
+//! knows no tables: what it hands on are bytes and the words of `fhir.rs`.
+
+use std::{fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{CONTENT_LOCATION, HeaderValue},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+use url::{Origin, Url};
+
+use crate::fhir::{TransactionTime, parse_instant};
+use http::{Backoff, Exchange, Failure, Http, Redirects, Retries, Route, TokenUse, may_pass};
+
+pub mod auth;
+mod download;
+mod error;
+mod http;
+mod manifest;
+mod poll;
+mod request;
+
+#[cfg(test)]
+mod tests;
+
+pub use download::Receipt;
+pub use error::{Cause, Error, Issues};
+pub use manifest::{File, Manifest};
+pub use poll::Progress;
+pub use request::{Level, Request};
+
+/// How to speak to one FHIR server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The FHIR base; a missing trailing slash is added.
+    pub server: Url,
+    /// Without it `http:` goes to loopback addresses only (rule 1).
+    pub allow_http: bool,
+    /// Without it no request carries an `Authorization`.
+    pub auth: Option<auth::Config>,
+    /// Further origins that may have the token; of each URL only the origin counts (rule 92).
+    pub token_origins: Vec<Url>,
+    /// The shortest wait between two polls, and the first one.
+    pub poll_min_interval: Duration,
+    /// The longest, whatever `Retry-After` says.
+    pub poll_max_interval: Duration,
+    /// How long a job may take, counted from its kick-off (rule 47).
+    pub poll_deadline: Duration,
+    /// How long a kick-off waits for a server that is busy with another export (rule 34, Q-3).
+    pub kick_off_deadline: Duration,
+    pub connect_timeout: Duration,
+    /// The longest silence: until the headers come, and between two chunks of a body.
+    pub idle_timeout: Duration,
+    /// How often a failed request is sent again.
+    pub retry_attempts: u32,
+    /// The wait before the first repetition; it doubles from one to the next.
+    pub retry_min_wait: Duration,
+    pub retry_max_wait: Duration,
+    /// The size of one file, decoded.
+    pub max_file_bytes: u64,
+    /// The size of one manifest, all its pages together: they are held in memory.
+    pub max_manifest_bytes: u64,
+    pub max_manifest_pages: usize,
+}
+
+impl Config {
+    pub fn new(server: Url) -> Self {
+        Self {
+            server,
+            allow_http: false,
+            auth: None,
+            token_origins: Vec::new(),
+            poll_min_interval: Duration::from_secs(1),
+            poll_max_interval: Duration::from_mins(5),
+            poll_deadline: Duration::from_hours(30 * 24),
+            kick_off_deadline: Duration::from_hours(6),
+            connect_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_mins(2),
+            retry_attempts: 5,
+            retry_min_wait: Duration::from_secs(1),
+            retry_max_wait: Duration::from_mins(2),
+            max_file_bytes: 64 << 30,
+            max_manifest_bytes: 256 << 20,
+            max_manifest_pages: 10_000,
+        }
+    }
+}
+
+/// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
+pub struct Client {
+    config: Config,
+    http: Http,
+    tokens: Option<auth::Tokens>,
+    token_origins: Vec<Origin>,
+}
+
+/// A running export. It goes into the state file before the first poll (rule 35), and survives restarts there.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    pub status_url: Url,
+    /// The `Date` of the kick-off's answer: the **server's** clock (rule 51).
+    pub kicked_off_at: Option<TransactionTime>,
+    /// Our clock at kick-off: for `poll_deadline` alone, never for data (rule 131).
+    #[serde(with = "local_instant")]
+    pub polling_since: DateTime<Utc>,
+}
+
+/// An export whose manifest is whole: every page has been read.
+#[derive(Clone, Debug)]
+pub struct Completed {
+    pub job: Job,
+    pub manifest: Manifest,
+}
+
+const KICK_OFF: &[(&str, &str)] = &[
+    ("prefer", "respond-async"),
+    // HAPI otherwise answers with an old job of equal parameters.
+    ("cache-control", "no-cache"),
+];
+
+impl Client {
+    /// # Errors
+    /// [`Error::Config`] when the FHIR base is no plain base URL; [`Error::UnusableUrl`] when it would go in clear.
+    pub fn new(mut config: Config) -> Result<Self, Error> {
+        let refused = |reason: &str| Error::Config { setting: "server.url", reason: reason.to_owned() };
+        let server = &mut config.server;
+        if !server.username().is_empty() || server.password().is_some() {
+            return Err(refused("must not hold a user or password"));
+        }
+        if server.query().is_some() || server.fragment().is_some() {
+            return Err(refused("must be a FHIR base, without ? and #"));
+        }
+        http::admit(server, None, config.allow_http)
+            .map_err(|reason| Error::UnusableUrl { place: "server.url".to_owned(), reason })?;
+        if !server.path().ends_with('/') {
+            server.set_path(&format!("{}/", server.path()));
+        }
+        let token_origins = std::iter::once(&config.server).chain(&config.token_origins).map(Url::origin).collect();
+        let http = Http::new(&config)?;
+        let tokens = config.auth.clone().map(|auth| auth::Tokens::new(auth, config.allow_http)).transpose()?;
+        Ok(Self { config, http, tokens, token_origins })
+    }
+
+    /// Starts an export. It is not idempotent (rule 36): dropped in mid-air, or after a fault of the network, a job may
+    /// exist on the server that nobody waits for.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when other exports keep the server busy for `kick_off_deadline`; [`Error::Denied`],
+    /// [`Error::Refused`] with the issues of its `OperationOutcome`; [`Error::Unreachable`].
+    pub async fn kick_off(&self, request: &Request) -> Result<Job, Error> {
+        let url = request.url(&self.config.server)?;
+        let place = format!("kick-off at {}", error::shown(&url));
+        let exchange = Exchange {
+            method: Method::GET,
+            url: &url,
+            // Exactly this: the reference server answers 400 to any other (rule 8, Q-4).
+            accept: "application/fhir+json",
+            headers: KICK_OFF,
+            token: TokenUse::WhereAllowed,
+            redirects: Redirects::Refuse,
+            place: &place,
+        };
+        let mut retries = Retries::new(&self.config);
+        let mut busy = Backoff::new(self.config.poll_min_interval, self.config.poll_max_interval);
+        let started = Instant::now();
+        loop {
+            let fault = match self.send(&exchange).await {
+                Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, place, &response),
+                Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                    let wait = busy.wait(http::retry_after(response.headers()));
+                    if started.elapsed() + wait > self.config.kick_off_deadline {
+                        return Err(Error::Busy { place, waited: started.elapsed() });
+                    }
+                    tracing::info!(place, wait_ms = wait.as_millis(), "the server is busy with another export");
+                    sleep(wait).await;
+                    continue;
+                }
+                Ok(response) if may_pass(response.status()) => self.http.fault(response).await,
+                Ok(response) => return Err(self.refusal(place, &url, response).await),
+                Err(Failure::Again(fault)) => fault,
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            retries.pause(&place, fault).await?;
+        }
+    }
+
+    /// Sends where the origin rules allow it, with a token where they allow that, renewed once after a 401 (rule 44), and
+    /// follows redirects if asked to.
+    async fn send(&self, exchange: &Exchange<'_>) -> Result<Response, Failure> {
+        let mut route = Route::new(exchange, &self.config);
+        loop {
+            let response = self.send_to(exchange, route.url()?).await?;
+            if !route.goes_on(&response)? {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// As [`Client::send`], for the documents that tell where tokens come from.
+    async fn send_untokened(&self, exchange: &Exchange<'_>) -> Result<Response, Failure> {
+        let mut route = Route::new(exchange, &self.config);
+        loop {
+            let response = self.http.send(exchange, route.url()?, None).await?;
+            if !route.goes_on(&response)? {
+                return Ok(response);
+            }
+        }
+    }
+
+    async fn send_to(&self, exchange: &Exchange<'_>, url: &Url) -> Result<Response, Failure> {
+        let tokens = match (&self.tokens, exchange.token) {
+            (Some(tokens), TokenUse::WhereAllowed) if self.may_have_token(url) => tokens,
+            _ => return Ok(self.http.send(exchange, url, None).await?),
+        };
+        let token = tokens.current(self).await?;
+        let response = self.http.send(exchange, url, Some(token.authorization(exchange.place)?)).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let token = tokens.renewed(self, &token).await?;
+        Ok(self.http.send(exchange, url, Some(token.authorization(exchange.place)?)).await?)
+    }
+
+    fn may_have_token(&self, url: &Url) -> bool {
+        self.token_origins.contains(&url.origin())
+    }
+
+    /// The error of an answer that no repetition makes better.
+    async fn refusal(&self, place: String, url: &Url, response: Response) -> Error {
+        let status = response.status();
+        let issues = self.http.issues(response).await;
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denial(place, url, status, issues),
+            _ => Error::Refused { place, status, issues },
+        }
+    }
+
+    fn denial(&self, place: String, url: &Url, status: StatusCode, issues: Issues) -> Error {
+        if self.tokens.is_some() && !self.may_have_token(url) {
+            return Error::ForeignOrigin { place, origin: url.origin().ascii_serialization() };
+        }
+        Error::Denied { place, status, issues }
+    }
+
+    /// The job behind a 202. Its URL is made absolute (rule 32, Q-6).
+    fn job(&self, kick_off: &Url, place: String, response: &Response) -> Result<Job, Error> {
+        let location = response.headers().get(CONTENT_LOCATION).map(HeaderValue::to_str);
+        let Some(status_url) = location.and_then(Result::ok).and_then(|location| kick_off.join(location.trim()).ok())
+        else {
+            return Err(Error::NoStatusUrl { place });
+        };
+        if let Err(reason) = http::admit(&status_url, Some(kick_off), self.config.allow_http) {
+            return Err(Error::UnusableUrl { place, reason });
+        }
+        let kicked_off_at = http::date(response.headers()).map(TransactionTime::from);
+        Ok(Job { status_url, kicked_off_at, polling_since: local_instant::now() })
+    }
+}
+
+impl Job {
+    /// Tells the server that its files are no longer needed, or its work not wanted (rules 103 and 105). A server that
+    /// does not know the job, or does not know the method, counts as done.
+    pub async fn delete(self, client: &Client) -> Result<(), Error> {
+        let place = format!("deleting the export at {}", error::shown(&self.status_url));
+        let exchange = Exchange {
+            method: Method::DELETE,
+            url: &self.status_url,
+            accept: "application/json",
+            headers: &[],
+            token: TokenUse::WhereAllowed,
+            redirects: Redirects::Refuse,
+            place: &place,
+        };
+        let mut retries = Retries::new(&client.config);
+        loop {
+            let fault = match client.send(&exchange).await {
+                Ok(response) if is_done(response.status()) => return Ok(()),
+                Ok(response) if may_pass(response.status()) => client.http.fault(response).await,
+                Ok(response) => return Err(client.refusal(place, &self.status_url, response).await),
+                Err(Failure::Again(fault)) => fault,
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            retries.pause(&place, fault).await?;
+        }
+    }
+}
+
+fn is_done(status: StatusCode) -> bool {
+    status.is_success() || matches!(status.as_u16(), 404 | 405 | 410)
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Client").field("server", &error::shown(&self.config.server)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Job")
+            .field("status_url", &error::shown(&self.status_url))
+            .field("kicked_off_at", &self.kicked_off_at)
+            .field("polling_since", &self.polling_since)
+            .finish()
+    }
+}
+
+/// Instants of our own clock, in the state file as RFC 3339.
+mod local_instant {
+    use chrono::SecondsFormat::Millis;
+    use serde::{Deserializer, Serializer, de};
+
+    use super::{DateTime, Deserialize, Utc, parse_instant};
+
+    #[expect(clippy::disallowed_methods, reason = "the age of a job across restarts is a matter of our own clock")]
+    pub(super) fn now() -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    pub(super) fn serialize<S: Serializer>(instant: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&instant.to_rfc3339_opts(Millis, true))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_instant(&text).ok_or_else(|| de::Error::custom("not an instant with a zone"))
+    }
+}

@@ -1,0 +1,240 @@
+//! Waiting for an export: status polls until every page of the manifest is there.
+//!
+//! A poll that fails is not a job that failed: what may pass is waited for, what the server says about the job is
+//! believed, and the deadline counts from the kick-off, across restarts.
+
+use std::{collections::HashSet, time::Duration};
+
+use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use tokio::time::{Instant, sleep};
+use url::Url;
+
+use super::{
+    Client, Completed, Error, Issues, Job,
+    error::shown,
+    http::{self, Backoff, Exchange, Failure, Fault, Redirects, Retries, TokenUse},
+    local_instant,
+    manifest::Pages,
+};
+
+/// A server may not know its own job for so long after it accepted it (rule 45, Q-19).
+const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
+/// How often a failed export is asked about again before the failure is believed (rule 44, Q-22, Q-81).
+const FAILURES_BELIEVED: u32 = 3;
+const X_PROGRESS_MAX_CHARS: usize = 100;
+
+/// What is known of a job that is not done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Progress {
+    /// Since this wait began.
+    pub polls: u32,
+    /// The server's own words, for people only (rule 41): at most 100 characters, none of them a control character.
+    pub x_progress: Option<String>,
+    /// Until the next poll.
+    pub retry_in: Duration,
+}
+
+impl Job {
+    /// Polls until the export is done, and reads every page of its manifest (rules 66 to 70).
+    ///
+    /// # Errors
+    /// [`Error::JobLost`] and [`Error::ExportFailed`]: start afresh with the old `_since`. [`Error::Unreachable`] and
+    /// [`Error::Denied`]: the job may still be running, wait for it again later. [`Error::Deadline`],
+    /// [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
+    pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(Progress) + Sync)) -> Result<Completed, Error> {
+        let mut wait = Wait::new(client, &self, on_progress);
+        let mut pages = Pages::default();
+        let mut seen = HashSet::new();
+        let mut url = self.status_url.clone();
+        loop {
+            let next = wait.page(&url, &mut pages).await?;
+            seen.insert(url);
+            let Some(next) = next else { break };
+            let not_a_manifest =
+                |reason: &str| Error::NotAManifest { place: wait.place.clone(), reason: reason.to_owned() };
+            if seen.contains(&next) {
+                return Err(not_a_manifest("its pages form a cycle"));
+            }
+            if seen.len() >= client.config.max_manifest_pages {
+                return Err(not_a_manifest("it has more pages than allowed; raise the limit if that is right"));
+            }
+            url = next;
+        }
+        Ok(Completed { manifest: pages.manifest(client.tokens.is_some()), job: self })
+    }
+}
+
+/// One wait for one job: its clock, what it may still read, whom it tells.
+struct Wait<'a> {
+    client: &'a Client,
+    on_progress: &'a (dyn Fn(Progress) + Sync),
+    place: String,
+    /// The age of the job when the wait began.
+    age: Duration,
+    started: Instant,
+    polls: u32,
+    bytes_left: u64,
+}
+
+/// What one answer means.
+enum Polled {
+    Manifest {
+        next: Option<Url>,
+    },
+    /// Ask again later; nothing is wrong.
+    Later {
+        retry_after: Option<Duration>,
+        x_progress: Option<String>,
+    },
+    /// Ask again, but not for ever.
+    Failed(Fault),
+}
+
+impl<'a> Wait<'a> {
+    fn new(client: &'a Client, job: &Job, on_progress: &'a (dyn Fn(Progress) + Sync)) -> Self {
+        Self {
+            client,
+            on_progress,
+            place: format!("export status at {}", shown(&job.status_url)),
+            // A clock that was set back makes the job young, never old.
+            age: (local_instant::now() - job.polling_since).to_std().unwrap_or_default(),
+            started: Instant::now(),
+            polls: 0,
+            bytes_left: client.config.max_manifest_bytes,
+        }
+    }
+
+    /// Polls one page until it is there, and adds it.
+    async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
+        let config = &self.client.config;
+        let mut interval = Backoff::new(config.poll_min_interval, config.poll_max_interval);
+        let mut retries = Retries::new(config);
+        loop {
+            self.polls = self.polls.saturating_add(1);
+            let (retry_in, x_progress) = match self.poll(url, pages).await? {
+                Polled::Manifest { next } => return Ok(next),
+                Polled::Later { retry_after, x_progress } => {
+                    retries.reset();
+                    (interval.wait(retry_after), x_progress)
+                }
+                Polled::Failed(fault) => (self.failed(&mut retries, fault)?, None),
+            };
+            self.before_deadline()?;
+            (self.on_progress)(Progress { polls: self.polls, x_progress, retry_in });
+            sleep(retry_in).await;
+        }
+    }
+
+    async fn poll(&mut self, url: &Url, pages: &mut Pages) -> Result<Polled, Error> {
+        let exchange = Exchange {
+            method: Method::GET,
+            url,
+            accept: "application/json",
+            headers: &[],
+            token: TokenUse::WhereAllowed,
+            redirects: Redirects::Follow,
+            place: &self.place,
+        };
+        let response = match self.client.send(&exchange).await {
+            Ok(response) => response,
+            Err(Failure::Again(fault)) => return Ok(Polled::Failed(fault)),
+            Err(Failure::Final(error)) => return Err(error),
+        };
+        let retry_after = http::retry_after(response.headers());
+        match export_status(&response) {
+            StatusCode::OK => self.manifest(url, response, pages).await,
+            StatusCode::ACCEPTED => Ok(Polled::Later { retry_after, x_progress: x_progress(response.headers()) }),
+            StatusCode::TOO_MANY_REQUESTS => Ok(Polled::Later { retry_after, x_progress: None }),
+            StatusCode::NOT_FOUND if self.job_age() < UNKNOWN_GRACE => {
+                Ok(Polled::Later { retry_after, x_progress: None })
+            }
+            status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                Err(Error::JobLost { place: self.place.clone(), status })
+            }
+            status => {
+                let issues = self.client.http.issues(response).await;
+                self.failure(url, status, retry_after, issues)
+            }
+        }
+    }
+
+    async fn manifest(&mut self, url: &Url, response: Response, pages: &mut Pages) -> Result<Polled, Error> {
+        let body = match self.client.http.read(response, self.bytes_left).await {
+            Ok(Some(body)) => body,
+            Ok(None) => {
+                let limit_bytes = self.client.config.max_manifest_bytes;
+                return Err(Error::TooLarge { place: self.place.clone(), limit_bytes });
+            }
+            Err(fault) => return Ok(Polled::Failed(fault)),
+        };
+        match pages.add(&body, url) {
+            Ok(next) => {
+                self.bytes_left = self.bytes_left.saturating_sub(body.len() as u64);
+                Ok(Polled::Manifest { next })
+            }
+            Err(reason) => Ok(Polled::Failed(Fault::NotAManifest(reason))),
+        }
+    }
+
+    /// What an error means for the job (rules 43 and 44).
+    fn failure(
+        &self,
+        url: &Url,
+        status: StatusCode,
+        retry_after: Option<Duration>,
+        issues: Issues,
+    ) -> Result<Polled, Error> {
+        let place = self.place.clone();
+        match status {
+            _ if issues.are_transient() => Ok(Polled::Later { retry_after, x_progress: None }),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.client.denial(place, url, status, issues)),
+            _ if http::may_pass(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
+            _ if status.is_success() => {
+                Ok(Polled::Failed(Fault::NotAManifest(format!("the server answered {status}"))))
+            }
+            _ if status.is_redirection() => Err(Error::Refused { place, status, issues }),
+            _ => Err(Error::ExportFailed { place, status, issues }),
+        }
+    }
+
+    /// The wait before another attempt, or what the attempts so far amount to.
+    fn failed(&self, retries: &mut Retries, fault: Fault) -> Result<Duration, Error> {
+        let place = &self.place;
+        match fault {
+            Fault::Status { status, issues, .. }
+                if !issues.0.is_empty() && retries.attempts() + 1 >= FAILURES_BELIEVED =>
+            {
+                Err(Error::ExportFailed { place: place.clone(), status, issues })
+            }
+            Fault::NotAManifest(reason) if retries.attempts() + 1 >= FAILURES_BELIEVED => {
+                Err(Error::NotAManifest { place: place.clone(), reason })
+            }
+            fault => retries.failed(place, fault),
+        }
+    }
+
+    fn job_age(&self) -> Duration {
+        self.age + self.started.elapsed()
+    }
+
+    /// Asked after a poll, so that a job which was done while we were down is still fetched.
+    fn before_deadline(&self) -> Result<(), Error> {
+        let deadline = self.client.config.poll_deadline;
+        if self.job_age() < deadline { Ok(()) } else { Err(Error::Deadline { place: self.place.clone(), deadline }) }
+    }
+}
+
+/// The status of the export: that of the answer, or on a 200 what `X-Export-Status` says (rule 37).
+fn export_status(response: &Response) -> StatusCode {
+    let header = || response.headers().get("x-export-status")?.to_str().ok()?.get(..3)?.parse().ok();
+    match response.status() {
+        StatusCode::OK => header().unwrap_or(StatusCode::OK),
+        status => status,
+    }
+}
+
+fn x_progress(headers: &HeaderMap) -> Option<String> {
+    let text = String::from_utf8_lossy(headers.get("x-progress")?.as_bytes()).into_owned();
+    let text: String = text.chars().filter(|char| !char.is_control()).take(X_PROGRESS_MAX_CHARS).collect();
+    (!text.trim().is_empty()).then(|| text.trim().to_owned())
+}

@@ -1,0 +1,73 @@
+//! What is asked of a server: a level, resource types, and since when.
+//!
+//! A request becomes one kick-off URL. Parameters that real servers misread are not sent: no `_outputFormat` (Q-10,
+//! Q-77), no repeated `_type`.
+
+use std::collections::BTreeSet;
+
+use url::Url;
+
+use super::Error;
+use crate::fhir::ResourceType;
+
+/// Whose data (rule 3).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Level {
+    System,
+    Patient,
+    /// The logical id of a Group.
+    Group(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Request {
+    pub level: Level,
+    /// Without any the server decides, which hardly ever means "all".
+    pub types: Vec<ResourceType>,
+    /// An instant in UTC with milliseconds, as [`crate::fhir::TransactionTime::since`] writes it (rule 15).
+    pub since: Option<String>,
+}
+
+impl Request {
+    /// # Errors
+    /// A Group id that is no path segment.
+    pub(super) fn url(&self, base: &Url) -> Result<Url, Error> {
+        let mut url = under(base, self.segments()?);
+        let mut parameters = Vec::new();
+        if !self.types.is_empty() {
+            // BCDA answers 400 to a type that is named twice.
+            let mut seen = BTreeSet::new();
+            let types: Vec<_> =
+                self.types.iter().filter(|kind| seen.insert(**kind)).map(|kind| kind.as_str()).collect();
+            parameters.push(format!("_type={}", types.join(",")));
+        }
+        if let Some(since) = &self.since {
+            let since: String = url::form_urlencoded::byte_serialize(since.as_bytes()).collect();
+            parameters.push(format!("_since={since}"));
+        }
+        url.set_query((!parameters.is_empty()).then(|| parameters.join("&")).as_deref());
+        Ok(url)
+    }
+
+    fn segments(&self) -> Result<Vec<&str>, Error> {
+        match &self.level {
+            Level::System => Ok(vec!["$export"]),
+            Level::Patient => Ok(vec!["Patient", "$export"]),
+            // A URL swallows "." and "..": another resource would be asked.
+            Level::Group(id) if matches!(id.as_str(), "" | "." | "..") => {
+                Err(Error::Config { setting: "group id", reason: format!("{id:?} names no Group") })
+            }
+            Level::Group(id) => Ok(vec!["Group", id, "$export"]),
+        }
+    }
+}
+
+/// A URL below the FHIR base, whose own path is kept; each segment is percent-encoded.
+pub(super) fn under<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
+    let mut url = base.clone();
+    // Only a URL without a host has no segments; the configuration refused those.
+    if let Ok(mut path) = url.path_segments_mut() {
+        path.pop_if_empty().extend(segments);
+    }
+    url
+}

@@ -1,0 +1,160 @@
+use super::*;
+
+fn accepted(location: &str) -> Answer {
+    Answer::status(202).header("content-location", location).header("date", "Fri, 20 Nov 2026 10:00:07 GMT")
+}
+
+#[tokio::test]
+async fn a_kick_off_says_exactly_what_servers_want_to_hear() {
+    let server = Server::start(|_| accepted("/status/1")).await;
+    let request = Request {
+        level: Level::Group("a b/c".to_owned()),
+        types: ["Patient", "Condition", "Patient"].map(|name| name.parse().unwrap()).to_vec(),
+        since: Some("2026-11-20T08:00:00.999+02:00".to_owned()),
+    };
+    client(&server).kick_off(&request).await.unwrap();
+    let asked = &server.asked()[0];
+    assert_eq!(asked.method, "GET");
+    assert_eq!(
+        asked.path,
+        "/fhir/Group/a%20b%2Fc/$export?_type=Patient,Condition&_since=2026-11-20T08%3A00%3A00.999%2B02%3A00"
+    );
+    assert_eq!(asked.header("accept"), Some("application/fhir+json"));
+    assert_eq!(asked.header("prefer"), Some("respond-async"));
+    assert_eq!(asked.header("cache-control"), Some("no-cache"));
+    assert_eq!(asked.header("user-agent"), Some(concat!("fhir-sync/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(asked.header("authorization"), None);
+}
+
+#[tokio::test]
+async fn each_level_has_its_own_path() {
+    let server = Server::start(|_| accepted("/status/1")).await;
+    for level in [Level::System, Level::Patient, Level::Group("7".to_owned())] {
+        client(&server).kick_off(&Request { level, ..request(&[]) }).await.unwrap();
+    }
+    let paths: Vec<_> = server.asked().into_iter().map(|asked| asked.path).collect();
+    assert_eq!(paths, ["/fhir/$export", "/fhir/Patient/$export", "/fhir/Group/7/$export"]);
+}
+
+#[tokio::test]
+async fn a_group_id_that_would_ask_for_something_else_is_refused() {
+    let server = Server::start(|_| accepted("/status/1")).await;
+    for id in ["", ".", ".."] {
+        let request = Request { level: Level::Group(id.to_owned()), ..request(&[]) };
+        assert!(matches!(client(&server).kick_off(&request).await, Err(Error::Config { .. })), "{id:?}");
+    }
+    assert!(server.asked().is_empty());
+}
+
+#[tokio::test]
+async fn a_relative_content_location_is_resolved_against_the_kick_off() {
+    for (location, path) in [("/status/1?x=2", "/status/1?x=2"), ("status/1", "/fhir/status/1")] {
+        let server = Server::start(move |_| accepted(location)).await;
+        let job = client(&server).kick_off(&request(&[])).await.unwrap();
+        assert_eq!(job.status_url, server.url(path));
+    }
+}
+
+#[tokio::test]
+async fn a_job_carries_the_clock_of_the_server_and_survives_the_state_file() {
+    let server = Server::start(|_| accepted("/status/1")).await;
+    let job = client(&server).kick_off(&request(&[])).await.unwrap();
+    assert_eq!(job.kicked_off_at.unwrap().to_string(), "2026-11-20T10:00:07Z");
+    let text = serde_json::to_string(&job).unwrap();
+    let again: Job = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), text);
+}
+
+#[tokio::test]
+async fn a_202_without_a_status_url_is_no_job() {
+    let server = Server::start(|_| Answer::status(202)).await;
+    assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::NoStatusUrl { .. })));
+}
+
+#[tokio::test]
+async fn a_status_url_in_clear_on_another_host_is_refused() {
+    let server = Server::start(|_| accepted("http://fhir.example.org/status")).await;
+    assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::UnusableUrl { .. })));
+    let client = Client::new(Config { allow_http: true, ..config(&server) }).unwrap();
+    assert!(client.kick_off(&request(&[])).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_busy_server_is_waited_for() {
+    let mut busy = 8;
+    let server = Server::start(move |_| {
+        busy -= 1;
+        if busy > 0 { Answer::status(429).header("retry-after", "18000") } else { accepted("/status/1") }
+    })
+    .await;
+    client(&server).kick_off(&request(&[])).await.unwrap();
+    assert_eq!(server.asked().len(), 8, "more often than a fault is tried again");
+}
+
+#[tokio::test]
+async fn a_server_that_stays_busy_is_given_up_at_the_deadline() {
+    let server = Server::start(|_| Answer::status(429)).await;
+    let config = Config { kick_off_deadline: Duration::from_millis(20), ..config(&server) };
+    let error = Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_refusal_names_severity_and_code_but_not_the_diagnostics() {
+    let server = Server::start(|_| Answer::outcome(400, "not-supported")).await;
+    let error = client(&server).kick_off(&request(&["Patient"])).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("error (not-supported)") && text.contains("/fhir/$export"), "{text}");
+    assert!(!text.contains("Jane") && !text.contains("_type"), "{text}");
+    assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_code_that_is_no_code_is_not_repeated() {
+    let server = Server::start(|_| Answer::outcome(400, "Jane Doe, born 1970")).await;
+    let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(error.to_string().contains("error (unknown)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_kick_off_that_fails_is_tried_again_and_then_given_up() {
+    let server = Server::start(|_| Answer::status(503)).await;
+    let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { attempts: 6, .. }), "{error}");
+    assert_eq!(server.asked().len(), 6);
+}
+
+#[tokio::test]
+async fn a_kick_off_is_not_redirected() {
+    let server = Server::start(|_| Answer::status(307).header("location", "/elsewhere")).await;
+    assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::Refused { .. })));
+    assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_is_fine() {
+    for status in [200, 202, 204, 404, 405, 410] {
+        let server = Server::start(move |_| Answer::status(status)).await;
+        job(&server).delete(&client(&server)).await.unwrap();
+        assert_eq!(server.asked()[0].method, "DELETE");
+    }
+    let server = Server::start(|_| Answer::outcome(403, "forbidden")).await;
+    assert!(matches!(job(&server).delete(&client(&server)).await, Err(Error::Denied { .. })));
+}
+
+#[test]
+fn a_server_that_would_be_asked_in_clear_is_refused() {
+    install_crypto();
+    let new = |server: &str, allow_http| Client::new(Config { allow_http, ..Config::new(server.parse().unwrap()) });
+    for good in ["https://fhir.example.org/r4", "http://localhost:8080/", "http://127.0.0.1/", "http://[::1]/fhir"] {
+        assert!(new(good, false).is_ok(), "{good}");
+    }
+    for bad in ["http://fhir.example.org/", "http://localhost.example.org/", "ftp://localhost/", "mailto:a@b.c"] {
+        assert!(matches!(new(bad, false), Err(Error::UnusableUrl { .. })), "{bad}");
+    }
+    assert!(new("http://fhir.example.org/", true).is_ok());
+    for bad in ["https://me:secret@fhir.example.org/", "https://fhir.example.org/?key=secret"] {
+        let error = new(bad, false).unwrap_err().to_string();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

@@ -1,0 +1,98 @@
+//! The export room against a real HTTP server on a port of its own.
+//!
+//! Waits are configured in milliseconds; where hours must pass, tokio's clock is set forward between two requests.
+
+use std::time::Duration;
+
+use async_compression::tokio::write::GzipEncoder;
+use tokio::io::AsyncWriteExt;
+use url::Url;
+
+use super::{Client, Completed, Config, Error, File, Job, Level, Progress, Request, auth, local_instant};
+use server::{Answer, Server};
+
+mod authorization;
+mod download;
+mod keys;
+mod kick_off;
+mod manifest;
+mod poll;
+mod retry;
+mod server;
+
+/// A configuration that waits milliseconds where the default waits seconds.
+fn config(server: &Server) -> Config {
+    install_crypto();
+    Config {
+        poll_min_interval: Duration::from_millis(1),
+        poll_max_interval: Duration::from_millis(3),
+        kick_off_deadline: Duration::from_secs(5),
+        idle_timeout: Duration::from_secs(5),
+        retry_min_wait: Duration::from_millis(1),
+        retry_max_wait: Duration::from_millis(3),
+        ..Config::new(server.url("/fhir"))
+    }
+}
+
+fn client(server: &Server) -> Client {
+    Client::new(config(server)).unwrap()
+}
+
+fn install_crypto() {
+    // Another test may have been first.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+fn request(types: &[&str]) -> Request {
+    Request { level: Level::System, types: types.iter().map(|name| name.parse().unwrap()).collect(), since: None }
+}
+
+fn job(server: &Server) -> Job {
+    Job { status_url: server.url("/status"), kicked_off_at: None, polling_since: local_instant::now() }
+}
+
+async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
+    job.wait(client, &|_: Progress| {}).await
+}
+
+fn file(url: Url) -> File {
+    File {
+        name: "Patient file 1 of 1".to_owned(),
+        resource_type: Some("Patient".parse().unwrap()),
+        url,
+        count: None,
+        requires_access_token: false,
+    }
+}
+
+async fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzipEncoder::new(Vec::new());
+    encoder.write_all(bytes).await.unwrap();
+    encoder.shutdown().await.unwrap();
+    encoder.into_inner()
+}
+
+/// Lets time pass for everything that measures it with tokio, and for nothing else.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[test]
+fn futures_can_be_moved_between_threads() {
+    fn is_send<T: Send>(_: T) {}
+    install_crypto();
+    let client = Client::new(Config::new("http://localhost/".parse().unwrap())).unwrap();
+    let job = Job {
+        status_url: "http://localhost/status?signature=s3cret".parse().unwrap(),
+        kicked_off_at: None,
+        polling_since: local_instant::now(),
+    };
+    let file = file("http://localhost/file?signature=s3cret".parse().unwrap());
+    assert!(!format!("{client:?} {job:?} {file:?}").contains("s3cret"), "and nothing prints a query");
+    is_send(client.kick_off(&request(&[])));
+    is_send(job.clone().delete(&client));
+    is_send(wait(job, &client));
+    is_send(client.download(&file, tokio::sync::mpsc::channel(1).0));
+}

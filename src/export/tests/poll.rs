@@ -1,0 +1,203 @@
+use std::sync::Mutex;
+
+use super::*;
+
+const EMPTY: &str = r#"{"transactionTime":"2026-11-20T10:00:00Z","requiresAccessToken":false,"output":[],"error":[]}"#;
+
+/// Answers in turn; the last one for ever.
+async fn answering(answers: Vec<fn() -> Answer>) -> Server {
+    let mut turn = 0;
+    Server::start(move |_| {
+        turn += 1;
+        answers[(turn - 1).min(answers.len() - 1)]()
+    })
+    .await
+}
+
+fn old_job(server: &Server, minutes: i64) -> Job {
+    Job { polling_since: local_instant::now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
+}
+
+#[tokio::test]
+async fn a_job_is_polled_until_its_manifest_is_there_and_progress_is_told() {
+    let server = answering(vec![
+        || Answer::status(202).header("x-progress", format!("50%\t{}", "x".repeat(200))).header("retry-after", "120"),
+        || Answer::status(429).header("retry-after", "1795219106502"),
+        || Answer::json(EMPTY),
+    ])
+    .await;
+    let told = Mutex::new(Vec::new());
+    let completed = job(&server).wait(&client(&server), &|progress| told.lock().unwrap().push(progress)).await.unwrap();
+    assert_eq!(completed.manifest.transaction_time.unwrap().to_string(), "2026-11-20T10:00:00Z");
+    let told = told.into_inner().unwrap();
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[0].polls, 1);
+    assert_eq!(told[0].retry_in, Duration::from_millis(3), "Retry-After is clamped");
+    let x_progress = told[0].x_progress.as_deref().unwrap();
+    assert!(x_progress.starts_with("50%xxx") && x_progress.len() == 100, "{x_progress}");
+    assert_eq!(server.asked()[0].header("accept"), Some("application/json"));
+}
+
+#[tokio::test]
+async fn a_404_right_after_the_kick_off_is_waited_out() {
+    let server = answering(vec![|| Answer::status(404), || Answer::json(EMPTY)]).await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_404_later_or_a_410_means_that_the_job_is_lost() {
+    let server = answering(vec![|| Answer::status(404)]).await;
+    let error = wait(old_job(&server, 2), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::JobLost { .. }), "{error}");
+    let server = answering(vec![|| Answer::status(410)]).await;
+    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::JobLost { .. })));
+}
+
+#[tokio::test]
+async fn transient_issues_are_waited_out_however_often_they_come() {
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        match turn {
+            ..10 => Answer::outcome(500, "transient"),
+            10..20 => Answer::outcome(400, "throttled"),
+            _ => Answer::json(EMPTY),
+        }
+    })
+    .await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+    assert_eq!(server.asked().len(), 20);
+}
+
+#[tokio::test]
+async fn a_4xx_with_other_issues_means_that_the_export_failed() {
+    let server = answering(vec![|| Answer::outcome(422, "processing")]).await;
+    let error = wait(job(&server), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::ExportFailed { .. }), "{error}");
+    assert!(!error.to_string().contains("Jane"), "{error}");
+}
+
+#[tokio::test]
+async fn a_500_with_other_issues_is_believed_the_third_time() {
+    let server = answering(vec![|| Answer::outcome(500, "processing")]).await;
+    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::ExportFailed { .. })));
+    assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn a_5xx_of_a_proxy_is_tried_again_and_counted_in_a_row() {
+    let bad = || Answer::status(502).body("<html>");
+    let server =
+        answering(vec![bad, bad, bad, bad, bad, || Answer::status(202), bad, bad, || Answer::json(EMPTY)]).await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+    let server = answering(vec![bad]).await;
+    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::Unreachable { attempts: 6, .. })));
+}
+
+#[tokio::test]
+async fn a_server_that_nobody_listens_at_is_unreachable_and_its_query_is_not_told() {
+    let server = answering(vec![|| Answer::status(202)]).await;
+    let client = client(&server);
+    let job = Job { status_url: server.url("/status?signature=s3cret"), ..job(&server) };
+    drop(server);
+    let error = anyhow::Error::from(wait(job, &client).await.unwrap_err());
+    assert!(!format!("{error:?} {error:#}").contains("s3cret"), "{error:#}");
+}
+
+#[tokio::test]
+async fn a_200_that_is_no_manifest_is_never_an_empty_export() {
+    for body in [
+        "",
+        "null",
+        "[]",
+        "<html>",
+        "{}",
+        r#"{"message":"done"}"#,
+        r#"{"resourceType":"OperationOutcome","issue":[],"output":[]}"#,
+        r#"{"transactionTime":"2026-11-20T10:00:00Z","output":[{"type":"Patient"}]}"#,
+        r#"{"output":"Jane Doe"}"#,
+    ] {
+        let server = Server::start(move |_| Answer::json(body)).await;
+        let error = wait(job(&server), &client(&server)).await.unwrap_err();
+        assert!(matches!(error, Error::NotAManifest { .. }), "{body}: {error}");
+        assert!(!error.to_string().contains("Jane"), "{error}");
+        assert_eq!(server.asked().len(), 3, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn x_export_status_on_a_200_is_the_status_of_the_export() {
+    let server = answering(vec![|| Answer::json(r#"{"output":[]}"#).header("x-export-status", "202"), || {
+        Answer::json(EMPTY).header("x-export-status", "200 OK")
+    }])
+    .await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+    assert_eq!(server.asked().len(), 2);
+}
+
+#[tokio::test]
+async fn a_job_beyond_its_deadline_is_asked_once_more() {
+    let server = answering(vec![|| Answer::json(EMPTY)]).await;
+    assert!(wait(old_job(&server, 60 * 24 * 31), &client(&server)).await.is_ok());
+    let server = answering(vec![|| Answer::status(202)]).await;
+    let error = wait(old_job(&server, 60 * 24 * 31), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. }), "{error}");
+    assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn a_denied_poll_says_so() {
+    let server = answering(vec![|| Answer::status(403)]).await;
+    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::Denied { .. })));
+}
+
+#[tokio::test]
+async fn every_page_is_followed_also_when_it_is_not_ready_yet() {
+    let mut waited = false;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/status" => Answer::json(
+            r#"{"transactionTime":"2026-11-20T10:00:09Z","requiresAccessToken":true,
+                "output":[{"type":"Patient","url":"files/1"}],
+                "link":[{"relation":"self","url":"/status"},{"relation":"next","url":"/pages/2"}]}"#,
+        ),
+        "/pages/2" if !std::mem::replace(&mut waited, true) => Answer::status(202),
+        "/pages/2" => Answer::json(
+            r#"{"transactionTime":"2026-11-20T10:00:05Z","output":[{"type":"Patient","url":"/files/2"}],
+                "error":[{"type":"OperationOutcome","url":"/files/3"}]}"#,
+        ),
+        path => panic!("{path}"),
+    })
+    .await;
+    let manifest = wait(job(&server), &client(&server)).await.unwrap().manifest;
+    assert_eq!(manifest.transaction_time.unwrap().to_string(), "2026-11-20T10:00:05Z", "the earlier one");
+    let files: Vec<_> = manifest.output.iter().map(|file| (file.name.as_str(), file.url.path())).collect();
+    assert_eq!(files, [("Patient file 1 of 2", "/files/1"), ("Patient file 2 of 2", "/files/2")]);
+    assert!(manifest.output.iter().all(|file| file.requires_access_token), "what the first page says holds for all");
+    assert_eq!(manifest.outcomes.len(), 1);
+}
+
+#[tokio::test]
+async fn pages_that_form_a_cycle_or_never_end_are_no_manifest() {
+    let page = |next: &str| Answer::json(&format!(r#"{{"output":[],"link":[{{"relation":"next","url":"{next}"}}]}}"#));
+    let server = Server::start(move |asked| page(if asked.path == "/status" { "/2" } else { "/status" })).await;
+    let error = wait(job(&server), &client(&server)).await.unwrap_err();
+    assert!(error.to_string().contains("cycle"), "{error}");
+    assert_eq!(server.asked().len(), 2);
+
+    let mut number = 0;
+    let server = Server::start(move |_| {
+        number += 1;
+        page(&format!("/{number}"))
+    })
+    .await;
+    let client = Client::new(Config { max_manifest_pages: 5, ..config(&server) }).unwrap();
+    assert!(matches!(wait(job(&server), &client).await, Err(Error::NotAManifest { .. })));
+    assert_eq!(server.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn a_manifest_larger_than_allowed_is_not_held_in_memory() {
+    let server = answering(vec![|| Answer::json(EMPTY)]).await;
+    let client = Client::new(Config { max_manifest_bytes: 20, ..config(&server) }).unwrap();
+    assert!(matches!(wait(job(&server), &client).await, Err(Error::TooLarge { limit_bytes: 20, .. })));
+}
