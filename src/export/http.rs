@@ -290,10 +290,6 @@ impl Retries {
         Ok(wait)
     }
 
-    pub(super) fn attempts(&self) -> u32 {
-        self.attempts
-    }
-
     /// There was progress: count from the start.
     pub(super) fn reset(&mut self) {
         self.attempts = 0;

@@ -1,3 +1,5 @@
+//! Tokens: where they come from, when they are renewed, and who never sees one.
+
 use std::collections::HashSet;
 
 use auth::SigningKey;

@@ -1,3 +1,5 @@
+//! Downloads: each byte once, the end always seen, nothing but NDJSON.
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 

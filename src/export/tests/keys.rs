@@ -1,3 +1,5 @@
+//! Signing keys: every form that is read, and what is refused.
+
 use std::{io::Write, os::unix::fs::PermissionsExt};
 
 use auth::SigningKey;
