@@ -96,14 +96,8 @@ pub struct Issues(pub Vec<Issue>);
 impl Issues {
     /// From a body that may be an `OperationOutcome`, or anything.
     pub(super) fn read(body: &[u8]) -> Self {
-        let issues = operation_outcome(body).unwrap_or_default();
-        Self(
-            issues
-                .into_iter()
-                .take(ISSUES_MAX)
-                .map(|issue| Issue { severity: code(issue.severity), code: code(issue.code) })
-                .collect(),
-        )
+        let issues = operation_outcome(body).unwrap_or_default().into_iter();
+        Self(issues.map(|issue| Issue { severity: code(issue.severity), code: code(issue.code) }).collect())
     }
 
     /// The server asks for patience and nothing else (rule 43).
@@ -112,18 +106,19 @@ impl Issues {
     }
 }
 
-const ISSUES_MAX: usize = 10;
+/// A longer list is cut short for people.
+const ISSUES_SHOWN: usize = 10;
 
 impl fmt::Display for Issues {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return out.write_str("without an OperationOutcome");
         }
-        for (index, issue) in self.0.iter().enumerate() {
+        for (index, issue) in self.0.iter().take(ISSUES_SHOWN).enumerate() {
             let comma = if index == 0 { "" } else { ", " };
             write!(out, "{comma}{issue}")?;
         }
-        Ok(())
+        if self.0.len() > ISSUES_SHOWN { out.write_str(", …") } else { Ok(()) }
     }
 }
 

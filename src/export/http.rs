@@ -234,18 +234,14 @@ pub(super) fn may_pass(status: StatusCode) -> bool {
 /// May we go to `url`, which `from` led us to? Only by HTTP, in clear only where that is allowed, and never down from
 /// https (rule 1). The reason if not.
 pub(super) fn admit(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {
-    let refused = |why: &str| Err(format!("{} {why}", shown_scheme(url)));
+    let refused = |why: &str| Err(format!("{} {why}", shown(url)));
     match (url.scheme(), from.map(Url::scheme)) {
         ("https", _) => Ok(()),
         ("http", Some("https")) => refused("is a step down from https; the server's base URL setting is wrong"),
         ("http", _) if allow_http || is_loopback(url) => Ok(()),
         ("http", _) => refused("would go in clear; use https, or set server.allow_http"),
-        _ => refused("is neither http nor https, and cannot be fetched"),
+        (scheme, _) => Err(format!("a {scheme}: URL cannot be fetched, only https and http can")),
     }
-}
-
-fn shown_scheme(url: &Url) -> String {
-    if url.has_host() { shown(url) } else { format!("a {}: URL", url.scheme()) }
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -292,10 +288,6 @@ impl Retries {
         let wait = self.backoff.wait(fault.retry_after());
         tracing::debug!(place, attempt = self.attempts, wait_ms = wait.as_millis(), %fault, "trying again");
         Ok(wait)
-    }
-
-    pub(super) fn attempts(&self) -> u32 {
-        self.attempts
     }
 
     /// There was progress: count from the start.

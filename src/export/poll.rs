@@ -19,8 +19,8 @@ use super::{
 
 /// A server may not know its own job for so long after it accepted it (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
-/// How often a failed export is asked about again before the failure is believed (rule 44, Q-22, Q-81).
-const FAILURES_BELIEVED: u32 = 3;
+/// How often a server must say that an export failed, where it may be a passing fault (rule 44, Q-22, Q-81).
+const VERDICTS_BELIEVED: u32 = 3;
 const X_PROGRESS_MAX_CHARS: usize = 100;
 
 /// What is known of a job that is not done.
@@ -108,16 +108,16 @@ impl<'a> Wait<'a> {
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
         let mut interval = Backoff::new(config.poll_min_interval, config.poll_max_interval);
-        let mut retries = Retries::new(config);
+        let mut setbacks = Setbacks { retries: Retries::new(config), verdicts: 0 };
         loop {
             self.polls = self.polls.saturating_add(1);
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
                 Polled::Manifest { next } => return Ok(next),
                 Polled::Later { retry_after, x_progress } => {
-                    retries.reset();
+                    setbacks.reset();
                     (interval.wait(retry_after), x_progress)
                 }
-                Polled::Failed(fault) => (self.failed(&mut retries, fault)?, None),
+                Polled::Failed(fault) => (setbacks.failed(&self.place, fault)?, None),
             };
             self.before_deadline()?;
             (self.on_progress)(Progress { polls: self.polls, x_progress, retry_in });
@@ -197,22 +197,6 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// The wait before another attempt, or what the attempts so far amount to.
-    fn failed(&self, retries: &mut Retries, fault: Fault) -> Result<Duration, Error> {
-        let place = &self.place;
-        match fault {
-            Fault::Status { status, issues, .. }
-                if !issues.0.is_empty() && retries.attempts() + 1 >= FAILURES_BELIEVED =>
-            {
-                Err(Error::ExportFailed { place: place.clone(), status, issues })
-            }
-            Fault::NotAManifest(reason) if retries.attempts() + 1 >= FAILURES_BELIEVED => {
-                Err(Error::NotAManifest { place: place.clone(), reason })
-            }
-            fault => retries.failed(place, fault),
-        }
-    }
-
     fn job_age(&self) -> Duration {
         self.age + self.started.elapsed()
     }
@@ -221,6 +205,40 @@ impl<'a> Wait<'a> {
     fn before_deadline(&self) -> Result<(), Error> {
         let deadline = self.client.config.poll_deadline;
         if self.job_age() < deadline { Ok(()) } else { Err(Error::Deadline { place: self.place.clone(), deadline }) }
+    }
+}
+
+/// Polls of one page that failed in a row.
+struct Setbacks {
+    retries: Retries,
+    /// Those that spoke about the export, rather than about the way to it.
+    verdicts: u32,
+}
+
+impl Setbacks {
+    /// The wait before another poll, or what the failures so far amount to.
+    fn failed(&mut self, place: &str, fault: Fault) -> Result<Duration, Error> {
+        let is_verdict = match &fault {
+            Fault::NotAManifest(_) => true,
+            Fault::Status { issues, .. } => !issues.0.is_empty(),
+            Fault::Transport(_) | Fault::Idle(_) | Fault::GzipCut => false,
+        };
+        self.verdicts += u32::from(is_verdict);
+        let place = place.to_owned();
+        match fault {
+            Fault::NotAManifest(reason) if self.verdicts >= VERDICTS_BELIEVED => {
+                Err(Error::NotAManifest { place, reason })
+            }
+            Fault::Status { status, issues, .. } if is_verdict && self.verdicts >= VERDICTS_BELIEVED => {
+                Err(Error::ExportFailed { place, status, issues })
+            }
+            fault => self.retries.failed(&place, fault),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.retries.reset();
+        self.verdicts = 0;
     }
 }
 

@@ -79,7 +79,7 @@ impl SigningKey {
     }
 
     /// A JWT of these claims (rule 120).
-    pub(super) fn sign(&self, claims: &Value) -> Result<SecretString, Error> {
+    pub(in crate::export) fn sign(&self, claims: &Value) -> Result<SecretString, Error> {
         let mut header = json!({ "alg": self.algorithm(), "typ": "JWT" });
         if let Some(kid) = &self.kid {
             header["kid"] = Value::from(kid.as_str());

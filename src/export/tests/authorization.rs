@@ -1,1 +1,338 @@
+//! Tokens: where they come from, when they are renewed, and who never sees one.
+
+use std::collections::HashSet;
+
+use auth::SigningKey;
+use bytes::Bytes;
+use keys::{ec_key, rsa_key};
+use serde_json::json;
+use tokio::sync::mpsc;
+
 use super::*;
+
+const LINE: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n";
+const SMART: &str = r#"{"token_endpoint":"/token","capabilities":[],"scopes_supported":["system/*.read"]}"#;
+
+/// A server that hands out the tokens `t1`, `t2`, … and asks `resource` about the rest.
+async fn smart_server(
+    expires_in: &'static str,
+    mut resource: impl FnMut(&server::Asked) -> Answer + Send + 'static,
+) -> Server {
+    let mut tokens = 0;
+    Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::json(SMART),
+        "/token" => {
+            tokens += 1;
+            Answer::json(&format!(r#"{{"access_token":"t{tokens}","token_type":"Bearer"{expires_in}}}"#))
+        }
+        _ => resource(asked),
+    })
+    .await
+}
+
+fn smart_config(server: &Server) -> Config {
+    let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
+    let auth = auth::Config { client_id: "me".to_owned(), key, token_url: None, scopes: Vec::new() };
+    Config { auth: Some(auth), ..config(server) }
+}
+
+fn smart_client(server: &Server) -> Client {
+    Client::new(smart_config(server)).unwrap()
+}
+
+fn guarded(url: Url) -> File {
+    File { requires_access_token: true, ..file(url) }
+}
+
+async fn download(client: &Client, file: &File) -> Result<(), Error> {
+    let (into, mut from) = mpsc::channel::<Bytes>(1);
+    let reader = async { while from.recv().await.is_some() {} };
+    tokio::join!(reader, client.download(file, into)).1.map(|_| ())
+}
+
+/// The paths that were asked for, each with the token that it brought.
+fn asked(server: &Server) -> Vec<(String, Option<String>)> {
+    let asked = server.asked().into_iter();
+    asked.map(|asked| (asked.path.clone(), asked.header("authorization").map(str::to_owned))).collect()
+}
+
+fn count(server: &Server, path: &str) -> usize {
+    server.asked().iter().filter(|asked| asked.path == path).count()
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_with_a_signed_assertion_and_sent_with_each_request() {
+    for made in [rsa_key(), ec_key()] {
+        let server = smart_server("", |asked| match asked.path.as_str() {
+            "/fhir/$export" => Answer::status(202).header("content-location", "/status"),
+            "/status" => Answer::json(r#"{"output":[],"transactionTime":"2026-11-20T10:00:00Z"}"#),
+            path => panic!("{path}"),
+        })
+        .await;
+        let mut config = smart_config(&server);
+        config.auth.as_mut().unwrap().key = SigningKey::parse(&made.jwk.to_string()).unwrap();
+        let client = Client::new(config).unwrap();
+        let job = client.kick_off(&request(&[])).await.unwrap();
+        wait(job.clone(), &client).await.unwrap();
+        let t1 = Some("Bearer t1".to_owned());
+        let expected = [
+            ("/fhir/.well-known/smart-configuration", None),
+            ("/token", None),
+            ("/fhir/$export", t1.clone()),
+            ("/status", t1),
+        ];
+        assert_eq!(asked(&server), expected.map(|(path, token)| (path.to_owned(), token)));
+
+        let post = &server.asked()[1];
+        assert_eq!(post.method, "POST");
+        assert_eq!(post.header("content-type"), Some("application/x-www-form-urlencoded"));
+        assert_eq!(post.field("grant_type").unwrap(), "client_credentials");
+        assert_eq!(post.field("scope").unwrap(), "system/*.read");
+        let kind = post.field("client_assertion_type").unwrap();
+        assert_eq!(kind, "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
+        let claims = made.verified(&post.field("client_assertion").unwrap(), server.url("/token").as_str());
+        assert_eq!((&claims["iss"], &claims["sub"]), (&json!("me"), &json!("me")));
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 240);
+        assert!(claims["jti"].as_str().unwrap().len() >= 32);
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_once_after_a_401() {
+    let server = smart_server("", |asked| match asked.header("authorization") {
+        Some("Bearer t2") => Answer::ndjson(LINE),
+        _ => Answer::status(401),
+    })
+    .await;
+    download(&smart_client(&server), &guarded(server.url("/file"))).await.unwrap();
+    assert_eq!(count(&server, "/token"), 2);
+    assert_eq!(count(&server, "/fhir/.well-known/smart-configuration"), 1);
+
+    let server = smart_server("", |_| Answer::outcome(401, "login")).await;
+    let error = download(&smart_client(&server), &guarded(server.url("/file"))).await.unwrap_err();
+    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert_eq!((count(&server, "/token"), count(&server, "/file")), (2, 2));
+}
+
+#[tokio::test]
+async fn requests_that_are_refused_at_once_share_one_renewal() {
+    let server = smart_server("", |asked| match asked.header("authorization") {
+        Some("Bearer t1") => Answer::status(401),
+        _ => Answer::ndjson(LINE),
+    })
+    .await;
+    let client = smart_client(&server);
+    let file = guarded(server.url("/file"));
+    let downloads = futures::future::join_all((0..8).map(|_| download(&client, &file))).await;
+    assert!(downloads.iter().all(Result::is_ok));
+    assert_eq!(count(&server, "/token"), 2);
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_before_it_expires() {
+    for (expires_in, still_good, too_late) in [
+        (r#","expires_in":300"#, 260, 275),
+        (r#","expires_in":"600""#, 560, 575),
+        ("", 260, 275),
+        (r#","expires_in":100"#, 70, 80),
+        (r#","expires_in":-1"#, 260, 275),
+    ] {
+        let server = smart_server(expires_in, |_| Answer::ndjson(LINE)).await;
+        let client = smart_client(&server);
+        let file = guarded(server.url("/file"));
+        download(&client, &file).await.unwrap();
+        pass(Duration::from_secs(still_good)).await;
+        download(&client, &file).await.unwrap();
+        assert_eq!(count(&server, "/token"), 1, "{expires_in}");
+        pass(Duration::from_secs(too_late - still_good)).await;
+        download(&client, &file).await.unwrap();
+        assert_eq!(count(&server, "/token"), 2, "{expires_in}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_gets_the_token_only_where_the_manifest_says_so() {
+    let server = smart_server("", |_| Answer::ndjson(LINE)).await;
+    let client = smart_client(&server);
+    download(&client, &file(server.url("/open"))).await.unwrap();
+    assert_eq!(asked(&server), [("/open".to_owned(), None)], "not even asked for");
+}
+
+#[tokio::test]
+async fn without_authorization_no_file_gets_a_token() {
+    let server = Server::start(|_| Answer::ndjson(LINE)).await;
+    download(&client(&server), &guarded(server.url("/file"))).await.unwrap();
+    assert_eq!(asked(&server), [("/file".to_owned(), None)]);
+}
+
+#[tokio::test]
+async fn a_foreign_origin_gets_no_token_and_its_files_are_refused_by_name() {
+    let server = smart_server("", |_| Answer::status(500)).await;
+    let foreign = Server::start(|_| Answer::ndjson(LINE)).await;
+    let file = guarded(foreign.url("/file?signature=s3cret"));
+    let error = download(&smart_client(&server), &file).await.unwrap_err();
+    assert!(matches!(error, Error::ForeignOrigin { .. }));
+    let (text, origin) = (error.to_string(), foreign.url("").origin().ascii_serialization());
+    assert!(text.contains(&origin) && text.contains("server.token_origins") && !text.contains("s3cret"), "{text}");
+    assert!(server.asked().is_empty() && foreign.asked().is_empty(), "and nothing was sent to anybody");
+
+    let config = Config { token_origins: vec![foreign.url("/whatever")], ..smart_config(&server) };
+    download(&Client::new(config).unwrap(), &file).await.unwrap();
+    assert_eq!(foreign.asked()[0].header("authorization"), Some("Bearer t1"));
+}
+
+#[tokio::test]
+async fn a_redirect_takes_the_token_to_allowed_origins_only() {
+    let foreign = Server::start(|_| Answer::ndjson(LINE)).await;
+    let signed = foreign.url("/file?signature=s3cret").to_string();
+    let server = smart_server("", move |asked| match asked.path.as_str() {
+        "/file" => Answer::status(307).header("location", "/here"),
+        "/here" => Answer::status(307).header("location", signed.clone()),
+        path => panic!("{path}"),
+    })
+    .await;
+    download(&smart_client(&server), &guarded(server.url("/file"))).await.unwrap();
+    let t1 = Some("Bearer t1".to_owned());
+    assert_eq!(asked(&server)[2..], [("/file".to_owned(), t1.clone()), ("/here".to_owned(), t1)]);
+    assert_eq!(asked(&foreign), [("/file?signature=s3cret".to_owned(), None)]);
+}
+
+#[tokio::test]
+async fn a_job_on_a_foreign_origin_is_polled_without_a_token_and_named_when_it_wants_one() {
+    let server = smart_server("", |_| Answer::status(500)).await;
+    let foreign = Server::start(|_| Answer::status(401)).await;
+    let error = wait(job(&foreign), &smart_client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::ForeignOrigin { .. }), "{error}");
+    assert_eq!(asked(&foreign), [("/status".to_owned(), None)]);
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_refuses_is_not_asked_again() {
+    for (status, body, expected) in [
+        (400, r#"{"error":"invalid_scope","error_description":"Jane Doe"}"#, "invalid_scope"),
+        (401, r#"{"error":"invalid_client"}"#, "invalid_client"),
+        (400, r#"{"error":"eyJhbGciOi.secret"}"#, "unknown"),
+        (403, "<html>", "403"),
+        (200, r#"{"token_type":"bearer"}"#, "no access_token"),
+        (200, r#"{"access_token":"s3cret","token_type":"mac"}"#, "token_type"),
+        (200, r#"{"access_token":"s3\ncret"}"#, "header"),
+    ] {
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/token" => Answer::status(status).body(body),
+            _ => Answer::json(SMART),
+        })
+        .await;
+        let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
+        assert!(matches!(error, Error::TokenDenied { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(expected) && !text.contains("Jane") && !text.contains("secret"), "{text}");
+        assert_eq!(count(&server, "/token"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_fails_is_asked_again_with_a_fresh_assertion() {
+    let mut turn = 0;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::json(SMART),
+        "/token" => {
+            turn += 1;
+            match turn {
+                1 => Answer::status(503),
+                2 => Answer::status(429).header("retry-after", "0"),
+                3 => Answer::status(400),
+                _ => Answer::json(r#"{"access_token":"t1","token_type":"BEARER"}"#),
+            }
+        }
+        _ => Answer::status(202).header("content-location", "/status"),
+    })
+    .await;
+    smart_client(&server).kick_off(&request(&[])).await.unwrap();
+    let asked = server.asked();
+    let assertions: HashSet<_> = asked.iter().filter_map(|asked| asked.field("client_assertion")).collect();
+    assert_eq!(assertions.len(), 4);
+}
+
+#[tokio::test]
+async fn the_token_endpoint_is_found_in_the_capability_statement_where_discovery_fails() {
+    for status in [404, 501, 500] {
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/fhir/.well-known/smart-configuration" => Answer::status(status),
+            "/fhir/metadata" => Answer::json(
+                r#"{"resourceType":"CapabilityStatement","rest":[{"mode":"client"},{"security":{"extension":[
+                    {"url":"http://example.org/other"},
+                    {"url":"http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris","extension":[
+                        {"url":"register","valueUri":"/register"},{"url":"token","valueUri":"oauth/token"}]}]}}]}"#,
+            ),
+            "/fhir/oauth/token" => Answer::json(r#"{"access_token":"t1"}"#),
+            _ => Answer::status(202).header("content-location", "/status"),
+        })
+        .await;
+        smart_client(&server).kick_off(&request(&[])).await.unwrap();
+    }
+    let server = Server::start(|_| Answer::json("{}")).await;
+    let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::NoTokenEndpoint { .. }), "{error}");
+    assert!(error.to_string().contains("server.auth.token_url"), "{error}");
+}
+
+#[tokio::test]
+async fn a_configured_token_url_and_scopes_need_no_discovery() {
+    let server = smart_server("", |_| Answer::status(202).header("content-location", "/status")).await;
+    let mut config = smart_config(&server);
+    let auth = config.auth.as_mut().unwrap();
+    auth.token_url = Some(server.url("/token"));
+    auth.scopes = vec!["system/Patient.rs".to_owned(), "system/Group.rs".to_owned()];
+    Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap();
+    assert_eq!(server.asked()[0].path, "/token");
+    assert_eq!(server.asked()[0].field("scope").unwrap(), "system/Patient.rs system/Group.rs");
+}
+
+#[tokio::test]
+async fn the_default_scope_has_the_form_that_the_server_knows() {
+    for (smart, scope) in [
+        (r#"{"token_endpoint":"/token"}"#, "system/*.read"),
+        (r#"{"token_endpoint":"/token","scopes_supported":["system/*.read","openid"]}"#, "system/*.read"),
+        (r#"{"token_endpoint":"/token","scopes_supported":["user/*.rs","system/*.write"]}"#, "system/*.read"),
+        (r#"{"token_endpoint":"/token","scopes_supported":["system/Patient.rs?x=y"]}"#, "system/*.rs"),
+        (r#"{"token_endpoint":"/token","scopes_supported":["system/*.cruds"]}"#, "system/*.rs"),
+        (r#"{"token_endpoint":"/token","capabilities":["permission-v2"]}"#, "system/*.rs"),
+    ] {
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/fhir/.well-known/smart-configuration" => Answer::json(smart),
+            "/token" => Answer::json(r#"{"access_token":"t1"}"#),
+            _ => Answer::status(202).header("content-location", "/status"),
+        })
+        .await;
+        smart_client(&server).kick_off(&request(&[])).await.unwrap();
+        assert_eq!(server.asked()[1].field("scope").unwrap(), scope, "{smart}");
+    }
+}
+
+#[tokio::test]
+async fn an_assertion_never_goes_in_clear_to_another_host() {
+    let server = Server::start(|_| Answer::json(r#"{"token_endpoint":"http://login.example.org/token"}"#)).await;
+    let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::UnusableUrl { .. }), "{error}");
+    let mut config = smart_config(&server);
+    config.auth.as_mut().unwrap().token_url = Some("http://login.example.org/token".parse().unwrap());
+    assert!(matches!(Client::new(config), Err(Error::UnusableUrl { .. })));
+}
+
+#[tokio::test]
+async fn a_request_that_is_dropped_while_it_waits_for_a_token_blocks_nobody() {
+    let mut turn = 0;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::json(SMART),
+        "/token" => {
+            turn += 1;
+            if turn == 1 { Answer::json("").silent_after(b"{") } else { Answer::json(r#"{"access_token":"t1"}"#) }
+        }
+        _ => Answer::status(202).header("content-location", "/status"),
+    })
+    .await;
+    let client = smart_client(&server);
+    let first = tokio::time::timeout(Duration::from_millis(200), client.kick_off(&request(&[]))).await;
+    assert!(first.is_err());
+    client.kick_off(&request(&[])).await.unwrap();
+}

@@ -1,1 +1,312 @@
+//! Downloads: each byte once, the end always seen, nothing but NDJSON.
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
 use super::*;
+use crate::export::Receipt;
+
+const TWO_LINES: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
+
+/// What the reader got, and how it ended.
+async fn read(client: &Client, file: &File) -> (Vec<u8>, Result<Receipt, Error>) {
+    let (into, mut from) = mpsc::channel::<Bytes>(1);
+    let reader = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = from.recv().await {
+            bytes.extend_from_slice(&chunk);
+        }
+        bytes
+    };
+    tokio::join!(reader, client.download(file, into))
+}
+
+async fn download(server: &Server) -> (Vec<u8>, Result<Receipt, Error>) {
+    read(&client(server), &file(server.url("/file?signature=s3cret"))).await
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().try_into().unwrap()
+}
+
+#[tokio::test]
+async fn a_file_arrives_as_it_is_with_a_receipt() {
+    let server = Server::start(|_| Answer::ndjson(TWO_LINES)).await;
+    let (bytes, receipt) = download(&server).await;
+    assert_eq!(bytes, TWO_LINES);
+    let length = TWO_LINES.len() as u64;
+    assert_eq!(receipt.unwrap(), Receipt { wire_bytes: length, bytes: length, sha256: sha256(TWO_LINES) });
+    let asked = &server.asked()[0];
+    assert_eq!(asked.header("accept"), Some("application/fhir+ndjson"));
+    assert_eq!(asked.header("accept-encoding"), Some("gzip"));
+    assert_eq!(asked.header("authorization"), None);
+    assert_eq!(asked.path, "/file?signature=s3cret");
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_file() {
+    for encoding in ["identity", "gzip"] {
+        let server = Server::start(move |_| Answer::ndjson("").header("content-encoding", encoding)).await;
+        let (bytes, receipt) = download(&server).await;
+        assert!(bytes.is_empty());
+        assert_eq!(receipt.unwrap().bytes, 0);
+    }
+}
+
+#[tokio::test]
+async fn gzip_is_decoded_by_its_header_and_by_its_first_bytes() {
+    let zipped = gzip(TWO_LINES).await;
+    for header in [Some("gzip"), Some("X-GZIP"), Some("identity"), None] {
+        let body = zipped.clone();
+        let server = Server::start(move |_| {
+            let answer = Answer::ndjson(body.clone());
+            header.map_or(Answer::ndjson(body.clone()), |encoding| answer.header("content-encoding", encoding))
+        })
+        .await;
+        let (bytes, receipt) = download(&server).await;
+        let receipt = receipt.unwrap();
+        assert_eq!(bytes, TWO_LINES, "{header:?}");
+        assert_eq!((receipt.wire_bytes, receipt.bytes), (zipped.len() as u64, TWO_LINES.len() as u64));
+        assert_eq!(receipt.sha256, sha256(TWO_LINES));
+    }
+}
+
+#[tokio::test]
+async fn gzip_of_several_members_is_read_to_its_end_however_it_is_cut_into_chunks() {
+    let zipped = [gzip(&TWO_LINES[..40]).await, gzip(&TWO_LINES[40..]).await].concat();
+    for at in 1..zipped.len() {
+        let body = zipped.clone();
+        let server = Server::start(move |_| Answer::ndjson("").chunked(&[&body[..at], &body[at..]])).await;
+        let (bytes, receipt) = download(&server).await;
+        assert_eq!(receipt.unwrap().bytes, TWO_LINES.len() as u64, "cut at {at}");
+        assert_eq!(bytes, TWO_LINES);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_gzip_stream_fails_the_file() {
+    let whole = gzip(TWO_LINES).await;
+    let mut wrong_crc = whole.clone();
+    wrong_crc[whole.len() - 6] ^= 1;
+    let mut wrong_length = whole.clone();
+    wrong_length[whole.len() - 1] ^= 1;
+    let trailing_garbage = [whole.as_slice(), b"garbage"].concat();
+    for body in [wrong_crc, wrong_length, trailing_garbage, TWO_LINES.to_vec()] {
+        let server = Server::start(move |_| Answer::ndjson(body.clone()).header("content-encoding", "gzip")).await;
+        let (_, receipt) = download(&server).await;
+        assert!(matches!(receipt, Err(Error::Corrupt { .. })), "{receipt:?}");
+        assert_eq!(server.asked().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn gzip_that_ends_early_never_counts_as_complete() {
+    let whole = gzip(TWO_LINES).await;
+    for length in [1, 5, 15, whole.len() - 9, whole.len() - 1] {
+        let body = whole[..length].to_vec();
+        let server =
+            Server::start(move |_| Answer::ndjson("").header("content-encoding", "gzip").chunked(&[&body])).await;
+        let (_, receipt) = download(&server).await;
+        assert!(matches!(receipt, Err(Error::Unreachable { .. })), "{length}: {receipt:?}");
+    }
+    let server = Server::start(|_| Answer::ndjson("").header("content-encoding", "gzip").chunked(&[])).await;
+    assert!(download(&server).await.1.is_err(), "nothing at all is not even an empty gzip stream");
+}
+
+#[tokio::test]
+async fn a_transfer_that_is_cut_never_counts_as_complete() {
+    for answer in [
+        || Answer::ndjson(TWO_LINES).cut_after(50),
+        || Answer::ndjson("").chunked_without_end(&[TWO_LINES]),
+        || Answer::ndjson("").chunked_without_end(&[]),
+    ] {
+        let server = Server::start(move |_| answer()).await;
+        let (_, receipt) = download(&server).await;
+        let error = anyhow::Error::from(receipt.unwrap_err());
+        assert!(!format!("{error:?} {error:#}").contains("s3cret"), "{error:#}");
+    }
+}
+
+#[tokio::test]
+async fn after_a_cut_the_file_goes_on_and_each_byte_arrives_once() {
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        match turn {
+            1 => Answer::ndjson(TWO_LINES).cut_after(10),
+            2 => Answer::status(503),
+            3 => Answer::ndjson(TWO_LINES).cut_after(5),
+            4 => Answer::ndjson("").chunked_without_end(&[&TWO_LINES[..30], &TWO_LINES[30..50]]),
+            _ => Answer::ndjson("").chunked(&[&TWO_LINES[..49], &TWO_LINES[49..51], &TWO_LINES[51..]]),
+        }
+    })
+    .await;
+    let (bytes, receipt) = download(&server).await;
+    assert_eq!(receipt.unwrap().sha256, sha256(TWO_LINES));
+    assert_eq!(bytes, TWO_LINES);
+    assert_eq!(server.asked().len(), 5);
+}
+
+#[tokio::test]
+async fn after_a_cut_a_file_may_come_in_another_encoding() {
+    let zipped = gzip(TWO_LINES).await;
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        if turn == 1 { Answer::ndjson(TWO_LINES).cut_after(40) } else { Answer::ndjson(zipped.clone()) }
+    })
+    .await;
+    let (bytes, receipt) = download(&server).await;
+    assert_eq!(receipt.unwrap().bytes, TWO_LINES.len() as u64);
+    assert_eq!(bytes, TWO_LINES);
+}
+
+#[tokio::test]
+async fn a_file_that_changed_or_shrank_between_two_readings_is_not_patched_together() {
+    let changed: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"3\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
+    for second in [changed, &TWO_LINES[..20], b""] {
+        let mut turn = 0;
+        let server = Server::start(move |_| {
+            turn += 1;
+            if turn == 1 { Answer::ndjson(TWO_LINES).cut_after(40) } else { Answer::ndjson(second) }
+        })
+        .await;
+        let (bytes, receipt) = download(&server).await;
+        assert!(matches!(receipt, Err(Error::FileChanged { .. })), "{receipt:?}");
+        assert_eq!(bytes, TWO_LINES[..40]);
+    }
+}
+
+#[tokio::test]
+async fn progress_earns_new_attempts_but_not_for_ever() {
+    let long: Vec<u8> = [b"{".as_slice(), &[b' '; 500]].concat();
+    let mut length = 0;
+    let body = long.clone();
+    let server = Server::start(move |_| {
+        length += 1;
+        Answer::ndjson(body.clone()).cut_after(length)
+    })
+    .await;
+    let config = Config { retry_attempts: 2, ..config(&server) };
+    let (_, receipt) = read(&Client::new(config).unwrap(), &file(server.url("/file"))).await;
+    assert!(matches!(receipt, Err(Error::Unreachable { .. })), "{receipt:?}");
+    let asked = server.asked().len();
+    assert!((4..=12).contains(&asked), "{asked}");
+}
+
+#[tokio::test]
+async fn a_silent_server_is_left_and_asked_again() {
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        if turn == 1 { Answer::ndjson("").silent_after(&TWO_LINES[..20]) } else { Answer::ndjson(TWO_LINES) }
+    })
+    .await;
+    let config = Config { idle_timeout: Duration::from_millis(100), ..config(&server) };
+    let (bytes, receipt) = read(&Client::new(config).unwrap(), &file(server.url("/file"))).await;
+    assert!(receipt.is_ok(), "{receipt:?}");
+    assert_eq!(bytes, TWO_LINES);
+}
+
+#[tokio::test]
+async fn html_and_xml_and_arrays_are_not_ndjson() {
+    for (content_type, body) in [
+        ("text/html; charset=utf-8", "{}"),
+        ("application/fhir+ndjson", "<Binary xmlns=\"http://hl7.org/fhir\">Jane Doe"),
+        ("application/fhir+ndjson", "\n\n[{}]"),
+        ("application/fhir+ndjson", "\u{feff}x"),
+        ("application/fhir+ndjson", "not found"),
+    ] {
+        let server = Server::start(move |_| Answer::status(200).header("content-type", content_type).body(body)).await;
+        let (bytes, receipt) = download(&server).await;
+        let error = receipt.unwrap_err();
+        assert!(matches!(error, Error::NotNdjson { .. }), "{error}");
+        assert!(!error.to_string().contains("Jane"), "{error}");
+        assert!(bytes.is_empty());
+        assert_eq!(server.asked().len(), 1);
+    }
+    let server = Server::start(|_| Answer::ndjson(TWO_LINES).header("content-encoding", "br")).await;
+    assert!(matches!(download(&server).await.1, Err(Error::NotNdjson { .. })));
+}
+
+#[tokio::test]
+async fn a_byte_order_mark_and_blank_lines_may_come_before_the_first_resource() {
+    for body in ["\u{feff}{\"a\":1}", "\r\n\n {\"a\":1}", "\u{feff}\n{\"a\":1}", "\n\n"] {
+        let (first, rest) = body.as_bytes().split_at(1);
+        let server = Server::start(move |_| Answer::ndjson("").chunked(&[first, rest])).await;
+        let (bytes, receipt) = download(&server).await;
+        assert!(receipt.is_ok(), "{receipt:?}");
+        assert_eq!(bytes, body.as_bytes(), "handed on as it is");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_or_denied_is_told_apart_from_one_that_failed() {
+    for (status, expected) in [(404, "gone"), (410, "gone"), (401, "denied"), (403, "denied"), (400, "refused")] {
+        let server = Server::start(move |_| Answer::status(status)).await;
+        let told = match download(&server).await.1.unwrap_err() {
+            Error::FileGone { .. } => "gone",
+            Error::Denied { .. } => "denied",
+            Error::Refused { .. } => "refused",
+            error => panic!("{error}"),
+        };
+        assert_eq!(told, expected, "{status}");
+        assert_eq!(server.asked().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_file_larger_than_allowed_is_stopped_also_when_it_only_unzips_to_that() {
+    let mut bomb = b"{".to_vec();
+    bomb.resize(10 << 20, b' ');
+    let zipped = gzip(&bomb).await;
+    let server = Server::start(move |_| Answer::ndjson(zipped.clone())).await;
+    let client = Client::new(Config { max_file_bytes: 1 << 20, ..config(&server) }).unwrap();
+    let (bytes, receipt) = read(&client, &file(server.url("/file"))).await;
+    assert!(matches!(receipt, Err(Error::TooLarge { limit_bytes: 1_048_576, .. })), "{receipt:?}");
+    assert!(bytes.len() <= 1 << 20);
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_reads_any_more_stops() {
+    let server = Server::start(|_| Answer::ndjson(TWO_LINES)).await;
+    let (into, from) = mpsc::channel(1);
+    drop(from);
+    let file = file(server.url("/file"));
+    assert!(matches!(client(&server).download(&file, into).await, Err(Error::Abandoned { .. })));
+
+    let server = Server::start(|_| Answer::ndjson("").silent_after(TWO_LINES)).await;
+    let (into, mut from) = mpsc::channel(1);
+    let file = File { url: server.url("/file"), ..file };
+    let client = client(&server);
+    let reader = async move { from.recv().await.unwrap() };
+    let (first, receipt) = tokio::join!(reader, client.download(&file, into));
+    assert_eq!(first, TWO_LINES);
+    assert!(matches!(receipt, Err(Error::Abandoned { .. })), "{receipt:?}");
+}
+
+#[tokio::test]
+async fn redirects_are_followed_but_not_for_ever() {
+    for status in [301, 302, 303, 307, 308] {
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/file?signature=s3cret" => Answer::status(status).header("location", "moved/here"),
+            "/moved/here" => Answer::ndjson(TWO_LINES),
+            path => panic!("{path}"),
+        })
+        .await;
+        assert_eq!(download(&server).await.0, TWO_LINES, "{status}");
+    }
+    let server = Server::start(|_| Answer::status(302).header("location", "/file")).await;
+    assert!(matches!(download(&server).await.1, Err(Error::Redirects { limit: 5, .. })));
+    assert_eq!(server.asked().len(), 6);
+    let server = Server::start(|_| Answer::status(302).header("location", "http://files.example.org/1")).await;
+    assert!(matches!(download(&server).await.1, Err(Error::UnusableUrl { .. })));
+}
+
+#[tokio::test]
+async fn a_file_in_a_bucket_is_told_clearly() {
+    let server = Server::start(|_| Answer::status(500)).await;
+    let file = file("s3://bucket/Patient.ndjson?signature=s3cret".parse().unwrap());
+    let error = read(&client(&server), &file).await.1.unwrap_err();
+    assert_eq!(error.to_string(), "Patient file 1 of 1: a s3: URL cannot be fetched, only https and http can");
+}

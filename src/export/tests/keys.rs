@@ -1,1 +1,179 @@
+//! Signing keys: every form that is read, and what is refused.
+
+use std::{io::Write, os::unix::fs::PermissionsExt};
+
+use auth::SigningKey;
+use aws_lc_rs::{
+    encoding::{AsBigEndian, AsDer, EcPrivateKeyBin, EcPrivateKeyRfc5915Der, Pkcs8V1Der},
+    rsa,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
+use base64::{Engine, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use secrecy::ExposeSecret;
+use serde_json::{Value, json};
+
 use super::*;
+
+/// A key made for one test: in every form that is read, and its public half to check signatures with.
+pub struct Made {
+    pub jwk: Value,
+    pub pems: Vec<String>,
+    pub public: DecodingKey,
+    pub algorithm: Algorithm,
+}
+
+pub fn rsa_key() -> Made {
+    let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
+    let pkcs8: Pkcs8V1Der = pair.as_der().unwrap();
+    // PrivateKeyInfo is version, algorithm, key; the key is version, n, e, d, p, q, dp, dq, qi (RFC 5208, RFC 8017).
+    let pkcs1 = der(der(pkcs8.as_ref())[0].1)[2].1;
+    let numbers: Vec<_> = der(der(pkcs1)[0].1).into_iter().map(|(_, number)| URL_SAFE_NO_PAD.encode(number)).collect();
+    let names = ["n", "e", "d", "p", "q", "dp", "dq", "qi"];
+    let mut jwk = json!({ "kty": "RSA", "kid": "rsa-1", "alg": "RS384", "key_ops": ["sign"] });
+    for (name, number) in names.iter().zip(&numbers[1..]) {
+        jwk[name] = Value::from(number.as_str());
+    }
+    let modulus = pair.public_key().modulus().big_endian_without_leading_zero().to_vec();
+    let exponent = pair.public_key().exponent().big_endian_without_leading_zero().to_vec();
+    Made {
+        jwk,
+        pems: vec![pem("PRIVATE KEY", pkcs8.as_ref()), pem("RSA PRIVATE KEY", pkcs1)],
+        public: DecodingKey::from_rsa_raw_components(&modulus, &exponent),
+        algorithm: Algorithm::RS384,
+    }
+}
+
+pub fn ec_key() -> Made {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+    let private: EcPrivateKeyBin = pair.private_key().as_be_bytes().unwrap();
+    let sec1: EcPrivateKeyRfc5915Der = pair.private_key().as_der().unwrap();
+    let (x, y) = pair.public_key().as_ref()[1..].split_at(48);
+    let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+    Made {
+        jwk: json!({
+            "kty": "EC", "crv": "P-384", "kid": "ec-1", "use": "sig",
+            "x": x, "y": y, "d": URL_SAFE_NO_PAD.encode(private.as_ref()),
+        }),
+        pems: vec![
+            pem("PRIVATE KEY", pair.to_pkcs8v1().unwrap().as_ref()),
+            format!(
+                "{}{}",
+                pem("EC PARAMETERS", b"\x06\x05\x2b\x81\x04\x00\x22"),
+                pem("EC PRIVATE KEY", sec1.as_ref())
+            ),
+        ],
+        public: DecodingKey::from_ec_components(&x, &y).unwrap(),
+        algorithm: Algorithm::ES384,
+    }
+}
+
+impl Made {
+    /// The claims of a JWT that this key signed for this audience.
+    pub fn verified(&self, jwt: &str, audience: &str) -> Value {
+        let mut validation = Validation::new(self.algorithm);
+        validation.set_audience(&[audience]);
+        jsonwebtoken::decode(jwt, &self.public, &validation).unwrap().claims
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+/// The elements of a DER value, tag and content.
+fn der(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut elements = Vec::new();
+    while let [tag, length, rest @ ..] = bytes {
+        let (length, rest) = match length {
+            0x80.. => {
+                let (digits, rest) = rest.split_at(usize::from(length - 0x80));
+                (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
+            }
+            length => (usize::from(*length), rest),
+        };
+        let (content, rest) = rest.split_at(length);
+        elements.push((*tag, content));
+        bytes = rest;
+    }
+    elements
+}
+
+#[test]
+fn an_assertion_signed_with_any_form_of_a_key_is_verified_by_its_public_half() {
+    let claims = json!({ "aud": "https://token.example.org", "exp": 4_102_444_800_u64, "sub": "me" });
+    for made in [rsa_key(), ec_key()] {
+        let kid = made.jwk["kid"].as_str();
+        let others = json!({ "kty": "EC", "crv": "P-256", "d": "AA", "x": "AA", "y": "AA" });
+        let mut public = made.jwk.clone();
+        public.as_object_mut().unwrap().remove("d");
+        let jwks = json!({ "keys": [public, others, made.jwk.clone()] });
+        let mut forms = vec![(made.jwk.to_string(), kid), (jwks.to_string(), kid)];
+        forms.extend(made.pems.iter().map(|pem| (pem.clone(), None)));
+        for (text, kid) in forms {
+            let key = SigningKey::parse(&text).unwrap();
+            let jwt = key.sign(&claims).unwrap();
+            assert_eq!(made.verified(jwt.expose_secret(), "https://token.example.org"), claims);
+            let header = jsonwebtoken::decode_header(jwt.expose_secret()).unwrap();
+            assert_eq!((header.alg, header.typ.as_deref(), header.kid.as_deref()), (made.algorithm, Some("JWT"), kid));
+        }
+    }
+}
+
+#[test]
+fn a_key_that_cannot_sign_is_refused_and_never_quoted() {
+    let made = rsa_key();
+    let with = |name: &str, value: Value| {
+        let mut jwk = made.jwk.clone();
+        jwk[name] = value;
+        jwk.to_string()
+    };
+    let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    for (text, expected) in [
+        (with("d", Value::Null), "public key"),
+        (with("p", Value::Null), "its p is missing"),
+        (with("d", Value::from("s3cret!")), "its d is not base64url"),
+        (with("d", Value::from("c2VjcmV0")), "do not fit together"),
+        (with("alg", Value::from("RS256")), "its alg must be RS384"),
+        (with("key_ops", json!(["verify"])), "do not include signing"),
+        (with("use", Value::from("enc")), "do not include signing"),
+        (with("kty", Value::from("oct")), "only RSA keys"),
+        (json!({ "keys": [] }).to_string(), "no key of the JWKS"),
+        ("{\"kty\": s3cret".to_owned(), "neither a JWK"),
+        ("s3cret".to_owned(), "neither a JWK"),
+        (pem("ENCRYPTED PRIVATE KEY", b"s3cret"), "must be decrypted"),
+        (pem("PRIVATE KEY", p256.to_pkcs8v1().unwrap().as_ref()), "P-384"),
+        (pem("RSA PRIVATE KEY", b"s3cret"), "can be used"),
+    ] {
+        let error = SigningKey::parse(&text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} (expected: {expected})");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn a_key_file_that_others_can_read_is_refused() {
+    let made = ec_key();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(made.jwk.to_string().as_bytes()).unwrap();
+    let set_mode = |mode| std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    for mode in [0o644, 0o640, 0o604, 0o660] {
+        set_mode(mode);
+        let error = SigningKey::read(file.path()).unwrap_err();
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+    }
+    for mode in [0o600, 0o400] {
+        set_mode(mode);
+        assert!(SigningKey::read(file.path()).is_ok());
+    }
+    assert!(matches!(SigningKey::read("/no/such/key".as_ref()), Err(Error::KeyFile { .. })));
+}
+
+#[test]
+fn a_key_prints_no_secret() {
+    let made = ec_key();
+    let key = SigningKey::parse(&made.jwk.to_string()).unwrap();
+    assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "ES384", kid: Some("ec-1"), .. }"#);
+}

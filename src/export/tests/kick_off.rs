@@ -1,3 +1,5 @@
+//! Kick-off and DELETE: what is sent, and what each answer becomes.
+
 use super::*;
 
 fn accepted(location: &str) -> Answer {

@@ -1,3 +1,5 @@
+//! The manifest: every version of the guide, and what servers make of it.
+
 use super::super::manifest::{Manifest, Pages};
 use super::*;
 

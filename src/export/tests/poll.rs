@@ -1,3 +1,5 @@
+//! Polling: what is waited out, what is believed, which pages are followed.
+
 use std::sync::Mutex;
 
 use super::*;
@@ -82,6 +84,28 @@ async fn a_500_with_other_issues_is_believed_the_third_time() {
     let server = answering(vec![|| Answer::outcome(500, "processing")]).await;
     assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::ExportFailed { .. })));
     assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn faults_of_the_network_do_not_make_a_verdict_believed_sooner() {
+    let bad = || Answer::status(502);
+    let failed = || Answer::outcome(500, "processing");
+    let server = answering(vec![bad, bad, failed, bad, failed, || Answer::json(EMPTY)]).await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_issue_that_is_not_transient_decides_however_far_down_it_stands() {
+    let transient = r#"{"severity":"error","code":"transient"},"#.repeat(20);
+    let server = Server::start(move |_| {
+        Answer::status(400).body(format!(
+            r#"{{"resourceType":"OperationOutcome","issue":[{transient}{{"severity":"fatal","code":"processing"}}]}}"#
+        ))
+    })
+    .await;
+    let error = wait(job(&server), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::ExportFailed { .. }), "{error}");
+    assert!(error.to_string().ends_with(", …"), "{error}");
 }
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Waits and origins: `Retry-After`, backoff, which URLs are gone to.
+
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::super::http::{Backoff, admit, date, retry_after};

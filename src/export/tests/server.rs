@@ -1,6 +1,9 @@
 //! A server that answers as it is told, and remembers what it was asked. One request for each connection.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, Mutex},
+};
 
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -144,13 +147,17 @@ impl Answer {
     async fn write(self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} Status\r\nconnection: close\r\n", self.status);
         for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            write!(head, "{name}: {value}\r\n").unwrap();
         }
-        match &self.body {
-            Body::Whole(bytes) => head.push_str(&format!("content-length: {}\r\n", bytes.len())),
-            Body::Cut { announced, .. } => head.push_str(&format!("content-length: {announced}\r\n")),
-            Body::Chunked { .. } | Body::Silent(_) => head.push_str("transfer-encoding: chunked\r\n"),
-        }
+        let length = match &self.body {
+            Body::Whole(bytes) => Some(bytes.len()),
+            Body::Cut { announced, .. } => Some(*announced),
+            Body::Chunked { .. } | Body::Silent(_) => None,
+        };
+        head.push_str(
+            &length
+                .map_or("transfer-encoding: chunked\r\n".to_owned(), |length| format!("content-length: {length}\r\n")),
+        );
         stream.write_all(format!("{head}\r\n").as_bytes()).await?;
         match self.body {
             Body::Whole(bytes) | Body::Cut { bytes, .. } => stream.write_all(&bytes).await?,
