@@ -42,13 +42,21 @@ pub struct BadLine {
 /// Why a line cannot be a row. Speaks of places, never of content: the text goes into logs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
-    NotUtf8 { at_byte: usize },
-    NotJson { at_byte: usize },
+    NotUtf8 {
+        at_byte: usize,
+    },
+    NotJson {
+        at_byte: usize,
+    },
     NoResourceType,
     NoId,
-    OtherType { found: Option<ResourceType> },
+    OtherType {
+        found: Option<ResourceType>,
+    },
     /// An entry of a `deleted` bundle that is no plain deletion.
-    NoDeletion { entry: usize },
+    NoDeletion {
+        entry: usize,
+    },
 }
 
 impl Reason {

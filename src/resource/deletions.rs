@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn what_is_no_plain_deletion_deletes_nothing() {
-        for (method, url) in [("DELETE", "Patient?name=x"), ("PUT", "Patient/p1"), ("DELETE", "p1"), ("DELETE", "Patient/")]
+        for (method, url) in
+            [("DELETE", "Patient?name=x"), ("PUT", "Patient/p1"), ("DELETE", "p1"), ("DELETE", "Patient/")]
         {
             assert_eq!(read(&bundle(method, url)), Err(Reason::NoDeletion { entry: 0 }), "{method} {url}");
         }

@@ -12,13 +12,23 @@ pub enum Error {
     State(#[from] state::Error),
     #[error("the quarantine {place} cannot be written; check the folder's owner, mode and free space")]
     Quarantine { place: String, source: std::io::Error },
+    #[error(
+        "the folder {place} takes no temporary file; check its owner, mode and free space, or set sync.spool_folder"
+    )]
+    SpoolFolder { place: String, source: std::io::Error },
+    #[error(
+        "the state file {place} is broken (a copy is {kept_as}) and no table carries a watermark; delete {place} to begin anew with a full load"
+    )]
+    BrokenState { place: String, kept_as: String },
     #[error("{file}: {expected} lines were announced and {found} came; the next run asks for the type again")]
     TooFewLines { file: String, expected: u64, found: u64 },
     #[error("{file}: it ends in the middle of a line; the next run asks for the type again")]
     CutLine { file: String },
     #[error("{file}")]
     LongLine { file: String, source: LineTooLong },
-    #[error("{bad} of {received} lines of {resource_type} are no resources, more than `sync.max_bad_lines_percent` allows")]
+    #[error(
+        "{bad} of {received} lines of {resource_type} are no resources, more than `sync.max_bad_lines_percent` allows"
+    )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("rows could not be built")]
     Rows(#[from] arrow::error::ArrowError),
@@ -51,7 +61,11 @@ pub fn advice(error: &Error) -> Advice {
         Error::Export(error) => advice_on_export(error),
         Error::Table(table::Error::Conflict { .. }) => Advice::NextRun(Forget),
         // The server's files may be gone when somebody has made room; asking again is cheap, losing is not.
-        Error::Table(_) | Error::State(_) | Error::Quarantine { .. } => Advice::Operator(Keep),
+        Error::Table(_)
+        | Error::State(_)
+        | Error::Quarantine { .. }
+        | Error::SpoolFolder { .. }
+        | Error::BrokenState { .. } => Advice::Operator(Keep),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => Advice::Operator(Forget),
         Error::TooFewLines { .. } | Error::CutLine { .. } => Advice::NextRun(Forget),
         Error::Stopped => Advice::NextRun(Keep),

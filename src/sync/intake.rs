@@ -121,9 +121,9 @@ pub(super) async fn receive(
         remarks.push(Remark::Hold(reason.to_owned()));
     }
     let intakes = Arc::into_inner(context).map(|context| context.intakes).unwrap_or_default();
-    let types = intakes.into_iter().map(|(resource_type, intake)| {
-        (resource_type, intake.into_inner().unwrap_or_else(PoisonError::into_inner))
-    });
+    let types = intakes
+        .into_iter()
+        .map(|(resource_type, intake)| (resource_type, intake.into_inner().unwrap_or_else(PoisonError::into_inner)));
     Ok(Received { types: types.collect(), remarks })
 }
 
@@ -198,7 +198,9 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
     match (result, misunderstood.load(Ordering::Relaxed)) {
         (Err(error), _) => Some(Remark::Hold(format!("deletions are missing: {}", chain(&error)))),
         (Ok(_), 0) => None,
-        (Ok(_), lines) => Some(Remark::Note(format!("{}: {lines} lines are no deletions, see the quarantine", file.name))),
+        (Ok(_), lines) => {
+            Some(Remark::Note(format!("{}: {lines} lines are no deletions, see the quarantine", file.name)))
+        }
     }
 }
 
@@ -222,7 +224,9 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let errors = std::mem::take(&mut *errors.lock().unwrap_or_else(PoisonError::into_inner));
     let reason = match (result, errors.first()) {
         (Err(error), _) => format!("the server's remarks are missing: {}", chain(&error)),
-        (Ok(_), Some(first)) => format!("the server says that data are missing: {} errors, first {first}", errors.len()),
+        (Ok(_), Some(first)) => {
+            format!("the server says that data are missing: {} errors, first {first}", errors.len())
+        }
         (Ok(_), None) => return None,
     };
     Some(Remark::Hold(reason))
@@ -296,9 +300,7 @@ async fn consume(
     let mut count = 0;
     while let Some(chunk) = chunks.recv().await {
         waiting_bytes += chunk.len();
-        splitter
-            .push(&chunk, &mut lines)
-            .map_err(|source| Error::LongLine { file: file.name.clone(), source })?;
+        splitter.push(&chunk, &mut lines).map_err(|source| Error::LongLine { file: file.name.clone(), source })?;
         context.watch.update(|progress| progress.bytes += chunk.len() as u64);
         if waiting_bytes >= DECODE_BYTES {
             count += lines.len() as u64;

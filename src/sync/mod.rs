@@ -6,6 +6,7 @@
 
 mod error;
 mod intake;
+mod open;
 mod plan;
 mod progress;
 mod quarantine;
@@ -338,7 +339,8 @@ impl Sync {
         Ok(blocking(move || lock(&store).update(change)).await?)
     }
 
-    fn state(&self) -> State {
+    /// What is remembered just now.
+    pub fn state(&self) -> State {
         lock(&self.store).state().clone()
     }
 
@@ -376,7 +378,8 @@ async fn upsert_type(
         return report;
     }
     let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
-    let committed = async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
+    let committed =
+        async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
     match committed.await {
         Ok(committed) => {
             report.counts = committed.counts;
@@ -409,10 +412,7 @@ fn watermark(completed: &Completed) -> Option<TransactionTime> {
 }
 
 /// Waits for `step`, or for the wish to stop, which wins.
-async fn until<T>(
-    stop: &CancellationToken,
-    step: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
+async fn until<T>(stop: &CancellationToken, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::select! {
         biased;
         () = stop.cancelled() => Err(Error::Stopped),

@@ -39,11 +39,11 @@ pub fn requests(
     overlap: TimeDelta,
 ) -> Vec<Request> {
     let (known, unknown): (Vec<_>, Vec<_>) =
-        watermarks.iter().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
-    let types = |of: Vec<&(ResourceType, _)>| of.into_iter().map(|(resource_type, _)| *resource_type).collect::<Vec<_>>();
+        watermarks.iter().copied().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
+    let types = |of: &[(ResourceType, _)]| of.iter().map(|(resource_type, _)| *resource_type).collect::<Vec<_>>();
     let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
-    let full = Request { types: types(unknown), since: None };
-    let incremental = Request { types: types(known), since: oldest.map(|watermark| watermark.since(overlap)) };
+    let full = Request { types: types(&unknown), since: None };
+    let incremental = Request { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };
     [full, incremental].into_iter().filter(|request| !request.types.is_empty()).collect()
 }
 
@@ -71,10 +71,7 @@ mod tests {
         let of = [("Patient", Some(100)), ("Condition", None), ("Encounter", Some(60))];
         assert_eq!(
             planned(&of, Mode::Incremental),
-            [
-                (vec!["Condition"], None),
-                (vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())),
-            ]
+            [(vec!["Condition"], None), (vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())),]
         );
     }
 

@@ -22,7 +22,10 @@ pub enum Step {
     Idle,
     Planning,
     KickingOff,
-    Waiting { polls: u32, server_says: Option<String> },
+    Waiting {
+        polls: u32,
+        server_says: Option<String>,
+    },
     Streaming,
     Upserting(ResourceType),
     Settling,
@@ -34,7 +37,9 @@ impl fmt::Display for Step {
             Self::Idle => out.write_str("idle"),
             Self::Planning => out.write_str("planning"),
             Self::KickingOff => out.write_str("asking the server for an export"),
-            Self::Waiting { polls, server_says: Some(words) } => write!(out, "waiting for the server (poll {polls}: {words})"),
+            Self::Waiting { polls, server_says: Some(words) } => {
+                write!(out, "waiting for the server (poll {polls}: {words})")
+            }
             Self::Waiting { polls, server_says: None } => write!(out, "waiting for the server (poll {polls})"),
             Self::Streaming => out.write_str("streaming files"),
             Self::Upserting(resource_type) => write!(out, "upserting {resource_type}"),

@@ -44,9 +44,14 @@ pub enum TypeEnd {
     #[default]
     Open,
     /// Committed, and how far the table has come.
-    Committed { version: u64, watermark: TransactionTime },
+    Committed {
+        version: u64,
+        watermark: TransactionTime,
+    },
     /// Committed, but the rows may not be all: the watermark stays.
-    Held { version: u64 },
+    Held {
+        version: u64,
+    },
     Failed(String),
 }
 

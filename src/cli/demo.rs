@@ -1,0 +1,6 @@
+use super::Ends;
+#[derive(clap::Args, Debug)]
+pub struct Arguments {}
+pub async fn run(_: Arguments) -> Result<(), Ends> {
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! What people see of a run: a progress display while it works, a table of what came when it ends.
+
+use std::io::IsTerminal as _;
+
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use tokio::sync::watch;
+
+use crate::sync::{Outcome, Progress, Report, Step, TypeEnd};
+
+/// Waits for `work` and shows how it comes along; on a terminal only, a journal has no use for it.
+pub async fn with_progress<T>(work: impl Future<Output = T>, mut progress: watch::Receiver<Progress>) -> T {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => {
+                bar.finish_and_clear();
+                return done;
+            }
+            Ok(()) = progress.changed() => bar.set_message(message(&progress.borrow_and_update())),
+        }
+    }
+}
+
+fn message(progress: &Progress) -> String {
+    match progress.step {
+        Step::Streaming => format!(
+            "streaming: {} of {} files, {} lines, {}",
+            progress.files_done,
+            progress.files,
+            HumanCount(progress.lines),
+            HumanBytes(progress.bytes)
+        ),
+        ref step => step.to_string(),
+    }
+}
+
+const HEAD: [&str; 9] =
+    ["type", "received", "inserted", "updated", "deleted", "unchanged", "stale", "duplicate", "quarantined"];
+
+/// What came, per type.
+pub fn report(report: &Report) {
+    let width = report.types.keys().map(|of| of.as_str().len()).max().unwrap_or_default().max(8);
+    print!("{:width$}", HEAD[0]);
+    for head in &HEAD[1..] {
+        print!(" {head:>11}");
+    }
+    println!(" {:>8}", "version");
+    for (resource_type, of) in &report.types {
+        let counts = &of.counts;
+        print!("{resource_type:width$}");
+        for count in [
+            of.received,
+            counts.inserted,
+            counts.updated,
+            counts.deleted,
+            counts.unchanged,
+            counts.stale,
+            counts.duplicate,
+            of.quarantined,
+        ] {
+            print!(" {:>11}", HumanCount(count).to_string());
+        }
+        match &of.end {
+            TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
+            TypeEnd::Held { version } => println!(" {version:>8}  the watermark stays"),
+            TypeEnd::Failed(reason) => println!(" {:>8}  {reason}", "-"),
+            TypeEnd::Open => println!(" {:>8}", "-"),
+        }
+    }
+    for remark in &report.remarks {
+        println!("! {remark}");
+    }
+    let duration = (report.ended_at - report.started_at).to_std().unwrap_or_default();
+    println!("{}, {} in {}", verdict(report), report.mode, HumanDuration(duration));
+}
+
+fn verdict(report: &Report) -> String {
+    match (report.outcome, report.changed()) {
+        (Outcome::Complete, 0) => format!("complete: {} received, nothing changed", HumanCount(report.received())),
+        (Outcome::Complete, changed) => {
+            format!("complete: {} received, {} rows changed", HumanCount(report.received()), HumanCount(changed))
+        }
+        (outcome, _) => outcome.to_string(),
+    }
+}

@@ -1,0 +1,438 @@
+//! The configuration: a file, the environment and flags become the typed settings of every room.
+//!
+//! Read once, at the start; afterwards nobody can. Every mistake is found at once and named by its key; an unknown key
+//! is a mistake. `config/fhir-sync.toml` is the reference: a test holds it to what is read here.
+
+mod section;
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    rc::Rc,
+    str::FromStr,
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use config::{Environment, File, FileFormat, Map, Value};
+use url::Url;
+
+pub use self::section::Findings;
+use self::section::Section;
+use crate::{
+    export::{
+        self, Level,
+        auth::{self, SigningKey},
+    },
+    schedule::Pattern,
+    serve, sync,
+    table::{self, Location, OBJECT_STORES},
+    telemetry,
+};
+
+/// Everything that can be set.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: export::Config,
+    pub tables: table::Config,
+    pub state_file: PathBuf,
+    pub health: serve::Config,
+    pub sync: sync::Config,
+    pub exports: Vec<Scheduled>,
+    /// How long a daemon that is asked to stop may take.
+    pub grace_period: Duration,
+    pub log: telemetry::Config,
+}
+
+/// An export and when it is synced.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    pub export: sync::Export,
+    pub incremental: Vec<Pattern>,
+    pub full_refresh: Vec<Pattern>,
+}
+
+/// All mistakes of a configuration, one line each.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(out, "the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|mistake| writeln!(out, "  {mistake}"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Reads a file and lays the environment over it: `FHIR_SYNC__SECTION__KEY`.
+pub fn load(path: &Path) -> Result<Config, Mistakes> {
+    let file = File::from(path).format(FileFormat::Toml);
+    let builder = config::Config::builder().add_source(file).add_source(environment());
+    let settings = builder.build().map_err(|error| Mistakes(vec![error.to_string()]))?;
+    let table = settings.cache.into_table().map_err(|error| Mistakes(vec![error.to_string()]))?;
+    read(table).0
+}
+
+/// Reads a text, as a file with that text would be. `environment` is what the process would have been given.
+pub fn parse(text: &str, environment_of: &[(&str, &str)]) -> (Result<Config, Mistakes>, Findings) {
+    let given = environment_of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let settings = config::Config::builder()
+        .add_source(File::from_str(text, FileFormat::Toml))
+        .add_source(environment().source(Some(given)))
+        .build()
+        .and_then(|settings| settings.cache.into_table());
+    match settings {
+        Ok(table) => read(table),
+        Err(error) => (Err(Mistakes(vec![error.to_string()])), Findings::default()),
+    }
+}
+
+/// What the drop-in flags of `fhir-sync sync` say, as a file would; the environment is laid over it as well.
+pub struct Flags {
+    pub fhir_endpoint: String,
+    pub delta_path: String,
+    pub state_file: PathBuf,
+    pub resource_types: Vec<String>,
+    pub group_id: Option<String>,
+    /// Client id and key of SMART Backend Services.
+    pub auth: Option<(String, Key)>,
+}
+
+pub enum Key {
+    File(PathBuf),
+    /// The text of the key itself, from the environment.
+    Text(String),
+}
+
+impl Flags {
+    pub fn load(self) -> Result<Config, Mistakes> {
+        let (auth, key) = match self.auth {
+            Some((client_id, Key::File(path))) => (Some((client_id, Some(path.display().to_string()))), None),
+            Some((client_id, Key::Text(text))) => (None, Some((client_id, text))),
+            None => (None, None),
+        };
+        let mut server = vec![("url", self.fhir_endpoint)];
+        if let Some((client_id, path)) = auth {
+            server.push(("client_id", client_id));
+            server.extend(path.map(|path| ("private_key_file", path)));
+        }
+        let mut export = texts([("name", "all".to_owned())]);
+        export.insert("types".to_owned(), self.resource_types.into());
+        match self.group_id {
+            Some(group) => export.extend(texts([("level", "group".to_owned()), ("group", group)])),
+            None => export.extend(texts([("level", "system".to_owned())])),
+        }
+        let table: Map<String, Value> = Map::from_iter([
+            ("server".to_owned(), texts(server).into()),
+            ("tables".to_owned(), texts([("root", self.delta_path)]).into()),
+            ("state".to_owned(), texts([("file", self.state_file.display().to_string())]).into()),
+            ("export".to_owned(), vec![Value::from(export)].into()),
+        ]);
+        let mut config = read(table).0?;
+        if let Some((client_id, text)) = key {
+            let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
+            config.server.auth = Some(auth::Config { client_id, key, token_url: None, scopes: Vec::new() });
+        }
+        Ok(config)
+    }
+}
+
+fn texts(pairs: impl IntoIterator<Item = (&'static str, String)>) -> Map<String, Value> {
+    pairs.into_iter().map(|(key, text)| (key.to_owned(), Value::from(text))).collect()
+}
+
+fn environment() -> Environment {
+    // Without its own separator the prefix would take the one of the sections (config#291).
+    Environment::with_prefix("FHIR_SYNC").prefix_separator("__").separator("__")
+}
+
+fn read(table: Map<String, Value>) -> (Result<Config, Mistakes>, Findings) {
+    let findings = Rc::new(RefCell::new(Findings::default()));
+    let config = read_root(Section::root(table, Rc::clone(&findings)));
+    let findings = findings.take();
+    match config {
+        Some(config) if findings.mistakes.is_empty() => (Ok(config), findings),
+        _ => (Err(Mistakes(findings.mistakes.clone())), findings),
+    }
+}
+
+/// Reads every section before it gives up, so that every mistake is found.
+fn read_root(mut root: Section) -> Option<Config> {
+    let mut server = root.section("server");
+    let source = server.or("name", "fhir", name);
+    let overlap = server.or("since_overlap", "5m", duration);
+    let server = read_server(server);
+    let tables = read_tables(root.section("tables"));
+    let mut state = root.section("state");
+    let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
+    state.end();
+    let health = read_health(root.section("health"));
+    let sync = read_sync(root.section("sync"), state_file.as_deref(), source, overlap);
+    let mut daemon = root.section("daemon");
+    let grace_period = daemon.or("grace_period", "60s", duration);
+    daemon.end();
+    let log = read_log(root.section("log"));
+    let exports = read_exports(&mut root);
+    root.end();
+    Some(Config {
+        server: server?,
+        tables: tables?,
+        state_file: state_file?,
+        health: health?,
+        sync: sync?,
+        exports: exports?,
+        grace_period: grace_period?,
+        log: log?,
+    })
+}
+
+fn read_server(mut section: Section) -> Option<export::Config> {
+    let url = section.required("url", url);
+    let allow_http = section.or("allow_http", "false", boolean);
+    let auth = read_auth(&mut section);
+    let token_origins = section.list("token_origins", self::url);
+    let mut poll = section.section("poll");
+    let poll_min_interval = poll.or("min_interval", "1s", duration);
+    let poll_max_interval = poll.or("max_interval", "5m", duration);
+    let poll_deadline = poll.or("deadline", "30days", duration);
+    let kick_off_deadline = poll.or("kick_off_deadline", "6h", duration);
+    poll.end();
+    let mut http = section.section("http");
+    let connect_timeout = http.or("connect_timeout", "30s", duration);
+    let idle_timeout = http.or("idle_timeout", "2m", duration);
+    let retry_attempts = http.or("retry_attempts", "5", number);
+    let retry_min_wait = http.or("retry_min_wait", "1s", duration);
+    let retry_max_wait = http.or("retry_max_wait", "2m", duration);
+    let max_file_bytes = http.or("max_file_bytes", "64GiB", bytes);
+    http.end();
+    section.end();
+    let (auth, url) = (auth?, url?);
+    Some(export::Config {
+        allow_http: allow_http?,
+        auth,
+        token_origins,
+        poll_min_interval: poll_min_interval?,
+        poll_max_interval: poll_max_interval?,
+        poll_deadline: poll_deadline?,
+        kick_off_deadline: kick_off_deadline?,
+        connect_timeout: connect_timeout?,
+        idle_timeout: idle_timeout?,
+        retry_attempts: retry_attempts?,
+        retry_min_wait: retry_min_wait?,
+        retry_max_wait: retry_max_wait?,
+        max_file_bytes: max_file_bytes?,
+        ..export::Config::new(url)
+    })
+}
+
+/// `None` for a mistake, `Some(None)` for a server without authorization.
+#[expect(clippy::option_option, reason = "a mistake and an open server are two things")]
+fn read_auth(section: &mut Section) -> Option<Option<auth::Config>> {
+    let client_id = section.optional("client_id", text);
+    let key =
+        section.optional("private_key_file", |path| SigningKey::read(Path::new(path)).map_err(|error| said(&error)));
+    let key_id = section.optional("key_id", text);
+    let token_url = section.optional("token_url", url);
+    let scopes = section.list("scopes", text);
+    match (client_id, key) {
+        (Some(client_id), Some(mut key)) => {
+            key.kid = key_id.or(key.kid);
+            Some(Some(auth::Config { client_id, key, token_url, scopes }))
+        }
+        (Some(_), None) => {
+            section.mistake("private_key_file", "is missing; a client_id goes with the file of its private key");
+            None
+        }
+        (None, Some(_)) => {
+            section.mistake("client_id", "is missing; it goes with private_key_file");
+            None
+        }
+        (None, None) => Some(None),
+    }
+}
+
+fn read_tables(mut section: Section) -> Option<table::Config> {
+    let root = section.required("root", location);
+    let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
+    section.end();
+    Some(table::Config { root: root?, storage_options })
+}
+
+fn read_health(mut section: Section) -> Option<serve::Config> {
+    let listen = section.or("listen", "127.0.0.1:9187", parsed::<SocketAddr>);
+    let max_age = section.or("max_age", "2h", duration);
+    section.end();
+    Some(serve::Config { listen: listen?, max_age: max_age? })
+}
+
+fn read_sync(
+    mut section: Section,
+    state_file: Option<&Path>,
+    source: Option<String>,
+    overlap: Option<Duration>,
+) -> Option<sync::Config> {
+    let parallel_downloads = section.or("parallel_downloads", "4", number);
+    let parallel_upserts = section.or("parallel_upserts", "2", number);
+    let max_line_bytes = section.or("max_line_bytes", "64MiB", bytes);
+    let max_bad_lines_percent = section.or("max_bad_lines_percent", "1", percent);
+    let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
+    let spool_folder = section.optional("spool_folder", path);
+    section.end();
+    let beside_state = state_file.and_then(Path::parent).map(Path::to_owned);
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Some(sync::Config {
+        source: source?.into(),
+        overlap: TimeDelta::from_std(overlap?).ok()?,
+        parallel_downloads: parallel_downloads?,
+        parallel_upserts: parallel_upserts?,
+        max_line_bytes: size(max_line_bytes?),
+        max_bad_lines_percent: max_bad_lines_percent?,
+        change_set_memory_bytes: size(change_set_memory_bytes?),
+        spool_folder: spool_folder.or(beside_state)?,
+    })
+}
+
+fn read_log(mut section: Section) -> Option<telemetry::Config> {
+    let format = section.or("format", "auto", parsed);
+    let filter = section.or("filter", "info", text);
+    section.end();
+    Some(telemetry::Config { format: format?, filter: filter? })
+}
+
+fn read_exports(root: &mut Section) -> Option<Vec<Scheduled>> {
+    let sections = root.sections("export");
+    if sections.is_empty() {
+        root.mistake("export", "is missing; say what to sync in [[export]]");
+        return None;
+    }
+    let mut exports: Vec<Option<Scheduled>> = Vec::new();
+    for mut section in sections {
+        let name = section.required("name", name);
+        if let Some(name) = &name
+            && exports.iter().flatten().any(|other| other.export.name == *name)
+        {
+            section.mistake("name", "is the name of another export too; watermarks are kept by it");
+        }
+        exports.push(read_export(section, name));
+    }
+    exports.into_iter().collect()
+}
+
+fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> {
+    let level = section.or("level", "system", one_of(&["system", "patient", "group"]));
+    let group = section.optional("group", text);
+    let mut types = section.list("types", parsed);
+    types.sort_unstable();
+    types.dedup();
+    if types.is_empty() {
+        section.mistake("types", "must name at least one resource type; without it servers send what they like");
+    }
+    let incremental = section.whole_list("incremental", Pattern::from_str);
+    let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
+    let level = match (level.as_deref(), group) {
+        (Some("group"), Some(group)) => Some(Level::Group(group)),
+        (Some("group"), None) => {
+            section.mistake("group", "is missing; level = \"group\" needs the id of a Group");
+            None
+        }
+        (Some(_), Some(_)) => {
+            section.mistake("group", "is set, but level is not \"group\"");
+            None
+        }
+        (Some("patient"), None) => Some(Level::Patient),
+        (Some(_), None) => Some(Level::System),
+        (None, _) => None,
+    };
+    section.end();
+    Some(Scheduled { export: sync::Export { name: name?, level: level?, types }, incremental, full_refresh })
+}
+
+fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// Names stand in logs, in tables and in the names of files.
+fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(plain) && !text.starts_with('.') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is no name: up to 64 letters, digits, - _ and ."))
+}
+
+fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error| format!("{text:?}: {error}"))
+}
+
+fn one_of(words: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
+    move |text| {
+        let known = words.contains(&text);
+        known.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is none of {}", words.join(", ")))
+    }
+}
+
+fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+fn number<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+    number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| format!("{text:?} is no number from 1 to 1000"))
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| format!("{text:?} is no number from 0 to 100"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text:?} is no duration such as \"90s\", \"5m\" or \"2h\""))
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match text[digits.len()..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => 0,
+    };
+    let size = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit)).filter(|size| *size > 0);
+    size.ok_or_else(|| format!("{text:?} is no size such as \"64MiB\" or \"2GiB\""))
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("{text:?} is no URL: {error}"))?;
+    if matches!(url.scheme(), "http" | "https") { Ok(url) } else { Err(format!("{text:?} is no http or https URL")) }
+}
+
+/// A folder, `file://…`, or a place in an object store that this binary was built for.
+fn location(text: &str) -> Result<Location, String> {
+    let Some((scheme, _)) = text.split_once("://") else { return path(text).map(Location::Folder) };
+    let url: Url = text.parse().map_err(|error| format!("{text:?} is no URL: {error}"))?;
+    if scheme == "file" {
+        return url.to_file_path().map(Location::Folder).map_err(|()| format!("{text:?} names no folder"));
+    }
+    if OBJECT_STORES.contains(&scheme) {
+        return Ok(Location::ObjectStore(url));
+    }
+    let built_for = if OBJECT_STORES.is_empty() { "none".to_owned() } else { OBJECT_STORES.join(", ") };
+    Err(format!("{text:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
+}
+
+/// An error with its causes, in one line.
+fn said(error: &dyn std::error::Error) -> String {
+    sync::chain(error)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+use super::*;
+
+const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");
+
+const SMALLEST: &str = r#"
+    [server]
+    url = "https://ehr.example.org/fhir"
+    [tables]
+    root = "/srv/lake"
+    [state]
+    file = "/var/lib/fhir-sync/state.json"
+    [health]
+    listen = "127.0.0.1:9187"
+    max_age = "2h"
+    [[export]]
+    name = "all"
+    level = "system"
+    types = ["Patient", "Condition", "Observation", "Encounter"]
+    incremental = "0 15 * * * *"
+    full_refresh = "0 0 3 * * Sun"
+"#;
+
+fn mistakes(text: &str) -> Vec<String> {
+    parse(text, &[]).0.unwrap_err().0
+}
+
+/// `key = value` lines of a TOML text by their full key, those behind "# " included.
+fn settings(text: &str) -> HashMap<String, String> {
+    let mut settings = HashMap::new();
+    let mut section = String::new();
+    for line in text.lines() {
+        let line = line.strip_prefix("# ").unwrap_or(line);
+        if let Some(name) = line.strip_prefix("[[").and_then(|rest| rest.strip_suffix("]]")) {
+            section = format!("{name}[0].");
+        } else if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            section = format!("{name}.");
+        } else if let Some((key, value)) = line.split_once(" = ")
+            && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        {
+            settings.insert(format!("{section}{key}"), value.trim_matches('"').to_owned());
+        }
+    }
+    settings
+}
+
+#[test]
+fn the_reference_names_every_key_with_its_default() {
+    let (config, findings) = parse(REFERENCE, &[]);
+    config.unwrap();
+    let settings = settings(REFERENCE);
+    for (key, default) in &findings.asked {
+        let written = settings.get(key).unwrap_or_else(|| panic!("{key} is missing in config/fhir-sync.toml"));
+        if let Some(default) = default {
+            assert_eq!(written, default, "{key}");
+        }
+    }
+    assert_eq!(settings.len(), findings.asked.len(), "the reference names a key that nobody reads");
+}
+
+#[test]
+fn the_smallest_useful_file_means_the_same_as_the_reference() {
+    let [smallest, reference] = [SMALLEST, REFERENCE].map(|text| format!("{:?}", parse(text, &[]).0.unwrap()));
+    assert_eq!(smallest, reference);
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_with_their_keys() {
+    let found = mistakes(
+        r#"
+        colour = "red"
+        [server]
+        url = "ehr.example.org"
+        client_id = "me"
+        allow_http = "perhaps"
+        [server.poll]
+        max_interval = 300
+        [tables]
+        root = ["a"]
+        [health]
+        listen = "here"
+        max_agee = "2h"
+        [[export]]
+        name = "a/b"
+        level = "group"
+        types = ["patient", "Patient"]
+        incremental = "every hour"
+        [[export]]
+        name = "all"
+        types = []
+        [[export]]
+        name = "all"
+        level = "system"
+        group = "g"
+        types = "Patient"
+        "#,
+    );
+    let expected = [
+        "server.url: \"ehr.example.org\" is no URL",
+        "server.allow_http: \"perhaps\" is neither",
+        "server.private_key_file: is missing",
+        "server.poll.max_interval: \"300\" is no duration",
+        "tables.root: must be a single value",
+        "health.listen: \"here\"",
+        "health.max_agee: is not a key",
+        "export[0].name: \"a/b\" is no name",
+        "export[0].types: \"patient\": \"patient\" is not a FHIR resource type; did you mean \"Patient\"?",
+        "export[0].incremental: \"every hour\" has 2 fields",
+        "export[0].group: is missing",
+        "export[1].types: must name at least one",
+        "export[2].name: is the name of another export",
+        "export[2].group: is set, but level is not",
+        "colour: is not a key",
+    ];
+    for expected in expected {
+        assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\nnot in\n{}", found.join("\n"));
+    }
+    assert_eq!(found.len(), expected.len(), "{}", found.join("\n"));
+}
+
+#[test]
+fn the_environment_wins_over_the_file_for_every_kind_of_value() {
+    let config = parse(
+        SMALLEST,
+        &[
+            ("FHIR_SYNC__HEALTH__MAX_AGE", "90m"),
+            ("FHIR_SYNC__SERVER__ALLOW_HTTP", "true"),
+            ("FHIR_SYNC__SERVER__POLL__MAX_INTERVAL", "7s"),
+            ("FHIR_SYNC__SERVER__TOKEN_ORIGINS", "https://a.example.org, https://b.example.org"),
+            ("FHIR_SYNC__SYNC__PARALLEL_DOWNLOADS", "9"),
+            ("FHIR_SYNC__SYNC__MAX_LINE_BYTES", "1MiB"),
+            ("FHIR_SYNC_LOG", "is none of ours"),
+        ],
+    );
+    let config = config.0.unwrap();
+    assert_eq!(config.health.max_age, Duration::from_mins(90));
+    assert!(config.server.allow_http);
+    assert_eq!(config.server.poll_max_interval, Duration::from_secs(7));
+    assert_eq!(config.server.token_origins.len(), 2);
+    assert_eq!(config.sync.parallel_downloads, 9);
+    assert_eq!(config.sync.max_line_bytes, 1 << 20);
+}
+
+#[test]
+fn an_unknown_key_in_the_environment_is_a_mistake_too() {
+    let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
+    assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows"]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_said_with_its_place() {
+    assert!(mistakes("[server\nurl").concat().contains("line 1"), "{:?}", mistakes("[server\nurl"));
+}
+
+#[test]
+fn an_object_store_that_was_not_built_in_is_named() {
+    let found = mistakes(&SMALLEST.replace("/srv/lake", "ftp://lake/x"));
+    assert!(found[0].starts_with("tables.root: \"ftp://lake/x\": this binary was not built for ftp://"), "{found:?}");
+}
+
+#[test]
+fn the_drop_in_flags_mean_what_a_file_would() {
+    let flags = |group_id: Option<&str>| Flags {
+        fhir_endpoint: "https://ehr.example.org/fhir".to_owned(),
+        delta_path: "/srv/lake".to_owned(),
+        state_file: "/var/lib/fhir-sync/state.json".into(),
+        resource_types: ["Patient", "Condition", "Observation", "Encounter"].map(str::to_owned).to_vec(),
+        group_id: group_id.map(str::to_owned),
+        auth: None,
+    };
+    let config = flags(None).load().unwrap();
+    assert_eq!(config.exports[0].export, parse(SMALLEST, &[]).0.unwrap().exports[0].export);
+    assert_eq!(flags(Some("g")).load().unwrap().exports[0].export.level, Level::Group("g".to_owned()));
+}

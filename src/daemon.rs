@@ -1,0 +1,324 @@
+//! The daemon: one loop that owns every task, the wish to stop, and the sync that runs.
+//!
+//! | task | its error means | a stop means |
+//! |---|---|---|
+//! | a sync | logged, counted, the next tick tries again | it ends at the next safe point; a commit is finished |
+//! | the scheduler | the start fails | dropped |
+//! | the health listener | the start fails | it answers until the end |
+//!
+//! A first SIGTERM or SIGINT asks to stop and grants `daemon.grace_period`; a second one ends the process at once.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::{Instant, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::{Config, Scheduled},
+    schedule::{self, Tick, Ticks, next_after},
+    serve::{self, ExportView, LastComplete, View},
+    state::ExportState,
+    sync::{self, Mode, Outcome, Progress, Report, Sync, Watch},
+};
+
+#[derive(thiserror::Error, Debug)]
+pub enum Error {
+    #[error(transparent)]
+    Sync(#[from] sync::Error),
+    #[error("{listen} cannot be listened on; another program may hold it, or set health.listen")]
+    Listen { listen: String, source: std::io::Error },
+    #[error("the scheduler did not start")]
+    Schedule(#[from] tokio_cron_scheduler::JobSchedulerError),
+    #[error("no export has a schedule; set `incremental` or `full_refresh` in [[export]], or use `fhir-sync sync`")]
+    NoSchedule,
+    #[error("signals cannot be received")]
+    Signals(#[source] std::io::Error),
+}
+
+/// How a daemon came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Gracefully,
+    /// The grace period was over, or a second signal came. Work may still be running on other threads.
+    AtOnce,
+}
+
+/// SIGTERM and SIGINT, which mean the same.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Runs until it is asked to stop.
+pub async fn run(config: Config) -> Result<Ended, Error> {
+    if config.exports.iter().all(|export| export.incremental.is_empty() && export.full_refresh.is_empty()) {
+        return Err(Error::NoSchedule);
+    }
+    let mut signals = Signals::listen().map_err(Error::Signals)?;
+    let (watch, progress) = Watch::new();
+    let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
+    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch).await?;
+    let (views, seen) = watch::channel(View { ready: false, beat: Instant::now(), exports: Vec::new() });
+    let server = serve::Server::start(&config.health, seen)
+        .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
+    let ticks = Ticks::default();
+    let mut scheduler = schedule::start(&schedules(&config.exports), &ticks).await?;
+    let mut daemon = Daemon::new(sync, config.exports, views, progress);
+    daemon.catch_up(&ticks);
+    daemon.publish(true);
+    tracing::info!(health = %server.address, exports = exports.len(), "ready");
+    notify(&[NotifyState::Ready]);
+    let ended = daemon.turn(&ticks, &mut signals, config.grace_period).await;
+    if let Err(error) = scheduler.shutdown().await {
+        tracing::warn!(%error, "the scheduler did not end well");
+    }
+    tracing::info!(?ended, "stopped");
+    Ok(ended)
+}
+
+struct Daemon {
+    sync: Arc<Sync>,
+    exports: Vec<Scheduled>,
+    views: watch::Sender<View>,
+    progress: watch::Receiver<Progress>,
+    stop: CancellationToken,
+    /// One sync at the most.
+    running: JoinSet<Report>,
+    running_export: Option<String>,
+}
+
+impl Daemon {
+    fn new(
+        sync: Sync,
+        exports: Vec<Scheduled>,
+        views: watch::Sender<View>,
+        progress: watch::Receiver<Progress>,
+    ) -> Self {
+        let state = sync.state();
+        let (now, anchor) = (now(), Instant::now());
+        views.send_modify(|view| {
+            view.exports = exports
+                .iter()
+                .map(|scheduled| {
+                    let known = state.exports.get(&scheduled.export.name);
+                    let last = known.and_then(|known| known.last_complete_at).or(state.last_sync_before_migration);
+                    ExportView {
+                        name: scheduled.export.name.clone(),
+                        last_complete: last.map(|at| LastComplete { at, anchor: anchored(at, now, anchor) }),
+                        last_outcome: None,
+                        failures_in_a_row: 0,
+                        next_run_at: None,
+                        step: sync::Step::Idle,
+                    }
+                })
+                .collect();
+        });
+        Self {
+            sync: Arc::new(sync),
+            exports,
+            views,
+            progress,
+            stop: CancellationToken::new(),
+            running: JoinSet::new(),
+            running_export: None,
+        }
+    }
+
+    /// What the schedule asked for while nobody listened is done once, now.
+    fn catch_up(&self, ticks: &Ticks) {
+        let state = self.sync.state();
+        for scheduled in &self.exports {
+            let name = &scheduled.export.name;
+            let known = state.exports.get(name).cloned().unwrap_or_default();
+            if let Some(mode) = overdue(scheduled, &known, now()) {
+                tracing::info!(export = name, %mode, "overdue, starting at once");
+                ticks.tick(Tick { export: name.clone(), mode });
+            }
+        }
+    }
+
+    async fn turn(&mut self, ticks: &Ticks, signals: &mut Signals, grace_period: Duration) -> Ended {
+        let mut beat = interval(Duration::from_secs(1));
+        let mut give_up_at = None;
+        loop {
+            let idle = self.running.is_empty();
+            if idle && self.stop.is_cancelled() {
+                return Ended::Gracefully;
+            }
+            tokio::select! {
+                tick = ticks.next(), if idle => self.begin(tick),
+                Some(ended) = self.running.join_next() => self.end(ended),
+                name = signals.next() => {
+                    if give_up_at.is_some() {
+                        tracing::warn!(signal = name, "a second signal: ending at once");
+                        return Ended::AtOnce;
+                    }
+                    tracing::info!(signal = name, ?grace_period, "stopping");
+                    notify(&[NotifyState::Stopping]);
+                    give_up_at = Some(Instant::now() + grace_period);
+                    self.stop.cancel();
+                    self.publish(false);
+                }
+                () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
+                    tracing::warn!(?grace_period, "did not come to an end in time: ending at once; nothing is lost");
+                    return Ended::AtOnce;
+                }
+                _ = beat.tick() => self.publish(!self.stop.is_cancelled()),
+            }
+        }
+    }
+
+    fn begin(&mut self, tick: Tick) {
+        let Some(scheduled) = self.exports.iter().find(|scheduled| scheduled.export.name == tick.export) else {
+            return;
+        };
+        self.running_export = Some(tick.export);
+        let (sync, export, stop) = (Arc::clone(&self.sync), scheduled.export.clone(), self.stop.clone());
+        self.running.spawn(async move { sync.run(&export, tick.mode, &stop).await });
+        self.publish(true);
+    }
+
+    fn end(&mut self, ended: Result<Report, JoinError>) {
+        let name = self.running_export.take();
+        let outcome = match &ended {
+            Ok(report) => report.outcome,
+            Err(error) => {
+                tracing::error!(export = name, %error, "a sync broke off; this is a defect of fhir-sync, the next tick tries again");
+                Outcome::Failed
+            }
+        };
+        self.views.send_modify(|view| {
+            let Some(export) = view.exports.iter_mut().find(|export| Some(&export.name) == name.as_ref()) else {
+                return;
+            };
+            export.last_outcome = Some(outcome);
+            match outcome {
+                Outcome::Complete => {
+                    export.failures_in_a_row = 0;
+                    let at = ended.map_or_else(|_| now(), |report| report.ended_at);
+                    export.last_complete = Some(LastComplete { at, anchor: Instant::now() });
+                }
+                Outcome::Partial | Outcome::Failed => export.failures_in_a_row += 1,
+                Outcome::Stopped => {}
+            }
+        });
+        self.publish(!self.stop.is_cancelled());
+    }
+
+    /// Shows that the loop comes round, and what is going on.
+    fn publish(&self, ready: bool) {
+        let step = self.progress.borrow().step.clone();
+        let now = now();
+        self.views.send_modify(|view| {
+            view.ready = ready;
+            view.beat = Instant::now();
+            for (export, scheduled) in view.exports.iter_mut().zip(&self.exports) {
+                let runs = Some(&export.name) == self.running_export.as_ref();
+                export.step = if runs { step.clone() } else { sync::Step::Idle };
+                let patterns = scheduled.incremental.iter().chain(&scheduled.full_refresh).cloned();
+                export.next_run_at = next_after(&patterns.collect::<Vec<_>>(), now);
+            }
+        });
+        let status = match &self.running_export {
+            Some(name) => format!("{name}: {step}"),
+            None => "waiting for the next tick".to_owned(),
+        };
+        notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+    }
+}
+
+/// Does the schedule, or an unfinished job, ask for a run right now?
+fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Option<Mode> {
+    let Some(last_complete_at) = known.last_complete_at else { return Some(Mode::Incremental) };
+    let last_full_refresh_at = known.last_full_refresh_at.unwrap_or(last_complete_at);
+    if next_after(&scheduled.full_refresh, last_full_refresh_at).is_some_and(|at| at <= now) {
+        return Some(Mode::FullRefresh);
+    }
+    let missed = next_after(&scheduled.incremental, last_complete_at).is_some_and(|at| at <= now);
+    (missed || known.job.is_some()).then_some(Mode::Incremental)
+}
+
+/// The monotonic instant that belongs to a wall-clock time of before this process.
+fn anchored(at: DateTime<Utc>, now: DateTime<Utc>, anchor: Instant) -> Instant {
+    let age = (now - at).to_std().unwrap_or_default();
+    anchor.checked_sub(age).unwrap_or(anchor)
+}
+
+fn schedules(exports: &[Scheduled]) -> Vec<(Tick, Vec<schedule::Pattern>)> {
+    let schedule = |scheduled: &Scheduled, mode, patterns: &[schedule::Pattern]| {
+        (Tick { export: scheduled.export.name.clone(), mode }, patterns.to_vec())
+    };
+    exports
+        .iter()
+        .flat_map(|scheduled| {
+            [
+                schedule(scheduled, Mode::Incremental, &scheduled.incremental),
+                schedule(scheduled, Mode::FullRefresh, &scheduled.full_refresh),
+            ]
+        })
+        .collect()
+}
+
+/// Tells systemd, where it listens.
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "schedules and health are matters of our own clock")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{export::Level, fhir::parse_instant};
+
+    fn scheduled() -> Scheduled {
+        Scheduled {
+            export: sync::Export { name: "all".to_owned(), level: Level::System, types: Vec::new() },
+            incremental: vec!["0 15 * * * *".parse().unwrap()],
+            full_refresh: vec!["0 0 3 * * Sun".parse().unwrap()],
+        }
+    }
+
+    fn due(last_complete: Option<&str>, last_full: Option<&str>, now: &str) -> Option<Mode> {
+        let known = ExportState {
+            last_complete_at: last_complete.and_then(parse_instant),
+            last_full_refresh_at: last_full.and_then(parse_instant),
+            ..ExportState::default()
+        };
+        overdue(&scheduled(), &known, parse_instant(now).unwrap())
+    }
+
+    #[test]
+    fn a_start_syncs_at_once_when_none_was_complete_or_one_is_overdue() {
+        let full = Some("2026-11-15T03:10:00Z");
+        assert_eq!(due(None, None, "2026-11-20T10:00:00Z"), Some(Mode::Incremental));
+        assert_eq!(due(Some("2026-11-20T09:16:00Z"), full, "2026-11-20T10:00:00Z"), None);
+        assert_eq!(due(Some("2026-11-20T09:14:00Z"), full, "2026-11-20T10:00:00Z"), Some(Mode::Incremental));
+        assert_eq!(due(Some("2026-11-22T03:14:00Z"), full, "2026-11-22T03:20:00Z"), Some(Mode::FullRefresh));
+    }
+}

@@ -1,0 +1,172 @@
+//! The schedule: cron patterns become ticks. Always in UTC: a local clock would skip or repeat a run twice a year.
+//!
+//! A tick that nobody has taken yet is not queued a second time, so however many were missed, one run makes up for them.
+
+use std::{
+    collections::BTreeSet,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chrono::{DateTime, Utc};
+use croner::{
+    Cron,
+    parser::{CronParser, Seconds},
+};
+use tokio::sync::Notify;
+use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
+
+use crate::sync::Mode;
+
+/// A cron pattern of six fields (seconds first) or five, checked when it was read.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    /// Always with seconds: tokio-cron-scheduler accepts nothing else.
+    text: String,
+    cron: Cron,
+}
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = match text.split_whitespace().count() {
+            5 => format!("0 {}", text.trim()),
+            6 => text.trim().to_owned(),
+            fields => {
+                return Err(format!("{text:?} has {fields} fields; a cron pattern has five, or six with seconds first"));
+            }
+        };
+        let parser = CronParser::builder().seconds(Seconds::Required).build();
+        let cron = parser.parse(&text).map_err(|error| format!("{text:?} is no cron pattern: {error}"))?;
+        Ok(Self { text, cron })
+    }
+}
+
+impl Pattern {
+    /// The first time after `instant` that the pattern names.
+    pub fn next_after(&self, instant: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.cron.find_next_occurrence(&instant, false).ok()
+    }
+}
+
+/// The first time after `instant` that any of the patterns names.
+pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    patterns.iter().filter_map(|pattern| pattern.next_after(instant)).min()
+}
+
+/// It is time to sync an export.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tick {
+    pub export: String,
+    pub mode: Mode,
+}
+
+/// The ticks that wait to be taken.
+#[derive(Clone, Debug, Default)]
+pub struct Ticks {
+    waiting: Arc<Mutex<BTreeSet<Tick>>>,
+    news: Arc<Notify>,
+}
+
+impl Ticks {
+    /// Says that it is time; nothing where that was said already.
+    pub fn tick(&self, tick: Tick) {
+        if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(tick.clone()) {
+            self.news.notify_one();
+        } else {
+            tracing::info!(export = tick.export, mode = %tick.mode, "the run before is not done; this tick joins the waiting one");
+        }
+    }
+
+    /// Waits for the next tick. A full refresh does what an incremental run would, so it takes that tick along.
+    pub async fn next(&self) -> Tick {
+        loop {
+            if let Some(tick) = self.take() {
+                return tick;
+            }
+            self.news.notified().await;
+        }
+    }
+
+    fn take(&self) -> Option<Tick> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = waiting.pop_first()?;
+        let full = Tick { mode: Mode::FullRefresh, ..first.clone() };
+        Some(if waiting.remove(&full) { full } else { first })
+    }
+}
+
+/// Starts the clock: each pattern sends its tick and does nothing else. Ends when it is dropped or shut down.
+pub async fn start(schedules: &[(Tick, Vec<Pattern>)], ticks: &Ticks) -> Result<JobScheduler, JobSchedulerError> {
+    let scheduler = JobScheduler::new().await?;
+    for (tick, patterns) in schedules {
+        for pattern in patterns {
+            let (tick, ticks) = (tick.clone(), ticks.clone());
+            scheduler.add(Job::new(pattern.text.as_str(), move |_, _| ticks.tick(tick.clone()))?).await?;
+        }
+    }
+    scheduler.start().await?;
+    Ok(scheduler)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fhir::parse_instant;
+
+    fn tick(export: &str, mode: Mode) -> Tick {
+        Tick { export: export.to_owned(), mode }
+    }
+
+    #[test]
+    fn a_pattern_has_five_or_six_fields_and_counts_in_utc() {
+        let at = |text| parse_instant(text).unwrap();
+        for (pattern, expected) in [
+            ("15 * * * *", "2026-11-20T10:15:00Z"),
+            ("0 15 * * * *", "2026-11-20T10:15:00Z"),
+            ("0 0 3 * * Sun", "2026-11-22T03:00:00Z"),
+            ("30 1 2 * * *", "2026-11-21T02:01:30Z"),
+        ] {
+            let pattern: Pattern = pattern.parse().unwrap();
+            assert_eq!(pattern.next_after(at("2026-11-20T10:00:00Z")), Some(at(expected)));
+        }
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_said_when_it_is_read() {
+        for text in ["", "* * * *", "61 * * * * *", "0 0 3 * * Sonntag"] {
+            assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn missed_ticks_collapse_into_one() {
+        let ticks = Ticks::default();
+        for _ in 0..3 {
+            ticks.tick(tick("all", Mode::Incremental));
+        }
+        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
+        assert_eq!(ticks.take(), None);
+    }
+
+    #[tokio::test]
+    async fn a_full_refresh_takes_the_incremental_tick_along() {
+        let ticks = Ticks::default();
+        ticks.tick(tick("all", Mode::Incremental));
+        ticks.tick(tick("other", Mode::Incremental));
+        ticks.tick(tick("all", Mode::FullRefresh));
+        assert_eq!(ticks.next().await, tick("all", Mode::FullRefresh));
+        assert_eq!(ticks.next().await, tick("other", Mode::Incremental));
+        assert_eq!(ticks.take(), None);
+    }
+
+    #[tokio::test]
+    async fn the_clock_ticks() {
+        let ticks = Ticks::default();
+        let every_second = vec!["* * * * * *".parse().unwrap()];
+        let mut scheduler = start(&[(tick("all", Mode::Incremental), every_second)], &ticks).await.unwrap();
+        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
+        scheduler.shutdown().await.unwrap();
+    }
+}

@@ -1,0 +1,183 @@
+//! Health: how recent the last complete sync is.
+//!
+//! Never "healthy" while data are older than the configured age. An age is the greater of what the wall clock and the
+//! monotonic clock say: the first can be set back, the second stands still while a machine is suspended.
+
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use crate::sync::{Outcome, Step};
+
+/// What the daemon lets others see.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub ready: bool,
+    /// When the daemon's loop last came round.
+    pub beat: Instant,
+    pub exports: Vec<ExportView>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ExportView {
+    pub name: String,
+    pub last_complete: Option<LastComplete>,
+    pub last_outcome: Option<Outcome>,
+    pub failures_in_a_row: u32,
+    pub next_run_at: Option<DateTime<Utc>>,
+    /// What a sync that is running does just now.
+    pub step: Step,
+}
+
+/// When a sync was last complete, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct LastComplete {
+    pub at: DateTime<Utc>,
+    pub anchor: Instant,
+}
+
+/// How far the wall clock may be behind the last sync before it is not believed.
+const SKEW: TimeDelta = TimeDelta::seconds(60);
+/// The loop comes round every few seconds; this is not a busy moment any more.
+const BEAT_LIMIT: Duration = Duration::from_secs(60);
+
+impl LastComplete {
+    /// `None` where the wall clock stands before the sync: then nobody knows.
+    fn age(&self, now: DateTime<Utc>, instant: Instant) -> Option<Duration> {
+        if now + SKEW < self.at {
+            return None;
+        }
+        let wall = (now - self.at).to_std().unwrap_or_default();
+        Some(wall.max(instant.saturating_duration_since(self.anchor)))
+    }
+}
+
+pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
+    instant.saturating_duration_since(view.beat) < BEAT_LIMIT
+}
+
+/// Healthy or not, and the answer's body.
+pub(super) fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
+    let mut healthy = !view.exports.is_empty();
+    let mut oldest: Option<(DateTime<Utc>, Duration)> = None;
+    let mut never = false;
+    let mut exports = Map::new();
+    for export in &view.exports {
+        let age = export.last_complete.and_then(|last| last.age(now, instant));
+        let fresh = age.is_some_and(|age| age <= max_age);
+        healthy &= fresh;
+        match (export.last_complete, age) {
+            (Some(last), Some(age)) if oldest.is_none_or(|(_, oldest)| age > oldest) => oldest = Some((last.at, age)),
+            (Some(_), Some(_)) => {}
+            _ => never = true,
+        }
+        exports.insert(export.name.clone(), export_body(export, age, fresh));
+    }
+    let oldest = oldest.filter(|_| !never);
+    let body = json!({
+        "status": if healthy { "healthy" } else { "unhealthy" },
+        "last_sync": oldest.map(|(at, _)| text(at)),
+        "age_seconds": oldest.map(|(_, age)| age.as_secs()),
+        "max_age_seconds": max_age.as_secs(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "exports": exports,
+    });
+    (healthy, body)
+}
+
+fn export_body(export: &ExportView, age: Option<Duration>, fresh: bool) -> Value {
+    json!({
+        "status": if fresh { "healthy" } else { "unhealthy" },
+        "last_sync": export.last_complete.map(|last| text(last.at)),
+        "age_seconds": age.map(|age| age.as_secs()),
+        "last_outcome": export.last_outcome.map(|outcome| outcome.to_string()),
+        "failures_in_a_row": export.failures_in_a_row,
+        "next_run": export.next_run_at.map(text),
+        "now": (export.step != Step::Idle).then(|| export.step.to_string()),
+    })
+}
+
+fn text(instant: DateTime<Utc>) -> String {
+    instant.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fhir::parse_instant;
+
+    const MAX_AGE: Duration = Duration::from_hours(2);
+
+    fn view(last_complete: &[Option<(&str, Instant)>]) -> View {
+        let export = |(index, last): (usize, &Option<(&str, Instant)>)| ExportView {
+            name: format!("export-{index}"),
+            last_complete: last.map(|(at, anchor)| LastComplete { at: parse_instant(at).unwrap(), anchor }),
+            last_outcome: None,
+            failures_in_a_row: 0,
+            next_run_at: None,
+            step: Step::Idle,
+        };
+        let exports = last_complete.iter().enumerate().map(export).collect();
+        View { ready: true, beat: Instant::now(), exports }
+    }
+
+    fn at(text: &str) -> DateTime<Utc> {
+        parse_instant(text).unwrap()
+    }
+
+    #[test]
+    fn it_is_healthy_up_to_the_age_and_unhealthy_beyond() {
+        let start = Instant::now();
+        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
+        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T11:59:59Z"), start);
+        assert!(healthy);
+        assert_eq!((&body["status"], &body["age_seconds"]), (&json!("healthy"), &json!(7199)));
+        assert_eq!(body["last_sync"], json!("2026-11-20T10:00:00Z"));
+        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T12:00:01Z"), start);
+        assert!(!healthy);
+        assert_eq!(body["status"], json!("unhealthy"));
+    }
+
+    #[test]
+    fn without_a_complete_sync_it_is_unhealthy() {
+        let (healthy, body) = health(&view(&[None]), MAX_AGE, at("2026-11-20T10:00:00Z"), Instant::now());
+        assert!(!healthy);
+        assert_eq!(body["last_sync"], Value::Null);
+    }
+
+    #[test]
+    fn one_old_export_makes_the_whole_unhealthy() {
+        let start = Instant::now();
+        let view = view(&[Some(("2026-11-20T10:00:00Z", start)), Some(("2026-11-20T07:00:00Z", start))]);
+        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T10:00:01Z"), start);
+        assert!(!healthy);
+        assert_eq!(body["last_sync"], json!("2026-11-20T07:00:00Z"));
+        assert_eq!(body["exports"]["export-0"]["status"], json!("healthy"));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_old_data_fresh() {
+        let start = Instant::now();
+        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
+        let later = start + Duration::from_hours(3);
+        assert!(!health(&view, MAX_AGE, at("2026-11-20T10:30:00Z"), later).0, "the monotonic clock knows better");
+        assert!(!health(&view, MAX_AGE, at("2026-11-20T09:00:00Z"), start).0, "an age from the future is no age");
+        assert!(health(&view, MAX_AGE, at("2026-11-20T09:59:30Z"), start).0, "a little skew is");
+    }
+
+    #[test]
+    fn a_machine_that_slept_does_not_keep_old_data_fresh() {
+        let start = Instant::now();
+        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
+        assert!(!health(&view, MAX_AGE, at("2026-11-20T18:00:00Z"), start).0);
+    }
+
+    #[test]
+    fn a_loop_that_stands_still_is_not_alive() {
+        let view = view(&[None]);
+        assert!(is_alive(&view, view.beat + Duration::from_secs(59)));
+        assert!(!is_alive(&view, view.beat + Duration::from_secs(61)));
+    }
+}
