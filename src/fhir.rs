@@ -12,6 +12,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct ResourceType(&'static str);
 
 impl ResourceType {
+    pub const BUNDLE: Self = Self("Bundle");
+    pub const CONDITION: Self = Self("Condition");
+    pub const ENCOUNTER: Self = Self("Encounter");
+    pub const MEDICATION_REQUEST: Self = Self("MedicationRequest");
+    pub const OBSERVATION: Self = Self("Observation");
+    pub const OPERATION_OUTCOME: Self = Self("OperationOutcome");
+    pub const ORGANIZATION: Self = Self("Organization");
+    pub const PATIENT: Self = Self("Patient");
+    pub const PRACTITIONER: Self = Self("Practitioner");
+
     pub fn as_str(self) -> &'static str {
         self.0
     }
@@ -191,6 +201,7 @@ impl Version {
         }
     }
 
+    #[must_use]
     pub fn at(self, transaction_time: Option<TransactionTime>) -> Self {
         Self { transaction_time_micros: transaction_time.map(TransactionTime::as_micros), ..self }
     }
@@ -245,7 +256,7 @@ pub struct Deletion {
     pub at: Option<DateTime<Utc>>,
 }
 
-/// One issue of an OperationOutcome, without its free text: `diagnostics` may quote a patient.
+/// One issue of an `OperationOutcome`, without its free text: `diagnostics` may quote a patient.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, Default)]
 #[serde(default)]
 pub struct Issue {
@@ -274,7 +285,7 @@ impl fmt::Display for Issue {
     }
 }
 
-/// The issues of an OperationOutcome; `None` where the text is something else.
+/// The issues of an `OperationOutcome`; `None` where the text is something else.
 pub fn operation_outcome(body: &[u8]) -> Option<Vec<Issue>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -476,6 +487,23 @@ mod tests {
     #[test]
     fn the_resource_types_are_sorted_so_that_they_can_be_searched() {
         assert!(RESOURCE_TYPES.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn a_resource_type_named_by_a_constant_is_one_that_would_parse() {
+        for constant in [
+            ResourceType::BUNDLE,
+            ResourceType::CONDITION,
+            ResourceType::ENCOUNTER,
+            ResourceType::MEDICATION_REQUEST,
+            ResourceType::OBSERVATION,
+            ResourceType::OPERATION_OUTCOME,
+            ResourceType::ORGANIZATION,
+            ResourceType::PATIENT,
+            ResourceType::PRACTITIONER,
+        ] {
+            assert_eq!(constant.as_str().parse(), Ok(constant));
+        }
     }
 
     #[test]
