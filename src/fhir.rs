@@ -12,6 +12,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct ResourceType(&'static str);
 
 impl ResourceType {
+    pub const BUNDLE: Self = Self("Bundle");
+    pub const CONDITION: Self = Self("Condition");
+    pub const ENCOUNTER: Self = Self("Encounter");
+    pub const MEDICATION_REQUEST: Self = Self("MedicationRequest");
+    pub const OBSERVATION: Self = Self("Observation");
+    pub const OPERATION_OUTCOME: Self = Self("OperationOutcome");
+    pub const ORGANIZATION: Self = Self("Organization");
+    pub const PATIENT: Self = Self("Patient");
+    pub const PRACTITIONER: Self = Self("Practitioner");
+
     pub fn as_str(self) -> &'static str {
         self.0
     }
@@ -487,6 +497,23 @@ mod tests {
     #[test]
     fn the_resource_types_are_sorted_so_that_they_can_be_searched() {
         assert!(RESOURCE_TYPES.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn a_resource_type_named_by_a_constant_is_one_that_would_parse() {
+        for constant in [
+            ResourceType::BUNDLE,
+            ResourceType::CONDITION,
+            ResourceType::ENCOUNTER,
+            ResourceType::MEDICATION_REQUEST,
+            ResourceType::OBSERVATION,
+            ResourceType::OPERATION_OUTCOME,
+            ResourceType::ORGANIZATION,
+            ResourceType::PATIENT,
+            ResourceType::PRACTITIONER,
+        ] {
+            assert_eq!(constant.as_str().parse(), Ok(constant));
+        }
     }
 
     #[test]

@@ -25,6 +25,6 @@ pub mod table;
 /// The state file: how far each export has come, and the job in flight.
 pub mod state;
 /// An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
-//pub mod demo;
+pub mod demo;
 /// The vocabulary of FHIR. Imports nothing of ours.
 pub mod fhir;

@@ -1,0 +1,112 @@
+//! The answers that need no job: what the server is, how to get a token, what went wrong.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Bytes,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::{Value, json};
+
+use super::{Shared, locked};
+
+pub(super) const FHIR_JSON: &str = "application/fhir+json";
+
+pub(super) async fn metadata(State(shared): State<Arc<Shared>>) -> Response {
+    let now = crate::demo::world::instant(locked(&shared.world).now());
+    let group = json!({
+        "name": "export",
+        "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/group-export",
+    });
+    let patient = json!({
+        "name": "export",
+        "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/patient-export",
+    });
+    let system = json!({
+        "name": "export",
+        "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export",
+    });
+    let mut rest = json!({
+        "mode": "server",
+        "resource": [
+            {"type": "Group", "operation": [group]},
+            {"type": "Patient", "operation": [patient]},
+        ],
+        "operation": [system],
+    });
+    if shared.scenario().auth.is_some() {
+        rest["security"] = json!({"extension": [{
+            "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",
+            "extension": [{"url": "token", "valueUri": shared.token_url}],
+        }]});
+    }
+    let statement = json!({
+        "resourceType": "CapabilityStatement",
+        "status": "active",
+        "date": now,
+        "kind": "instance",
+        "instantiates": ["http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data"],
+        "software": {"name": "fhir-sync demo", "version": env!("CARGO_PKG_VERSION")},
+        "implementation": {"description": "Synthetic data", "url": shared.base},
+        "fhirVersion": "4.0.1",
+        "format": ["application/fhir+json", "application/fhir+ndjson"],
+        "rest": [rest],
+    });
+    document(StatusCode::OK, FHIR_JSON, &statement)
+}
+
+pub(super) async fn smart_configuration(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.scenario().auth.is_none() {
+        return not_found().await;
+    }
+    let configuration = json!({
+        "token_endpoint": shared.token_url,
+        "grant_types_supported": ["client_credentials"],
+        "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "token_endpoint_auth_signing_alg_values_supported": ["RS384", "ES384"],
+        "scopes_supported": ["system/*.rs"],
+        "capabilities": ["client-confidential-asymmetric", "permission-v2"],
+    });
+    document(StatusCode::OK, "application/json", &configuration)
+}
+
+pub(super) async fn token(State(shared): State<Arc<Shared>>, form: Bytes) -> Response {
+    let Some(auth) = shared.scenario().auth else { return not_found().await };
+    let granted = locked(&shared.tokens).grant(&auth, &shared.token_url, &form);
+    let (status, answer) = match granted {
+        Ok(granted) => (
+            StatusCode::OK,
+            json!({
+                "access_token": granted.access_token,
+                "token_type": "bearer",
+                "expires_in": granted.lifetime.as_secs(),
+                "scope": granted.scope,
+            }),
+        ),
+        Err(refusal) => {
+            (StatusCode::BAD_REQUEST, json!({"error": refusal.error, "error_description": refusal.description}))
+        }
+    };
+    let mut response = document(status, "application/json", &answer);
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+pub(super) async fn not_found() -> Response {
+    outcome(StatusCode::NOT_FOUND, "not-found", "there is nothing at this address")
+}
+
+/// An `OperationOutcome` of one error.
+pub(super) fn outcome(status: StatusCode, code: &str, diagnostics: &str) -> Response {
+    let outcome = json!({
+        "resourceType": "OperationOutcome",
+        "issue": [{"severity": "error", "code": code, "diagnostics": diagnostics}],
+    });
+    document(status, FHIR_JSON, &outcome)
+}
+
+pub(super) fn document(status: StatusCode, content_type: &'static str, document: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, content_type)], document.to_string()).into_response()
+}

@@ -1,0 +1,125 @@
+//! The status of a job: in progress, then the manifest, in pages if the scenario says so; and the job's DELETE.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Path, RawQuery, State},
+    http::{StatusCode, header},
+    response::{AppendHeaders, IntoResponse, Response},
+};
+use serde_json::{Map, Value, json};
+
+use super::{
+    Shared, answer,
+    job::{Export, OutputFile, Section},
+    locked,
+};
+use crate::demo::{Scenario, world::instant};
+
+pub(super) async fn poll(
+    State(shared): State<Arc<Shared>>,
+    Path(job): Path<usize>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let scenario = shared.scenario();
+    let page = page_asked(query.as_deref());
+    let polled = match page {
+        0 => locked(&shared.jobs).poll(job),
+        _ => locked(&shared.jobs).export(job).map(|export| (u32::MAX, export)),
+    };
+    let Some((polls, export)) = polled.filter(|_| !scenario.lose_job) else { return gone() };
+    if scenario.hold || polls <= scenario.polls_before_done {
+        return in_progress(&scenario, polls);
+    }
+    if let Some(body) = shared.strike_manifest() {
+        return (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+    }
+    match manifest(&shared, &scenario, &export, job, page) {
+        Some(manifest) => answer::document(StatusCode::OK, "application/json", &manifest),
+        None => gone(),
+    }
+}
+
+pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(job): Path<usize>) -> Response {
+    if locked(&shared.jobs).delete(job) && !shared.scenario().lose_job {
+        return StatusCode::ACCEPTED.into_response();
+    }
+    gone()
+}
+
+fn gone() -> Response {
+    answer::outcome(StatusCode::NOT_FOUND, "not-found", "there is no such export, or not any more")
+}
+
+fn in_progress(scenario: &Scenario, polls: u32) -> Response {
+    let progress = if scenario.hold {
+        format!("held, asked {polls} times")
+    } else {
+        format!("in progress, {polls} of {} polls", scenario.polls_before_done)
+    };
+    let progress = [("x-progress".to_owned(), progress)];
+    let retry_after = scenario.retry_after.clone().map(|value| ("retry-after".to_owned(), value));
+    (StatusCode::ACCEPTED, AppendHeaders(progress.into_iter().chain(retry_after))).into_response()
+}
+
+/// Counted from 0.
+fn page_asked(query: Option<&str>) -> usize {
+    let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let page = pairs.filter(|(name, _)| name == "page").find_map(|(_, value)| value.parse::<usize>().ok());
+    page.unwrap_or(1).saturating_sub(1)
+}
+
+/// `None`: there is no such page.
+fn manifest(shared: &Shared, scenario: &Scenario, export: &Export, job: usize, page: usize) -> Option<Value> {
+    let per_page = scenario.pages.unwrap_or(usize::MAX).max(1);
+    let first = page.saturating_mul(per_page);
+    if page > 0 && first >= export.files.len() {
+        return None;
+    }
+    let after = first.saturating_add(per_page);
+    let files = export.files.get(first..after.min(export.files.len()))?;
+    let section = |section| -> Vec<Value> {
+        let of = files.iter().filter(|file| file.section == section);
+        of.map(|file| entry(shared, scenario, job, file)).collect()
+    };
+    let mut manifest = json!({
+        "transactionTime": scenario.transaction_time.clone().unwrap_or_else(|| instant(export.transaction_time)),
+        "request": export.request,
+        "requiresAccessToken": scenario.requires_access_token(),
+        "output": section(Section::Output),
+        "deleted": section(Section::Deleted),
+        "error": section(Section::Error),
+    });
+    if let Some(members) = manifest.as_object_mut() {
+        if scenario.omit_transaction_time {
+            members.remove("transactionTime");
+        }
+        if after < export.files.len() {
+            members.insert("link".to_owned(), next(shared, job, page));
+        }
+    }
+    Some(manifest)
+}
+
+fn next(shared: &Shared, job: usize, page: usize) -> Value {
+    json!([{"relation": "next", "url": format!("{}/bulkstatus/{job}?page={}", shared.base, page + 2)}])
+}
+
+fn entry(shared: &Shared, scenario: &Scenario, job: usize, file: &OutputFile) -> Value {
+    let mut entry = Map::new();
+    entry.insert("type".to_owned(), file.resource_type.as_str().into());
+    let path = format!("bulkfiles/{job}/{}", file.name);
+    let url = match &scenario.file_origin {
+        Some(origin) => format!("{}/fhir/{path}", origin.as_str().trim_end_matches('/')),
+        None => format!("{}/{path}", shared.base),
+    };
+    entry.insert("url".to_owned(), url.into());
+    if !scenario.omit_counts {
+        let offset = match file.section {
+            Section::Output => scenario.count_offset.get(&file.resource_type).copied().unwrap_or_default(),
+            Section::Deleted | Section::Error => 0,
+        };
+        entry.insert("count".to_owned(), file.content.lines().saturating_add_signed(offset).into());
+    }
+    entry.into()
+}

@@ -1,0 +1,190 @@
+//! The token endpoint of SMART Backend Services, strict where real servers are strict (rules 117 to 128).
+//!
+//! An assertion counts once. Tokens end by tokio's clock, which a test can pause; an assertion's `exp` is compared with
+//! the wall clock, as its signer's is.
+
+use std::{collections::HashMap, time::Duration};
+
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind, get_current_timestamp, jwk::Jwk};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+/// The one client that is registered, and how long its tokens serve it.
+#[derive(Clone, Debug)]
+pub struct Auth {
+    pub client_id: String,
+    /// The client's public key: RSA for RS384, P-384 for ES384.
+    pub jwk: Jwk,
+    /// Said as `expires_in`, in whole seconds.
+    pub token_lifetime: Duration,
+    /// A token is revoked after so many requests for files: 401 until there is a new one.
+    pub expire_tokens_after_file_requests: Option<u32>,
+}
+
+impl Auth {
+    /// Tokens of five minutes, the longest that the guide recommends.
+    pub fn new(client_id: impl Into<String>, jwk: Jwk) -> Self {
+        Self {
+            client_id: client_id.into(),
+            jwk,
+            token_lifetime: Duration::from_mins(5),
+            expire_tokens_after_file_requests: None,
+        }
+    }
+}
+
+/// What the token endpoint remembers.
+#[derive(Debug, Default)]
+pub(super) struct Tokens {
+    granted: u64,
+    live: HashMap<String, Token>,
+    /// The `jti` of the assertions that came, until their `exp` in seconds since the epoch.
+    assertions: HashMap<String, u64>,
+}
+
+#[derive(Debug)]
+struct Token {
+    ends: Instant,
+    file_requests: u32,
+}
+
+/// A token, as the endpoint answers with it.
+#[derive(Debug)]
+pub(super) struct Granted {
+    pub access_token: String,
+    pub scope: String,
+    pub lifetime: Duration,
+}
+
+/// Why there is no token, in OAuth's words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub error: &'static str,
+    pub description: &'static str,
+}
+
+impl Tokens {
+    /// Answers a request for a token; `form` is its body, `token_url` the only audience.
+    pub(super) fn grant(&mut self, auth: &Auth, token_url: &str, form: &[u8]) -> Result<Granted, Refusal> {
+        let form = Form::read(form)?;
+        let claims = verify(auth, token_url, &form.assertion)?;
+        let now_seconds = get_current_timestamp();
+        self.assertions.retain(|_, exp_seconds| *exp_seconds >= now_seconds);
+        if self.assertions.insert(claims.jti, claims.exp).is_some() {
+            return Err(invalid_client("the jti was used before"));
+        }
+        let now = Instant::now();
+        self.live.retain(|_, token| token.ends > now);
+        self.granted += 1;
+        let access_token = format!("demo-token-{}", self.granted);
+        let token = Token { ends: now + auth.token_lifetime, file_requests: 0 };
+        self.live.insert(access_token.clone(), token);
+        Ok(Granted { access_token, scope: form.scope, lifetime: auth.token_lifetime })
+    }
+
+    /// Is this the value of an `Authorization` header that opens the door?
+    pub(super) fn admits(&self, authorization: Option<&str>) -> bool {
+        let token = authorization.and_then(bearer).and_then(|token| self.live.get(token));
+        token.is_some_and(|token| token.ends > Instant::now())
+    }
+
+    /// As [`admits`](Self::admits), counting the request against the token.
+    pub(super) fn admits_file(&mut self, auth: &Auth, authorization: Option<&str>) -> bool {
+        if !self.admits(authorization) {
+            return false;
+        }
+        let token = authorization.and_then(bearer).unwrap_or_default();
+        let Some(of) = self.live.get_mut(token) else { return false };
+        of.file_requests += 1;
+        let is_live = auth.expire_tokens_after_file_requests.is_none_or(|limit| of.file_requests <= limit);
+        if !is_live {
+            self.live.remove(token);
+        }
+        is_live
+    }
+}
+
+struct Form {
+    scope: String,
+    assertion: String,
+}
+
+impl Form {
+    fn read(form: &[u8]) -> Result<Self, Refusal> {
+        let fields: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
+        let field = |name: &str| fields.get(name).map(String::as_str);
+        if field("grant_type") != Some("client_credentials") {
+            return Err(Refusal { error: "unsupported_grant_type", description: "grant_type is client_credentials" });
+        }
+        if field("client_assertion_type") != Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer") {
+            return Err(invalid_client("client_assertion_type is jwt-bearer"));
+        }
+        let scope = field("scope").unwrap_or_default();
+        if scope.is_empty() || !scope.split(' ').all(|scope| scope.starts_with("system/")) {
+            return Err(Refusal { error: "invalid_scope", description: "only system/ scopes are granted here" });
+        }
+        let assertion = field("client_assertion").ok_or(invalid_client("client_assertion is missing"))?;
+        Ok(Self { scope: scope.to_owned(), assertion: assertion.to_owned() })
+    }
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    aud: String,
+    exp: u64,
+    jti: String,
+}
+
+fn verify(auth: &Auth, token_url: &str, assertion: &str) -> Result<Claims, Refusal> {
+    let header = jsonwebtoken::decode_header(assertion).map_err(|_| invalid_client("the assertion is no JWT"))?;
+    if !matches!(header.alg, Algorithm::RS384 | Algorithm::ES384) {
+        return Err(invalid_client("alg is neither RS384 nor ES384"));
+    }
+    if header.kid.is_none() || header.kid != auth.jwk.common.key_id {
+        return Err(invalid_client("kid names no registered key"));
+    }
+    let key = DecodingKey::from_jwk(&auth.jwk).map_err(|_| invalid_client("the registered key is of no use"))?;
+    let mut validation = Validation::new(header.alg);
+    validation.leeway = 0;
+    validation.set_audience(&[token_url]);
+    validation.set_required_spec_claims(&["exp", "aud", "iss", "sub"]);
+    let decoded = jsonwebtoken::decode::<Claims>(assertion, &key, &validation);
+    let claims = decoded.map_err(|error| invalid_client(reason(error.kind())))?.claims;
+    if claims.aud != token_url || claims.iss != auth.client_id || claims.sub != auth.client_id {
+        return Err(invalid_client("iss and sub are not the registered client"));
+    }
+    if claims.exp > get_current_timestamp() + MAX_EXP_SECONDS {
+        return Err(invalid_client("exp is more than five minutes ahead"));
+    }
+    if claims.jti.is_empty() {
+        return Err(invalid_client("jti is empty"));
+    }
+    Ok(claims)
+}
+
+/// An assertion ends at most so far ahead (rule 121).
+const MAX_EXP_SECONDS: u64 = 300;
+
+fn reason(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidAudience => "aud is not this token endpoint",
+        ErrorKind::ExpiredSignature => "exp is past",
+        ErrorKind::InvalidSignature => "the signature is not the registered key's",
+        ErrorKind::Json(_) | ErrorKind::MissingRequiredClaim(_) => "a claim is missing or of the wrong type",
+        _ => "the assertion does not verify",
+    }
+}
+
+fn invalid_client(description: &'static str) -> Refusal {
+    Refusal { error: "invalid_client", description }
+}
+
+fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token)
+}
+
+#[cfg(test)]
+pub(super) mod tests;
