@@ -27,15 +27,7 @@ RUN find src -name '*.rs' -exec touch {} + \
  && mkdir -p /out/state /out/lake
 
 FROM ${RUNTIME_BASE}
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="fhir-sync" \
-      org.opencontainers.image.description="Keeps a Delta Lake copy of a FHIR server" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
-
-# Only COPY from here on: the base may have no shell.
+# Only COPY, no RUN: the base may have no shell.
 # TLS trusts the system's certificates; without them every handshake fails.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 # A named volume takes owner and mode of the folder that it covers.
@@ -49,3 +41,12 @@ USER 65532:65532
 HEALTHCHECK --interval=30s --timeout=5s --start-period=6h --retries=3 CMD ["fhir-sync", "healthcheck"]
 ENTRYPOINT ["fhir-sync"]
 CMD ["run", "--config", "/etc/fhir-sync/fhir-sync.toml"]
+
+# Last: a layer cache that overlooks a changed argument then names the revision of the same program at least.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="fhir-sync" \
+      org.opencontainers.image.description="Keeps a Delta Lake copy of a FHIR server" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
