@@ -3,7 +3,10 @@
 mod demo;
 mod show;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use tokio_util::sync::CancellationToken;
@@ -112,7 +115,7 @@ impl Cli {
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Sync(arguments) => sync_once(arguments).await,
             Command::Run { config } => run(config).await,
-            Command::Check { config } => check(config),
+            Command::Check { config } => check(&config),
             Command::Healthcheck { url } => healthcheck(&url),
         };
         match ended {
@@ -202,8 +205,11 @@ fn worse(a: Outcome, b: Outcome) -> Outcome {
     if rank(b) > rank(a) { b } else { a }
 }
 
-fn check(path: PathBuf) -> Result<(), Ends> {
-    let config = config::load(&path).map_err(misconfigured)?;
+fn check(path: &Path) -> Result<(), Ends> {
+    let (config, remarks) = config::check(path).map_err(misconfigured)?;
+    for remark in remarks {
+        println!("{remark}");
+    }
     println!("{}: {} exports, no mistakes", path.display(), config.exports.len());
     Ok(())
 }

@@ -70,11 +70,28 @@ impl std::error::Error for Mistakes {}
 
 /// Reads a file and lays the environment over it: `FHIR_SYNC__SECTION__KEY`.
 pub fn load(path: &Path) -> Result<Config, Mistakes> {
+    read(table(path)?, KeyFile::MustBeThere).0
+}
+
+/// As [`load`], on a machine where the secrets need not be: a credential is there only while its service runs. Also gives
+/// what is worth saying and is no mistake.
+pub fn check(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
+    let (config, findings) = read(table(path)?, KeyFile::MayBeElsewhere);
+    Ok((config?, findings.remarks))
+}
+
+fn table(path: &Path) -> Result<Map<String, Value>, Mistakes> {
     let file = File::from(path).format(FileFormat::Toml);
     let builder = config::Config::builder().add_source(file).add_source(environment());
     let settings = builder.build().map_err(|error| Mistakes(vec![error.to_string()]))?;
-    let table = settings.cache.into_table().map_err(|error| Mistakes(vec![error.to_string()]))?;
-    read(table).0
+    settings.cache.into_table().map_err(|error| Mistakes(vec![error.to_string()]))
+}
+
+/// Whether the file of the private key is read, or may be on another machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeyFile {
+    MustBeThere,
+    MayBeElsewhere,
 }
 
 /// Reads a text, as a file with that text would be. `environment` is what the process would have been given.
@@ -86,7 +103,7 @@ pub fn parse(text: &str, environment_of: &[(&str, &str)]) -> (Result<Config, Mis
         .build()
         .and_then(|settings| settings.cache.into_table());
     match settings {
-        Ok(table) => read(table),
+        Ok(table) => read(table, KeyFile::MustBeThere),
         Err(error) => (Err(Mistakes(vec![error.to_string()])), Findings::default()),
     }
 }
@@ -132,7 +149,7 @@ impl Flags {
             ("state".to_owned(), texts([("file", self.state_file.display().to_string())]).into()),
             ("export".to_owned(), vec![Value::from(export)].into()),
         ]);
-        let mut config = read(table).0?;
+        let mut config = read(table, KeyFile::MustBeThere).0?;
         if let Some((client_id, text)) = key {
             let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
             config.server.auth = Some(auth::Config { client_id, key, token_url: None, scopes: Vec::new() });
@@ -150,9 +167,9 @@ fn environment() -> Environment {
     Environment::with_prefix("FHIR_SYNC").prefix_separator("__").separator("__")
 }
 
-fn read(table: Map<String, Value>) -> (Result<Config, Mistakes>, Findings) {
+fn read(table: Map<String, Value>, key_file: KeyFile) -> (Result<Config, Mistakes>, Findings) {
     let findings = Rc::new(RefCell::new(Findings::default()));
-    let config = read_root(Section::root(table, Rc::clone(&findings)));
+    let config = read_root(Section::root(table, Rc::clone(&findings)), key_file);
     let findings = findings.take();
     match config {
         Some(config) if findings.mistakes.is_empty() => (Ok(config), findings),
@@ -161,11 +178,11 @@ fn read(table: Map<String, Value>) -> (Result<Config, Mistakes>, Findings) {
 }
 
 /// Reads every section before it gives up, so that every mistake is found.
-fn read_root(mut root: Section) -> Option<Config> {
+fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
     let mut server = root.section("server");
     let source = server.or("name", "fhir", name);
     let overlap = server.or("since_overlap", "5m", duration);
-    let server = read_server(server);
+    let server = read_server(server, key_file);
     let tables = read_tables(root.section("tables"));
     let mut state = root.section("state");
     let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
@@ -190,10 +207,10 @@ fn read_root(mut root: Section) -> Option<Config> {
     })
 }
 
-fn read_server(mut section: Section) -> Option<export::Config> {
+fn read_server(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
     let url = section.required("url", url);
     let allow_http = section.or("allow_http", "false", boolean);
-    let auth = read_auth(&mut section);
+    let auth = read_auth(&mut section, key_file);
     let token_origins = section.list("token_origins", self::url);
     let mut poll = section.section("poll");
     let poll_min_interval = poll.or("min_interval", "1s", duration);
@@ -231,27 +248,37 @@ fn read_server(mut section: Section) -> Option<export::Config> {
 
 /// `None` for a mistake, `Some(None)` for a server without authorization.
 #[expect(clippy::option_option, reason = "a mistake and an open server are two things")]
-fn read_auth(section: &mut Section) -> Option<Option<auth::Config>> {
+fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Config>> {
     let client_id = section.optional("client_id", text);
-    let key =
-        section.optional("private_key_file", |path| SigningKey::read(Path::new(path)).map_err(|error| said(&error)));
+    let key_path = section.optional("private_key_file", path);
     let key_id = section.optional("key_id", text);
     let token_url = section.optional("token_url", url);
     let scopes = section.list("scopes", text);
-    match (client_id, key) {
-        (Some(client_id), Some(mut key)) => {
-            key.kid = key_id.or(key.kid);
-            Some(Some(auth::Config { client_id, key, token_url, scopes }))
-        }
+    let (client_id, key_path) = match (client_id, key_path) {
+        (Some(client_id), Some(key_path)) => (client_id, key_path),
         (Some(_), None) => {
             section.mistake("private_key_file", "is missing; a client_id goes with the file of its private key");
-            None
+            return None;
         }
         (None, Some(_)) => {
             section.mistake("client_id", "is missing; it goes with private_key_file");
+            return None;
+        }
+        (None, None) => return Some(None),
+    };
+    if key_file == KeyFile::MayBeElsewhere && !key_path.exists() {
+        section.remark("private_key_file", "is not here now; it is read when a sync starts");
+        return Some(None);
+    }
+    match SigningKey::read(&key_path) {
+        Ok(mut key) => {
+            key.kid = key_id.or(key.kid);
+            Some(Some(auth::Config { client_id, key, token_url, scopes }))
+        }
+        Err(error) => {
+            section.mistake("private_key_file", &said(&error));
             None
         }
-        (None, None) => Some(None),
     }
 }
 

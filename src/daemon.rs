@@ -152,7 +152,7 @@ impl Daemon {
             let known = state.exports.get(name).cloned().unwrap_or_default();
             if let Some(mode) = overdue(scheduled, &known, now()) {
                 tracing::info!(export = name, %mode, "overdue, starting at once");
-                ticks.tick(Tick { export: name.clone(), mode });
+                ticks.tick(&Tick { export: name.clone(), mode });
             }
         }
     }

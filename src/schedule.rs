@@ -34,7 +34,9 @@ impl FromStr for Pattern {
             5 => format!("0 {}", text.trim()),
             6 => text.trim().to_owned(),
             fields => {
-                return Err(format!("{text:?} has {fields} fields; a cron pattern has five, or six with seconds first"));
+                return Err(format!(
+                    "{text:?} has {fields} fields; a cron pattern has five, or six with seconds first"
+                ));
             }
         };
         let parser = CronParser::builder().seconds(Seconds::Required).build();
@@ -71,7 +73,7 @@ pub struct Ticks {
 
 impl Ticks {
     /// Says that it is time; nothing where that was said already.
-    pub fn tick(&self, tick: Tick) {
+    pub fn tick(&self, tick: &Tick) {
         if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(tick.clone()) {
             self.news.notify_one();
         } else {
@@ -103,7 +105,7 @@ pub async fn start(schedules: &[(Tick, Vec<Pattern>)], ticks: &Ticks) -> Result<
     for (tick, patterns) in schedules {
         for pattern in patterns {
             let (tick, ticks) = (tick.clone(), ticks.clone());
-            scheduler.add(Job::new(pattern.text.as_str(), move |_, _| ticks.tick(tick.clone()))?).await?;
+            scheduler.add(Job::new(pattern.text.as_str(), move |_, _| ticks.tick(&tick))?).await?;
         }
     }
     scheduler.start().await?;
@@ -144,7 +146,7 @@ mod tests {
     async fn missed_ticks_collapse_into_one() {
         let ticks = Ticks::default();
         for _ in 0..3 {
-            ticks.tick(tick("all", Mode::Incremental));
+            ticks.tick(&tick("all", Mode::Incremental));
         }
         assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
         assert_eq!(ticks.take(), None);
@@ -153,9 +155,9 @@ mod tests {
     #[tokio::test]
     async fn a_full_refresh_takes_the_incremental_tick_along() {
         let ticks = Ticks::default();
-        ticks.tick(tick("all", Mode::Incremental));
-        ticks.tick(tick("other", Mode::Incremental));
-        ticks.tick(tick("all", Mode::FullRefresh));
+        ticks.tick(&tick("all", Mode::Incremental));
+        ticks.tick(&tick("other", Mode::Incremental));
+        ticks.tick(&tick("all", Mode::FullRefresh));
         assert_eq!(ticks.next().await, tick("all", Mode::FullRefresh));
         assert_eq!(ticks.next().await, tick("other", Mode::Incremental));
         assert_eq!(ticks.take(), None);

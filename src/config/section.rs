@@ -11,6 +11,8 @@ use config::{Map, Value, ValueKind};
 #[derive(Debug, Default)]
 pub struct Findings {
     pub mistakes: Vec<String>,
+    /// What is worth saying and is no mistake.
+    pub remarks: Vec<String>,
     /// Every key that was asked for, with its default.
     pub asked: Vec<(String, Option<String>)>,
 }
@@ -137,6 +139,11 @@ impl Section {
         self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.place(key)));
     }
 
+    /// Says something that does not stand in the way.
+    pub fn remark(&self, key: &str, what: &str) {
+        self.findings.borrow_mut().remarks.push(format!("{}: {what}", self.place(key)));
+    }
+
     /// Nothing more is asked of this section: what is left over is unknown.
     pub fn end(self) {
         let mut left: Vec<_> = self.table.keys().collect();
@@ -147,6 +154,7 @@ impl Section {
     }
 
     /// `Err`-like `None` where the value is no single one; that has been noted.
+    #[expect(clippy::option_option, reason = "a value that is wrong and one that is absent are two things")]
     fn scalar(&mut self, key: &str) -> Option<Option<String>> {
         match self.table.remove(key) {
             None => Some(None),

@@ -171,3 +171,16 @@ fn the_drop_in_flags_mean_what_a_file_would() {
     assert_eq!(config.exports[0].export, parse(SMALLEST, &[]).0.unwrap().exports[0].export);
     assert_eq!(flags(Some("g")).load().unwrap().exports[0].export.level, Level::Group("g".to_owned()));
 }
+
+#[test]
+fn a_check_needs_no_key_and_a_start_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fhir-sync.toml");
+    let key = "client_id = \"me\"\nprivate_key_file = \"/run/credentials/key\"\n[tables]";
+    std::fs::write(&path, SMALLEST.replace("[tables]", key)).unwrap();
+    let (_, remarks) = check(&path).unwrap();
+    assert_eq!(remarks, ["server.private_key_file: is not here now; it is read when a sync starts"]);
+    let found = load(&path).unwrap_err().0;
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("server.private_key_file: cannot read the signing key"), "{found:?}");
+}

@@ -11,7 +11,7 @@ mod kick_off;
 mod status;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
@@ -36,6 +36,7 @@ use super::{
     scenario::{Fault, Scenario},
     token::Tokens,
 };
+use crate::fhir::ResourceType;
 
 /// A running server.
 #[derive(Debug)]
@@ -87,6 +88,13 @@ impl Server {
         self.tasks.spawn(run(listener, files(self.shared.clone(), door), self.shared.closing.clone()));
         self.scenario(|scenario| scenario.file_origin = Some(url.clone()));
         Ok(url)
+    }
+
+    /// The resource types that there is something of, sorted.
+    pub fn types(&self) -> Vec<ResourceType> {
+        let of_world: BTreeSet<_> = self.world(|world| world.types().collect());
+        let of_folder = self.shared.documents.iter().map(|document| document.resource_type);
+        of_world.into_iter().chain(of_folder).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Looks at the data, or changes them. A job that runs keeps what it saw at its kick-off.

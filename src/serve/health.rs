@@ -41,7 +41,7 @@ pub struct LastComplete {
 /// How far the wall clock may be behind the last sync before it is not believed.
 const SKEW: TimeDelta = TimeDelta::seconds(60);
 /// The loop comes round every few seconds; this is not a busy moment any more.
-const BEAT_LIMIT: Duration = Duration::from_secs(60);
+const BEAT_LIMIT: Duration = Duration::from_mins(1);
 
 impl LastComplete {
     /// `None` where the wall clock stands before the sync: then nobody knows.

@@ -204,7 +204,7 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
     }
 }
 
-/// One file of OperationOutcomes: what the server could not export. An error among them holds every watermark (rule 101).
+/// One file of `OperationOutcome`s: what the server could not export. An error among them holds every watermark (rule 101).
 async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
     let errors = Arc::new(Mutex::new(Vec::<Issue>::new()));

@@ -2,7 +2,7 @@
 //!
 //! A key of this type has been checked: it can sign. Its numbers are never printed.
 
-use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -43,8 +43,8 @@ impl SigningKey {
     pub fn read(path: &Path) -> Result<Self, Error> {
         let unreadable = |source| Error::KeyFile { path: path.to_owned(), source };
         let file = File::open(path).map_err(unreadable)?;
-        let mode = file.metadata().map_err(unreadable)?.permissions().mode();
-        if mode & 0o077 != 0 {
+        let metadata = file.metadata().map_err(unreadable)?;
+        if is_exposed(metadata.mode(), metadata.uid(), own_uid()) {
             return Err(refused(format!("others can read {0}; run chmod 600 {0}", path.display())));
         }
         let mut text = Zeroizing::new(String::new());
@@ -196,6 +196,18 @@ fn decoded(name: &str, value: Option<&SecretString>) -> Result<Zeroizing<Vec<u8>
     bytes.map(Zeroizing::new).map_err(|_| refused(format!("its {name} is not base64url")))
 }
 
+/// Can anybody but us read or change a file of this mode and owner? A secret that Kubernetes mounts with `fsGroup`, or a
+/// credential of a newer systemd, belongs to root and is ours through the group alone: nothing tighter can be had there.
+fn is_exposed(mode: u32, owner: u32, own_uid: u32) -> bool {
+    let lent_by_root = owner == 0 && own_uid != 0;
+    mode & if lent_by_root { 0o037 } else { 0o077 } != 0
+}
+
+fn own_uid() -> u32 {
+    // Without /proc nobody knows who we are, and the strict rule holds.
+    std::fs::metadata("/proc/self").map_or(0, |process| process.uid())
+}
+
 fn refused(reason: impl Into<String>) -> Error {
     Error::Key { reason: reason.into() }
 }
@@ -240,4 +252,24 @@ struct Jwk {
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_exposed;
+
+    #[test]
+    fn a_key_is_refused_when_others_can_read_it_and_accepted_when_root_lends_it_to_our_group() {
+        for (mode, owner, own_uid, exposed) in [
+            (0o100_600, 1000, 1000, false),
+            (0o100_640, 1000, 1000, true),
+            (0o100_604, 1000, 1000, true),
+            (0o100_440, 0, 65532, false),
+            (0o100_444, 0, 65532, true),
+            (0o100_460, 0, 65532, true),
+            (0o100_440, 0, 0, true),
+        ] {
+            assert_eq!(is_exposed(mode, owner, own_uid), exposed, "{mode:o} of {owner} for {own_uid}");
+        }
+    }
 }
