@@ -111,7 +111,10 @@ impl Report {
 
     /// Rows that a reader of the tables sees differently than before.
     pub fn changed(&self) -> u64 {
-        self.types.values().map(|of| of.counts.inserted + of.counts.updated + of.counts.deleted).sum()
+        self.types
+            .values()
+            .map(|of| of.counts.inserted + of.counts.updated + of.counts.deleted + of.counts.removed)
+            .sum()
     }
 }
 

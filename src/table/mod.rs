@@ -24,7 +24,7 @@ use url::Url;
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     error::Error,
-    upsert::{Committed, Counts, Upsert},
+    upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use crate::fhir::{ResourceType, TransactionTime};
 
