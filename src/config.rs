@@ -310,7 +310,8 @@ fn read_sync(
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     section.end();
-    let beside_state = state_file.and_then(Path::parent).map(Path::to_owned);
+    // "state.json" alone stands in the folder that is no text at all.
+    let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Some(sync::Config {
         source: source?.into(),

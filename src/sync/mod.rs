@@ -17,6 +17,7 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -123,7 +124,7 @@ impl Sync {
         let mut watermarks = self.watermarks(export).await?;
         watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
         for request in requests(&watermarks, mode, self.config.overlap) {
-            let job = until(stop, self.kick_off(export, request, mode)).await?;
+            let job = until(stop, KICK_OFF_PATIENCE, self.kick_off(export, request, mode)).await?;
             self.finish(export, job, stop, report).await?;
         }
         Ok(())
@@ -197,8 +198,9 @@ impl Sync {
     ) -> Result<(), Error> {
         let quarantine = Arc::new(Quarantine::new(&self.state_folder(), &export.name, report.run));
         let result = async {
-            let completed = until(stop, self.wait(&job)).await?;
-            let received = until(stop, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
+            let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
+            let received =
+                until(stop, Duration::ZERO, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
             let watermark = watermark(&completed);
             let everything = job.full_refresh && job.since.is_none();
             upsert::upsert(self, Commits { export, watermark, everything }, received, stop, report).await?;
@@ -317,11 +319,22 @@ fn watermark(completed: &Completed) -> Option<TransactionTime> {
     Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
 }
 
-/// Waits for `step`, or for the wish to stop, which wins.
-async fn until<T>(stop: &CancellationToken, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// A kick-off that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment to end.
+const KICK_OFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits for `step`, or until the wish to stop has lasted for `patience`.
+async fn until<T>(
+    stop: &CancellationToken,
+    patience: Duration,
+    step: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(patience).await;
+    };
     tokio::select! {
         biased;
-        () = stop.cancelled() => Err(Error::Stopped),
+        () = stopped => Err(Error::Stopped),
         result = step => result,
     }
 }
