@@ -101,8 +101,8 @@ fn router(max_age: Duration, views: watch::Receiver<View>) -> Router {
 
 #[expect(clippy::disallowed_methods, reason = "the age of the data is told by our own clock")]
 async fn health(State(context): State<Context>) -> Response {
-    let (healthy, body) = health::health(&context.views.borrow(), context.max_age, Utc::now(), Instant::now());
-    answer(healthy, Json(body))
+    let health = health::health(&context.views.borrow(), context.max_age, Utc::now(), Instant::now());
+    answer(health.is_healthy(), Json(health))
 }
 
 /// Is the daemon's loop alive? Never a question about the server or the tables: a restart would not mend those.

@@ -364,12 +364,12 @@ fn now() -> DateTime<Utc> {
 }
 
 fn log(report: &Report, error: Option<&Error>) {
-    for (resource_type, of) in &report.types {
+    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.end != TypeEnd::Open) {
         let counts = &of.counts;
         tracing::info!(
             export = report.export, run = report.run, %resource_type, received = of.received, inserted = counts.inserted,
             updated = counts.updated, unchanged = counts.unchanged, stale = counts.stale, duplicate = counts.duplicate,
-            deleted = counts.deleted, quarantined = of.quarantined, end = ?of.end, "table"
+            deleted = counts.deleted, quarantined = of.quarantined, end = %of.end, "table"
         );
     }
     let duration_ms = (report.ended_at - report.started_at).num_milliseconds();
