@@ -305,6 +305,7 @@ fn read_sync(
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
     let max_line_bytes = section.or("max_line_bytes", "64MiB", bytes);
+    let max_bad_lines = section.or("max_bad_lines", "20", whole);
     let max_bad_lines_percent = section.or("max_bad_lines_percent", "1", percent);
     let max_gone_percent = section.or("max_gone_percent", "10", percent);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
@@ -319,6 +320,7 @@ fn read_sync(
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),
+        max_bad_lines: max_bad_lines?,
         max_bad_lines_percent: max_bad_lines_percent?,
         max_gone_percent: max_gone_percent?,
         change_set_memory_bytes: size(change_set_memory_bytes?),
@@ -427,6 +429,10 @@ fn boolean(text: &str) -> Result<bool, String> {
 fn number<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
     let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
     number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| format!("{text:?} is no number from 1 to 1000"))
+}
+
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no whole number"))
 }
 
 fn percent(text: &str) -> Result<f64, String> {

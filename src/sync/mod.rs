@@ -33,7 +33,7 @@ pub use self::{
 };
 use crate::{
     export::{self, Client, Completed, Job, Level},
-    fhir::{ResourceType, TransactionTime},
+    fhir::{ResourceType, TransactionTime, parse_instant},
     state::{ExportState, JobInFlight, State, Store},
     table::Root,
 };
@@ -48,7 +48,9 @@ pub struct Config {
     pub parallel_downloads: usize,
     pub parallel_upserts: usize,
     pub max_line_bytes: usize,
-    /// Of the lines of one type and export; more than that fail the type.
+    /// Lines of one type and export that are no resources: the type fails when there are more than this many, and they
+    /// are more than this share. Few must never stop the many that came with them.
+    pub max_bad_lines: u64,
     pub max_bad_lines_percent: f64,
     /// Of the rows of a table; when a full refresh lacks more of them, none is removed.
     pub max_gone_percent: f64,
@@ -202,8 +204,9 @@ impl Sync {
             let received =
                 until(stop, Duration::ZERO, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
             let watermark = watermark(&completed);
-            let everything = job.full_refresh && job.since.is_none();
-            upsert::upsert(self, Commits { export, watermark, everything }, received, stop, report).await?;
+            let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
+            let everything = job.full_refresh && since.is_none();
+            upsert::upsert(self, Commits { export, watermark, since, everything }, received, stop, report).await?;
             self.settle(export, completed.job, report).await
         }
         .await;
@@ -212,8 +215,10 @@ impl Sync {
         {
             self.forget_job(export).await?;
         }
-        if report.types.values().any(|of| of.quarantined > 0) {
-            tracing::warn!(place = %quarantine.path().display(), "lines that are no resources were put into quarantine");
+        let quarantined: u64 = job.types.iter().map(|resource_type| report.of(*resource_type).quarantined).sum();
+        if quarantined > 0 {
+            let place = quarantine.path().display();
+            report.remarks.push(format!("{quarantined} lines are no resources; they are kept in {place}"));
         }
         result
     }

@@ -7,13 +7,13 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Export, Report, Step, Sync, TypeEnd, TypeReport, advice, chain,
+    Config, Error, Export, Report, Step, Sync, TypeEnd, TypeReport, advice, chain,
     intake::{Intake, Received, Remark},
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource,
-    table::{Layout, Reconcile, Root, Upsert},
+    table::{self, Layout, Reconcile, Root, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -21,6 +21,8 @@ pub(super) struct Commits<'run> {
     pub export: &'run Export,
     /// How far the export goes.
     pub watermark: Option<TransactionTime>,
+    /// From where it goes: `_since`.
+    pub since: Option<TransactionTime>,
     /// The export was asked for everything: what it lacks is gone.
     pub everything: bool,
 }
@@ -54,16 +56,16 @@ pub(super) async fn upsert(
             let reconcile = (whole && commits.export.reconciled.contains(&resource_type)).then_some(reconcile);
             let upsert = Upsert { reconcile, ..upsert.clone() };
             let (root, watch) = (sync.root.clone(), sync.watch.clone());
-            let (limit_percent, runtime) = (sync.config.max_bad_lines_percent, Handle::current());
+            let (config, since, runtime) = (sync.config.clone(), commits.since, Handle::current());
             // Encoding takes the whole of a core for minutes: not on a thread that others wait for.
             running.spawn_blocking(move || {
                 watch.step(Step::Upserting(resource_type));
-                (resource_type, runtime.block_on(upsert_type(&root, resource_type, intake, &upsert, limit_percent)))
+                (resource_type, runtime.block_on(upsert_type(&root, resource_type, intake, upsert, since, &config)))
             });
         }
         match running.join_next().await {
             Some(Ok((resource_type, of))) => {
-                report.remarks.extend(too_many_gone(resource_type, &of));
+                report.remarks.extend(remark(resource_type, &of));
                 *report.of(resource_type) = of;
             }
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
@@ -77,8 +79,9 @@ async fn upsert_type(
     root: &Root,
     resource_type: ResourceType,
     mut intake: Intake,
-    upsert: &Upsert,
-    max_bad_lines_percent: f64,
+    mut upsert: Upsert,
+    since: Option<TransactionTime>,
+    config: &Config,
 ) -> TypeReport {
     let mut report = TypeReport {
         files: intake.files,
@@ -91,18 +94,25 @@ async fn upsert_type(
         tracing::error!(%resource_type, error = chain(error), advice = ?advice(error), "the table stays as it was");
         TypeEnd::Failed(chain(error))
     };
-    if let Some(error) = intake.failure.or_else(|| too_many_bad_lines(resource_type, &report, max_bad_lines_percent)) {
+    if let Some(error) = intake.failure.or_else(|| too_many_bad_lines(resource_type, &report, config)) {
         report.end = failed(&error);
         return report;
     }
     let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
-    let committed =
-        async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
+    let committed = async {
+        let table = root.open_or_create(resource_type, &layout).await?;
+        // What lies between a table's watermark and `_since` was not asked for. That happens when the table was deleted
+        // or set back after the kick-off; then it must not claim to be complete.
+        let known = table.watermark(&upsert.app_id).await?;
+        upsert.watermark = upsert.watermark.filter(|_| since.is_none_or(|since| known >= Some(since)));
+        let committed = table.upsert(&mut intake.changes, &upsert).await?;
+        Ok::<_, table::Error>((committed, upsert.watermark))
+    };
     match committed.await {
-        Ok(committed) => {
+        Ok((committed, watermark)) => {
             report.counts = committed.counts;
             report.bytes_written = committed.bytes_written;
-            report.end = match upsert.watermark {
+            report.end = match watermark {
                 Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
                 None => TypeEnd::Held { version: committed.version },
             };
@@ -112,19 +122,19 @@ async fn upsert_type(
     report
 }
 
-fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, limit_percent: f64) -> Option<Error> {
+fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: &Config) -> Option<Error> {
     #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
     let share_percent = report.quarantined as f64 * 100.0 / report.received.max(1) as f64;
-    (share_percent > limit_percent).then_some(Error::TooManyBadLines {
-        resource_type,
-        bad: report.quarantined,
-        received: report.received,
-    })
+    let too_many = report.quarantined > config.max_bad_lines && share_percent > config.max_bad_lines_percent;
+    too_many.then_some(Error::TooManyBadLines { resource_type, bad: report.quarantined, received: report.received })
 }
 
-fn too_many_gone(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
+/// What the operator should know of a type that did not fail.
+fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let gone = report.counts.gone;
-    (gone > 0).then(|| {
-        format!("{gone} rows of {resource_type} no longer come, more than sync.max_gone_percent allows; they are kept")
-    })
+    if gone > 0 {
+        let limit = "more than sync.max_gone_percent allows";
+        return Some(format!("{gone} rows of {resource_type} no longer come, {limit}; they are kept"));
+    }
+    matches!(report.end, TypeEnd::Held { .. }).then(|| format!("{resource_type} has rows, but its watermark stays"))
 }
