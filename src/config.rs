@@ -3,6 +3,7 @@
 //! Read once, at the start; afterwards nobody can. Every mistake is found at once and named by its key; an unknown key
 //! is a mistake. `config/fhir-sync.toml` is the reference: a test holds it to what is read here.
 
+mod flags;
 mod section;
 
 use std::{
@@ -20,8 +21,11 @@ use chrono::TimeDelta;
 use config::{Environment, File, FileFormat, Map, Value};
 use url::Url;
 
-pub use self::section::Findings;
 use self::section::Section;
+pub use self::{
+    flags::{Flags, Key},
+    section::Findings,
+};
 use crate::{
     export::{
         self, Level,
@@ -106,60 +110,6 @@ pub fn parse(text: &str, environment_of: &[(&str, &str)]) -> (Result<Config, Mis
         Ok(table) => read(table, KeyFile::MustBeThere),
         Err(error) => (Err(Mistakes(vec![error.to_string()])), Findings::default()),
     }
-}
-
-/// What the drop-in flags of `fhir-sync sync` say, as a file would; the environment is laid over it as well.
-pub struct Flags {
-    pub fhir_endpoint: String,
-    pub delta_path: String,
-    pub state_file: PathBuf,
-    pub resource_types: Vec<String>,
-    pub group_id: Option<String>,
-    /// Client id and key of SMART Backend Services.
-    pub auth: Option<(String, Key)>,
-}
-
-pub enum Key {
-    File(PathBuf),
-    /// The text of the key itself, from the environment.
-    Text(String),
-}
-
-impl Flags {
-    pub fn load(self) -> Result<Config, Mistakes> {
-        let (auth, key) = match self.auth {
-            Some((client_id, Key::File(path))) => (Some((client_id, Some(path.display().to_string()))), None),
-            Some((client_id, Key::Text(text))) => (None, Some((client_id, text))),
-            None => (None, None),
-        };
-        let mut server = vec![("url", self.fhir_endpoint)];
-        if let Some((client_id, path)) = auth {
-            server.push(("client_id", client_id));
-            server.extend(path.map(|path| ("private_key_file", path)));
-        }
-        let mut export = texts([("name", "all".to_owned())]);
-        export.insert("types".to_owned(), self.resource_types.into());
-        match self.group_id {
-            Some(group) => export.extend(texts([("level", "group".to_owned()), ("group", group)])),
-            None => export.extend(texts([("level", "system".to_owned())])),
-        }
-        let table: Map<String, Value> = Map::from_iter([
-            ("server".to_owned(), texts(server).into()),
-            ("tables".to_owned(), texts([("root", self.delta_path)]).into()),
-            ("state".to_owned(), texts([("file", self.state_file.display().to_string())]).into()),
-            ("export".to_owned(), vec![Value::from(export)].into()),
-        ]);
-        let mut config = read(table, KeyFile::MustBeThere).0?;
-        if let Some((client_id, text)) = key {
-            let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
-            config.server.auth = Some(auth::Config { client_id, key, token_url: None, scopes: Vec::new() });
-        }
-        Ok(config)
-    }
-}
-
-fn texts(pairs: impl IntoIterator<Item = (&'static str, String)>) -> Map<String, Value> {
-    pairs.into_iter().map(|(key, text)| (key.to_owned(), Value::from(text))).collect()
 }
 
 fn environment() -> Environment {

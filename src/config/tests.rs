@@ -167,9 +167,14 @@ fn the_drop_in_flags_mean_what_a_file_would() {
         group_id: group_id.map(str::to_owned),
         auth: None,
     };
-    let config = flags(None).load().unwrap();
+    let none = Map::new;
+    let config = flags(None).over(none()).unwrap();
     assert_eq!(config.exports[0].export, parse(SMALLEST, &[]).0.unwrap().exports[0].export);
-    assert_eq!(flags(Some("g")).load().unwrap().exports[0].export.level, Level::Group("g".to_owned()));
+    assert_eq!(flags(Some("g")).over(none()).unwrap().exports[0].export.level, Level::Group("g".to_owned()));
+    let server = Map::from_iter([("allow_http".to_owned(), Value::from(true)), ("url".to_owned(), "http://x".into())]);
+    let config = flags(None).over(Map::from_iter([("server".to_owned(), server.into())])).unwrap();
+    assert!(config.server.allow_http, "the environment counts");
+    assert_eq!(config.server.server.as_str(), "https://ehr.example.org/fhir", "and the flags win");
 }
 
 #[test]

@@ -1,0 +1,67 @@
+//! The drop-in flags: what the well-known synchronisation script was told becomes a configuration.
+
+use std::path::PathBuf;
+
+use config::{Map, Value, ValueKind};
+
+use super::{Config, KeyFile, Mistakes, environment, read};
+use crate::export::auth::{self, SigningKey};
+
+/// What the drop-in flags of `fhir-sync sync` say. They win over the environment.
+pub struct Flags {
+    pub fhir_endpoint: String,
+    pub delta_path: String,
+    pub state_file: PathBuf,
+    pub resource_types: Vec<String>,
+    pub group_id: Option<String>,
+    /// Client id and key of SMART Backend Services.
+    pub auth: Option<(String, Key)>,
+}
+
+pub enum Key {
+    File(PathBuf),
+    /// The text of the key itself, from the environment.
+    Text(String),
+}
+
+impl Flags {
+    pub fn load(self) -> Result<Config, Mistakes> {
+        let unusable = |error: config::ConfigError| Mistakes(vec![error.to_string()]);
+        let settings = config::Config::builder().add_source(environment()).build().map_err(unusable)?;
+        self.over(settings.cache.into_table().map_err(unusable)?)
+    }
+
+    /// Lays the flags over the settings of the environment.
+    pub(super) fn over(self, mut settings: Map<String, Value>) -> Result<Config, Mistakes> {
+        set(&mut settings, "server", "url", self.fhir_endpoint);
+        set(&mut settings, "tables", "root", self.delta_path);
+        set(&mut settings, "state", "file", self.state_file.display().to_string());
+        let mut export = Map::from_iter([
+            ("name".to_owned(), Value::from("all")),
+            ("level".to_owned(), if self.group_id.is_some() { "group" } else { "system" }.into()),
+            ("types".to_owned(), self.resource_types.into()),
+        ]);
+        export.extend(self.group_id.map(|group| ("group".to_owned(), group.into())));
+        settings.insert("export".to_owned(), vec![Value::from(export)].into());
+        let (client_id, text) = match self.auth {
+            None => return read(settings, KeyFile::MustBeThere).0,
+            Some((client_id, Key::File(path))) => {
+                set(&mut settings, "server", "client_id", client_id);
+                set(&mut settings, "server", "private_key_file", path.display().to_string());
+                return read(settings, KeyFile::MustBeThere).0;
+            }
+            Some((client_id, Key::Text(text))) => (client_id, text),
+        };
+        let mut config = read(settings, KeyFile::MustBeThere).0?;
+        let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
+        config.server.auth = Some(auth::Config { client_id, key, token_url: None, scopes: Vec::new() });
+        Ok(config)
+    }
+}
+
+fn set(settings: &mut Map<String, Value>, section: &str, key: &str, value: String) {
+    let table = settings.entry(section.to_owned()).or_insert_with(|| Value::from(Map::<String, Value>::new()));
+    if let ValueKind::Table(table) = &mut table.kind {
+        table.insert(key.to_owned(), value.into());
+    }
+}
