@@ -257,6 +257,7 @@ fn read_sync(
     let max_line_bytes = section.or("max_line_bytes", "64MiB", bytes);
     let max_bad_lines = section.or("max_bad_lines", "20", whole);
     let max_bad_lines_percent = section.or("max_bad_lines_percent", "1", percent);
+    let max_gone = section.or("max_gone", "20", whole);
     let max_gone_percent = section.or("max_gone_percent", "10", percent);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
@@ -272,6 +273,7 @@ fn read_sync(
         max_line_bytes: size(max_line_bytes?),
         max_bad_lines: max_bad_lines?,
         max_bad_lines_percent: max_bad_lines_percent?,
+        max_gone: max_gone?,
         max_gone_percent: max_gone_percent?,
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,

@@ -52,7 +52,8 @@ pub struct Config {
     /// are more than this share. Few must never stop the many that came with them.
     pub max_bad_lines: u64,
     pub max_bad_lines_percent: f64,
-    /// Of the rows of a table; when a full refresh lacks more of them, none is removed.
+    /// When a full refresh lacks more rows of a table than this, and more than this share, none is removed.
+    pub max_gone: u64,
     pub max_gone_percent: f64,
     /// Received rows beyond this go to the disk; of all types together.
     pub change_set_memory_bytes: usize,

@@ -44,7 +44,7 @@ pub(super) async fn upsert(
         run: report.run,
         reconcile: None,
     };
-    let reconcile = Reconcile { max_gone_percent: sync.config.max_gone_percent };
+    let reconcile = Reconcile { max_gone: sync.config.max_gone, max_gone_percent: sync.config.max_gone_percent };
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -133,7 +133,7 @@ fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: 
 fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let gone = report.counts.gone;
     if gone > 0 {
-        let limit = "more than sync.max_gone_percent allows";
+        let limit = "more than sync.max_gone and sync.max_gone_percent allow";
         return Some(format!("{gone} rows of {resource_type} no longer come, {limit}; they are kept"));
     }
     matches!(report.end, TypeEnd::Held { .. }).then(|| format!("{resource_type} has rows, but its watermark stays"))

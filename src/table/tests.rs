@@ -107,7 +107,7 @@ fn upsert(transaction_time: i64) -> Upsert {
 }
 
 fn full_refresh(transaction_time: i64, max_gone_percent: f64) -> Upsert {
-    Upsert { reconcile: Some(Reconcile { max_gone_percent }), ..upsert(transaction_time) }
+    Upsert { reconcile: Some(Reconcile { max_gone: 0, max_gone_percent }), ..upsert(transaction_time) }
 }
 
 #[tokio::test]

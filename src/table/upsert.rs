@@ -56,7 +56,9 @@ pub struct Upsert {
 /// no other way to notice them.
 #[derive(Clone, Copy, Debug)]
 pub struct Reconcile {
-    /// When more of the stored rows are gone, none is removed: that is a server in trouble, not a deletion (rule 98).
+    /// When more rows than this are gone, and they are more than this share of those that were stored, none is removed:
+    /// that is a server in trouble, not a deletion (rule 98).
+    pub max_gone: u64,
     pub max_gone_percent: f64,
 }
 
@@ -362,7 +364,7 @@ impl Decision {
         let count = gone.len() as u64;
         #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
         let gone_percent = count as f64 * 100.0 / self.stored.max(1) as f64;
-        if gone_percent > reconcile.max_gone_percent {
+        if count > reconcile.max_gone && gone_percent > reconcile.max_gone_percent {
             self.counts.gone = count;
             return;
         }
