@@ -306,10 +306,12 @@ fn read_sync(
     let parallel_upserts = section.or("parallel_upserts", "2", number);
     let max_line_bytes = section.or("max_line_bytes", "64MiB", bytes);
     let max_bad_lines_percent = section.or("max_bad_lines_percent", "1", percent);
+    let max_gone_percent = section.or("max_gone_percent", "10", percent);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     section.end();
-    let beside_state = state_file.and_then(Path::parent).map(Path::to_owned);
+    // "state.json" alone stands in the folder that is no text at all.
+    let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Some(sync::Config {
         source: source?.into(),
@@ -318,6 +320,7 @@ fn read_sync(
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),
         max_bad_lines_percent: max_bad_lines_percent?,
+        max_gone_percent: max_gone_percent?,
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
     })
@@ -346,7 +349,17 @@ fn read_exports(root: &mut Section) -> Option<Vec<Scheduled>> {
         }
         exports.push(read_export(section, name));
     }
-    exports.into_iter().collect()
+    let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;
+    keep_shared_types(&mut exports);
+    Some(exports)
+}
+
+/// A row that one export lacks may be another's: a type of several exports is not reconciled.
+fn keep_shared_types(exports: &mut [Scheduled]) {
+    let all: Vec<_> = exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
+    for scheduled in exports {
+        scheduled.export.reconciled.retain(|of| all.iter().filter(|other| *other == of).count() == 1);
+    }
 }
 
 fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> {
@@ -358,6 +371,7 @@ fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> 
     if types.is_empty() {
         section.mistake("types", "must name at least one resource type; without it servers send what they like");
     }
+    let reconcile = section.optional("reconcile", boolean);
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let level = match (level.as_deref(), group) {
@@ -375,7 +389,11 @@ fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> 
         (None, _) => None,
     };
     section.end();
-    Some(Scheduled { export: sync::Export { name: name?, level: level?, types }, incremental, full_refresh })
+    let (name, level) = (name?, level?);
+    // Who leaves a group is still a patient: below the system level only the operator can say that rows may go (rule 112).
+    let reconcile = reconcile.unwrap_or(level == Level::System);
+    let reconciled = types.iter().copied().filter(|_| reconcile).collect();
+    Some(Scheduled { export: sync::Export { name, level, types, reconciled }, incremental, full_refresh })
 }
 
 fn text(text: &str) -> Result<String, String> {

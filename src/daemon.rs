@@ -293,12 +293,19 @@ fn now() -> DateTime<Utc> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::{export::Level, fhir::parse_instant};
 
     fn scheduled() -> Scheduled {
         Scheduled {
-            export: sync::Export { name: "all".to_owned(), level: Level::System, types: Vec::new() },
+            export: sync::Export {
+                name: "all".to_owned(),
+                level: Level::System,
+                types: Vec::new(),
+                reconciled: BTreeSet::default(),
+            },
             incremental: vec!["0 15 * * * *".parse().unwrap()],
             full_refresh: vec!["0 0 3 * * Sun".parse().unwrap()],
         }

@@ -113,7 +113,8 @@ impl Stage {
             auth: None,
         };
         let config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
-        let export = Export { name: "demo".to_owned(), level: Level::System, types };
+        let reconciled = types.iter().copied().collect();
+        let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
         let (watch, progress) = Watch::new();
         let exports = [export];
         let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch).await;

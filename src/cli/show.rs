@@ -55,7 +55,7 @@ pub fn report(report: &Report) {
             of.received,
             counts.inserted,
             counts.updated,
-            counts.deleted,
+            counts.deleted + counts.removed,
             counts.unchanged,
             counts.stale,
             counts.duplicate,

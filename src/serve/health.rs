@@ -3,10 +3,10 @@
 //! Never "healthy" while data are older than the configured age. An age is the greater of what the wall clock and the
 //! monotonic clock say: the first can be set back, the second stands still while a machine is suspended.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::sync::{Outcome, Step};
@@ -58,45 +58,76 @@ pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
     instant.saturating_duration_since(view.beat) < BEAT_LIMIT
 }
 
-/// Healthy or not, and the answer's body.
-pub(super) fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
-    let mut healthy = !view.exports.is_empty();
-    let mut oldest: Option<(DateTime<Utc>, Duration)> = None;
-    let mut never = false;
-    let mut exports = Map::new();
-    for export in &view.exports {
-        let age = export.last_complete.and_then(|last| last.age(now, instant));
-        let fresh = age.is_some_and(|age| age <= max_age);
-        healthy &= fresh;
-        match (export.last_complete, age) {
-            (Some(last), Some(age)) if oldest.is_none_or(|(_, oldest)| age > oldest) => oldest = Some((last.at, age)),
-            (Some(_), Some(_)) => {}
-            _ => never = true,
-        }
-        exports.insert(export.name.clone(), export_body(export, age, fresh));
-    }
-    let oldest = oldest.filter(|_| !never);
-    let body = json!({
-        "status": if healthy { "healthy" } else { "unhealthy" },
-        "last_sync": oldest.map(|(at, _)| text(at)),
-        "age_seconds": oldest.map(|(_, age)| age.as_secs()),
-        "max_age_seconds": max_age.as_secs(),
-        "version": env!("CARGO_PKG_VERSION"),
-        "exports": exports,
-    });
-    (healthy, body)
+/// The answer to `/health`. The first two members are what the script before us answered, and what checkers look for.
+#[derive(Serialize, Debug)]
+pub(super) struct Health {
+    status: Status,
+    last_sync: Option<String>,
+    age_seconds: Option<u64>,
+    max_age_seconds: u64,
+    version: &'static str,
+    exports: BTreeMap<String, ExportHealth>,
 }
 
-fn export_body(export: &ExportView, age: Option<Duration>, fresh: bool) -> Value {
-    json!({
-        "status": if fresh { "healthy" } else { "unhealthy" },
-        "last_sync": export.last_complete.map(|last| text(last.at)),
-        "age_seconds": age.map(|age| age.as_secs()),
-        "last_outcome": export.last_outcome.map(|outcome| outcome.to_string()),
-        "failures_in_a_row": export.failures_in_a_row,
-        "next_run": export.next_run_at.map(text),
-        "now": (export.step != Step::Idle).then(|| export.step.to_string()),
-    })
+#[derive(Serialize, Debug)]
+struct ExportHealth {
+    status: Status,
+    last_sync: Option<String>,
+    age_seconds: Option<u64>,
+    last_outcome: Option<String>,
+    failures_in_a_row: u32,
+    next_run: Option<String>,
+    /// What a sync that is running does.
+    now: Option<String>,
+}
+
+#[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Healthy,
+    Unhealthy,
+}
+
+impl Health {
+    pub(super) fn is_healthy(&self) -> bool {
+        self.status == Status::Healthy
+    }
+}
+
+/// As healthy as the export that is least so.
+pub(super) fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> Health {
+    let ages = view.exports.iter().map(|export| export.last_complete.and_then(|last| last.age(now, instant)));
+    let exports: Vec<_> = view.exports.iter().zip(ages).collect();
+    // The oldest, or nothing where one is missing: "never" is older than any.
+    let ages: Option<Vec<_>> = exports.iter().map(|(export, age)| Some(((*age)?, export.last_complete?.at))).collect();
+    let oldest = ages.and_then(|ages| ages.into_iter().max_by_key(|(age, _)| *age));
+    Health {
+        status: status(oldest.map(|(age, _)| age), max_age),
+        last_sync: oldest.map(|(_, at)| text(at)),
+        age_seconds: oldest.map(|(age, _)| age.as_secs()),
+        max_age_seconds: max_age.as_secs(),
+        version: env!("CARGO_PKG_VERSION"),
+        exports: exports
+            .into_iter()
+            .map(|(export, age)| (export.name.clone(), export_health(export, age, max_age)))
+            .collect(),
+    }
+}
+
+fn export_health(export: &ExportView, age: Option<Duration>, max_age: Duration) -> ExportHealth {
+    ExportHealth {
+        status: status(age, max_age),
+        last_sync: export.last_complete.map(|last| text(last.at)),
+        age_seconds: age.map(|age| age.as_secs()),
+        last_outcome: export.last_outcome.map(|outcome| outcome.to_string()),
+        failures_in_a_row: export.failures_in_a_row,
+        next_run: export.next_run_at.map(text),
+        now: (export.step != Step::Idle).then(|| export.step.to_string()),
+    }
+}
+
+fn status(age: Option<Duration>, max_age: Duration) -> Status {
+    if age.is_some_and(|age| age <= max_age) { Status::Healthy } else { Status::Unhealthy }
 }
 
 fn text(instant: DateTime<Utc>) -> String {
@@ -105,6 +136,8 @@ fn text(instant: DateTime<Utc>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
     use crate::fhir::parse_instant;
 
@@ -125,6 +158,12 @@ mod tests {
 
     fn at(text: &str) -> DateTime<Utc> {
         parse_instant(text).unwrap()
+    }
+
+    /// Healthy or not, and the body as it is sent.
+    fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
+        let health = super::health(view, max_age, now, instant);
+        (health.is_healthy(), serde_json::to_value(&health).unwrap())
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub struct Server {
     thread: Option<thread::JoinHandle<()>>,
 }
 
+/// How long an answer that is under way may take when the process ends.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
 impl Server {
     /// Binds before it returns, so that an address in use stops the start.
     pub fn start(config: &Config, views: watch::Receiver<View>) -> std::io::Result<Self> {
@@ -48,11 +51,20 @@ impl Server {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (router, stopped) = (router(config.max_age, views), stop.clone().cancelled_owned());
+        let (router, stopped) = (router(config.max_age, views), stop.clone());
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(move || {
             let served = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
-                axum::serve(listener, router).with_graceful_shutdown(stopped).await
+                let serving = axum::serve(listener, router).with_graceful_shutdown(stopped.clone().cancelled_owned());
+                // Whoever keeps a connection open does not keep the process.
+                let given_up = async {
+                    stopped.cancelled().await;
+                    tokio::time::sleep(STOP_LIMIT).await;
+                };
+                tokio::select! {
+                    served = serving.into_future() => served,
+                    () = given_up => Ok(()),
+                }
             });
             if let Err(error) = served {
                 tracing::error!(%error, "the health listener ended");
@@ -89,8 +101,8 @@ fn router(max_age: Duration, views: watch::Receiver<View>) -> Router {
 
 #[expect(clippy::disallowed_methods, reason = "the age of the data is told by our own clock")]
 async fn health(State(context): State<Context>) -> Response {
-    let (healthy, body) = health::health(&context.views.borrow(), context.max_age, Utc::now(), Instant::now());
-    answer(healthy, Json(body))
+    let health = health::health(&context.views.borrow(), context.max_age, Utc::now(), Instant::now());
+    answer(health.is_healthy(), Json(health))
 }
 
 /// Is the daemon's loop alive? Never a question about the server or the tables: a restart would not mend those.

@@ -60,7 +60,7 @@ pub fn advice(error: &Error) -> Advice {
     match error {
         Error::Export(error) => advice_on_export(error),
         Error::Table(table::Error::Conflict { .. }) => Advice::NextRun(Forget),
-        // The server's files may be gone when somebody has made room; asking again is cheap, losing is not.
+        // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
         | Error::State(_)
         | Error::Quarantine { .. }

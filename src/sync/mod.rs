@@ -11,21 +11,20 @@ mod plan;
 mod progress;
 mod quarantine;
 mod report;
+mod upsert;
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{runtime::Handle, task::JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    error::JobFate,
-    intake::{Intake, Received, Remark},
-    quarantine::Quarantine,
-};
+use self::{error::JobFate, intake::Received, quarantine::Quarantine, upsert::Commits};
 pub use self::{
     error::{Advice, Error, advice, chain},
     plan::{Mode, Request, requests},
@@ -35,9 +34,8 @@ pub use self::{
 use crate::{
     export::{self, Client, Completed, Job, Level},
     fhir::{ResourceType, TransactionTime},
-    resource,
     state::{ExportState, JobInFlight, State, Store},
-    table::{Layout, Root, Upsert},
+    table::Root,
 };
 
 /// How every export is synced.
@@ -52,6 +50,8 @@ pub struct Config {
     pub max_line_bytes: usize,
     /// Of the lines of one type and export; more than that fail the type.
     pub max_bad_lines_percent: f64,
+    /// Of the rows of a table; when a full refresh lacks more of them, none is removed.
+    pub max_gone_percent: f64,
     /// Received rows beyond this go to the disk; of all types together.
     pub change_set_memory_bytes: usize,
     pub spool_folder: PathBuf,
@@ -64,6 +64,8 @@ pub struct Export {
     pub name: String,
     pub level: Level,
     pub types: Vec<ResourceType>,
+    /// Types whose rows nobody else brings: what a full refresh lacks of them is gone from the server.
+    pub reconciled: BTreeSet<ResourceType>,
 }
 
 impl Export {
@@ -122,7 +124,7 @@ impl Sync {
         let mut watermarks = self.watermarks(export).await?;
         watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
         for request in requests(&watermarks, mode, self.config.overlap) {
-            let job = until(stop, self.kick_off(export, request, mode)).await?;
+            let job = until(stop, KICK_OFF_PATIENCE, self.kick_off(export, request, mode)).await?;
             self.finish(export, job, stop, report).await?;
         }
         Ok(())
@@ -196,10 +198,12 @@ impl Sync {
     ) -> Result<(), Error> {
         let quarantine = Arc::new(Quarantine::new(&self.state_folder(), &export.name, report.run));
         let result = async {
-            let completed = until(stop, self.wait(&job)).await?;
-            let received = until(stop, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
+            let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
+            let received =
+                until(stop, Duration::ZERO, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
             let watermark = watermark(&completed);
-            self.upsert(export, received, watermark, stop, report).await?;
+            let everything = job.full_refresh && job.since.is_none();
+            upsert::upsert(self, Commits { export, watermark, everything }, received, stop, report).await?;
             self.settle(export, completed.job, report).await
         }
         .await;
@@ -237,51 +241,6 @@ impl Sync {
     ) -> Result<Received, Error> {
         let at_micros = started_at.timestamp_micros();
         intake::receive(self, &completed.manifest, &job.types, at_micros, quarantine).await
-    }
-
-    /// One commit per type. A commit that has begun is finished whatever happens; types not begun are left to the next
-    /// run when `stop` is cancelled.
-    async fn upsert(
-        &self,
-        export: &Export,
-        received: Received,
-        watermark: Option<TransactionTime>,
-        stop: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<(), Error> {
-        let mut hold = false;
-        for remark in received.remarks {
-            let (Remark::Hold(text) | Remark::Note(text)) = &remark;
-            report.remarks.push(text.clone());
-            hold |= matches!(remark, Remark::Hold(_));
-        }
-        let upsert = Upsert {
-            app_id: export.app_id(),
-            source: self.config.source.to_string(),
-            watermark: watermark.filter(|_| !hold),
-            run: report.run,
-        };
-        let mut waiting = received.types.into_iter();
-        let mut running = JoinSet::new();
-        loop {
-            while running.len() < self.config.parallel_upserts && !stop.is_cancelled() {
-                let Some((resource_type, intake)) = waiting.next() else { break };
-                let (root, upsert) = (self.root.clone(), upsert.clone());
-                let (watch, limit_percent) = (self.watch.clone(), self.config.max_bad_lines_percent);
-                let runtime = Handle::current();
-                // Encoding takes the whole of a core for minutes: not on a thread that others wait for.
-                running.spawn_blocking(move || {
-                    let upserted = upsert_type(&root, resource_type, intake, &upsert, limit_percent, &watch);
-                    (resource_type, runtime.block_on(upserted))
-                });
-            }
-            match running.join_next().await {
-                Some(Ok((resource_type, of))) => *report.of(resource_type) = of,
-                Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-                None => break,
-            }
-        }
-        if waiting.next().is_some() { Err(Error::Stopped) } else { Ok(()) }
     }
 
     /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
@@ -353,57 +312,6 @@ impl Sync {
     }
 }
 
-async fn upsert_type(
-    root: &Root,
-    resource_type: ResourceType,
-    mut intake: Intake,
-    upsert: &Upsert,
-    max_bad_lines_percent: f64,
-    watch: &Watch,
-) -> TypeReport {
-    watch.step(Step::Upserting(resource_type));
-    let mut report = TypeReport {
-        files: intake.files,
-        bytes: intake.bytes,
-        received: intake.changes.received() + intake.bad,
-        quarantined: intake.bad,
-        ..TypeReport::default()
-    };
-    let failed = |error: &Error| {
-        tracing::error!(%resource_type, error = chain(error), advice = ?advice(error), "the table stays as it was");
-        TypeEnd::Failed(chain(error))
-    };
-    if let Some(error) = intake.failure.or_else(|| too_many_bad_lines(resource_type, &report, max_bad_lines_percent)) {
-        report.end = failed(&error);
-        return report;
-    }
-    let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
-    let committed =
-        async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
-    match committed.await {
-        Ok(committed) => {
-            report.counts = committed.counts;
-            report.bytes_written = committed.bytes_written;
-            report.end = match upsert.watermark {
-                Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
-                None => TypeEnd::Held { version: committed.version },
-            };
-        }
-        Err(error) => report.end = failed(&error.into()),
-    }
-    report
-}
-
-fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, limit_percent: f64) -> Option<Error> {
-    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-    let share_percent = report.quarantined as f64 * 100.0 / report.received.max(1) as f64;
-    (share_percent > limit_percent).then_some(Error::TooManyBadLines {
-        resource_type,
-        bad: report.quarantined,
-        received: report.received,
-    })
-}
-
 /// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers
 /// state the end of the job, or the time of the poll; what changed in between would never be asked for again.
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
@@ -411,11 +319,22 @@ fn watermark(completed: &Completed) -> Option<TransactionTime> {
     Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
 }
 
-/// Waits for `step`, or for the wish to stop, which wins.
-async fn until<T>(stop: &CancellationToken, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// A kick-off that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment to end.
+const KICK_OFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits for `step`, or until the wish to stop has lasted for `patience`.
+async fn until<T>(
+    stop: &CancellationToken,
+    patience: Duration,
+    step: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(patience).await;
+    };
     tokio::select! {
         biased;
-        () = stop.cancelled() => Err(Error::Stopped),
+        () = stopped => Err(Error::Stopped),
         result = step => result,
     }
 }
@@ -445,12 +364,12 @@ fn now() -> DateTime<Utc> {
 }
 
 fn log(report: &Report, error: Option<&Error>) {
-    for (resource_type, of) in &report.types {
+    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.end != TypeEnd::Open) {
         let counts = &of.counts;
         tracing::info!(
             export = report.export, run = report.run, %resource_type, received = of.received, inserted = counts.inserted,
             updated = counts.updated, unchanged = counts.unchanged, stale = counts.stale, duplicate = counts.duplicate,
-            deleted = counts.deleted, quarantined = of.quarantined, end = ?of.end, "table"
+            deleted = counts.deleted, quarantined = of.quarantined, end = %of.end, "table"
         );
     }
     let duration_ms = (report.ended_at - report.started_at).num_milliseconds();

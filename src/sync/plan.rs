@@ -32,7 +32,7 @@ impl std::fmt::Display for Mode {
     }
 }
 
-/// At most two requests: the full load first, because it is the one that takes long and must not be older than the other.
+/// At most two requests: what changed first, because the full load of a new type may take days.
 pub fn requests(
     watermarks: &[(ResourceType, Option<TransactionTime>)],
     mode: Mode,
@@ -44,7 +44,7 @@ pub fn requests(
     let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
     let full = Request { types: types(&unknown), since: None };
     let incremental = Request { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };
-    [full, incremental].into_iter().filter(|request| !request.types.is_empty()).collect()
+    [incremental, full].into_iter().filter(|request| !request.types.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
         let of = [("Patient", Some(100)), ("Condition", None), ("Encounter", Some(60))];
         assert_eq!(
             planned(&of, Mode::Incremental),
-            [(vec!["Condition"], None), (vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())),]
+            [(vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())), (vec!["Condition"], None),]
         );
     }
 

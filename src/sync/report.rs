@@ -55,6 +55,17 @@ pub enum TypeEnd {
     Failed(String),
 }
 
+impl fmt::Display for TypeEnd {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Open => out.write_str("not reached"),
+            Self::Committed { version, watermark } => write!(out, "version {version}, watermark {watermark}"),
+            Self::Held { version } => write!(out, "version {version}, the watermark stays"),
+            Self::Failed(reason) => write!(out, "failed: {reason}"),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every type has every row up to its new watermark.
@@ -111,7 +122,10 @@ impl Report {
 
     /// Rows that a reader of the tables sees differently than before.
     pub fn changed(&self) -> u64 {
-        self.types.values().map(|of| of.counts.inserted + of.counts.updated + of.counts.deleted).sum()
+        self.types
+            .values()
+            .map(|of| of.counts.inserted + of.counts.updated + of.counts.deleted + of.counts.removed)
+            .sum()
     }
 }
 

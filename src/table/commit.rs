@@ -87,7 +87,7 @@ fn metadata(counts: &Counts, actions: &[Action], upsert: &Upsert) -> [(String, s
     let metrics = json!({
         "numTargetRowsInserted": counts.inserted.to_string(),
         "numTargetRowsUpdated": counts.updated.to_string(),
-        "numTargetRowsDeleted": counts.deleted.to_string(),
+        "numTargetRowsDeleted": (counts.deleted + counts.removed).to_string(),
         "numOutputRows": (counts.inserted + counts.updated).to_string(),
         "numTargetFilesAdded": files(|action| matches!(action, Action::Add(_))),
         "numTargetFilesRemoved": files(|action| matches!(action, Action::Remove(_))),

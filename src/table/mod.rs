@@ -24,7 +24,7 @@ use url::Url;
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     error::Error,
-    upsert::{Committed, Counts, Upsert},
+    upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use crate::fhir::{ResourceType, TransactionTime};
 
@@ -184,7 +184,8 @@ fn directory(resource_type: ResourceType) -> String {
 
 fn properties(layout: &Layout) -> [(&'static str, Option<String>); 3] {
     [
-        ("fhirsync.schemaVersion", Some("1".to_owned())),
+        // 0: the leading columns and the line; typed columns make it 1.
+        ("fhirsync.schemaVersion", Some("0".to_owned())),
         ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
         // Two commits an hour would make 17,000 files a year in each log; every hundredth commit becomes a checkpoint.
         ("delta.checkpointInterval", Some("100".to_owned())),

@@ -97,7 +97,17 @@ impl Lake {
 }
 
 fn upsert(transaction_time: i64) -> Upsert {
-    Upsert { app_id: APP_ID.to_owned(), source: "hospital".to_owned(), watermark: Some(time(transaction_time)), run: 1 }
+    Upsert {
+        app_id: APP_ID.to_owned(),
+        source: "hospital".to_owned(),
+        watermark: Some(time(transaction_time)),
+        run: 1,
+        reconcile: None,
+    }
+}
+
+fn full_refresh(transaction_time: i64, max_gone_percent: f64) -> Upsert {
+    Upsert { reconcile: Some(Reconcile { max_gone_percent }), ..upsert(transaction_time) }
 }
 
 #[tokio::test]
@@ -147,7 +157,7 @@ async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
     let mut file = vec![line("a", 2, "changed"), line("b", 2, "late"), line("e", 1, "new"), line("d", 1, "")];
     file.extend(deletions);
     let committed = lake.upsert(&[file], 60_000_000_000_000_000).await;
-    let expected = Counts { inserted: 1, updated: 1, unchanged: 2, stale: 1, deleted: 1, duplicate: 0 };
+    let expected = Counts { inserted: 1, updated: 1, unchanged: 2, stale: 1, deleted: 1, ..Counts::default() };
     assert_eq!(committed.counts, expected);
     let rows = lake.rows().await;
     assert_eq!(rows.keys().collect::<Vec<_>>(), ["a", "b", "d", "e"]);
@@ -169,6 +179,34 @@ async fn a_row_that_the_same_export_also_deletes_stays() {
     let lake = Lake::new();
     let both = vec![Change::Delete { id: "a", at: None }, line("a", 1, "")];
     assert_eq!(lake.upsert(&[both], 5).await.counts, Counts { inserted: 1, duplicate: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
+    let lake = Lake::new();
+    let all: Vec<_> = ["a", "b", "c", "d"].map(|id| line(id, 1, "")).to_vec();
+    lake.upsert(std::slice::from_ref(&all), 5).await;
+    let refresh = async |lines: &[Change], transaction_time, max_gone_percent| {
+        let mut changes = lake.change_set(&[lines.to_vec()], transaction_time);
+        let table = lake.root.open(patient()).await.unwrap().unwrap();
+        table.upsert(&mut changes, &full_refresh(transaction_time, max_gone_percent)).await.unwrap().counts
+    };
+    let too_much = refresh(&all[..2], 6, 25.0).await;
+    assert_eq!(too_much, Counts { unchanged: 2, gone: 2, ..Counts::default() });
+    assert_eq!(lake.rows().await.len(), 4);
+    let removed = refresh(&all[..3], 7, 25.0).await;
+    assert_eq!(removed, Counts { unchanged: 3, removed: 1, ..Counts::default() });
+    assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn a_full_refresh_leaves_alone_what_a_later_export_brought() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 9).await;
+    let mut changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    let committed = table.upsert(&mut changes, &full_refresh(5, 100.0)).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 1, ..Counts::default() });
 }
 
 #[tokio::test]

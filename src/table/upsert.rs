@@ -48,6 +48,16 @@ pub struct Upsert {
     pub watermark: Option<TransactionTime>,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
+    /// Set where the change set is everything that there is: rows that it does not have are removed.
+    pub reconcile: Option<Reconcile>,
+}
+
+/// How rows are removed that a full refresh no longer brings. Servers that never speak of deletions leave
+/// no other way to notice them.
+#[derive(Clone, Copy, Debug)]
+pub struct Reconcile {
+    /// When more of the stored rows are gone, none is removed: that is a server in trouble, not a deletion (rule 98).
+    pub max_gone_percent: f64,
 }
 
 /// What happened to the table.
@@ -71,6 +81,10 @@ pub struct Counts {
     /// Superseded within the same export.
     pub duplicate: u64,
     pub deleted: u64,
+    /// Rows that a full refresh no longer brought, removed. They were not received, so they are no part of the total.
+    pub removed: u64,
+    /// The same, but too many to believe: they are still there.
+    pub gone: u64,
 }
 
 impl Counts {
@@ -139,6 +153,7 @@ impl Table {
         let mut decision = Decision::default();
         decision.counts.duplicate = changes.duplicate();
         let mut met = HashMap::new();
+        let mut gone = Vec::new();
         if !changes.is_empty() {
             decision.files = self.files().await?;
         }
@@ -149,19 +164,27 @@ impl Table {
                 let batch = batch.map_err(|error| self.failed(error))?;
                 let stored = StoredRows::try_new(&batch).map_err(|error| self.failed(error))?;
                 for row in 0..batch.num_rows() {
-                    if let Some((id, slot)) = stored.id(row, &upsert.source).and_then(|id| Some((id, changes.get(id)?)))
-                    {
-                        let fate = fate(slot, || stored.version(row), stored.json(row), upsert.watermark);
-                        if matches!(fate, Fate::Update | Fate::Delete) {
-                            decision.dead.entry(index).or_default().insert(first_row + row);
+                    let Some(id) = stored.id(row, &upsert.source) else { continue };
+                    decision.stored += 1;
+                    let Some(slot) = changes.get(id) else {
+                        if upsert.reconcile.is_some() && stored.transaction_time(row) <= upsert.watermark {
+                            gone.push((index, first_row + row));
                         }
-                        met.entry(id.to_owned()).or_insert(fate);
+                        continue;
+                    };
+                    let fate = fate(slot, || stored.version(row), stored.json(row), upsert.watermark);
+                    if matches!(fate, Fate::Update | Fate::Delete) {
+                        decision.dead.entry(index).or_default().insert(first_row + row);
                     }
+                    met.entry(id.to_owned()).or_insert(fate);
                 }
                 first_row += batch.num_rows();
             }
         }
         decision.settle(changes, &met);
+        if let Some(reconcile) = upsert.reconcile {
+            decision.reconcile(reconcile, gone);
+        }
         Ok(decision)
     }
 
@@ -328,10 +351,27 @@ struct Decision {
     dead: BTreeMap<usize, BTreeSet<usize>>,
     /// Rows to write, by batch of the spool.
     write: HashMap<u32, HashSet<u32>>,
+    /// Rows of our source that were there.
+    stored: u64,
     counts: Counts,
 }
 
 impl Decision {
+    /// Removes the rows that are gone, unless they are too many.
+    fn reconcile(&mut self, reconcile: Reconcile, gone: Vec<(usize, usize)>) {
+        let count = gone.len() as u64;
+        #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
+        let gone_percent = count as f64 * 100.0 / self.stored.max(1) as f64;
+        if gone_percent > reconcile.max_gone_percent {
+            self.counts.gone = count;
+            return;
+        }
+        self.counts.removed = count;
+        for (file, row) in gone {
+            self.dead.entry(file).or_default().insert(row);
+        }
+    }
+
     fn settle(&mut self, changes: &ChangeSet, met: &HashMap<String, Fate>) {
         for (id, slot) in changes.slots() {
             let counter = match (slot, met.get(id)) {
@@ -389,9 +429,12 @@ impl StoredRows {
         }
         // A row without readable JSON has no version: whatever comes may replace it.
         let head: Option<Head> = serde_json::from_str(self.json(row)).ok();
+        Version::of(head.and_then(|head| head.meta).as_ref()).at(self.transaction_time(row))
+    }
+
+    fn transaction_time(&self, row: usize) -> Option<TransactionTime> {
         let times = self.transaction_times.as_primitive::<TimestampMicrosecondType>();
-        let time = times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros);
-        Version::of(head.and_then(|head| head.meta).as_ref()).at(time)
+        times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros)
     }
 }
 

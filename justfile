@@ -1,0 +1,29 @@
+# `just` alone lists the recipes.
+default:
+    @just --list
+
+# The first thing to run: synthetic patients, two syncs, and what became of the tables
+demo *ARGS:
+    cargo run -- demo {{ARGS}}
+
+# All tests
+test *ARGS:
+    cargo test {{ARGS}}
+
+# Formatting and lints, as CI sees them
+lint:
+    cargo fmt --all --check
+    cargo clippy --all-targets -- -D warnings
+
+# The tables, read by Polars, DuckDB and delta-rs; DATA is a folder of NDJSON files
+interop DATA="":
+    cargo build
+    tests/interop/run.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{DATA}}
+
+# Units, manifests, Dockerfile
+deploy-check:
+    deploy/check.sh
+
+# Everything that must pass
+ci:
+    .ci/run
