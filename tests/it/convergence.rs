@@ -1,4 +1,7 @@
-use fhir_sync::sync::Mode;
+use fhir_sync::{
+    demo::Fault,
+    sync::{Mode, Outcome},
+};
 use serde_json::json;
 
 use crate::harness::{HOUR, OBSERVATION, PATIENT, Stage};
@@ -154,5 +157,41 @@ async fn an_export_in_pages_and_many_files_comes_whole() {
     });
     let report = stage.complete().await;
     assert_eq!((report.types[&PATIENT].files, report.types[&OBSERVATION].files), (5, 4));
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
+async fn a_full_refresh_removes_what_the_server_no_longer_has_and_never_said() {
+    let mut stage = Stage::set().await;
+    stage.config.max_gone_percent = 20.0;
+    stage.complete().await;
+    stage.later(|world| assert!(world.delete(PATIENT, "p3")));
+    let report = stage.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.removed), (Outcome::Complete, 1));
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
+async fn a_full_refresh_that_lacks_too_many_rows_removes_none_and_says_so() {
+    let stage = Stage::set().await;
+    stage.complete().await;
+    stage.later(|world| assert!(world.delete(PATIENT, "p3")));
+    let report = stage.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.gone), (Outcome::Partial, 1));
+    assert!(report.remarks.join("; ").contains("Patient"), "{report:#?}");
+    assert_eq!(stage.lines(PATIENT).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_full_refresh_with_a_failed_file_removes_nothing() {
+    let mut stage = Stage::set().await;
+    stage.config.max_gone_percent = 100.0;
+    stage.complete().await;
+    stage.server.scenario(|scenario| {
+        (scenario.lines_per_file, scenario.omit_counts, scenario.gzip) = (2, true, false);
+        scenario.faults = vec![Fault::EndAfter { path_contains: "/Patient.2".to_owned(), bytes: 10, times: 1 }];
+    });
+    let report = stage.run(Mode::FullRefresh).await;
+    assert_eq!(report.outcome, Outcome::Partial);
     stage.assert_in_step().await;
 }

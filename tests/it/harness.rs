@@ -24,7 +24,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-pub use self::process::{Ended, FAR, Process};
+pub use self::process::{BINARY, Ended, FAR, Process};
 
 pub const PATIENT: ResourceType = ResourceType::PATIENT;
 pub const OBSERVATION: ResourceType = ResourceType::OBSERVATION;
@@ -72,10 +72,13 @@ impl Stage {
             parallel_upserts: 2,
             max_line_bytes: 1 << 20,
             max_bad_lines_percent: 1.0,
+            max_gone_percent: 10.0,
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
         };
-        let export = Export { name: "all".to_owned(), level: Level::System, types: vec![OBSERVATION, PATIENT] };
+        let types = vec![OBSERVATION, PATIENT];
+        let reconciled = types.iter().copied().collect();
+        let export = Export { name: "all".to_owned(), level: Level::System, types, reconciled };
         Self { server, folder, export, client, config, schedule: FAR }
     }
 

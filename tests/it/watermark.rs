@@ -81,7 +81,7 @@ async fn a_type_new_in_the_configuration_gets_a_full_load_of_its_own_while_the_o
     assert_eq!((report.types[&CONDITION].counts.inserted, report.types[&PATIENT].received), (1, 1));
     let asked: Vec<_> = stage.server.jobs().into_iter().skip(1).map(|job| (job.types, job.since)).collect();
     let since = Some("2026-01-01T00:55:00.000Z".to_owned());
-    assert_eq!(asked, [(vec![CONDITION], None), (vec![OBSERVATION, PATIENT], since)]);
+    assert_eq!(asked, [(vec![OBSERVATION, PATIENT], since), (vec![CONDITION], None)]);
 }
 
 #[tokio::test]
