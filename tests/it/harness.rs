@@ -197,7 +197,7 @@ pub fn client(server: &Server) -> export::Config {
     }
 }
 
-/// The value of a type's column in a report's counts, by the name that it has there.
+/// How a type ended.
 pub fn end_of(report: &Report, of: ResourceType) -> &TypeEnd {
     &report.types[&of].end
 }
@@ -221,10 +221,8 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
             }
         }
     };
-    match tokio::time::timeout(LIMIT, seen).await {
-        Ok(seen) => seen,
-        Err(_) => panic!("waited in vain: {what}"),
-    }
+    let Ok(seen) = tokio::time::timeout(LIMIT, seen).await else { panic!("waited in vain: {what}") };
+    seen
 }
 
 fn install_crypto() {

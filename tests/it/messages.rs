@@ -147,18 +147,23 @@ mount -o remount,size=64m "$LAKE"
 cp -r "$LAKE" "$LAKE.kept"
 "#;
 
-/// Text that no compression makes much shorter: two kilobytes of hexadecimal digits.
+/// Text that no compression makes much shorter: a kilobyte of hexadecimal digits.
 fn noise(seed: u64) -> String {
     let step =
         |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
-    std::iter::successors(Some(seed), step).take(128).map(|state| format!("{:016x}", state.rotate_left(32))).collect()
+    let states: Vec<_> = std::iter::successors(Some(seed), step).take(128).collect();
+    states.iter().flat_map(|state| state.rotate_left(32).to_be_bytes()).map(hexadecimal).collect()
+}
+
+fn hexadecimal(byte: u8) -> char {
+    char::from(b"0123456789abcdef"[usize::from(byte % 16)])
 }
 
 #[tokio::test]
 async fn a_full_disk_is_named_and_nothing_is_lost_or_doubled_when_there_is_room_again() {
     let stage = Stage::set().await;
     stage.server.world(|world| {
-        for number in 0..400 {
+        for number in 0..800 {
             world.put(PATIENT, &format!("n{number}"), json!({"text": noise(number)}));
         }
     });
