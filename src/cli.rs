@@ -91,11 +91,12 @@ struct SyncArguments {
     /// Only the patients of this Group
     #[arg(long)]
     group_id: Option<String>,
-    /// Client id for SMART Backend Services
-    #[arg(long, env = "FHIR_CLIENT_ID", requires = "fhir_endpoint")]
+    /// Client id for SMART Backend Services; without it `FHIR_CLIENT_ID`
+    // Not clap's `env`: the variable of the script before us would count as a flag, and contradict --config.
+    #[arg(long, requires = "fhir_endpoint")]
     auth_client_id: Option<String>,
     /// File with the private key; without it the key itself is taken from `FHIR_PRIVATE_KEY`
-    #[arg(long, requires = "auth_client_id")]
+    #[arg(long, requires = "fhir_endpoint")]
     auth_private_key: Option<PathBuf>,
 }
 
@@ -236,14 +237,19 @@ impl SyncArguments {
         if let Some(path) = self.config {
             return config::load(&path);
         }
-        let auth = match (self.auth_client_id, self.auth_private_key, std::env::var("FHIR_PRIVATE_KEY")) {
+        let client_id = self.auth_client_id.or_else(|| std::env::var("FHIR_CLIENT_ID").ok());
+        let auth = match (client_id, self.auth_private_key, std::env::var("FHIR_PRIVATE_KEY")) {
             (Some(client_id), Some(path), _) => Some((client_id, Key::File(path))),
             (Some(client_id), None, Ok(text)) => Some((client_id, Key::Text(text))),
             (Some(_), None, Err(_)) => {
                 let way_out = "a client id needs --auth-private-key or the key in FHIR_PRIVATE_KEY";
                 return Err(Mistakes(vec![way_out.to_owned()]));
             }
-            (None, ..) => None,
+            (None, Some(_), _) => {
+                let way_out = "--auth-private-key needs --auth-client-id, or the client id in FHIR_CLIENT_ID";
+                return Err(Mistakes(vec![way_out.to_owned()]));
+            }
+            (None, None, _) => None,
         };
         let flags = Flags {
             fhir_endpoint: self.fhir_endpoint.unwrap_or_default(),

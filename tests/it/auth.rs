@@ -1,0 +1,246 @@
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use aws_lc_rs::{
+    encoding::{AsBigEndian as _, AsDer as _, EcPrivateKeyBin},
+    rsa,
+    signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _},
+};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use fhir_sync::{
+    demo::{Auth, Seen},
+    export::auth::{self, SigningKey},
+    fhir::ResourceType,
+    sync::Outcome,
+};
+use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
+use serde_json::json;
+
+use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Stage, failure};
+
+const CLIENT: &str = "hospital-warehouse";
+const KEY_ID: &str = "key-1";
+/// How the demo server's tokens begin.
+const TOKEN: &str = "demo-token-";
+
+/// A client's key in the form in which it is kept, and its public half as the server knows it.
+struct Registered {
+    /// A PEM or a JWK.
+    private: String,
+    /// Parts of it that must never be seen.
+    secret: String,
+    jwk: Jwk,
+}
+
+fn rs384() -> Registered {
+    let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
+    let secret = STANDARD.encode(pair.as_der().unwrap().as_ref());
+    let private = format!("-----BEGIN PRIVATE KEY-----\n{secret}\n-----END PRIVATE KEY-----\n");
+    let jwk = public(&EncodingKey::from_rsa_pem(private.as_bytes()).unwrap(), Algorithm::RS384);
+    Registered { private, secret: secret[100..140].to_owned(), jwk }
+}
+
+fn es384() -> Registered {
+    let pair = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+    let number: EcPrivateKeyBin = pair.private_key().as_be_bytes().unwrap();
+    let (x, y) = pair.public_key().as_ref()[1..].split_at(48);
+    let [x, y, secret] = [x, y, number.as_ref()].map(|number| URL_SAFE_NO_PAD.encode(number));
+    let private = json!({"kty": "EC", "crv": "P-384", "kid": KEY_ID, "x": x, "y": y, "d": secret}).to_string();
+    let pkcs8 = pair.to_pkcs8v1().unwrap();
+    Registered { private, secret, jwk: public(&EncodingKey::from_ec_der(pkcs8.as_ref()), Algorithm::ES384) }
+}
+
+fn public(key: &EncodingKey, algorithm: Algorithm) -> Jwk {
+    let mut jwk = Jwk::from_encoding_key(key, algorithm).unwrap();
+    jwk.common.key_id = Some(KEY_ID.to_owned());
+    jwk
+}
+
+impl Registered {
+    fn auth(&self) -> Auth {
+        Auth::new(CLIENT, self.jwk.clone())
+    }
+}
+
+/// A stage whose server wants tokens, and whose client can get them.
+async fn guarded() -> Stage {
+    let mut stage = Stage::set().await;
+    let registered = es384();
+    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let key = SigningKey::parse(&registered.private).unwrap();
+    stage.client.auth = Some(auth::Config { client_id: CLIENT.to_owned(), key, token_url: None, scopes: Vec::new() });
+    stage
+}
+
+/// The private key in a file that only its owner can read.
+fn key_file(stage: &Stage, registered: &Registered) -> String {
+    let path = stage.folder.path().join("key");
+    fs::write(&path, &registered.private).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn assert_silent(ended: &Ended, registered: &Registered) {
+    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    for secret in [TOKEN, &registered.secret, "client_assertion", "eyJ"] {
+        assert!(!ended.said().contains(secret), "{secret:?} was printed:\n{}", ended.said());
+    }
+}
+
+fn at_origin(stage: &Stage, origin: &url::Url) -> Vec<Seen> {
+    let origin = origin.as_str().trim_end_matches('/');
+    stage.server.seen().into_iter().filter(|seen| seen.origin == origin).collect()
+}
+
+#[tokio::test]
+async fn with_a_key_of_either_kind_a_sync_completes_and_prints_neither_key_nor_token() {
+    for registered in [rs384(), es384()] {
+        let stage = Stage::set().await;
+        stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+        let key_file = key_file(&stage, &registered);
+        let settings = [
+            ("FHIR_SYNC__SERVER__CLIENT_ID", CLIENT),
+            ("FHIR_SYNC__SERVER__PRIVATE_KEY_FILE", key_file.as_str()),
+            ("FHIR_SYNC__SERVER__KEY_ID", KEY_ID),
+        ];
+        let ended = stage.process(&settings).await;
+        assert_silent(&ended, &registered);
+        assert!(ended.stderr.contains("DEBUG"), "{}", ended.stderr);
+        stage.assert_in_step().await;
+    }
+}
+
+/// `fhir-sync sync` as a cron line for the script before us would call it.
+async fn drop_in(stage: &Stage, more: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let (url, lake, state_file) = (stage.server.url(), stage.lake(), stage.state_file());
+    let (lake, state_file) = (lake.to_str().unwrap(), state_file.to_str().unwrap());
+    let mut arguments = vec!["sync", "--fhir-endpoint", url.as_str(), "--delta-path", lake, "--state-file", state_file];
+    arguments.extend(["--resource-types", "Patient", "Observation"]);
+    arguments.extend(more);
+    stage.server.scenario(|scenario| scenario.polls_before_done = 0);
+    Process::start(&arguments, environment).end().await
+}
+
+#[tokio::test]
+async fn the_drop_in_flags_take_client_id_and_key_from_the_environment() {
+    let (stage, registered) = (Stage::set().await, es384());
+    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let environment = [("FHIR_CLIENT_ID", CLIENT), ("FHIR_PRIVATE_KEY", registered.private.as_str())];
+    assert_silent(&drop_in(&stage, &[], &environment).await, &registered);
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
+async fn the_drop_in_flags_take_client_id_and_key_file_from_the_command_line() {
+    let (stage, registered) = (Stage::set().await, es384());
+    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let key_file = key_file(&stage, &registered);
+    let ended = drop_in(&stage, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
+    assert_silent(&ended, &registered);
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
+async fn the_drop_in_flags_need_no_key_where_the_server_is_open() {
+    let stage = Stage::set().await;
+    let ended = drop_in(&stage, &["--group-id", "all", "--full-refresh"], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    assert_eq!(stage.server.jobs()[0].path, "/fhir/Group/all/$export");
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
+async fn a_client_id_in_the_environment_does_not_disturb_a_configuration_file() {
+    let stage = Stage::set().await;
+    let ended = stage.process(&[("FHIR_CLIENT_ID", CLIENT), ("FHIR_PRIVATE_KEY", "of the script before us")]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.said());
+}
+
+#[tokio::test]
+async fn a_private_key_without_a_client_id_is_a_mistake_with_a_way_out() {
+    let stage = Stage::set().await;
+    let ended = drop_in(&stage, &["--auth-private-key", "/nowhere/key"], &[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.said());
+    assert!(ended.stderr.contains("--auth-private-key needs --auth-client-id"), "{}", ended.stderr);
+    assert!(stage.server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_key_file_that_others_can_read_is_refused_with_the_way_out() {
+    let (stage, registered) = (Stage::set().await, es384());
+    let key_file = key_file(&stage, &registered);
+    fs::set_permissions(&key_file, fs::Permissions::from_mode(0o644)).unwrap();
+    let ended = drop_in(&stage, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.said());
+    assert!(ended.stderr.contains(&format!("chmod 600 {key_file}")), "{}", ended.stderr);
+    assert!(stage.server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_token_that_ends_in_the_middle_of_the_downloads_is_renewed() {
+    let stage = guarded().await;
+    stage.server.scenario(|scenario| {
+        scenario.lines_per_file = 1;
+        // One more than there are downloads at once: whoever is refused once is served with the next token.
+        scenario.auth.as_mut().unwrap().expire_tokens_after_file_requests = Some(5);
+    });
+    stage.complete().await;
+    stage.assert_in_step().await;
+    let seen = stage.server.seen();
+    assert!(seen.iter().any(|seen| seen.path.contains("/bulkfiles/") && seen.status == 401));
+    assert!(seen.iter().filter(|seen| seen.path == "/auth/token").count() >= 2);
+}
+
+#[tokio::test]
+async fn nothing_is_asked_of_an_origin_that_wants_a_token_and_may_not_have_it() {
+    let mut stage = guarded().await;
+    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
+    let report = stage.sync().await;
+    assert_eq!(report.outcome, Outcome::Failed);
+    for resource_type in [PATIENT, OBSERVATION] {
+        let reason = failure(&report, resource_type);
+        let place = origin.as_str().trim_end_matches('/');
+        assert!(reason.contains(place) && reason.contains("server.token_origins"), "{reason}");
+        assert!(stage.lines(resource_type).await.is_empty());
+    }
+    assert_eq!(at_origin(&stage, &origin), []);
+}
+
+#[tokio::test]
+async fn files_on_another_origin_that_want_no_token_are_fetched_without_one() {
+    let mut stage = guarded().await;
+    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
+    stage.server.scenario(|scenario| scenario.requires_access_token = Some(false));
+    stage.complete().await;
+    stage.assert_in_step().await;
+    let seen = at_origin(&stage, &origin);
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|seen| seen.status == 200 && seen.authorization.is_none()), "{seen:#?}");
+}
+
+#[tokio::test]
+async fn an_origin_in_token_origins_gets_the_token() {
+    let mut stage = guarded().await;
+    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
+    stage.client.token_origins.push(origin.clone());
+    stage.complete().await;
+    stage.assert_in_step().await;
+    let seen = at_origin(&stage, &origin);
+    assert_eq!(seen.len(), 2);
+    let has_token = |seen: &Seen| seen.authorization.as_ref().is_some_and(|value| value.contains(TOKEN));
+    assert!(seen.iter().all(|seen| seen.status == 200 && has_token(seen)), "{seen:#?}");
+}
+
+#[tokio::test]
+async fn a_client_that_the_server_does_not_know_is_told_what_to_check() {
+    let stage = guarded().await;
+    stage.server.scenario(|scenario| scenario.auth.as_mut().unwrap().client_id = "another".to_owned());
+    let report = stage.sync().await;
+    assert_eq!(report.outcome, Outcome::Failed);
+    let remark = report.remarks.join("; ");
+    assert!(remark.contains("refused a token: invalid_client; check the client id"), "{remark}");
+    let types: Vec<ResourceType> = report.types.keys().copied().collect();
+    assert_eq!((types, stage.server.jobs().len()), (vec![OBSERVATION, PATIENT], 0));
+}

@@ -1,0 +1,231 @@
+//! A stage: a small world behind a real server, and a folder for the state file and the tables.
+//!
+//! Each sync of a stage opens everything anew, so that it knows what is on the disk and nothing else.
+
+mod process;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
+
+use chrono::TimeDelta;
+use fhir_sync::{
+    demo::{Server, World},
+    export::{self, Level},
+    fhir::{ResourceType, TransactionTime},
+    sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
+    table::{self, Location, Root},
+};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+pub use self::process::{BINARY, Ended, FAR, Process};
+
+pub const PATIENT: ResourceType = ResourceType::PATIENT;
+pub const OBSERVATION: ResourceType = ResourceType::OBSERVATION;
+pub const CONDITION: ResourceType = ResourceType::CONDITION;
+pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+pub const HOUR: Duration = Duration::from_hours(1);
+
+/// How long a test waits for anything at all.
+pub const LIMIT: Duration = Duration::from_secs(40);
+
+pub struct Stage {
+    pub server: Server,
+    pub folder: TempDir,
+    pub export: Export,
+    /// How a sync in this process speaks to the server; one in a process of its own reads [`Stage::config`].
+    pub client: export::Config,
+    pub config: sync::Config,
+    /// When a daemon syncs.
+    pub schedule: &'static str,
+}
+
+impl Stage {
+    /// Five patients and four observations of midnight; it is one o'clock now, so that no overlap asks for them again.
+    pub async fn set() -> Self {
+        let mut world = World::new();
+        for number in 1..=5 {
+            world.put(PATIENT, &format!("p{number}"), json!({"gender": "female", "birthDate": "1970-01-01"}));
+        }
+        for number in 1..=4 {
+            world.put(OBSERVATION, &format!("o{number}"), json!({"status": "final", "valueInteger": number}));
+        }
+        world.advance(HOUR);
+        Self::with(world).await
+    }
+
+    pub async fn with(world: World) -> Self {
+        install_crypto();
+        let folder = TempDir::new().unwrap();
+        let server = Server::start(world, ANY_PORT).await.unwrap();
+        let client = client(&server);
+        let config = sync::Config {
+            source: "hospital".into(),
+            overlap: TimeDelta::minutes(5),
+            parallel_downloads: 4,
+            parallel_upserts: 2,
+            max_line_bytes: 1 << 20,
+            max_bad_lines_percent: 1.0,
+            max_gone_percent: 10.0,
+            change_set_memory_bytes: 1 << 20,
+            spool_folder: folder.path().join("state"),
+        };
+        let types = vec![OBSERVATION, PATIENT];
+        let reconciled = types.iter().copied().collect();
+        let export = Export { name: "all".to_owned(), level: Level::System, types, reconciled };
+        Self { server, folder, export, client, config, schedule: FAR }
+    }
+
+    pub fn state_file(&self) -> PathBuf {
+        self.folder.path().join("state/state.json")
+    }
+
+    pub fn lake(&self) -> PathBuf {
+        self.folder.path().join("lake")
+    }
+
+    /// An hour passes on the server, then something changes.
+    pub fn later(&self, change: impl FnOnce(&mut World)) {
+        self.server.world(|world| {
+            world.advance(HOUR);
+            change(world);
+        });
+    }
+
+    /// As a process that starts.
+    pub async fn open(&self) -> Result<Sync, sync::Error> {
+        let exports = [self.export.clone()];
+        let (client, config) = (self.client.clone(), self.config.clone());
+        Sync::open(client, self.tables(), &self.state_file(), config, &exports, Watch::new().0).await
+    }
+
+    /// An incremental sync, whatever comes of it.
+    pub async fn sync(&self) -> Report {
+        self.run(Mode::Incremental).await
+    }
+
+    /// An incremental sync of which nothing but success is expected.
+    pub async fn complete(&self) -> Report {
+        let report = self.sync().await;
+        assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+        report
+    }
+
+    /// Nothing that came is unaccounted for, whatever the test is about (promise 4).
+    pub async fn run(&self, mode: Mode) -> Report {
+        let report = self.open().await.unwrap().run(&self.export, mode, &CancellationToken::new()).await;
+        for (resource_type, of) in &report.types {
+            let is_written = matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::Held { .. });
+            assert!(!is_written || of.is_balanced(), "{resource_type}: {of:#?}");
+        }
+        report
+    }
+
+    /// The tables hold exactly the lines that the server has, each once.
+    pub async fn assert_in_step(&self) {
+        for resource_type in &self.export.types {
+            let mut expected: Vec<String> =
+                self.server.world(|world| world.resources(*resource_type).map(|(_, line)| line.to_owned()).collect());
+            expected.sort();
+            assert_eq!(self.lines(*resource_type).await, expected, "{resource_type}");
+        }
+    }
+
+    /// Every stored line of a type, sorted; none where there is no table.
+    pub async fn lines(&self, of: ResourceType) -> Vec<String> {
+        let root = self.root();
+        if root.open(of).await.unwrap().is_none() {
+            return Vec::new();
+        }
+        let sql = format!("SELECT resource_json FROM \"{of}\" ORDER BY resource_json");
+        // DataFusion reads what our own writer wrote.
+        let drawn = root.query(&[of], &sql).await.unwrap();
+        let rows = drawn.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
+        rows.skip(1).map(|cell| cell.trim().to_owned()).collect()
+    }
+
+    pub async fn watermark(&self, of: ResourceType) -> Option<TransactionTime> {
+        let table = self.root().open(of).await.unwrap()?;
+        table.watermark(&self.export.app_id()).await.unwrap()
+    }
+
+    /// The names of a table's Parquet files.
+    pub fn data_files(&self, of: ResourceType) -> BTreeSet<String> {
+        let Ok(entries) = fs::read_dir(self.lake().join(format!("{of}.parquet"))) else { return BTreeSet::new() };
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".parquet")).collect()
+    }
+
+    /// What went into quarantine, oldest run first.
+    pub fn quarantine(&self) -> Vec<serde_json::Value> {
+        let Ok(entries) = fs::read_dir(self.folder.path().join("state/quarantine")) else { return Vec::new() };
+        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let texts = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect::<String>();
+        texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// How many requests for files the server has seen.
+    pub fn file_requests(&self) -> usize {
+        self.server.seen().iter().filter(|seen| seen.path.contains("/bulkfiles/")).count()
+    }
+
+    fn root(&self) -> Root {
+        Root::new(self.tables()).unwrap()
+    }
+
+    fn tables(&self) -> table::Config {
+        table::Config { root: Location::Folder(self.lake()), storage_options: HashMap::new() }
+    }
+}
+
+/// As it is by default, but for waits that suit a test.
+pub fn client(server: &Server) -> export::Config {
+    export::Config {
+        poll_min_interval: Duration::from_millis(10),
+        poll_max_interval: Duration::from_millis(50),
+        retry_attempts: 2,
+        retry_min_wait: Duration::from_millis(10),
+        retry_max_wait: Duration::from_millis(50),
+        ..export::Config::new(server.url())
+    }
+}
+
+/// How a type ended.
+pub fn end_of(report: &Report, of: ResourceType) -> &TypeEnd {
+    &report.types[&of].end
+}
+
+/// The reason why a type failed; a type that did not fails the test.
+pub fn failure(report: &Report, of: ResourceType) -> &str {
+    match end_of(report, of) {
+        TypeEnd::Failed(reason) => reason,
+        other => panic!("{of} did not fail: {other:?}"),
+    }
+}
+
+/// Looks again and again, until there is something to see.
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut glances = tokio::time::interval(Duration::from_millis(10));
+    let seen = async {
+        loop {
+            glances.tick().await;
+            if let Some(seen) = look().await {
+                return seen;
+            }
+        }
+    };
+    let Ok(seen) = tokio::time::timeout(LIMIT, seen).await else { panic!("waited in vain: {what}") };
+    seen
+}
+
+fn install_crypto() {
+    // Another test of this binary may have been faster; one provider is what is wanted.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}

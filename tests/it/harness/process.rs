@@ -1,0 +1,152 @@
+//! A process: the real binary, with a configuration file, and everything that it prints.
+
+use std::{
+    fs,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::{Child, Command},
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::{LIMIT, Stage, eventually};
+
+/// A schedule that comes true once in four years.
+pub const FAR: &str = "0 0 5 29 2 *";
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_fhir-sync");
+
+/// A running binary. Killed when it is dropped.
+pub struct Process {
+    child: Child,
+    stdout: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<String>>,
+    readers: JoinSet<()>,
+}
+
+/// A binary that has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `None` where a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    /// Everything that it printed.
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+impl Stage {
+    /// A configuration with which a process does what [`Stage::sync`] does, and logs everything.
+    pub fn config(&self) -> String {
+        let types: Vec<_> = self.export.types.iter().map(|of| format!("\"{of}\"")).collect();
+        format!(
+            "[server]\nurl = \"{}\"\n\
+             poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
+             http = {{ retry_attempts = 2, retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
+             [tables]\nroot = \"{}\"\n[state]\nfile = \"{}\"\n[health]\nlisten = \"127.0.0.1:0\"\n\
+             [log]\nformat = \"json\"\nfilter = \"trace\"\n\
+             [[export]]\nname = \"all\"\ntypes = [{}]\nincremental = \"{}\"\n",
+            self.server.url(),
+            self.lake().display(),
+            self.state_file().display(),
+            types.join(", "),
+            self.schedule,
+        )
+    }
+
+    /// `fhir-sync <command> --config …`, with further settings from the environment (`FHIR_SYNC__…`).
+    pub fn start(&self, command: &str, settings: &[(&str, &str)]) -> Process {
+        let path = self.folder.path().join("fhir-sync.toml");
+        fs::write(&path, self.config()).unwrap();
+        Process::start(&[command, "--config", path.to_str().unwrap()], settings)
+    }
+
+    /// `fhir-sync sync` to its end.
+    pub async fn process(&self, settings: &[(&str, &str)]) -> Ended {
+        self.start("sync", settings).end().await
+    }
+}
+
+impl Process {
+    pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(BINARY);
+        // What the machine sets must not change what is proved.
+        command.args(arguments).env_clear().envs(environment.iter().copied());
+        Self::spawn(command)
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut readers = JoinSet::new();
+        let stdout = collected(child.stdout.take().unwrap(), &mut readers);
+        let stderr = collected(child.stderr.take().unwrap(), &mut readers);
+        Self { child, stdout, stderr, readers }
+    }
+
+    /// SIGTERM.
+    pub async fn terminate(&self) {
+        let id = self.child.id().unwrap();
+        // The shell's own `kill`: there may be no other.
+        let status = Command::new("sh").arg("-c").arg(format!("kill -TERM {id}")).status().await.unwrap();
+        assert!(status.success());
+    }
+
+    /// SIGKILL, and gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    pub async fn end(mut self) -> Ended {
+        let Ok(status) = timeout(LIMIT, self.child.wait()).await else {
+            panic!("the process did not end; it said:\n{}", text(&self.stderr));
+        };
+        while self.readers.join_next().await.is_some() {}
+        Ended { code: status.unwrap().code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for an event of the log with this message.
+    pub async fn logged(&self, message: &str) -> Value {
+        let find = async || {
+            let events = text(&self.stderr);
+            let mut events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            events.find(|event| event["message"] == message)
+        };
+        eventually(&format!("{message:?} in the log of\n{}", text(&self.stderr)), find).await
+    }
+
+    /// Waits until the health listener is there: its origin.
+    pub async fn health(&self) -> String {
+        format!("http://{}", self.logged("ready").await["health"].as_str().unwrap())
+    }
+}
+
+fn text(of: &Mutex<String>) -> String {
+    of.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn collected(mut from: impl AsyncRead + Unpin + Send + 'static, readers: &mut JoinSet<()>) -> Arc<Mutex<String>> {
+    let all = Arc::new(Mutex::new(String::new()));
+    let into = Arc::clone(&all);
+    readers.spawn(async move {
+        let mut chunk = vec![0; 16 * 1024];
+        while let Ok(bytes @ 1..) = from.read(&mut chunk).await {
+            into.lock().unwrap_or_else(PoisonError::into_inner).push_str(&String::from_utf8_lossy(&chunk[..bytes]));
+        }
+    });
+    all
+}
