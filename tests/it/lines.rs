@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use fhir_sync::{
-    demo::Fault,
+    demo::{Fault, StatusCode},
     sync::{Outcome, TypeEnd},
 };
 use serde_json::json;
@@ -126,6 +126,33 @@ async fn a_file_that_was_cut_is_read_to_its_end_with_every_row_once() {
 }
 
 #[tokio::test]
+async fn a_file_that_changed_between_two_readings_fails_its_type_and_the_next_sync_loads_it() {
+    let stage = Stage::set().await;
+    let path_contains = "/Patient.1".to_owned();
+    let mut lines = stage.server.world(|world| world.lines(PATIENT, None));
+    lines[0] = lines[0].replace("female", "sealed").into();
+    stage.server.scenario(|scenario| {
+        (scenario.gzip, scenario.omit_counts) = (false, true);
+        scenario.faults = vec![
+            Fault::CutAfter { path_contains: path_contains.clone(), bytes: 300, times: 1 },
+            Fault::Status {
+                path_contains,
+                status: StatusCode::OK,
+                times: 1,
+                retry_after: None,
+                body: lines.join("\n") + "\n",
+            },
+        ];
+    });
+    let report = stage.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert!(failure(&report, PATIENT).contains("changed between two readings"), "{report:#?}");
+    assert_eq!(stage.lines(PATIENT).await.len(), 0);
+    stage.complete().await;
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
 async fn a_file_that_ends_in_the_middle_of_a_line_fails_its_type_and_the_next_sync_loads_it() {
     let stage = Stage::set().await;
     stage.server.scenario(|scenario| {
@@ -148,7 +175,7 @@ async fn a_file_that_the_server_lost_fails_its_type_and_the_next_sync_loads_it()
     stage.server.scenario(|scenario| {
         scenario.faults = vec![Fault::Status {
             path_contains: "/Patient.1".to_owned(),
-            status: fhir_sync::demo::StatusCode::GONE,
+            status: StatusCode::GONE,
             times: 1,
             retry_after: None,
             body: String::new(),
