@@ -41,6 +41,16 @@ async fn bad_lines_within_the_limit_are_counted_and_kept_and_cost_nothing_else()
 }
 
 #[tokio::test]
+async fn a_few_bad_lines_never_fail_a_type_however_few_lines_came() {
+    let mut stage = Stage::set().await;
+    (stage.config.max_bad_lines, stage.config.max_bad_lines_percent) = (3, 0.0);
+    push_bad_lines(&stage);
+    let report = stage.sync().await;
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
 async fn the_quarantine_is_for_its_owner_only() {
     let mut stage = Stage::set().await;
     stage.config.max_bad_lines_percent = 50.0;
@@ -74,9 +84,10 @@ async fn the_content_of_a_bad_line_is_never_printed() {
     let stage = Stage::set().await;
     push_bad_lines(&stage);
     for (limit, code) in [("50", 3), ("1", 3)] {
-        let ended = stage.process(&[("FHIR_SYNC__SYNC__MAX_BAD_LINES_PERCENT", limit)]).await;
+        let limits = [("FHIR_SYNC__SYNC__MAX_BAD_LINES", "0"), ("FHIR_SYNC__SYNC__MAX_BAD_LINES_PERCENT", limit)];
+        let ended = stage.process(&limits).await;
         assert_eq!(ended.code, Some(code), "{}", ended.said());
-        assert!(ended.stderr.contains("lines that are no resources were put into quarantine"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("3 lines are no resources; they are kept in"), "{}", ended.stderr);
         assert!(ended.stderr.contains("DEBUG"), "{}", ended.stderr);
         assert!(!ended.said().contains(MARK), "{}", ended.said());
         assert!(!ended.said().contains("1970-01-01"), "the content of a good line was printed: {}", ended.said());

@@ -86,6 +86,23 @@ async fn a_process_killed_between_two_commits_leaves_every_row_once() {
 }
 
 #[tokio::test]
+async fn a_table_deleted_while_an_incremental_export_was_in_flight_is_loaded_anew() {
+    let stage = Stage::set().await;
+    stage.complete().await;
+    stage.later(|world| {
+        world.put(PATIENT, "p6", json!({}));
+    });
+    waiting(&stage).await.kill().await;
+    std::fs::remove_dir_all(stage.lake().join("Patient.parquet")).unwrap();
+    stage.server.scenario(|scenario| scenario.hold = false);
+    let report = stage.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert_eq!(stage.watermark(PATIENT).await, None, "the changes alone are not the table");
+    stage.complete().await;
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
 async fn a_job_that_the_server_lost_is_asked_for_again_with_the_same_since() {
     let stage = Stage::set().await;
     stage.complete().await;
