@@ -67,7 +67,8 @@ enum Command {
 #[derive(Args, Debug)]
 struct SyncArguments {
     /// The configuration file; without it the flags below say what to sync
-    #[arg(short, long, env = "FHIR_SYNC_CONFIG", required_unless_present_all = ["fhir_endpoint", "delta_path"],
+    // No `env` here: a variable that is there for the daemon would contradict the flags.
+    #[arg(short, long, required_unless_present_all = ["fhir_endpoint", "delta_path"],
           conflicts_with_all = ["fhir_endpoint", "delta_path", "state_file", "resource_types", "group_id", "auth_client_id"])]
     config: Option<PathBuf>,
     /// Only this export of the configuration

@@ -1,3 +1,5 @@
+//! What a configuration means, and what is said about a wrong one.
+
 use super::*;
 
 const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");

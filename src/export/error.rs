@@ -36,7 +36,7 @@ pub enum Error {
     Redirects { place: String, limit: usize },
 
     /// Neither discovery document names a token endpoint.
-    #[error("no token endpoint is published at {place}; set server.auth.token_url")]
+    #[error("no token endpoint is published at {place}; set server.token_url")]
     NoTokenEndpoint { place: String },
     /// The token endpoint refused us: a fault of configuration, which time does not heal (rule 128).
     #[error("{place} refused a token: {code}; check the client id, the registered public key and the scopes")]
@@ -65,7 +65,7 @@ pub enum Error {
     #[error("{place}: the export failed on the server, {status}, {issues}")]
     ExportFailed { place: String, status: StatusCode, issues: Issues },
     /// The export took longer than `poll_deadline`.
-    #[error("{place}: the export is not done after {} h; raise poll.deadline or cancel it", deadline.as_secs() / 3600)]
+    #[error("{place}: the export is not done after {} h; raise server.poll.deadline or cancel it", deadline.as_secs() / 3600)]
     Deadline { place: String, deadline: Duration },
     /// 200 with something that is no completion manifest (rule 46): never an empty export.
     #[error("{place}: not a completion manifest, {reason}")]

@@ -127,7 +127,7 @@ impl Sync {
         let mut watermarks = self.watermarks(export).await?;
         watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
         for request in requests(&watermarks, mode, self.config.overlap) {
-            let job = until(stop, KICK_OFF_PATIENCE, self.kick_off(export, request, mode)).await?;
+            let job = until(stop, REQUEST_PATIENCE, self.kick_off(export, request, mode)).await?;
             self.finish(export, job, stop, report).await?;
         }
         Ok(())
@@ -208,7 +208,7 @@ impl Sync {
             let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
             let everything = job.full_refresh && since.is_none();
             upsert::upsert(self, Commits { export, watermark, since, everything }, received, stop, report).await?;
-            self.settle(export, completed.job, report).await
+            self.settle(export, completed.job, stop, report).await
         }
         .await;
         if let Err(error) = &result
@@ -251,7 +251,7 @@ impl Sync {
 
     /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
     /// could not be made again.
-    async fn settle(&self, export: &Export, job: Job, report: &Report) -> Result<(), Error> {
+    async fn settle(&self, export: &Export, job: Job, stop: &CancellationToken, report: &Report) -> Result<(), Error> {
         self.watch.step(Step::Settling);
         let root = self.root.clone();
         blocking(move || root.sync_to_disk()).await?;
@@ -270,7 +270,8 @@ impl Sync {
             export.job = None;
         })
         .await?;
-        if let Err(error) = job.delete(&self.client).await {
+        let deleted = async { Ok(job.delete(&self.client).await?) };
+        if let Err(error) = until(stop, REQUEST_PATIENCE, deleted).await {
             tracing::warn!(export = export.name, error = chain(&error), "the server keeps the files of the export");
         }
         Ok(())
@@ -325,8 +326,9 @@ fn watermark(completed: &Completed) -> Option<TransactionTime> {
     Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
 }
 
-/// A kick-off that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment to end.
-const KICK_OFF_PATIENCE: Duration = Duration::from_secs(5);
+/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so they have a moment
+/// to end.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for `step`, or until the wish to stop has lasted for `patience`.
 async fn until<T>(

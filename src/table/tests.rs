@@ -1,3 +1,5 @@
+//! What an upsert does to a real table, read back by another reader.
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! What always holds for synthetic patients.
+
 use std::{collections::HashSet, time::Instant};
 
 use serde_json::Value;

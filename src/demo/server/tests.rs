@@ -1,3 +1,5 @@
+//! The protocol of the embedded server, over real HTTP.
+
 mod wire;
 
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! What the token endpoint accepts and refuses.
+
 use aws_lc_rs::{
     encoding::AsDer,
     rand::SystemRandom,

@@ -81,11 +81,11 @@ impl Tokens {
     /// [`Error::UnusableUrl`] when the assertion would go to `token_url` in clear; [`Error::Config`].
     pub(super) fn new(config: Config, allow_http: bool) -> Result<Self, Error> {
         if config.client_id.is_empty() {
-            return Err(Error::Config { setting: "server.auth.client_id", reason: "is empty".to_owned() });
+            return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
         }
         if let Some(token_url) = &config.token_url {
             http::admit(token_url, None, allow_http)
-                .map_err(|reason| Error::UnusableUrl { place: "server.auth.token_url".to_owned(), reason })?;
+                .map_err(|reason| Error::UnusableUrl { place: "server.token_url".to_owned(), reason })?;
         }
         Ok(Self { config, state: Mutex::default() })
     }

@@ -273,7 +273,7 @@ async fn the_token_endpoint_is_found_in_the_capability_statement_where_discovery
     let server = Server::start(|_| Answer::json("{}")).await;
     let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::NoTokenEndpoint { .. }), "{error}");
-    assert!(error.to_string().contains("server.auth.token_url"), "{error}");
+    assert!(error.to_string().contains("server.token_url"), "{error}");
 }
 
 #[tokio::test]
