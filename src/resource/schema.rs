@@ -1,8 +1,8 @@
 //! The columns of a resource type's table.
 //!
 //! Leading columns first: `delta.dataSkippingNumIndexedCols` counts from the left, and what stands there gets statistics
-//! in the log. Nothing that could name a patient may stand there but the id. All columns are nullable, as every reader of
-//! Delta tables expects, and the names inside lists and maps are those that a Delta table gives back.
+//! in the log. So only ids, the types they are of, and instants may stand there. All columns are nullable, as every reader
+//! of Delta tables expects, and the names inside lists and maps are those that a Delta table gives back.
 
 use std::sync::{Arc, LazyLock};
 

@@ -145,6 +145,20 @@ const OPEN_TYPES: [&str; 12] = [
 const WIDE_OPEN_TYPES: [&str; 9] =
     ["Uri", "Url", "Canonical", "Instant", "PositiveInt", "UnsignedInt", "Markdown", "Quantity", "Period"];
 
+/// Elements that HAPI's classes, and so Pathling's tables, have beyond R4: those of every knowledge resource.
+const BEYOND_R4: [(&str, &[&str]); 10] = [
+    ("ChargeItemDefinition", &["name"]),
+    ("CompartmentDefinition", &["title", "jurisdiction"]),
+    ("EffectEvidenceSynthesis", &["experimental"]),
+    ("Evidence", &["experimental"]),
+    ("EvidenceVariable", &["experimental"]),
+    ("ExampleScenario", &["title", "description"]),
+    ("GraphDefinition", &["title"]),
+    ("NamingSystem", &["url", "version", "title", "experimental"]),
+    ("RiskEvidenceSynthesis", &["experimental"]),
+    ("SearchParameter", &["title"]),
+];
+
 impl Shape {
     /// Walks the definitions. Bundle, Parameters, StructureDefinition, StructureMap and whatever R4 does not know have no
     /// typed columns.
@@ -175,7 +189,7 @@ impl Walk {
         self.above.push(structure);
         let mut elements = Vec::new();
         let mut without_column = Vec::new();
-        for defined in structure.elements() {
+        for defined in elements_of(structure) {
             let choice = matches!(defined.content, Defined::Choice(_)).then_some(defined.name);
             for (name, of) in self.members(structure, &defined) {
                 match of.and_then(|of| self.content(of)) {
@@ -226,6 +240,17 @@ impl Walk {
         let above = self.above.iter().filter(|above| **above == structure).count();
         (above <= most_above).then(|| Content::Complex(Arc::new(self.complex(structure))))
     }
+}
+
+/// The elements in column order: what stands beyond R4 comes between the inherited and the own ones.
+fn elements_of(structure: Structure) -> Vec<definitions::Element> {
+    let mut elements = structure.base().map(Structure::elements).unwrap_or_default();
+    if let Some((_, beyond)) = BEYOND_R4.iter().find(|(name, _)| *name == structure.name()) {
+        let knowledge = definitions::structure("StructureDefinition").into_iter().flat_map(Structure::own_elements);
+        elements.extend(knowledge.filter(|element| beyond.contains(&element.name)));
+    }
+    elements.extend(structure.own_elements());
+    elements
 }
 
 /// The key that Pathling's choices are in the order of: the name of HAPI's class, byte by byte, so that `valueDateTime`

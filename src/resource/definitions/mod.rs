@@ -182,3 +182,98 @@ const fn many(name: u16, of: Type) -> Row {
 const fn choice(name: u16, number: u16) -> Row {
     Row { name, content: Content::Choice(Choice(number)), repeated: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use aws_lc_rs::digest;
+
+    use super::*;
+
+    /// What the generator hashed, read back from the table: so every number in it leads where it should.
+    #[test]
+    fn the_table_says_what_its_hash_says() {
+        let mut said = String::new();
+        for structure in structures() {
+            let kind = if row(structure).resource { "whole" } else { "part" };
+            let base = structure.base().map_or("-", Structure::name);
+            write!(said, "{} {kind} {base}", structure.name()).unwrap();
+            for element in structure.own_elements() {
+                let (choice, types) = match element.content {
+                    Content::Of(of) => ("", type_name(of)),
+                    Content::Choice(choice) => {
+                        ("[x]", choice.types().map(|(_, of)| type_name(of)).collect::<Vec<_>>().join("|"))
+                    }
+                };
+                let star = if element.repeated { "*" } else { "" };
+                write!(said, " {}{choice}{star}:{types}", element.name).unwrap();
+            }
+            said.push('\n');
+        }
+        let digest = digest::digest(&digest::SHA256, said.as_bytes());
+        let hex = digest.as_ref().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+        assert_eq!(hex, HASH);
+    }
+
+    #[test]
+    fn every_structure_is_found_by_its_name_and_146_are_resources() {
+        assert!(structures().all(|known| structure(known.name()) == Some(known)));
+        assert_eq!(structures().filter(|known| resource(known.name()).is_some()).count(), 146);
+        assert_eq!([structure("Patients"), resource("DomainResource"), resource("HumanName")], [None; 3]);
+    }
+
+    #[test]
+    fn the_members_of_a_choice_are_named_after_their_types() {
+        for element in structures().flat_map(Structure::own_elements) {
+            let Content::Choice(choice) = element.content else { continue };
+            for (member, of) in choice.types() {
+                assert_eq!(member.to_lowercase(), format!("{}{}", element.name, type_name(of)).to_lowercase());
+            }
+        }
+    }
+
+    #[test]
+    fn a_choice_is_open_where_fhir_writes_a_star() {
+        let is_open = |structure: Structure| {
+            structure
+                .own_elements()
+                .any(|element| matches!(element.content, Content::Choice(choice) if choice.is_open()))
+        };
+        let open: Vec<_> = structures().filter(|known| is_open(*known)).map(Structure::name).collect();
+        assert_eq!(
+            open,
+            [
+                "ElementDefinition",
+                "ElementDefinition.example",
+                "Extension",
+                "Parameters.parameter",
+                "StructureMap.group.rule.source",
+                "Task.input",
+                "Task.output"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_static_data_stay_small() {
+        let choices: usize = CHOICES.iter().map(|types| size_of_val(*types)).sum();
+        let bytes = NAMES.len()
+            + size_of_val(ENDS)
+            + size_of_val(STRUCTURES)
+            + size_of_val(ELEMENTS)
+            + size_of_val(CHOICES)
+            + choices;
+        assert!(bytes < 100_000, "{bytes} bytes");
+    }
+
+    fn type_name(of: Type) -> String {
+        match of {
+            Type::Structure(structure) => structure.name().to_owned(),
+            Type::Primitive(primitive) => {
+                let name = format!("{primitive:?}");
+                name[..1].to_lowercase() + &name[1..]
+            }
+        }
+    }
+}
