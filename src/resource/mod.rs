@@ -4,11 +4,14 @@
 //! it is never skipped.
 
 mod decode;
+pub mod definitions;
 mod deletions;
 mod lines;
 mod schema;
+pub mod shape;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason};
 pub use deletions::deletions;
 pub use lines::{Line, LineTooLong, Lines};
 pub use schema::{LEADING_COLUMNS, schema};
+pub use shape::Shape;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::Deletion,
-    resource::{self, Decoder, Line},
+    resource::{self, Decoder, Line, Shape, shape},
 };
 
 const APP_ID: &str = "fhir-sync/all";
@@ -303,5 +303,21 @@ proptest! {
             let version = format!(r#""versionId":"{version}""#);
             prop_assert!(rows[&id].contains(&version));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_table_gives_back_the_columns_that_it_was_made_with() {
+    let lake = Lake::new();
+    let layouts = [shape::Layout::Pathling, shape::Layout::Wide];
+    let names =
+        ["Binary", "Bundle", "Contract", "ExplanationOfBenefit", "Observation", "Patient", "QuestionnaireResponse"];
+    for (at, name) in names.into_iter().enumerate() {
+        let resource_type = name.parse().unwrap();
+        let shape = Shape::of(resource_type, shape::Options { layout: layouts[at % 2], raw_json: at % 3 != 0 });
+        let layout = Layout { schema: shape.schema(), leading: shape.leading() };
+        lake.root.open_or_create(resource_type, &layout).await.unwrap();
+        let table = lake.root.open(resource_type).await.unwrap().unwrap();
+        assert_eq!(arrow_schema(&table.delta).unwrap(), shape.schema(), "{name}");
     }
 }
