@@ -4,16 +4,10 @@
 # Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip.
 set -euo pipefail
 
-readonly TOOLS=(duckdb==1.5.5 duckdb-extension-delta==1.5.5 polars==2.1.0 deltalake==1.6.6)
 program=$1
 data=${2:-}
 here=$(dirname "${BASH_SOURCE[0]}")
-# Named after what is in it, so that a change of versions makes a new one.
-venv=${XDG_CACHE_HOME:-$HOME/.cache}/fhir-sync/interop-$(printf '%s ' "${TOOLS[@]}" | cksum | cut -d' ' -f1)
-if ! "$venv/bin/python" -c 'import duckdb, polars, deltalake' 2>/dev/null; then
-  python3 -m venv --clear "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check "${TOOLS[@]}"
-fi
+readers=$("$here/install.sh" readers)
 folder=$(mktemp --directory)
 trap 'rm -r "$folder"' EXIT
 if [[ -z $data ]]; then
@@ -27,4 +21,4 @@ if [[ -z $data ]]; then
   done | gzip >"$data/Observation.1.ndjson.gz"
 fi
 "$program" demo --data "$data" --dir "$folder/demo" >"$folder/output" || { cat "$folder/output"; exit 1; }
-"$venv/bin/python" "$here/readback.py" "$folder/demo/lake" "$data"
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/readback.py" "$folder/demo/lake" "$data"
