@@ -17,7 +17,12 @@ sys.path.append(sys.path.pop(0))
 
 import served  # noqa: E402
 from pathling import PathlingContext  # noqa: E402
+from py4j.protocol import Py4JJavaError  # noqa: E402
+from pyspark.errors import PySparkException  # noqa: E402
 from session import session  # noqa: E402
+
+# What a question of a table that Pathling cannot decode ends with: one of them does not stop the others.
+ERRORS = (Py4JJavaError, PySparkException)
 
 CODING = [{"name": name, "path": name} for name in ("system", "code", "display")]
 ID = {"column": [{"name": "id", "path": "id"}]}
@@ -85,7 +90,11 @@ def main(lake: pathlib.Path, data: pathlib.Path, kept: pathlib.Path | None) -> i
         own = own_tables(context, lines, scratch, kept or scratch / "own")
         ours = context.read.delta(str(lake))
         print(f"pathling {context.version()}: its own tables from the same lines, then ours")
+        missing = lines.keys() - set(ours.resource_types())
+        for resource_type in missing:
+            print(f"  {resource_type}: Pathling finds no table for its {len(lines.pop(resource_type))} lines")
         agreed = [
+            not missing,
             counts_agree(ours, own, lines),
             views_agree(ours, own, lines),
             written_back_agrees(context, ours, own, lines, scratch),
@@ -125,10 +134,13 @@ def views_agree(ours, own, lines: dict[str, served.Lines]) -> bool:
         if missing:
             print(f"  {question}: {len(expected)}; not asked of ours, which has no {', '.join(missing)}")
             continue
-        answer = rows_of(ours, resource_type, view)
-        same = answer == expected
+        try:
+            answer = rows_of(ours, resource_type, view)
+            same = answer == expected
+            said = "the same" if same else "DIFFERENT: " + served.difference(answer, expected)
+        except ERRORS as error:
+            same, said = False, f"FAILED: {cause(error)}"
         agreed &= same
-        said = "the same" if same else "DIFFERENT: " + served.difference(answer, expected)
         print(f"  {question}: {len(expected)}; {said}{'' if expected else ' (nothing to find in these lines)'}")
     return agreed
 
@@ -147,7 +159,12 @@ def written_back_agrees(context, ours, own, lines: dict[str, served.Lines], scra
             if "id_versioned" not in source.read(resource_type).columns:
                 print(f"  {resource_type}.ndjson from {whose}: not asked, it has no id_versioned")
                 continue
-            written = written_back(context, source, resource_type, scratch / whose.replace(" ", "-") / resource_type)
+            try:
+                written = written_back(context, source, resource_type, scratch / whose.replace(" ", "-") / resource_type)
+            except ERRORS as error:
+                agreed = False
+                print(f"  {resource_type}.ndjson from {whose}: FAILED: {cause(error)}")
+                continue
             expected = {resource_id: normal(line) for resource_id, line in lines[resource_type].items()}
             agreed &= same_resources(whose, resource_type, written, expected)
     return agreed
@@ -162,6 +179,12 @@ def written_back(context, source, resource_type: str, folder: pathlib.Path) -> d
                 resource = normal(line)
                 resources[resource["id"]] = resource
     return resources
+
+
+def cause(error: Exception) -> str:
+    """The innermost of what Java says, on one line."""
+    said = str(error).splitlines()
+    return ([line for line in said if line.startswith("Caused by: ")] or said)[-1][:200]
 
 
 def same_resources(whose: str, resource_type: str, written: dict[str, dict], expected: dict[str, dict]) -> bool:
