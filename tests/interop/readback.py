@@ -20,6 +20,8 @@ DELTA_RS = {
     "id": "SELECT id, NULL FROM t",
     "resource_json": "SELECT id, resource_json FROM t",
     "code": "SELECT id, code['coding'][1]['code'] FROM t",
+    "issued": "SELECT id, CAST(issued AS BIGINT) FROM t",
+    "no _extension": "SELECT id, NULL FROM t WHERE _extension IS NULL",
     "valueQuantity": "SELECT count(valueQuantity['value']), sum(valueQuantity['value']) FROM t",
     "component": """SELECT count(c['valueQuantity']['value']), sum(c['valueQuantity']['value'])
                     FROM (SELECT unnest(component) AS c FROM t)""",
@@ -28,6 +30,8 @@ DUCKDB = {
     "id": "SELECT id, NULL FROM delta_scan(?)",
     "resource_json": "SELECT id, resource_json FROM delta_scan(?)",
     "code": "SELECT id, code.coding[1].code FROM delta_scan(?)",
+    "issued": "SELECT id, epoch_us(issued) FROM delta_scan(?)",
+    "no _extension": "SELECT id, NULL FROM delta_scan(?) WHERE _extension IS NULL",
     "valueQuantity": "SELECT count(valueQuantity.value), sum(valueQuantity.value) FROM delta_scan(?)",
     "component": """SELECT count(c.valueQuantity.value), sum(c.valueQuantity.value)
                     FROM (SELECT unnest(component) AS c FROM delta_scan(?))""",
@@ -39,6 +43,8 @@ POLARS = {
         "id",
         polars.col("code").struct.field("coding").list.get(0, null_on_oob=True).struct.field("code"),
     ),
+    "issued": lambda t: t.select("id", polars.col("issued").dt.epoch("us")),
+    "no _extension": lambda t: t.filter(polars.col("_extension").is_null()).select("id", polars.lit(None)),
     "valueQuantity": lambda t: polars_total(t.select(polars.col("valueQuantity").struct.field("value"))),
     "component": lambda t: polars_total(
         t.select("component")

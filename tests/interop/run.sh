@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Syncs a folder of NDJSON through the embedded server and reads the tables back with Polars, DuckDB and delta-rs.
 #   tests/interop/run.sh PROGRAM [DATA]
-# Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip.
+# Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip, and
+# those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh asks more engines.
 set -euo pipefail
 
 program=$1
@@ -19,6 +20,9 @@ if [[ -z $data ]]; then
   for i in $(seq 500); do
     printf '{"resourceType":"Observation","id":"o-%d","valueQuantity":{"value":%d.10,"unit":"mm[Hg]"}}\r\n' "$i" "$i"
   done | gzip >"$data/Observation.1.ndjson.gz"
+  for file in "$here"/lines/*.ndjson; do
+    cp "$file" "$data/$(basename "$file" .ndjson).2.ndjson"
+  done
 fi
 "$program" demo --data "$data" --dir "$folder/demo" >"$folder/output" || { cat "$folder/output"; exit 1; }
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/readback.py" "$folder/demo/lake" "$data"

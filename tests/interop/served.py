@@ -79,6 +79,11 @@ def questions(schema: dict) -> list[Question]:
         asked.append(Question("code", codes))
     if value := members(columns.get("valueQuantity")).get("value"):
         asked.append(Question("valueQuantity", lambda lines: total(lines, quantities, value), totalled))
+    if columns.get("issued") == "timestamp":
+        asked.append(Question("issued", issued, numbers_as_text))
+    # Pathling's decoder fails on NULL where nothing is extended: it wants an empty map.
+    if "_extension" in columns:
+        asked.append(Question("no _extension", lambda lines: []))
     component = members(members(columns.get("component")).get("valueQuantity"))
     if value := component.get("value"):
         asked.append(Question("component", lambda lines: total(lines, component_quantities, value), totalled))
@@ -101,6 +106,16 @@ def codes(lines: Lines) -> Answer:
         coding = (json.loads(line).get("code") or {}).get("coding") or [{}]
         answer.append((resource_id, coding[0].get("code")))
     return answer
+
+
+def issued(lines: Lines) -> Answer:
+    """The instants, in microseconds since 1970."""
+    instants = ((resource_id, json.loads(line).get("issued")) for resource_id, line in lines.items())
+    return [(resource_id, instant and str(microseconds(instant))) for resource_id, instant in instants]
+
+
+def numbers_as_text(rows: list) -> Answer:
+    return [(resource_id, None if number is None else str(number)) for resource_id, number in rows]
 
 
 def total(lines: Lines, values: Callable, decimal_type: str) -> Answer:

@@ -15,6 +15,8 @@ SQL = {
     "resource_json": "SELECT id, resource_json FROM delta.`{table}`",
     # Not coding[0]: under ANSI, Spark's default since 4.0, that fails where the list is empty.
     "code": "SELECT id, get(code.coding, 0).code FROM delta.`{table}`",
+    "issued": "SELECT id, unix_micros(issued) FROM delta.`{table}`",
+    "no _extension": "SELECT id, NULL FROM delta.`{table}` WHERE _extension IS NULL",
     "valueQuantity": "SELECT count(valueQuantity.value), sum(valueQuantity.value) FROM delta.`{table}`",
     "component": """SELECT count(c.valueQuantity.value), sum(c.valueQuantity.value)
                     FROM (SELECT explode(component) AS c FROM delta.`{table}`)""",
