@@ -20,6 +20,10 @@ interop DATA="":
     cargo build
     tests/interop/run.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{DATA}}
 
+# The same by every engine that we know, also Spark and Pathling, of tables that `demo --data DATA` left; takes minutes
+interop-all LAKE DATA:
+    tests/interop/all.sh {{LAKE}} {{DATA}}
+
 # Units, manifests, Dockerfile
 deploy-check:
     deploy/check.sh
