@@ -31,6 +31,7 @@ use crate::{
         self, Level,
         auth::{self, SigningKey},
     },
+    resource::{Options, shape::Layout},
     schedule::Pattern,
     serve, sync,
     table::{self, Location, OBJECT_STORES},
@@ -133,12 +134,14 @@ fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
     let source = server.or("name", "fhir", name);
     let overlap = server.or("since_overlap", "5m", duration);
     let server = read_server(server, key_file);
-    let tables = read_tables(root.section("tables"));
+    let mut tables = root.section("tables");
+    let columns = read_columns(&mut tables);
+    let tables = read_tables(tables);
     let mut state = root.section("state");
     let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
     state.end();
     let health = read_health(root.section("health"));
-    let sync = read_sync(root.section("sync"), state_file.as_deref(), source, overlap);
+    let sync = read_sync(root.section("sync"), state_file.as_deref(), source, overlap, columns);
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     daemon.end();
@@ -239,6 +242,18 @@ fn read_tables(mut section: Section) -> Option<table::Config> {
     Some(table::Config { root: root?, storage_options })
 }
 
+/// Whether tables are typed, and how.
+fn read_columns(section: &mut Section) -> Option<(bool, Options)> {
+    let typed = section.or("typed", "true", boolean);
+    let layout = section.or("layout", "pathling", |text| match text {
+        "pathling" => Ok(Layout::Pathling),
+        "wide" => Ok(Layout::Wide),
+        _ => Err(format!("{text:?} is none of pathling, wide")),
+    });
+    let raw_json = section.or("raw_json", "true", boolean);
+    Some((typed?, Options { layout: layout?, raw_json: raw_json? }))
+}
+
 fn read_health(mut section: Section) -> Option<serve::Config> {
     let listen = section.or("listen", "127.0.0.1:9187", parsed::<SocketAddr>);
     let max_age = section.or("max_age", "2h", duration);
@@ -251,6 +266,7 @@ fn read_sync(
     state_file: Option<&Path>,
     source: Option<String>,
     overlap: Option<Duration>,
+    columns: Option<(bool, Options)>,
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
@@ -265,7 +281,10 @@ fn read_sync(
     // "state.json" alone stands in the folder that is no text at all.
     let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let (typed, columns) = columns?;
     Some(sync::Config {
+        typed,
+        columns,
         source: source?.into(),
         overlap: TimeDelta::from_std(overlap?).ok()?,
         parallel_downloads: parallel_downloads?,

@@ -20,6 +20,7 @@ use crate::fhir::{TransactionTime, parse_instant};
 use http::{Backoff, Exchange, Failure, Http, Redirects, Retries, Route, TokenUse, may_pass};
 
 pub mod auth;
+mod capability;
 mod download;
 mod error;
 mod http;

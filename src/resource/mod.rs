@@ -14,4 +14,4 @@ pub use decode::{BadLine, Decoded, Decoder, Reason};
 pub use deletions::deletions;
 pub use lines::{Line, LineTooLong, Lines};
 pub use schema::{LEADING_COLUMNS, schema};
-pub use shape::Shape;
+pub use shape::{Options, Shape};

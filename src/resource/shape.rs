@@ -9,6 +9,9 @@ use std::sync::Arc;
 use super::definitions::{self, Content as Defined, PrimitiveType, Structure, Type};
 use crate::fhir::ResourceType;
 
+/// Changes when columns do: a new one to the right, or, in a rebuilt table, anything.
+const SCHEMA_VERSION: &str = "1";
+
 /// What a table is made with; cannot change later without a rebuild.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -160,6 +163,24 @@ const BEYOND_R4: [(&str, &[&str]); 10] = [
 ];
 
 impl Shape {
+    /// Without typed columns, whatever the type.
+    pub fn untyped(resource_type: ResourceType, options: Options) -> Arc<Self> {
+        Arc::new(Self { resource_type, options, elements: Vec::new(), extension: None, derived: Vec::new() })
+    }
+
+    /// What a table with these columns says of itself.
+    pub fn properties(&self) -> Vec<(&'static str, String)> {
+        let mut properties = vec![("fhirsync.schemaVersion", SCHEMA_VERSION.to_owned())];
+        if self.extension.is_some() {
+            properties.extend([
+                ("fhirsync.fhirVersion", definitions::VERSION.to_owned()),
+                ("fhirsync.definitionsHash", definitions::HASH.to_owned()),
+                ("fhirsync.pathlingConfig", self.options.layout.pathling_config()),
+            ]);
+        }
+        properties
+    }
+
     /// Walks the definitions. `Bundle`, `Parameters`, `StructureDefinition`, `StructureMap` and whatever R4 does not
     /// know have no typed columns.
     pub fn of(resource_type: ResourceType, options: Options) -> Arc<Self> {

@@ -22,12 +22,13 @@ use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
-    resource::{self, BadLine, Decoder, Line, Lines},
+    resource::{self, BadLine, Decoder, Line, Lines, Shape},
     table::ChangeSet,
 };
 
 /// What came of one resource type.
 pub(super) struct Intake {
+    pub shape: Arc<Shape>,
     pub changes: ChangeSet,
     pub files: u64,
     pub bytes: u64,
@@ -62,11 +63,18 @@ struct Context {
     intakes: BTreeMap<ResourceType, Mutex<Intake>>,
     quarantine: Arc<Quarantine>,
     watch: Watch,
-    source: Arc<str>,
-    at_micros: i64,
-    transaction_time: Option<TransactionTime>,
+    stamp: Stamp,
     max_line_bytes: usize,
     workers: Semaphore,
+}
+
+/// What every row of an export carries.
+pub(super) struct Stamp {
+    pub source: Arc<str>,
+    pub at_micros: i64,
+    pub transaction_time: Option<TransactionTime>,
+    /// `_sync_job`: the export and the run.
+    pub job: Arc<str>,
 }
 
 /// Streams every file of the manifest into the change sets of `types`.
@@ -74,7 +82,7 @@ pub(super) async fn receive(
     sync: &Sync,
     manifest: &Manifest,
     types: &[ResourceType],
-    at_micros: i64,
+    stamp: Stamp,
     quarantine: &Arc<Quarantine>,
 ) -> Result<Received, Error> {
     let files = manifest.output.len() + manifest.deleted.len();
@@ -85,12 +93,10 @@ pub(super) async fn receive(
     });
     let context = Arc::new(Context {
         client: Arc::clone(&sync.client),
-        intakes: intakes(sync, types)?,
+        intakes: intakes(sync, types).await?,
         quarantine: Arc::clone(quarantine),
         watch: sync.watch.clone(),
-        source: Arc::clone(&sync.config.source),
-        at_micros,
-        transaction_time: manifest.transaction_time,
+        stamp,
         max_line_bytes: sync.config.max_line_bytes,
         workers: Semaphore::new(sync.config.parallel_downloads),
     });
@@ -127,13 +133,16 @@ pub(super) async fn receive(
     Ok(Received { types: types.collect(), remarks })
 }
 
-fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
+async fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
     let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
-    let intake = |resource_type: &ResourceType| {
-        let changes = ChangeSet::new(&resource::schema(), memory_bytes, &sync.config.spool_folder)?;
-        Ok((*resource_type, Mutex::new(Intake { changes, files: 0, bytes: 0, bad: 0, failure: None })))
-    };
-    types.iter().map(intake).collect()
+    let mut intakes = BTreeMap::new();
+    for resource_type in types {
+        let shape = sync.shape(*resource_type).await;
+        let changes = ChangeSet::new(&shape.schema(), memory_bytes, &sync.config.spool_folder)?;
+        let intake = Intake { shape, changes, files: 0, bytes: 0, bad: 0, failure: None };
+        intakes.insert(*resource_type, Mutex::new(intake));
+    }
+    Ok(intakes)
 }
 
 /// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
@@ -149,12 +158,7 @@ fn not_wanted(file: &File) -> Option<Remark> {
 /// One file of rows. What goes wrong is kept with its type.
 async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceType, index: u32) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
-    let decoder = Decoder {
-        resource_type,
-        source: Arc::clone(&context.source),
-        at_micros: context.at_micros,
-        transaction_time: context.transaction_time,
-    };
+    let decoder = context.decoder(resource_type)?;
     let result = stream(&context, &file, move |context, file, lines| {
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
@@ -233,6 +237,17 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
 }
 
 impl Context {
+    fn decoder(&self, resource_type: ResourceType) -> Option<Decoder> {
+        let intake = self.intakes.get(&resource_type)?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(Decoder {
+            shape: Arc::clone(&intake.shape),
+            source: Arc::clone(&self.stamp.source),
+            at_micros: self.stamp.at_micros,
+            transaction_time: self.stamp.transaction_time,
+            job: Arc::clone(&self.stamp.job),
+        })
+    }
+
     /// Changes what is known of a type; nothing where the type was not asked for.
     fn intake(
         &self,

@@ -21,10 +21,10 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::task::JoinSet;
+use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{error::JobFate, intake::Received, quarantine::Quarantine, upsert::Commits};
+use self::{error::JobFate, intake::{Received, Stamp}, quarantine::Quarantine, upsert::Commits};
 pub use self::{
     error::{Advice, Error, advice, chain},
     plan::{Mode, Request, requests},
@@ -34,6 +34,7 @@ pub use self::{
 use crate::{
     export::{self, Client, Completed, Job, Level},
     fhir::{ResourceType, TransactionTime, parse_instant},
+    resource::{self, Shape},
     state::{ExportState, JobInFlight, State, Store},
     table::Root,
 };
@@ -58,6 +59,9 @@ pub struct Config {
     /// Received rows beyond this go to the disk; of all types together.
     pub change_set_memory_bytes: usize,
     pub spool_folder: PathBuf,
+    /// A column for each FHIR element, where the server speaks R4; else only the leading columns and the line.
+    pub typed: bool,
+    pub columns: resource::Options,
 }
 
 /// What is kept in step with the server.
@@ -85,6 +89,8 @@ pub struct Sync {
     pub store: Arc<Mutex<Store>>,
     pub config: Config,
     pub watch: Watch,
+    /// Whether the server speaks R4, whose elements have columns; asked once.
+    pub speaks_r4: OnceCell<bool>,
 }
 
 impl Sync {
@@ -203,7 +209,7 @@ impl Sync {
         let result = async {
             let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
             let received =
-                until(stop, Duration::ZERO, self.stream(&completed, &job, report.started_at, &quarantine)).await?;
+                until(stop, Duration::ZERO, self.stream(export, &completed, &job, report, &quarantine)).await?;
             let watermark = watermark(&completed);
             let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
             let everything = job.full_refresh && since.is_none();
@@ -240,13 +246,19 @@ impl Sync {
 
     async fn stream(
         &self,
+        export: &Export,
         completed: &Completed,
         job: &JobInFlight,
-        started_at: DateTime<Utc>,
+        report: &Report,
         quarantine: &Arc<Quarantine>,
     ) -> Result<Received, Error> {
-        let at_micros = started_at.timestamp_micros();
-        intake::receive(self, &completed.manifest, &job.types, at_micros, quarantine).await
+        let stamp = Stamp {
+            source: Arc::clone(&self.config.source),
+            at_micros: report.started_at.timestamp_micros(),
+            transaction_time: completed.manifest.transaction_time,
+            job: format!("{}#{}", export.name, report.run).into(),
+        };
+        intake::receive(self, &completed.manifest, &job.types, stamp, quarantine).await
     }
 
     /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
@@ -280,6 +292,29 @@ impl Sync {
     async fn forget_job(&self, export: &Export) -> Result<(), Error> {
         let name = export.name.clone();
         self.remember(move |state| state.exports.entry(name).or_default().job = None).await
+    }
+
+    /// The columns of a type's table.
+    async fn shape(&self, resource_type: ResourceType) -> Arc<Shape> {
+        if self.config.typed && *self.speaks_r4.get_or_init(|| self.ask_version()).await {
+            Shape::of(resource_type, self.config.columns)
+        } else {
+            Shape::untyped(resource_type, self.config.columns)
+        }
+    }
+
+    /// A server that does not say is taken for R4: its lines are kept whatever they are.
+    async fn ask_version(&self) -> bool {
+        let Some(version) = self.client.fhir_version().await else { return true };
+        let is_r4 = version.starts_with("4.0");
+        if !is_r4 {
+            tracing::warn!(
+                fhir_version = version,
+                "the server does not speak FHIR R4 (4.0): its tables get the leading columns and resource_json only; \
+                 tables.typed = false says the same without asking"
+            );
+        }
+        is_r4
     }
 
     async fn remember_end(&self, report: &Report) -> Result<(), Error> {

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use tokio::sync::OnceCell;
+
 use super::{Config, Error, Export, Sync, Watch, lock};
 use crate::{
     export::{self, Client},
@@ -31,6 +33,7 @@ impl Sync {
             store: Arc::new(Mutex::new(store)),
             config,
             watch,
+            speaks_r4: OnceCell::new(),
         };
         sync.greet(state_file, found, exports).await?;
         Ok(sync)

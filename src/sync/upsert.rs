@@ -98,7 +98,8 @@ async fn upsert_type(
         report.end = failed(&error);
         return report;
     }
-    let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
+    let shape = &intake.shape;
+    let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
     let committed = async {
         let table = root.open_or_create(resource_type, &layout).await?;
         // What lies between a table's watermark and `_since` was not asked for. That happens when the table was deleted

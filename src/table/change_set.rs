@@ -5,7 +5,7 @@
 //! an unnamed temporary file beyond its budget; what stays in memory is one small slot per id.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fs::File,
     io::{BufReader, Seek, SeekFrom},
     path::Path,
@@ -45,6 +45,8 @@ pub struct ChangeSet {
     newest: HashMap<String, Slot>,
     spool: StreamWriter<SpooledTempFile>,
     batches: u32,
+    /// The columns that are not null in all rows so far.
+    filled: BTreeSet<String>,
     received: u64,
     duplicate: u64,
 }
@@ -59,6 +61,7 @@ impl ChangeSet {
             newest: HashMap::new(),
             spool: StreamWriter::try_new(spool, schema).map_err(Error::spool)?,
             batches: 0,
+            filled: BTreeSet::new(),
             received: 0,
             duplicate: 0,
         })
@@ -67,6 +70,11 @@ impl ChangeSet {
     /// Takes the rows of some lines of the file with index `file`; `keys` and `rows` run in parallel. Blocks on the disk.
     pub fn push(&mut self, file: u32, keys: Vec<RowKey>, rows: &RecordBatch) -> Result<(), Error> {
         self.spool.write(rows).map_err(Error::spool)?;
+        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+            if column.null_count() < column.len() && !self.filled.contains(field.name()) {
+                self.filled.insert(field.name().clone());
+            }
+        }
         for (row, key) in (0..).zip(keys) {
             self.received += 1;
             let new =
@@ -120,6 +128,10 @@ impl ChangeSet {
 
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    pub(super) fn filled_columns(&self) -> &BTreeSet<String> {
+        &self.filled
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -6,15 +6,16 @@
 mod change_set;
 mod commit;
 mod data_file;
+mod decide;
 mod error;
 mod query;
 mod upsert;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::{
-    DeltaTable, DeltaTableBuilder,
+    DeltaTable, DeltaTableBuilder, DeltaTableError,
     kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _},
     operations::create::CreateBuilder,
     protocol::SaveMode,
@@ -51,6 +52,8 @@ pub enum Location {
 pub struct Layout {
     pub schema: SchemaRef,
     pub leading: usize,
+    /// What the table says of itself, such as the version of its schema.
+    pub properties: Vec<(&'static str, String)>,
 }
 
 /// The folder of all tables.
@@ -100,7 +103,7 @@ impl Root {
     /// The table of a resource type; an empty first commit makes it where there is none.
     pub async fn open_or_create(&self, resource_type: ResourceType, layout: &Layout) -> Result<Table, Error> {
         if let Some(table) = self.open(resource_type).await? {
-            return Ok(table);
+            return table.evolve(layout).await;
         }
         let place = self.place(resource_type);
         if let Some(folder) = &self.folder {
@@ -108,10 +111,7 @@ impl Root {
             std::fs::create_dir_all(folder.join(directory(resource_type)))
                 .map_err(|error| Error::delta(&place, error))?;
         }
-        let schema: StructType = layout.schema.as_ref().try_into_kernel().map_err(|error| Error::Root {
-            place: place.clone(),
-            reason: format!("its columns cannot be Delta columns: {error}"),
-        })?;
+        let schema = kernel_schema(&layout.schema, &place)?;
         let delta = CreateBuilder::new()
             .with_log_store(self.delta(resource_type)?.log_store())
             .with_save_mode(SaveMode::ErrorIfExists)
@@ -166,6 +166,28 @@ impl Table {
         self.delta.version().unwrap_or_default()
     }
 
+    /// Gives the table the columns that it does not have yet, in a commit of its own. Only whole columns can be added;
+    /// what lies inside a struct stays as it was made.
+    async fn evolve(self, layout: &Layout) -> Result<Self, Error> {
+        let Self { resource_type, place, delta } = self;
+        let failed = |error: DeltaTableError| Error::delta(&place, error);
+        let there = arrow_schema(&delta).map_err(failed)?;
+        let known = |name: &str| there.field_with_name(name).is_ok();
+        let missing: Vec<_> = layout.schema.fields().iter().filter(|field| !known(field.name())).cloned().collect();
+        // A table without our keys was made by others, and is not ours to change.
+        let ours = layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name()));
+        if missing.is_empty() || !ours {
+            return Ok(Self { resource_type, delta, place });
+        }
+        tracing::info!(%resource_type, columns = missing.len(), "the table gains columns");
+        let fields = kernel_schema(&Schema::new(missing), &place)?;
+        let delta = delta.add_columns().with_fields(fields.fields().cloned()).await.map_err(failed)?;
+        let properties = layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let set = delta.set_tbl_properties().with_properties(properties).with_raise_if_not_exists(false);
+        let delta = set.await.map_err(failed)?;
+        Ok(Self { resource_type, delta, place })
+    }
+
     /// How far the export with this application id has brought the table.
     pub async fn watermark(&self, app_id: &str) -> Result<Option<TransactionTime>, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| Error::delta(&self.place, error))?;
@@ -182,14 +204,23 @@ fn directory(resource_type: ResourceType) -> String {
     format!("{resource_type}.parquet")
 }
 
-fn properties(layout: &Layout) -> [(&'static str, Option<String>); 3] {
-    [
-        // 0: the leading columns and the line; typed columns make it 1.
-        ("fhirsync.schemaVersion", Some("0".to_owned())),
+/// `id` and the columns of the sync itself: a table without one of them was made by others.
+const OWN_COLUMNS: usize = 4;
+
+fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, Error> {
+    schema.try_into_kernel().map_err(|error| Error::Root {
+        place: place.to_owned(),
+        reason: format!("its columns cannot be Delta columns: {error}"),
+    })
+}
+
+fn properties(layout: &Layout) -> impl Iterator<Item = (&'static str, Option<String>)> {
+    let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
+    own.chain([
         ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
         // Two commits an hour would make 17,000 files a year in each log; every hundredth commit becomes a checkpoint.
         ("delta.checkpointInterval", Some("100".to_owned())),
-    ]
+    ])
 }
 
 fn writable_folder(folder: &std::path::Path) -> std::io::Result<PathBuf> {

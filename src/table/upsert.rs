@@ -4,15 +4,12 @@
 //! not touched; the others are written again without those rows, a batch at a time. Each row of the change set ends in
 //! exactly one of the [`Counts`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array},
+    array::{BooleanArray, RecordBatch, new_null_array},
     compute::{cast, filter_record_batch},
-    datatypes::{SchemaRef, TimestampMicrosecondType},
+    datatypes::{Schema, SchemaRef},
     error::ArrowError,
 };
 use deltalake::{
@@ -21,21 +18,19 @@ use deltalake::{
     kernel::{Action, LogicalFileView},
     table::config::TablePropertiesExt as _,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use parquet::{
-    arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask, async_reader::ParquetRecordBatchStream},
     basic::{Compression, ZstdLevel},
     file::properties::{EnabledStatistics, WriterProperties},
     schema::types::ColumnPath,
 };
 
 use super::{
-    ChangeSet, Error, Table, arrow_schema,
-    change_set::Slot,
+    ChangeSet, Error, OWN_COLUMNS, Table, arrow_schema,
     commit::{self, Outcome},
-    data_file::DataFile,
+    decide::{Columns, Decision},
 };
-use crate::fhir::{Meta, TransactionTime, Version, content_hash};
+use crate::fhir::TransactionTime;
 
 /// What a commit is for.
 #[derive(Clone, Debug)]
@@ -150,146 +145,91 @@ impl Table {
         })
     }
 
-    /// Looks up every stored copy of the ids of the change set and says what happens to each.
-    async fn decide(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Decision, Error> {
-        let mut decision = Decision::default();
-        decision.counts.duplicate = changes.duplicate();
-        let mut met = HashMap::new();
-        let mut gone = Vec::new();
-        if !changes.is_empty() {
-            decision.files = self.files().await?;
-        }
-        for (index, file) in decision.files.iter().enumerate() {
-            let mut first_row = 0;
-            let mut batches = self.read(file, Some(&KEY_COLUMNS)).await?;
-            while let Some(batch) = batches.next().await {
-                let batch = batch.map_err(|error| self.failed(error))?;
-                let stored = StoredRows::try_new(&batch).map_err(|error| self.failed(error))?;
-                for row in 0..batch.num_rows() {
-                    let Some(id) = stored.id(row, &upsert.source) else { continue };
-                    decision.stored += 1;
-                    let Some(slot) = changes.get(id) else {
-                        if upsert.reconcile.is_some() && stored.transaction_time(row) <= upsert.watermark {
-                            gone.push((index, first_row + row));
-                        }
-                        continue;
-                    };
-                    let fate = fate(slot, || stored.version(row), stored.json(row), upsert.watermark);
-                    if matches!(fate, Fate::Update | Fate::Delete) {
-                        decision.dead.entry(index).or_default().insert(first_row + row);
-                    }
-                    met.entry(id.to_owned()).or_insert(fate);
-                }
-                first_row += batch.num_rows();
-            }
-        }
-        decision.settle(changes, &met);
-        if let Some(reconcile) = upsert.reconcile {
-            decision.reconcile(reconcile, gone);
-        }
-        Ok(decision)
-    }
-
-    async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let log_store = self.delta.log_store();
-        let files: Vec<_> = snapshot
-            .snapshot()
-            .file_views(log_store.as_ref(), None)
-            .try_collect()
-            .await
-            .map_err(|error| self.failed(error))?;
-        if files.iter().any(|file| file.deletion_vector_descriptor().is_some()) {
-            return Err(Error::Unsupported {
-                place: self.place.clone(),
-                feature: "deletion vectors".to_owned(),
-                way_out: "run REORG TABLE … APPLY (PURGE) and switch off delta.enableDeletionVectors",
-            });
-        }
-        Ok(files)
-    }
-
-    async fn read(
-        &self,
-        file: &LogicalFileView,
-        columns: Option<&[&str]>,
-    ) -> Result<ParquetRecordBatchStream<DataFile>, Error> {
-        let file = DataFile {
-            store: self.delta.object_store(),
-            path: file.object_store_path(),
-            size_bytes: u64::try_from(file.size()).unwrap_or_default(),
-        };
-        let builder = ParquetRecordBatchStreamBuilder::new(file).await.map_err(|error| self.failed(error))?;
-        let mut builder = builder.with_batch_size(4096);
-        if let Some(columns) = columns {
-            let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-            builder = builder.with_projection(mask);
-        }
-        builder.build().map_err(|error| self.failed(error))
-    }
-
     /// Writes the new data files and says what goes and what comes.
     async fn write(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
-        let schema = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
-        let mut writer = self.writer(&schema)?;
-        match self.write_rows(&mut writer, &schema, changes, decision).await {
-            Ok(()) => {}
-            Err(error) => {
-                if let Err(abort) = writer.abort().await {
-                    tracing::warn!(error = %abort, "an unfinished data file was left behind; vacuum removes it");
-                }
-                return Err(error);
-            }
+        let mut actions = Vec::new();
+        for (index, dead) in &decision.dead {
+            let file = &decision.files[*index];
+            actions.push(Action::Remove(file.remove_action(true)));
+            actions.extend(self.rewrite(file, dead).await?);
         }
-        let adds = writer.close().await.map_err(|error| self.failed(error))?;
-        let removes = decision.dead.keys().map(|file| Action::Remove(decision.files[*file].remove_action(true)));
-        Ok(removes.chain(adds.into_iter().map(Action::Add)).collect())
+        if !decision.write.is_empty() {
+            actions.extend(self.write_changes(changes, decision).await?);
+        }
+        Ok(actions)
     }
 
-    async fn write_rows(
-        &self,
-        writer: &mut DeltaWriter,
-        schema: &SchemaRef,
-        changes: &mut ChangeSet,
-        decision: &Decision,
-    ) -> Result<(), Error> {
-        for (index, dead) in &decision.dead {
-            let mut first_row = 0;
-            let mut batches = self.read(&decision.files[*index], None).await?;
-            while let Some(batch) = batches.next().await {
-                let batch = batch.map_err(|error| self.failed(error))?;
-                let rows = first_row..first_row + batch.num_rows();
-                first_row = rows.end;
-                let alive = rows.map(|row| Some(!dead.contains(&row))).collect();
-                self.append(writer, schema, &batch, &alive).await?;
-            }
+    /// The rows of a file that stay, in a file of the same columns.
+    async fn rewrite(&self, file: &LogicalFileView, dead: &BTreeSet<usize>) -> Result<Vec<Action>, Error> {
+        let mut batches = self.read(file, Columns::All).await?;
+        let there = batches.schema().clone();
+        let schema = self.columns_of_file(|name| there.field_with_name(name).is_ok())?;
+        let mut writer = self.writer(&schema)?;
+        let mut first_row = 0;
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(|error| self.failed(error))?;
+            let rows = first_row..first_row + batch.num_rows();
+            first_row = rows.end;
+            let alive = rows.map(|row| Some(!dead.contains(&row))).collect();
+            writer = self.append(writer, &schema, &batch, &alive).await?;
         }
-        if decision.write.is_empty() {
-            return Ok(());
-        }
+        self.close(writer).await
+    }
+
+    /// The chosen rows of the change set, in a file without the columns that are null in all of them.
+    async fn write_changes(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
+        let filled = changes.filled_columns().clone();
+        let schema = self.columns_of_file(|name| filled.contains(name))?;
+        let mut writer = self.writer(&schema)?;
         for (index, batch) in (0u32..).zip(changes.batches()?) {
             let batch = batch.map_err(Error::spool)?;
             let Some(rows) = decision.write.get(&index) else { continue };
-            let chosen = (0u32..).take(batch.num_rows()).map(|row| Some(rows.contains(&row)));
-            self.append(writer, schema, &batch, &chosen.collect()).await?;
+            let chosen = (0u32..).take(batch.num_rows()).map(|row| Some(rows.contains(&row))).collect();
+            writer = self.append(writer, &schema, &batch, &chosen).await?;
         }
-        Ok(())
+        self.close(writer).await
     }
 
+    /// The table's columns without those that a file leaves out. Only whole top-level columns may be missing, and the
+    /// leading ones never: statistics are counted from the left.
+    fn columns_of_file(&self, has: impl Fn(&str) -> bool) -> Result<SchemaRef, Error> {
+        let columns = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
+        let leading = self.leading_columns()?;
+        let fields = columns.fields().iter().enumerate();
+        let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
+        Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
+    }
+
+    /// How many columns from the left have statistics, as the table itself says.
+    fn leading_columns(&self) -> Result<usize, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
+        Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
+    }
+
+    async fn close(&self, writer: DeltaWriter) -> Result<Vec<Action>, Error> {
+        let adds = writer.close().await.map_err(|error| self.failed(error))?;
+        Ok(adds.into_iter().map(Action::Add).collect())
+    }
+
+    /// Appends the rows that `rows` says; on an error the writer is gone, and with it what it had written.
     async fn append(
         &self,
-        writer: &mut DeltaWriter,
+        mut writer: DeltaWriter,
         schema: &SchemaRef,
         batch: &RecordBatch,
         rows: &BooleanArray,
-    ) -> Result<(), Error> {
-        let batch = filter_record_batch(batch, rows)
-            .and_then(|batch| align(&batch, schema))
-            .map_err(|error| self.failed(error))?;
+    ) -> Result<DeltaWriter, Error> {
+        let batch = filter_record_batch(batch, rows).and_then(|batch| align(&batch, schema));
+        let batch = batch.map_err(|error| self.failed(error))?;
         if batch.num_rows() == 0 {
-            return Ok(());
+            return Ok(writer);
         }
-        writer.write(&batch).await.map_err(|error| self.failed(error))
+        let Err(error) = writer.write(&batch).await else { return Ok(writer) };
+        if let Err(abort) = writer.abort().await {
+            tracing::warn!(error = %abort, "an unfinished data file was left behind; vacuum removes it");
+        }
+        Err(self.failed(error))
     }
 
     fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, Error> {
@@ -297,7 +237,7 @@ impl Table {
         let config = WriterConfig::new(
             Arc::clone(schema),
             Vec::new(),
-            Some(writer_properties()),
+            Some(writer_properties(schema, self.leading_columns()?)),
             std::num::NonZeroU64::new(TARGET_FILE_BYTES),
             None,
             snapshot.table_config().num_indexed_cols(),
@@ -311,135 +251,6 @@ impl Table {
     }
 }
 
-/// What a probe reads of a data file.
-const KEY_COLUMNS: [&str; 4] = ["id", "_sync_source", "_sync_transaction_time", "resource_json"];
-
-/// What happens to a stored row whose id the change set has, and to the change.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Update,
-    Unchanged,
-    Stale,
-    Delete,
-}
-
-/// `exported_at` stands in for the time of a deletion that states none.
-fn fate(
-    slot: &Slot,
-    stored_version: impl Fn() -> Version,
-    stored_json: &str,
-    exported_at: Option<TransactionTime>,
-) -> Fate {
-    match slot {
-        Slot::Row(row) if row.hash == content_hash(stored_json) => Fate::Unchanged,
-        Slot::Row(row) if row.version.may_replace(&stored_version()) => Fate::Update,
-        Slot::Row(_) => Fate::Stale,
-        // A deletion that comes late must not remove what was created again since (rule 97).
-        Slot::Deleted { at } => {
-            let at_micros = at.map(|at| at.timestamp_micros()).or(exported_at.map(TransactionTime::as_micros));
-            match (at_micros, stored_version().last_updated_micros) {
-                (Some(at_micros), Some(last_updated_micros)) if at_micros < last_updated_micros => Fate::Stale,
-                _ => Fate::Delete,
-            }
-        }
-    }
-}
-
-/// Which stored rows go, which new ones come, and how that counts.
-#[derive(Default)]
-struct Decision {
-    files: Vec<LogicalFileView>,
-    /// Rows to leave out, by file.
-    dead: BTreeMap<usize, BTreeSet<usize>>,
-    /// Rows to write, by batch of the spool.
-    write: HashMap<u32, HashSet<u32>>,
-    /// Rows of our source that were there.
-    stored: u64,
-    counts: Counts,
-}
-
-impl Decision {
-    /// Removes the rows that are gone, unless they are too many.
-    fn reconcile(&mut self, reconcile: Reconcile, gone: Vec<(usize, usize)>) {
-        let count = gone.len() as u64;
-        #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-        let gone_percent = count as f64 * 100.0 / self.stored.max(1) as f64;
-        if count > reconcile.max_gone && gone_percent > reconcile.max_gone_percent {
-            self.counts.gone = count;
-            return;
-        }
-        self.counts.removed = count;
-        for (file, row) in gone {
-            self.dead.entry(file).or_default().insert(row);
-        }
-    }
-
-    fn settle(&mut self, changes: &ChangeSet, met: &HashMap<String, Fate>) {
-        for (id, slot) in changes.slots() {
-            let counter = match (slot, met.get(id)) {
-                (_, Some(Fate::Unchanged)) | (Slot::Deleted { .. }, None) => &mut self.counts.unchanged,
-                (_, Some(Fate::Stale)) => &mut self.counts.stale,
-                (Slot::Deleted { .. }, Some(_)) => &mut self.counts.deleted,
-                (Slot::Row(row), fate) => {
-                    self.write.entry(row.batch).or_default().insert(row.row);
-                    if fate.is_some() { &mut self.counts.updated } else { &mut self.counts.inserted }
-                }
-            };
-            *counter += 1;
-        }
-    }
-}
-
-/// The key columns of a batch of stored rows.
-struct StoredRows {
-    ids: ArrayRef,
-    sources: ArrayRef,
-    transaction_times: ArrayRef,
-    json: ArrayRef,
-}
-
-impl StoredRows {
-    fn try_new(batch: &RecordBatch) -> Result<Self, ArrowError> {
-        use arrow::datatypes::{DataType, TimeUnit};
-        let column = |name: &str, data_type: &DataType| match batch.column_by_name(name) {
-            Some(column) => cast(column, data_type),
-            None => Ok(new_null_array(data_type, batch.num_rows())),
-        };
-        Ok(Self {
-            ids: column("id", &DataType::Utf8)?,
-            sources: column("_sync_source", &DataType::Utf8)?,
-            transaction_times: column("_sync_transaction_time", &DataType::Timestamp(TimeUnit::Microsecond, None))?,
-            json: column("resource_json", &DataType::Utf8)?,
-        })
-    }
-
-    fn id(&self, row: usize, source: &str) -> Option<&str> {
-        let sources = self.sources.as_string::<i32>();
-        let ids = self.ids.as_string::<i32>();
-        (sources.is_valid(row) && sources.value(row) == source && ids.is_valid(row)).then(|| ids.value(row))
-    }
-
-    fn json(&self, row: usize) -> &str {
-        let json = self.json.as_string::<i32>();
-        if json.is_valid(row) { json.value(row) } else { "" }
-    }
-
-    fn version(&self, row: usize) -> Version {
-        #[derive(serde::Deserialize)]
-        struct Head {
-            meta: Option<Meta>,
-        }
-        // A row without readable JSON has no version: whatever comes may replace it.
-        let head: Option<Head> = serde_json::from_str(self.json(row)).ok();
-        Version::of(head.and_then(|head| head.meta).as_ref()).at(self.transaction_time(row))
-    }
-
-    fn transaction_time(&self, row: usize) -> Option<TransactionTime> {
-        let times = self.transaction_times.as_primitive::<TimestampMicrosecondType>();
-        times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros)
-    }
-}
-
 /// The columns of the table, in its order and types; a top-level column that the file does not have is null.
 fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
@@ -450,19 +261,23 @@ fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowEr
     RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }
 
-fn writer_properties() -> WriterProperties {
+fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
     let json = || ColumnPath::from("resource_json");
     let id = || ColumnPath::from("id");
-    WriterProperties::builder()
+    let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
         .set_max_row_group_row_count(Some(256 * 1024))
         .set_max_row_group_bytes(Some(128 * 1024 * 1024))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        // Every id and every line is different: a dictionary would be built in vain, and the smallest and largest line
-        // of a file would stand in its footer.
+        // A thousand leaves with statistics make a footer that costs more than the ids.
+        .set_statistics_enabled(EnabledStatistics::None)
+        // Every id and every line is different: a dictionary would be built in vain.
         .set_column_dictionary_enabled(id(), false)
-        .set_column_dictionary_enabled(json(), false)
-        .set_column_statistics_enabled(json(), EnabledStatistics::None)
+        .set_column_dictionary_enabled(json(), false);
+    let leading = schema.fields().iter().take(leading);
+    leading
+        .fold(properties, |properties, field| {
+            properties.set_column_statistics_enabled(ColumnPath::from(field.name().as_str()), EnabledStatistics::Chunk)
+        })
         .build()
 }

@@ -14,7 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sync", &["export", "resource", "table", "state", "fhir"]),
     ("serve", &["sync", "fhir"]),
     ("schedule", &["sync"]),
-    ("config", &["export", "schedule", "serve", "sync", "table", "telemetry", "fhir"]),
+    ("config", &["export", "resource", "schedule", "serve", "sync", "table", "telemetry", "fhir"]),
     ("daemon", &["config", "schedule", "serve", "sync", "state"]),
     (
         "cli",

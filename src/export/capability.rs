@@ -1,0 +1,37 @@
+//! What a server says of itself: its `CapabilityStatement`, as far as we need it.
+
+use reqwest::Method;
+use serde::Deserialize;
+
+use super::{Client, Exchange, Redirects, TokenUse, error, request::under};
+
+/// Larger than any that was seen; HAPI's has 2 MB.
+const MAX_BYTES: u64 = 32 << 20;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CapabilityStatement {
+    fhir_version: Option<String>,
+}
+
+impl Client {
+    /// The FHIR version that the server speaks, such as `4.0.1`. `None` where it does not say, or does not answer: many
+    /// servers say little of themselves (rule 6), and the export tells soon enough whether they are there.
+    pub async fn fhir_version(&self) -> Option<String> {
+        let url = under(&self.config.server, ["metadata"]);
+        let place = format!("capabilities at {}", error::shown(&url));
+        let exchange = Exchange {
+            method: Method::GET,
+            url: &url,
+            accept: "application/fhir+json",
+            headers: &[],
+            token: TokenUse::WhereAllowed,
+            redirects: Redirects::Follow,
+            place: &place,
+        };
+        let response = self.send(&exchange).await.ok().filter(|response| response.status().is_success())?;
+        let body = self.http.read(response, MAX_BYTES).await.ok()??;
+        let statement: CapabilityStatement = serde_json::from_slice(&body).ok()?;
+        statement.fhir_version
+    }
+}
