@@ -4,7 +4,7 @@
 //! in the log. So only ids, the types they are of, and instants may stand there. All columns are nullable, as every reader
 //! of Delta tables expects, and the names inside lists and maps are those that a Delta table gives back.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
@@ -114,26 +114,6 @@ fn list(of: DataType) -> DataType {
 fn map(key: DataType, value: DataType) -> DataType {
     let entry = Fields::from(vec![Field::new("key", key, false), nullable("value", value)]);
     DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(entry), false)), false)
-}
-
-/// How many columns at the left carry statistics.
-pub const LEADING_COLUMNS: usize = 4;
-
-/// The schema of every resource type: the leading columns, `resourceType`, and the line itself in `resource_json`.
-/// All columns are nullable, as every reader of Delta tables expects.
-pub fn schema() -> SchemaRef {
-    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
-        let instant = || DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-        Arc::new(Schema::new(vec![
-            Field::new("id", DataType::Utf8, true),
-            Field::new("_sync_source", DataType::Utf8, true),
-            Field::new("_sync_at", instant(), true),
-            Field::new("_sync_transaction_time", instant(), true),
-            Field::new("resourceType", DataType::Utf8, true),
-            Field::new("resource_json", DataType::Utf8, true),
-        ]))
-    });
-    Arc::clone(&SCHEMA)
 }
 
 #[cfg(test)]

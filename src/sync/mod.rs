@@ -24,7 +24,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use self::{error::JobFate, intake::{Received, Stamp}, quarantine::Quarantine, upsert::Commits};
+use self::{
+    error::JobFate,
+    intake::{Received, Stamp},
+    quarantine::Quarantine,
+    upsert::Commits,
+};
 pub use self::{
     error::{Advice, Error, advice, chain},
     plan::{Mode, Request, requests},

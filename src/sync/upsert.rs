@@ -12,7 +12,6 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource,
     table::{self, Layout, Reconcile, Root, Upsert},
 };
 

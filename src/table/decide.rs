@@ -3,9 +3,7 @@
 //! Only the key columns of the data files are read, a batch at a time. Each row of the change set ends in exactly one of
 //! the [`Counts`].
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},

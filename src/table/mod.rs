@@ -181,7 +181,8 @@ impl Table {
         }
         tracing::info!(%resource_type, columns = missing.len(), "the table gains columns");
         let fields = kernel_schema(&Schema::new(missing), &place)?;
-        let delta = delta.add_columns().with_fields(fields.fields().cloned()).await.map_err(failed)?;
+        let delta =
+            delta.add_columns().with_fields(fields.fields().cloned().collect::<Vec<_>>()).await.map_err(failed)?;
         let properties = layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let set = delta.set_tbl_properties().with_properties(properties).with_raise_if_not_exists(false);
         let delta = set.await.map_err(failed)?;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::Deletion,
-    resource::{self, Decoder, Line, Shape, shape},
+    resource::{Decoder, Line, Shape, shape},
 };
 
 const APP_ID: &str = "fhir-sync/all";
@@ -28,8 +28,16 @@ fn patient() -> ResourceType {
     "Patient".parse().unwrap()
 }
 
+fn shape() -> Arc<Shape> {
+    Shape::of(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true })
+}
+
+fn layout_of(shape: &Shape) -> Layout {
+    Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
+}
+
 fn layout() -> Layout {
-    Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS }
+    layout_of(&shape())
 }
 
 fn time(micros: i64) -> TransactionTime {
@@ -51,12 +59,13 @@ impl Lake {
 
     /// One file per slice of `files`.
     fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let mut changes = ChangeSet::new(&resource::schema(), 100, self.folder.path()).unwrap();
+        let mut changes = ChangeSet::new(&shape().schema(), 100, self.folder.path()).unwrap();
         let decoder = Decoder {
-            resource_type: patient(),
+            shape: shape(),
             source: "hospital".into(),
             at_micros: 0,
             transaction_time: Some(time(transaction_time)),
+            job: "all#1".into(),
         };
         for (index, file) in (0..).zip(files) {
             let mut lines = Vec::new();
@@ -241,7 +250,7 @@ async fn a_table_of_others_is_refused_with_the_way_out() {
     let lake = Lake::new();
     let others =
         arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
-    let foreign = Layout { schema: Arc::new(others), leading: 1 };
+    let foreign = Layout { schema: Arc::new(others), leading: 1, properties: Vec::new() };
     let table = lake.root.open_or_create(patient(), &foreign).await.unwrap();
     let mut changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
     let error = table.upsert(&mut changes, &upsert(5)).await.unwrap_err().to_string();
@@ -259,6 +268,26 @@ async fn only_the_leading_columns_have_statistics_in_the_log() {
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("numRecords"), "{log}");
     assert!(!log.contains("secret") && !log.contains("resourceType"), "{log}");
+}
+
+#[tokio::test]
+async fn a_table_of_an_older_schema_gains_its_columns_in_a_commit_of_its_own_and_keeps_its_rows() {
+    let lake = Lake::new();
+    let typed = shape().schema();
+    let old = ["id", "_sync_source", "_sync_at", "_sync_transaction_time", "resourceType", "resource_json"];
+    let old = old.map(|name| typed.field_with_name(name).unwrap().clone());
+    let old = Layout { schema: Arc::new(Schema::new(old.to_vec())), leading: 4, properties: Vec::new() };
+    let table = lake.root.open_or_create(patient(), &old).await.unwrap();
+    let mut changes = lake.change_set(&[], 5);
+    assert!(table.upsert(&mut changes, &upsert(5)).await.is_err(), "a change set has more columns than that");
+    let committed = lake.upsert(&[vec![line("a", 1, "")]], 6).await;
+    assert_eq!(committed.counts.inserted, 1);
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    let columns = arrow_schema(&table.delta).unwrap();
+    assert!(
+        typed.fields().iter().all(|field| columns.field_with_name(field.name()).is_ok_and(|there| there == &**field))
+    );
+    assert_eq!(lake.rows().await.len(), 1);
 }
 
 #[test]
@@ -315,7 +344,7 @@ async fn a_table_gives_back_the_columns_that_it_was_made_with() {
     for (at, name) in names.into_iter().enumerate() {
         let resource_type = name.parse().unwrap();
         let shape = Shape::of(resource_type, shape::Options { layout: layouts[at % 2], raw_json: at % 3 != 0 });
-        let layout = Layout { schema: shape.schema(), leading: shape.leading() };
+        let layout = layout_of(&shape);
         lake.root.open_or_create(resource_type, &layout).await.unwrap();
         let table = lake.root.open(resource_type).await.unwrap().unwrap();
         assert_eq!(arrow_schema(&table.delta).unwrap(), shape.schema(), "{name}");

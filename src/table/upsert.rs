@@ -196,7 +196,8 @@ impl Table {
         let columns = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
         let leading = self.leading_columns()?;
         let fields = columns.fields().iter().enumerate();
-        let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
+        let fields =
+            fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
         Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
     }
 

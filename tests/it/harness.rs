@@ -17,6 +17,7 @@ use fhir_sync::{
     demo::{Server, World},
     export::{self, Level},
     fhir::{ResourceType, TransactionTime},
+    resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
     table::{self, Location, Root},
 };
@@ -77,6 +78,8 @@ impl Stage {
             max_gone_percent: 10.0,
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
+            typed: true,
+            columns: Options { layout: Layout::Pathling, raw_json: true },
         };
         let types = vec![OBSERVATION, PATIENT];
         let reconciled = types.iter().copied().collect();
