@@ -1,0 +1,193 @@
+//! Decimals: the text of a JSON number as an integer with a scale. Never a float.
+
+/// A decimal at the scale of its column.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Scaled {
+    /// The decimal × 10^scale, rounded half to even.
+    pub unscaled: i128,
+    /// Whether digits were lost.
+    pub rounded: bool,
+}
+
+/// The text of a JSON number, taken apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Decimal<'text> {
+    negative: bool,
+    integer: &'text [u8],
+    fraction: &'text [u8],
+    exponent: i64,
+}
+
+impl<'text> Decimal<'text> {
+    /// `None` where the text is no JSON number.
+    pub fn parse(text: &'text str) -> Option<Self> {
+        let (negative, rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
+        let (mantissa, exponent) = match rest.split_once(['e', 'E']) {
+            // No number with such an exponent is ever in range, and a zero is zero with any.
+            Some((mantissa, exponent)) => (mantissa, saturating(exponent)?),
+            None => (rest, 0),
+        };
+        let (integer, fraction) = match mantissa.split_once('.') {
+            Some((integer, fraction)) => (integer.as_bytes(), Some(fraction.as_bytes())),
+            None => (mantissa.as_bytes(), None),
+        };
+        let digits = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
+        let legal = digits(integer) && fraction.is_none_or(digits) && (integer.len() == 1 || integer[0] != b'0');
+        legal.then_some(Self { negative, integer, fraction: fraction.unwrap_or_default(), exponent })
+    }
+
+    /// How many digits are written behind the point; negative where an exponent makes the last written digit count more
+    /// than one.
+    pub fn lexical_scale(self) -> i32 {
+        let scale = i64::try_from(self.fraction.len()).unwrap_or(i64::MAX).saturating_sub(self.exponent);
+        i32::try_from(scale).unwrap_or(if scale < 0 { i32::MIN } else { i32::MAX })
+    }
+
+    /// At `scale`; `None` where it needs more than `precision` digits then.
+    pub fn at_scale(self, scale: u8, precision: u8) -> Option<Scaled> {
+        let count = self.integer.len() + self.fraction.len();
+        let shift = i64::from(scale) - i64::from(self.lexical_scale());
+        let kept = match usize::try_from(shift.saturating_neg()) {
+            Ok(dropped) => count.checked_sub(dropped),
+            Err(_) => Some(count),
+        };
+        // Not even the first dropped digit is one of ours: below half of the last place.
+        let Some(kept) = kept else { return Some(Scaled { unscaled: 0, rounded: !self.is_zero() }) };
+        let limit = 10i128.checked_pow(u32::from(precision))?;
+        let mut unscaled = self.leading(kept)?;
+        let rounded = self.digits().skip(kept).any(|digit| digit != 0);
+        unscaled += i128::from(rounded && self.rounds_up(kept, unscaled));
+        if unscaled != 0 && shift > 0 {
+            unscaled = unscaled.checked_mul(10i128.checked_pow(u32::try_from(shift).ok()?)?)?;
+        }
+        let unscaled = if self.negative { -unscaled } else { unscaled };
+        (unscaled.abs() < limit).then_some(Scaled { unscaled, rounded })
+    }
+
+    /// Exactly: an integer × 10^-scale. `None` beyond 38 digits.
+    pub fn exact(self) -> Option<(i128, i32)> {
+        let digits = self.leading(self.integer.len() + self.fraction.len())?;
+        Some((if self.negative { -digits } else { digits }, self.lexical_scale()))
+    }
+
+    fn digits(self) -> impl Iterator<Item = u8> {
+        self.integer.iter().chain(self.fraction).map(|byte| byte - b'0')
+    }
+
+    fn is_zero(self) -> bool {
+        self.digits().all(|digit| digit == 0)
+    }
+
+    /// The first `count` digits as a number; `None` beyond 38 digits.
+    fn leading(self, count: usize) -> Option<i128> {
+        const LIMIT: i128 = 10i128.pow(37);
+        self.digits()
+            .take(count)
+            .try_fold(0i128, |number, digit| (number < LIMIT).then(|| number * 10 + i128::from(digit)))
+    }
+
+    /// Half to even, for the digits after the first `kept`.
+    fn rounds_up(self, kept: usize, so_far: i128) -> bool {
+        let mut dropped = self.digits().skip(kept);
+        match dropped.next() {
+            Some(5) => dropped.any(|digit| digit != 0) || so_far % 2 == 1,
+            Some(digit) => digit > 5,
+            None => false,
+        }
+    }
+}
+
+fn saturating(exponent: &str) -> Option<i64> {
+    const LIMIT: i64 = 1 << 40;
+    let (negative, digits) = match exponent.as_bytes() {
+        [b'-', digits @ ..] => (true, digits),
+        [b'+', digits @ ..] => (false, digits),
+        digits => (false, digits),
+    };
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let size = digits.iter().fold(0i64, |size, digit| (size * 10 + i64::from(digit - b'0')).min(LIMIT));
+    Some(if negative { -size } else { size })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at_six(text: &str) -> Option<(i128, bool)> {
+        Decimal::parse(text)?.at_scale(6, 32).map(|scaled| (scaled.unscaled, scaled.rounded))
+    }
+
+    #[test]
+    fn a_decimal_is_rounded_half_to_even_and_says_so() {
+        for (text, unscaled, rounded) in [
+            ("0", 0, false),
+            ("-0.0", 0, false),
+            ("181.2", 181_200_000, false),
+            ("-1.5", -1_500_000, false),
+            ("1.50000000", 1_500_000, false),
+            ("0.0000005", 0, true),
+            ("0.0000015", 2, true),
+            ("0.0000025", 2, true),
+            ("0.00000250000001", 3, true),
+            ("-0.0000015", -2, true),
+            ("0.0000004100", 0, true),
+            ("0.00000041", 0, true),
+            ("139.9996742575894", 139_999_674, true),
+            ("1e2", 100_000_000, false),
+            ("1.5E+3", 1_500_000_000, false),
+            ("15e-1", 1_500_000, false),
+            ("5e-7", 0, true),
+            ("51e-8", 1, true),
+            ("1e-999999999999999999999", 0, true),
+            ("0e999999999999999999999", 0, false),
+            ("99999999999999999999999999.999999", 10i128.pow(32) - 1, false),
+        ] {
+            assert_eq!(at_six(text), Some((unscaled, rounded)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_decimal_out_of_range_has_no_value() {
+        for text in
+            ["100000000000000000000000000", "1e26", "99999999999999999999999999.9999999", "1e999999999999999999999"]
+        {
+            assert_eq!(at_six(text), None, "{text}");
+        }
+        assert!(Decimal::parse("1e25").unwrap().at_scale(12, 38).is_some());
+        assert!(Decimal::parse("1e26").unwrap().at_scale(12, 38).is_none());
+    }
+
+    #[test]
+    fn the_lexical_scale_is_what_was_written() {
+        for (text, scale) in [("1", 0), ("1.50", 2), ("1.5e3", -2), ("15e-3", 3), ("0.0000004100", 10)] {
+            assert_eq!(Decimal::parse(text).unwrap().lexical_scale(), scale, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_number_is_no_decimal() {
+        for text in ["", "-", ".5", "1.", "1e", "1e+", "+1", "01", "1.5.2", "0x1", "NaN", "1 ", "--1"] {
+            assert!(Decimal::parse(text).is_none(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn up_to_six_places_come_back_exactly(unscaled in -10i128.pow(31)..10i128.pow(31)) {
+            let sign = if unscaled < 0 { "-" } else { "" };
+            let text = format!("{sign}{}.{:06}", unscaled.abs() / 1_000_000, unscaled.abs() % 1_000_000);
+            prop_assert_eq!(at_six(&text), Some((unscaled, false)));
+        }
+
+        #[test]
+        fn no_text_panics(text in "-?[0-9]{0,50}[.]?[0-9]{0,50}([eE][+-]?[0-9]{0,25})?|\\PC{0,20}") {
+            if let Some(decimal) = Decimal::parse(&text) {
+                let _ = (decimal.at_scale(6, 32), decimal.at_scale(12, 38), decimal.exact(), decimal.lexical_scale());
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! References: which resource a `Reference.reference` names.
+
+use crate::fhir::ResourceType;
+
+/// A resource of a known type by its logical id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Target<'text> {
+    pub resource_type: ResourceType,
+    pub id: &'text str,
+}
+
+/// From `Type/id`, an absolute URL, either with `/_history/version`; `None` for `#contained`, `urn:`, a search and
+/// whatever else names no one resource.
+pub fn target(reference: &str) -> Option<Target<'_>> {
+    if reference.starts_with("urn:") || reference.contains(['#', '?']) {
+        return None;
+    }
+    let path = reference.split_once("/_history/").map_or(reference, |(path, _)| path);
+    let (rest, id) = path.rsplit_once('/')?;
+    let resource_type = rest.rsplit('/').next()?.parse().ok()?;
+    let legal =
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    legal.then_some(Target { resource_type, id })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_read_in_every_form_that_names_a_resource() {
+        for reference in [
+            "Patient/p1",
+            "Patient/p1/_history/3",
+            "https://ehr.example.org/fhir/Patient/p1",
+            "https://ehr.example.org/fhir/Patient/p1/_history/3",
+            "/Patient/p1",
+        ] {
+            let found = target(reference).unwrap();
+            assert_eq!((found.resource_type.as_str(), found.id), ("Patient", "p1"), "{reference}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_one_resource_has_no_target() {
+        for reference in [
+            "#gp",
+            "",
+            "p1",
+            "Patient/",
+            "Patient",
+            "urn:uuid:0b5b",
+            "urn:oid:1.2/Patient/p1",
+            "Patient?identifier=x",
+            "Practitioner?identifier=http://hl7.org/fhir/sid/us-npi|Patient/9",
+            "patient/p1",
+            "Thing/p1",
+            "Patient/p1#x",
+            "Patient/p 1",
+            "Patient/é",
+        ] {
+            assert_eq!(target(reference), None, "{reference}");
+        }
+    }
+}
