@@ -1,0 +1,350 @@
+//! A document: one line of JSON as a flat list of tokens.
+//!
+//! Reading checks the whole line against RFC 8259 and limits its depth, without recursion and without copying; afterwards
+//! every token is in its place, and a value is passed over in one step. Strings stay as they were sent until somebody asks.
+
+use std::borrow::Cow;
+
+/// Objects and arrays inside each other, at most.
+pub const MOST_LEVELS: usize = 100;
+
+/// Why a line is no document. The place is counted in bytes from its start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fault {
+    Syntax { at_byte: usize },
+    TooDeep { at_byte: usize },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Object,
+    Array,
+    String,
+    /// A string with escapes in it.
+    Escaped,
+    Number,
+    True,
+    False,
+    Null,
+}
+
+/// A value or a member's name. `start..end` is its text; for strings what stands between the quotes.
+#[derive(Clone, Copy, Debug)]
+pub struct Token {
+    pub kind: Kind,
+    start: u32,
+    end: u32,
+    /// The token after this one and everything in it.
+    next: u32,
+}
+
+/// Where a token stands in its document.
+pub type At = usize;
+
+/// The tokens of the line that was read last; their memory serves for the next one.
+#[derive(Default)]
+pub struct Tape {
+    tokens: Vec<Token>,
+    open: Vec<At>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Document<'line> {
+    text: &'line str,
+    tokens: &'line [Token],
+}
+
+impl Tape {
+    /// Reads one line. Lines beyond 4 GiB are a syntax error where they exceed that.
+    pub fn read<'line>(&'line mut self, text: &'line str) -> Result<Document<'line>, Fault> {
+        self.tokens.clear();
+        self.open.clear();
+        if u32::try_from(text.len()).is_err() {
+            return Err(Fault::Syntax { at_byte: u32::MAX as usize });
+        }
+        Reader { bytes: text.as_bytes(), at: 0, tokens: &mut self.tokens, open: &mut self.open }.document()?;
+        Ok(Document { text, tokens: &self.tokens })
+    }
+}
+
+impl<'line> Document<'line> {
+    pub const ROOT: At = 0;
+
+    pub fn kind(self, at: At) -> Kind {
+        self.tokens[at].kind
+    }
+
+    /// How many bytes of the line stand before the token.
+    pub fn at_byte(self, at: At) -> usize {
+        self.tokens[at].start as usize
+    }
+
+    /// A string's text. `None` for other values, and where an escaped surrogate has lost its other half.
+    pub fn string(self, at: At) -> Option<Cow<'line, str>> {
+        match self.kind(at) {
+            Kind::String => Some(Cow::Borrowed(self.text(at))),
+            Kind::Escaped => unescaped(self.text(at)).map(Cow::Owned),
+            _ => None,
+        }
+    }
+
+    /// The text as it was sent; of strings what stands between the quotes.
+    pub fn text(self, at: At) -> &'line str {
+        let Token { start, end, .. } = self.tokens[at];
+        &self.text[start as usize..end as usize]
+    }
+
+    /// The JSON of a value, as it was sent.
+    pub fn json(self, at: At) -> &'line str {
+        let Token { kind, start, end, .. } = self.tokens[at];
+        let quote = usize::from(matches!(kind, Kind::String | Kind::Escaped));
+        &self.text[start as usize - quote..end as usize + quote]
+    }
+
+    /// The names and values of an object, in the order in which they stand; nothing for other values.
+    pub fn members(self, at: At) -> impl Iterator<Item = (At, At)> {
+        let mut name = if self.kind(at) == Kind::Object { at + 1 } else { self.after(at) };
+        let end = self.after(at);
+        std::iter::from_fn(move || {
+            let member = (name < end).then_some((name, name + 1))?;
+            name = self.after(member.1);
+            Some(member)
+        })
+    }
+
+    /// The first member with this name.
+    pub fn member(self, at: At, name: &str) -> Option<At> {
+        self.members(at).find(|(found, _)| self.text(*found) == name).map(|(_, value)| value)
+    }
+
+    /// The items of an array; nothing for other values.
+    pub fn items(self, at: At) -> impl Iterator<Item = At> {
+        let mut item = if self.kind(at) == Kind::Array { at + 1 } else { self.after(at) };
+        let end = self.after(at);
+        std::iter::from_fn(move || {
+            let found = (item < end).then_some(item)?;
+            item = self.after(found);
+            Some(found)
+        })
+    }
+
+    fn after(self, at: At) -> At {
+        self.tokens[at].next as usize
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    tokens: &'a mut Vec<Token>,
+    open: &'a mut Vec<At>,
+}
+
+/// What may come next.
+enum Expected {
+    Value,
+    ItemOrEnd,
+    MemberOrEnd,
+    Member,
+    CommaOrEnd,
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a document is shorter than 4 GiB, and has fewer tokens than bytes"
+)]
+impl Reader<'_> {
+    fn document(&mut self) -> Result<(), Fault> {
+        let mut expected = Expected::Value;
+        loop {
+            self.skip_space();
+            expected = match (expected, self.peek()) {
+                (Expected::MemberOrEnd, b'}') | (Expected::ItemOrEnd, b']') => self.close(),
+                (Expected::MemberOrEnd | Expected::Member, b'"') => self.name()?,
+                (Expected::Value | Expected::ItemOrEnd, byte) => self.value(byte)?,
+                (Expected::CommaOrEnd, byte) => match (self.open.last().map(|at| self.tokens[*at].kind), byte) {
+                    (None, _) if self.at == self.bytes.len() => return Ok(()),
+                    (Some(Kind::Object), b',') => self.step(Expected::Member),
+                    (Some(Kind::Array), b',') => self.step(Expected::Value),
+                    (Some(Kind::Object), b'}') | (Some(Kind::Array), b']') => self.close(),
+                    _ => return Err(self.fault()),
+                },
+                _ => return Err(self.fault()),
+            };
+        }
+    }
+
+    fn value(&mut self, byte: u8) -> Result<Expected, Fault> {
+        match byte {
+            b'{' => return self.open(Kind::Object, Expected::MemberOrEnd),
+            b'[' => return self.open(Kind::Array, Expected::ItemOrEnd),
+            b'"' => self.string()?,
+            b't' => self.word("true", Kind::True)?,
+            b'f' => self.word("false", Kind::False)?,
+            b'n' => self.word("null", Kind::Null)?,
+            _ => self.number()?,
+        }
+        Ok(Expected::CommaOrEnd)
+    }
+
+    fn name(&mut self) -> Result<Expected, Fault> {
+        self.string()?;
+        self.skip_space();
+        if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.fault()) }
+    }
+
+    fn open(&mut self, kind: Kind, expected: Expected) -> Result<Expected, Fault> {
+        if self.open.len() == MOST_LEVELS {
+            return Err(Fault::TooDeep { at_byte: self.at });
+        }
+        self.open.push(self.tokens.len());
+        self.token(kind, self.at, self.at);
+        Ok(self.step(expected))
+    }
+
+    fn close(&mut self) -> Expected {
+        self.at += 1;
+        let next = self.tokens.len() as u32;
+        if let Some(at) = self.open.pop() {
+            self.tokens[at].end = self.at as u32;
+            self.tokens[at].next = next;
+        }
+        Expected::CommaOrEnd
+    }
+
+    fn string(&mut self) -> Result<(), Fault> {
+        let start = self.at + 1;
+        let mut kind = Kind::String;
+        self.at = start;
+        loop {
+            match self.peek() {
+                b'"' => break,
+                b'\\' => {
+                    kind = Kind::Escaped;
+                    self.escape()?;
+                }
+                // Also what stands for the end of the line.
+                0..0x20 => return Err(self.fault()),
+                _ => self.at += 1,
+            }
+        }
+        self.token(kind, start, self.at);
+        self.at += 1;
+        Ok(())
+    }
+
+    fn escape(&mut self) -> Result<(), Fault> {
+        self.at += 1;
+        self.at += match self.peek() {
+            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 1,
+            b'u' => {
+                let hex = self.bytes.get(self.at + 1..self.at + 5);
+                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
+                    return Err(self.fault());
+                }
+                5
+            }
+            _ => return Err(self.fault()),
+        };
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        self.at += usize::from(self.peek() == b'-');
+        match self.peek() {
+            b'0' => self.at += 1,
+            _ => self.digits()?,
+        }
+        if self.peek() == b'.' {
+            self.at += 1;
+            self.digits()?;
+        }
+        if matches!(self.peek(), b'e' | b'E') {
+            self.at += 1;
+            self.at += usize::from(matches!(self.peek(), b'+' | b'-'));
+            self.digits()?;
+        }
+        self.token(Kind::Number, start, self.at);
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), Fault> {
+        let start = self.at;
+        while self.peek().is_ascii_digit() {
+            self.at += 1;
+        }
+        if self.at == start { Err(self.fault()) } else { Ok(()) }
+    }
+
+    fn word(&mut self, word: &str, kind: Kind) -> Result<(), Fault> {
+        if !self.bytes[self.at..].starts_with(word.as_bytes()) {
+            return Err(self.fault());
+        }
+        self.token(kind, self.at, self.at + word.len());
+        self.at += word.len();
+        Ok(())
+    }
+
+    fn token(&mut self, kind: Kind, start: usize, end: usize) {
+        let next = self.tokens.len() as u32 + 1;
+        self.tokens.push(Token { kind, start: start as u32, end: end as u32, next });
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), b' ' | b'\t' | b'\n' | b'\r') {
+            self.at += 1;
+        }
+    }
+
+    fn step(&mut self, expected: Expected) -> Expected {
+        self.at += 1;
+        expected
+    }
+
+    /// Zero at the end: no JSON has that byte outside of an error.
+    fn peek(&self) -> u8 {
+        self.bytes.get(self.at).copied().unwrap_or(0)
+    }
+
+    fn fault(&self) -> Fault {
+        Fault::Syntax { at_byte: self.at }
+    }
+}
+
+/// The text has been read, so every escape is whole.
+fn unescaped(text: &str) -> Option<String> {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        plain.push_str(before);
+        let (character, length) = match after.as_bytes().first()? {
+            b'b' => ('\u{8}', 1),
+            b'f' => ('\u{c}', 1),
+            b'n' => ('\n', 1),
+            b'r' => ('\r', 1),
+            b't' => ('\t', 1),
+            b'u' => unicode(after)?,
+            byte => (char::from(*byte), 1),
+        };
+        plain.push(character);
+        rest = after.get(length..)?;
+    }
+    plain.push_str(rest);
+    Some(plain)
+}
+
+/// The character of `uXXXX`, or of `uXXXX\uXXXX` for a pair of surrogates, and how many bytes that took.
+fn unicode(text: &str) -> Option<(char, usize)> {
+    let unit = |text: &str| u16::from_str_radix(text.get(..4)?, 16).ok();
+    let high = unit(text.get(1..)?)?;
+    if let Some(character) = char::from_u32(u32::from(high)) {
+        return Some((character, 5));
+    }
+    let low = unit(text.get(5..)?.strip_prefix("\\u")?)?;
+    let character = char::decode_utf16([high, low]).next()?.ok()?;
+    Some((character, 11))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+
+fn fault(text: &str) -> Option<Fault> {
+    Tape::default().read(text).err()
+}
+
+/// What serde_json would have made of it.
+fn value(document: Document<'_>, at: At) -> Option<Value> {
+    Some(match document.kind(at) {
+        Kind::Object => Value::Object(
+            document
+                .members(at)
+                .map(|(name, member)| Some((document.string(name)?.into_owned(), value(document, member)?)))
+                .collect::<Option<_>>()?,
+        ),
+        Kind::Array => Value::Array(document.items(at).map(|item| value(document, item)).collect::<Option<_>>()?),
+        Kind::String | Kind::Escaped => Value::String(document.string(at)?.into_owned()),
+        Kind::Number | Kind::True | Kind::False | Kind::Null => serde_json::from_str(document.json(at)).ok()?,
+    })
+}
+
+#[test]
+fn a_document_is_read_as_it_stands() {
+    let text =
+        r#" {"a": [1, -2.50e+3, "x\u00e9\ud83d\ude00\n\/", {}], "b\"": {"c": null, "d": [true,false,[]]}, "a": 0} "#;
+    let mut tape = Tape::default();
+    let document = tape.read(text).unwrap();
+    let names: Vec<_> = document.members(Document::ROOT).map(|(name, _)| document.string(name).unwrap()).collect();
+    assert_eq!(names, ["a", "b\"", "a"]);
+    let list = document.member(Document::ROOT, "a").unwrap();
+    let items: Vec<_> = document.items(list).map(|item| document.json(item)).collect();
+    assert_eq!(items, ["1", "-2.50e+3", r#""x\u00e9\ud83d\ude00\n\/""#, "{}"]);
+    assert_eq!(document.string(document.items(list).nth(2).unwrap()).unwrap(), "xé😀\n/");
+    assert_eq!(document.items(Document::ROOT).count(), 0, "an object has no items");
+}
+
+#[test]
+fn what_is_no_json_is_a_fault_with_its_place() {
+    for (text, at_byte) in [
+        ("", 0),
+        ("  ", 2),
+        ("{", 1),
+        (r#"{"a"}"#, 4),
+        (r#"{"a":}"#, 5),
+        (r#"{"a":1,}"#, 7),
+        ("[1,]", 3),
+        ("[1 2]", 3),
+        ("01", 1),
+        ("1.", 2),
+        ("-", 1),
+        ("1e", 2),
+        ("nul", 0),
+        ("{}x", 2),
+        ("\"a", 2),
+        ("\"\t\"", 1),
+        (r#""\x""#, 2),
+        (r#""\u12g4""#, 2),
+        ("[}", 1),
+        ("{]", 1),
+        ("[1}", 2),
+        ("\u{0}", 0),
+        ("{}\u{0}", 2),
+    ] {
+        assert_eq!(fault(text), Some(Fault::Syntax { at_byte }), "{text}");
+    }
+}
+
+#[test]
+fn a_hundred_levels_are_read_and_one_more_is_not() {
+    let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+    assert_eq!(fault(&nested(MOST_LEVELS)), None);
+    assert_eq!(fault(&nested(MOST_LEVELS + 1)), Some(Fault::TooDeep { at_byte: MOST_LEVELS }));
+    assert_eq!(fault(&"[".repeat(1_000_000)), Some(Fault::TooDeep { at_byte: MOST_LEVELS }));
+}
+
+#[test]
+fn half_a_surrogate_pair_is_no_text_but_breaks_nothing_else() {
+    let mut tape = Tape::default();
+    for text in [r#""\ud83d""#, r#""\ude00""#, r#""\ud83dx""#, r#""\ud83d\u0041""#, r#""\ud83dé""#] {
+        let document = tape.read(text).unwrap();
+        assert_eq!(document.string(Document::ROOT), None, "{text}");
+        assert_eq!(document.json(Document::ROOT), text);
+    }
+}
+
+fn json() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just("null".to_owned()),
+        any::<bool>().prop_map(|flag| flag.to_string()),
+        any::<i32>().prop_map(|number| number.to_string()),
+        "\\PC{0,8}".prop_map(|text| Value::String(text).to_string()),
+        "[\\x00-\\x7f]{0,8}".prop_map(|text| Value::String(text).to_string()),
+    ];
+    leaf.prop_recursive(4, 40, 5, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..5).prop_map(|items| format!("[{}]", items.join(" ,"))),
+            proptest::collection::btree_map("[a-c]{0,3}", inner, 0..5).prop_map(|members| {
+                let members: Vec<_> = members.iter().map(|(name, member)| format!("\"{name}\":\t{member}")).collect();
+                format!("{{{}}}", members.join(","))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn json_is_read_as_serde_json_reads_it(text in json()) {
+        let mut tape = Tape::default();
+        let document = tape.read(&text).unwrap();
+        prop_assert_eq!(value(document, Document::ROOT), serde_json::from_str(&text).ok());
+    }
+
+    #[test]
+    fn a_broken_document_is_a_fault_where_serde_json_finds_one_too(text in json(), at in any::<prop::sample::Index>(), with in "[\"\\\\{}\\[\\],:0-9a-z ]{0,2}") {
+        let place = at.index(text.len() + 1);
+        prop_assume!(text.is_char_boundary(place));
+        let end = text[place..].chars().next().map_or(place, |next| place + next.len_utf8());
+        let broken = format!("{}{with}{}", &text[..place], &text[end..]);
+        let ours = fault(&broken).is_none();
+        prop_assert_eq!(ours, serde_json::from_str::<serde::de::IgnoredAny>(&broken).is_ok(), "{}", broken);
+    }
+
+    #[test]
+    fn no_text_panics(text in "\\PC{0,60}|[\"\\\\{}\\[\\],:0-9eE.+-]{0,60}") {
+        if let Ok(document) = Tape::default().read(&text) {
+            let _ = value(document, Document::ROOT);
+        }
+    }
+}
