@@ -174,13 +174,8 @@ pub struct RowKey {
     pub version: Version,
     /// Where it stood in its file; of two copies of the same version the later one counts.
     pub line: u64,
-    /// [`content_hash`] of the line.
+    /// Of the content of the line; equal hashes stand for equal content, and such a row is not written again.
     pub hash: u64,
-}
-
-/// Equal hashes stand for equal content: such a row is not written again.
-pub fn content_hash(json: &str) -> u64 {
-    twox_hash::XxHash3_64::oneshot(json.as_bytes())
 }
 
 /// A resource that the server no longer has, from an entry of a `deleted` bundle.

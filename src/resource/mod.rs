@@ -3,14 +3,17 @@
 //! Knows lines and columns, not tables and not servers. A line that cannot become a row is handed back with its reason;
 //! it is never skipped.
 
+mod content_hash;
 mod decode;
 pub mod definitions;
 mod deletions;
+mod json;
 mod lines;
 mod schema;
 pub mod shape;
+pub mod value;
 
-pub use decode::{BadLine, Decoded, Decoder, Reason};
+pub use decode::{BadLine, Decoded, Decoder, Reason, null_columns};
 pub use deletions::deletions;
 pub use lines::{Line, LineTooLong, Lines};
 pub use schema::{LEADING_COLUMNS, schema};

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine};
+use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine, shape};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
@@ -130,7 +130,7 @@ pub(super) async fn receive(
 fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
     let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
     let intake = |resource_type: &ResourceType| {
-        let changes = ChangeSet::new(&resource::schema(), memory_bytes, &sync.config.spool_folder)?;
+        let changes = ChangeSet::new(&shape(*resource_type).schema(), memory_bytes, &sync.config.spool_folder)?;
         Ok((*resource_type, Mutex::new(Intake { changes, files: 0, bytes: 0, bad: 0, failure: None })))
     };
     types.iter().map(intake).collect()
@@ -150,10 +150,11 @@ fn not_wanted(file: &File) -> Option<Remark> {
 async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceType, index: u32) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
     let decoder = Decoder {
-        resource_type,
+        shape: shape(resource_type),
         source: Arc::clone(&context.source),
         at_micros: context.at_micros,
         transaction_time: context.transaction_time,
+        job: context.transaction_time.map(|time| time.to_string()).unwrap_or_default().into(),
     };
     let result = stream(&context, &file, move |context, file, lines| {
         let decoded = decoder.decode(lines)?;

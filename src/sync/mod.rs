@@ -34,6 +34,7 @@ pub use self::{
 use crate::{
     export::{self, Client, Completed, Job, Level},
     fhir::{ResourceType, TransactionTime},
+    resource::{Shape, shape},
     state::{ExportState, JobInFlight, State, Store},
     table::Root,
 };
@@ -321,6 +322,11 @@ fn watermark(completed: &Completed) -> Option<TransactionTime> {
 
 /// A kick-off that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment to end.
 const KICK_OFF_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The columns of a type's table.
+fn shape(resource_type: ResourceType) -> Arc<Shape> {
+    Shape::of(resource_type, shape::Options { layout: shape::Layout::Pathling, raw_json: true })
+}
 
 /// Waits for `step`, or until the wish to stop has lasted for `patience`.
 async fn until<T>(

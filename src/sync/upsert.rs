@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Error, Export, Report, Step, Sync, TypeEnd, TypeReport, advice, chain,
     intake::{Intake, Received, Remark},
+    shape,
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource,
     table::{Layout, Reconcile, Root, Upsert},
 };
 
@@ -95,7 +95,8 @@ async fn upsert_type(
         report.end = failed(&error);
         return report;
     }
-    let layout = Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS };
+    let shape = shape(resource_type);
+    let layout = Layout { schema: shape.schema(), leading: shape.leading() };
     let committed =
         async { root.open_or_create(resource_type, &layout).await?.upsert(&mut intake.changes, upsert).await };
     match committed.await {

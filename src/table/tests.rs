@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::Deletion,
-    resource::{self, Decoder, Line, Shape, shape},
+    resource::{Decoder, Line, Shape, shape},
 };
 
 const APP_ID: &str = "fhir-sync/all";
@@ -26,8 +26,13 @@ fn patient() -> ResourceType {
     "Patient".parse().unwrap()
 }
 
+fn shape() -> Arc<Shape> {
+    Shape::of(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true })
+}
+
 fn layout() -> Layout {
-    Layout { schema: resource::schema(), leading: resource::LEADING_COLUMNS }
+    let shape = shape();
+    Layout { schema: shape.schema(), leading: shape.leading() }
 }
 
 fn time(micros: i64) -> TransactionTime {
@@ -49,12 +54,13 @@ impl Lake {
 
     /// One file per slice of `files`.
     fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let mut changes = ChangeSet::new(&resource::schema(), 100, self.folder.path()).unwrap();
+        let mut changes = ChangeSet::new(&shape().schema(), 100, self.folder.path()).unwrap();
         let decoder = Decoder {
-            resource_type: patient(),
+            shape: shape(),
             source: "hospital".into(),
             at_micros: 0,
             transaction_time: Some(time(transaction_time)),
+            job: "job".into(),
         };
         for (index, file) in (0..).zip(files) {
             let mut lines = Vec::new();

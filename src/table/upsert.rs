@@ -12,7 +12,7 @@ use std::{
 use arrow::{
     array::{Array, ArrayRef, AsArray, BooleanArray, RecordBatch, new_null_array},
     compute::{cast, filter_record_batch},
-    datatypes::{SchemaRef, TimestampMicrosecondType},
+    datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType},
     error::ArrowError,
 };
 use deltalake::{
@@ -35,7 +35,7 @@ use super::{
     commit::{self, Outcome},
     data_file::DataFile,
 };
-use crate::fhir::{Meta, TransactionTime, Version, content_hash};
+use crate::fhir::{Meta, TransactionTime, Version};
 
 /// What a commit is for.
 #[derive(Clone, Debug)]
@@ -172,7 +172,7 @@ impl Table {
                         }
                         continue;
                     };
-                    let fate = fate(slot, || stored.version(row), stored.json(row), upsert.watermark);
+                    let fate = fate(slot, || stored.version(row), stored.hash(row), upsert.watermark);
                     if matches!(fate, Fate::Update | Fate::Delete) {
                         decision.dead.entry(index).or_default().insert(first_row + row);
                     }
@@ -310,7 +310,7 @@ impl Table {
 }
 
 /// What a probe reads of a data file.
-const KEY_COLUMNS: [&str; 4] = ["id", "_sync_source", "_sync_transaction_time", "resource_json"];
+const KEY_COLUMNS: [&str; 5] = ["id", "_sync_source", "_sync_transaction_time", "_sync_hash", "resource_json"];
 
 /// What happens to a stored row whose id the change set has, and to the change.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -325,11 +325,11 @@ enum Fate {
 fn fate(
     slot: &Slot,
     stored_version: impl Fn() -> Version,
-    stored_json: &str,
+    stored_hash: Option<u64>,
     exported_at: Option<TransactionTime>,
 ) -> Fate {
     match slot {
-        Slot::Row(row) if row.hash == content_hash(stored_json) => Fate::Unchanged,
+        Slot::Row(row) if Some(row.hash) == stored_hash => Fate::Unchanged,
         Slot::Row(row) if row.version.may_replace(&stored_version()) => Fate::Update,
         Slot::Row(_) => Fate::Stale,
         // A deletion that comes late must not remove what was created again since (rule 97).
@@ -393,6 +393,7 @@ struct StoredRows {
     ids: ArrayRef,
     sources: ArrayRef,
     transaction_times: ArrayRef,
+    hashes: ArrayRef,
     json: ArrayRef,
 }
 
@@ -407,6 +408,7 @@ impl StoredRows {
             ids: column("id", &DataType::Utf8)?,
             sources: column("_sync_source", &DataType::Utf8)?,
             transaction_times: column("_sync_transaction_time", &DataType::Timestamp(TimeUnit::Microsecond, None))?,
+            hashes: column("_sync_hash", &DataType::Int64)?,
             json: column("resource_json", &DataType::Utf8)?,
         })
     }
@@ -415,6 +417,11 @@ impl StoredRows {
         let sources = self.sources.as_string::<i32>();
         let ids = self.ids.as_string::<i32>();
         (sources.is_valid(row) && sources.value(row) == source && ids.is_valid(row)).then(|| ids.value(row))
+    }
+
+    fn hash(&self, row: usize) -> Option<u64> {
+        let hashes = self.hashes.as_primitive::<Int64Type>();
+        hashes.is_valid(row).then(|| hashes.value(row).cast_unsigned())
     }
 
     fn json(&self, row: usize) -> &str {

@@ -1,0 +1,170 @@
+//! A column of an element: one value for each structure it belongs to, or a list of them.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array, ArrayRef, ListArray, NullBufferBuilder},
+    datatypes::{DataType, Field, FieldRef},
+    error::ArrowError,
+};
+
+use super::{
+    complex::ComplexColumn,
+    issues::Code,
+    leaf::{Digits, Leaf},
+    offsets::Offsets,
+    walk::Walk,
+};
+use crate::resource::{
+    json::{At, Kind},
+    shape::{Content, Element},
+};
+
+pub struct Column<'shape> {
+    items: Items<'shape>,
+    kind: Many,
+}
+
+enum Items<'shape> {
+    Leaf(Leaf),
+    Complex(ComplexColumn<'shape>),
+}
+
+enum Many {
+    One { len: usize },
+    List { offsets: Offsets, present: NullBufferBuilder, items: usize },
+}
+
+impl<'shape> Column<'shape> {
+    pub fn new(element: &'shape Element) -> Self {
+        let items = match &element.content {
+            Content::Primitive(primitive) => Items::Leaf(Leaf::new(*primitive)),
+            Content::Complex(complex) => Items::Complex(ComplexColumn::new(complex)),
+        };
+        let list = || Many::List { offsets: Offsets::default(), present: NullBufferBuilder::new(0), items: 0 };
+        Self { items, kind: if element.repeated { list() } else { Many::One { len: 0 } } }
+    }
+
+    pub fn len(&self) -> usize {
+        match &self.kind {
+            Many::One { len } => *len,
+            Many::List { offsets, .. } => offsets.len(),
+        }
+    }
+
+    pub fn append_nulls(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        match &mut self.kind {
+            Many::One { len } => {
+                *len += count;
+                self.items.append_nulls(count);
+            }
+            Many::List { offsets, present, .. } => {
+                offsets.end_empty(count);
+                present.append_n_nulls(count);
+            }
+        }
+    }
+
+    /// Appends the value of a member, or a null and an issue; says whether there was a value.
+    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) -> bool {
+        match &mut self.kind {
+            Many::One { len } => {
+                *len += 1;
+                self.items.append(walk, at)
+            }
+            Many::List { .. } if walk.document.kind(at) != Kind::Array => {
+                walk.issue(Code::Invalid);
+                self.append_nulls(1);
+                false
+            }
+            Many::List { offsets, present, items } => {
+                for (index, item) in walk.document.items(at).enumerate() {
+                    walk.path.enter_item(index);
+                    self.items.append_item(walk, item);
+                    walk.path.leave();
+                    *items += 1;
+                }
+                offsets.end(*items);
+                present.append_non_null();
+                true
+            }
+        }
+    }
+
+    /// Appends the arrays of the first one or two of `fields`.
+    pub fn finish(self, fields: &[FieldRef], digits: Digits, arrays: &mut Vec<ArrayRef>) -> Result<(), ArrowError> {
+        let Self { items, kind } = self;
+        let [first, ..] = fields else {
+            return Err(ArrowError::SchemaError("an element has no column".to_owned()));
+        };
+        match kind {
+            Many::One { .. } => {
+                let (array, second) = items.finish(first, digits)?;
+                arrays.push(array);
+                arrays.extend(second);
+            }
+            Many::List { offsets, mut present, .. } => {
+                let (offsets, present) = (offsets.finish(), present.finish());
+                let (array, second) = items.finish(item(first)?, digits)?;
+                let parts = [Some(array), second].into_iter().flatten();
+                for (field, array) in fields.iter().zip(parts) {
+                    let list = ListArray::try_new(Arc::clone(item(field)?), offsets.clone(), array, present.clone())?;
+                    debug_assert_eq!(list.data_type(), field.data_type());
+                    arrays.push(Arc::new(list));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn item(field: &Field) -> Result<&FieldRef, ArrowError> {
+    match field.data_type() {
+        DataType::List(item) => Ok(item),
+        _ => Err(ArrowError::SchemaError(format!("{} is no list", field.name()))),
+    }
+}
+
+impl<'shape> Items<'shape> {
+    fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) -> bool {
+        match self {
+            Self::Leaf(leaf) => leaf.append(walk, at),
+            Self::Complex(complex) if walk.document.kind(at) == Kind::Object => {
+                complex.append(walk, at);
+                true
+            }
+            Self::Complex(complex) => {
+                complex.append_nulls(1);
+                walk.issue(Code::Invalid);
+                false
+            }
+        }
+    }
+
+    /// In an array of primitives a null stands where the value is in the extensions alone.
+    fn append_item(&mut self, walk: &mut Walk<'_, 'shape>, at: At) {
+        match self {
+            Self::Leaf(leaf) if walk.document.kind(at) == Kind::Null => leaf.append_nulls(1),
+            _ => {
+                self.append(walk, at);
+            }
+        }
+    }
+
+    fn append_nulls(&mut self, count: usize) {
+        match self {
+            Self::Leaf(leaf) => leaf.append_nulls(count),
+            Self::Complex(complex) => complex.append_nulls(count),
+        }
+    }
+
+    fn finish(self, field: &Field, digits: Digits) -> Result<(ArrayRef, Option<ArrayRef>), ArrowError> {
+        match self {
+            Self::Leaf(mut leaf) => leaf.finish(digits),
+            Self::Complex(complex) => Ok((Arc::new(complex.finish(field, digits)?), None)),
+        }
+    }
+}

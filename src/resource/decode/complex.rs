@@ -1,0 +1,325 @@
+//! A complex column: the structures of one type at one place of a resource.
+//!
+//! Elements that no line of the batch has cost nothing until the end; those that some line has are filled up with nulls
+//! when the next value comes. Each structure has a `_fid`, and no two of a row have the same.
+
+use std::{mem, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Decimal128Array, Int32Array, NullBufferBuilder, StringBuilder, StructArray, new_null_array},
+    datatypes::{DataType, Field, FieldRef},
+    error::ArrowError,
+};
+
+use super::{column::Column, issues::Code, leaf::Digits, walk::Walk};
+use crate::resource::{
+    json::{At, Document, Kind},
+    shape::{Complex, Content, Element, Primitive, Special},
+    value::{
+        decimal::Decimal,
+        quantity::{CanonicalValue, UCUM},
+    },
+};
+
+pub struct ComplexColumn<'shape> {
+    elements: &'shape [Element],
+    without_column: &'shape [&'static str],
+    special: Special,
+    is_extension: bool,
+    /// Structures and nulls that are complete.
+    len: usize,
+    present: NullBufferBuilder,
+    fids: Vec<i32>,
+    /// By element; those that never had a value have none.
+    columns: Vec<Option<Box<Column<'shape>>>>,
+    canonical: Canonical,
+    order: Order,
+    /// The choices that the open structure has made.
+    chosen: Vec<&'static str>,
+}
+
+impl<'shape> ComplexColumn<'shape> {
+    pub fn new(complex: &'shape Complex) -> Self {
+        let of = Self::of(&complex.elements);
+        Self {
+            without_column: &complex.without_column,
+            special: complex.special,
+            is_extension: complex.type_name == "Extension",
+            ..of
+        }
+    }
+
+    /// A plain structure with nothing but these elements, such as a resource.
+    pub fn of(elements: &'shape [Element]) -> Self {
+        Self {
+            elements,
+            without_column: &[],
+            special: Special::Plain,
+            is_extension: false,
+            len: 0,
+            present: NullBufferBuilder::new(0),
+            fids: Vec::new(),
+            columns: std::iter::repeat_with(|| None).take(elements.len()).collect(),
+            canonical: Canonical::default(),
+            order: Order::new(elements.len()),
+            chosen: Vec::new(),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn append_nulls(&mut self, count: usize) {
+        self.present.append_n_nulls(count);
+        self.fids.resize(self.fids.len() + count, 0);
+        self.len += count;
+    }
+
+    /// Appends an object.
+    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) {
+        let fid = self.begin(walk);
+        for (name, value) in walk.document.members(at) {
+            self.member(walk, fid, name, value);
+        }
+        if self.special == Special::Quantity {
+            self.canonical.append(walk, self.len, at);
+        }
+        self.end();
+    }
+
+    /// Opens a structure and gives it its number.
+    pub fn begin(&mut self, walk: &mut Walk<'_, 'shape>) -> i32 {
+        let fid = walk.next_fid();
+        self.fids.push(fid);
+        self.order.begin();
+        self.chosen.clear();
+        fid
+    }
+
+    pub fn end(&mut self) {
+        self.present.append_non_null();
+        self.len += 1;
+    }
+
+    /// A member of the open structure, wherever it goes; the place of the element that has taken a value from it.
+    pub fn member(&mut self, walk: &mut Walk<'_, 'shape>, fid: i32, name: At, value: At) -> Option<usize> {
+        let Some(text) = walk.document.string(name) else {
+            walk.issue_of(Code::Unmapped, walk.document.text(name));
+            return None;
+        };
+        match text.as_ref() {
+            "extension" => {
+                if self.choose("extension") {
+                    walk.extensions(fid, value);
+                } else {
+                    walk.issue_of(Code::Invalid, "extension");
+                }
+            }
+            "modifierExtension" => walk.issue(Code::ModifierExtension),
+            text => match self.order.find(self.elements, text) {
+                Some(index) => return self.element(walk, index, value).then_some(index),
+                None => self.no_element(walk, text, value),
+            },
+        }
+        None
+    }
+
+    /// `fields` is the struct's item or field.
+    pub fn finish(self, field: &Field, digits: Digits) -> Result<StructArray, ArrowError> {
+        let DataType::Struct(fields) = field.data_type() else {
+            return Err(ArrowError::SchemaError(format!("{} is no struct", field.name())));
+        };
+        let fields = fields.clone();
+        let special = self.special;
+        let Finished { mut arrays, canonical, mut present, fids, len } = self.finish_columns(&fields, digits)?;
+        if special == Special::Quantity {
+            arrays.extend(canonical.finish(&fields[arrays.len()..], len)?);
+        }
+        let present = present.finish();
+        arrays.push(Arc::new(Int32Array::new(fids.into(), present.clone())));
+        StructArray::try_new(fields, arrays, present)
+    }
+
+    /// The arrays of the elements alone, and the `_fid`s, for the structure that is the row itself.
+    pub fn finish_root(self, fields: &[FieldRef], digits: Digits) -> Result<(Vec<ArrayRef>, ArrayRef), ArrowError> {
+        let Finished { arrays, fids, .. } = self.finish_columns(fields, digits)?;
+        Ok((arrays, Arc::new(Int32Array::from(fids))))
+    }
+
+    fn finish_columns(self, fields: &[FieldRef], digits: Digits) -> Result<Finished, ArrowError> {
+        let mut arrays = Vec::with_capacity(fields.len());
+        for (element, column) in self.elements.iter().zip(self.columns) {
+            let own = &fields[arrays.len()..];
+            match column {
+                None => {
+                    let nulls =
+                        own.iter().take(width(element)).map(|field| new_null_array(field.data_type(), self.len));
+                    arrays.extend(nulls);
+                }
+                Some(mut column) => {
+                    column.append_nulls(self.len - column.len());
+                    column.finish(own, digits, &mut arrays)?;
+                }
+            }
+        }
+        Ok(Finished { arrays, canonical: self.canonical, present: self.present, fids: self.fids, len: self.len })
+    }
+
+    fn element(&mut self, walk: &mut Walk<'_, 'shape>, index: usize, at: At) -> bool {
+        let element = &self.elements[index];
+        let taken = self.columns[index].as_ref().is_some_and(|column| column.len() > self.len);
+        if taken || !element.choice.is_none_or(|choice| self.choose(choice)) {
+            walk.issue_of(Code::Invalid, element.name);
+            return false;
+        }
+        let column = self.columns[index].get_or_insert_with(|| Box::new(Column::new(element)));
+        column.append_nulls(self.len - column.len());
+        walk.path.enter(element.name);
+        let appended = column.append(walk, at);
+        walk.path.leave();
+        appended
+    }
+
+    /// Whether this is the first time.
+    fn choose(&mut self, choice: &'static str) -> bool {
+        let first = !self.chosen.contains(&choice);
+        if first {
+            self.chosen.push(choice);
+        }
+        first
+    }
+
+    fn no_element(&self, walk: &mut Walk<'_, 'shape>, name: &str, value: At) {
+        let (primitive, bare) = name.strip_prefix('_').map_or((false, name), |bare| (true, bare));
+        let element = self.elements.iter().find(|element| primitive && element.name == bare);
+        match element {
+            Some(Element { content: Content::Primitive(_), repeated, .. }) => {
+                walk.primitive_ext(bare, value, *repeated)
+            }
+            _ if !self.without_column.contains(&bare) => walk.issue_of(Code::Unmapped, name),
+            _ if self.is_extension && bare.starts_with("value") => walk.issue_of(Code::ExtensionType, name),
+            _ => walk.issue_of(Code::TooDeep, name),
+        }
+    }
+}
+
+/// How many columns an element has.
+fn width(element: &Element) -> usize {
+    match element.content {
+        Content::Primitive(Primitive::Decimal | Primitive::Id) => 2,
+        Content::Primitive(_) | Content::Complex(_) => 1,
+    }
+}
+
+struct Finished {
+    arrays: Vec<ArrayRef>,
+    canonical: Canonical,
+    present: NullBufferBuilder,
+    fids: Vec<i32>,
+    len: usize,
+}
+
+/// The order in which the members of the last structure came: servers do not change it from one to the next.
+struct Order {
+    /// By the place of an element plus one, 0 for the beginning: the place of the one that came next.
+    next: Vec<u16>,
+    last: usize,
+}
+
+impl Order {
+    fn new(elements: usize) -> Self {
+        Self { next: (0..=u16::try_from(elements).unwrap_or(u16::MAX)).collect(), last: 0 }
+    }
+
+    fn begin(&mut self) {
+        self.last = 0;
+    }
+
+    fn find(&mut self, elements: &[Element], name: &str) -> Option<usize> {
+        let guess = self.next.get(self.last).map(|next| usize::from(*next));
+        let found = match guess.filter(|guess| elements.get(*guess).is_some_and(|element| element.name == name)) {
+            Some(guess) => guess,
+            None => {
+                let found = elements.iter().position(|element| element.name == name)?;
+                if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
+                    *next = place;
+                }
+                found
+            }
+        };
+        self.last = found + 1;
+        Some(found)
+    }
+}
+
+/// `_value_canonicalized` and `_code_canonicalized`.
+#[derive(Default)]
+struct Canonical {
+    mantissas: Vec<i128>,
+    scales: Vec<i32>,
+    present: Option<NullBufferBuilder>,
+    codes: StringBuilder,
+}
+
+impl Canonical {
+    /// The quantity at `row`. Only one of UCUM, with a value and a code, has a canonical form.
+    fn append(&mut self, walk: &mut Walk<'_, '_>, row: usize, at: At) {
+        let document = walk.document;
+        let of_ucum = text(document, at, "system").is_some_and(|system| system == UCUM);
+        let value = document.member(at, "value").filter(|value| document.kind(*value) == Kind::Number);
+        let code = text(document, at, "code").filter(|_| of_ucum);
+        let (Some(value), Some(code)) = (value.and_then(|value| Decimal::parse(document.text(value))), code) else {
+            return;
+        };
+        let Some(unit) = walk.batch.units.unit(&code) else { return };
+        self.fill(row);
+        self.codes.append_value(&unit.canonical_code);
+        let canonical = unit.canonical(value);
+        let present = self.present.get_or_insert_with(|| nulls(row));
+        present.append(canonical.is_some());
+        let CanonicalValue { mantissa, scale } = canonical.unwrap_or(CanonicalValue { mantissa: 0, scale: 0 });
+        self.mantissas.push(mantissa);
+        self.scales.push(scale);
+    }
+
+    fn fill(&mut self, rows: usize) {
+        let missing = rows - self.mantissas.len();
+        self.mantissas.resize(rows, 0);
+        self.scales.resize(rows, 0);
+        self.codes.append_nulls(missing);
+        if let Some(present) = &mut self.present {
+            present.append_n_nulls(missing);
+        }
+    }
+
+    fn finish(mut self, fields: &[FieldRef], len: usize) -> Result<Vec<ArrayRef>, ArrowError> {
+        let [value, code, ..] = fields else {
+            return Err(ArrowError::SchemaError("a quantity has no canonical columns".to_owned()));
+        };
+        let Some(mut present) = mem::take(&mut self.present) else {
+            return Ok([value, code].map(|field| new_null_array(field.data_type(), len)).to_vec());
+        };
+        let missing = len - self.mantissas.len();
+        present.append_n_nulls(missing);
+        self.fill(len);
+        let present = present.finish();
+        let mantissas = Decimal128Array::new(self.mantissas.into(), present.clone()).with_precision_and_scale(38, 0)?;
+        let scales = Int32Array::new(self.scales.into(), present.clone());
+        let DataType::Struct(parts) = value.data_type() else {
+            return Err(ArrowError::SchemaError(format!("{} is no struct", value.name())));
+        };
+        let values = StructArray::try_new(parts.clone(), vec![Arc::new(mantissas), Arc::new(scales)], present)?;
+        Ok(vec![Arc::new(values), Arc::new(self.codes.finish())])
+    }
+}
+
+fn nulls(count: usize) -> NullBufferBuilder {
+    let mut nulls = NullBufferBuilder::new(count);
+    nulls.append_n_nulls(count);
+    nulls
+}
+
+fn text<'line>(document: Document<'line>, at: At, member: &str) -> Option<std::borrow::Cow<'line, str>> {
+    document.member(at, member).and_then(|value| document.string(value))
+}

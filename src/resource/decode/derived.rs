@@ -1,0 +1,126 @@
+//! Derived columns: the bounds of times in UTC, and the type and id of references, of root elements that do not repeat.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
+
+use super::leaf::instant_micros;
+use crate::resource::{
+    json::{At, Document},
+    shape::{Derived, DerivedFrom, Element},
+    value::{date, reference},
+};
+
+/// The derived columns of a batch. A row without the element has nulls in them.
+pub struct DerivedColumns {
+    columns: Vec<Columns>,
+    /// By the place of an element: which columns are made from it, and how.
+    from: Vec<Vec<(usize, From)>>,
+}
+
+enum Columns {
+    Bounds { starts: TimestampMicrosecondBuilder, ends: TimestampMicrosecondBuilder, len: usize },
+    Reference { types: StringBuilder, ids: StringBuilder, len: usize },
+}
+
+#[derive(Clone, Copy)]
+enum From {
+    Time(DerivedFrom),
+    Reference,
+}
+
+impl DerivedColumns {
+    pub fn new(derived: &[Derived], elements: &[Element]) -> Self {
+        let mut from: Vec<Vec<_>> = vec![Vec::new(); elements.len()];
+        let place = |member: &str| elements.iter().position(|element| element.name == member && !element.repeated);
+        let mut columns = Vec::with_capacity(derived.len());
+        for (index, derived) in derived.iter().enumerate() {
+            let made: Vec<_> = match derived {
+                Derived::Bounds { members, .. } => {
+                    let (starts, ends) = (TimestampMicrosecondBuilder::new(), TimestampMicrosecondBuilder::new());
+                    columns.push(Columns::Bounds { starts, ends, len: 0 });
+                    members.iter().map(|(member, of)| (*member, From::Time(*of))).collect()
+                }
+                Derived::Reference { members, .. } => {
+                    let (types, ids) = (StringBuilder::new(), StringBuilder::new());
+                    columns.push(Columns::Reference { types, ids, len: 0 });
+                    members.iter().map(|member| (*member, From::Reference)).collect()
+                }
+            };
+            for (member, how) in made {
+                if let Some(uses) = place(member).and_then(|place| from.get_mut(place)) {
+                    uses.push((index, how));
+                }
+            }
+        }
+        Self { columns, from }
+    }
+
+    /// The value of an element of `row`.
+    pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) {
+        for (column, how) in &self.from[element] {
+            match (&mut self.columns[*column], how) {
+                (Columns::Bounds { starts, ends, len }, From::Time(of)) => {
+                    let (start, end) = bounds(*of, document, at);
+                    starts.append_nulls(row - *len);
+                    starts.append_option(start);
+                    ends.append_nulls(row - *len);
+                    ends.append_option(end);
+                    *len = row + 1;
+                }
+                (Columns::Reference { types, ids, len }, From::Reference) => {
+                    let text = document.member(at, "reference").and_then(|at| document.string(at));
+                    let target = text.as_deref().and_then(reference::target);
+                    types.append_nulls(row - *len);
+                    types.append_option(target.map(|target| target.resource_type.as_str()));
+                    ids.append_nulls(row - *len);
+                    ids.append_option(target.map(|target| target.id));
+                    *len = row + 1;
+                }
+                (Columns::Bounds { .. }, From::Reference) | (Columns::Reference { .. }, From::Time(_)) => {}
+            }
+        }
+    }
+
+    /// In the order of the schema.
+    pub fn finish(self, rows: usize) -> Vec<ArrayRef> {
+        let finish = |columns| -> [ArrayRef; 2] {
+            match columns {
+                Columns::Bounds { mut starts, mut ends, len } => {
+                    starts.append_nulls(rows - len);
+                    ends.append_nulls(rows - len);
+                    [starts, ends].map(|mut column| Arc::new(column.finish().with_timezone("UTC")) as ArrayRef)
+                }
+                Columns::Reference { mut types, mut ids, len } => {
+                    types.append_nulls(rows - len);
+                    ids.append_nulls(rows - len);
+                    [types, ids].map(|mut column| Arc::new(column.finish()) as ArrayRef)
+                }
+            }
+        };
+        self.columns.into_iter().flat_map(finish).collect()
+    }
+}
+
+/// The first and the last microsecond; of a Period that of its `start` and that of its `end`.
+fn bounds(of: DerivedFrom, document: Document<'_>, at: At) -> (Option<i64>, Option<i64>) {
+    let stated = |at: At| document.string(at).and_then(|text| time(of, &text));
+    match of {
+        DerivedFrom::Period => {
+            let part = |name| document.member(at, name).and_then(stated);
+            (part("start").map(|bounds| bounds.start_micros), part("end").map(|bounds| bounds.end_micros))
+        }
+        DerivedFrom::Date | DerivedFrom::DateTime | DerivedFrom::Instant => {
+            stated(at).map_or((None, None), |bounds| (Some(bounds.start_micros), Some(bounds.end_micros)))
+        }
+    }
+}
+
+fn time(of: DerivedFrom, text: &str) -> Option<date::Bounds> {
+    match of {
+        DerivedFrom::Date => date::date(text),
+        DerivedFrom::DateTime | DerivedFrom::Period => date::date_time(text),
+        DerivedFrom::Instant => date::date_time(text)
+            .or_else(|| instant_micros(text).map(|micros| date::Bounds { start_micros: micros, end_micros: micros })),
+    }
+}

@@ -1,0 +1,84 @@
+//! The `_extension` column: for each row a map from the `_fid` of a structure to the extensions that it carries.
+//!
+//! An extension inside another stands under the other's own `_fid`. A row without extensions has an empty map.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array, ArrayRef, Int32Array, ListArray, MapArray, StructArray},
+    buffer::OffsetBuffer,
+    datatypes::{DataType, Field},
+    error::ArrowError,
+};
+
+use super::{
+    complex::ComplexColumn,
+    issues::{Code, Path},
+    leaf::Digits,
+    offsets::Offsets,
+    walk::Walk,
+};
+use crate::resource::{
+    json::{At, Kind},
+    shape::Complex,
+};
+
+/// A structure with extensions.
+pub struct Carrier {
+    pub fid: i32,
+    /// The array of its extensions.
+    pub at: At,
+    pub path: Path,
+}
+
+pub struct ExtensionColumn<'shape> {
+    rows: Offsets,
+    fids: Vec<i32>,
+    lists: Offsets,
+    items: ComplexColumn<'shape>,
+}
+
+impl<'shape> ExtensionColumn<'shape> {
+    pub fn new(extension: &'shape Complex) -> Self {
+        let items = ComplexColumn::new(extension);
+        Self { rows: Offsets::default(), fids: Vec::new(), lists: Offsets::default(), items }
+    }
+
+    /// One entry of the row's map.
+    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, carrier: Carrier) {
+        let outside = std::mem::replace(&mut walk.path, carrier.path);
+        walk.path.enter("extension");
+        for (index, item) in walk.document.items(carrier.at).enumerate() {
+            walk.path.enter_item(index);
+            if walk.document.kind(item) == Kind::Object {
+                self.items.append(walk, item);
+            } else {
+                self.items.append_nulls(1);
+                walk.issue(Code::Invalid);
+            }
+            walk.path.leave();
+        }
+        walk.path = outside;
+        self.fids.push(carrier.fid);
+        self.lists.end(self.items.len());
+    }
+
+    pub fn end_row(&mut self) {
+        self.rows.end(self.fids.len());
+    }
+
+    pub fn finish(self, field: &Field, digits: Digits) -> Result<ArrayRef, ArrowError> {
+        let wrong = || ArrowError::SchemaError(format!("{} is no map from numbers to lists", field.name()));
+        let DataType::Map(entry, ordered) = field.data_type() else { return Err(wrong()) };
+        let DataType::Struct(fields) = entry.data_type() else { return Err(wrong()) };
+        let Some(DataType::List(item)) = fields.get(1).map(|value| value.data_type()) else { return Err(wrong()) };
+        let items = Arc::new(self.items.finish(item, digits)?);
+        let lists = ListArray::try_new(Arc::clone(item), self.lists.finish(), items, None)?;
+        let keys: ArrayRef = Arc::new(Int32Array::from(self.fids));
+        let entries = StructArray::try_new(fields.clone(), vec![keys, Arc::new(lists)], None)?;
+        let rows: OffsetBuffer<i32> = self.rows.finish();
+        let map = MapArray::try_new(Arc::clone(entry), rows, entries, None, *ordered)?;
+        debug_assert_eq!(map.data_type(), field.data_type());
+        Ok(Arc::new(map))
+    }
+}

@@ -1,0 +1,156 @@
+//! Issues: what of a line its typed columns do not carry, and where in the resource that is.
+//!
+//! An issue names a place, never a value. One line has a limited number of them; what is beyond is counted.
+
+use std::{borrow::Cow, fmt::Write};
+
+/// Why a value is only in the line; the codes of `_sync_issues`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Code {
+    /// FHIR does not know the element.
+    Unmapped,
+    /// No value of its type, a second one where one may be, or a list where none may be.
+    Invalid,
+    /// The column has fewer digits behind the point.
+    DecimalRounded,
+    /// The nesting limit leaves no column for it.
+    TooDeep,
+    /// An extension's value of a type that is not among the open types.
+    ExtensionType,
+    ModifierExtension,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unmapped => "unmapped",
+            Self::Invalid => "invalid",
+            Self::DecimalRounded => "decimal-rounded",
+            Self::TooDeep => "too-deep",
+            Self::ExtensionType => "extension-type",
+            Self::ModifierExtension => "modifier-extension",
+        }
+    }
+}
+
+/// The way from the root to a value: `Patient.name[0].given`.
+#[derive(Clone, Default, Debug)]
+pub struct Path {
+    steps: Vec<Step>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Member(&'static str),
+    Item(usize),
+}
+
+impl Path {
+    pub fn of(root: &'static str) -> Self {
+        Self { steps: vec![Step::Member(root)] }
+    }
+
+    pub fn enter(&mut self, member: &'static str) {
+        self.steps.push(Step::Member(member));
+    }
+
+    pub fn enter_item(&mut self, index: usize) {
+        self.steps.push(Step::Item(index));
+    }
+
+    pub fn leave(&mut self) {
+        self.steps.pop();
+    }
+
+    /// As text; `member` is one more step, of a name that came with the line.
+    pub fn text(&self, member: Option<&str>) -> String {
+        let mut text = String::with_capacity(64);
+        for step in &self.steps {
+            match step {
+                Step::Member(name) if text.is_empty() => text.push_str(name),
+                Step::Member(name) => {
+                    text.push('.');
+                    text.push_str(name);
+                }
+                Step::Item(index) => {
+                    // Writing to a String cannot fail.
+                    let _ = write!(text, "[{index}]");
+                }
+            }
+        }
+        if let Some(member) = member {
+            text.push('.');
+            text.push_str(&shortened(member));
+        }
+        text
+    }
+}
+
+/// The issues of one line.
+#[derive(Default, Debug)]
+pub struct Issues {
+    texts: Vec<String>,
+    beyond: u64,
+}
+
+impl Issues {
+    const MOST: usize = 1000;
+
+    pub fn add(&mut self, code: Code, path: &Path, member: Option<&str>) {
+        self.add_at(code, || path.text(member));
+    }
+
+    pub fn add_at(&mut self, code: Code, place: impl FnOnce() -> String) {
+        if self.texts.len() < Self::MOST {
+            self.texts.push(format!("{}: {}", code.as_str(), place()));
+        } else {
+            self.beyond += 1;
+        }
+    }
+
+    /// Takes them out, in the order in which they were met. Beyond the limit the last one is `more: <how many>`.
+    pub fn take(&mut self) -> Vec<String> {
+        let beyond = std::mem::take(&mut self.beyond);
+        let mut texts = std::mem::take(&mut self.texts);
+        texts.extend((beyond > 0).then(|| format!("more: {beyond}")));
+        texts
+    }
+}
+
+/// A name that somebody else chose may be of any length.
+fn shortened(member: &str) -> Cow<'_, str> {
+    const MOST_CHARACTERS: usize = 100;
+    match member.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &member[..end])),
+        None => Cow::Borrowed(member),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_issue_names_its_place() {
+        let mut path = Path::of("Patient");
+        path.enter("name");
+        path.enter_item(2);
+        assert_eq!(path.text(None), "Patient.name[2]");
+        path.leave();
+        let mut issues = Issues::default();
+        issues.add(Code::Unmapped, &path, Some("colour"));
+        assert_eq!(issues.take(), ["unmapped: Patient.name.colour"]);
+        assert!(issues.take().is_empty());
+    }
+
+    #[test]
+    fn a_line_has_a_limited_number_of_issues_of_limited_length() {
+        let (path, mut issues) = (Path::of("Patient"), Issues::default());
+        for _ in 0..1005 {
+            issues.add(Code::Invalid, &path, Some(&"é".repeat(100_000)));
+        }
+        let texts = issues.take();
+        assert_eq!((texts.len(), texts[1000].as_str()), (1001, "more: 5"));
+        assert!(texts[0].len() < 300);
+    }
+}

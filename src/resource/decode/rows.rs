@@ -1,0 +1,206 @@
+//! Rows: the columns of one batch, while they grow.
+//!
+//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's schema.
+
+use std::{collections::HashSet, sync::Arc};
+
+use arrow::{
+    array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray},
+    datatypes::Field,
+    error::ArrowError,
+};
+
+use super::{
+    Decoder,
+    complex::ComplexColumn,
+    derived::DerivedColumns,
+    extension::ExtensionColumn,
+    head::Head,
+    issues::{Code, Issues},
+    texts::{TextMap, Texts},
+    walk::{Batch, Walk},
+};
+use crate::{
+    fhir::TransactionTime,
+    resource::{
+        json::{At, Document, Kind},
+        value::quantity::Units,
+    },
+};
+
+pub struct Rows<'shape> {
+    decoder: &'shape Decoder,
+    batch: Batch<'shape>,
+    root: ComplexColumn<'shape>,
+    derived: DerivedColumns,
+    ids: StringBuilder,
+    ids_versioned: StringBuilder,
+    hashes: Vec<i64>,
+    contained: Texts,
+    primitive_ext: TextMap,
+    issues: Texts,
+    json: StringBuilder,
+}
+
+impl<'shape> Rows<'shape> {
+    pub fn new(decoder: &'shape Decoder) -> Self {
+        let shape = &decoder.shape;
+        let extensions = shape.extension.as_deref().map(ExtensionColumn::new);
+        Self {
+            decoder,
+            batch: Batch {
+                digits: shape.options.layout.into(),
+                units: Units::default(),
+                issues: Issues::default(),
+                extensions,
+            },
+            root: ComplexColumn::of(&shape.elements),
+            derived: DerivedColumns::new(&shape.derived, &shape.elements),
+            ids: StringBuilder::new(),
+            ids_versioned: StringBuilder::new(),
+            hashes: Vec::new(),
+            contained: Texts::new(),
+            primitive_ext: TextMap::new(),
+            issues: Texts::new(),
+            json: StringBuilder::new(),
+        }
+    }
+
+    /// One more row.
+    pub fn append(&mut self, document: Document<'_>, line: &str, head: &Head<'_>, hash: u64) -> Result<(), ArrowError> {
+        let resource_type = self.decoder.shape.resource_type.as_str();
+        self.ids.append_value(&head.id);
+        self.ids_versioned.append_value(versioned(resource_type, head));
+        self.hashes.push(hash.cast_signed());
+        if self.decoder.shape.options.raw_json {
+            self.json.append_value(line);
+        }
+        let mut walk = Walk::new(document, &mut self.batch, resource_type);
+        let contained = if self.decoder.shape.elements.is_empty() {
+            document.member(Document::ROOT, "contained")
+        } else {
+            members(&mut self.root, &mut self.derived, &mut walk)
+        };
+        let contained = contained.and_then(|at| resources(&mut walk, at));
+        let primitive_ext = distinct(&mut walk);
+        self.contained.append(contained.as_ref().map(|texts| texts.iter().copied()))?;
+        self.primitive_ext.append(&primitive_ext)?;
+        let issues = self.batch.issues.take();
+        self.issues.append((!issues.is_empty()).then(|| issues.iter().map(|issue| Some(issue.as_str()))))?;
+        if let Some(extensions) = &mut self.batch.extensions {
+            extensions.end_row();
+        }
+        Ok(())
+    }
+
+    pub fn finish(mut self) -> Result<RecordBatch, ArrowError> {
+        let schema = self.decoder.shape.schema();
+        let (fields, rows) = (schema.fields(), self.hashes.len());
+        let decoder = self.decoder;
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(self.ids.finish()),
+            repeated(&decoder.source, rows),
+            instants(Some(decoder.at_micros), rows),
+            instants(decoder.transaction_time.map(TransactionTime::as_micros), rows),
+        ];
+        columns.extend(self.derived.finish(rows));
+        if let Some(extensions) = self.batch.extensions {
+            columns.push(repeated(decoder.shape.resource_type.as_str(), rows));
+            columns.push(Arc::new(self.ids_versioned.finish()));
+            let (arrays, fids) = self.root.finish_root(&fields[columns.len()..], self.batch.digits)?;
+            columns.extend(arrays);
+            columns.push(fids);
+            columns.push(extensions.finish(field(fields, columns.len())?, self.batch.digits)?);
+        }
+        columns.push(self.contained.finish(field(fields, columns.len())?)?);
+        columns.push(self.primitive_ext.finish(field(fields, columns.len())?)?);
+        columns.push(self.issues.finish(field(fields, columns.len())?)?);
+        columns.push(Arc::new(Int64Array::from(self.hashes)));
+        columns.push(repeated(&decoder.job, rows));
+        if decoder.shape.options.raw_json {
+            columns.push(Arc::new(self.json.finish()));
+        }
+        RecordBatch::try_new(schema, columns)
+    }
+}
+
+/// Walks the members of the resource; the `contained` one comes back.
+fn members<'shape>(
+    root: &mut ComplexColumn<'shape>,
+    derived: &mut DerivedColumns,
+    walk: &mut Walk<'_, 'shape>,
+) -> Option<At> {
+    let document = walk.document;
+    let row = root.len();
+    let fid = root.begin(walk);
+    let mut contained = None;
+    for (name, value) in document.members(Document::ROOT) {
+        match document.string(name).as_deref() {
+            // Read before the walk began.
+            Some("resourceType" | "id") => {}
+            Some("_id") => walk.primitive_ext("id", value, false),
+            Some("contained") if contained.is_none() => contained = Some(value),
+            Some("contained") => walk.issue_of(Code::Invalid, "contained"),
+            _ => {
+                if let Some(element) = root.member(walk, fid, name, value) {
+                    derived.append(row, element, document, value);
+                }
+            }
+        }
+    }
+    root.end();
+    contained
+}
+
+/// The JSON of each contained resource, as it was sent.
+fn resources<'line>(walk: &mut Walk<'line, '_>, at: At) -> Option<Vec<Option<&'line str>>> {
+    let document = walk.document;
+    walk.path.enter("contained");
+    let mut texts = (document.kind(at) == Kind::Array).then(Vec::new);
+    if texts.is_none() {
+        walk.issue(Code::Invalid);
+    }
+    for (index, item) in document.items(at).enumerate() {
+        let is_resource = document.kind(item) == Kind::Object;
+        texts.get_or_insert_default().push(is_resource.then(|| document.json(item)));
+        if !is_resource {
+            walk.path.enter_item(index);
+            walk.issue(Code::Invalid);
+            walk.path.leave();
+        }
+    }
+    walk.path.leave();
+    texts
+}
+
+/// The primitive extensions of the row: the first of those that came twice, as a map's keys must be distinct.
+fn distinct<'line>(walk: &mut Walk<'line, '_>) -> Vec<(String, &'line str)> {
+    let mut seen = HashSet::new();
+    let (first, again): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut walk.primitive_ext).into_iter().partition(|(path, _)| seen.insert(path.clone()));
+    for (path, _) in again {
+        walk.batch.issues.add_at(Code::Invalid, || path);
+    }
+    first
+}
+
+fn versioned(resource_type: &str, head: &Head<'_>) -> String {
+    match &head.meta.version_id {
+        Some(version_id) => format!("{resource_type}/{}/_history/{version_id}", head.id),
+        None => format!("{resource_type}/{}", head.id),
+    }
+}
+
+fn field(fields: &[Arc<Field>], index: usize) -> Result<&Field, ArrowError> {
+    let field = fields.get(index).ok_or_else(|| ArrowError::SchemaError(format!("there is no column {index}")))?;
+    Ok(field)
+}
+
+fn repeated(text: &str, rows: usize) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, rows)))
+}
+
+fn instants(micros: Option<i64>, rows: usize) -> ArrayRef {
+    let column: TimestampMicrosecondArray = std::iter::repeat_n(micros, rows).collect();
+    Arc::new(column.with_timezone("UTC"))
+}
