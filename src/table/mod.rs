@@ -177,7 +177,7 @@ impl Table {
         // A table without our keys was made by others, and is not ours to change.
         let ours = layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name()));
         if missing.is_empty() || !ours {
-            return Ok(Self { resource_type, delta, place });
+            return Ok(Self { resource_type, place, delta });
         }
         tracing::info!(%resource_type, columns = missing.len(), "the table gains columns");
         let fields = kernel_schema(&Schema::new(missing), &place)?;
@@ -186,7 +186,7 @@ impl Table {
         let properties = layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let set = delta.set_tbl_properties().with_properties(properties).with_raise_if_not_exists(false);
         let delta = set.await.map_err(failed)?;
-        Ok(Self { resource_type, delta, place })
+        Ok(Self { resource_type, place, delta })
     }
 
     /// How far the export with this application id has brought the table.

@@ -43,15 +43,9 @@ fn shown(rows: &RecordBatch, column: &str, row: usize) -> String {
 }
 
 fn without_nulls(text: &str) -> String {
-    let mut fields = String::new();
-    for (index, part) in text.split(", ").enumerate() {
-        let empty = part.rsplit_once(": ").is_some_and(|(_, value)| value.is_empty());
-        if !empty {
-            fields.push_str(if index == 0 || fields.is_empty() { "" } else { ", " });
-            fields.push_str(part);
-        }
-    }
-    fields
+    let text = text.replace('{', "{, ");
+    let parts: Vec<_> = text.split(", ").filter(|part| !part.ends_with(": ")).collect();
+    parts.join(", ").replace("{, ", "{")
 }
 
 fn issues(rows: &RecordBatch, row: usize) -> Vec<String> {
