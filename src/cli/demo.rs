@@ -137,11 +137,9 @@ impl Stage {
     async fn ask(&self) -> Result<(), Ends> {
         let types = &self.export.types;
         let sql = match types.iter().find(|of| of.as_str() == "Observation") {
-            Some(_) => {
-                "SELECT regexp_match(resource_json, '\"status\":\"([a-z-]+)\"')[1] AS status, count(*) AS observations\n\
+            Some(_) => "SELECT status, count(*) AS observations, max(__effective_start) AS newest\n\
                  FROM \"Observation\" GROUP BY 1 ORDER BY 2 DESC"
-                    .to_owned()
-            }
+                .to_owned(),
             None => format!("SELECT \"resourceType\", count(*) AS rows FROM \"{}\" GROUP BY 1", types[0]),
         };
         let answer = self.sync.root.query(types, &sql).await.map_err(|error| failed(&chain(&error)))?;
@@ -167,7 +165,7 @@ fn farewell(dir: &Path, types: &[ResourceType]) {
     println!(
         "\nThe tables are in {lake}, one folder for each resource type. Open them:\n\n\
          DuckDB   INSTALL delta; LOAD delta;\n         \
-         SELECT id, resource_json->>'$.birthDate' FROM delta_scan('{lake}/{table}.parquet');\n\
+         SELECT * FROM delta_scan('{lake}/{table}.parquet') LIMIT 10;\n\
          Polars   pl.read_delta(\"{lake}/{table}.parquet\")\n\
          Spark    spark.read.format(\"delta\").load(\"{lake}/{table}.parquet\")"
     );
