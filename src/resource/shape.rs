@@ -125,15 +125,15 @@ const NESTING_LEVEL: usize = 3;
 /// Pathling cannot encode these.
 const WITHOUT_TYPED_COLUMNS: [&str; 4] = ["Bundle", "Parameters", "StructureDefinition", "StructureMap"];
 
-/// The open types of both layouts, by the suffix of the member: Pathling's standard ones.
+/// The open types of both layouts: Pathling's standard ones.
 const OPEN_TYPES: [&str; 12] = [
-    "Boolean",
-    "Code",
-    "Date",
-    "DateTime",
-    "Decimal",
-    "Integer",
-    "String",
+    "boolean",
+    "code",
+    "date",
+    "dateTime",
+    "decimal",
+    "integer",
+    "string",
     "Coding",
     "CodeableConcept",
     "Address",
@@ -143,7 +143,7 @@ const OPEN_TYPES: [&str; 12] = [
 
 /// What `wide` adds in extensions.
 const WIDE_OPEN_TYPES: [&str; 9] =
-    ["Uri", "Url", "Canonical", "Instant", "PositiveInt", "UnsignedInt", "Markdown", "Quantity", "Period"];
+    ["uri", "url", "canonical", "instant", "positiveInt", "unsignedInt", "markdown", "Quantity", "Period"];
 
 /// Elements that HAPI's classes, and so Pathling's tables, have beyond R4: those of every knowledge resource.
 const BEYOND_R4: [(&str, &[&str]); 10] = [
@@ -160,8 +160,8 @@ const BEYOND_R4: [(&str, &[&str]); 10] = [
 ];
 
 impl Shape {
-    /// Walks the definitions. Bundle, Parameters, StructureDefinition, StructureMap and whatever R4 does not know have no
-    /// typed columns.
+    /// Walks the definitions. `Bundle`, `Parameters`, `StructureDefinition`, `StructureMap` and whatever R4 does not
+    /// know have no typed columns.
     pub fn of(resource_type: ResourceType, options: Options) -> Arc<Self> {
         let name = resource_type.as_str();
         let root = definitions::resource(name).filter(|_| !WITHOUT_TYPED_COLUMNS.contains(&name));
@@ -174,6 +174,22 @@ impl Shape {
             extension: extension.map(|extension| Arc::new(complex(extension))),
             derived: root.map(derived).unwrap_or_default(),
         })
+    }
+}
+
+impl Layout {
+    /// What Pathling would have to be configured with for these structs, but for the decimals of `wide`:
+    /// `fhirsync.pathlingConfig` of the table.
+    pub fn pathling_config(self) -> String {
+        format!("nest{NESTING_LEVEL};ext;openTypes={}", self.open_types().join(","))
+    }
+
+    /// Of which types the value of an extension may be.
+    fn open_types(self) -> Vec<&'static str> {
+        match self {
+            Self::Pathling => OPEN_TYPES.to_vec(),
+            Self::Wide => [&OPEN_TYPES[..], &WIDE_OPEN_TYPES].concat(),
+        }
     }
 }
 
@@ -215,13 +231,13 @@ impl Walk {
         match defined.content {
             Defined::Of(of) => vec![(defined.name, Some(of))],
             Defined::Choice(choice) => {
-                let wide: &[&str] = match (self.layout, structure.name()) {
-                    (Layout::Wide, "Extension") => &WIDE_OPEN_TYPES,
-                    _ => &[],
+                let open_types = match structure.name() {
+                    "Extension" => self.layout.open_types(),
+                    _ => Layout::Pathling.open_types(),
                 };
                 let has_column = |member: &str| {
                     let of = &member[defined.name.len()..];
-                    !choice.is_open() || OPEN_TYPES.contains(&of) || wide.contains(&of)
+                    !choice.is_open() || open_types.iter().any(|open| open.eq_ignore_ascii_case(of))
                 };
                 let mut types: Vec<_> = choice.types().collect();
                 types.sort_by_cached_key(|(_, of)| class_name(*of));
@@ -329,3 +345,6 @@ impl From<PrimitiveType> for Primitive {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

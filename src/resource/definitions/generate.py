@@ -97,7 +97,7 @@ def rust(structures):
     text = Names(structures, choices)
 
     def of(type_):
-        return f"s({numbers[type_]})" if type_ in numbers else f"P({capital(type_)})"
+        return f"s({numbers[type_]})" if type_ in numbers else f"P(T::{capital(type_)})"
 
     def element(own, repeated, types):
         name = own.removesuffix("[x]")
@@ -124,8 +124,7 @@ def rust(structures):
         "//! Numbers stand for places in these arrays; `mod.rs` follows them.",
         "",
         "use super::{",
-        "    PrimitiveType::*,",
-        "    Row, StructureRow,",
+        "    PrimitiveType as T, Row, StructureRow,",
         "    Type::{self, Primitive as P},",
         "    choice, many, one, part, s, whole,",
         "};",

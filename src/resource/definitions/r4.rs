@@ -4,8 +4,7 @@
 //! Numbers stand for places in these arrays; `mod.rs` follows them.
 
 use super::{
-    PrimitiveType::*,
-    Row, StructureRow,
+    PrimitiveType as T, Row, StructureRow,
     Type::{self, Primitive as P},
     choice, many, one, part, s, whole,
 };
@@ -631,74 +630,74 @@ pub(super) static STRUCTURES: &[StructureRow] = &[
 /// The types of each choice: the member's name in JSON, and what it is.
 #[rustfmt::skip]
 pub(super) static CHOICES: &[&[(u16, Type)]] = &[
-    &[(664, P(DateTime)), (663, s(10)), (665, s(463)), (666, s(497)), (667, P(String))],
+    &[(664, P(T::DateTime)), (663, s(10)), (665, s(463)), (666, s(497)), (667, P(T::String))],
     &[(693, s(100)), (695, s(499))],
-    &[(710, s(10)), (712, s(497)), (713, P(String))],
+    &[(710, s(10)), (712, s(497)), (713, P(T::String))],
     &[(712, s(497)), (711, s(100))],
-    &[(721, P(Boolean)), (722, s(100))],
-    &[(726, P(UnsignedInt)), (725, P(String)), (723, s(425))],
-    &[(733, s(488)), (734, s(497)), (735, s(498)), (737, P(String))],
-    &[(733, s(488)), (734, s(497)), (737, P(String))],
-    &[(733, s(488)), (737, P(String))],
-    &[(742, P(Boolean)), (746, P(Decimal)), (747, P(Integer)), (744, P(Date)), (745, P(DateTime)), (752, P(Time)), (751, P(String)), (743, s(101)), (749, s(488)), (750, s(499))],
-    &[(767, P(Boolean)), (768, s(100))],
-    &[(786, s(499)), (787, P(String))],
-    &[(825, s(463)), (824, P(Date)), (826, P(String))],
+    &[(721, P(T::Boolean)), (722, s(100))],
+    &[(726, P(T::UnsignedInt)), (725, P(T::String)), (723, s(425))],
+    &[(733, s(488)), (734, s(497)), (735, s(498)), (737, P(T::String))],
+    &[(733, s(488)), (734, s(497)), (737, P(T::String))],
+    &[(733, s(488)), (737, P(T::String))],
+    &[(742, P(T::Boolean)), (746, P(T::Decimal)), (747, P(T::Integer)), (744, P(T::Date)), (745, P(T::DateTime)), (752, P(T::Time)), (751, P(T::String)), (743, s(101)), (749, s(488)), (750, s(499))],
+    &[(767, P(T::Boolean)), (768, s(100))],
+    &[(786, s(499)), (787, P(T::String))],
+    &[(825, s(463)), (824, P(T::Date)), (826, P(T::String))],
     &[(828, s(199)), (830, s(497)), (829, s(463))],
     &[(860, s(100)), (861, s(488))],
     &[(865, s(499)), (864, s(100))],
     &[(884, s(499)), (882, s(100))],
-    &[(889, P(DateTime)), (890, s(463))],
+    &[(889, P(T::DateTime)), (890, s(463))],
     &[(933, s(17)), (936, s(499))],
-    &[(937, P(String)), (933, s(17)), (936, s(499))],
-    &[(966, P(DateTime)), (967, s(463))],
-    &[(990, s(463)), (987, P(DateTime))],
-    &[(999, P(Boolean)), (998, s(10)), (1002, s(497)), (1000, P(Date)), (1003, P(String))],
-    &[(999, P(Boolean)), (1001, P(DateTime))],
-    &[(1012, P(Base64Binary)), (1013, P(Boolean)), (1014, P(Canonical)), (1015, P(Code)), (1023, P(Date)), (1024, P(DateTime)), (1025, P(Decimal)), (1031, P(Id)), (1033, P(Instant)), (1034, P(Integer)), (1035, P(Markdown)), (1038, P(Oid)), (1041, P(PositiveInt)), (1049, P(String)), (1050, P(Time)), (1053, P(UnsignedInt)), (1054, P(Uri)), (1055, P(Url)), (1057, P(Uuid)), (1008, s(6)), (1009, s(10)), (1010, s(13)), (1011, s(17)), (1016, s(100)), (1017, s(101)), (1019, s(129)), (1021, s(147)), (1026, s(189)), (1028, s(199)), (1030, s(283)), (1032, s(284)), (1037, s(425)), (1040, s(463)), (1042, s(488)), (1043, s(497)), (1044, s(498)), (1045, s(499)), (1047, s(523)), (1048, s(528)), (1051, s(642)), (1018, s(128)), (1020, s(146)), (1022, s(162)), (1029, s(264)), (1039, s(452)), (1046, s(500)), (1052, s(644)), (1056, s(645)), (1027, s(197)), (1036, s(415))],
+    &[(937, P(T::String)), (933, s(17)), (936, s(499))],
+    &[(966, P(T::DateTime)), (967, s(463))],
+    &[(990, s(463)), (987, P(T::DateTime))],
+    &[(999, P(T::Boolean)), (998, s(10)), (1002, s(497)), (1000, P(T::Date)), (1003, P(T::String))],
+    &[(999, P(T::Boolean)), (1001, P(T::DateTime))],
+    &[(1012, P(T::Base64Binary)), (1013, P(T::Boolean)), (1014, P(T::Canonical)), (1015, P(T::Code)), (1023, P(T::Date)), (1024, P(T::DateTime)), (1025, P(T::Decimal)), (1031, P(T::Id)), (1033, P(T::Instant)), (1034, P(T::Integer)), (1035, P(T::Markdown)), (1038, P(T::Oid)), (1041, P(T::PositiveInt)), (1049, P(T::String)), (1050, P(T::Time)), (1053, P(T::UnsignedInt)), (1054, P(T::Uri)), (1055, P(T::Url)), (1057, P(T::Uuid)), (1008, s(6)), (1009, s(10)), (1010, s(13)), (1011, s(17)), (1016, s(100)), (1017, s(101)), (1019, s(129)), (1021, s(147)), (1026, s(189)), (1028, s(199)), (1030, s(283)), (1032, s(284)), (1037, s(425)), (1040, s(463)), (1042, s(488)), (1043, s(497)), (1044, s(498)), (1045, s(499)), (1047, s(523)), (1048, s(528)), (1051, s(642)), (1018, s(128)), (1020, s(146)), (1022, s(162)), (1029, s(264)), (1039, s(452)), (1046, s(500)), (1052, s(644)), (1056, s(645)), (1027, s(197)), (1036, s(415))],
     &[(1060, s(499)), (1059, s(100))],
-    &[(1063, s(100)), (1062, P(Canonical)), (1065, s(264)), (1064, s(162))],
-    &[(1066, s(499)), (1062, P(Canonical)), (1063, s(100)), (1065, s(264)), (1064, s(162)), (1067, s(644))],
-    &[(1062, P(Canonical)), (1068, P(Uri))],
+    &[(1063, s(100)), (1062, P(T::Canonical)), (1065, s(264)), (1064, s(162))],
+    &[(1066, s(499)), (1062, P(T::Canonical)), (1063, s(100)), (1065, s(264)), (1064, s(162)), (1067, s(644))],
+    &[(1062, P(T::Canonical)), (1068, P(T::Uri))],
     &[(1089, s(488)), (1090, s(497)), (1087, s(100))],
-    &[(1089, s(488)), (1090, s(497)), (1087, s(100)), (1093, P(String)), (1086, P(Boolean)), (1088, P(Integer)), (1091, s(498))],
+    &[(1089, s(488)), (1090, s(497)), (1087, s(100)), (1093, P(T::String)), (1086, P(T::Boolean)), (1088, P(T::Integer)), (1091, s(498))],
     &[(1102, s(100)), (1103, s(499))],
     &[(1140, s(497)), (1139, s(488))],
-    &[(1137, P(PositiveInt)), (1138, P(String))],
-    &[(1145, P(Date)), (1146, s(199))],
-    &[(1158, P(DateTime)), (1160, s(463))],
-    &[(1158, P(DateTime)), (1160, s(463)), (1162, s(642)), (1159, P(Instant))],
+    &[(1137, P(T::PositiveInt)), (1138, P(T::String))],
+    &[(1145, P(T::Date)), (1146, s(199))],
+    &[(1158, P(T::DateTime)), (1160, s(463))],
+    &[(1158, P(T::DateTime)), (1160, s(463)), (1162, s(642)), (1159, P(T::Instant))],
     &[(1178, s(100)), (1179, s(499))],
-    &[(1190, s(101)), (1192, P(Uri))],
-    &[(1196, P(Boolean)), (1197, P(Canonical))],
+    &[(1190, s(101)), (1192, P(T::Uri))],
+    &[(1196, P(T::Boolean)), (1197, P(T::Canonical))],
     &[(1231, s(100)), (1232, s(199))],
-    &[(1245, P(Base64Binary)), (1246, P(Boolean)), (1247, P(Canonical)), (1248, P(Code)), (1256, P(Date)), (1257, P(DateTime)), (1258, P(Decimal)), (1264, P(Id)), (1266, P(Instant)), (1267, P(Integer)), (1268, P(Markdown)), (1271, P(Oid)), (1274, P(PositiveInt)), (1282, P(String)), (1283, P(Time)), (1286, P(UnsignedInt)), (1287, P(Uri)), (1288, P(Url)), (1290, P(Uuid)), (1241, s(6)), (1242, s(10)), (1243, s(13)), (1244, s(17)), (1249, s(100)), (1250, s(101)), (1252, s(129)), (1254, s(147)), (1259, s(189)), (1261, s(199)), (1263, s(283)), (1265, s(284)), (1270, s(425)), (1273, s(463)), (1275, s(488)), (1276, s(497)), (1277, s(498)), (1278, s(499)), (1280, s(523)), (1281, s(528)), (1284, s(642)), (1251, s(128)), (1253, s(146)), (1255, s(162)), (1262, s(264)), (1272, s(452)), (1279, s(500)), (1285, s(644)), (1289, s(645)), (1260, s(197)), (1269, s(415))],
-    &[(1368, P(DateTime)), (1369, s(463))],
+    &[(1245, P(T::Base64Binary)), (1246, P(T::Boolean)), (1247, P(T::Canonical)), (1248, P(T::Code)), (1256, P(T::Date)), (1257, P(T::DateTime)), (1258, P(T::Decimal)), (1264, P(T::Id)), (1266, P(T::Instant)), (1267, P(T::Integer)), (1268, P(T::Markdown)), (1271, P(T::Oid)), (1274, P(T::PositiveInt)), (1282, P(T::String)), (1283, P(T::Time)), (1286, P(T::UnsignedInt)), (1287, P(T::Uri)), (1288, P(T::Url)), (1290, P(T::Uuid)), (1241, s(6)), (1242, s(10)), (1243, s(13)), (1244, s(17)), (1249, s(100)), (1250, s(101)), (1252, s(129)), (1254, s(147)), (1259, s(189)), (1261, s(199)), (1263, s(283)), (1265, s(284)), (1270, s(425)), (1273, s(463)), (1275, s(488)), (1276, s(497)), (1277, s(498)), (1278, s(499)), (1280, s(523)), (1281, s(528)), (1284, s(642)), (1251, s(128)), (1253, s(146)), (1255, s(162)), (1262, s(264)), (1272, s(452)), (1279, s(500)), (1285, s(644)), (1289, s(645)), (1260, s(197)), (1269, s(415))],
+    &[(1368, P(T::DateTime)), (1369, s(463))],
     &[(1397, s(100)), (1398, s(499))],
     &[(1445, s(100)), (1446, s(499))],
     &[(1446, s(499)), (1445, s(100))],
     &[(1470, s(17)), (1471, s(499))],
     &[(1489, s(6)), (1493, s(499))],
     &[(1491, s(100)), (1489, s(6)), (1493, s(499))],
-    &[(1513, P(String)), (1512, s(499))],
-    &[(1538, P(Date)), (1539, P(DateTime)), (1541, P(Instant)), (1545, P(Time)), (1540, P(Decimal)), (1542, P(Integer)), (1543, P(PositiveInt)), (1546, P(UnsignedInt)), (1544, s(488))],
+    &[(1513, P(T::String)), (1512, s(499))],
+    &[(1538, P(T::Date)), (1539, P(T::DateTime)), (1541, P(T::Instant)), (1545, P(T::Time)), (1540, P(T::Decimal)), (1542, P(T::Integer)), (1543, P(T::PositiveInt)), (1546, P(T::UnsignedInt)), (1544, s(488))],
     &[(1556, s(100)), (1557, s(499))],
-    &[(1568, P(Date)), (1569, P(DateTime)), (1571, P(Instant)), (1575, P(Time)), (1570, P(Decimal)), (1572, P(Integer)), (1573, P(PositiveInt)), (1576, P(UnsignedInt)), (1574, s(488))],
-    &[(1579, s(488)), (1580, P(String))],
-    &[(1592, P(Uri)), (1590, P(Canonical)), (1591, s(100))],
-    &[(1603, P(Boolean)), (1604, P(Integer))],
-    &[(1613, P(Url)), (1612, s(499))],
-    &[(1648, s(463)), (1647, P(DateTime))],
-    &[(1650, P(DateTime)), (1651, s(463))],
-    &[(1650, P(DateTime)), (1651, s(463)), (1653, s(642))],
-    &[(1650, P(DateTime)), (1652, P(String))],
+    &[(1568, P(T::Date)), (1569, P(T::DateTime)), (1571, P(T::Instant)), (1575, P(T::Time)), (1570, P(T::Decimal)), (1572, P(T::Integer)), (1573, P(T::PositiveInt)), (1576, P(T::UnsignedInt)), (1574, s(488))],
+    &[(1579, s(488)), (1580, P(T::String))],
+    &[(1592, P(T::Uri)), (1590, P(T::Canonical)), (1591, s(100))],
+    &[(1603, P(T::Boolean)), (1604, P(T::Integer))],
+    &[(1613, P(T::Url)), (1612, s(499))],
+    &[(1648, s(463)), (1647, P(T::DateTime))],
+    &[(1650, P(T::DateTime)), (1651, s(463))],
+    &[(1650, P(T::DateTime)), (1651, s(463)), (1653, s(642))],
+    &[(1650, P(T::DateTime)), (1652, P(T::String))],
     &[(1657, s(199)), (1658, s(497))],
-    &[(1665, s(10)), (1668, s(497)), (1667, s(463)), (1669, P(String))],
-    &[(1666, P(DateTime)), (1665, s(10)), (1667, s(463)), (1668, s(497)), (1669, P(String))],
-    &[(1737, P(DateTime)), (1741, s(463)), (1739, s(199)), (1743, s(642))],
-    &[(1761, P(Base64Binary)), (1762, P(Boolean)), (1763, P(Canonical)), (1764, P(Code)), (1772, P(Date)), (1773, P(DateTime)), (1774, P(Decimal)), (1780, P(Id)), (1782, P(Instant)), (1783, P(Integer)), (1784, P(Markdown)), (1787, P(Oid)), (1790, P(PositiveInt)), (1798, P(String)), (1799, P(Time)), (1802, P(UnsignedInt)), (1803, P(Uri)), (1804, P(Url)), (1806, P(Uuid)), (1757, s(6)), (1758, s(10)), (1759, s(13)), (1760, s(17)), (1765, s(100)), (1766, s(101)), (1768, s(129)), (1770, s(147)), (1775, s(189)), (1777, s(199)), (1779, s(283)), (1781, s(284)), (1786, s(425)), (1789, s(463)), (1791, s(488)), (1792, s(497)), (1793, s(498)), (1794, s(499)), (1796, s(523)), (1797, s(528)), (1800, s(642)), (1767, s(128)), (1769, s(146)), (1771, s(162)), (1778, s(264)), (1788, s(452)), (1795, s(500)), (1801, s(644)), (1805, s(645)), (1776, s(197)), (1785, s(415))],
-    &[(1823, P(DateTime)), (1824, s(463)), (1826, P(String)), (1822, s(10)), (1825, s(497))],
-    &[(1893, P(Decimal)), (1894, s(497))],
+    &[(1665, s(10)), (1668, s(497)), (1667, s(463)), (1669, P(T::String))],
+    &[(1666, P(T::DateTime)), (1665, s(10)), (1667, s(463)), (1668, s(497)), (1669, P(T::String))],
+    &[(1737, P(T::DateTime)), (1741, s(463)), (1739, s(199)), (1743, s(642))],
+    &[(1761, P(T::Base64Binary)), (1762, P(T::Boolean)), (1763, P(T::Canonical)), (1764, P(T::Code)), (1772, P(T::Date)), (1773, P(T::DateTime)), (1774, P(T::Decimal)), (1780, P(T::Id)), (1782, P(T::Instant)), (1783, P(T::Integer)), (1784, P(T::Markdown)), (1787, P(T::Oid)), (1790, P(T::PositiveInt)), (1798, P(T::String)), (1799, P(T::Time)), (1802, P(T::UnsignedInt)), (1803, P(T::Uri)), (1804, P(T::Url)), (1806, P(T::Uuid)), (1757, s(6)), (1758, s(10)), (1759, s(13)), (1760, s(17)), (1765, s(100)), (1766, s(101)), (1768, s(129)), (1770, s(147)), (1775, s(189)), (1777, s(199)), (1779, s(283)), (1781, s(284)), (1786, s(425)), (1789, s(463)), (1791, s(488)), (1792, s(497)), (1793, s(498)), (1794, s(499)), (1796, s(523)), (1797, s(528)), (1800, s(642)), (1767, s(128)), (1769, s(146)), (1771, s(162)), (1778, s(264)), (1788, s(452)), (1795, s(500)), (1801, s(644)), (1805, s(645)), (1776, s(197)), (1785, s(415))],
+    &[(1823, P(T::DateTime)), (1824, s(463)), (1826, P(T::String)), (1822, s(10)), (1825, s(497))],
+    &[(1893, P(T::Decimal)), (1894, s(497))],
     &[(1898, s(100)), (1899, s(499))],
     &[(1908, s(100)), (1911, s(499))],
     &[(1911, s(499)), (1908, s(100))],
@@ -706,430 +705,441 @@ pub(super) static CHOICES: &[&[(u16, Type)]] = &[
     &[(1958, s(488)), (1960, s(498))],
     &[(1960, s(498)), (1958, s(488))],
     &[(1960, s(498)), (1959, s(497)), (1958, s(488))],
-    &[(2032, P(Boolean)), (2033, s(499))],
-    &[(2091, s(642)), (2089, s(463)), (2090, P(String))],
-    &[(2115, P(PositiveInt)), (2116, P(String))],
-    &[(2125, P(Date)), (2126, s(463))],
+    &[(2032, P(T::Boolean)), (2033, s(499))],
+    &[(2091, s(642)), (2089, s(463)), (2090, P(T::String))],
+    &[(2115, P(T::PositiveInt)), (2116, P(T::String))],
+    &[(2125, P(T::Date)), (2126, s(463))],
     &[(2149, s(17)), (2158, s(499))],
-    &[(2160, P(Uri)), (2150, P(Canonical))],
-    &[(2181, P(Date)), (2180, s(100))],
+    &[(2160, P(T::Uri)), (2150, P(T::Canonical))],
+    &[(2181, P(T::Date)), (2180, s(100))],
     &[(2189, s(100)), (2190, s(499))],
-    &[(2204, P(DateTime)), (2208, s(463)), (2206, s(199)), (2210, s(642))],
+    &[(2204, P(T::DateTime)), (2208, s(463)), (2206, s(199)), (2210, s(642))],
     &[(2218, s(100)), (2220, s(499))],
     &[(2229, s(100)), (2230, s(499))],
     &[(2230, s(499)), (2229, s(100))],
     &[(2263, s(284)), (2266, s(499))],
-    &[(2268, P(Uri)), (2259, P(Canonical))],
-    &[(2290, P(DateTime)), (2293, s(463))],
-    &[(2303, s(642)), (2300, s(463)), (2298, P(DateTime))],
-    &[(2303, s(642)), (2302, s(499)), (2297, P(Date)), (2298, P(DateTime))],
-    &[(2303, s(642)), (2298, P(DateTime)), (2296, s(10)), (2300, s(463)), (2301, s(497)), (2299, s(199))],
-    &[(2297, P(Date)), (2300, s(463))],
-    &[(2298, P(DateTime)), (2296, s(10)), (2300, s(463)), (2299, s(199)), (2301, s(497)), (2303, s(642))],
+    &[(2268, P(T::Uri)), (2259, P(T::Canonical))],
+    &[(2290, P(T::DateTime)), (2293, s(463))],
+    &[(2303, s(642)), (2300, s(463)), (2298, P(T::DateTime))],
+    &[(2303, s(642)), (2302, s(499)), (2297, P(T::Date)), (2298, P(T::DateTime))],
+    &[(2303, s(642)), (2298, P(T::DateTime)), (2296, s(10)), (2300, s(463)), (2301, s(497)), (2299, s(199))],
+    &[(2297, P(T::Date)), (2300, s(463))],
+    &[(2298, P(T::DateTime)), (2296, s(10)), (2300, s(463)), (2299, s(199)), (2301, s(497)), (2303, s(642))],
     &[(2308, s(100)), (2309, s(499))],
-    &[(2350, P(UnsignedInt)), (2347, s(425))],
-    &[(2350, P(UnsignedInt)), (2349, P(String)), (2347, s(425))],
+    &[(2350, P(T::UnsignedInt)), (2347, s(425))],
+    &[(2350, P(T::UnsignedInt)), (2349, P(T::String)), (2347, s(425))],
     &[(2373, s(100)), (2399, s(488)), (2400, s(497)), (2402, s(499))],
-    &[(2373, s(100)), (2399, s(488)), (2400, s(497)), (2370, P(Boolean))],
-    &[(2373, s(100)), (2370, P(Boolean)), (2399, s(488)), (2400, s(497)), (2402, s(499))],
-    &[(2373, s(100)), (2407, P(String)), (2399, s(488)), (2369, P(Base64Binary))],
-    &[(2399, s(488)), (2373, s(100)), (2407, P(String)), (2370, P(Boolean)), (2391, P(Integer)), (2400, s(497)), (2401, s(498)), (2404, s(523)), (2408, P(Time)), (2381, P(DateTime)), (2397, s(463))],
+    &[(2373, s(100)), (2399, s(488)), (2400, s(497)), (2370, P(T::Boolean))],
+    &[(2373, s(100)), (2370, P(T::Boolean)), (2399, s(488)), (2400, s(497)), (2402, s(499))],
+    &[(2373, s(100)), (2407, P(T::String)), (2399, s(488)), (2369, P(T::Base64Binary))],
+    &[(2399, s(488)), (2373, s(100)), (2407, P(T::String)), (2370, P(T::Boolean)), (2391, P(T::Integer)), (2400, s(497)), (2401, s(498)), (2404, s(523)), (2408, P(T::Time)), (2381, P(T::DateTime)), (2397, s(463))],
     &[(2399, s(488)), (2394, s(425))],
-    &[(2369, P(Base64Binary)), (2370, P(Boolean)), (2371, P(Canonical)), (2372, P(Code)), (2380, P(Date)), (2381, P(DateTime)), (2382, P(Decimal)), (2388, P(Id)), (2390, P(Instant)), (2391, P(Integer)), (2392, P(Markdown)), (2395, P(Oid)), (2398, P(PositiveInt)), (2407, P(String)), (2408, P(Time)), (2411, P(UnsignedInt)), (2412, P(Uri)), (2413, P(Url)), (2415, P(Uuid)), (2365, s(6)), (2366, s(10)), (2367, s(13)), (2368, s(17)), (2373, s(100)), (2374, s(101)), (2376, s(129)), (2378, s(147)), (2383, s(189)), (2385, s(199)), (2387, s(283)), (2389, s(284)), (2394, s(425)), (2397, s(463)), (2399, s(488)), (2400, s(497)), (2401, s(498)), (2402, s(499)), (2404, s(523)), (2406, s(528)), (2409, s(642)), (2375, s(128)), (2377, s(146)), (2379, s(162)), (2386, s(264)), (2396, s(452)), (2403, s(500)), (2410, s(644)), (2414, s(645)), (2384, s(197)), (2393, s(415))],
-    &[(2370, P(Boolean)), (2382, P(Decimal)), (2391, P(Integer)), (2380, P(Date)), (2381, P(DateTime)), (2408, P(Time)), (2407, P(String)), (2412, P(Uri)), (2368, s(17)), (2374, s(101)), (2399, s(488)), (2402, s(499))],
-    &[(2370, P(Boolean)), (2407, P(String)), (2399, s(488)), (2368, s(17)), (2402, s(499))],
-    &[(2372, P(Code)), (2374, s(101)), (2407, P(String)), (2391, P(Integer)), (2370, P(Boolean)), (2381, P(DateTime)), (2382, P(Decimal))],
-    &[(2381, P(DateTime)), (2397, s(463)), (2385, s(199))],
-    &[(2388, P(Id)), (2407, P(String)), (2370, P(Boolean)), (2391, P(Integer)), (2382, P(Decimal))],
-    &[(2391, P(Integer)), (2380, P(Date)), (2408, P(Time)), (2407, P(String)), (2374, s(101)), (2402, s(499))],
-    &[(2407, P(String)), (2369, P(Base64Binary))],
-    &[(2407, P(String)), (2370, P(Boolean)), (2391, P(Integer)), (2382, P(Decimal)), (2412, P(Uri)), (2372, P(Code)), (2381, P(DateTime))],
+    &[(2369, P(T::Base64Binary)), (2370, P(T::Boolean)), (2371, P(T::Canonical)), (2372, P(T::Code)), (2380, P(T::Date)), (2381, P(T::DateTime)), (2382, P(T::Decimal)), (2388, P(T::Id)), (2390, P(T::Instant)), (2391, P(T::Integer)), (2392, P(T::Markdown)), (2395, P(T::Oid)), (2398, P(T::PositiveInt)), (2407, P(T::String)), (2408, P(T::Time)), (2411, P(T::UnsignedInt)), (2412, P(T::Uri)), (2413, P(T::Url)), (2415, P(T::Uuid)), (2365, s(6)), (2366, s(10)), (2367, s(13)), (2368, s(17)), (2373, s(100)), (2374, s(101)), (2376, s(129)), (2378, s(147)), (2383, s(189)), (2385, s(199)), (2387, s(283)), (2389, s(284)), (2394, s(425)), (2397, s(463)), (2399, s(488)), (2400, s(497)), (2401, s(498)), (2402, s(499)), (2404, s(523)), (2406, s(528)), (2409, s(642)), (2375, s(128)), (2377, s(146)), (2379, s(162)), (2386, s(264)), (2396, s(452)), (2403, s(500)), (2410, s(644)), (2414, s(645)), (2384, s(197)), (2393, s(415))],
+    &[(2370, P(T::Boolean)), (2382, P(T::Decimal)), (2391, P(T::Integer)), (2380, P(T::Date)), (2381, P(T::DateTime)), (2408, P(T::Time)), (2407, P(T::String)), (2412, P(T::Uri)), (2368, s(17)), (2374, s(101)), (2399, s(488)), (2402, s(499))],
+    &[(2370, P(T::Boolean)), (2407, P(T::String)), (2399, s(488)), (2368, s(17)), (2402, s(499))],
+    &[(2372, P(T::Code)), (2374, s(101)), (2407, P(T::String)), (2391, P(T::Integer)), (2370, P(T::Boolean)), (2381, P(T::DateTime)), (2382, P(T::Decimal))],
+    &[(2381, P(T::DateTime)), (2397, s(463)), (2385, s(199))],
+    &[(2388, P(T::Id)), (2407, P(T::String)), (2370, P(T::Boolean)), (2391, P(T::Integer)), (2382, P(T::Decimal))],
+    &[(2391, P(T::Integer)), (2380, P(T::Date)), (2408, P(T::Time)), (2407, P(T::String)), (2374, s(101)), (2402, s(499))],
+    &[(2407, P(T::String)), (2369, P(T::Base64Binary))],
+    &[(2407, P(T::String)), (2370, P(T::Boolean)), (2391, P(T::Integer)), (2382, P(T::Decimal)), (2412, P(T::Uri)), (2372, P(T::Code)), (2381, P(T::DateTime))],
     &[(2440, s(463)), (2442, s(497))],
 ];
 
 #[rustfmt::skip]
 pub(super) static ELEMENTS: &[Row] = &[
     // Account
-    many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(1610, P(String)), many(2217, s(499)),
-    one(2120, s(463)), many(963, s(1)), one(1712, s(499)), one(1082, P(String)), many(1344, s(2)), one(1734, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(1610, P(T::String)), many(2217, s(499)),
+    one(2120, s(463)), many(963, s(1)), one(1712, s(499)), one(1082, P(T::String)), many(1344, s(2)), one(1734, s(499)),
     // Account.coverage
-    one(963, s(499)), one(1890, P(PositiveInt)),
+    one(963, s(499)), one(1890, P(T::PositiveInt)),
     // Account.guarantor
-    one(1747, s(499)), one(1662, P(Boolean)), one(1832, s(463)),
+    one(1747, s(499)), one(1662, P(T::Boolean)), one(1832, s(463)),
     // ActivityDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84), one(984, P(DateTime)),
-    one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)),
-    one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)),
-    one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)), many(2073, s(128)),
-    many(1171, s(128)), many(2010, s(500)), many(1476, P(Canonical)), one(1452, P(Code)), one(1914, P(Canonical)),
-    one(881, s(100)), one(1423, P(Code)), one(1890, P(Code)), one(1125, P(Boolean)), choice(2295, 92),
-    one(1488, s(499)), many(1735, s(5)), choice(1904, 70), one(1944, s(488)), many(1131, s(197)), many(821, s(100)),
-    many(2174, s(499)), many(1641, s(499)), many(1642, s(499)), one(2314, P(Canonical)), many(1151, s(4)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(T::Canonical)),
+    one(1452, P(T::Code)), one(1914, P(T::Canonical)), one(881, s(100)), one(1423, P(T::Code)), one(1890, P(T::Code)),
+    one(1125, P(T::Boolean)), choice(2295, 92), one(1488, s(499)), many(1735, s(5)), choice(1904, 70),
+    one(1944, s(488)), many(1131, s(197)), many(821, s(100)), many(2174, s(499)), many(1641, s(499)),
+    many(1642, s(499)), one(2314, P(T::Canonical)), many(1151, s(4)),
     // ActivityDefinition.dynamicValue
-    one(1751, P(String)), one(1216, s(264)),
+    one(1751, P(T::String)), one(1216, s(264)),
     // ActivityDefinition.participant
-    one(2320, P(Code)), one(2078, s(100)),
+    one(2320, P(T::Code)), one(2078, s(100)),
     // Address
-    one(2342, P(Code)), one(2320, P(Code)), one(2281, P(String)), many(1481, P(String)), one(870, P(String)),
-    one(1122, P(String)), one(2184, P(String)), one(1855, P(String)), one(959, P(String)), one(1832, s(463)),
+    one(2342, P(T::Code)), one(2320, P(T::Code)), one(2281, P(T::String)), many(1481, P(T::String)),
+    one(870, P(T::String)), one(1122, P(T::String)), one(2184, P(T::String)), one(1855, P(T::String)),
+    one(959, P(T::String)), one(1832, s(463)),
     // AdverseEvent
-    one(1370, s(284)), one(684, P(Code)), many(853, s(100)), one(1189, s(100)), one(2217, s(499)), one(1169, s(499)),
-    one(984, P(DateTime)), one(1095, P(DateTime)), one(1983, P(DateTime)), many(2068, s(499)), one(1488, s(499)),
-    one(2117, s(100)), one(2128, s(100)), one(1698, s(100)), one(1985, s(499)), many(947, s(499)), many(2251, s(8)),
-    many(2219, s(499)), many(1989, s(499)), many(2202, s(499)),
+    one(1370, s(284)), one(684, P(T::Code)), many(853, s(100)), one(1189, s(100)), one(2217, s(499)), one(1169, s(499)),
+    one(984, P(T::DateTime)), one(1095, P(T::DateTime)), one(1983, P(T::DateTime)), many(2068, s(499)),
+    one(1488, s(499)), one(2117, s(100)), one(2128, s(100)), one(1698, s(100)), one(1985, s(499)), many(947, s(499)),
+    many(2251, s(8)), many(2219, s(499)), many(1989, s(499)), many(2202, s(499)),
     // AdverseEvent.suspectEntity
     one(1413, s(499)), many(854, s(9)),
     // AdverseEvent.suspectEntity.causality
-    one(771, s(100)), one(1912, P(String)), one(784, s(499)), one(1565, s(100)),
+    one(771, s(100)), one(1912, P(T::String)), one(784, s(499)), one(1565, s(100)),
     // Age
     // AllergyIntolerance
-    many(1370, s(284)), one(877, s(100)), one(2426, s(100)), one(2320, P(Code)), many(853, P(Code)), one(971, P(Code)),
-    one(881, s(100)), one(1752, s(499)), one(1169, s(499)), choice(1664, 63), one(1983, P(DateTime)), one(1985, s(499)),
-    one(770, s(499)), one(1459, P(DateTime)), many(1623, s(13)), many(1965, s(12)),
+    many(1370, s(284)), one(877, s(100)), one(2426, s(100)), one(2320, P(T::Code)), many(853, P(T::Code)),
+    one(971, P(T::Code)), one(881, s(100)), one(1752, s(499)), one(1169, s(499)), choice(1664, 63),
+    one(1983, P(T::DateTime)), one(1985, s(499)), one(770, s(499)), one(1459, P(T::DateTime)), many(1623, s(13)),
+    many(1965, s(12)),
     // AllergyIntolerance.reaction
-    one(2228, s(100)), many(1505, s(100)), one(1082, P(String)), one(1664, P(DateTime)), one(2128, P(Code)),
+    one(2228, s(100)), many(1505, s(100)), one(1082, P(T::String)), one(1664, P(T::DateTime)), one(2128, P(T::Code)),
     one(1212, s(100)), many(1623, s(13)),
     // Annotation
-    choice(784, 11), one(2288, P(DateTime)), one(2281, P(Markdown)),
+    choice(784, 11), one(2288, P(T::DateTime)), one(2281, P(T::Markdown)),
     // Appointment
-    many(1370, s(284)), one(2185, P(Code)), one(839, s(100)), many(2119, s(100)), many(2123, s(100)),
-    many(2168, s(100)), one(761, s(100)), many(1971, s(100)), many(1973, s(499)), one(1890, P(UnsignedInt)),
-    one(1082, P(String)), many(2249, s(499)), one(2179, P(Instant)), one(1170, P(Instant)), one(1581, P(PositiveInt)),
-    many(2143, s(499)), one(965, P(DateTime)), one(895, P(String)), one(1754, P(String)), many(810, s(499)),
-    many(1735, s(15)), many(2044, s(463)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(839, s(100)), many(2119, s(100)), many(2123, s(100)),
+    many(2168, s(100)), one(761, s(100)), many(1971, s(100)), many(1973, s(499)), one(1890, P(T::UnsignedInt)),
+    one(1082, P(T::String)), many(2249, s(499)), one(2179, P(T::Instant)), one(1170, P(T::Instant)),
+    one(1581, P(T::PositiveInt)), many(2143, s(499)), one(965, P(T::DateTime)), one(895, P(T::String)),
+    one(1754, P(T::String)), many(810, s(499)), many(1735, s(15)), many(2044, s(463)),
     // Appointment.participant
-    many(2320, s(100)), one(680, s(499)), one(2049, P(Code)), one(2185, P(Code)), one(1832, s(463)),
+    many(2320, s(100)), one(680, s(499)), one(2049, P(T::Code)), one(2185, P(T::Code)), one(1832, s(463)),
     // AppointmentResponse
-    many(1370, s(284)), one(759, s(499)), one(2179, P(Instant)), one(1170, P(Instant)), many(1745, s(100)),
-    one(680, s(499)), one(1744, P(Code)), one(895, P(String)),
+    many(1370, s(284)), one(759, s(499)), one(2179, P(T::Instant)), one(1170, P(T::Instant)), many(1745, s(100)),
+    one(680, s(499)), one(1744, P(T::Code)), one(895, P(T::String)),
     // Attachment
-    one(938, P(Code)), one(1456, P(Code)), one(978, P(Base64Binary)), one(2339, P(Url)), one(2139, P(UnsignedInt)),
-    one(1350, P(Base64Binary)), one(2305, P(String)), one(968, P(DateTime)),
+    one(938, P(T::Code)), one(1456, P(T::Code)), one(978, P(T::Base64Binary)), one(2339, P(T::Url)),
+    one(2139, P(T::UnsignedInt)), one(1350, P(T::Base64Binary)), one(2305, P(T::String)), one(968, P(T::DateTime)),
     // AuditEvent
-    one(2320, s(101)), many(2234, s(101)), one(676, P(Code)), one(1832, s(463)), one(1982, P(Instant)),
-    one(1698, P(Code)), one(1701, P(String)), many(1935, s(100)), many(714, s(19)), one(2148, s(23)), many(1177, s(21)),
+    one(2320, s(101)), many(2234, s(101)), one(676, P(T::Code)), one(1832, s(463)), one(1982, P(T::Instant)),
+    one(1698, P(T::Code)), one(1701, P(T::String)), many(1935, s(100)), many(714, s(19)), one(2148, s(23)),
+    many(1177, s(21)),
     // AuditEvent.agent
-    one(2320, s(100)), many(2078, s(100)), one(2443, s(499)), one(727, P(String)), one(1610, P(String)),
-    one(2048, P(Boolean)), one(1488, s(499)), many(1848, P(Uri)), one(1554, s(101)), one(1618, s(20)),
+    one(2320, s(100)), many(2078, s(100)), one(2443, s(499)), one(727, P(T::String)), one(1610, P(T::String)),
+    one(2048, P(T::Boolean)), one(1488, s(499)), many(1848, P(T::Uri)), one(1554, s(101)), one(1618, s(20)),
     many(1936, s(100)),
     // AuditEvent.agent.network
-    one(697, P(String)), one(2320, P(Code)),
+    one(697, P(T::String)), one(2320, P(T::Code)),
     // AuditEvent.entity
     one(2437, s(499)), one(2320, s(101)), one(2078, s(101)), one(1478, s(101)), many(2103, s(101)),
-    one(1610, P(String)), one(1082, P(String)), one(1948, P(Base64Binary)), many(1085, s(22)),
+    one(1610, P(T::String)), one(1082, P(T::String)), one(1948, P(T::Base64Binary)), many(1085, s(22)),
     // AuditEvent.entity.detail
-    one(2320, P(String)), choice(2364, 111),
+    one(2320, P(T::String)), choice(2364, 111),
     // AuditEvent.source
-    one(2137, P(String)), one(1645, s(499)), many(2320, s(101)),
+    one(2137, P(T::String)), one(1645, s(499)), many(2320, s(101)),
     // BackboneElement
     many(1588, s(265)),
     // Basic
-    many(1370, s(284)), one(881, s(100)), one(2217, s(499)), one(965, P(Date)), one(784, s(499)),
+    many(1370, s(284)), one(881, s(100)), one(2217, s(499)), one(965, P(T::Date)), one(784, s(499)),
     // Binary
-    one(938, P(Code)), one(2102, s(499)), one(978, P(Base64Binary)),
+    one(938, P(T::Code)), one(2102, s(499)), one(978, P(T::Base64Binary)),
     // BiologicallyDerivedProduct
-    many(1370, s(284)), one(1905, P(Code)), one(1907, s(100)), one(2185, P(Code)), many(2037, s(499)),
-    one(1944, P(Integer)), many(1726, s(499)), one(891, s(28)), many(1903, s(30)), one(1507, s(29)), many(2193, s(31)),
+    many(1370, s(284)), one(1905, P(T::Code)), one(1907, s(100)), one(2185, P(T::Code)), many(2037, s(499)),
+    one(1944, P(T::Integer)), many(1726, s(499)), one(891, s(28)), many(1903, s(30)), one(1507, s(29)),
+    many(2193, s(31)),
     // BiologicallyDerivedProduct.collection
     one(892, s(499)), one(2148, s(499)), choice(888, 17),
     // BiologicallyDerivedProduct.manipulation
-    one(1082, P(String)), choice(2288, 89),
+    one(1082, P(T::String)), choice(2288, 89),
     // BiologicallyDerivedProduct.processing
-    one(1082, P(String)), one(1896, s(100)), one(692, s(499)), choice(2288, 89),
+    one(1082, P(T::String)), one(1896, s(100)), one(692, s(499)), choice(2288, 89),
     // BiologicallyDerivedProduct.storage
-    one(1082, P(String)), one(2273, P(Decimal)), one(2086, P(Code)), one(1147, s(463)),
+    one(1082, P(T::String)), one(2273, P(T::Decimal)), one(2086, P(T::Code)), one(1147, s(463)),
     // BodyStructure
-    many(1370, s(284)), one(678, P(Boolean)), one(1600, s(100)), one(1488, s(100)), many(1492, s(100)),
-    one(1082, P(String)), many(1377, s(17)), one(1752, s(499)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(1600, s(100)), one(1488, s(100)), many(1492, s(100)),
+    one(1082, P(T::String)), many(1377, s(17)), one(1752, s(499)),
     // Bundle
-    one(1370, s(284)), one(2320, P(Code)), one(2294, P(Instant)), one(2310, P(UnsignedInt)), many(1483, s(38)),
+    one(1370, s(284)), one(2320, P(T::Code)), one(2294, P(T::Instant)), one(2310, P(T::UnsignedInt)), many(1483, s(38)),
     many(1180, s(34)), one(2135, s(528)),
     // Bundle.entry
-    many(1483, s(38)), one(1314, P(Uri)), one(2055, s(514)), one(2095, s(37)), one(2037, s(35)), one(2058, s(36)),
+    many(1483, s(38)), one(1314, P(T::Uri)), one(2055, s(514)), one(2095, s(37)), one(2037, s(35)), one(2058, s(36)),
     // Bundle.entry.request
-    one(1565, P(Code)), one(2339, P(Uri)), one(1376, P(String)), one(1374, P(Instant)), one(1373, P(String)),
-    one(1375, P(String)),
+    one(1565, P(T::Code)), one(2339, P(T::Uri)), one(1376, P(T::String)), one(1374, P(T::Instant)),
+    one(1373, P(T::String)), one(1375, P(T::String)),
     // Bundle.entry.response
-    one(2185, P(String)), one(1488, P(Uri)), one(1186, P(String)), one(1458, P(Instant)), one(1698, s(514)),
+    one(2185, P(T::String)), one(1488, P(T::Uri)), one(1186, P(T::String)), one(1458, P(T::Instant)), one(1698, s(514)),
     // Bundle.entry.search
-    one(1584, P(Code)), one(2093, P(Decimal)),
+    one(1584, P(T::Code)), one(2093, P(T::Decimal)),
     // Bundle.link
-    one(2014, P(String)), one(2339, P(Uri)),
+    one(2014, P(T::String)), one(2339, P(T::Uri)),
     // CapabilityStatement
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)), one(2185, P(Code)),
-    one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)), one(1452, P(Code)),
-    many(1414, P(Canonical)), many(1387, P(Canonical)), one(2145, s(52)), one(1382, s(41)), one(1233, P(Code)),
-    many(1305, P(Code)), many(1748, P(Code)), many(1383, P(Canonical)), many(2064, s(45)), many(1562, s(42)),
-    many(1127, s(40)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), one(1452, P(T::Code)), many(1414, P(T::Canonical)), many(1387, P(T::Canonical)),
+    one(2145, s(52)), one(1382, s(41)), one(1233, P(T::Code)), many(1305, P(T::Code)), many(1748, P(T::Code)),
+    many(1383, P(T::Canonical)), many(2064, s(45)), many(1562, s(42)), many(1127, s(40)),
     // CapabilityStatement.document
-    one(1584, P(Code)), one(1129, P(Markdown)), one(1914, P(Canonical)),
+    one(1584, P(T::Code)), one(1129, P(T::Markdown)), one(1914, P(T::Canonical)),
     // CapabilityStatement.implementation
-    one(1082, P(String)), one(2339, P(Url)), one(974, s(499)),
+    one(1082, P(T::String)), one(2339, P(T::Url)), one(974, s(499)),
     // CapabilityStatement.messaging
-    many(1172, s(43)), one(2021, P(UnsignedInt)), one(1129, P(Markdown)), many(2244, s(44)),
+    many(1172, s(43)), one(2021, P(T::UnsignedInt)), one(1129, P(T::Markdown)), many(2244, s(44)),
     // CapabilityStatement.messaging.endpoint
-    one(1924, s(101)), one(697, P(Url)),
+    one(1924, s(101)), one(697, P(T::Url)),
     // CapabilityStatement.messaging.supportedMessage
-    one(1584, P(Code)), one(1061, P(Canonical)),
+    one(1584, P(T::Code)), one(1061, P(T::Canonical)),
     // CapabilityStatement.rest
-    one(1584, P(Code)), one(1129, P(Markdown)), one(2101, s(51)), many(2055, s(47)), many(1425, s(46)),
-    many(2097, s(50)), many(1672, s(49)), many(904, P(Canonical)),
+    one(1584, P(T::Code)), one(1129, P(T::Markdown)), one(2101, s(51)), many(2055, s(47)), many(1425, s(46)),
+    many(2097, s(50)), many(1672, s(49)), many(904, P(T::Canonical)),
     // CapabilityStatement.rest.interaction
-    one(881, P(Code)), one(1129, P(Markdown)),
+    one(881, P(T::Code)), one(1129, P(T::Markdown)),
     // CapabilityStatement.rest.resource
-    one(2320, P(Code)), one(1914, P(Canonical)), many(2245, P(Canonical)), one(1129, P(Markdown)), many(1425, s(48)),
-    one(2432, P(Code)), one(1967, P(Boolean)), one(2336, P(Boolean)), one(917, P(Boolean)), one(919, P(Code)),
-    one(920, P(Boolean)), one(918, P(Code)), many(1991, P(Code)), many(2096, P(String)), many(2098, P(String)),
-    many(2097, s(50)), many(1672, s(49)),
+    one(2320, P(T::Code)), one(1914, P(T::Canonical)), many(2245, P(T::Canonical)), one(1129, P(T::Markdown)),
+    many(1425, s(48)), one(2432, P(T::Code)), one(1967, P(T::Boolean)), one(2336, P(T::Boolean)),
+    one(917, P(T::Boolean)), one(919, P(T::Code)), one(920, P(T::Boolean)), one(918, P(T::Code)),
+    many(1991, P(T::Code)), many(2096, P(T::String)), many(2098, P(T::String)), many(2097, s(50)), many(1672, s(49)),
     // CapabilityStatement.rest.resource.interaction
-    one(881, P(Code)), one(1129, P(Markdown)),
+    one(881, P(T::Code)), one(1129, P(T::Markdown)),
     // CapabilityStatement.rest.resource.operation
-    one(1610, P(String)), one(1061, P(Canonical)), one(1129, P(Markdown)),
+    one(1610, P(T::String)), one(1061, P(T::Canonical)), one(1129, P(T::Markdown)),
     // CapabilityStatement.rest.resource.searchParam
-    one(1610, P(String)), one(1061, P(Canonical)), one(2320, P(Code)), one(1129, P(Markdown)),
+    one(1610, P(T::String)), one(1061, P(T::Canonical)), one(2320, P(T::Code)), one(1129, P(T::Markdown)),
     // CapabilityStatement.rest.security
-    one(953, P(Boolean)), many(2118, s(100)), one(1082, P(Markdown)),
+    one(953, P(T::Boolean)), many(2118, s(100)), one(1082, P(T::Markdown)),
     // CapabilityStatement.software
-    one(1610, P(String)), one(2429, P(String)), one(2019, P(DateTime)),
+    one(1610, P(T::String)), one(2429, P(T::String)), one(2019, P(T::DateTime)),
     // CarePlan
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(2028, s(499)),
-    many(1734, s(499)), one(2185, P(Code)), one(1423, P(Code)), many(853, s(100)), one(2305, P(String)),
-    one(1082, P(String)), one(2217, s(499)), one(1169, s(499)), one(1832, s(463)), one(965, P(DateTime)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(2028, s(499)),
+    many(1734, s(499)), one(2185, P(T::Code)), one(1423, P(T::Code)), many(853, s(100)), one(2305, P(T::String)),
+    one(1082, P(T::String)), one(2217, s(499)), one(1169, s(499)), one(1832, s(463)), one(965, P(T::DateTime)),
     one(784, s(499)), many(947, s(499)), many(848, s(499)), many(698, s(499)), many(2247, s(499)), many(1333, s(499)),
     many(679, s(54)), many(1623, s(13)),
     // CarePlan.activity
     many(1700, s(100)), many(1702, s(499)), many(1920, s(13)), one(1987, s(499)), one(1085, s(55)),
     // CarePlan.activity.detail
-    one(1452, P(Code)), many(1415, P(Canonical)), many(1416, P(Uri)), one(881, s(100)), many(1971, s(100)),
-    many(1973, s(499)), many(1333, s(499)), one(2185, P(Code)), one(2188, s(100)), one(1125, P(Boolean)),
+    one(1452, P(T::Code)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), one(881, s(100)), many(1971, s(100)),
+    many(1973, s(499)), many(1333, s(499)), one(2185, P(T::Code)), one(2188, s(100)), one(1125, P(T::Boolean)),
     choice(2088, 76), one(1488, s(499)), many(1827, s(499)), choice(1904, 69), one(977, s(488)), one(1944, s(488)),
-    one(1082, P(String)),
+    one(1082, P(T::String)),
     // CareTeam
-    many(1370, s(284)), one(2185, P(Code)), many(853, s(100)), one(1610, P(String)), one(2217, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(853, s(100)), one(1610, P(T::String)), one(2217, s(499)),
     one(1169, s(499)), one(1832, s(463)), many(1735, s(57)), many(1971, s(100)), many(1973, s(499)), many(1503, s(499)),
     many(2272, s(129)), many(1623, s(13)),
     // CareTeam.participant
     many(2078, s(100)), one(1560, s(499)), one(1661, s(499)), one(1832, s(463)),
     // CatalogEntry
-    many(1370, s(284)), one(2320, s(100)), one(1681, P(Boolean)), one(1999, s(499)), many(689, s(284)),
-    many(875, s(100)), one(2185, P(Code)), one(2363, s(463)), one(2354, P(DateTime)), one(1462, P(DateTime)),
+    many(1370, s(284)), one(2320, s(100)), one(1681, P(T::Boolean)), one(1999, s(499)), many(689, s(284)),
+    many(875, s(100)), one(2185, P(T::Code)), one(2363, s(463)), one(2354, P(T::DateTime)), one(1462, P(T::DateTime)),
     many(687, s(100)), many(688, s(100)), many(2011, s(59)),
     // CatalogEntry.relatedEntry
-    one(2016, P(Code)), one(1444, s(499)),
+    one(2016, P(T::Code)), one(1444, s(499)),
     // ChargeItem
-    many(1370, s(284)), many(1068, P(Uri)), many(1062, P(Canonical)), one(2185, P(Code)), many(1734, s(499)),
+    many(1370, s(284)), many(1068, P(T::Uri)), many(1062, P(T::Canonical)), one(2185, P(T::Code)), many(1734, s(499)),
     one(881, s(100)), one(2217, s(499)), one(939, s(499)), choice(1649, 59), many(1827, s(61)), one(1831, s(499)),
-    one(2047, s(499)), one(955, s(499)), one(1944, s(488)), many(822, s(100)), one(1227, P(Decimal)), one(1884, s(425)),
-    one(1710, P(String)), one(1176, s(499)), one(1175, P(DateTime)), many(1970, s(100)), many(2118, s(499)),
-    choice(1904, 70), many(674, s(499)), many(1623, s(13)), many(2249, s(499)),
+    one(2047, s(499)), one(955, s(499)), one(1944, s(488)), many(822, s(100)), one(1227, P(T::Decimal)),
+    one(1884, s(425)), one(1710, P(T::String)), one(1176, s(499)), one(1175, P(T::DateTime)), many(1970, s(100)),
+    many(2118, s(499)), choice(1904, 70), many(674, s(499)), many(1623, s(13)), many(2249, s(499)),
     // ChargeItem.performer
     one(1315, s(100)), one(680, s(499)),
     // ChargeItemDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(2305, P(String)), many(1081, P(Uri)),
-    many(1734, P(Canonical)), many(2028, P(Canonical)), one(2185, P(Code)), one(1205, P(Boolean)),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)),
-    many(1448, s(100)), one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(2305, P(T::String)), many(1081, P(T::Uri)),
+    many(1734, P(T::Canonical)), many(2028, P(T::Canonical)), one(2185, P(T::Code)), one(1205, P(T::Boolean)),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(952, P(T::Markdown)), one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)),
     one(881, s(100)), many(1413, s(499)), many(754, s(63)), many(1922, s(64)),
     // ChargeItemDefinition.applicability
-    one(1082, P(String)), one(1456, P(String)), one(1216, P(String)),
+    one(1082, P(T::String)), one(1456, P(T::String)), one(1216, P(T::String)),
     // ChargeItemDefinition.propertyGroup
     many(754, s(63)), many(1883, s(65)),
     // ChargeItemDefinition.propertyGroup.priceComponent
-    one(2320, P(Code)), one(881, s(100)), one(1226, P(Decimal)), one(732, s(425)),
+    one(2320, P(T::Code)), one(881, s(100)), one(1226, P(T::Decimal)), one(732, s(425)),
     // Claim
-    many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(Code)), one(1752, s(499)),
-    one(818, s(463)), one(965, P(DateTime)), one(1176, s(499)), one(1419, s(499)), one(1927, s(499)), one(1890, s(100)),
-    one(1317, s(100)), many(2008, s(76)), one(1877, s(499)), one(1694, s(499)), one(1808, s(74)), one(2000, s(499)),
-    one(1224, s(499)), many(848, s(68)), many(2247, s(77)), many(1101, s(69)), many(1896, s(75)), many(1418, s(70)),
-    one(673, s(67)), many(1444, s(71)), one(2310, s(425)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(T::Code)),
+    one(1752, s(499)), one(818, s(463)), one(965, P(T::DateTime)), one(1176, s(499)), one(1419, s(499)),
+    one(1927, s(499)), one(1890, s(100)), one(1317, s(100)), many(2008, s(76)), one(1877, s(499)), one(1694, s(499)),
+    one(1808, s(74)), one(2000, s(499)), one(1224, s(499)), many(848, s(68)), many(2247, s(77)), many(1101, s(69)),
+    many(1896, s(75)), many(1418, s(70)), one(673, s(67)), many(1444, s(71)), one(2310, s(425)),
     // Claim.accident
-    one(984, P(Date)), one(2320, s(100)), choice(1488, 47),
+    one(984, P(T::Date)), one(2320, s(100)), choice(1488, 47),
     // Claim.careTeam
-    one(2109, P(PositiveInt)), one(1927, s(499)), one(2062, P(Boolean)), one(2078, s(100)), one(1938, s(100)),
+    one(2109, P(T::PositiveInt)), one(1927, s(499)), one(2062, P(T::Boolean)), one(2078, s(100)), one(1938, s(100)),
     // Claim.diagnosis
-    one(2109, P(PositiveInt)), choice(1101, 31), many(2320, s(100)), one(1660, s(100)), one(1713, s(100)),
+    one(2109, P(T::PositiveInt)), choice(1101, 31), many(2320, s(100)), one(1660, s(100)), one(1713, s(100)),
     // Claim.insurance
-    one(2109, P(PositiveInt)), one(1294, P(Boolean)), one(1370, s(284)), one(963, s(499)), one(832, P(String)),
-    many(1861, P(String)), one(872, s(499)),
+    one(2109, P(T::PositiveInt)), one(1294, P(T::Boolean)), one(1370, s(284)), one(963, s(499)), one(832, P(T::String)),
+    many(1861, P(T::String)), one(872, s(499)),
     // Claim.item
-    one(2109, P(PositiveInt)), many(849, P(PositiveInt)), many(1104, P(PositiveInt)), many(1900, P(PositiveInt)),
-    many(1402, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(2325, s(499)), one(821, s(100)), many(2214, s(100)), many(1169, s(499)), many(1085, s(72)),
+    one(2109, P(T::PositiveInt)), many(849, P(T::PositiveInt)), many(1104, P(T::PositiveInt)),
+    many(1900, P(T::PositiveInt)), many(1402, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)),
+    one(1910, s(100)), many(1587, s(100)), many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)),
+    one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)), many(2325, s(499)), one(821, s(100)),
+    many(2214, s(100)), many(1169, s(499)), many(1085, s(72)),
     // Claim.item.detail
-    one(2109, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)),
+    one(2109, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
+    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)),
     many(2325, s(499)), many(2212, s(73)),
     // Claim.item.detail.subDetail
-    one(2109, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)),
+    one(2109, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
+    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)),
     many(2325, s(499)),
     // Claim.payee
     one(2320, s(100)), one(1747, s(499)),
     // Claim.procedure
-    one(2109, P(PositiveInt)), many(2320, s(100)), one(984, P(DateTime)), choice(1896, 68), many(2325, s(499)),
+    one(2109, P(T::PositiveInt)), many(2320, s(100)), one(984, P(T::DateTime)), choice(1896, 68), many(2325, s(499)),
     // Claim.related
     one(871, s(499)), one(2015, s(100)), one(1987, s(284)),
     // Claim.supportingInfo
-    one(2109, P(PositiveInt)), one(853, s(100)), one(881, s(100)), choice(2295, 93), choice(2364, 106),
+    one(2109, P(T::PositiveInt)), one(853, s(100)), one(881, s(100)), choice(2295, 93), choice(2364, 106),
     one(1970, s(100)),
     // ClaimResponse
-    many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(Code)), one(1752, s(499)),
-    one(965, P(DateTime)), one(1419, s(499)), one(2048, s(499)), one(2037, s(499)), one(1698, P(Code)),
-    one(1120, P(String)), one(1861, P(String)), one(1860, s(463)), one(1809, s(100)), many(1444, s(84)),
-    many(686, s(79)), many(699, s(85)), many(2310, s(90)), one(1813, s(88)), one(1317, s(100)), one(1304, s(100)),
-    one(1303, s(17)), many(1902, s(89)), many(898, s(499)), many(1418, s(83)), many(1184, s(82)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(T::Code)),
+    one(1752, s(499)), one(965, P(T::DateTime)), one(1419, s(499)), one(2048, s(499)), one(2037, s(499)),
+    one(1698, P(T::Code)), one(1120, P(T::String)), one(1861, P(T::String)), one(1860, s(463)), one(1809, s(100)),
+    many(1444, s(84)), many(686, s(79)), many(699, s(85)), many(2310, s(90)), one(1813, s(88)), one(1317, s(100)),
+    one(1304, s(100)), one(1303, s(17)), many(1902, s(89)), many(898, s(499)), many(1418, s(83)), many(1184, s(82)),
     // ClaimResponse.addItem
-    many(1447, P(PositiveInt)), many(1092, P(PositiveInt)), many(2216, P(PositiveInt)), many(1927, s(499)),
+    many(1447, P(T::PositiveInt)), many(1092, P(T::PositiveInt)), many(2216, P(T::PositiveInt)), many(1927, s(499)),
     one(1910, s(100)), many(1587, s(100)), many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)),
-    one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)), one(821, s(100)), many(2214, s(100)),
-    many(1624, P(PositiveInt)), many(699, s(85)), many(1085, s(80)),
+    one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)), one(821, s(100)), many(2214, s(100)),
+    many(1624, P(T::PositiveInt)), many(699, s(85)), many(1085, s(80)),
     // ClaimResponse.addItem.detail
-    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(1624, P(PositiveInt)), many(699, s(85)), many(2212, s(81)),
+    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)),
+    one(1617, s(425)), many(1624, P(T::PositiveInt)), many(699, s(85)), many(2212, s(81)),
     // ClaimResponse.addItem.detail.subDetail
-    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(1624, P(PositiveInt)), many(699, s(85)),
+    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)),
+    one(1617, s(425)), many(1624, P(T::PositiveInt)), many(699, s(85)),
     // ClaimResponse.error
-    one(1447, P(PositiveInt)), one(1092, P(PositiveInt)), one(2213, P(PositiveInt)), one(881, s(100)),
+    one(1447, P(T::PositiveInt)), one(1092, P(T::PositiveInt)), one(2213, P(T::PositiveInt)), one(881, s(100)),
     // ClaimResponse.insurance
-    one(2109, P(PositiveInt)), one(1294, P(Boolean)), one(963, s(499)), one(832, P(String)), one(872, s(499)),
+    one(2109, P(T::PositiveInt)), one(1294, P(T::Boolean)), one(963, s(499)), one(832, P(T::String)), one(872, s(499)),
     // ClaimResponse.item
-    one(1447, P(PositiveInt)), many(1624, P(PositiveInt)), many(699, s(85)), many(1085, s(86)),
+    one(1447, P(T::PositiveInt)), many(1624, P(T::PositiveInt)), many(699, s(85)), many(1085, s(86)),
     // ClaimResponse.item.adjudication
-    one(853, s(100)), one(1970, s(100)), one(732, s(425)), one(2364, P(Decimal)),
+    one(853, s(100)), one(1970, s(100)), one(732, s(425)), one(2364, P(T::Decimal)),
     // ClaimResponse.item.detail
-    one(1092, P(PositiveInt)), many(1624, P(PositiveInt)), many(699, s(85)), many(2212, s(87)),
+    one(1092, P(T::PositiveInt)), many(1624, P(T::PositiveInt)), many(699, s(85)), many(2212, s(87)),
     // ClaimResponse.item.detail.subDetail
-    one(2213, P(PositiveInt)), many(1624, P(PositiveInt)), many(699, s(85)),
+    one(2213, P(T::PositiveInt)), many(1624, P(T::PositiveInt)), many(699, s(85)),
     // ClaimResponse.payment
-    one(2320, s(100)), one(700, s(425)), one(701, s(100)), one(984, P(Date)), one(732, s(425)), one(1370, s(284)),
+    one(2320, s(100)), one(700, s(425)), one(701, s(100)), one(984, P(T::Date)), one(732, s(425)), one(1370, s(284)),
     // ClaimResponse.processNote
-    one(1629, P(PositiveInt)), one(2320, P(Code)), one(2281, P(String)), one(1456, s(100)),
+    one(1629, P(T::PositiveInt)), one(2320, P(T::Code)), one(2281, P(T::String)), one(1456, s(100)),
     // ClaimResponse.total
     one(853, s(100)), one(732, s(425)),
     // ClinicalImpression
-    many(1370, s(284)), one(2185, P(Code)), one(2188, s(100)), one(881, s(100)), one(1082, P(String)),
-    one(2217, s(499)), one(1169, s(499)), choice(1156, 35), one(984, P(DateTime)), one(772, s(499)), one(1882, s(499)),
-    many(1895, s(499)), many(1431, s(93)), many(1924, P(Uri)), one(2238, P(String)), many(1237, s(92)),
-    many(1915, s(100)), many(1916, s(499)), many(2247, s(499)), many(1623, s(13)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2188, s(100)), one(881, s(100)), one(1082, P(T::String)),
+    one(2217, s(499)), one(1169, s(499)), choice(1156, 35), one(984, P(T::DateTime)), one(772, s(499)),
+    one(1882, s(499)), many(1895, s(499)), many(1431, s(93)), many(1924, P(T::Uri)), one(2238, P(T::String)),
+    many(1237, s(92)), many(1915, s(100)), many(1916, s(499)), many(2247, s(499)), many(1623, s(13)),
     // ClinicalImpression.finding
-    one(1445, s(100)), one(1446, s(499)), one(811, P(String)),
+    one(1445, s(100)), one(1446, s(499)), one(811, P(T::String)),
     // ClinicalImpression.investigation
     one(881, s(100)), many(1444, s(499)),
     // CodeSystem
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)),
-    one(852, P(Boolean)), one(2405, P(Canonical)), one(1356, P(Code)), one(910, P(Boolean)), one(2431, P(Boolean)),
-    one(932, P(Code)), one(2241, P(Canonical)), one(957, P(UnsignedInt)), many(1235, s(98)), many(1921, s(99)),
-    many(913, s(95)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), one(852, P(T::Boolean)), one(2405, P(T::Canonical)), one(1356, P(T::Code)),
+    one(910, P(T::Boolean)), one(2431, P(T::Boolean)), one(932, P(T::Code)), one(2241, P(T::Canonical)),
+    one(957, P(T::UnsignedInt)), many(1235, s(98)), many(1921, s(99)), many(913, s(95)),
     // CodeSystem.concept
-    one(881, P(Code)), one(1119, P(String)), one(1061, P(String)), many(1083, s(96)), many(1921, s(97)),
+    one(881, P(T::Code)), one(1119, P(T::String)), one(1061, P(T::String)), many(1083, s(96)), many(1921, s(97)),
     many(913, s(95)),
     // CodeSystem.concept.designation
-    one(1456, P(Code)), one(2342, s(101)), one(2364, P(String)),
+    one(1456, P(T::Code)), one(2342, s(101)), one(2364, P(T::String)),
     // CodeSystem.concept.property
-    one(881, P(Code)), choice(2364, 107),
+    one(881, P(T::Code)), choice(2364, 107),
     // CodeSystem.filter
-    one(881, P(Code)), one(1082, P(String)), many(1675, P(Code)), one(2364, P(String)),
+    one(881, P(T::Code)), one(1082, P(T::String)), many(1675, P(T::Code)), one(2364, P(T::String)),
     // CodeSystem.property
-    one(881, P(Code)), one(2338, P(Uri)), one(1082, P(String)), one(2320, P(Code)),
+    one(881, P(T::Code)), one(2338, P(T::Uri)), one(1082, P(T::String)), one(2320, P(T::Code)),
     // CodeableConcept
-    many(887, s(101)), one(2281, P(String)),
+    many(887, s(101)), one(2281, P(T::String)),
     // Coding
-    one(2255, P(Uri)), one(2429, P(String)), one(881, P(Code)), one(1119, P(String)), one(2351, P(Boolean)),
+    one(2255, P(T::Uri)), one(2429, P(T::String)), one(881, P(T::Code)), one(1119, P(T::String)),
+    one(2351, P(T::Boolean)),
     // Communication
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(1734, s(499)),
-    many(1390, s(499)), one(2185, P(Code)), one(2188, s(100)), many(853, s(100)), one(1890, P(Code)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(1734, s(499)),
+    many(1390, s(499)), one(2185, P(T::Code)), one(2188, s(100)), many(853, s(100)), one(1890, P(T::Code)),
     many(1559, s(100)), one(2217, s(499)), one(2307, s(100)), many(669, s(499)), one(1169, s(499)),
-    one(2108, P(DateTime)), one(1976, P(DateTime)), many(1980, s(499)), one(2106, s(499)), many(1971, s(100)),
+    one(2108, P(T::DateTime)), one(1976, P(T::DateTime)), many(1980, s(499)), one(2106, s(499)), many(1971, s(100)),
     many(1973, s(499)), many(1810, s(103)), many(1623, s(13)),
     // Communication.payload
     choice(932, 19),
     // CommunicationRequest
-    many(1370, s(284)), many(810, s(499)), many(2028, s(499)), one(1337, s(284)), one(2185, P(Code)), one(2188, s(100)),
-    many(853, s(100)), one(1890, P(Code)), one(1125, P(Boolean)), many(1559, s(100)), one(2217, s(499)),
-    many(669, s(499)), one(1169, s(499)), many(1810, s(105)), choice(1649, 58), one(790, P(DateTime)),
-    one(2045, s(499)), many(1980, s(499)), one(2106, s(499)), many(1971, s(100)), many(1973, s(499)), many(1623, s(13)),
+    many(1370, s(284)), many(810, s(499)), many(2028, s(499)), one(1337, s(284)), one(2185, P(T::Code)),
+    one(2188, s(100)), many(853, s(100)), one(1890, P(T::Code)), one(1125, P(T::Boolean)), many(1559, s(100)),
+    one(2217, s(499)), many(669, s(499)), one(1169, s(499)), many(1810, s(105)), choice(1649, 58),
+    one(790, P(T::DateTime)), one(2045, s(499)), many(1980, s(499)), one(2106, s(499)), many(1971, s(100)),
+    many(1973, s(499)), many(1623, s(13)),
     // CommunicationRequest.payload
     choice(932, 19),
     // CompartmentDefinition
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2185, P(Code)), one(1205, P(Boolean)),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)),
-    one(1934, P(Markdown)), one(881, P(Code)), one(2095, P(Boolean)), many(2055, s(107)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2185, P(T::Code)),
+    one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)),
+    one(1082, P(T::Markdown)), many(2343, s(645)), one(1934, P(T::Markdown)), one(881, P(T::Code)),
+    one(2095, P(T::Boolean)), many(2055, s(107)),
     // CompartmentDefinition.resource
-    one(881, P(Code)), many(1721, P(String)), one(1129, P(String)),
+    one(881, P(T::Code)), many(1721, P(T::String)), one(1129, P(T::String)),
     // Composition
-    one(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), many(853, s(100)), one(2217, s(499)), one(1169, s(499)),
-    one(984, P(DateTime)), many(784, s(499)), one(2305, P(String)), one(921, P(Code)), many(782, s(109)),
-    one(974, s(499)), many(2013, s(111)), many(1189, s(110)), many(2100, s(112)),
+    one(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), many(853, s(100)), one(2217, s(499)),
+    one(1169, s(499)), one(984, P(T::DateTime)), many(784, s(499)), one(2305, P(T::String)), one(921, P(T::Code)),
+    many(782, s(109)), one(974, s(499)), many(2013, s(111)), many(1189, s(110)), many(2100, s(112)),
     // Composition.attester
-    one(1584, P(Code)), one(2288, P(DateTime)), one(1747, s(499)),
+    one(1584, P(T::Code)), one(2288, P(T::DateTime)), one(1747, s(499)),
     // Composition.event
     many(881, s(100)), one(1832, s(463)), many(1085, s(499)),
     // Composition.relatesTo
-    one(881, P(Code)), choice(2258, 87),
+    one(881, P(T::Code)), choice(2258, 87),
     // Composition.section
-    one(2305, P(String)), one(881, s(100)), many(784, s(499)), one(1296, s(499)), one(2281, s(428)), one(1584, P(Code)),
-    one(1683, s(100)), many(1180, s(499)), one(1165, s(100)), many(2100, s(112)),
+    one(2305, P(T::String)), one(881, s(100)), many(784, s(499)), one(1296, s(499)), one(2281, s(428)),
+    one(1584, P(T::Code)), one(1683, s(100)), many(1180, s(499)), one(1165, s(100)), many(2100, s(112)),
     // ConceptMap
-    one(2339, P(Uri)), one(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)),
-    choice(2148, 80), choice(2258, 88), many(1336, s(114)),
+    one(2339, P(T::Uri)), one(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), choice(2148, 80), choice(2258, 88), many(1336, s(114)),
     // ConceptMap.group
-    one(2148, P(Uri)), one(2161, P(String)), one(2258, P(Uri)), one(2269, P(String)), many(1163, s(115)),
+    one(2148, P(T::Uri)), one(2161, P(T::String)), one(2258, P(T::Uri)), one(2269, P(T::String)), many(1163, s(115)),
     one(2335, s(118)),
     // ConceptMap.group.element
-    one(881, P(Code)), one(1119, P(String)), many(2258, s(116)),
+    one(881, P(T::Code)), one(1119, P(T::String)), many(2258, s(116)),
     // ConceptMap.group.element.target
-    one(881, P(Code)), one(1119, P(String)), one(1183, P(Code)), one(895, P(String)), many(1077, s(117)),
+    one(881, P(T::Code)), one(1119, P(T::String)), one(1183, P(T::Code)), one(895, P(T::String)), many(1077, s(117)),
     many(1904, s(117)),
     // ConceptMap.group.element.target.dependsOn
-    one(1921, P(Uri)), one(2255, P(Canonical)), one(2364, P(String)), one(1119, P(String)),
+    one(1921, P(T::Uri)), one(2255, P(T::Canonical)), one(2364, P(T::String)), one(1119, P(T::String)),
     // ConceptMap.group.unmapped
-    one(1584, P(Code)), one(881, P(Code)), one(1119, P(String)), one(2339, P(Canonical)),
+    one(1584, P(T::Code)), one(881, P(T::Code)), one(1119, P(T::String)), one(2339, P(T::Canonical)),
     // Condition
     many(1370, s(284)), one(877, s(100)), one(2426, s(100)), many(853, s(100)), one(2128, s(100)), one(881, s(100)),
-    many(821, s(100)), one(2217, s(499)), one(1169, s(499)), choice(1664, 63), choice(662, 0), one(1983, P(DateTime)),
-    one(1985, s(499)), one(770, s(499)), many(2177, s(121)), many(1193, s(120)), many(1623, s(13)),
+    many(821, s(100)), one(2217, s(499)), one(1169, s(499)), choice(1664, 63), choice(662, 0),
+    one(1983, P(T::DateTime)), one(1985, s(499)), one(770, s(499)), many(2177, s(121)), many(1193, s(120)),
+    many(1623, s(13)),
     // Condition.evidence
     many(881, s(100)), many(1085, s(499)),
     // Condition.stage
     one(2238, s(100)), many(771, s(499)), one(2320, s(100)),
     // Consent
-    many(1370, s(284)), one(2185, P(Code)), one(2092, s(100)), many(853, s(100)), one(1752, s(499)),
-    one(992, P(DateTime)), many(1827, s(499)), many(1690, s(499)), choice(2148, 79), many(1848, s(123)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2092, s(100)), many(853, s(100)), one(1752, s(499)),
+    one(992, P(T::DateTime)), many(1827, s(499)), many(1690, s(499)), choice(2148, 79), many(1848, s(123)),
     one(1850, s(100)), many(2424, s(127)), one(1928, s(124)),
     // Consent.policy
-    one(792, P(Uri)), one(2338, P(Uri)),
+    one(792, P(T::Uri)), one(2338, P(T::Uri)),
     // Consent.provision
-    one(2320, P(Code)), one(1832, s(463)), many(680, s(125)), many(676, s(100)), many(2103, s(101)), many(1934, s(101)),
-    many(873, s(101)), many(881, s(100)), one(981, s(463)), many(978, s(126)), many(1928, s(124)),
+    one(2320, P(T::Code)), one(1832, s(463)), many(680, s(125)), many(676, s(100)), many(2103, s(101)),
+    many(1934, s(101)), many(873, s(101)), many(881, s(100)), one(981, s(463)), many(978, s(126)), many(1928, s(124)),
     // Consent.provision.actor
     one(2078, s(100)), one(1987, s(499)),
     // Consent.provision.data
-    one(1548, P(Code)), one(1987, s(499)),
+    one(1548, P(T::Code)), one(1987, s(499)),
     // Consent.verification
-    one(2427, P(Boolean)), one(2428, s(499)), one(2425, P(DateTime)),
+    one(2427, P(T::Boolean)), one(2428, s(499)), one(2425, P(T::DateTime)),
     // ContactDetail
-    one(1610, P(String)), many(2272, s(129)),
+    one(1610, P(T::String)), many(2272, s(129)),
     // ContactPoint
-    one(2255, P(Code)), one(2364, P(String)), one(2342, P(Code)), one(1955, P(PositiveInt)), one(1832, s(463)),
+    one(2255, P(T::Code)), one(2364, P(T::String)), one(2342, P(T::Code)), one(1955, P(T::PositiveInt)),
+    one(1832, s(463)),
     // Contract
-    many(1370, s(284)), one(2339, P(Uri)), one(2429, P(String)), one(2185, P(Code)), one(1467, s(100)),
-    one(1415, s(499)), one(1416, P(Uri)), one(935, s(100)), one(1442, P(DateTime)), one(756, s(463)), one(1207, s(100)),
-    many(2217, s(499)), many(792, s(499)), many(1130, s(499)), many(2137, s(499)), one(1610, P(String)),
-    one(2305, P(String)), one(2233, P(String)), many(716, P(String)), one(784, s(499)), one(2092, s(100)),
-    choice(2307, 95), one(2320, s(100)), many(2215, s(100)), one(934, s(131)), many(2277, s(136)), many(2247, s(499)),
-    many(2020, s(499)), many(2136, s(135)), many(1312, s(132)), many(1465, s(133)), many(2082, s(134)),
-    choice(1469, 46),
+    many(1370, s(284)), one(2339, P(T::Uri)), one(2429, P(T::String)), one(2185, P(T::Code)), one(1467, s(100)),
+    one(1415, s(499)), one(1416, P(T::Uri)), one(935, s(100)), one(1442, P(T::DateTime)), one(756, s(463)),
+    one(1207, s(100)), many(2217, s(499)), many(792, s(499)), many(1130, s(499)), many(2137, s(499)),
+    one(1610, P(T::String)), one(2305, P(T::String)), one(2233, P(T::String)), many(716, P(T::String)),
+    one(784, s(499)), one(2092, s(100)), choice(2307, 95), one(2320, s(100)), many(2215, s(100)), one(934, s(131)),
+    many(2277, s(136)), many(2247, s(499)), many(2020, s(499)), many(2136, s(135)), many(1312, s(132)),
+    many(1465, s(133)), many(2082, s(134)), choice(1469, 46),
     // Contract.contentDefinition
-    one(2320, s(100)), one(2215, s(100)), one(1933, s(499)), one(1931, P(DateTime)), one(1932, P(Code)),
-    one(952, P(Markdown)),
+    one(2320, s(100)), one(2215, s(100)), one(1933, s(499)), one(1931, P(T::DateTime)), one(1932, P(T::Code)),
+    one(952, P(T::Markdown)),
     // Contract.friendly
     choice(932, 18),
     // Contract.legal
@@ -1139,503 +1149,517 @@ pub(super) static ELEMENTS: &[Row] = &[
     // Contract.signer
     one(2320, s(101)), one(1747, s(499)), many(2135, s(528)),
     // Contract.term
-    one(1370, s(284)), one(1442, P(DateTime)), one(756, s(463)), choice(2307, 95), one(2320, s(100)), one(2215, s(100)),
-    one(2281, P(String)), many(2103, s(145)), one(1654, s(142)), many(773, s(139)), many(676, s(137)),
-    many(1336, s(136)),
+    one(1370, s(284)), one(1442, P(T::DateTime)), one(756, s(463)), choice(2307, 95), one(2320, s(100)),
+    one(2215, s(100)), one(2281, P(T::String)), many(2103, s(145)), one(1654, s(142)), many(773, s(139)),
+    many(676, s(137)), many(1336, s(136)),
     // Contract.term.action
-    one(1125, P(Boolean)), one(2320, s(100)), many(2217, s(138)), one(1423, s(100)), many(1484, P(String)),
-    one(2185, s(100)), one(939, s(499)), many(941, P(String)), choice(1649, 59), many(2045, s(499)),
-    many(2046, P(String)), many(1830, s(100)), one(1829, s(100)), one(1827, s(499)), many(1828, P(String)),
-    many(1971, s(100)), many(1973, s(499)), many(1970, P(String)), many(1972, P(String)), many(1623, s(13)),
-    many(2104, P(UnsignedInt)),
+    one(1125, P(T::Boolean)), one(2320, s(100)), many(2217, s(138)), one(1423, s(100)), many(1484, P(T::String)),
+    one(2185, s(100)), one(939, s(499)), many(941, P(T::String)), choice(1649, 59), many(2045, s(499)),
+    many(2046, P(T::String)), many(1830, s(100)), one(1829, s(100)), one(1827, s(499)), many(1828, P(T::String)),
+    many(1971, s(100)), many(1973, s(499)), many(1970, P(T::String)), many(1972, P(T::String)), many(1623, s(13)),
+    many(2104, P(T::UnsignedInt)),
     // Contract.term.action.subject
     many(1987, s(499)), one(2078, s(100)),
     // Contract.term.asset
     one(2092, s(100)), many(2320, s(100)), many(2323, s(499)), many(2234, s(100)), one(2015, s(101)), many(939, s(140)),
-    one(916, P(String)), many(1834, s(100)), many(1832, s(463)), many(2344, s(463)), one(2281, P(String)),
-    many(1484, P(String)), many(741, s(143)), many(2104, P(UnsignedInt)), many(2416, s(141)),
+    one(916, P(T::String)), many(1834, s(100)), many(1832, s(463)), many(2344, s(463)), one(2281, P(T::String)),
+    many(1484, P(T::String)), many(741, s(143)), many(2104, P(T::UnsignedInt)), many(2416, s(141)),
     // Contract.term.asset.context
-    one(1987, s(499)), many(881, s(100)), one(2281, P(String)),
+    one(1987, s(499)), many(881, s(100)), one(2281, P(T::String)),
     // Contract.term.asset.valuedItem
-    choice(1177, 37), one(1370, s(284)), one(1161, P(DateTime)), one(1944, s(488)), one(2334, s(425)),
-    one(1226, P(Decimal)), one(1847, P(Decimal)), one(1617, s(425)), one(1813, P(String)), one(1815, P(DateTime)),
-    one(2062, s(499)), one(1980, s(499)), many(1484, P(String)), many(2104, P(UnsignedInt)),
+    choice(1177, 37), one(1370, s(284)), one(1161, P(T::DateTime)), one(1944, s(488)), one(2334, s(425)),
+    one(1226, P(T::Decimal)), one(1847, P(T::Decimal)), one(1617, s(425)), one(1813, P(T::String)),
+    one(1815, P(T::DateTime)), one(2062, s(499)), one(1980, s(499)), many(1484, P(T::String)),
+    many(2104, P(T::UnsignedInt)),
     // Contract.term.offer
     many(1370, s(284)), many(1747, s(144)), one(2307, s(499)), one(2320, s(100)), one(1005, s(100)), many(1006, s(100)),
-    many(741, s(143)), one(2281, P(String)), many(1484, P(String)), many(2104, P(UnsignedInt)),
+    many(741, s(143)), one(2281, P(T::String)), many(1484, P(T::String)), many(2104, P(T::UnsignedInt)),
     // Contract.term.offer.answer
     choice(2364, 105),
     // Contract.term.offer.party
     many(1987, s(499)), one(2078, s(100)),
     // Contract.term.securityLabel
-    many(1629, P(UnsignedInt)), one(875, s(101)), many(853, s(101)), many(948, s(101)),
+    many(1629, P(T::UnsignedInt)), one(875, s(101)), many(853, s(101)), many(948, s(101)),
     // Contributor
-    one(2320, P(Code)), one(1610, P(String)), many(927, s(128)),
+    one(2320, P(T::Code)), one(1610, P(T::String)), many(927, s(128)),
     // Count
     // Coverage
-    many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(1849, s(499)), one(2226, s(499)),
-    one(2227, P(String)), one(814, s(499)), one(1076, P(String)), one(2015, s(100)), one(1832, s(463)),
-    many(1820, s(499)), many(873, s(149)), one(1678, P(PositiveInt)), one(1618, P(String)), many(956, s(150)),
-    one(2225, P(Boolean)), many(943, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(1849, s(499)), one(2226, s(499)),
+    one(2227, P(T::String)), one(814, s(499)), one(1076, P(T::String)), one(2015, s(100)), one(1832, s(463)),
+    many(1820, s(499)), many(873, s(149)), one(1678, P(T::PositiveInt)), one(1618, P(T::String)), many(956, s(150)),
+    one(2225, P(T::Boolean)), many(943, s(499)),
     // Coverage.class
-    one(2320, s(100)), one(2364, P(String)), one(1610, P(String)),
+    one(2320, s(100)), one(2364, P(T::String)), one(1610, P(T::String)),
     // Coverage.costToBeneficiary
     one(2320, s(100)), choice(2364, 103), many(1198, s(151)),
     // Coverage.costToBeneficiary.exception
     one(2320, s(100)), one(1832, s(463)),
     // CoverageEligibilityRequest
-    many(1370, s(284)), one(2185, P(Code)), one(1890, s(100)), many(1934, P(Code)), one(1752, s(499)), choice(2124, 78),
-    one(965, P(DateTime)), one(1176, s(499)), one(1927, s(499)), one(1419, s(499)), one(1224, s(499)),
-    many(2247, s(156)), many(1418, s(153)), many(1444, s(154)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1890, s(100)), many(1934, P(T::Code)), one(1752, s(499)),
+    choice(2124, 78), one(965, P(T::DateTime)), one(1176, s(499)), one(1927, s(499)), one(1419, s(499)),
+    one(1224, s(499)), many(2247, s(156)), many(1418, s(153)), many(1444, s(154)),
     // CoverageEligibilityRequest.insurance
-    one(1294, P(Boolean)), one(963, s(499)), one(832, P(String)),
+    one(1294, P(T::Boolean)), one(963, s(499)), one(832, P(T::String)),
     // CoverageEligibilityRequest.item
-    many(2248, P(PositiveInt)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)), one(1927, s(499)),
+    many(2248, P(T::PositiveInt)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)), one(1927, s(499)),
     one(1944, s(488)), one(2334, s(425)), one(1224, s(499)), many(1101, s(155)), many(1085, s(499)),
     // CoverageEligibilityRequest.item.diagnosis
     choice(1101, 31),
     // CoverageEligibilityRequest.supportingInfo
-    one(2109, P(PositiveInt)), one(1401, s(499)), one(758, P(Boolean)),
+    one(2109, P(T::PositiveInt)), one(1401, s(499)), one(758, P(T::Boolean)),
     // CoverageEligibilityResponse
-    many(1370, s(284)), one(2185, P(Code)), many(1934, P(Code)), one(1752, s(499)), choice(2124, 78),
-    one(965, P(DateTime)), one(2048, s(499)), one(2037, s(499)), one(1698, P(Code)), one(1120, P(String)),
-    one(1419, s(499)), many(1418, s(159)), one(1861, P(String)), one(1303, s(100)), many(1184, s(158)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(1934, P(T::Code)), one(1752, s(499)), choice(2124, 78),
+    one(965, P(T::DateTime)), one(2048, s(499)), one(2037, s(499)), one(1698, P(T::Code)), one(1120, P(T::String)),
+    one(1419, s(499)), many(1418, s(159)), one(1861, P(T::String)), one(1303, s(100)), many(1184, s(158)),
     // CoverageEligibilityResponse.error
     one(881, s(100)),
     // CoverageEligibilityResponse.insurance
-    one(963, s(499)), one(1400, P(Boolean)), one(817, s(463)), many(1444, s(160)),
+    one(963, s(499)), one(1400, P(T::Boolean)), one(817, s(463)), many(1444, s(160)),
     // CoverageEligibilityResponse.insurance.item
-    one(853, s(100)), one(1910, s(100)), many(1587, s(100)), one(1927, s(499)), one(1201, P(Boolean)),
-    one(1610, P(String)), one(1082, P(String)), one(1618, s(100)), one(2331, s(100)), one(2277, s(100)),
-    many(815, s(161)), one(793, P(Boolean)), many(794, s(100)), one(795, P(Uri)),
+    one(853, s(100)), one(1910, s(100)), many(1587, s(100)), one(1927, s(499)), one(1201, P(T::Boolean)),
+    one(1610, P(T::String)), one(1082, P(T::String)), one(1618, s(100)), one(2331, s(100)), one(2277, s(100)),
+    many(815, s(161)), one(793, P(T::Boolean)), many(794, s(100)), one(795, P(T::Uri)),
     // CoverageEligibilityResponse.insurance.item.benefit
     one(2320, s(100)), choice(720, 5), choice(2345, 97),
     // DataRequirement
-    one(2320, P(Code)), many(1914, P(Canonical)), choice(2217, 84), many(1607, P(String)), many(883, s(163)),
-    many(988, s(164)), one(1480, P(PositiveInt)), many(2147, s(165)),
+    one(2320, P(T::Code)), many(1914, P(T::Canonical)), choice(2217, 84), many(1607, P(T::String)), many(883, s(163)),
+    many(988, s(164)), one(1480, P(T::PositiveInt)), many(2147, s(165)),
     // DataRequirement.codeFilter
-    one(1751, P(String)), one(2097, P(String)), one(2405, P(Canonical)), many(881, s(101)),
+    one(1751, P(T::String)), one(2097, P(T::String)), one(2405, P(T::Canonical)), many(881, s(101)),
     // DataRequirement.dateFilter
-    one(1751, P(String)), one(2097, P(String)), choice(2364, 108),
+    one(1751, P(T::String)), one(2097, P(T::String)), choice(2364, 108),
     // DataRequirement.sort
-    one(1751, P(String)), one(1110, P(Code)),
+    one(1751, P(T::String)), one(1110, P(T::Code)),
     // DetectedIssue
-    many(1370, s(284)), one(2185, P(Code)), one(881, s(100)), one(2128, P(Code)), one(1752, s(499)), choice(1367, 42),
-    one(784, s(499)), many(1384, s(499)), many(1193, s(167)), one(1085, P(String)), one(1987, P(Uri)),
-    many(1582, s(168)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(881, s(100)), one(2128, P(T::Code)), one(1752, s(499)),
+    choice(1367, 42), one(784, s(499)), many(1384, s(499)), many(1193, s(167)), one(1085, P(T::String)),
+    one(1987, P(T::Uri)), many(1582, s(168)),
     // DetectedIssue.evidence
     many(881, s(100)), many(1085, s(499)),
     // DetectedIssue.mitigation
-    one(676, s(100)), one(984, P(DateTime)), one(784, s(499)),
+    one(676, s(100)), one(984, P(T::DateTime)), one(784, s(499)),
     // Device
-    many(1370, s(284)), one(1061, s(499)), many(2326, s(173)), one(2185, P(Code)), many(2188, s(100)),
-    one(1121, P(String)), one(1511, P(String)), one(1508, P(DateTime)), one(1206, P(DateTime)), one(1497, P(String)),
-    one(2112, P(String)), many(1100, s(170)), one(1585, P(String)), one(1733, P(String)), one(2320, s(100)),
-    many(2167, s(172)), many(2429, s(174)), many(1921, s(171)), one(1752, s(499)), one(1712, s(499)), many(927, s(129)),
-    one(1488, s(499)), one(2339, P(Uri)), many(1623, s(13)), many(2084, s(100)), one(1726, s(499)),
+    many(1370, s(284)), one(1061, s(499)), many(2326, s(173)), one(2185, P(T::Code)), many(2188, s(100)),
+    one(1121, P(T::String)), one(1511, P(T::String)), one(1508, P(T::DateTime)), one(1206, P(T::DateTime)),
+    one(1497, P(T::String)), one(2112, P(T::String)), many(1100, s(170)), one(1585, P(T::String)),
+    one(1733, P(T::String)), one(2320, s(100)), many(2167, s(172)), many(2429, s(174)), many(1921, s(171)),
+    one(1752, s(499)), one(1712, s(499)), many(927, s(129)), one(1488, s(499)), one(2339, P(T::Uri)), many(1623, s(13)),
+    many(2084, s(100)), one(1726, s(499)),
     // Device.deviceName
-    one(1610, P(String)), one(2320, P(Code)),
+    one(1610, P(T::String)), one(2320, P(T::Code)),
     // Device.property
     one(2320, s(100)), many(2399, s(488)), many(2372, s(100)),
     // Device.specialization
-    one(2256, s(100)), one(2429, P(String)),
+    one(2256, s(100)), one(2429, P(T::String)),
     // Device.udiCarrier
-    one(1099, P(String)), one(1443, P(Uri)), one(1448, P(Uri)), one(850, P(Base64Binary)), one(851, P(String)),
-    one(1181, P(Code)),
+    one(1099, P(T::String)), one(1443, P(T::Uri)), one(1448, P(T::Uri)), one(850, P(T::Base64Binary)),
+    one(851, P(T::String)), one(1181, P(T::Code)),
     // Device.version
-    one(2320, s(100)), one(907, s(284)), one(2364, P(String)),
+    one(2320, s(100)), one(907, s(284)), one(2364, P(T::String)),
     // DeviceDefinition
-    many(1370, s(284)), many(2327, s(181)), choice(1511, 49), many(1100, s(177)), one(1585, P(String)),
-    one(2320, s(100)), many(2167, s(180)), many(2429, P(String)), many(2084, s(100)), many(2131, s(484)),
+    many(1370, s(284)), many(2327, s(181)), choice(1511, 49), many(1100, s(177)), one(1585, P(T::String)),
+    one(2320, s(100)), many(2167, s(180)), many(2429, P(T::String)), many(2084, s(100)), many(2131, s(484)),
     one(1841, s(483)), many(1457, s(100)), many(844, s(176)), many(1921, s(179)), one(1712, s(499)), many(927, s(129)),
-    one(2339, P(Uri)), one(1663, P(Uri)), many(1623, s(13)), one(1944, s(488)), one(1727, s(499)), many(1522, s(178)),
+    one(2339, P(T::Uri)), one(1663, P(T::Uri)), many(1623, s(13)), one(1944, s(488)), one(1727, s(499)),
+    many(1522, s(178)),
     // DeviceDefinition.capability
     one(2320, s(100)), many(1082, s(100)),
     // DeviceDefinition.deviceName
-    one(1610, P(String)), one(2320, P(Code)),
+    one(1610, P(T::String)), one(2320, P(T::Code)),
     // DeviceDefinition.material
-    one(2228, s(100)), one(728, P(Boolean)), one(718, P(Boolean)),
+    one(2228, s(100)), one(728, P(T::Boolean)), one(718, P(T::Boolean)),
     // DeviceDefinition.property
     one(2320, s(100)), many(2399, s(488)), many(2372, s(100)),
     // DeviceDefinition.specialization
-    one(2256, P(String)), one(2429, P(String)),
+    one(2256, P(T::String)), one(2429, P(T::String)),
     // DeviceDefinition.udiDeviceIdentifier
-    one(1099, P(String)), one(1443, P(Uri)), one(1448, P(Uri)),
+    one(1099, P(T::String)), one(1443, P(T::Uri)), one(1448, P(T::Uri)),
     // DeviceMetric
-    many(1370, s(284)), one(2320, s(100)), one(2331, s(100)), one(2148, s(499)), one(1726, s(499)), one(1674, P(Code)),
-    one(893, P(Code)), one(853, P(Code)), one(1552, s(642)), many(836, s(183)),
+    many(1370, s(284)), one(2320, s(100)), one(2331, s(100)), one(2148, s(499)), one(1726, s(499)),
+    one(1674, P(T::Code)), one(893, P(T::Code)), one(853, P(T::Code)), one(1552, s(642)), many(836, s(183)),
     // DeviceMetric.calibration
-    one(2320, P(Code)), one(2184, P(Code)), one(2288, P(Instant)),
+    one(2320, P(T::Code)), one(2184, P(T::Code)), one(2288, P(T::Instant)),
     // DeviceRequest
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(1889, s(499)),
-    one(1337, s(284)), one(2185, P(Code)), one(1423, P(Code)), one(1890, P(Code)), choice(881, 16), many(1722, s(185)),
-    one(2217, s(499)), one(1169, s(499)), choice(1649, 59), one(790, P(DateTime)), one(2045, s(499)), one(1830, s(100)),
-    one(1827, s(499)), many(1971, s(100)), many(1973, s(499)), many(1418, s(499)), many(2247, s(499)),
-    many(1623, s(13)), many(2020, s(499)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(1889, s(499)),
+    one(1337, s(284)), one(2185, P(T::Code)), one(1423, P(T::Code)), one(1890, P(T::Code)), choice(881, 16),
+    many(1722, s(185)), one(2217, s(499)), one(1169, s(499)), choice(1649, 59), one(790, P(T::DateTime)),
+    one(2045, s(499)), one(1830, s(100)), one(1827, s(499)), many(1971, s(100)), many(1973, s(499)), many(1418, s(499)),
+    many(2247, s(499)), many(1623, s(13)), many(2020, s(499)),
     // DeviceRequest.parameter
     one(881, s(100)), choice(2364, 99),
     // DeviceUseStatement
-    many(1370, s(284)), many(810, s(499)), one(2185, P(Code)), one(2217, s(499)), many(1080, s(499)), choice(2295, 90),
-    one(1984, P(DateTime)), one(2148, s(499)), one(1098, s(499)), many(1971, s(100)), many(1973, s(499)),
-    one(821, s(100)), many(1623, s(13)),
+    many(1370, s(284)), many(810, s(499)), one(2185, P(T::Code)), one(2217, s(499)), many(1080, s(499)),
+    choice(2295, 90), one(1984, P(T::DateTime)), one(2148, s(499)), one(1098, s(499)), many(1971, s(100)),
+    many(1973, s(499)), one(821, s(100)), many(1623, s(13)),
     // DiagnosticReport
-    many(1370, s(284)), many(810, s(499)), one(2185, P(Code)), many(853, s(100)), one(881, s(100)), one(2217, s(499)),
-    one(1169, s(499)), choice(1156, 35), one(1442, P(Instant)), many(1827, s(499)), many(2070, s(499)),
-    many(2172, s(499)), many(2067, s(499)), many(1378, s(499)), many(1554, s(188)), one(914, P(String)),
-    many(915, s(100)), many(1881, s(17)),
+    many(1370, s(284)), many(810, s(499)), one(2185, P(T::Code)), many(853, s(100)), one(881, s(100)),
+    one(2217, s(499)), one(1169, s(499)), choice(1156, 35), one(1442, P(T::Instant)), many(1827, s(499)),
+    many(2070, s(499)), many(2172, s(499)), many(2067, s(499)), many(1378, s(499)), many(1554, s(188)),
+    one(914, P(T::String)), many(915, s(100)), many(1881, s(17)),
     // DiagnosticReport.media
-    one(895, P(String)), one(1483, s(499)),
+    one(895, P(T::String)), one(1483, s(499)),
     // Distance
     // DocumentManifest
-    one(1521, s(284)), many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(2217, s(499)),
-    one(965, P(DateTime)), many(784, s(499)), many(1980, s(499)), one(2148, P(Uri)), one(1082, P(String)),
+    one(1521, s(284)), many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(2217, s(499)),
+    one(965, P(T::DateTime)), many(784, s(499)), many(1980, s(499)), one(2148, P(T::Uri)), one(1082, P(T::String)),
     many(932, s(499)), many(2008, s(191)),
     // DocumentManifest.related
     one(1370, s(284)), one(1986, s(499)),
     // DocumentReference
-    one(1521, s(284)), many(1370, s(284)), one(2185, P(Code)), one(1126, P(Code)), one(2320, s(100)), many(853, s(100)),
-    one(2217, s(499)), one(984, P(Instant)), many(784, s(499)), one(783, s(499)), one(974, s(499)), many(2013, s(195)),
-    one(1082, P(String)), many(2103, s(100)), many(932, s(193)), one(939, s(194)),
+    one(1521, s(284)), many(1370, s(284)), one(2185, P(T::Code)), one(1126, P(T::Code)), one(2320, s(100)),
+    many(853, s(100)), one(2217, s(499)), one(984, P(T::Instant)), many(784, s(499)), one(783, s(499)),
+    one(974, s(499)), many(2013, s(195)), one(1082, P(T::String)), many(2103, s(100)), many(932, s(193)),
+    one(939, s(194)),
     // DocumentReference.content
     one(779, s(17)), one(1305, s(101)),
     // DocumentReference.context
     many(1169, s(499)), many(1189, s(100)), one(1832, s(463)), one(1225, s(100)), one(1857, s(100)), one(2157, s(499)),
     many(2008, s(499)),
     // DocumentReference.relatesTo
-    one(881, P(Code)), one(2258, s(499)),
+    one(881, P(T::Code)), one(2258, s(499)),
     // DomainResource
     one(2281, s(428)), many(928, s(514)), many(1218, s(265)), many(1588, s(265)),
     // Dosage
-    one(2109, P(Integer)), one(2281, P(String)), many(690, s(100)), one(1754, P(String)), one(2295, s(642)),
+    one(2109, P(T::Integer)), one(2281, P(T::String)), many(690, s(100)), one(1754, P(T::String)), one(2295, s(642)),
     choice(766, 10), one(2137, s(100)), one(2079, s(100)), one(1565, s(100)), many(1134, s(198)), one(1531, s(498)),
     one(1528, s(488)), one(1530, s(488)),
     // Dosage.doseAndRate
     one(2320, s(100)), choice(1133, 32), choice(1956, 74),
     // Duration
     // EffectEvidenceSynthesis
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(1623, s(13)), many(2343, s(645)), many(1448, s(100)), one(952, P(Markdown)), one(762, P(Date)),
-    one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), one(2254, s(100)), one(2211, s(100)), one(1852, s(499)),
-    one(1209, s(499)), one(1210, s(499)), one(1698, s(499)), one(2085, s(206)), many(2069, s(205)), many(1155, s(203)),
-    many(855, s(201)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)),
+    one(1082, P(T::Markdown)), many(1623, s(13)), many(2343, s(645)), many(1448, s(100)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), one(2254, s(100)),
+    one(2211, s(100)), one(1852, s(499)), one(1209, s(499)), one(1210, s(499)), one(1698, s(499)), one(2085, s(206)),
+    many(2069, s(205)), many(1155, s(203)), many(855, s(201)),
     // EffectEvidenceSynthesis.certainty
     many(1961, s(100)), many(1623, s(13)), many(856, s(202)),
     // EffectEvidenceSynthesis.certainty.certaintySubcomponent
     one(2320, s(100)), many(1961, s(100)), many(1623, s(13)),
     // EffectEvidenceSynthesis.effectEstimate
-    one(1082, P(String)), one(2320, s(100)), one(2421, s(100)), one(2364, P(Decimal)), one(2332, s(100)),
+    one(1082, P(T::String)), one(2320, s(100)), one(2421, s(100)), one(2364, P(T::Decimal)), one(2332, s(100)),
     many(1867, s(204)),
     // EffectEvidenceSynthesis.effectEstimate.precisionEstimate
-    one(2320, s(100)), one(1475, P(Decimal)), one(1313, P(Decimal)), one(2306, P(Decimal)),
+    one(2320, s(100)), one(1475, P(T::Decimal)), one(1313, P(T::Decimal)), one(2306, P(T::Decimal)),
     // EffectEvidenceSynthesis.resultsByExposure
-    one(1082, P(String)), one(1213, P(Code)), one(2421, s(100)), one(2076, s(499)),
+    one(1082, P(T::String)), one(1213, P(T::Code)), one(2421, s(100)), one(2076, s(499)),
     // EffectEvidenceSynthesis.sampleSize
-    one(1082, P(String)), one(1634, P(Integer)), one(1631, P(Integer)),
+    one(1082, P(T::String)), one(1634, P(T::Integer)), one(1631, P(T::Integer)),
     // Element
-    one(1366, P(String)), many(1218, s(265)),
+    one(1366, P(T::String)), many(1218, s(265)),
     // ElementDefinition
-    one(1751, P(String)), many(2036, P(Code)), one(2141, P(String)), one(2140, P(Boolean)), one(1455, P(String)),
-    many(881, s(101)), one(2142, s(214)), one(2132, P(String)), one(1061, P(Markdown)), one(895, P(Markdown)),
-    one(2052, P(Markdown)), many(716, P(String)), one(1566, P(UnsignedInt)), one(1526, P(String)), one(806, s(209)),
-    one(936, P(Uri)), many(2320, s(216)), choice(1007, 24), one(1549, P(Markdown)), one(1680, P(String)),
-    choice(1240, 41), choice(1756, 65), many(1195, s(212)), choice(1567, 52), choice(1537, 50), one(1534, P(Integer)),
-    many(916, P(Id)), many(926, s(211)), one(1607, P(Boolean)), one(1436, P(Boolean)), one(1437, P(String)),
-    one(1439, P(Boolean)), one(819, s(210)), many(1516, s(213)),
+    one(1751, P(T::String)), many(2036, P(T::Code)), one(2141, P(T::String)), one(2140, P(T::Boolean)),
+    one(1455, P(T::String)), many(881, s(101)), one(2142, s(214)), one(2132, P(T::String)), one(1061, P(T::Markdown)),
+    one(895, P(T::Markdown)), one(2052, P(T::Markdown)), many(716, P(T::String)), one(1566, P(T::UnsignedInt)),
+    one(1526, P(T::String)), one(806, s(209)), one(936, P(T::Uri)), many(2320, s(216)), choice(1007, 24),
+    one(1549, P(T::Markdown)), one(1680, P(T::String)), choice(1240, 41), choice(1756, 65), many(1195, s(212)),
+    choice(1567, 52), choice(1537, 50), one(1534, P(T::Integer)), many(916, P(T::Id)), many(926, s(211)),
+    one(1607, P(T::Boolean)), one(1436, P(T::Boolean)), one(1437, P(T::String)), one(1439, P(T::Boolean)),
+    one(819, s(210)), many(1516, s(213)),
     // ElementDefinition.base
-    one(1751, P(String)), one(1566, P(UnsignedInt)), one(1526, P(String)),
+    one(1751, P(T::String)), one(1566, P(T::UnsignedInt)), one(1526, P(T::String)),
     // ElementDefinition.binding
-    one(2197, P(Code)), one(1082, P(String)), one(2405, P(Canonical)),
+    one(2197, P(T::Code)), one(1082, P(T::String)), one(2405, P(T::Canonical)),
     // ElementDefinition.constraint
-    one(1450, P(Id)), one(2052, P(String)), one(2128, P(Code)), one(1363, P(String)), one(1216, P(String)),
-    one(2449, P(String)), one(2148, P(Canonical)),
+    one(1450, P(T::Id)), one(2052, P(T::String)), one(2128, P(T::Code)), one(1363, P(T::String)),
+    one(1216, P(T::String)), one(2449, P(T::String)), one(2148, P(T::Canonical)),
     // ElementDefinition.example
-    one(1455, P(String)), choice(2364, 104),
+    one(1455, P(T::String)), choice(2364, 104),
     // ElementDefinition.mapping
-    one(1371, P(Id)), one(1456, P(Code)), one(1515, P(String)), one(895, P(String)),
+    one(1371, P(T::Id)), one(1456, P(T::Code)), one(1515, P(T::String)), one(895, P(T::String)),
     // ElementDefinition.slicing
-    many(1113, s(215)), one(1082, P(String)), one(1682, P(Boolean)), one(2083, P(Code)),
+    many(1113, s(215)), one(1082, P(T::String)), one(1682, P(T::Boolean)), one(2083, P(T::Code)),
     // ElementDefinition.slicing.discriminator
-    one(2320, P(Code)), one(1751, P(String)),
+    one(2320, P(T::Code)), one(1751, P(T::String)),
     // ElementDefinition.type
-    one(881, P(Uri)), many(1914, P(Canonical)), many(2265, P(Canonical)), many(715, P(Code)), one(2432, P(Code)),
+    one(881, P(T::Uri)), many(1914, P(T::Canonical)), many(2265, P(T::Canonical)), many(715, P(T::Code)),
+    one(2432, P(T::Code)),
     // Encounter
-    many(1370, s(284)), one(2185, P(Code)), many(2187, s(223)), one(873, s(101)), many(874, s(218)), many(2320, s(100)),
-    one(2123, s(100)), one(1890, s(100)), one(2217, s(499)), many(1182, s(499)), many(810, s(499)), many(1735, s(222)),
-    many(759, s(499)), one(1832, s(463)), one(1472, s(199)), many(1971, s(100)), many(1973, s(499)), many(1101, s(219)),
-    many(674, s(499)), one(1361, s(220)), many(1488, s(221)), one(2121, s(499)), one(1734, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(2187, s(223)), one(873, s(101)), many(874, s(218)),
+    many(2320, s(100)), one(2123, s(100)), one(1890, s(100)), one(2217, s(499)), many(1182, s(499)), many(810, s(499)),
+    many(1735, s(222)), many(759, s(499)), one(1832, s(463)), one(1472, s(199)), many(1971, s(100)), many(1973, s(499)),
+    many(1101, s(219)), many(674, s(499)), one(1361, s(220)), many(1488, s(221)), one(2121, s(499)), one(1734, s(499)),
     // Encounter.classHistory
     one(873, s(101)), one(1832, s(463)),
     // Encounter.diagnosis
-    one(916, s(499)), one(2342, s(100)), one(1955, P(PositiveInt)),
+    one(916, s(499)), one(2342, s(100)), one(1955, P(T::PositiveInt)),
     // Encounter.hospitalization
     one(1859, s(284)), one(1693, s(499)), one(707, s(100)), one(1964, s(100)), many(1107, s(100)), many(2163, s(100)),
     many(2162, s(100)), one(1084, s(499)), one(1111, s(100)),
     // Encounter.location
-    one(1488, s(499)), one(2185, P(Code)), one(1842, s(100)), one(1832, s(463)),
+    one(1488, s(499)), one(2185, P(T::Code)), one(1842, s(100)), one(1832, s(463)),
     // Encounter.participant
     many(2320, s(100)), one(1832, s(463)), one(1399, s(499)),
     // Encounter.statusHistory
-    one(2185, P(Code)), one(1832, s(463)),
+    one(2185, P(T::Code)), one(1832, s(463)),
     // Endpoint
-    many(1370, s(284)), one(2185, P(Code)), one(923, s(101)), one(1610, P(String)), one(1503, s(499)),
-    many(927, s(129)), one(1832, s(463)), many(1812, s(100)), many(1811, P(Code)), one(697, P(Url)),
-    many(1351, P(String)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(923, s(101)), one(1610, P(T::String)), one(1503, s(499)),
+    many(927, s(129)), one(1832, s(463)), many(1812, s(100)), many(1811, P(T::Code)), one(697, P(T::Url)),
+    many(1351, P(T::String)),
     // EnrollmentRequest
-    many(1370, s(284)), one(2185, P(Code)), one(965, P(DateTime)), one(1419, s(499)), one(1927, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(965, P(T::DateTime)), one(1419, s(499)), one(1927, s(499)),
     one(841, s(499)), one(963, s(499)),
     // EnrollmentResponse
-    many(1370, s(284)), one(2185, P(Code)), one(2037, s(499)), one(1698, P(Code)), one(1120, P(String)),
-    one(965, P(DateTime)), one(1690, s(499)), one(2042, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2037, s(499)), one(1698, P(T::Code)), one(1120, P(T::String)),
+    one(965, P(T::DateTime)), one(1690, s(499)), one(2042, s(499)),
     // EpisodeOfCare
-    many(1370, s(284)), one(2185, P(Code)), many(2187, s(229)), many(2320, s(100)), many(1101, s(228)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(2187, s(229)), many(2320, s(100)), many(1101, s(228)),
     one(1752, s(499)), one(1503, s(499)), one(1832, s(463)), many(2002, s(499)), one(847, s(499)), many(2270, s(499)),
     many(674, s(499)),
     // EpisodeOfCare.diagnosis
-    one(916, s(499)), one(2078, s(100)), one(1955, P(PositiveInt)),
+    one(916, s(499)), one(2078, s(100)), one(1955, P(T::PositiveInt)),
     // EpisodeOfCare.statusHistory
-    one(2185, P(Code)), one(1832, s(463)),
+    one(2185, P(T::Code)), one(1832, s(463)),
     // EventDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84), one(984, P(DateTime)),
-    one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)),
-    one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)),
-    one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)), many(2073, s(128)),
-    many(1171, s(128)), many(2010, s(500)), many(2317, s(644)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(2317, s(644)),
     // Evidence
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2133, P(String)), one(2233, P(String)), one(2185, P(Code)), one(984, P(DateTime)), one(1933, P(String)),
-    many(927, s(128)), one(1082, P(Markdown)), many(1623, s(13)), many(2343, s(645)), many(1448, s(100)),
-    one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)),
-    many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)),
-    one(1211, s(499)), many(1214, s(499)), many(1698, s(499)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2133, P(T::String)), one(2233, P(T::String)), one(2185, P(T::Code)), one(984, P(T::DateTime)),
+    one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(1623, s(13)), many(2343, s(645)),
+    many(1448, s(100)), one(952, P(T::Markdown)), one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)),
+    many(2307, s(100)), many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)),
+    many(2010, s(500)), one(1211, s(499)), many(1214, s(499)), many(1698, s(499)),
     // EvidenceVariable
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2133, P(String)), one(2233, P(String)), one(2185, P(Code)), one(984, P(DateTime)), one(1933, P(String)),
-    many(927, s(128)), one(1082, P(Markdown)), many(1623, s(13)), many(2343, s(645)), many(1448, s(100)),
-    one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)),
-    many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)),
-    one(2320, P(Code)), many(859, s(233)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2133, P(T::String)), one(2233, P(T::String)), one(2185, P(T::Code)), one(984, P(T::DateTime)),
+    one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(1623, s(13)), many(2343, s(645)),
+    many(1448, s(100)), one(952, P(T::Markdown)), one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)),
+    many(2307, s(100)), many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)),
+    many(2010, s(500)), one(2320, P(T::Code)), many(859, s(233)),
     // EvidenceVariable.characteristic
-    one(1082, P(String)), choice(1061, 27), many(2341, s(645)), one(1199, P(Boolean)), choice(1736, 64),
-    one(2291, s(199)), one(1338, P(Code)),
+    one(1082, P(T::String)), choice(1061, 27), many(2341, s(645)), one(1199, P(T::Boolean)), choice(1736, 64),
+    one(2291, s(199)), one(1338, P(T::Code)),
     // ExampleScenario
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2185, P(Code)),
-    one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), many(2343, s(645)),
-    many(1448, s(100)), one(952, P(Markdown)), one(1934, P(Markdown)), many(680, s(235)), many(1413, s(236)),
-    many(1901, s(239)), many(2448, P(Canonical)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2185, P(T::Code)),
+    one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), many(2343, s(645)),
+    many(1448, s(100)), one(952, P(T::Markdown)), one(1934, P(T::Markdown)), many(680, s(235)), many(1413, s(236)),
+    many(1901, s(239)), many(2448, P(T::Canonical)),
     // ExampleScenario.actor
-    one(681, P(String)), one(2320, P(Code)), one(1610, P(String)), one(1082, P(Markdown)),
+    one(681, P(T::String)), one(2320, P(T::Code)), one(1610, P(T::String)), one(1082, P(T::Markdown)),
     // ExampleScenario.instance
-    one(2056, P(String)), one(2057, P(Code)), one(1610, P(String)), one(1082, P(Markdown)), many(2429, s(238)),
-    many(929, s(237)),
+    one(2056, P(T::String)), one(2057, P(T::Code)), one(1610, P(T::String)), one(1082, P(T::Markdown)),
+    many(2429, s(238)), many(929, s(237)),
     // ExampleScenario.instance.containedInstance
-    one(2056, P(String)), one(2430, P(String)),
+    one(2056, P(T::String)), one(2430, P(T::String)),
     // ExampleScenario.instance.version
-    one(2430, P(String)), one(1082, P(Markdown)),
+    one(2430, P(T::String)), one(1082, P(T::Markdown)),
     // ExampleScenario.process
-    one(2305, P(String)), one(1082, P(Markdown)), one(1863, P(Markdown)), one(1854, P(Markdown)), many(2191, s(240)),
+    one(2305, P(T::String)), one(1082, P(T::Markdown)), one(1863, P(T::Markdown)), one(1854, P(T::Markdown)),
+    many(2191, s(240)),
     // ExampleScenario.process.step
-    many(1901, s(239)), one(1807, P(Boolean)), one(1672, s(242)), many(730, s(241)),
+    many(1901, s(239)), one(1807, P(T::Boolean)), one(1672, s(242)), many(730, s(241)),
     // ExampleScenario.process.step.alternative
-    one(2305, P(String)), one(1082, P(Markdown)), many(2191, s(240)),
+    one(2305, P(T::String)), one(1082, P(T::Markdown)), many(2191, s(240)),
     // ExampleScenario.process.step.operation
-    one(1629, P(String)), one(2320, P(String)), one(1610, P(String)), one(1408, P(String)), one(1978, P(String)),
-    one(1082, P(Markdown)), one(1409, P(Boolean)), one(1979, P(Boolean)), one(2037, s(237)), one(2058, s(237)),
+    one(1629, P(T::String)), one(2320, P(T::String)), one(1610, P(T::String)), one(1408, P(T::String)),
+    one(1978, P(T::String)), one(1082, P(T::Markdown)), one(1409, P(T::Boolean)), one(1979, P(T::Boolean)),
+    one(2037, s(237)), one(2058, s(237)),
     // ExplanationOfBenefit
-    many(1370, s(284)), one(2185, P(Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(Code)), one(1752, s(499)),
-    one(818, s(463)), one(965, P(DateTime)), one(1176, s(499)), one(1419, s(499)), one(1927, s(499)), one(1890, s(100)),
-    one(1318, s(100)), one(1317, s(100)), many(2008, s(261)), one(1877, s(499)), one(1694, s(499)), one(1808, s(257)),
-    one(2000, s(499)), one(1224, s(499)), one(871, s(499)), one(872, s(499)), one(1698, P(Code)), one(1120, P(String)),
-    many(1861, P(String)), many(1862, s(463)), many(848, s(250)), many(2247, s(262)), many(1101, s(251)),
-    many(1896, s(259)), one(1864, P(PositiveInt)), many(1418, s(252)), one(673, s(244)), many(1444, s(253)),
-    many(686, s(245)), many(699, s(254)), many(2310, s(263)), one(1813, s(258)), one(1304, s(100)), one(1303, s(17)),
-    many(1902, s(260)), one(817, s(463)), many(816, s(248)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(2215, s(100)), one(2342, P(T::Code)),
+    one(1752, s(499)), one(818, s(463)), one(965, P(T::DateTime)), one(1176, s(499)), one(1419, s(499)),
+    one(1927, s(499)), one(1890, s(100)), one(1318, s(100)), one(1317, s(100)), many(2008, s(261)), one(1877, s(499)),
+    one(1694, s(499)), one(1808, s(257)), one(2000, s(499)), one(1224, s(499)), one(871, s(499)), one(872, s(499)),
+    one(1698, P(T::Code)), one(1120, P(T::String)), many(1861, P(T::String)), many(1862, s(463)), many(848, s(250)),
+    many(2247, s(262)), many(1101, s(251)), many(1896, s(259)), one(1864, P(T::PositiveInt)), many(1418, s(252)),
+    one(673, s(244)), many(1444, s(253)), many(686, s(245)), many(699, s(254)), many(2310, s(263)), one(1813, s(258)),
+    one(1304, s(100)), one(1303, s(17)), many(1902, s(260)), one(817, s(463)), many(816, s(248)),
     // ExplanationOfBenefit.accident
-    one(984, P(Date)), one(2320, s(100)), choice(1488, 47),
+    one(984, P(T::Date)), one(2320, s(100)), choice(1488, 47),
     // ExplanationOfBenefit.addItem
-    many(1447, P(PositiveInt)), many(1092, P(PositiveInt)), many(2213, P(PositiveInt)), many(1927, s(499)),
+    many(1447, P(T::PositiveInt)), many(1092, P(T::PositiveInt)), many(2213, P(T::PositiveInt)), many(1927, s(499)),
     one(1910, s(100)), many(1587, s(100)), many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)),
-    one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)), one(821, s(100)), many(2214, s(100)),
-    many(1624, P(PositiveInt)), many(699, s(254)), many(1085, s(246)),
+    one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)), one(821, s(100)), many(2214, s(100)),
+    many(1624, P(T::PositiveInt)), many(699, s(254)), many(1085, s(246)),
     // ExplanationOfBenefit.addItem.detail
-    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(1624, P(PositiveInt)), many(699, s(254)), many(2212, s(247)),
+    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)),
+    one(1617, s(425)), many(1624, P(T::PositiveInt)), many(699, s(254)), many(2212, s(247)),
     // ExplanationOfBenefit.addItem.detail.subDetail
-    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(1624, P(PositiveInt)), many(699, s(254)),
+    one(1910, s(100)), many(1587, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)),
+    one(1617, s(425)), many(1624, P(T::PositiveInt)), many(699, s(254)),
     // ExplanationOfBenefit.benefitBalance
-    one(853, s(100)), one(1201, P(Boolean)), one(1610, P(String)), one(1082, P(String)), one(1618, s(100)),
+    one(853, s(100)), one(1201, P(T::Boolean)), one(1610, P(T::String)), one(1082, P(T::String)), one(1618, s(100)),
     one(2331, s(100)), one(2277, s(100)), many(1236, s(249)),
     // ExplanationOfBenefit.benefitBalance.financial
     one(2320, s(100)), choice(720, 5), choice(2345, 96),
     // ExplanationOfBenefit.careTeam
-    one(2109, P(PositiveInt)), one(1927, s(499)), one(2062, P(Boolean)), one(2078, s(100)), one(1938, s(100)),
+    one(2109, P(T::PositiveInt)), one(1927, s(499)), one(2062, P(T::Boolean)), one(2078, s(100)), one(1938, s(100)),
     // ExplanationOfBenefit.diagnosis
-    one(2109, P(PositiveInt)), choice(1101, 31), many(2320, s(100)), one(1660, s(100)), one(1713, s(100)),
+    one(2109, P(T::PositiveInt)), choice(1101, 31), many(2320, s(100)), one(1660, s(100)), one(1713, s(100)),
     // ExplanationOfBenefit.insurance
-    one(1294, P(Boolean)), one(963, s(499)), many(1861, P(String)),
+    one(1294, P(T::Boolean)), one(963, s(499)), many(1861, P(T::String)),
     // ExplanationOfBenefit.item
-    one(2109, P(PositiveInt)), many(849, P(PositiveInt)), many(1104, P(PositiveInt)), many(1900, P(PositiveInt)),
-    many(1402, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)),
-    one(1617, s(425)), many(2325, s(499)), one(821, s(100)), many(2214, s(100)), many(1169, s(499)),
-    many(1624, P(PositiveInt)), many(699, s(254)), many(1085, s(255)),
+    one(2109, P(T::PositiveInt)), many(849, P(T::PositiveInt)), many(1104, P(T::PositiveInt)),
+    many(1900, P(T::PositiveInt)), many(1402, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)),
+    one(1910, s(100)), many(1587, s(100)), many(1918, s(100)), choice(2124, 78), choice(1488, 48), one(1944, s(488)),
+    one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)), many(2325, s(499)), one(821, s(100)),
+    many(2214, s(100)), many(1169, s(499)), many(1624, P(T::PositiveInt)), many(699, s(254)), many(1085, s(255)),
     // ExplanationOfBenefit.item.adjudication
-    one(853, s(100)), one(1970, s(100)), one(732, s(425)), one(2364, P(Decimal)),
+    one(853, s(100)), one(1970, s(100)), one(732, s(425)), one(2364, P(T::Decimal)),
     // ExplanationOfBenefit.item.detail
-    one(2109, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)),
-    many(2325, s(499)), many(1624, P(PositiveInt)), many(699, s(254)), many(2212, s(256)),
+    one(2109, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
+    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)),
+    many(2325, s(499)), many(1624, P(T::PositiveInt)), many(699, s(254)), many(2212, s(256)),
     // ExplanationOfBenefit.item.detail.subDetail
-    one(2109, P(PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
-    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(Decimal)), one(1617, s(425)),
-    many(2325, s(499)), many(1624, P(PositiveInt)), many(699, s(254)),
+    one(2109, P(T::PositiveInt)), one(2072, s(100)), one(853, s(100)), one(1910, s(100)), many(1587, s(100)),
+    many(1918, s(100)), one(1944, s(488)), one(2334, s(425)), one(1226, P(T::Decimal)), one(1617, s(425)),
+    many(2325, s(499)), many(1624, P(T::PositiveInt)), many(699, s(254)),
     // ExplanationOfBenefit.payee
     one(2320, s(100)), one(1747, s(499)),
     // ExplanationOfBenefit.payment
-    one(2320, s(100)), one(700, s(425)), one(701, s(100)), one(984, P(Date)), one(732, s(425)), one(1370, s(284)),
+    one(2320, s(100)), one(700, s(425)), one(701, s(100)), one(984, P(T::Date)), one(732, s(425)), one(1370, s(284)),
     // ExplanationOfBenefit.procedure
-    one(2109, P(PositiveInt)), many(2320, s(100)), one(984, P(DateTime)), choice(1896, 68), many(2325, s(499)),
+    one(2109, P(T::PositiveInt)), many(2320, s(100)), one(984, P(T::DateTime)), choice(1896, 68), many(2325, s(499)),
     // ExplanationOfBenefit.processNote
-    one(1629, P(PositiveInt)), one(2320, P(Code)), one(2281, P(String)), one(1456, s(100)),
+    one(1629, P(T::PositiveInt)), one(2320, P(T::Code)), one(2281, P(T::String)), one(1456, s(100)),
     // ExplanationOfBenefit.related
     one(871, s(499)), one(2015, s(100)), one(1987, s(284)),
     // ExplanationOfBenefit.supportingInfo
-    one(2109, P(PositiveInt)), one(853, s(100)), one(881, s(100)), choice(2295, 93), choice(2364, 106),
+    one(2109, P(T::PositiveInt)), one(853, s(100)), one(881, s(100)), choice(2295, 93), choice(2364, 106),
     one(1970, s(101)),
     // ExplanationOfBenefit.total
     one(853, s(100)), one(732, s(425)),
     // Expression
-    one(1082, P(String)), one(1610, P(Id)), one(1456, P(Code)), one(1216, P(String)), one(1987, P(Uri)),
+    one(1082, P(T::String)), one(1610, P(T::Id)), one(1456, P(T::Code)), one(1216, P(T::String)), one(1987, P(T::Uri)),
     // Extension
-    one(2339, P(Uri)), choice(2364, 104),
+    one(2339, P(T::Uri)), choice(2364, 104),
     // FamilyMemberHistory
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), one(2185, P(Code)), one(979, s(100)),
-    one(1752, s(499)), one(984, P(DateTime)), one(1610, P(String)), one(2015, s(100)), one(2129, s(100)),
-    choice(823, 12), choice(709, 2), one(1185, P(Boolean)), choice(997, 22), many(1971, s(100)), many(1973, s(499)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), one(2185, P(T::Code)), one(979, s(100)),
+    one(1752, s(499)), one(984, P(T::DateTime)), one(1610, P(T::String)), one(2015, s(100)), one(2129, s(100)),
+    choice(823, 12), choice(709, 2), one(1185, P(T::Boolean)), choice(997, 22), many(1971, s(100)), many(1973, s(499)),
     many(1623, s(13)), many(916, s(267)),
     // FamilyMemberHistory.condition
-    one(881, s(100)), one(1698, s(100)), one(946, P(Boolean)), choice(1664, 62), many(1623, s(13)),
+    one(881, s(100)), one(1698, s(100)), one(946, P(T::Boolean)), choice(1664, 62), many(1623, s(13)),
     // Flag
-    many(1370, s(284)), one(2185, P(Code)), many(853, s(100)), one(881, s(100)), one(2217, s(499)), one(1832, s(463)),
-    one(1169, s(499)), one(784, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(853, s(100)), one(881, s(100)), one(2217, s(499)),
+    one(1832, s(463)), one(1169, s(499)), one(784, s(499)),
     // Goal
-    many(1370, s(284)), one(1479, P(Code)), one(675, s(100)), many(853, s(100)), one(1890, s(100)), one(1082, s(100)),
-    one(2217, s(499)), choice(2179, 81), many(2258, s(270)), one(2186, P(Date)), one(2188, P(String)),
-    one(1215, s(499)), many(698, s(499)), many(1623, s(13)), many(1699, s(100)), many(1702, s(499)),
+    many(1370, s(284)), one(1479, P(T::Code)), one(675, s(100)), many(853, s(100)), one(1890, s(100)),
+    one(1082, s(100)), one(2217, s(499)), choice(2179, 81), many(2258, s(270)), one(2186, P(T::Date)),
+    one(2188, P(T::String)), one(1215, s(499)), many(698, s(499)), many(1623, s(13)), many(1699, s(100)),
+    many(1702, s(499)),
     // Goal.target
     one(1550, s(100)), choice(1085, 30), choice(1144, 34),
     // GraphDefinition
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2185, P(Code)), one(1205, P(Boolean)),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)),
-    many(1448, s(100)), one(1934, P(Markdown)), one(2179, P(Code)), one(1914, P(Canonical)), many(1483, s(272)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2185, P(T::Code)),
+    one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)),
+    one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)), one(2179, P(T::Code)),
+    one(1914, P(T::Canonical)), many(1483, s(272)),
     // GraphDefinition.link
-    one(1751, P(String)), one(2141, P(String)), one(1566, P(Integer)), one(1526, P(String)), one(1082, P(String)),
-    many(2258, s(273)),
+    one(1751, P(T::String)), one(2141, P(T::String)), one(1566, P(T::Integer)), one(1526, P(T::String)),
+    one(1082, P(T::String)), many(2258, s(273)),
     // GraphDefinition.link.target
-    one(2320, P(Code)), one(1725, P(String)), one(1914, P(Canonical)), many(904, s(274)), many(1483, s(272)),
+    one(2320, P(T::Code)), one(1725, P(T::String)), one(1914, P(T::Canonical)), many(904, s(274)), many(1483, s(272)),
     // GraphDefinition.link.target.compartment
-    one(2342, P(Code)), one(881, P(Code)), one(2082, P(Code)), one(1216, P(String)), one(1082, P(String)),
+    one(2342, P(T::Code)), one(881, P(T::Code)), one(2082, P(T::Code)), one(1216, P(T::String)),
+    one(1082, P(T::String)),
     // Group
-    many(1370, s(284)), one(678, P(Boolean)), one(2320, P(Code)), one(682, P(Boolean)), one(881, s(100)),
-    one(1610, P(String)), one(1944, P(UnsignedInt)), one(1502, s(499)), many(859, s(276)), many(1560, s(277)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(2320, P(T::Code)), one(682, P(T::Boolean)), one(881, s(100)),
+    one(1610, P(T::String)), one(1944, P(T::UnsignedInt)), one(1502, s(499)), many(859, s(276)), many(1560, s(277)),
     // Group.characteristic
-    one(881, s(100)), choice(2364, 100), one(1199, P(Boolean)), one(1832, s(463)),
+    one(881, s(100)), choice(2364, 100), one(1199, P(T::Boolean)), one(1832, s(463)),
     // Group.member
-    one(1177, s(499)), one(1832, s(463)), one(1391, P(Boolean)),
+    one(1177, s(499)), one(1832, s(463)), one(1391, P(T::Boolean)),
     // GuidanceResponse
-    one(2040, s(284)), many(1370, s(284)), choice(1589, 54), one(2185, P(Code)), one(2217, s(499)), one(1169, s(499)),
-    one(1650, P(DateTime)), one(1827, s(499)), many(1971, s(100)), many(1973, s(499)), many(1623, s(13)),
-    many(1188, s(499)), one(1706, s(499)), one(2067, s(499)), many(982, s(162)),
+    one(2040, s(284)), many(1370, s(284)), choice(1589, 54), one(2185, P(T::Code)), one(2217, s(499)),
+    one(1169, s(499)), one(1650, P(T::DateTime)), one(1827, s(499)), many(1971, s(100)), many(1973, s(499)),
+    many(1623, s(13)), many(1188, s(499)), one(1706, s(499)), one(2067, s(499)), many(982, s(162)),
     // HealthcareService
-    many(1370, s(284)), one(678, P(Boolean)), one(1926, s(499)), many(853, s(100)), many(2320, s(100)),
-    many(2168, s(100)), many(1488, s(499)), one(1610, P(String)), one(895, P(String)), one(1220, P(Markdown)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(1926, s(499)), many(853, s(100)), many(2320, s(100)),
+    many(2168, s(100)), many(1488, s(499)), one(1610, P(T::String)), one(895, P(T::String)), one(1220, P(T::Markdown)),
     one(1839, s(17)), many(2272, s(129)), many(964, s(499)), many(2122, s(100)), many(1164, s(281)), many(1917, s(100)),
-    many(859, s(100)), many(896, s(100)), many(2001, s(100)), one(760, P(Boolean)), many(802, s(280)),
-    many(1622, s(282)), one(799, P(String)), many(1172, s(499)),
+    many(859, s(100)), many(896, s(100)), many(2001, s(100)), one(760, P(T::Boolean)), many(802, s(280)),
+    many(1622, s(282)), one(799, P(T::String)), many(1172, s(499)),
     // HealthcareService.availableTime
-    many(995, P(Code)), one(717, P(Boolean)), one(801, P(Time)), one(800, P(Time)),
+    many(995, P(T::Code)), one(717, P(T::Boolean)), one(801, P(T::Time)), one(800, P(T::Time)),
     // HealthcareService.eligibility
-    one(881, s(100)), one(895, P(Markdown)),
+    one(881, s(100)), one(895, P(T::Markdown)),
     // HealthcareService.notAvailable
-    one(1082, P(String)), one(1150, s(463)),
+    one(1082, P(T::String)), one(1150, s(463)),
     // HumanName
-    one(2342, P(Code)), one(2281, P(String)), one(1229, P(String)), many(1331, P(String)), many(1873, P(String)),
-    many(2236, P(String)), one(1832, s(463)),
+    one(2342, P(T::Code)), one(2281, P(T::String)), one(1229, P(T::String)), many(1331, P(T::String)),
+    many(1873, P(T::String)), many(2236, P(T::String)), one(1832, s(463)),
     // Identifier
-    one(2342, P(Code)), one(2320, s(100)), one(2255, P(Uri)), one(2364, P(String)), one(1832, s(463)), one(775, s(499)),
+    one(2342, P(T::Code)), one(2320, s(100)), one(2255, P(T::Uri)), one(2364, P(T::String)), one(1832, s(463)),
+    one(775, s(499)),
     // ImagingStudy
-    many(1370, s(284)), one(2185, P(Code)), many(1583, s(101)), one(2217, s(499)), one(1169, s(499)),
-    one(2182, P(DateTime)), many(810, s(499)), one(2003, s(499)), many(1428, s(499)), many(1172, s(499)),
-    one(1633, P(UnsignedInt)), one(1630, P(UnsignedInt)), one(1899, s(499)), many(1897, s(100)), one(1488, s(499)),
-    many(1971, s(100)), many(1973, s(499)), many(1623, s(13)), one(1082, P(String)), many(2113, s(286)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(1583, s(101)), one(2217, s(499)), one(1169, s(499)),
+    one(2182, P(T::DateTime)), many(810, s(499)), one(2003, s(499)), many(1428, s(499)), many(1172, s(499)),
+    one(1633, P(T::UnsignedInt)), one(1630, P(T::UnsignedInt)), one(1899, s(499)), many(1897, s(100)),
+    one(1488, s(499)), many(1971, s(100)), many(1973, s(499)), many(1623, s(13)), one(1082, P(T::String)),
+    many(2113, s(286)),
     // ImagingStudy.series
-    one(2328, P(Id)), one(1629, P(UnsignedInt)), one(1583, s(101)), one(1082, P(String)), one(1630, P(UnsignedInt)),
-    many(1172, s(499)), one(821, s(101)), one(1463, s(101)), many(2172, s(499)), one(2182, P(DateTime)),
-    many(1827, s(288)), many(1413, s(287)),
+    one(2328, P(T::Id)), one(1629, P(T::UnsignedInt)), one(1583, s(101)), one(1082, P(T::String)),
+    one(1630, P(T::UnsignedInt)), many(1172, s(499)), one(821, s(101)), one(1463, s(101)), many(2172, s(499)),
+    one(2182, P(T::DateTime)), many(1827, s(288)), many(1413, s(287)),
     // ImagingStudy.series.instance
-    one(2328, P(Id)), one(2146, s(101)), one(1629, P(UnsignedInt)), one(2305, P(String)),
+    one(2328, P(T::Id)), one(2146, s(101)), one(1629, P(T::UnsignedInt)), one(2305, P(T::String)),
     // ImagingStudy.series.performer
     one(1315, s(100)), one(680, s(499)),
     // Immunization
-    many(1370, s(284)), one(2185, P(Code)), one(2188, s(100)), one(2352, s(100)), one(1752, s(499)), one(1169, s(499)),
-    choice(1649, 60), one(1982, P(DateTime)), one(1886, P(Boolean)), one(2030, s(100)), one(1488, s(499)),
-    one(1511, s(499)), one(1497, P(String)), one(1206, P(Date)), one(2137, s(100)), one(2079, s(100)),
-    one(1139, s(488)), many(1827, s(291)), many(1623, s(13)), many(1971, s(100)), many(1973, s(499)),
-    one(1438, P(Boolean)), many(2224, s(100)), many(1153, s(290)), many(1919, s(100)), one(1316, s(100)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2188, s(100)), one(2352, s(100)), one(1752, s(499)),
+    one(1169, s(499)), choice(1649, 60), one(1982, P(T::DateTime)), one(1886, P(T::Boolean)), one(2030, s(100)),
+    one(1488, s(499)), one(1511, s(499)), one(1497, P(T::String)), one(1206, P(T::Date)), one(2137, s(100)),
+    one(2079, s(100)), one(1139, s(488)), many(1827, s(291)), many(1623, s(13)), many(1971, s(100)), many(1973, s(499)),
+    one(1438, P(T::Boolean)), many(2224, s(100)), many(1153, s(290)), many(1919, s(100)), one(1316, s(100)),
     many(1965, s(293)), many(1925, s(292)),
     // Immunization.education
-    one(1128, P(String)), one(1987, P(Uri)), one(1931, P(DateTime)), one(1879, P(DateTime)),
+    one(1128, P(T::String)), one(1987, P(T::Uri)), one(1931, P(T::DateTime)), one(1879, P(T::DateTime)),
     // Immunization.performer
     one(1315, s(100)), one(680, s(499)),
     // Immunization.protocolApplied
-    one(2113, P(String)), one(792, s(499)), many(2260, s(100)), choice(1136, 33), choice(2114, 77),
+    one(2113, P(T::String)), one(792, s(499)), many(2260, s(100)), choice(1136, 33), choice(2114, 77),
     // Immunization.reaction
-    one(984, P(DateTime)), one(1085, s(499)), one(2031, P(Boolean)),
+    one(984, P(T::DateTime)), one(1085, s(499)), one(2031, P(T::Boolean)),
     // ImmunizationEvaluation
-    many(1370, s(284)), one(2185, P(Code)), one(1752, s(499)), one(984, P(DateTime)), one(792, s(499)),
-    one(2260, s(100)), one(1380, s(499)), one(1141, s(100)), many(1142, s(100)), one(1082, P(String)),
-    one(2113, P(String)), choice(1136, 33), choice(2114, 77),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1752, s(499)), one(984, P(T::DateTime)), one(792, s(499)),
+    one(2260, s(100)), one(1380, s(499)), one(1141, s(100)), many(1142, s(100)), one(1082, P(T::String)),
+    one(2113, P(T::String)), choice(1136, 33), choice(2114, 77),
     // ImmunizationRecommendation
-    many(1370, s(284)), one(1752, s(499)), one(984, P(DateTime)), one(792, s(499)), many(1981, s(296)),
+    many(1370, s(284)), one(1752, s(499)), one(984, P(T::DateTime)), one(792, s(499)), many(1981, s(296)),
     // ImmunizationRecommendation.recommendation
     many(2352, s(100)), one(2260, s(100)), many(944, s(100)), one(1302, s(100)), many(1301, s(100)), many(986, s(297)),
-    one(1082, P(String)), one(2113, P(String)), choice(1136, 33), choice(2114, 77), many(2246, s(499)),
+    one(1082, P(T::String)), one(2113, P(T::String)), choice(1136, 33), choice(2114, 77), many(2246, s(499)),
     many(2250, s(499)),
     // ImmunizationRecommendation.recommendation.dateCriterion
-    one(881, s(100)), one(2364, P(DateTime)),
+    one(881, s(100)), one(2364, P(T::DateTime)),
     // ImplementationGuide
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)), one(2185, P(Code)),
-    one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(2343, s(645)), many(1448, s(100)), one(952, P(Markdown)), one(1714, P(Id)), one(1477, P(Code)),
-    many(1233, P(Code)), many(1077, s(305)), many(1332, s(306)), one(1061, s(299)), one(1504, s(307)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(952, P(T::Markdown)),
+    one(1714, P(T::Id)), one(1477, P(T::Code)), many(1233, P(T::Code)), many(1077, s(305)), many(1332, s(306)),
+    one(1061, s(299)), one(1504, s(307)),
     // ImplementationGuide.definition
     many(1340, s(300)), many(2055, s(303)), one(1719, s(301)), many(1722, s(302)), many(2276, s(304)),
     // ImplementationGuide.definition.grouping
-    one(1610, P(String)), one(1082, P(String)),
+    one(1610, P(T::String)), one(1082, P(T::String)),
     // ImplementationGuide.definition.page
-    choice(1610, 56), one(2305, P(String)), one(1325, P(Code)), many(1719, s(301)),
+    choice(1610, 56), one(2305, P(T::String)), one(1325, P(T::Code)), many(1719, s(301)),
     // ImplementationGuide.definition.parameter
-    one(881, P(Code)), one(2364, P(String)),
+    one(881, P(T::Code)), one(2364, P(T::String)),
     // ImplementationGuide.definition.resource
-    one(1987, s(499)), many(1233, P(Code)), one(1610, P(String)), one(1082, P(String)), choice(1195, 39),
-    one(1342, P(Id)),
+    one(1987, s(499)), many(1233, P(T::Code)), one(1610, P(T::String)), one(1082, P(T::String)), choice(1195, 39),
+    one(1342, P(T::Id)),
     // ImplementationGuide.definition.template
-    one(881, P(Code)), one(2148, P(String)), one(2092, P(String)),
+    one(881, P(T::Code)), one(2148, P(T::String)), one(2092, P(T::String)),
     // ImplementationGuide.dependsOn
-    one(2338, P(Canonical)), one(1714, P(Id)), one(2429, P(String)),
+    one(2338, P(T::Canonical)), one(1714, P(T::Id)), one(2429, P(T::String)),
     // ImplementationGuide.global
-    one(2320, P(Code)), one(1914, P(Canonical)),
+    one(2320, P(T::Code)), one(1914, P(T::Canonical)),
     // ImplementationGuide.manifest
-    one(2022, P(Url)), many(2055, s(309)), many(1719, s(308)), many(1377, P(String)), many(1695, P(String)),
+    one(2022, P(T::Url)), many(2055, s(309)), many(1719, s(308)), many(1377, P(T::String)), many(1695, P(T::String)),
     // ImplementationGuide.manifest.page
-    one(1610, P(String)), one(2305, P(String)), many(740, P(String)),
+    one(1610, P(T::String)), one(2305, P(T::String)), many(740, P(T::String)),
     // ImplementationGuide.manifest.resource
-    one(1987, s(499)), choice(1195, 39), one(2017, P(Url)),
+    one(1987, s(499)), choice(1195, 39), one(2017, P(T::Url)),
     // InsurancePlan
-    many(1370, s(284)), one(2185, P(Code)), many(2320, s(100)), one(1610, P(String)), many(716, P(String)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(2320, s(100)), one(1610, P(T::String)), many(716, P(T::String)),
     one(1832, s(463)), one(1711, s(499)), one(702, s(499)), many(964, s(499)), many(927, s(311)), many(1172, s(499)),
     many(1618, s(499)), many(963, s(312)), many(1844, s(315)),
     // InsurancePlan.contact
@@ -1643,14 +1667,14 @@ pub(super) static ELEMENTS: &[Row] = &[
     // InsurancePlan.coverage
     one(2320, s(100)), many(1618, s(499)), many(815, s(313)),
     // InsurancePlan.coverage.benefit
-    one(2320, s(100)), one(2051, P(String)), many(1480, s(314)),
+    one(2320, s(100)), one(2051, P(T::String)), many(1480, s(314)),
     // InsurancePlan.coverage.benefit.limit
     one(2364, s(488)), one(881, s(100)),
     // InsurancePlan.plan
     many(1370, s(284)), one(2320, s(100)), many(964, s(499)), many(1618, s(499)), many(1323, s(316)),
     many(2170, s(317)),
     // InsurancePlan.plan.generalCost
-    one(2320, s(100)), one(1339, P(PositiveInt)), one(954, s(425)), one(895, P(String)),
+    one(2320, s(100)), one(1339, P(T::PositiveInt)), one(954, s(425)), one(895, P(T::String)),
     // InsurancePlan.plan.specificCost
     one(853, s(100)), many(815, s(318)),
     // InsurancePlan.plan.specificCost.benefit
@@ -1658,72 +1682,73 @@ pub(super) static ELEMENTS: &[Row] = &[
     // InsurancePlan.plan.specificCost.benefit.cost
     one(2320, s(100)), one(754, s(100)), many(1940, s(100)), one(2364, s(488)),
     // Invoice
-    many(1370, s(284)), one(2185, P(Code)), one(840, P(String)), one(2320, s(100)), one(2217, s(499)),
-    one(1980, s(499)), one(984, P(DateTime)), many(1735, s(323)), one(1443, s(499)), one(674, s(499)),
-    many(1482, s(321)), many(2313, s(322)), one(2312, s(425)), one(2311, s(425)), one(1819, P(Markdown)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(840, P(T::String)), one(2320, s(100)), one(2217, s(499)),
+    one(1980, s(499)), one(984, P(T::DateTime)), many(1735, s(323)), one(1443, s(499)), one(674, s(499)),
+    many(1482, s(321)), many(2313, s(322)), one(2312, s(425)), one(2311, s(425)), one(1819, P(T::Markdown)),
     many(1623, s(13)),
     // Invoice.lineItem
-    one(2109, P(PositiveInt)), choice(863, 15), many(1883, s(322)),
+    one(2109, P(T::PositiveInt)), choice(863, 15), many(1883, s(322)),
     // Invoice.lineItem.priceComponent
-    one(2320, P(Code)), one(881, s(100)), one(1226, P(Decimal)), one(732, s(425)),
+    one(2320, P(T::Code)), one(881, s(100)), one(1226, P(T::Decimal)), one(732, s(425)),
     // Invoice.participant
     one(2078, s(100)), one(680, s(499)),
     // Library
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), one(2320, s(100)), choice(2217, 84),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)),
-    many(1448, s(100)), one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)), one(762, P(Date)),
-    one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1722, s(452)), many(982, s(162)), many(932, s(17)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(2320, s(100)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1722, s(452)),
+    many(982, s(162)), many(932, s(17)),
     // Linkage
-    one(678, P(Boolean)), one(784, s(499)), many(1444, s(326)),
+    one(678, P(T::Boolean)), one(784, s(499)), many(1444, s(326)),
     // Linkage.item
-    one(2320, P(Code)), one(2055, s(499)),
+    one(2320, P(T::Code)), one(2055, s(499)),
     // List
-    many(1370, s(284)), one(2185, P(Code)), one(1584, P(Code)), one(2305, P(String)), one(881, s(100)),
-    one(2217, s(499)), one(1169, s(499)), one(984, P(DateTime)), one(2148, s(499)), one(1683, s(100)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1584, P(T::Code)), one(2305, P(T::String)), one(881, s(100)),
+    one(2217, s(499)), one(1169, s(499)), one(984, P(T::DateTime)), one(2148, s(499)), one(1683, s(100)),
     many(1623, s(13)), many(1180, s(328)), one(1165, s(100)),
     // List.entry
-    one(1292, s(100)), one(1071, P(Boolean)), one(984, P(DateTime)), one(1444, s(499)),
+    one(1292, s(100)), one(1071, P(T::Boolean)), one(984, P(T::DateTime)), one(1444, s(499)),
     // Location
-    many(1370, s(284)), one(2185, P(Code)), one(1674, s(101)), one(1610, P(String)), many(716, P(String)),
-    one(1082, P(String)), one(1584, P(Code)), many(2320, s(100)), many(2272, s(129)), one(697, s(6)), one(1842, s(100)),
-    one(1853, s(331)), one(1503, s(499)), one(1734, s(499)), many(1362, s(330)), one(799, P(String)),
-    many(1172, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1674, s(101)), one(1610, P(T::String)), many(716, P(T::String)),
+    one(1082, P(T::String)), one(1584, P(T::Code)), many(2320, s(100)), many(2272, s(129)), one(697, s(6)),
+    one(1842, s(100)), one(1853, s(331)), one(1503, s(499)), one(1734, s(499)), many(1362, s(330)),
+    one(799, P(T::String)), many(1172, s(499)),
     // Location.hoursOfOperation
-    many(995, P(Code)), one(717, P(Boolean)), one(1671, P(Time)), one(879, P(Time)),
+    many(995, P(T::Code)), one(717, P(T::Boolean)), one(1671, P(T::Time)), one(879, P(T::Time)),
     // Location.position
-    one(1496, P(Decimal)), one(1464, P(Decimal)), one(731, P(Decimal)),
+    one(1496, P(T::Decimal)), one(1464, P(T::Decimal)), one(731, P(T::Decimal)),
     // MarketingStatus
-    one(959, s(100)), one(1448, s(100)), one(2185, s(100)), one(991, s(463)), one(2065, P(DateTime)),
+    one(959, s(100)), one(1448, s(100)), one(2185, s(100)), one(991, s(463)), one(2065, P(T::DateTime)),
     // Measure
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84), one(984, P(DateTime)),
-    one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)),
-    one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)),
-    one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)), many(2073, s(128)),
-    many(1171, s(128)), many(2010, s(500)), many(1476, P(Canonical)), one(1112, P(Markdown)), one(2094, s(100)),
-    one(909, s(100)), many(2320, s(100)), one(2074, P(String)), one(1957, P(String)), one(1963, P(Markdown)),
-    one(876, P(Markdown)), one(1389, s(100)), many(1061, P(Markdown)), one(1345, P(Markdown)), many(1336, s(334)),
-    many(2240, s(338)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(T::Canonical)),
+    one(1112, P(T::Markdown)), one(2094, s(100)), one(909, s(100)), many(2320, s(100)), one(2074, P(T::String)),
+    one(1957, P(T::String)), one(1963, P(T::Markdown)), one(876, P(T::Markdown)), one(1389, s(100)),
+    many(1061, P(T::Markdown)), one(1345, P(T::Markdown)), many(1336, s(334)), many(2240, s(338)),
     // Measure.group
-    one(881, s(100)), one(1082, P(String)), many(1852, s(335)), many(2195, s(336)),
+    one(881, s(100)), one(1082, P(T::String)), many(1852, s(335)), many(2195, s(336)),
     // Measure.group.population
-    one(881, s(100)), one(1082, P(String)), one(969, s(264)),
+    one(881, s(100)), one(1082, P(T::String)), one(969, s(264)),
     // Measure.group.stratifier
-    one(881, s(100)), one(1082, P(String)), one(969, s(264)), many(907, s(337)),
+    one(881, s(100)), one(1082, P(T::String)), one(969, s(264)), many(907, s(337)),
     // Measure.group.stratifier.component
-    one(881, s(100)), one(1082, P(String)), one(969, s(264)),
+    one(881, s(100)), one(1082, P(T::String)), one(969, s(264)),
     // Measure.supplementalData
-    one(881, s(100)), many(2340, s(100)), one(1082, P(String)), one(969, s(264)),
+    one(881, s(100)), many(2340, s(100)), one(1082, P(T::String)), one(969, s(264)),
     // MeasureReport
-    many(1370, s(284)), one(2185, P(Code)), one(2320, P(Code)), one(1550, P(Canonical)), one(2217, s(499)),
-    one(984, P(DateTime)), one(2034, s(499)), one(1832, s(463)), one(1389, s(100)), many(1336, s(340)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2320, P(T::Code)), one(1550, P(T::Canonical)), one(2217, s(499)),
+    one(984, P(T::DateTime)), one(2034, s(499)), one(1832, s(463)), one(1389, s(100)), many(1336, s(340)),
     many(1187, s(499)),
     // MeasureReport.group
     one(881, s(100)), many(1852, s(341)), one(1551, s(488)), many(2195, s(342)),
     // MeasureReport.group.population
-    one(881, s(100)), one(957, P(Integer)), one(2221, s(499)),
+    one(881, s(100)), one(957, P(T::Integer)), one(2221, s(499)),
     // MeasureReport.group.stratifier
     many(881, s(100)), many(2196, s(343)),
     // MeasureReport.group.stratifier.stratum
@@ -1731,62 +1756,64 @@ pub(super) static ELEMENTS: &[Row] = &[
     // MeasureReport.group.stratifier.stratum.component
     one(881, s(100)), one(2364, s(100)),
     // MeasureReport.group.stratifier.stratum.population
-    one(881, s(100)), one(957, P(Integer)), one(2221, s(499)),
+    one(881, s(100)), one(957, P(T::Integer)), one(2221, s(499)),
     // Media
-    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(Code)), one(2320, s(100)), one(1583, s(100)),
-    one(2433, s(100)), one(2217, s(499)), one(1169, s(499)), choice(965, 20), one(1442, P(Instant)), one(1675, s(499)),
-    many(1971, s(100)), one(821, s(100)), one(1100, P(String)), one(1098, s(499)), one(1354, P(PositiveInt)),
-    one(2444, P(PositiveInt)), one(1308, P(PositiveInt)), one(1147, P(Decimal)), one(932, s(17)), many(1623, s(13)),
+    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(T::Code)), one(2320, s(100)),
+    one(1583, s(100)), one(2433, s(100)), one(2217, s(499)), one(1169, s(499)), choice(965, 20),
+    one(1442, P(T::Instant)), one(1675, s(499)), many(1971, s(100)), one(821, s(100)), one(1100, P(T::String)),
+    one(1098, s(499)), one(1354, P(T::PositiveInt)), one(2444, P(T::PositiveInt)), one(1308, P(T::PositiveInt)),
+    one(1147, P(T::Decimal)), one(932, s(17)), many(1623, s(13)),
     // Medication
-    many(1370, s(284)), one(881, s(100)), one(2185, P(Code)), one(1511, s(499)), one(1303, s(100)), one(732, s(498)),
+    many(1370, s(284)), one(881, s(100)), one(2185, P(T::Code)), one(1511, s(499)), one(1303, s(100)), one(732, s(498)),
     many(1404, s(349)), one(812, s(348)),
     // Medication.batch
-    one(1497, P(String)), one(1206, P(DateTime)),
+    one(1497, P(T::String)), one(1206, P(T::DateTime)),
     // Medication.ingredient
-    choice(1444, 44), one(1432, P(Boolean)), one(2197, s(498)),
+    choice(1444, 44), one(1432, P(T::Boolean)), one(2197, s(498)),
     // MedicationAdministration
-    many(1370, s(284)), many(1414, P(Uri)), many(1734, s(499)), one(2185, P(Code)), many(2188, s(100)),
+    many(1370, s(284)), many(1414, P(T::Uri)), many(1734, s(499)), one(2185, P(T::Code)), many(2188, s(100)),
     one(853, s(100)), choice(1555, 51), one(2217, s(499)), one(939, s(499)), many(2249, s(499)), choice(1156, 35),
     many(1827, s(352)), many(1971, s(100)), many(1973, s(499)), one(2037, s(499)), many(1098, s(499)),
     many(1623, s(13)), one(1131, s(351)), many(1191, s(499)),
     // MedicationAdministration.dosage
-    one(2281, P(String)), one(2137, s(100)), one(2079, s(100)), one(1565, s(100)), one(1133, s(488)), choice(1956, 73),
+    one(2281, P(T::String)), one(2137, s(100)), one(2079, s(100)), one(1565, s(100)), one(1133, s(488)),
+    choice(1956, 73),
     // MedicationAdministration.performer
     one(1315, s(100)), one(680, s(499)),
     // MedicationDispense
-    many(1370, s(284)), many(1734, s(499)), one(2185, P(Code)), choice(2188, 82), one(853, s(100)), choice(1555, 51),
+    many(1370, s(284)), many(1734, s(499)), one(2185, P(T::Code)), choice(2188, 82), one(853, s(100)), choice(1555, 51),
     one(2217, s(499)), one(939, s(499)), many(2249, s(499)), many(1827, s(354)), one(1488, s(499)), many(796, s(499)),
-    one(2320, s(100)), one(1944, s(488)), one(996, s(488)), one(2441, P(DateTime)), one(2439, P(DateTime)),
+    one(2320, s(100)), one(1944, s(488)), one(996, s(488)), one(2441, P(T::DateTime)), one(2439, P(T::DateTime)),
     one(1084, s(499)), many(1978, s(499)), many(1623, s(13)), many(1132, s(197)), one(2231, s(355)), many(1096, s(499)),
     many(1191, s(499)),
     // MedicationDispense.performer
     one(1315, s(100)), one(680, s(499)),
     // MedicationDispense.substitution
-    one(2435, P(Boolean)), one(2320, s(100)), many(1970, s(100)), many(2063, s(499)),
+    one(2435, P(T::Boolean)), one(2320, s(100)), many(1970, s(100)), many(2063, s(499)),
     // MedicationKnowledge
-    one(881, s(100)), one(2185, P(Code)), one(1511, s(499)), one(1135, s(100)), one(732, s(488)), many(2253, P(String)),
-    many(2012, s(372)), many(776, s(499)), many(1913, s(100)), many(1598, s(366)), many(1404, s(362)),
-    one(1875, P(Markdown)), many(1421, s(100)), many(954, s(360)), many(1597, s(365)), many(705, s(357)),
-    many(1558, s(364)), one(1717, s(367)), many(1143, s(361)), many(945, s(499)), many(2005, s(368)),
+    one(881, s(100)), one(2185, P(T::Code)), one(1511, s(499)), one(1135, s(100)), one(732, s(488)),
+    many(2253, P(T::String)), many(2012, s(372)), many(776, s(499)), many(1913, s(100)), many(1598, s(366)),
+    many(1404, s(362)), one(1875, P(T::Markdown)), many(1421, s(100)), many(954, s(360)), many(1597, s(365)),
+    many(705, s(357)), many(1558, s(364)), one(1717, s(367)), many(1143, s(361)), many(945, s(499)), many(2005, s(368)),
     many(1453, s(363)),
     // MedicationKnowledge.administrationGuidelines
     many(1131, s(358)), choice(1396, 43), many(1753, s(359)),
     // MedicationKnowledge.administrationGuidelines.dosage
     one(2320, s(100)), many(1131, s(197)),
     // MedicationKnowledge.administrationGuidelines.patientCharacteristics
-    choice(859, 14), many(2364, P(String)),
+    choice(859, 14), many(2364, P(T::String)),
     // MedicationKnowledge.cost
-    one(2320, s(100)), one(2148, P(String)), one(954, s(425)),
+    one(2320, s(100)), one(2148, P(T::String)), one(954, s(425)),
     // MedicationKnowledge.drugCharacteristic
     one(2320, s(100)), choice(2364, 101),
     // MedicationKnowledge.ingredient
-    choice(1444, 44), one(1432, P(Boolean)), one(2197, s(498)),
+    choice(1444, 44), one(1432, P(T::Boolean)), one(2197, s(498)),
     // MedicationKnowledge.kinetics
     many(764, s(488)), many(1474, s(488)), one(1347, s(199)),
     // MedicationKnowledge.medicineClassification
     one(2320, s(100)), many(875, s(100)),
     // MedicationKnowledge.monitoringProgram
-    one(2320, s(100)), one(1610, P(String)),
+    one(2320, s(100)), one(1610, P(T::String)),
     // MedicationKnowledge.monograph
     one(2320, s(100)), one(2148, s(499)),
     // MedicationKnowledge.packaging
@@ -1798,48 +1825,50 @@ pub(super) static ELEMENTS: &[Row] = &[
     // MedicationKnowledge.regulatory.schedule
     one(2087, s(100)),
     // MedicationKnowledge.regulatory.substitution
-    one(2320, s(100)), one(720, P(Boolean)),
+    one(2320, s(100)), one(720, P(T::Boolean)),
     // MedicationKnowledge.relatedMedicationKnowledge
     one(2320, s(100)), many(1987, s(499)),
     // MedicationRequest
-    many(1370, s(284)), one(2185, P(Code)), one(2188, s(100)), one(1423, P(Code)), many(853, s(100)),
-    one(1890, P(Code)), one(1125, P(Boolean)), choice(2031, 75), choice(1555, 51), one(2217, s(499)), one(1169, s(499)),
-    many(2249, s(499)), one(790, P(DateTime)), one(2045, s(499)), one(1827, s(499)), one(1830, s(100)),
-    one(1985, s(499)), many(1971, s(100)), many(1973, s(499)), many(1415, P(Canonical)), many(1416, P(Uri)),
-    many(810, s(499)), one(1337, s(284)), one(962, s(100)), many(1418, s(499)), many(1623, s(13)), many(1132, s(197)),
-    one(1118, s(374)), one(2231, s(376)), one(1888, s(499)), many(1096, s(499)), many(1191, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2188, s(100)), one(1423, P(T::Code)), many(853, s(100)),
+    one(1890, P(T::Code)), one(1125, P(T::Boolean)), choice(2031, 75), choice(1555, 51), one(2217, s(499)),
+    one(1169, s(499)), many(2249, s(499)), one(790, P(T::DateTime)), one(2045, s(499)), one(1827, s(499)),
+    one(1830, s(100)), one(1985, s(499)), many(1971, s(100)), many(1973, s(499)), many(1415, P(T::Canonical)),
+    many(1416, P(T::Uri)), many(810, s(499)), one(1337, s(284)), one(962, s(100)), many(1418, s(499)),
+    many(1623, s(13)), many(1132, s(197)), one(1118, s(374)), one(2231, s(376)), one(1888, s(499)), many(1096, s(499)),
+    many(1191, s(499)),
     // MedicationRequest.dispenseRequest
-    one(1406, s(375)), one(1117, s(199)), one(2363, s(463)), one(1632, P(UnsignedInt)), one(1944, s(488)),
+    one(1406, s(375)), one(1117, s(199)), one(2363, s(463)), one(1632, P(T::UnsignedInt)), one(1944, s(488)),
     one(1204, s(199)), one(1827, s(499)),
     // MedicationRequest.dispenseRequest.initialFill
     one(1944, s(488)), one(1147, s(199)),
     // MedicationRequest.substitution
     choice(720, 4), one(1970, s(100)),
     // MedicationStatement
-    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(Code)), many(2188, s(100)), one(853, s(100)),
-    choice(1555, 51), one(2217, s(499)), one(939, s(499)), choice(1156, 35), one(985, P(DateTime)), one(1403, s(499)),
-    many(1080, s(499)), many(1971, s(100)), many(1973, s(499)), many(1623, s(13)), many(1131, s(197)),
+    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(T::Code)), many(2188, s(100)),
+    one(853, s(100)), choice(1555, 51), one(2217, s(499)), one(939, s(499)), choice(1156, 35), one(985, P(T::DateTime)),
+    one(1403, s(499)), many(1080, s(499)), many(1971, s(100)), many(1973, s(499)), many(1623, s(13)),
+    many(1131, s(197)),
     // MedicinalProduct
     many(1370, s(284)), one(2320, s(100)), one(1130, s(101)), one(894, s(100)), one(1468, s(100)), one(691, s(100)),
-    many(2165, P(String)), one(1718, s(100)), many(1906, s(100)), many(1519, s(332)), many(1837, s(499)),
+    many(2165, P(T::String)), one(1718, s(100)), many(1906, s(100)), many(1519, s(332)), many(1837, s(499)),
     many(1716, s(499)), many(778, s(499)), many(1520, s(499)), many(927, s(499)), many(878, s(499)), many(1610, s(380)),
     many(972, s(284)), many(1514, s(379)), many(2164, s(383)),
     // MedicinalProduct.manufacturingBusinessOperation
-    one(1673, s(100)), one(791, s(284)), one(1157, P(DateTime)), one(922, s(100)), many(1511, s(499)),
+    one(1673, s(100)), one(791, s(284)), one(1157, P(T::DateTime)), one(922, s(100)), many(1511, s(499)),
     one(2004, s(499)),
     // MedicinalProduct.name
-    one(1909, P(String)), many(1611, s(382)), many(960, s(381)),
+    one(1909, P(T::String)), many(1611, s(382)), many(960, s(381)),
     // MedicinalProduct.name.countryLanguage
     one(959, s(100)), one(1448, s(100)), one(1456, s(100)),
     // MedicinalProduct.name.namePart
-    one(1730, P(String)), one(2320, s(101)),
+    one(1730, P(T::String)), one(2320, s(101)),
     // MedicinalProduct.specialDesignation
     many(1370, s(284)), one(2320, s(100)), one(1422, s(100)), choice(1396, 43), one(2185, s(100)),
-    one(984, P(DateTime)), one(2169, s(100)),
+    one(984, P(T::DateTime)), one(2169, s(100)),
     // MedicinalProductAuthorization
     many(1370, s(284)), one(2217, s(499)), many(959, s(100)), many(1448, s(100)), one(2185, s(100)),
-    one(2186, P(DateTime)), one(2065, P(DateTime)), one(2363, s(463)), one(980, s(463)), one(989, P(DateTime)),
-    one(1426, P(DateTime)), one(1466, s(100)), many(1449, s(385)), one(1360, s(499)), one(2004, s(499)),
+    one(2186, P(T::DateTime)), one(2065, P(T::DateTime)), one(2363, s(463)), one(980, s(463)), one(989, P(T::DateTime)),
+    one(1426, P(T::DateTime)), one(1466, s(100)), many(1449, s(385)), one(1360, s(499)), one(2004, s(499)),
     one(1896, s(386)),
     // MedicinalProductAuthorization.jurisdictionalAuthorization
     many(1370, s(284)), one(959, s(100)), many(1448, s(100)), one(1468, s(100)), one(2363, s(463)),
@@ -1856,19 +1885,19 @@ pub(super) static ELEMENTS: &[Row] = &[
     // MedicinalProductIndication.otherTherapy
     one(2286, s(100)), choice(1555, 51),
     // MedicinalProductIngredient
-    one(1370, s(284)), one(2078, s(100)), one(718, P(Boolean)), many(1511, s(499)), many(2171, s(392)),
+    one(1370, s(284)), one(2078, s(100)), one(718, P(T::Boolean)), many(1511, s(499)), many(2171, s(392)),
     one(2228, s(395)),
     // MedicinalProductIngredient.specifiedSubstance
     one(881, s(100)), one(1336, s(100)), one(921, s(100)), many(2197, s(393)),
     // MedicinalProductIngredient.specifiedSubstance.strength
-    one(1878, s(498)), one(1880, s(498)), one(911, s(498)), one(912, s(498)), one(1553, P(String)), many(959, s(100)),
-    many(1997, s(394)),
+    one(1878, s(498)), one(1880, s(498)), one(911, s(498)), one(912, s(498)), one(1553, P(T::String)),
+    many(959, s(100)), many(1997, s(394)),
     // MedicinalProductIngredient.specifiedSubstance.strength.referenceStrength
-    one(2228, s(100)), one(2197, s(498)), one(2198, s(498)), one(1553, P(String)), many(959, s(100)),
+    one(2228, s(100)), one(2197, s(498)), one(2198, s(498)), one(1553, P(T::String)), many(959, s(100)),
     // MedicinalProductIngredient.substance
     one(881, s(100)), many(2197, s(393)),
     // MedicinalProductInteraction
-    many(2217, s(499)), one(1082, P(String)), many(1424, s(397)), one(2320, s(100)), one(1154, s(100)),
+    many(2217, s(499)), one(1082, P(T::String)), many(1424, s(397)), one(2320, s(100)), one(1154, s(100)),
     one(1392, s(100)), one(1501, s(100)),
     // MedicinalProductInteraction.interactant
     choice(1444, 45),
@@ -1876,7 +1905,7 @@ pub(super) static ELEMENTS: &[Row] = &[
     one(1509, s(100)), one(2333, s(100)), one(1944, s(488)), many(1511, s(499)), many(1404, s(499)), one(1841, s(483)),
     many(1696, s(100)),
     // MedicinalProductPackaged
-    many(1370, s(284)), many(2217, s(499)), one(1082, P(String)), one(1468, s(100)), many(1519, s(332)),
+    many(1370, s(284)), many(2217, s(499)), one(1082, P(T::String)), one(1468, s(100)), many(1519, s(332)),
     one(1518, s(499)), many(1511, s(499)), many(813, s(400)), many(1715, s(401)),
     // MedicinalProductPackaged.batchIdentifier
     one(1704, s(284)), one(1379, s(284)),
@@ -1895,197 +1924,202 @@ pub(super) static ELEMENTS: &[Row] = &[
     // MedicinalProductPharmaceutical.routeOfAdministration.targetSpecies
     one(881, s(100)), many(2447, s(406)),
     // MedicinalProductPharmaceutical.routeOfAdministration.targetSpecies.withdrawalPeriod
-    one(2304, s(100)), one(2364, s(488)), one(2249, P(String)),
+    one(2304, s(100)), one(2364, s(488)), one(2249, P(T::String)),
     // MedicinalProductUndesirableEffect
     many(2217, s(499)), one(2252, s(100)), one(875, s(100)), one(1311, s(100)), many(1852, s(474)),
     // MessageDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    many(2028, P(Canonical)), one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)),
-    many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)),
-    one(952, P(Markdown)), one(806, P(Canonical)), many(1726, P(Canonical)), choice(1189, 38), one(853, P(Code)),
-    many(1296, s(410)), one(2061, P(Code)), many(724, s(409)), many(1335, P(Canonical)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    many(2028, P(T::Canonical)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)),
+    one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)),
+    one(1934, P(T::Markdown)), one(952, P(T::Markdown)), one(806, P(T::Canonical)), many(1726, P(T::Canonical)),
+    choice(1189, 38), one(853, P(T::Code)), many(1296, s(410)), one(2061, P(T::Code)), many(724, s(409)),
+    many(1335, P(T::Canonical)),
     // MessageDefinition.allowedResponse
-    one(1561, P(Canonical)), one(2138, P(Markdown)),
+    one(1561, P(T::Canonical)), one(2138, P(T::Markdown)),
     // MessageDefinition.focus
-    one(881, P(Code)), one(1914, P(Canonical)), one(1566, P(UnsignedInt)), one(1526, P(String)),
+    one(881, P(T::Code)), one(1914, P(T::Canonical)), one(1566, P(T::UnsignedInt)), one(1526, P(T::String)),
     // MessageHeader
     choice(1189, 38), many(1084, s(412)), one(2106, s(499)), one(1176, s(499)), one(784, s(499)), one(2148, s(414)),
-    one(2062, s(499)), one(1970, s(100)), one(2058, s(413)), many(1296, s(499)), one(1061, P(Canonical)),
+    one(2062, s(499)), one(1970, s(100)), one(2058, s(413)), many(1296, s(499)), one(1061, P(T::Canonical)),
     // MessageHeader.destination
-    one(1610, P(String)), one(2258, s(499)), one(1172, P(Url)), one(1978, s(499)),
+    one(1610, P(T::String)), one(2258, s(499)), one(1172, P(T::Url)), one(1978, s(499)),
     // MessageHeader.response
-    one(1370, P(Id)), one(881, P(Code)), one(1094, s(499)),
+    one(1370, P(T::Id)), one(881, P(T::Code)), one(1094, s(499)),
     // MessageHeader.source
-    one(1610, P(String)), one(2145, P(String)), one(2429, P(String)), one(927, s(129)), one(1172, P(Url)),
+    one(1610, P(T::String)), one(2145, P(T::String)), one(2429, P(T::String)), one(927, s(129)), one(1172, P(T::Url)),
     // Meta
-    one(2430, P(Id)), one(1462, P(Instant)), one(2148, P(Uri)), many(1914, P(Canonical)), many(2101, s(101)),
-    many(2257, s(101)),
+    one(2430, P(T::Id)), one(1462, P(T::Instant)), one(2148, P(T::Uri)), many(1914, P(T::Canonical)),
+    many(2101, s(101)), many(2257, s(101)),
     // MolecularSequence
-    many(1370, s(284)), one(2320, P(Code)), one(950, P(Integer)), one(1752, s(499)), one(2172, s(499)),
+    many(1370, s(284)), one(2320, P(T::Code)), one(950, P(T::Integer)), one(1752, s(499)), one(2172, s(499)),
     one(1098, s(499)), one(1827, s(499)), one(1944, s(488)), one(1993, s(419)), many(2419, s(424)),
-    one(1644, P(String)), many(1942, s(417)), one(1966, P(Integer)), many(2035, s(420)), many(1846, s(499)),
+    one(1644, P(T::String)), many(1942, s(417)), one(1966, P(T::Integer)), many(2035, s(420)), many(1846, s(499)),
     many(2201, s(421)),
     // MolecularSequence.quality
-    one(2320, P(Code)), one(2178, s(100)), one(2179, P(Integer)), one(1170, P(Integer)), one(2093, s(488)),
-    one(1565, s(100)), one(2319, P(Decimal)), one(1950, P(Decimal)), one(2318, P(Decimal)), one(1949, P(Decimal)),
-    one(1343, P(Decimal)), one(1866, P(Decimal)), one(1975, P(Decimal)), one(1223, P(Decimal)), one(2077, s(418)),
+    one(2320, P(T::Code)), one(2178, s(100)), one(2179, P(T::Integer)), one(1170, P(T::Integer)), one(2093, s(488)),
+    one(1565, s(100)), one(2319, P(T::Decimal)), one(1950, P(T::Decimal)), one(2318, P(T::Decimal)),
+    one(1949, P(T::Decimal)), one(1343, P(T::Decimal)), one(1866, P(T::Decimal)), one(1975, P(T::Decimal)),
+    one(1223, P(T::Decimal)), one(2077, s(418)),
     // MolecularSequence.quality.roc
-    many(2093, P(Integer)), many(1628, P(Integer)), many(1627, P(Integer)), many(1626, P(Integer)),
-    many(1866, P(Decimal)), many(2107, P(Decimal)), many(1222, P(Decimal)),
+    many(2093, P(T::Integer)), many(1628, P(T::Integer)), many(1627, P(T::Integer)), many(1626, P(T::Integer)),
+    many(1866, P(T::Decimal)), many(2107, P(T::Decimal)), many(1222, P(T::Decimal)),
     // MolecularSequence.referenceSeq
-    one(867, s(100)), one(1326, P(String)), one(1691, P(Code)), one(1994, s(100)), one(1995, s(499)),
-    one(1996, P(String)), one(2194, P(Code)), one(2446, P(Integer)), one(2445, P(Integer)),
+    one(867, s(100)), one(1326, P(T::String)), one(1691, P(T::Code)), one(1994, s(100)), one(1995, s(499)),
+    one(1996, P(T::String)), one(2194, P(T::Code)), one(2446, P(T::Integer)), one(2445, P(T::Integer)),
     // MolecularSequence.repository
-    one(2320, P(Code)), one(2339, P(Uri)), one(1610, P(String)), one(983, P(String)), one(2423, P(String)),
-    one(1969, P(String)),
+    one(2320, P(T::Code)), one(2339, P(T::Uri)), one(1610, P(T::String)), one(983, P(T::String)),
+    one(2423, P(T::String)), one(1969, P(T::String)),
     // MolecularSequence.structureVariant
-    one(2422, s(100)), one(1194, P(Boolean)), one(1472, P(Integer)), one(1703, s(423)), one(1410, s(422)),
+    one(2422, s(100)), one(1194, P(T::Boolean)), one(1472, P(T::Integer)), one(1703, s(423)), one(1410, s(422)),
     // MolecularSequence.structureVariant.inner
-    one(2179, P(Integer)), one(1170, P(Integer)),
+    one(2179, P(T::Integer)), one(1170, P(T::Integer)),
     // MolecularSequence.structureVariant.outer
-    one(2179, P(Integer)), one(1170, P(Integer)),
+    one(2179, P(T::Integer)), one(1170, P(T::Integer)),
     // MolecularSequence.variant
-    one(2179, P(Integer)), one(1170, P(Integer)), one(1643, P(String)), one(1988, P(String)), one(868, P(String)),
-    one(2420, s(499)),
+    one(2179, P(T::Integer)), one(1170, P(T::Integer)), one(1643, P(T::String)), one(1988, P(T::String)),
+    one(868, P(T::String)), one(2420, s(499)),
     // Money
-    one(2364, P(Decimal)), one(973, P(Code)),
+    one(2364, P(T::Decimal)), one(973, P(T::Code)),
     // NamingSystem
-    one(1610, P(String)), one(2185, P(Code)), one(1452, P(Code)), one(984, P(DateTime)), one(1933, P(String)),
-    many(927, s(128)), one(2062, P(String)), one(2320, s(100)), one(1082, P(Markdown)), many(2343, s(645)),
-    many(1448, s(100)), one(2340, P(String)), many(2330, s(427)),
+    one(1610, P(T::String)), one(2185, P(T::Code)), one(1452, P(T::Code)), one(984, P(T::DateTime)),
+    one(1933, P(T::String)), many(927, s(128)), one(2062, P(T::String)), one(2320, s(100)), one(1082, P(T::Markdown)),
+    many(2343, s(645)), many(1448, s(100)), one(2340, P(T::String)), many(2330, s(427)),
     // NamingSystem.uniqueId
-    one(2320, P(Code)), one(2364, P(String)), one(1871, P(Boolean)), one(895, P(String)), one(1832, s(463)),
+    one(2320, P(T::Code)), one(2364, P(T::String)), one(1871, P(T::Boolean)), one(895, P(T::String)), one(1832, s(463)),
     // Narrative
-    one(2185, P(Code)), one(1124, P(Xhtml)),
+    one(2185, P(T::Code)), one(1124, P(T::Xhtml)),
     // NutritionOrder
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(1414, P(Uri)), one(2185, P(Code)),
-    one(1423, P(Code)), one(1752, s(499)), one(1169, s(499)), one(992, P(DateTime)), one(1684, s(499)),
-    many(719, s(499)), many(1298, s(100)), many(1200, s(100)), one(1677, s(432)), many(2239, s(435)), one(1174, s(430)),
-    many(1623, s(13)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(1414, P(T::Uri)),
+    one(2185, P(T::Code)), one(1423, P(T::Code)), one(1752, s(499)), one(1169, s(499)), one(992, P(T::DateTime)),
+    one(1684, s(499)), many(719, s(499)), many(1298, s(100)), many(1200, s(100)), one(1677, s(432)), many(2239, s(435)),
+    one(1174, s(430)), many(1623, s(13)),
     // NutritionOrder.enteralFormula
-    one(809, s(100)), one(808, P(String)), one(696, s(100)), one(694, P(String)), one(837, s(488)), one(2081, s(100)),
-    many(704, s(431)), one(1547, s(488)), one(706, P(String)),
+    one(809, s(100)), one(808, P(T::String)), one(696, s(100)), one(694, P(T::String)), one(837, s(488)),
+    one(2081, s(100)), many(704, s(431)), one(1547, s(488)), one(706, P(T::String)),
     // NutritionOrder.enteralFormula.administration
     one(2087, s(642)), one(1944, s(488)), choice(1956, 72),
     // NutritionOrder.oralDiet
     many(2320, s(100)), many(2087, s(642)), many(1639, s(433)), many(2284, s(434)), many(1293, s(100)),
-    one(1417, P(String)),
+    one(1417, P(T::String)),
     // NutritionOrder.oralDiet.nutrient
     one(1587, s(100)), one(732, s(488)),
     // NutritionOrder.oralDiet.texture
     one(1587, s(100)), one(1299, s(100)),
     // NutritionOrder.supplement
-    one(2320, s(100)), one(1909, P(String)), many(2087, s(642)), one(1944, s(488)), one(1417, P(String)),
+    one(2320, s(100)), one(1909, P(T::String)), many(2087, s(642)), one(1944, s(488)), one(1417, P(T::String)),
     // Observation
-    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(Code)), many(853, s(100)), one(881, s(100)),
-    one(2217, s(499)), many(1296, s(499)), one(1169, s(499)), choice(1156, 36), one(1442, P(Instant)),
-    many(1827, s(499)), choice(2364, 102), one(979, s(100)), many(1427, s(100)), many(1623, s(13)), one(821, s(100)),
-    one(1565, s(100)), one(2172, s(499)), one(1098, s(499)), many(1992, s(438)), many(1349, s(499)), many(1080, s(499)),
-    many(907, s(437)),
+    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(T::Code)), many(853, s(100)),
+    one(881, s(100)), one(2217, s(499)), many(1296, s(499)), one(1169, s(499)), choice(1156, 36),
+    one(1442, P(T::Instant)), many(1827, s(499)), choice(2364, 102), one(979, s(100)), many(1427, s(100)),
+    many(1623, s(13)), one(821, s(100)), one(1565, s(100)), one(2172, s(499)), one(1098, s(499)), many(1992, s(438)),
+    many(1349, s(499)), many(1080, s(499)), many(907, s(437)),
     // Observation.component
     one(881, s(100)), choice(2364, 102), one(979, s(100)), many(1427, s(100)), many(1992, s(438)),
     // Observation.referenceRange
-    one(1498, s(488)), one(1357, s(488)), one(2320, s(100)), many(757, s(100)), one(709, s(497)), one(2281, P(String)),
+    one(1498, s(488)), one(1357, s(488)), one(2320, s(100)), many(757, s(100)), one(709, s(497)),
+    one(2281, P(T::String)),
     // ObservationDefinition
-    many(853, s(100)), one(881, s(100)), many(1370, s(284)), many(1836, P(Code)), one(1606, P(Boolean)),
-    one(1565, s(100)), one(1872, P(String)), one(1943, s(441)), many(1939, s(440)), one(2353, s(499)),
+    many(853, s(100)), one(881, s(100)), many(1370, s(284)), many(1836, P(T::Code)), one(1606, P(T::Boolean)),
+    one(1565, s(100)), one(1872, P(T::String)), one(1943, s(441)), many(1939, s(440)), one(2353, s(499)),
     one(1621, s(499)), one(668, s(499)), one(970, s(499)),
     // ObservationDefinition.qualifiedInterval
-    one(853, P(Code)), one(1954, s(497)), one(939, s(100)), many(757, s(100)), one(1319, P(Code)), one(709, s(497)),
-    one(1330, s(497)), one(916, P(String)),
+    one(853, P(T::Code)), one(1954, s(497)), one(939, s(100)), many(757, s(100)), one(1319, P(T::Code)),
+    one(709, s(497)), one(1330, s(497)), one(916, P(T::String)),
     // ObservationDefinition.quantitativeDetails
-    one(975, s(100)), one(2331, s(100)), one(949, P(Decimal)), one(1004, P(Integer)),
+    one(975, s(100)), one(2331, s(100)), one(949, P(T::Decimal)), one(1004, P(T::Integer)),
     // OperationDefinition
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)), one(2185, P(Code)),
-    one(1452, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(708, P(Boolean)),
-    one(881, P(Code)), one(895, P(Markdown)), one(806, P(Canonical)), many(2055, P(Code)), one(2255, P(Boolean)),
-    one(2320, P(Boolean)), one(1413, P(Boolean)), one(1412, P(Canonical)), one(1707, P(Canonical)), many(1722, s(444)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1452, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)),
+    one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)),
+    one(1934, P(T::Markdown)), one(708, P(T::Boolean)), one(881, P(T::Code)), one(895, P(T::Markdown)),
+    one(806, P(T::Canonical)), many(2055, P(T::Code)), one(2255, P(T::Boolean)), one(2320, P(T::Boolean)),
+    one(1413, P(T::Boolean)), one(1412, P(T::Canonical)), one(1707, P(T::Canonical)), many(1722, s(444)),
     many(1709, s(443)),
     // OperationDefinition.overload
-    many(1723, P(String)), one(895, P(String)),
+    many(1723, P(T::String)), one(895, P(T::String)),
     // OperationDefinition.parameter
-    one(1610, P(Code)), one(2342, P(Code)), one(1566, P(Integer)), one(1526, P(String)), one(1129, P(String)),
-    one(2320, P(Code)), many(2265, P(Canonical)), one(2099, P(Code)), one(819, s(445)), many(1998, s(446)),
-    many(1730, s(444)),
+    one(1610, P(T::Code)), one(2342, P(T::Code)), one(1566, P(T::Integer)), one(1526, P(T::String)),
+    one(1129, P(T::String)), one(2320, P(T::Code)), many(2265, P(T::Canonical)), one(2099, P(T::Code)),
+    one(819, s(445)), many(1998, s(446)), many(1730, s(444)),
     // OperationDefinition.parameter.binding
-    one(2197, P(Code)), one(2405, P(Canonical)),
+    one(2197, P(T::Code)), one(2405, P(T::Canonical)),
     // OperationDefinition.parameter.referencedFrom
-    one(2148, P(String)), one(2151, P(String)),
+    one(2148, P(T::String)), one(2151, P(T::String)),
     // OperationOutcome
     many(1441, s(448)),
     // OperationOutcome.issue
-    one(2128, P(Code)), one(881, P(Code)), one(1094, s(100)), one(1105, P(String)), many(1488, P(String)),
-    many(1216, P(String)),
+    one(2128, P(T::Code)), one(881, P(T::Code)), one(1094, s(100)), one(1105, P(T::String)), many(1488, P(T::String)),
+    many(1216, P(T::String)),
     // Organization
-    many(1370, s(284)), one(678, P(Boolean)), many(2320, s(100)), one(1610, P(String)), many(716, P(String)),
+    many(1370, s(284)), one(678, P(T::Boolean)), many(2320, s(100)), one(1610, P(T::String)), many(716, P(T::String)),
     many(2272, s(129)), many(697, s(6)), one(1734, s(499)), many(927, s(450)), many(1172, s(499)),
     // Organization.contact
     one(1934, s(100)), one(1610, s(283)), many(2272, s(129)), one(697, s(6)),
     // OrganizationAffiliation
-    many(1370, s(284)), one(678, P(Boolean)), one(1832, s(463)), one(1690, s(499)), one(1746, s(499)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(1832, s(463)), one(1690, s(499)), one(1746, s(499)),
     many(1618, s(499)), many(881, s(100)), many(2168, s(100)), many(1488, s(499)), many(1353, s(499)),
     many(2272, s(129)), many(1172, s(499)),
     // ParameterDefinition
-    one(1610, P(Code)), one(2342, P(Code)), one(1566, P(Integer)), one(1526, P(String)), one(1129, P(String)),
-    one(2320, P(Code)), one(1914, P(Canonical)),
+    one(1610, P(T::Code)), one(2342, P(T::Code)), one(1566, P(T::Integer)), one(1526, P(T::String)),
+    one(1129, P(T::String)), one(2320, P(T::Code)), one(1914, P(T::Canonical)),
     // Parameters
     many(1722, s(454)),
     // Parameters.parameter
-    one(1610, P(String)), choice(2364, 104), one(2055, s(514)), many(1730, s(454)),
+    one(1610, P(T::String)), choice(2364, 104), one(2055, s(514)), many(1730, s(454)),
     // Patient
-    many(1370, s(284)), one(678, P(Boolean)), many(1610, s(283)), many(2272, s(129)), one(1319, P(Code)),
-    one(820, P(Date)), choice(997, 23), many(697, s(6)), one(1517, s(100)), choice(1602, 55), many(1839, s(17)),
+    many(1370, s(284)), one(678, P(T::Boolean)), many(1610, s(283)), many(2272, s(129)), one(1319, P(T::Code)),
+    one(820, P(T::Date)), choice(997, 23), many(697, s(6)), one(1517, s(100)), choice(1602, 55), many(1839, s(17)),
     many(927, s(457)), many(896, s(456)), many(1324, s(499)), one(1503, s(499)), many(1483, s(458)),
     // Patient.communication
-    one(1456, s(100)), one(1871, P(Boolean)),
+    one(1456, s(100)), one(1871, P(T::Boolean)),
     // Patient.contact
-    many(2015, s(100)), one(1610, s(283)), many(2272, s(129)), one(697, s(6)), one(1319, P(Code)), one(1690, s(499)),
+    many(2015, s(100)), one(1610, s(283)), many(2272, s(129)), one(697, s(6)), one(1319, P(T::Code)), one(1690, s(499)),
     one(1832, s(463)),
     // Patient.link
-    one(1695, s(499)), one(2320, P(Code)),
+    one(1695, s(499)), one(2320, P(T::Code)),
     // PaymentNotice
-    many(1370, s(284)), one(2185, P(Code)), one(2037, s(499)), one(2058, s(499)), one(965, P(DateTime)),
-    one(1927, s(499)), one(1813, s(499)), one(1815, P(Date)), one(1808, s(499)), one(1980, s(499)), one(732, s(425)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(2037, s(499)), one(2058, s(499)), one(965, P(T::DateTime)),
+    one(1927, s(499)), one(1813, s(499)), one(1815, P(T::Date)), one(1808, s(499)), one(1980, s(499)), one(732, s(425)),
     one(1818, s(100)),
     // PaymentReconciliation
-    many(1370, s(284)), one(2185, P(Code)), one(1832, s(463)), one(965, P(DateTime)), one(1817, s(499)),
-    one(2037, s(499)), one(2048, s(499)), one(1698, P(Code)), one(1120, P(String)), one(1815, P(Date)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1832, s(463)), one(965, P(T::DateTime)), one(1817, s(499)),
+    one(2037, s(499)), one(2048, s(499)), one(1698, P(T::Code)), one(1120, P(T::String)), one(1815, P(T::Date)),
     one(1814, s(425)), one(1816, s(284)), many(1085, s(461)), one(1304, s(100)), many(1902, s(462)),
     // PaymentReconciliation.detail
     one(1370, s(284)), one(1868, s(284)), one(2320, s(100)), one(2037, s(499)), one(2223, s(499)), one(2058, s(499)),
-    one(984, P(Date)), one(2062, s(499)), one(1808, s(499)), one(732, s(425)),
+    one(984, P(T::Date)), one(2062, s(499)), one(1808, s(499)), one(732, s(425)),
     // PaymentReconciliation.processNote
-    one(2320, P(Code)), one(2281, P(String)),
+    one(2320, P(T::Code)), one(2281, P(T::String)),
     // Period
-    one(2179, P(DateTime)), one(1170, P(DateTime)),
+    one(2179, P(T::DateTime)), one(1170, P(T::DateTime)),
     // Person
-    many(1370, s(284)), many(1610, s(283)), many(2272, s(129)), one(1319, P(Code)), one(820, P(Date)), many(697, s(6)),
-    one(1839, s(17)), one(1503, s(499)), one(678, P(Boolean)), many(1483, s(465)),
+    many(1370, s(284)), many(1610, s(283)), many(2272, s(129)), one(1319, P(T::Code)), one(820, P(T::Date)),
+    many(697, s(6)), one(1839, s(17)), one(1503, s(499)), one(678, P(T::Boolean)), many(1483, s(465)),
     // Person.link
-    one(2258, s(499)), one(777, P(Code)),
+    one(2258, s(499)), one(777, P(T::Code)),
     // PlanDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2233, P(String)), one(2320, s(100)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)),
-    many(1448, s(100)), one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)), one(762, P(Date)),
-    one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(Canonical)), many(1333, s(472)),
-    many(676, s(467)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2233, P(T::String)), one(2320, s(100)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(T::Canonical)),
+    many(1333, s(472)), many(676, s(467)),
     // PlanDefinition.action
-    one(1873, P(String)), one(2305, P(String)), one(1082, P(String)), one(2282, P(String)), one(1890, P(Code)),
-    many(881, s(100)), many(1970, s(100)), many(1129, s(500)), many(1334, P(Id)), choice(2217, 84), many(2317, s(644)),
-    many(916, s(468)), many(1411, s(162)), many(1705, s(162)), many(2009, s(471)), choice(2295, 94), many(1735, s(470)),
-    one(2320, s(100)), one(1341, P(Code)), one(2105, P(Code)), one(2050, P(Code)), one(1865, P(Code)),
-    one(846, P(Code)), choice(1061, 28), one(2314, P(Canonical)), many(1151, s(469)), many(676, s(467)),
+    one(1873, P(T::String)), one(2305, P(T::String)), one(1082, P(T::String)), one(2282, P(T::String)),
+    one(1890, P(T::Code)), many(881, s(100)), many(1970, s(100)), many(1129, s(500)), many(1334, P(T::Id)),
+    choice(2217, 84), many(2317, s(644)), many(916, s(468)), many(1411, s(162)), many(1705, s(162)), many(2009, s(471)),
+    choice(2295, 94), many(1735, s(470)), one(2320, s(100)), one(1341, P(T::Code)), one(2105, P(T::Code)),
+    one(2050, P(T::Code)), one(1865, P(T::Code)), one(846, P(T::Code)), choice(1061, 28), one(2314, P(T::Canonical)),
+    many(1151, s(469)), many(676, s(467)),
     // PlanDefinition.action.condition
-    one(1452, P(Code)), one(1216, s(264)),
+    one(1452, P(T::Code)), one(1216, s(264)),
     // PlanDefinition.action.dynamicValue
-    one(1751, P(String)), one(1216, s(264)),
+    one(1751, P(T::String)), one(1216, s(264)),
     // PlanDefinition.action.participant
-    one(2320, P(Code)), one(2078, s(100)),
+    one(2320, P(T::Code)), one(2078, s(100)),
     // PlanDefinition.action.relatedAction
-    one(677, P(Id)), one(2015, P(Code)), choice(1656, 61),
+    one(677, P(T::Id)), one(2015, P(T::Code)), choice(1656, 61),
     // PlanDefinition.goal
     one(853, s(100)), one(1082, s(100)), one(1890, s(100)), one(2179, s(100)), many(698, s(100)), many(1129, s(500)),
     many(2258, s(473)),
@@ -2094,21 +2128,21 @@ pub(super) static ELEMENTS: &[Row] = &[
     // Population
     choice(709, 3), one(1319, s(100)), one(1953, s(100)), one(1843, s(100)),
     // Practitioner
-    many(1370, s(284)), one(678, P(Boolean)), many(1610, s(283)), many(2272, s(129)), many(697, s(6)),
-    one(1319, P(Code)), one(820, P(Date)), many(1839, s(17)), many(1938, s(476)), many(896, s(100)),
+    many(1370, s(284)), one(678, P(T::Boolean)), many(1610, s(283)), many(2272, s(129)), many(697, s(6)),
+    one(1319, P(T::Code)), one(820, P(T::Date)), many(1839, s(17)), many(1938, s(476)), many(896, s(100)),
     // Practitioner.qualification
     many(1370, s(284)), one(881, s(100)), one(1832, s(463)), one(1443, s(499)),
     // PractitionerRole
-    many(1370, s(284)), one(678, P(Boolean)), one(1832, s(463)), one(1858, s(499)), one(1690, s(499)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(1832, s(463)), one(1858, s(499)), one(1690, s(499)),
     many(881, s(100)), many(2168, s(100)), many(1488, s(499)), many(1353, s(499)), many(2272, s(129)),
-    many(802, s(478)), many(1622, s(479)), one(799, P(String)), many(1172, s(499)),
+    many(802, s(478)), many(1622, s(479)), one(799, P(T::String)), many(1172, s(499)),
     // PractitionerRole.availableTime
-    many(995, P(Code)), one(717, P(Boolean)), one(801, P(Time)), one(800, P(Time)),
+    many(995, P(T::Code)), one(717, P(T::Boolean)), one(801, P(T::Time)), one(800, P(T::Time)),
     // PractitionerRole.notAvailable
-    one(1082, P(String)), one(1150, s(463)),
+    one(1082, P(T::String)), one(1150, s(463)),
     // Procedure
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(1734, s(499)),
-    one(2185, P(Code)), one(2188, s(100)), one(853, s(100)), one(881, s(100)), one(2217, s(499)), one(1169, s(499)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(1734, s(499)),
+    one(2185, P(T::Code)), one(2188, s(100)), one(853, s(100)), one(881, s(100)), one(2217, s(499)), one(1169, s(499)),
     choice(1821, 66), one(1985, s(499)), one(770, s(499)), many(1827, s(482)), one(1488, s(499)), many(1971, s(100)),
     many(1973, s(499)), many(821, s(100)), one(1698, s(100)), many(2029, s(499)), many(905, s(100)), many(906, s(499)),
     many(1297, s(100)), many(1623, s(13)), many(1295, s(481)), many(2348, s(499)), many(2346, s(100)),
@@ -2118,41 +2152,41 @@ pub(super) static ELEMENTS: &[Row] = &[
     one(1315, s(100)), one(680, s(499)), one(1661, s(499)),
     // ProdCharacteristic
     one(1354, s(488)), one(2444, s(488)), one(1078, s(488)), one(2436, s(488)), one(1620, s(488)), one(1219, s(488)),
-    one(2130, P(String)), many(893, P(String)), many(1388, P(String)), many(1377, s(17)), one(2094, s(100)),
+    one(2130, P(T::String)), many(893, P(T::String)), many(1388, P(T::String)), many(1377, s(17)), one(2094, s(100)),
     // ProductShelfLife
     one(1370, s(284)), one(2320, s(100)), one(1832, s(488)), many(2166, s(100)),
     // Provenance
-    many(2258, s(499)), choice(1646, 57), one(1982, P(Instant)), many(1848, P(Uri)), one(1488, s(499)),
+    many(2258, s(499)), choice(1646, 57), one(1982, P(T::Instant)), many(1848, P(T::Uri)), one(1488, s(499)),
     many(1970, s(100)), one(679, s(100)), many(714, s(486)), many(1177, s(487)), many(2135, s(528)),
     // Provenance.agent
     one(2320, s(100)), many(2078, s(100)), one(2443, s(499)), one(1661, s(499)),
     // Provenance.entity
-    one(2078, P(Code)), one(2437, s(499)), many(714, s(486)),
+    one(2078, P(T::Code)), one(2437, s(499)), many(714, s(486)),
     // Quantity
-    one(2364, P(Decimal)), one(900, P(Code)), one(2331, P(String)), one(2255, P(Uri)), one(881, P(Code)),
+    one(2364, P(T::Decimal)), one(900, P(T::Code)), one(2331, P(T::String)), one(2255, P(T::Uri)), one(881, P(T::Code)),
     // Questionnaire
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    many(1080, P(Canonical)), one(2185, P(Code)), one(1205, P(Boolean)), many(2222, P(Code)), one(984, P(DateTime)),
-    one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)),
-    one(1934, P(Markdown)), one(952, P(Markdown)), one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)),
-    many(881, s(101)), many(1444, s(490)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    many(1080, P(T::Canonical)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), many(2222, P(T::Code)),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)),
+    many(1448, s(100)), one(1934, P(T::Markdown)), one(952, P(T::Markdown)), one(762, P(T::Date)),
+    one(1461, P(T::Date)), one(1160, s(463)), many(881, s(101)), many(1444, s(490)),
     // Questionnaire.item
-    one(1484, P(String)), one(1061, P(Uri)), many(881, s(101)), one(1873, P(String)), one(2281, P(String)),
-    one(2320, P(Code)), many(1167, s(492)), one(1166, P(Code)), one(2049, P(Boolean)), one(2026, P(Boolean)),
-    one(1968, P(Boolean)), one(1534, P(Integer)), one(753, P(Canonical)), many(748, s(491)), many(1405, s(493)),
-    many(1444, s(490)),
+    one(1484, P(T::String)), one(1061, P(T::Uri)), many(881, s(101)), one(1873, P(T::String)), one(2281, P(T::String)),
+    one(2320, P(T::Code)), many(1167, s(492)), one(1166, P(T::Code)), one(2049, P(T::Boolean)),
+    one(2026, P(T::Boolean)), one(1968, P(T::Boolean)), one(1534, P(T::Integer)), one(753, P(T::Canonical)),
+    many(748, s(491)), many(1405, s(493)), many(1444, s(490)),
     // Questionnaire.item.answerOption
-    choice(2364, 110), one(1407, P(Boolean)),
+    choice(2364, 110), one(1407, P(T::Boolean)),
     // Questionnaire.item.enableWhen
-    one(1951, P(String)), one(1675, P(Code)), choice(741, 9),
+    one(1951, P(T::String)), one(1675, P(T::Code)), choice(741, 9),
     // Questionnaire.item.initial
     choice(2364, 105),
     // QuestionnaireResponse
-    one(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(1952, P(Canonical)), one(2185, P(Code)),
-    one(2217, s(499)), one(1169, s(499)), one(789, P(DateTime)), one(784, s(499)), one(2148, s(499)),
+    one(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(1952, P(T::Canonical)), one(2185, P(T::Code)),
+    one(2217, s(499)), one(1169, s(499)), one(789, P(T::DateTime)), one(784, s(499)), one(2148, s(499)),
     many(1444, s(495)),
     // QuestionnaireResponse.item
-    one(1484, P(String)), one(1061, P(Uri)), one(2281, P(String)), many(741, s(496)), many(1444, s(495)),
+    one(1484, P(T::String)), one(1061, P(T::Uri)), one(2281, P(T::String)), many(741, s(496)), many(1444, s(495)),
     // QuestionnaireResponse.item.answer
     choice(2364, 105), many(1444, s(495)),
     // Range
@@ -2160,231 +2194,233 @@ pub(super) static ELEMENTS: &[Row] = &[
     // Ratio
     one(1637, s(488)), one(1074, s(488)),
     // Reference
-    one(1987, P(String)), one(2320, P(Uri)), one(1370, s(284)), one(1119, P(String)),
+    one(1987, P(T::String)), one(2320, P(T::Uri)), one(1370, s(284)), one(1119, P(T::String)),
     // RelatedArtifact
-    one(2320, P(Code)), one(1455, P(String)), one(1119, P(String)), one(869, P(Markdown)), one(2339, P(Url)),
-    one(1127, s(17)), one(2055, P(Canonical)),
+    one(2320, P(T::Code)), one(1455, P(T::String)), one(1119, P(T::String)), one(869, P(T::Markdown)),
+    one(2339, P(T::Url)), one(1127, s(17)), one(2055, P(T::Canonical)),
     // RelatedPerson
-    many(1370, s(284)), one(678, P(Boolean)), one(1752, s(499)), many(2015, s(100)), many(1610, s(283)),
-    many(2272, s(129)), one(1319, P(Code)), one(820, P(Date)), many(697, s(6)), many(1839, s(17)), one(1832, s(463)),
-    many(896, s(502)),
+    many(1370, s(284)), one(678, P(T::Boolean)), one(1752, s(499)), many(2015, s(100)), many(1610, s(283)),
+    many(2272, s(129)), one(1319, P(T::Code)), one(820, P(T::Date)), many(697, s(6)), many(1839, s(17)),
+    one(1832, s(463)), many(896, s(502)),
     // RelatedPerson.communication
-    one(1456, s(100)), one(1871, P(Boolean)),
+    one(1456, s(100)), one(1871, P(T::Boolean)),
     // RequestGroup
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(2028, s(499)),
-    one(1337, s(284)), one(2185, P(Code)), one(1423, P(Code)), one(1890, P(Code)), one(881, s(100)), one(2217, s(499)),
-    one(1169, s(499)), one(790, P(DateTime)), one(784, s(499)), many(1971, s(100)), many(1973, s(499)),
-    many(1623, s(13)), many(676, s(504)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(2028, s(499)),
+    one(1337, s(284)), one(2185, P(T::Code)), one(1423, P(T::Code)), one(1890, P(T::Code)), one(881, s(100)),
+    one(2217, s(499)), one(1169, s(499)), one(790, P(T::DateTime)), one(784, s(499)), many(1971, s(100)),
+    many(1973, s(499)), many(1623, s(13)), many(676, s(504)),
     // RequestGroup.action
-    one(1873, P(String)), one(2305, P(String)), one(1082, P(String)), one(2282, P(String)), one(1890, P(Code)),
-    many(881, s(100)), many(1129, s(500)), many(916, s(505)), many(2009, s(506)), choice(2295, 94), many(1735, s(499)),
-    one(2320, s(100)), one(1341, P(Code)), one(2105, P(Code)), one(2050, P(Code)), one(1865, P(Code)),
-    one(846, P(Code)), one(2055, s(499)), many(676, s(504)),
+    one(1873, P(T::String)), one(2305, P(T::String)), one(1082, P(T::String)), one(2282, P(T::String)),
+    one(1890, P(T::Code)), many(881, s(100)), many(1129, s(500)), many(916, s(505)), many(2009, s(506)),
+    choice(2295, 94), many(1735, s(499)), one(2320, s(100)), one(1341, P(T::Code)), one(2105, P(T::Code)),
+    one(2050, P(T::Code)), one(1865, P(T::Code)), one(846, P(T::Code)), one(2055, s(499)), many(676, s(504)),
     // RequestGroup.action.condition
-    one(1452, P(Code)), one(1216, s(264)),
+    one(1452, P(T::Code)), one(1216, s(264)),
     // RequestGroup.action.relatedAction
-    one(677, P(Id)), one(2015, P(Code)), choice(1656, 61),
+    one(677, P(T::Id)), one(2015, P(T::Code)), choice(1656, 61),
     // ResearchDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2133, P(String)), one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(895, P(String)),
-    many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)),
-    one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(Canonical)), one(1852, s(499)),
-    one(1209, s(499)), one(1210, s(499)), one(1698, s(499)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2133, P(T::String)), one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)),
+    many(895, P(T::String)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)),
+    one(952, P(T::Markdown)), one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)),
+    many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)),
+    many(1476, P(T::Canonical)), one(1852, s(499)), one(1209, s(499)), one(1210, s(499)), one(1698, s(499)),
     // ResearchElementDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2133, P(String)), one(2233, P(String)), one(2185, P(Code)), one(1205, P(Boolean)), choice(2217, 84),
-    one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)), many(895, P(String)),
-    many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(2340, P(String)), one(952, P(Markdown)),
-    one(762, P(Date)), one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), many(1476, P(Canonical)), one(2320, P(Code)),
-    one(2418, P(Code)), many(859, s(509)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2133, P(T::String)), one(2233, P(T::String)), one(2185, P(T::Code)), one(1205, P(T::Boolean)), choice(2217, 84),
+    one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)), one(1082, P(T::Markdown)),
+    many(895, P(T::String)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)), one(2340, P(T::String)),
+    one(952, P(T::Markdown)), one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)),
+    many(784, s(128)), many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)),
+    many(1476, P(T::Canonical)), one(2320, P(T::Code)), one(2418, P(T::Code)), many(859, s(509)),
     // ResearchElementDefinition.characteristic
-    choice(1061, 26), many(2341, s(645)), one(1199, P(Boolean)), one(2332, s(100)), one(2205, P(String)),
-    choice(2203, 83), one(2209, s(199)), one(2207, P(Code)), one(1738, P(String)), choice(1736, 64), one(1742, s(199)),
-    one(1740, P(Code)),
+    choice(1061, 26), many(2341, s(645)), one(1199, P(T::Boolean)), one(2332, s(100)), one(2205, P(T::String)),
+    choice(2203, 83), one(2209, s(199)), one(2207, P(T::Code)), one(1738, P(T::String)), choice(1736, 64),
+    one(1742, s(199)), one(1740, P(T::Code)),
     // ResearchStudy
-    many(1370, s(284)), one(2305, P(String)), many(1924, s(499)), many(1734, s(499)), one(2185, P(Code)),
+    many(1370, s(284)), one(2305, P(T::String)), many(1924, s(499)), many(1734, s(499)), one(2185, P(T::Code)),
     one(1885, s(100)), one(1838, s(100)), many(853, s(100)), many(1296, s(100)), many(916, s(100)), many(927, s(128)),
-    many(2010, s(500)), many(1451, s(100)), many(1488, s(100)), one(1082, P(Markdown)), many(1173, s(499)),
+    many(2010, s(500)), many(1451, s(100)), many(1488, s(100)), one(1082, P(T::Markdown)), many(1173, s(499)),
     one(1832, s(463)), one(2176, s(499)), one(1887, s(499)), many(2137, s(499)), one(1974, s(100)), many(1623, s(13)),
     many(765, s(511)), many(1640, s(512)),
     // ResearchStudy.arm
-    one(1610, P(String)), one(2320, s(100)), one(1082, P(String)),
+    one(1610, P(T::String)), one(2320, s(100)), one(1082, P(T::String)),
     // ResearchStudy.objective
-    one(1610, P(String)), one(2320, s(100)),
+    one(1610, P(T::String)), one(2320, s(100)),
     // ResearchSubject
-    many(1370, s(284)), one(2185, P(Code)), one(1832, s(463)), one(2202, s(499)), one(1399, s(499)),
-    one(774, P(String)), one(683, P(String)), one(925, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(1832, s(463)), one(2202, s(499)), one(1399, s(499)),
+    one(774, P(T::String)), one(683, P(T::String)), one(925, s(499)),
     // Resource
-    one(1366, P(Id)), one(1563, s(415)), one(1385, P(Uri)), one(1456, P(Code)),
+    one(1366, P(T::Id)), one(1563, s(415)), one(1385, P(T::Uri)), one(1456, P(T::Code)),
     // RiskAssessment
-    many(1370, s(284)), one(810, s(499)), one(1726, s(499)), one(2185, P(Code)), one(1565, s(100)), one(881, s(100)),
+    many(1370, s(284)), one(810, s(499)), one(1726, s(499)), one(2185, P(T::Code)), one(1565, s(100)), one(881, s(100)),
     one(2217, s(499)), one(1169, s(499)), choice(1649, 58), one(916, s(499)), one(1827, s(499)), many(1971, s(100)),
-    many(1973, s(499)), many(811, s(499)), many(1869, s(516)), one(1582, P(String)), many(1623, s(13)),
+    many(1973, s(499)), many(811, s(499)), many(1869, s(516)), one(1582, P(T::String)), many(1623, s(13)),
     // RiskAssessment.prediction
-    one(1698, s(100)), choice(1892, 67), one(1941, s(100)), one(2018, P(Decimal)), choice(2438, 113),
-    one(1963, P(String)),
+    one(1698, s(100)), choice(1892, 67), one(1941, s(100)), one(2018, P(T::Decimal)), choice(2438, 113),
+    one(1963, P(T::String)),
     // RiskEvidenceSynthesis
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(1623, s(13)), many(2343, s(645)), many(1448, s(100)), one(952, P(Markdown)), one(762, P(Date)),
-    one(1461, P(Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)), many(1152, s(128)),
-    many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), one(2254, s(100)), one(2211, s(100)), one(1852, s(499)),
-    one(1209, s(499)), one(1698, s(499)), one(2085, s(522)), one(2075, s(520)), many(855, s(518)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(984, P(T::DateTime)), one(1933, P(T::String)), many(927, s(128)),
+    one(1082, P(T::Markdown)), many(1623, s(13)), many(2343, s(645)), many(1448, s(100)), one(952, P(T::Markdown)),
+    one(762, P(T::Date)), one(1461, P(T::Date)), one(1160, s(463)), many(2307, s(100)), many(784, s(128)),
+    many(1152, s(128)), many(2073, s(128)), many(1171, s(128)), many(2010, s(500)), one(2254, s(100)),
+    one(2211, s(100)), one(1852, s(499)), one(1209, s(499)), one(1698, s(499)), one(2085, s(522)), one(2075, s(520)),
+    many(855, s(518)),
     // RiskEvidenceSynthesis.certainty
     many(1961, s(100)), many(1623, s(13)), many(856, s(519)),
     // RiskEvidenceSynthesis.certainty.certaintySubcomponent
     one(2320, s(100)), many(1961, s(100)), many(1623, s(13)),
     // RiskEvidenceSynthesis.riskEstimate
-    one(1082, P(String)), one(2320, s(100)), one(2364, P(Decimal)), one(2332, s(100)), one(1075, P(Integer)),
-    one(1638, P(Integer)), many(1867, s(521)),
+    one(1082, P(T::String)), one(2320, s(100)), one(2364, P(T::Decimal)), one(2332, s(100)), one(1075, P(T::Integer)),
+    one(1638, P(T::Integer)), many(1867, s(521)),
     // RiskEvidenceSynthesis.riskEstimate.precisionEstimate
-    one(2320, s(100)), one(1475, P(Decimal)), one(1313, P(Decimal)), one(2306, P(Decimal)),
+    one(2320, s(100)), one(1475, P(T::Decimal)), one(1313, P(T::Decimal)), one(2306, P(T::Decimal)),
     // RiskEvidenceSynthesis.sampleSize
-    one(1082, P(String)), one(1634, P(Integer)), one(1631, P(Integer)),
+    one(1082, P(T::String)), one(1634, P(T::Integer)), one(1631, P(T::Integer)),
     // SampledData
-    one(1693, s(488)), one(1832, P(Decimal)), one(1226, P(Decimal)), one(1500, P(Decimal)), one(2337, P(Decimal)),
-    one(1109, P(PositiveInt)), one(978, P(String)),
+    one(1693, s(488)), one(1832, P(T::Decimal)), one(1226, P(T::Decimal)), one(1500, P(T::Decimal)),
+    one(2337, P(T::Decimal)), one(1109, P(T::PositiveInt)), one(978, P(T::String)),
     // Schedule
-    many(1370, s(284)), one(678, P(Boolean)), many(2119, s(100)), many(2123, s(100)), many(2168, s(100)),
-    many(680, s(499)), one(1845, s(463)), one(895, P(String)),
+    many(1370, s(284)), one(678, P(T::Boolean)), many(2119, s(100)), many(2123, s(100)), many(2168, s(100)),
+    many(680, s(499)), one(1845, s(463)), one(895, P(T::String)),
     // SearchParameter
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(1080, P(Canonical)), one(2185, P(Code)),
-    one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(881, P(Code)), many(806, P(Code)),
-    one(2320, P(Code)), one(1216, P(String)), one(2449, P(String)), one(2450, P(Code)), many(2258, P(Code)),
-    one(1605, P(Boolean)), one(1601, P(Boolean)), many(900, P(Code)), many(1587, P(Code)), many(857, P(String)),
-    many(907, s(526)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(1080, P(T::Canonical)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(881, P(T::Code)), many(806, P(T::Code)), one(2320, P(T::Code)), one(1216, P(T::String)),
+    one(2449, P(T::String)), one(2450, P(T::Code)), many(2258, P(T::Code)), one(1605, P(T::Boolean)),
+    one(1601, P(T::Boolean)), many(900, P(T::Code)), many(1587, P(T::Code)), many(857, P(T::String)), many(907, s(526)),
     // SearchParameter.component
-    one(1061, P(Canonical)), one(1216, P(String)),
+    one(1061, P(T::Canonical)), one(1216, P(T::String)),
     // ServiceRequest
-    many(1370, s(284)), many(1415, P(Canonical)), many(1416, P(Uri)), many(810, s(499)), many(2028, s(499)),
-    one(2053, s(284)), one(2185, P(Code)), one(1423, P(Code)), many(853, s(100)), one(1890, P(Code)),
-    one(1125, P(Boolean)), one(881, s(100)), many(1679, s(100)), choice(1944, 71), one(2217, s(499)), one(1169, s(499)),
-    choice(1649, 59), choice(766, 10), one(790, P(DateTime)), one(2045, s(499)), one(1830, s(100)), many(1827, s(499)),
-    many(1490, s(100)), many(1493, s(499)), many(1971, s(100)), many(1973, s(499)), many(1418, s(499)),
-    many(2247, s(499)), many(2172, s(499)), many(821, s(100)), many(1623, s(13)), one(1754, P(String)),
-    many(2020, s(499)),
+    many(1370, s(284)), many(1415, P(T::Canonical)), many(1416, P(T::Uri)), many(810, s(499)), many(2028, s(499)),
+    one(2053, s(284)), one(2185, P(T::Code)), one(1423, P(T::Code)), many(853, s(100)), one(1890, P(T::Code)),
+    one(1125, P(T::Boolean)), one(881, s(100)), many(1679, s(100)), choice(1944, 71), one(2217, s(499)),
+    one(1169, s(499)), choice(1649, 59), choice(766, 10), one(790, P(T::DateTime)), one(2045, s(499)),
+    one(1830, s(100)), many(1827, s(499)), many(1490, s(100)), many(1493, s(499)), many(1971, s(100)),
+    many(1973, s(499)), many(1418, s(499)), many(2247, s(499)), many(2172, s(499)), many(821, s(100)),
+    many(1623, s(13)), one(1754, P(T::String)), many(2020, s(499)),
     // Signature
-    many(2320, s(101)), one(2438, P(Instant)), one(2443, s(499)), one(1661, s(499)), one(2261, P(Code)),
-    one(2134, P(Code)), one(978, P(Base64Binary)),
+    many(2320, s(101)), one(2438, P(T::Instant)), one(2443, s(499)), one(1661, s(499)), one(2261, P(T::Code)),
+    one(2134, P(T::Code)), one(978, P(T::Base64Binary)),
     // Slot
     many(1370, s(284)), many(2119, s(100)), many(2123, s(100)), many(2168, s(100)), one(761, s(100)), one(2087, s(499)),
-    one(2185, P(Code)), one(2179, P(Instant)), one(1170, P(Instant)), one(1708, P(Boolean)), one(895, P(String)),
+    one(2185, P(T::Code)), one(2179, P(T::Instant)), one(1170, P(T::Instant)), one(1708, P(T::Boolean)),
+    one(895, P(T::String)),
     // Specimen
-    many(1370, s(284)), one(672, s(284)), one(2185, P(Code)), one(2320, s(100)), one(2217, s(499)),
-    one(1977, P(DateTime)), many(1726, s(499)), many(2037, s(499)), one(891, s(531)), many(1903, s(533)),
+    many(1370, s(284)), one(672, s(284)), one(2185, P(T::Code)), one(2320, s(100)), one(2217, s(499)),
+    one(1977, P(T::DateTime)), many(1726, s(499)), many(2037, s(499)), one(891, s(531)), many(1903, s(533)),
     many(930, s(532)), many(916, s(100)), many(1623, s(13)),
     // Specimen.collection
     one(892, s(499)), choice(888, 17), one(1147, s(199)), one(1944, s(488)), one(1565, s(100)), one(821, s(100)),
     choice(1230, 40),
     // Specimen.container
-    many(1370, s(284)), one(1082, P(String)), one(2320, s(100)), one(845, s(488)), one(2173, s(488)), choice(692, 1),
+    many(1370, s(284)), one(1082, P(T::String)), one(2320, s(100)), one(845, s(488)), one(2173, s(488)), choice(692, 1),
     // Specimen.processing
-    one(1082, P(String)), one(1896, s(100)), many(692, s(499)), choice(2288, 89),
+    one(1082, P(T::String)), one(1896, s(100)), many(692, s(499)), choice(2288, 89),
     // SpecimenDefinition
-    one(1370, s(284)), one(2321, s(100)), many(1755, s(100)), one(2289, P(String)), many(891, s(100)),
+    one(1370, s(284)), one(2321, s(100)), many(1755, s(100)), one(2289, P(T::String)), many(891, s(100)),
     many(2324, s(535)),
     // SpecimenDefinition.typeTested
-    one(1435, P(Boolean)), one(2320, s(100)), one(1870, P(Code)), one(930, s(536)), one(2051, P(String)),
+    one(1435, P(T::Boolean)), one(2320, s(100)), one(1870, P(T::Code)), one(930, s(536)), one(2051, P(T::String)),
     one(2071, s(199)), many(2007, s(100)), many(1348, s(538)),
     // SpecimenDefinition.typeTested.container
-    one(1522, s(100)), one(2320, s(100)), one(842, s(100)), one(1082, P(String)), one(845, s(488)), choice(1578, 53),
-    many(692, s(537)), one(1874, P(String)),
+    one(1522, s(100)), one(2320, s(100)), one(842, s(100)), one(1082, P(T::String)), one(845, s(488)), choice(1578, 53),
+    many(692, s(537)), one(1874, P(T::String)),
     // SpecimenDefinition.typeTested.container.additive
     choice(692, 1),
     // SpecimenDefinition.typeTested.handling
-    one(2274, s(100)), one(2275, s(497)), one(1533, s(199)), one(1417, P(String)),
+    one(2274, s(100)), one(2275, s(497)), one(1533, s(199)), one(1417, P(T::String)),
     // StructureDefinition
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)),
-    many(1451, s(101)), one(1233, P(Code)), many(1516, s(542)), one(1452, P(Code)), one(670, P(Boolean)),
-    many(939, s(540)), many(940, P(String)), one(2320, P(Uri)), one(807, P(Canonical)), one(1079, P(Code)),
-    one(2144, s(543)), one(1108, s(541)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), many(1451, s(101)), one(1233, P(T::Code)), many(1516, s(542)), one(1452, P(T::Code)),
+    one(670, P(T::Boolean)), many(939, s(540)), many(940, P(T::String)), one(2320, P(T::Uri)),
+    one(807, P(T::Canonical)), one(1079, P(T::Code)), one(2144, s(543)), one(1108, s(541)),
     // StructureDefinition.context
-    one(2320, P(Code)), one(1216, P(String)),
+    one(2320, P(T::Code)), one(1216, P(T::String)),
     // StructureDefinition.differential
     many(1163, s(208)),
     // StructureDefinition.mapping
-    one(1371, P(Id)), one(2338, P(Uri)), one(1610, P(String)), one(895, P(String)),
+    one(1371, P(T::Id)), one(2338, P(T::Uri)), one(1610, P(T::String)), one(895, P(T::String)),
     // StructureDefinition.snapshot
     many(1163, s(208)),
     // StructureMap
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)),
-    many(2200, s(552)), many(1386, P(Canonical)), many(1336, s(545)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), many(2200, s(552)), many(1386, P(T::Canonical)), many(1336, s(545)),
     // StructureMap.group
-    one(1610, P(Id)), one(1217, P(Id)), one(2322, P(Code)), one(1129, P(String)), many(1411, s(546)),
+    one(1610, P(T::Id)), one(1217, P(T::Id)), one(2322, P(T::Code)), one(1129, P(T::String)), many(1411, s(546)),
     many(2082, s(547)),
     // StructureMap.group.input
-    one(1610, P(Id)), one(2320, P(String)), one(1584, P(Code)), one(1129, P(String)),
+    one(1610, P(T::Id)), one(2320, P(T::String)), one(1584, P(T::Code)), one(1129, P(T::String)),
     // StructureMap.group.rule
-    one(1610, P(Id)), many(2148, s(549)), many(2258, s(550)), many(2082, s(547)), many(1076, s(548)),
-    one(1129, P(String)),
+    one(1610, P(T::Id)), many(2148, s(549)), many(2258, s(550)), many(2082, s(547)), many(1076, s(548)),
+    one(1129, P(T::String)),
     // StructureMap.group.rule.dependent
-    one(1610, P(Id)), many(2417, P(String)),
+    one(1610, P(T::Id)), many(2417, P(T::String)),
     // StructureMap.group.rule.source
-    one(939, P(Id)), one(1566, P(Integer)), one(1526, P(String)), one(2320, P(String)), choice(1007, 24),
-    one(1163, P(String)), one(1486, P(Code)), one(2417, P(Id)), one(916, P(String)), one(866, P(String)),
-    one(1495, P(String)),
+    one(939, P(T::Id)), one(1566, P(T::Integer)), one(1526, P(T::String)), one(2320, P(T::String)), choice(1007, 24),
+    one(1163, P(T::String)), one(1486, P(T::Code)), one(2417, P(T::Id)), one(916, P(T::String)), one(866, P(T::String)),
+    one(1495, P(T::String)),
     // StructureMap.group.rule.target
-    one(939, P(Id)), one(942, P(Code)), one(1163, P(String)), one(2417, P(Id)), many(1486, P(Code)), one(1487, P(Id)),
-    one(2314, P(Code)), many(1722, s(551)),
+    one(939, P(T::Id)), one(942, P(T::Code)), one(1163, P(T::String)), one(2417, P(T::Id)), many(1486, P(T::Code)),
+    one(1487, P(T::Id)), one(2314, P(T::Code)), many(1722, s(551)),
     // StructureMap.group.rule.target.parameter
     choice(2364, 109),
     // StructureMap.structure
-    one(2339, P(Canonical)), one(1584, P(Code)), one(716, P(String)), one(1129, P(String)),
+    one(2339, P(T::Canonical)), one(1584, P(T::Code)), one(716, P(T::String)), one(1129, P(T::String)),
     // Subscription
-    one(2185, P(Code)), many(927, s(129)), one(1170, P(Instant)), one(1970, P(String)), one(969, P(String)),
-    one(1184, P(String)), one(858, s(554)),
+    one(2185, P(T::Code)), many(927, s(129)), one(1170, P(T::Instant)), one(1970, P(T::String)), one(969, P(T::String)),
+    one(1184, P(T::String)), one(858, s(554)),
     // Subscription.channel
-    one(2320, P(Code)), one(1172, P(Url)), one(1810, P(Code)), many(1351, P(String)),
+    one(2320, P(T::Code)), one(1172, P(T::Url)), one(1810, P(T::Code)), many(1351, P(T::String)),
     // Substance
-    many(1370, s(284)), one(2185, P(Code)), many(853, s(100)), one(881, s(100)), one(1082, P(String)),
+    many(1370, s(284)), one(2185, P(T::Code)), many(853, s(100)), one(881, s(100)), one(1082, P(T::String)),
     many(1413, s(557)), many(1404, s(556)),
     // Substance.ingredient
     one(1944, s(498)), choice(2228, 85),
     // Substance.instance
-    one(1370, s(284)), one(1208, P(DateTime)), one(1944, s(488)),
+    one(1370, s(284)), one(1208, P(T::DateTime)), one(1944, s(488)),
     // SubstanceAmount
-    choice(732, 7), one(739, s(100)), one(738, P(String)), one(1992, s(559)),
+    choice(732, 7), one(739, s(100)), one(738, P(T::String)), one(1992, s(559)),
     // SubstanceAmount.referenceRange
     one(1499, s(488)), one(1358, s(488)),
     // SubstanceNucleicAcid
-    one(2111, s(100)), one(1635, P(Integer)), one(763, P(String)), one(1659, s(100)), many(2235, s(561)),
+    one(2111, s(100)), one(1635, P(T::Integer)), one(763, P(T::String)), one(1659, s(100)), many(2235, s(561)),
     // SubstanceNucleicAcid.subunit
-    one(2235, P(Integer)), one(2109, P(String)), one(1472, P(Integer)), one(2110, s(17)), one(1239, s(100)),
+    one(2235, P(T::Integer)), one(2109, P(T::String)), one(1472, P(T::Integer)), one(2110, s(17)), one(1239, s(100)),
     one(2287, s(100)), many(1485, s(562)), many(2237, s(563)),
     // SubstanceNucleicAcid.subunit.linkage
-    one(924, P(String)), one(1370, s(284)), one(1610, P(String)), one(2054, P(String)),
+    one(924, P(T::String)), one(1370, s(284)), one(1610, P(T::String)), one(2054, P(T::String)),
     // SubstanceNucleicAcid.subunit.sugar
-    one(1370, s(284)), one(1610, P(String)), one(2054, P(String)),
+    one(1370, s(284)), one(1610, P(T::String)), one(2054, P(T::String)),
     // SubstancePolymer
-    one(873, s(100)), one(1329, s(100)), many(951, s(100)), many(1586, P(String)), many(1599, s(565)),
+    one(873, s(100)), one(1329, s(100)), many(951, s(100)), many(1586, P(T::String)), many(1599, s(565)),
     many(2023, s(567)),
     // SubstancePolymer.monomerSet
     one(1962, s(100)), many(2183, s(566)),
     // SubstancePolymer.monomerSet.startingMaterial
-    one(1522, s(100)), one(2320, s(100)), one(1434, P(Boolean)), one(732, s(558)),
+    one(1522, s(100)), one(2320, s(100)), one(1434, P(T::Boolean)), one(732, s(558)),
     // SubstancePolymer.repeat
-    one(1636, P(Integer)), one(803, P(String)), one(2025, s(100)), many(2024, s(568)),
+    one(1636, P(T::Integer)), one(803, P(T::String)), one(2025, s(100)), many(2024, s(568)),
     // SubstancePolymer.repeat.repeatUnit
-    one(1692, s(100)), one(2024, P(String)), one(732, s(558)), many(1070, s(569)), many(2199, s(570)),
+    one(1692, s(100)), one(2024, P(T::String)), one(732, s(558)), many(1070, s(569)), many(2199, s(570)),
     // SubstancePolymer.repeat.repeatUnit.degreeOfPolymerisation
     one(1069, s(100)), one(732, s(558)),
     // SubstancePolymer.repeat.repeatUnit.structuralRepresentation
-    one(2320, s(100)), one(2036, P(String)), one(779, s(17)),
+    one(2320, s(100)), one(2036, P(T::String)), one(779, s(17)),
     // SubstanceProtein
-    one(2111, s(100)), one(1635, P(Integer)), many(1123, P(String)), many(2235, s(572)),
+    one(2111, s(100)), one(1635, P(T::Integer)), many(1123, P(T::String)), many(2235, s(572)),
     // SubstanceProtein.subunit
-    one(2235, P(Integer)), one(2109, P(String)), one(1472, P(Integer)), one(2110, s(17)), one(1609, s(284)),
-    one(1608, P(String)), one(835, s(284)), one(834, P(String)),
+    one(2235, P(T::Integer)), one(2109, P(T::String)), one(1472, P(T::Integer)), one(2110, s(17)), one(1609, s(284)),
+    one(1608, P(T::String)), one(835, s(284)), one(834, P(T::String)),
     // SubstanceReferenceInformation
-    one(895, P(String)), many(1320, s(575)), many(1321, s(576)), many(875, s(574)), many(2258, s(577)),
+    one(895, P(T::String)), many(1320, s(575)), many(1321, s(576)), many(875, s(574)), many(2258, s(577)),
     // SubstanceReferenceInformation.classification
     one(1130, s(100)), one(875, s(100)), many(2234, s(100)), many(2148, s(499)),
     // SubstanceReferenceInformation.gene
@@ -2395,225 +2431,229 @@ pub(super) static ELEMENTS: &[Row] = &[
     one(2258, s(284)), one(2320, s(100)), one(1425, s(100)), one(1685, s(100)), one(1689, s(100)), choice(732, 7),
     one(739, s(100)), many(2148, s(499)),
     // SubstanceSourceMaterial
-    one(2154, s(100)), one(2156, s(100)), one(2155, s(100)), one(1687, s(284)), one(1688, P(String)),
-    many(1728, s(284)), many(1729, P(String)), many(961, s(100)), many(1328, P(String)), one(1097, s(100)),
+    one(2154, s(100)), one(2156, s(100)), one(2155, s(100)), one(1687, s(284)), one(1688, P(T::String)),
+    many(1728, s(284)), many(1729, P(T::String)), many(961, s(100)), many(1328, P(T::String)), one(1097, s(100)),
     many(1307, s(579)), one(1685, s(580)), many(1731, s(584)),
     // SubstanceSourceMaterial.fractionDescription
-    one(1306, P(String)), one(1523, s(100)),
+    one(1306, P(T::String)), one(1523, s(100)),
     // SubstanceSourceMaterial.organism
-    one(1229, s(100)), one(1327, s(100)), one(2169, s(100)), one(1430, s(100)), one(1429, P(String)), many(784, s(581)),
-    one(1364, s(582)), one(1686, s(583)),
+    one(1229, s(100)), one(1327, s(100)), one(2169, s(100)), one(1430, s(100)), one(1429, P(T::String)),
+    many(784, s(581)), one(1364, s(582)), one(1686, s(583)),
     // SubstanceSourceMaterial.organism.author
-    one(788, s(100)), one(785, P(String)),
+    one(788, s(100)), one(785, P(T::String)),
     // SubstanceSourceMaterial.organism.hybrid
-    one(1524, P(String)), one(1525, P(String)), one(1749, P(String)), one(1750, P(String)), one(1365, s(100)),
+    one(1524, P(T::String)), one(1525, P(T::String)), one(1749, P(T::String)), one(1750, P(T::String)),
+    one(1365, s(100)),
     // SubstanceSourceMaterial.organism.organismGeneral
     one(1454, s(100)), one(1840, s(100)), one(873, s(100)), one(1678, s(100)),
     // SubstanceSourceMaterial.partDescription
     one(1730, s(100)), one(1732, s(100)),
     // SubstanceSpecification
-    one(1370, s(284)), one(2320, s(100)), one(2185, s(100)), one(1130, s(100)), one(1082, P(String)),
-    many(2148, s(499)), one(895, P(String)), many(1593, s(587)), many(1921, s(590)), one(1990, s(499)),
+    one(1370, s(284)), one(2320, s(100)), one(2185, s(100)), one(1130, s(100)), one(1082, P(T::String)),
+    many(2148, s(499)), one(895, P(T::String)), many(1593, s(587)), many(1921, s(590)), one(1990, s(499)),
     one(2200, s(592)), many(881, s(586)), many(1610, s(588)), many(1596, s(594)), many(2015, s(591)), one(1625, s(499)),
     one(1851, s(499)), one(1923, s(499)), one(2153, s(499)),
     // SubstanceSpecification.code
-    one(881, s(100)), one(2185, s(100)), one(2186, P(DateTime)), one(895, P(String)), many(2148, s(499)),
+    one(881, s(100)), one(2185, s(100)), one(2186, P(T::DateTime)), one(895, P(T::String)), many(2148, s(499)),
     // SubstanceSpecification.moiety
-    one(2078, s(100)), one(1370, s(284)), one(1610, P(String)), one(2192, s(100)), one(1676, s(100)),
-    one(1594, P(String)), choice(732, 8),
+    one(2078, s(100)), one(1370, s(284)), one(1610, P(T::String)), one(2192, s(100)), one(1676, s(100)),
+    one(1594, P(T::String)), choice(732, 8),
     // SubstanceSpecification.name
-    one(1610, P(String)), one(2320, s(100)), one(2185, s(100)), one(1871, P(Boolean)), many(1456, s(100)),
+    one(1610, P(T::String)), one(2320, s(100)), one(2185, s(100)), one(1871, P(T::Boolean)), many(1456, s(100)),
     many(1130, s(100)), many(1448, s(100)), many(2253, s(588)), many(2315, s(588)), many(1655, s(589)),
     many(2148, s(499)),
     // SubstanceSpecification.name.official
-    one(792, s(100)), one(2185, s(100)), one(984, P(DateTime)),
+    one(792, s(100)), one(2185, s(100)), one(984, P(T::DateTime)),
     // SubstanceSpecification.property
-    one(853, s(100)), one(881, s(100)), one(1724, P(String)), choice(1058, 25), choice(732, 8),
+    one(853, s(100)), one(881, s(100)), one(1724, P(T::String)), choice(1058, 25), choice(732, 8),
     // SubstanceSpecification.relationship
-    choice(2228, 86), one(2015, s(100)), one(1434, P(Boolean)), choice(732, 6), one(736, s(498)), one(739, s(100)),
+    choice(2228, 86), one(2015, s(100)), one(1434, P(T::Boolean)), choice(732, 6), one(736, s(498)), one(739, s(100)),
     many(2148, s(499)),
     // SubstanceSpecification.structure
-    one(2192, s(100)), one(1676, s(100)), one(1594, P(String)), one(1595, P(String)), many(1440, s(593)),
+    one(2192, s(100)), one(1676, s(100)), one(1594, P(T::String)), one(1595, P(T::String)), many(1440, s(593)),
     one(1596, s(594)), many(2148, s(499)), many(2036, s(595)),
     // SubstanceSpecification.structure.isotope
     one(1370, s(284)), one(1610, s(100)), one(2231, s(100)), one(1346, s(488)), one(1596, s(594)),
     // SubstanceSpecification.structure.isotope.molecularWeight
     one(1565, s(100)), one(2320, s(100)), one(732, s(488)),
     // SubstanceSpecification.structure.representation
-    one(2320, s(100)), one(2036, P(String)), one(779, s(17)),
+    one(2320, s(100)), one(2036, P(T::String)), one(779, s(17)),
     // SupplyDelivery
-    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(Code)), one(1752, s(499)), one(2320, s(100)),
-    one(2242, s(597)), choice(1649, 59), one(2243, s(499)), one(1084, s(499)), many(1978, s(499)),
+    many(1370, s(284)), many(810, s(499)), many(1734, s(499)), one(2185, P(T::Code)), one(1752, s(499)),
+    one(2320, s(100)), one(2242, s(597)), choice(1649, 59), one(2243, s(499)), one(1084, s(499)), many(1978, s(499)),
     // SupplyDelivery.suppliedItem
     one(1944, s(488)), choice(1444, 44),
     // SupplyRequest
-    many(1370, s(284)), one(2185, P(Code)), one(853, s(100)), one(1890, P(Code)), choice(1444, 44), one(1944, s(488)),
-    many(1722, s(599)), choice(1649, 59), one(790, P(DateTime)), one(2045, s(499)), many(2243, s(499)),
-    many(1971, s(100)), many(1973, s(499)), one(1072, s(499)), one(1073, s(499)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(853, s(100)), one(1890, P(T::Code)), choice(1444, 44),
+    one(1944, s(488)), many(1722, s(599)), choice(1649, 59), one(790, P(T::DateTime)), one(2045, s(499)),
+    many(2243, s(499)), many(1971, s(100)), many(1973, s(499)), one(1072, s(499)), one(1073, s(499)),
     // SupplyRequest.parameter
     one(881, s(100)), choice(2364, 99),
     // Task
-    many(1370, s(284)), one(1415, P(Canonical)), one(1416, P(Uri)), many(810, s(499)), one(1337, s(284)),
-    many(1734, s(499)), one(2185, P(Code)), one(2188, s(100)), one(833, s(100)), one(1423, P(Code)), one(1890, P(Code)),
-    one(881, s(100)), one(1082, P(String)), one(1296, s(499)), one(1300, s(499)), one(1169, s(499)), one(1202, s(463)),
-    one(790, P(DateTime)), one(1458, P(DateTime)), one(2045, s(499)), many(1830, s(100)), one(1712, s(499)),
-    one(1488, s(499)), one(1971, s(100)), one(1973, s(499)), many(1418, s(499)), many(1623, s(13)), many(2020, s(499)),
-    one(2066, s(603)), many(1411, s(601)), many(1705, s(602)),
+    many(1370, s(284)), one(1415, P(T::Canonical)), one(1416, P(T::Uri)), many(810, s(499)), one(1337, s(284)),
+    many(1734, s(499)), one(2185, P(T::Code)), one(2188, s(100)), one(833, s(100)), one(1423, P(T::Code)),
+    one(1890, P(T::Code)), one(881, s(100)), one(1082, P(T::String)), one(1296, s(499)), one(1300, s(499)),
+    one(1169, s(499)), one(1202, s(463)), one(790, P(T::DateTime)), one(1458, P(T::DateTime)), one(2045, s(499)),
+    many(1830, s(100)), one(1712, s(499)), one(1488, s(499)), one(1971, s(100)), one(1973, s(499)), many(1418, s(499)),
+    many(1623, s(13)), many(2020, s(499)), one(2066, s(603)), many(1411, s(601)), many(1705, s(602)),
     // Task.input
     one(2320, s(100)), choice(2364, 104),
     // Task.output
     one(2320, s(100)), choice(2364, 104),
     // Task.restriction
-    one(2027, P(PositiveInt)), one(1832, s(463)), many(1980, s(499)),
+    one(2027, P(T::PositiveInt)), one(1832, s(463)), many(1980, s(499)),
     // TerminologyCapabilities
-    one(2339, P(Uri)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)), one(2185, P(Code)),
-    one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)), one(1082, P(Markdown)),
-    many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)), one(1452, P(Code)),
-    one(2145, s(612)), one(1382, s(611)), one(1494, P(Boolean)), many(886, s(606)), one(1203, s(609)),
-    one(885, P(Code)), one(2355, s(614)), one(2315, s(613)), one(880, s(605)),
+    one(2339, P(T::Uri)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), one(1452, P(T::Code)), one(2145, s(612)), one(1382, s(611)), one(1494, P(T::Boolean)),
+    many(886, s(606)), one(1203, s(609)), one(885, P(T::Code)), one(2355, s(614)), one(2315, s(613)), one(880, s(605)),
     // TerminologyCapabilities.closure
-    one(2315, P(Boolean)),
+    one(2315, P(T::Boolean)),
     // TerminologyCapabilities.codeSystem
-    one(2338, P(Canonical)), many(2429, s(607)), one(2232, P(Boolean)),
+    one(2338, P(T::Canonical)), many(2429, s(607)), one(2232, P(T::Boolean)),
     // TerminologyCapabilities.codeSystem.version
-    one(881, P(String)), one(1433, P(Boolean)), one(910, P(Boolean)), many(1456, P(Code)), many(1235, s(608)),
-    many(1921, P(Code)),
+    one(881, P(T::String)), one(1433, P(T::Boolean)), one(910, P(T::Boolean)), many(1456, P(T::Code)),
+    many(1235, s(608)), many(1921, P(T::Code)),
     // TerminologyCapabilities.codeSystem.version.filter
-    one(881, P(Code)), many(1670, P(Code)),
+    one(881, P(T::Code)), many(1670, P(T::Code)),
     // TerminologyCapabilities.expansion
-    one(1355, P(Boolean)), one(1720, P(Boolean)), one(1394, P(Boolean)), many(1722, s(610)), one(2283, P(Markdown)),
+    one(1355, P(T::Boolean)), one(1720, P(T::Boolean)), one(1394, P(T::Boolean)), many(1722, s(610)),
+    one(2283, P(T::Markdown)),
     // TerminologyCapabilities.expansion.parameter
-    one(1610, P(Code)), one(1129, P(String)),
+    one(1610, P(T::Code)), one(1129, P(T::String)),
     // TerminologyCapabilities.implementation
-    one(1082, P(String)), one(2339, P(Url)),
+    one(1082, P(T::String)), one(2339, P(T::Url)),
     // TerminologyCapabilities.software
-    one(1610, P(String)), one(2429, P(String)),
+    one(1610, P(T::String)), one(2429, P(T::String)),
     // TerminologyCapabilities.translation
-    one(1616, P(Boolean)),
+    one(1616, P(T::Boolean)),
     // TerminologyCapabilities.validateCode
-    one(2316, P(Boolean)),
+    one(2316, P(T::Boolean)),
     // TestReport
-    one(1370, s(284)), one(1610, P(String)), one(2185, P(Code)), one(2279, s(499)), one(2067, P(Code)),
-    one(2093, P(Decimal)), one(2280, P(String)), one(1442, P(DateTime)), many(1735, s(616)), one(2127, s(617)),
+    one(1370, s(284)), one(1610, P(T::String)), one(2185, P(T::Code)), one(2279, s(499)), one(2067, P(T::Code)),
+    one(2093, P(T::Decimal)), one(2280, P(T::String)), one(1442, P(T::DateTime)), many(1735, s(616)), one(2127, s(617)),
     many(2278, s(623)), one(2271, s(621)),
     // TestReport.participant
-    one(2320, P(Code)), one(2338, P(Uri)), one(1119, P(String)),
+    one(2320, P(T::Code)), one(2338, P(T::Uri)), one(1119, P(T::String)),
     // TestReport.setup
     many(676, s(618)),
     // TestReport.setup.action
     one(1672, s(620)), one(769, s(619)),
     // TestReport.setup.action.assert
-    one(2067, P(Code)), one(1561, P(Markdown)), one(1085, P(String)),
+    one(2067, P(T::Code)), one(1561, P(T::Markdown)), one(1085, P(T::String)),
     // TestReport.setup.action.operation
-    one(2067, P(Code)), one(1561, P(Markdown)), one(1085, P(Uri)),
+    one(2067, P(T::Code)), one(1561, P(T::Markdown)), one(1085, P(T::Uri)),
     // TestReport.teardown
     many(676, s(622)),
     // TestReport.teardown.action
     one(1672, s(620)),
     // TestReport.test
-    one(1610, P(String)), one(1082, P(String)), many(676, s(624)),
+    one(1610, P(T::String)), one(1082, P(T::String)), many(676, s(624)),
     // TestReport.test.action
     one(1672, s(620)), one(769, s(619)),
     // TestScript
-    one(2339, P(Uri)), one(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(Markdown)), one(952, P(Markdown)),
-    many(1693, s(631)), many(1084, s(626)), one(1564, s(628)), many(1291, s(627)), many(1914, s(499)),
-    many(2417, s(641)), one(2127, s(632)), many(2278, s(639)), one(2271, s(637)),
+    one(2339, P(T::Uri)), one(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1934, P(T::Markdown)),
+    one(952, P(T::Markdown)), many(1693, s(631)), many(1084, s(626)), one(1564, s(628)), many(1291, s(627)),
+    many(1914, s(499)), many(2417, s(641)), one(2127, s(632)), many(2278, s(639)), one(2271, s(637)),
     // TestScript.destination
-    one(1395, P(Integer)), one(1914, s(101)),
+    one(1395, P(T::Integer)), one(1914, s(101)),
     // TestScript.fixture
-    one(797, P(Boolean)), one(798, P(Boolean)), one(2055, s(499)),
+    one(797, P(T::Boolean)), one(798, P(T::Boolean)), one(2055, s(499)),
     // TestScript.metadata
     many(1483, s(630)), many(844, s(629)),
     // TestScript.metadata.capability
-    one(2049, P(Boolean)), one(2357, P(Boolean)), one(1082, P(String)), many(1693, P(Integer)), one(1084, P(Integer)),
-    many(1483, P(Uri)), one(843, P(Canonical)),
+    one(2049, P(T::Boolean)), one(2357, P(T::Boolean)), one(1082, P(T::String)), many(1693, P(T::Integer)),
+    one(1084, P(T::Integer)), many(1483, P(T::Uri)), one(843, P(T::Canonical)),
     // TestScript.metadata.link
-    one(2339, P(Uri)), one(1082, P(String)),
+    one(2339, P(T::Uri)), one(1082, P(T::String)),
     // TestScript.origin
-    one(1395, P(Integer)), one(1914, s(101)),
+    one(1395, P(T::Integer)), one(1914, s(101)),
     // TestScript.setup
     many(676, s(633)),
     // TestScript.setup.action
     one(1672, s(635)), one(769, s(634)),
     // TestScript.setup.action.assert
-    one(1455, P(String)), one(1082, P(String)), one(1110, P(Code)), one(902, P(String)), one(901, P(String)),
-    one(903, P(String)), one(938, P(Code)), one(1216, P(String)), one(1352, P(String)), one(1577, P(String)),
-    one(1614, P(Boolean)), one(1675, P(Code)), one(1751, P(String)), one(2041, P(Code)), one(2043, P(String)),
-    one(2055, P(Code)), one(2058, P(Code)), one(2059, P(String)), one(2151, P(Id)), one(2356, P(Id)),
-    one(2364, P(String)), one(2434, P(Boolean)),
+    one(1455, P(T::String)), one(1082, P(T::String)), one(1110, P(T::Code)), one(902, P(T::String)),
+    one(901, P(T::String)), one(903, P(T::String)), one(938, P(T::Code)), one(1216, P(T::String)),
+    one(1352, P(T::String)), one(1577, P(T::String)), one(1614, P(T::Boolean)), one(1675, P(T::Code)),
+    one(1751, P(T::String)), one(2041, P(T::Code)), one(2043, P(T::String)), one(2055, P(T::Code)),
+    one(2058, P(T::Code)), one(2059, P(T::String)), one(2151, P(T::Id)), one(2356, P(T::Id)), one(2364, P(T::String)),
+    one(2434, P(T::Boolean)),
     // TestScript.setup.action.operation
-    one(2320, s(101)), one(2055, P(Code)), one(1455, P(String)), one(1082, P(String)), one(671, P(Code)),
-    one(938, P(Code)), one(1084, P(Integer)), one(1168, P(Boolean)), one(1565, P(Code)), one(1693, P(Integer)),
-    one(1725, P(String)), many(2038, s(636)), one(2039, P(Id)), one(2060, P(Id)), one(2151, P(Id)), one(2262, P(Id)),
-    one(2339, P(String)),
+    one(2320, s(101)), one(2055, P(T::Code)), one(1455, P(T::String)), one(1082, P(T::String)), one(671, P(T::Code)),
+    one(938, P(T::Code)), one(1084, P(T::Integer)), one(1168, P(T::Boolean)), one(1565, P(T::Code)),
+    one(1693, P(T::Integer)), one(1725, P(T::String)), many(2038, s(636)), one(2039, P(T::Id)), one(2060, P(T::Id)),
+    one(2151, P(T::Id)), one(2262, P(T::Id)), one(2339, P(T::String)),
     // TestScript.setup.action.operation.requestHeader
-    one(1234, P(String)), one(2364, P(String)),
+    one(1234, P(T::String)), one(2364, P(T::String)),
     // TestScript.teardown
     many(676, s(638)),
     // TestScript.teardown.action
     one(1672, s(635)),
     // TestScript.test
-    one(1610, P(String)), one(1082, P(String)), many(676, s(640)),
+    one(1610, P(T::String)), one(1082, P(T::String)), many(676, s(640)),
     // TestScript.test.action
     one(1672, s(635)), one(769, s(634)),
     // TestScript.variable
-    one(1610, P(String)), one(1007, P(String)), one(1082, P(String)), one(1216, P(String)), one(1352, P(String)),
-    one(1359, P(String)), one(1751, P(String)), one(2151, P(Id)),
+    one(1610, P(T::String)), one(1007, P(T::String)), one(1082, P(T::String)), one(1216, P(T::String)),
+    one(1352, P(T::String)), one(1359, P(T::String)), one(1751, P(T::String)), one(2151, P(T::Id)),
     // Timing
-    many(1189, P(DateTime)), one(2023, s(643)), one(881, s(100)),
+    many(1189, P(T::DateTime)), one(2023, s(643)), one(881, s(100)),
     // Timing.repeat
-    choice(827, 13), one(957, P(PositiveInt)), one(958, P(PositiveInt)), one(1147, P(Decimal)), one(1148, P(Decimal)),
-    one(1149, P(Code)), one(1309, P(PositiveInt)), one(1310, P(PositiveInt)), one(1832, P(Decimal)),
-    one(1833, P(Decimal)), one(1835, P(Code)), many(994, P(Code)), many(2292, P(Time)), many(2438, P(Code)),
-    one(1656, P(UnsignedInt)),
+    choice(827, 13), one(957, P(T::PositiveInt)), one(958, P(T::PositiveInt)), one(1147, P(T::Decimal)),
+    one(1148, P(T::Decimal)), one(1149, P(T::Code)), one(1309, P(T::PositiveInt)), one(1310, P(T::PositiveInt)),
+    one(1832, P(T::Decimal)), one(1833, P(T::Decimal)), one(1835, P(T::Code)), many(994, P(T::Code)),
+    many(2292, P(T::Time)), many(2438, P(T::Code)), one(1656, P(T::UnsignedInt)),
     // TriggerDefinition
-    one(2320, P(Code)), one(1610, P(String)), choice(2295, 91), many(978, s(162)), one(916, s(264)),
+    one(2320, P(T::Code)), one(1610, P(T::String)), choice(2295, 91), many(978, s(162)), one(916, s(264)),
     // UsageContext
     one(881, s(101)), choice(2364, 98),
     // ValueSet
-    one(2339, P(Uri)), many(1370, s(284)), one(2429, P(String)), one(1610, P(String)), one(2305, P(String)),
-    one(2185, P(Code)), one(1205, P(Boolean)), one(984, P(DateTime)), one(1933, P(String)), many(927, s(128)),
-    one(1082, P(Markdown)), many(2343, s(645)), many(1448, s(100)), one(1381, P(Boolean)), one(1934, P(Markdown)),
-    one(952, P(Markdown)), one(908, s(647)), one(1203, s(652)),
+    one(2339, P(T::Uri)), many(1370, s(284)), one(2429, P(T::String)), one(1610, P(T::String)), one(2305, P(T::String)),
+    one(2185, P(T::Code)), one(1205, P(T::Boolean)), one(984, P(T::DateTime)), one(1933, P(T::String)),
+    many(927, s(128)), one(1082, P(T::Markdown)), many(2343, s(645)), many(1448, s(100)), one(1381, P(T::Boolean)),
+    one(1934, P(T::Markdown)), one(952, P(T::Markdown)), one(908, s(647)), one(1203, s(652)),
     // ValueSet.compose
-    one(1494, P(Date)), one(1391, P(Boolean)), many(1393, s(648)), many(1199, s(648)),
+    one(1494, P(T::Date)), one(1391, P(T::Boolean)), many(1393, s(648)), many(1199, s(648)),
     // ValueSet.compose.include
-    one(2255, P(Uri)), one(2429, P(String)), many(913, s(649)), many(1235, s(651)), many(2405, P(Canonical)),
+    one(2255, P(T::Uri)), one(2429, P(T::String)), many(913, s(649)), many(1235, s(651)), many(2405, P(T::Canonical)),
     // ValueSet.compose.include.concept
-    one(881, P(Code)), one(1119, P(String)), many(1083, s(650)),
+    one(881, P(T::Code)), one(1119, P(T::String)), many(1083, s(650)),
     // ValueSet.compose.include.concept.designation
-    one(1456, P(Code)), one(2342, s(101)), one(2364, P(String)),
+    one(1456, P(T::Code)), one(2342, s(101)), one(2364, P(T::String)),
     // ValueSet.compose.include.filter
-    one(1921, P(Code)), one(1670, P(Code)), one(2364, P(String)),
+    one(1921, P(T::Code)), one(1670, P(T::Code)), one(2364, P(T::String)),
     // ValueSet.expansion
-    one(1370, P(Uri)), one(2294, P(DateTime)), one(2310, P(Integer)), one(1656, P(Integer)), many(1722, s(654)),
-    many(931, s(653)),
+    one(1370, P(T::Uri)), one(2294, P(T::DateTime)), one(2310, P(T::Integer)), one(1656, P(T::Integer)),
+    many(1722, s(654)), many(931, s(653)),
     // ValueSet.expansion.contains
-    one(2255, P(Uri)), one(670, P(Boolean)), one(1391, P(Boolean)), one(2429, P(String)), one(881, P(Code)),
-    one(1119, P(String)), many(1083, s(650)), many(931, s(653)),
+    one(2255, P(T::Uri)), one(670, P(T::Boolean)), one(1391, P(T::Boolean)), one(2429, P(T::String)),
+    one(881, P(T::Code)), one(1119, P(T::String)), many(1083, s(650)), many(931, s(653)),
     // ValueSet.expansion.parameter
-    one(1610, P(String)), choice(2364, 112),
+    one(1610, P(T::String)), choice(2364, 112),
     // VerificationResult
-    many(2258, s(499)), many(2264, P(String)), one(1615, s(100)), one(2185, P(Code)), one(2186, P(DateTime)),
-    one(2361, s(100)), many(2359, s(100)), one(1309, s(642)), one(1460, P(DateTime)), one(1619, P(Date)),
+    many(2258, s(499)), many(2264, P(T::String)), one(1615, s(100)), one(2185, P(T::Code)), one(2186, P(T::DateTime)),
+    one(2361, s(100)), many(2359, s(100)), one(1309, s(642)), one(1460, P(T::DateTime)), one(1619, P(T::Date)),
     one(1228, s(100)), many(1886, s(657)), one(780, s(656)), many(2362, s(658)),
     // VerificationResult.attestation
-    one(2443, s(499)), one(1661, s(499)), one(897, s(100)), one(984, P(Date)), one(2152, P(String)),
-    one(1929, P(String)), one(1930, s(528)), one(2159, s(528)),
+    one(2443, s(499)), one(1661, s(499)), one(897, s(100)), one(984, P(T::Date)), one(2152, P(T::String)),
+    one(1929, P(T::String)), one(1930, s(528)), one(2159, s(528)),
     // VerificationResult.primarySource
-    one(2443, s(499)), many(2320, s(100)), many(897, s(100)), one(2360, s(100)), one(2358, P(DateTime)),
+    one(2443, s(499)), many(2320, s(100)), many(897, s(100)), one(2360, s(100)), one(2358, P(T::DateTime)),
     one(838, s(100)), many(1937, s(100)),
     // VerificationResult.validator
-    one(1690, s(499)), one(1372, P(String)), one(781, s(528)),
+    one(1690, s(499)), one(1372, P(T::String)), one(781, s(528)),
     // VisionPrescription
-    many(1370, s(284)), one(2185, P(Code)), one(965, P(DateTime)), one(1752, s(499)), one(1169, s(499)),
-    one(993, P(DateTime)), one(1876, s(499)), many(1473, s(660)),
+    many(1370, s(284)), one(2185, P(T::Code)), one(965, P(T::DateTime)), one(1752, s(499)), one(1169, s(499)),
+    one(993, P(T::DateTime)), one(1876, s(499)), many(1473, s(660)),
     // VisionPrescription.lensSpecification
-    one(1904, s(100)), one(1221, P(Code)), one(2175, P(Decimal)), one(976, P(Decimal)), one(804, P(Integer)),
-    many(1891, s(661)), one(685, P(Decimal)), one(1856, P(Decimal)), one(805, P(Decimal)), one(1106, P(Decimal)),
-    one(1147, s(488)), one(893, P(String)), one(831, P(String)), many(1623, s(13)),
+    one(1904, s(100)), one(1221, P(T::Code)), one(2175, P(T::Decimal)), one(976, P(T::Decimal)),
+    one(804, P(T::Integer)), many(1891, s(661)), one(685, P(T::Decimal)), one(1856, P(T::Decimal)),
+    one(805, P(T::Decimal)), one(1106, P(T::Decimal)), one(1147, s(488)), one(893, P(T::String)),
+    one(831, P(T::String)), many(1623, s(13)),
     // VisionPrescription.lensSpecification.prism
-    one(732, P(Decimal)), one(806, P(Code)),
+    one(732, P(T::Decimal)), one(806, P(T::Code)),
 ];
