@@ -11,7 +11,7 @@ mod json;
 mod lines;
 mod schema;
 pub mod shape;
-pub mod value;
+mod value;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason, null_columns};
 pub use deletions::deletions;

@@ -195,7 +195,7 @@ impl<'shape> ComplexColumn<'shape> {
         let element = self.elements.iter().find(|element| primitive && element.name == bare);
         match element {
             Some(Element { content: Content::Primitive(_), repeated, .. }) => {
-                walk.primitive_ext(bare, value, *repeated)
+                walk.primitive_ext(bare, value, *repeated);
             }
             _ if !self.without_column.contains(&bare) => walk.issue_of(Code::Unmapped, name),
             _ if self.is_extension && bare.starts_with("value") => walk.issue_of(Code::ExtensionType, name),

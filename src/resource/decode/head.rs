@@ -42,7 +42,7 @@ impl<'line> Head<'line> {
     }
 }
 
-fn text<'line>(document: Document<'line>, at: Option<At>) -> Result<Option<Cow<'line, str>>, Reason> {
+fn text(document: Document<'_>, at: Option<At>) -> Result<Option<Cow<'_, str>>, Reason> {
     let Some(at) = at.filter(|at| document.kind(*at) != Kind::Null) else { return Ok(None) };
     let text = document.string(at).ok_or(Reason::NotJson { at_byte: document.at_byte(at) })?;
     Ok(Some(text))

@@ -77,11 +77,7 @@ impl Leaf {
     /// Appends the value of a token, or a null and an issue; says whether there was a value.
     pub fn append(&mut self, walk: &mut Walk<'_, '_>, at: At) -> bool {
         let appended = match self {
-            Self::Boolean(values) => match walk.document.kind(at) {
-                Kind::True => Some(values.append_value(true)),
-                Kind::False => Some(values.append_value(false)),
-                _ => None,
-            },
+            Self::Boolean(values) => boolean(walk, at).map(|flag| values.append_value(flag)),
             Self::Integer(values) => {
                 number(walk, at).and_then(|text| text.parse().ok()).map(|n| values.append_value(n))
             }
@@ -154,6 +150,14 @@ impl Leaf {
 /// the offset: both stay in the line only.
 pub fn instant_micros(text: &str) -> Option<i64> {
     date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
+}
+
+fn boolean(walk: &Walk<'_, '_>, at: At) -> Option<bool> {
+    match walk.document.kind(at) {
+        Kind::True => Some(true),
+        Kind::False => Some(false),
+        _ => None,
+    }
 }
 
 fn number<'line>(walk: &Walk<'line, '_>, at: At) -> Option<&'line str> {

@@ -69,6 +69,38 @@ const PATIENT: &str = r##"{"resourceType":"Patient","id":"p1","meta":{"versionId
 
 const OBSERVATION: &str = r#"{"resourceType":"Observation","id":"o1","modifierExtension":[{"url":"m"}],"status":"final","code":{"coding":[{"system":"http://loinc.org","code":"2160-0"}]},"subject":{"reference":"https://ehr.example.org/fhir/Patient/p1/_history/3"},"encounter":{"reference":"Encounter/e9"},"effectiveDateTime":"2026-11-18T09:30:00+10:00","issued":"2026-11-18T01:00:00.000Z","valueQuantity":{"value":0.0000004100,"unit":"mol/L","system":"http://unitsofmeasure.org","code":"mol/L"}}"#;
 
+/// A resource, and how many issues it has in Pathling's layout.
+const RESOURCES: [(&str, &str, usize); 8] = [
+    ("Patient", PATIENT, 1),
+    ("Observation", OBSERVATION, 2),
+    (
+        "Questionnaire",
+        r#"{"resourceType":"Questionnaire","id":"q","status":"active","item":[{"linkId":"1","type":"group","item":[{"linkId":"1.1","type":"group","item":[{"linkId":"a","type":"group","item":[{"linkId":"b","type":"group","item":[{"linkId":"c","type":"display"}]}]}]}]}]}"#,
+        1,
+    ),
+    (
+        "MedicationRequest",
+        r#"{"resourceType":"MedicationRequest","id":"m","status":"active","intent":"order","medicationReference":{"reference":"Medication/1"},"subject":{"identifier":{"system":"s","value":"v","period":{"start":"2020"}}},"dosageInstruction":[{"sequence":1,"timing":{"repeat":{"count":3,"boundsPeriod":{"start":"2020-01","end":"2020-02"},"timeOfDay":["08:00:00"]}},"asNeededBoolean":false,"doseAndRate":[{"doseQuantity":{"value":1.50,"unit":"mg"}}]}]}"#,
+        0,
+    ),
+    (
+        "DocumentReference",
+        r#"{"resourceType":"DocumentReference","id":"d","status":"current","content":[{"attachment":{"contentType":"text/plain","data":"QUJD","size":3,"creation":"2020-01-01"}}],"date":"2020-01-01T00:00:00.1234567+01:00"}"#,
+        0,
+    ),
+    (
+        "ImagingStudy",
+        r#"{"resourceType":"ImagingStudy","id":"i","status":"available","subject":{"reference":"urn:uuid:1"},"series":[{"uid":"1","number":1,"modality":{"code":"CT"},"instance":[{"uid":"2","sopClass":{"code":"x"},"number":2}]}]}"#,
+        0,
+    ),
+    ("Binary", r#"{"resourceType":"Binary","id":"b","contentType":"text/plain","data":"QUI="}"#, 0),
+    (
+        "Observation",
+        r#"{"resourceType":"Observation","id":"o","status":"final","code":{},"valueSampledData":{"origin":{"value":-0.0},"period":1e3,"factor":1.5E-3,"dimensions":1,"data":"E L U"},"component":[{"code":{"text":"\u00e9\n"},"valueQuantity":{"value":12345678901234567890123456789}},{"valueTime":"10:00:00"}]}"#,
+        1,
+    ),
+];
+
 #[test]
 fn a_patient_becomes_the_row_of_the_specification() {
     let decoded = decode("Patient", &[PATIENT]);
@@ -307,42 +339,34 @@ fn a_reason_never_quotes_the_line() {
 
 #[test]
 fn the_columns_of_real_looking_resources_say_what_the_lines_say() {
-    for (resource_type, text, expected) in [
-        ("Patient", PATIENT, 1),
-        ("Observation", OBSERVATION, 2),
-        (
-            "Questionnaire",
-            r#"{"resourceType":"Questionnaire","id":"q","status":"active","item":[{"linkId":"1","type":"group","item":[{"linkId":"1.1","type":"group","item":[{"linkId":"a","type":"group","item":[{"linkId":"b","type":"group","item":[{"linkId":"c","type":"display"}]}]}]}]}]}"#,
-            1,
-        ),
-        (
-            "MedicationRequest",
-            r#"{"resourceType":"MedicationRequest","id":"m","status":"active","intent":"order","medicationReference":{"reference":"Medication/1"},"subject":{"identifier":{"system":"s","value":"v","period":{"start":"2020"}}},"dosageInstruction":[{"sequence":1,"timing":{"repeat":{"count":3,"boundsPeriod":{"start":"2020-01","end":"2020-02"},"timeOfDay":["08:00:00"]}},"asNeededBoolean":false,"doseAndRate":[{"doseQuantity":{"value":1.50,"unit":"mg"}}]}]}"#,
-            0,
-        ),
-        (
-            "DocumentReference",
-            r#"{"resourceType":"DocumentReference","id":"d","status":"current","content":[{"attachment":{"contentType":"text/plain","data":"QUJD","size":3,"creation":"2020-01-01"}}],"date":"2020-01-01T00:00:00.1234567+01:00"}"#,
-            0,
-        ),
-        (
-            "ImagingStudy",
-            r#"{"resourceType":"ImagingStudy","id":"i","status":"available","subject":{"reference":"urn:uuid:1"},"series":[{"uid":"1","number":1,"modality":{"code":"CT"},"instance":[{"uid":"2","sopClass":{"code":"x"},"number":2}]}]}"#,
-            0,
-        ),
-        ("Binary", r#"{"resourceType":"Binary","id":"b","contentType":"text/plain","data":"QUI="}"#, 0),
-        (
-            "Observation",
-            r#"{"resourceType":"Observation","id":"o","status":"final","code":{},"valueSampledData":{"origin":{"value":-0.0},"period":1e3,"factor":1.5E-3,"dimensions":1,"data":"E L U"},"component":[{"code":{"text":"\u00e9\n"},"valueQuantity":{"value":12345678901234567890123456789}},{"valueTime":"10:00:00"}]}"#,
-            1,
-        ),
-    ] {
+    for (resource_type, text, expected) in RESOURCES {
         for layout in [Layout::Pathling, Layout::Wide] {
             let found = assert_inverse(resource_type, layout, &[text.to_owned()]);
             if layout == Layout::Pathling {
                 assert_eq!(found[0].len(), expected, "{resource_type}: {found:?}");
             }
         }
+    }
+}
+
+#[test]
+fn the_inverse_finds_what_differs() {
+    let decoder = decoder("Patient", Layout::Pathling);
+    let rows = decoder.decode(lines(&[PATIENT])).unwrap().rows;
+    for (from, to) in [
+        ("Smith", "Smyth"),
+        ("White", "Black"),
+        (r#"{"id":"g"}"#, r#"{"id":"h"}"#),
+        (r#""gender":"female","#, ""),
+        (r#""gender":"female","#, r#""gender":"female","active":true,"#),
+        ("favouriteColour", "birthPlace"),
+        (r#""Ann",null"#, r#"null,"Ann""#),
+        ("12:10:07.123Z", "12:10:07.124Z"),
+        ("Kay", "Kai"),
+    ] {
+        let line = PATIENT.replace(from, to);
+        assert_ne!(line, PATIENT);
+        assert_eq!(inverse::differences(&decoder.shape, &rows, &[line]).len(), 1, "{from}");
     }
 }
 
@@ -384,8 +408,6 @@ async fn gunzipped(path: &Path) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
     #[test]
     fn every_line_is_one_row_or_one_bad_line_and_nothing_panics(texts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..60), 0..20)) {
         let decoded = decode("Patient", &texts);
@@ -395,15 +417,16 @@ proptest! {
 
     #[test]
     fn a_mutated_resource_says_what_its_line_says_or_is_no_row(
-        which in any::<bool>(),
+        which in any::<prop::sample::Index>(),
+        wide in any::<bool>(),
         mutations in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..4), 1..4),
     ) {
-        let (resource_type, text) = if which { ("Patient", PATIENT) } else { ("Observation", OBSERVATION) };
+        let (resource_type, text, _) = RESOURCES[which.index(RESOURCES.len())];
         let mut text = text.to_owned();
         for (at, from, kind) in mutations {
             text = mutated(&text, at, from, kind);
         }
-        let decoder = decoder(resource_type, Layout::Pathling);
+        let decoder = decoder(resource_type, if wide { Layout::Wide } else { Layout::Pathling });
         let decoded = decoder.decode(lines(&[&text])).unwrap();
         prop_assert_eq!(decoded.rows.num_rows() + decoded.bad.len(), 1);
         if decoded.bad.is_empty() && !has_repeated_names(&text) {

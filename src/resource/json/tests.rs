@@ -7,7 +7,7 @@ fn fault(text: &str) -> Option<Fault> {
     Tape::default().read(text).err()
 }
 
-/// What serde_json would have made of it.
+/// What `serde_json` would have made of it.
 fn value(document: Document<'_>, at: At) -> Option<Value> {
     Some(match document.kind(at) {
         Kind::Object => Value::Object(

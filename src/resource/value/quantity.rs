@@ -139,10 +139,10 @@ impl Term {
             UnitExpr::Numeric(number) => Some(Self { factor: Ratio::exact(*number)?, ..Self::one() }),
             UnitExpr::Annotation(_) => Some(Self::one()),
             UnitExpr::Annotated(inner, _) => Self::of(inner),
-            UnitExpr::Power(base, exponent) => Self::one().times(Self::of(base)?, *exponent),
-            UnitExpr::Product(terms) => terms.iter().try_fold(Self::one(), |all, term| all.times(Self::of(term)?, 1)),
-            UnitExpr::Quotient(over, under) => Self::of(over)?.times(Self::of(under)?, -1),
-            UnitExpr::Reciprocal(under) => Self::one().times(Self::of(under)?, -1),
+            UnitExpr::Power(base, exponent) => Self::one().times(&Self::of(base)?, *exponent),
+            UnitExpr::Product(terms) => terms.iter().try_fold(Self::one(), |all, term| all.times(&Self::of(term)?, 1)),
+            UnitExpr::Quotient(over, under) => Self::of(over)?.times(&Self::of(under)?, -1),
+            UnitExpr::Reciprocal(under) => Self::one().times(&Self::of(under)?, -1),
         }
     }
 
@@ -150,7 +150,7 @@ impl Term {
         Self { factor: Ratio::ONE, exponents: [0; 7] }
     }
 
-    fn times(mut self, other: Self, exponent: i32) -> Option<Self> {
+    fn times(mut self, other: &Self, exponent: i32) -> Option<Self> {
         self.factor = self.factor.multiply(other.factor.power(exponent)?)?;
         for (own, others) in self.exponents.iter_mut().zip(other.exponents) {
             let added = i32::from(others).checked_mul(exponent)?;

@@ -1,0 +1,39 @@
+//! Whatever the bytes are: every line is one row or one bad line, and nothing panics.
+
+#![no_main]
+
+use std::sync::{Arc, LazyLock};
+
+use fhir_sync::resource::{
+    Decoder, Lines, Shape,
+    shape::{Layout, Options},
+};
+use libfuzzer_sys::fuzz_target;
+
+static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
+    let options = Options { layout: Layout::Pathling, raw_json: true };
+    let shapes = ["Patient", "Observation", "QuestionnaireResponse", "Bundle"].into_iter().flat_map(str::parse);
+    let decoder = |shape: Arc<Shape>| Decoder {
+        shape,
+        source: "source".into(),
+        at_micros: 0,
+        transaction_time: None,
+        job: "job".into(),
+    };
+    shapes.map(|resource_type| decoder(Shape::of(resource_type, options))).collect()
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut splitter = Lines::new(1 << 20);
+    let mut lines = Vec::new();
+    if splitter.push(bytes, &mut lines).is_err() {
+        return;
+    }
+    lines.extend(splitter.finish());
+    for decoder in DECODERS.iter() {
+        let count = lines.len();
+        let decoded = decoder.decode(lines.clone()).expect("a fuzzer's input is far below 2 GiB");
+        assert_eq!(decoded.rows.num_rows() + decoded.bad.len(), count);
+        assert_eq!(decoded.rows.num_rows(), decoded.keys.len());
+    }
+});
