@@ -261,6 +261,24 @@ fn a_type_without_typed_columns_keeps_its_line() {
 }
 
 #[test]
+fn the_wide_layout_has_more_open_types_and_more_digits() {
+    let text = r#"{"resourceType":"Patient","id":"p","extension":[{"url":"a","valueUri":"v"},{"url":"b","valueDecimal":0.00000041}]}"#;
+    assert_eq!(assert_inverse("Patient", Layout::Wide, &[text.to_owned()]), [Vec::<String>::new()]);
+    assert_eq!(assert_inverse("Patient", Layout::Pathling, &[text.to_owned()])[0].len(), 2);
+}
+
+#[test]
+fn without_the_line_itself_the_batch_still_has_exactly_the_schema() {
+    for (resource_type, text) in [("Patient", PATIENT), ("Bundle", r#"{"resourceType":"Bundle","id":"b"}"#)] {
+        let options = Options { layout: Layout::Pathling, raw_json: false };
+        let shape = Shape::of(resource_type.parse().unwrap(), options);
+        let decoder = Decoder { shape: Arc::clone(&shape), ..decoder(resource_type, Layout::Pathling) };
+        let decoded = decoder.decode(lines(&[text])).unwrap();
+        assert_eq!((decoded.rows.schema(), decoded.rows.num_rows()), (shape.schema(), 1));
+    }
+}
+
+#[test]
 fn columns_that_are_null_throughout_are_named() {
     let rows = decode("Patient", &[r#"{"resourceType":"Patient","id":"p1","gender":"male"}"#]).rows;
     let nulls = null_columns(&rows);

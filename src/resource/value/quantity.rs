@@ -281,7 +281,42 @@ fn sum(a: (i128, i32), b: (i128, i32)) -> Option<(i128, i32)> {
 }
 
 /// `product / denominator × 10^exponent`, both positive.
-fn divide(product: i256, denominator: i256, mut exponent: i32) -> Option<CanonicalValue> {
+fn divide(product: i256, denominator: i256, exponent: i32) -> Option<CanonicalValue> {
+    let fits = |number: i256| number.to_i128().and_then(|number| u128::try_from(number).ok());
+    let small = fits(product).zip(fits(denominator).and_then(|denominator| u64::try_from(denominator).ok()));
+    let (quotient, exponent) = match small.filter(|(product, _)| *product < LIMIT) {
+        Some((product, denominator)) => divide_small(product, denominator.into(), exponent)?,
+        None => divide_large(product, denominator, exponent)?,
+    };
+    let (quotient, tens) = without_small_tens(quotient);
+    let mantissa = i128::try_from(quotient).ok()?;
+    let exponent = if mantissa == 0 { 0 } else { exponent.checked_add(tens)? };
+    let Ok(zeros) = u32::try_from(exponent) else {
+        return Some(CanonicalValue { mantissa, scale: exponent.checked_neg()? });
+    };
+    let mantissa = mantissa.checked_mul(10i128.checked_pow(zeros)?)?;
+    (mantissa.unsigned_abs() < LIMIT).then_some(CanonicalValue { mantissa, scale: 0 })
+}
+
+/// Canonical values have 38 digits at most.
+const LIMIT: u128 = 10u128.pow(38);
+
+/// What nearly every measurement needs: eighteen digits at a time.
+fn divide_small(product: u128, denominator: u128, mut exponent: i32) -> Option<(u128, i32)> {
+    let mut quotient = product / denominator;
+    let mut remainder = product % denominator;
+    while remainder != 0 && quotient < LIMIT / 10 {
+        let digits = quotient.checked_ilog10().map_or(0, |digits| digits + 1);
+        let more = (38 - digits).min(18);
+        let power = 10u128.pow(more);
+        quotient = quotient * power + remainder * power / denominator;
+        remainder = remainder * power % denominator;
+        exponent = exponent.checked_sub(i32::try_from(more).ok()?)?;
+    }
+    Some((quotient + u128::from(remainder * 2 >= denominator), exponent))
+}
+
+fn divide_large(product: i256, denominator: i256, mut exponent: i32) -> Option<(u128, i32)> {
     let limit = i256::from_i128(10i128.pow(38));
     let mut quotient = product.checked_div(denominator)?;
     let mut remainder = product.checked_rem(denominator)?;
@@ -297,17 +332,24 @@ fn divide(product: i256, denominator: i256, mut exponent: i32) -> Option<Canonic
         quotient = quotient.wrapping_div(TEN);
         exponent = exponent.checked_add(1)?;
     }
-    if dropped >= i256::from_i128(5) {
-        quotient = quotient.checked_add(i256::ONE)?;
+    let up = u128::from(dropped >= i256::from_i128(5));
+    Some((u128::try_from(quotient.to_i128()?).ok()? + up, exponent))
+}
+
+fn without_small_tens(mut number: u128) -> (u128, i32) {
+    let mut tens = 0;
+    if number == 0 {
+        return (number, tens);
     }
-    let (quotient, tens) = without_tens(quotient);
-    let mantissa = quotient.to_i128()?;
-    let exponent = if mantissa == 0 { 0 } else { exponent.checked_add(tens)? };
-    let Ok(zeros) = u32::try_from(exponent) else {
-        return Some(CanonicalValue { mantissa, scale: exponent.checked_neg()? });
-    };
-    let mantissa = mantissa.checked_mul(10i128.checked_pow(zeros)?)?;
-    (mantissa < 10i128.pow(38)).then_some(CanonicalValue { mantissa, scale: 0 })
+    for (power, zeros) in
+        [(10u128.pow(32), 32), (10u128.pow(16), 16), (10u128.pow(8), 8), (10_000, 4), (100, 2), (10, 1)]
+    {
+        if number.is_multiple_of(power) {
+            number /= power;
+            tens += zeros;
+        }
+    }
+    (number, tens)
 }
 
 #[cfg(test)]

@@ -76,6 +76,18 @@ fn the_same_code_is_looked_up_once() {
 
 proptest! {
     #[test]
+    fn both_ways_to_divide_agree(product in 1..LIMIT, shrink in 0u32..38, denominator in 1u64..) {
+        let product = product / 10u128.pow(shrink);
+        let whole = |number: u128| i256::from_i128(i128::try_from(number).unwrap());
+        let stripped = |(quotient, exponent): (u128, i32)| {
+            let (quotient, tens) = without_small_tens(quotient);
+            (quotient, if quotient == 0 { 0 } else { exponent + tens })
+        };
+        let small = divide_small(product, denominator.into(), 7).map(stripped);
+        prop_assert_eq!(small, divide_large(whole(product), whole(denominator.into()), 7).map(stripped));
+    }
+
+    #[test]
     fn no_code_and_no_value_panics(code in "[a-zA-Z0-9/.()\\[\\]{}*'%^+-]{0,12}", value in "-?(0|[1-9][0-9]{0,40})(\\.[0-9]{1,40})?([eE][+-]?[0-9]{1,12})?") {
         if let (Some(unit), Some(value)) = (Unit::of(&code), Decimal::parse(&value)) {
             let _ = unit.canonical(value);
