@@ -17,10 +17,7 @@ mod walk;
 
 use std::{fmt, sync::Arc};
 
-use arrow::{
-    array::{ArrayRef, RecordBatch},
-    error::ArrowError,
-};
+use arrow::{array::RecordBatch, error::ArrowError};
 
 use self::{head::Head, rows::Rows};
 use super::{
@@ -147,12 +144,6 @@ impl Decoder {
         let most_bytes = lines_bytes.saturating_add(repeated_bytes);
         if i32::try_from(most_bytes).is_err() { Err(ArrowError::OffsetOverflowError(most_bytes)) } else { Ok(()) }
     }
-}
-
-/// The top-level columns that are null in every row: a data file may leave them out.
-pub fn null_columns(rows: &RecordBatch) -> Vec<usize> {
-    let is_null = |(index, column): (usize, &ArrayRef)| (column.logical_null_count() == column.len()).then_some(index);
-    rows.columns().iter().enumerate().filter_map(is_null).collect()
 }
 
 struct Read<'line> {

@@ -13,7 +13,7 @@ mod schema;
 pub mod shape;
 mod value;
 
-pub use decode::{BadLine, Decoded, Decoder, Reason, null_columns};
+pub use decode::{BadLine, Decoded, Decoder, Reason};
 pub use deletions::deletions;
 pub use lines::{Line, LineTooLong, Lines};
 pub use shape::{Options, Shape};

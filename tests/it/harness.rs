@@ -181,7 +181,7 @@ impl Stage {
         self.server.seen().iter().filter(|seen| seen.path.contains("/bulkfiles/")).count()
     }
 
-    fn root(&self) -> Root {
+    pub fn root(&self) -> Root {
         Root::new(self.tables()).unwrap()
     }
 

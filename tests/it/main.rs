@@ -13,6 +13,8 @@ mod architecture;
 mod auth;
 /// What the tables hold after exports in any order, repeated, late, with deletions.
 mod convergence;
+/// Which columns the tables get, and what they hold.
+mod columns;
 /// The daemon: schedule and health.
 mod daemon;
 /// Lines and files that are not as they should be.

@@ -1,0 +1,85 @@
+use fhir_sync::{
+    demo::{Fault, StatusCode},
+    resource::{Options, shape::Layout},
+};
+use serde_json::json;
+
+use crate::harness::{PATIENT, Stage};
+
+async fn patients(stage: &Stage, columns: &str) -> String {
+    stage.root().query(&[PATIENT], &format!("SELECT {columns} FROM \"Patient\" ORDER BY id")).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_element_has_a_column() {
+    let stage = Stage::set().await;
+    stage.server.world(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "female", "birthDate": "1970-05", "colour": "red"}));
+    });
+    stage.complete().await;
+    let drawn = patients(&stage, "id, gender, \"birthDate\", \"__birthDate_end\", _sync_issues[1] AS issue").await;
+    let row = drawn.lines().find(|line| line.contains("p1")).unwrap();
+    for cell in ["female", "1970-05 ", "1970-05-31T23:59:59.999999Z", "unmapped: Patient.colour"] {
+        assert!(row.contains(cell), "{cell} is not in {row}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_another_fhir_version_gets_the_leading_columns_and_the_line() {
+    let stage = Stage::set().await;
+    let statement = json!({"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"});
+    let fault = Fault::Status {
+        path_contains: "/metadata".to_owned(),
+        status: StatusCode::OK,
+        times: 9,
+        retry_after: None,
+        body: statement.to_string(),
+    };
+    stage.server.scenario(|scenario| scenario.faults.push(fault));
+    let ended = stage.process(&[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    assert_eq!(ended.stderr.matches("does not speak FHIR R4").count(), 1, "{}", ended.stderr);
+    stage.assert_in_step().await;
+    assert!(stage.root().query(&[PATIENT], "SELECT gender FROM \"Patient\"").await.is_err());
+}
+
+#[tokio::test]
+async fn tables_without_types_need_not_ask_for_the_version() {
+    let mut stage = Stage::set().await;
+    stage.config.typed = false;
+    stage.complete().await;
+    stage.assert_in_step().await;
+    assert!(stage.server.seen().iter().all(|seen| !seen.path.contains("metadata")));
+    assert!(stage.root().query(&[PATIENT], "SELECT gender FROM \"Patient\"").await.is_err());
+}
+
+#[tokio::test]
+async fn untyped_tables_gain_their_columns_when_types_are_switched_on() {
+    let mut stage = Stage::set().await;
+    stage.config.typed = false;
+    stage.complete().await;
+    stage.config.typed = true;
+    stage.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "female"}));
+    });
+    stage.complete().await;
+    stage.assert_in_step().await;
+    assert!(patients(&stage, "id, gender").await.contains("female"));
+}
+
+#[tokio::test]
+async fn without_the_line_older_versions_are_still_told_from_newer_ones() {
+    let mut stage = Stage::set().await;
+    stage.config.columns = Options { layout: Layout::Wide, raw_json: false };
+    let old = stage.server.world(|world| world.line(PATIENT, "p1").unwrap().to_owned());
+    stage.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.advance(crate::harness::HOUR);
+    });
+    stage.complete().await;
+    stage.later(|world| world.push_line(PATIENT, old));
+    let report = stage.complete().await;
+    assert_eq!((report.types[&PATIENT].counts.stale, report.changed()), (1, 0));
+    assert!(patients(&stage, "id, gender").await.contains("male"));
+    assert!(stage.root().query(&[PATIENT], "SELECT resource_json FROM \"Patient\"").await.is_err());
+}
