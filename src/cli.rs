@@ -15,6 +15,7 @@ use url::Url;
 use crate::{
     config::{self, Config, Flags, Key, Mistakes},
     daemon::{self, Ended, Signals},
+    fhir::ResourceType,
     serve, state,
     sync::{self, Mode, Outcome, Sync, Watch, chain},
     telemetry,
@@ -55,6 +56,15 @@ enum Command {
         /// The configuration file
         #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
         config: PathBuf,
+    },
+    /// Works on the tables, without the server; no other fhir-sync may hold the state file
+    Maintain {
+        /// The configuration file
+        #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
+        config: PathBuf,
+        /// Make the rows of these types anew from `resource_json`, with the columns of this version
+        #[arg(long, value_name = "TYPE", num_args = 1.., required = true)]
+        rebuild: Vec<ResourceType>,
     },
     /// Asks a running daemon whether the data are fresh: exit code 0 or 1
     Healthcheck {
@@ -118,6 +128,7 @@ impl Cli {
             Command::Sync(arguments) => sync_once(arguments).await,
             Command::Run { config } => run(config).await,
             Command::Check { config } => check(&config),
+            Command::Maintain { config, rebuild } => maintain(&config, &rebuild).await,
             Command::Healthcheck { url } => healthcheck(&url),
         };
         match ended {
@@ -213,6 +224,28 @@ fn check(path: &Path) -> Result<(), Ends> {
         println!("{remark}");
     }
     println!("{}: {} exports, no mistakes", path.display(), config.exports.len());
+    Ok(())
+}
+
+async fn maintain(path: &Path, rebuild: &[ResourceType]) -> Result<(), Ends> {
+    let config = config::load(path).map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, Watch::new().0)
+        .await
+        .map_err(|error| did_not_start(&error))?;
+    for resource_type in rebuild {
+        match sync.rebuild(*resource_type).await {
+            Ok(Some(committed)) => {
+                println!("{resource_type}: {} rows made anew, version {}", committed.counts.updated, committed.version);
+            }
+            Ok(None) => println!("{resource_type}: there is no table"),
+            Err(error) => {
+                eprintln!("fhir-sync: {}", chain(&error));
+                return Err(FAILED);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod open;
 mod plan;
 mod progress;
 mod quarantine;
+mod rebuild;
 mod report;
 mod upsert;
 

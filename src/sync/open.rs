@@ -43,7 +43,7 @@ impl Sync {
         let place = state_file.display();
         match found {
             Found::Whole => Ok(()),
-            Found::Nothing => self.rebuild(exports).await.map(drop),
+            Found::Nothing => self.read_watermarks(exports).await.map(drop),
             Found::Previous => {
                 tracing::warn!(%place, "the state file was broken; going on with the generation before it");
                 Ok(())
@@ -54,10 +54,10 @@ impl Sync {
                     "the state file is of the old one-field form; its time is kept for /health, and because no table \
                      carries a watermark yet, the first sync loads everything"
                 );
-                self.rebuild(exports).await.map(drop)
+                self.read_watermarks(exports).await.map(drop)
             }
             Found::Broken { kept_as } => {
-                if self.rebuild(exports).await? {
+                if self.read_watermarks(exports).await? {
                     tracing::warn!(%place, kept_as = %kept_as.display(), "the state file was broken; made again from the tables");
                     return Ok(());
                 }
@@ -67,7 +67,7 @@ impl Sync {
     }
 
     /// Copies the watermarks of the tables into the state file; says whether there were any.
-    async fn rebuild(&self, exports: &[Export]) -> Result<bool, Error> {
+    async fn read_watermarks(&self, exports: &[Export]) -> Result<bool, Error> {
         let mut any = false;
         for export in exports {
             let watermarks = self.watermarks(export).await?;

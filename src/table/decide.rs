@@ -80,7 +80,7 @@ impl Table {
         Ok(decision)
     }
 
-    async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
+    pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let log_store = self.delta.log_store();
         let files: Vec<_> = snapshot

@@ -24,6 +24,8 @@ pub enum Error {
     /// Others wrote to the table at the same time, more often than we tried again.
     #[error("other writers changed the table of {resource_type} {attempts} times while it was merged")]
     Conflict { resource_type: ResourceType, attempts: u32 },
+    #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]
+    Rebuild { place: String, reason: String },
     #[error("the temporary file of received rows failed")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the table at {place} failed")]

@@ -9,6 +9,7 @@ mod data_file;
 mod decide;
 mod error;
 mod query;
+mod rebuild;
 mod upsert;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};

@@ -202,19 +202,19 @@ impl Table {
     }
 
     /// How many columns from the left have statistics, as the table itself says.
-    fn leading_columns(&self) -> Result<usize, Error> {
+    pub(super) fn leading_columns(&self) -> Result<usize, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
         Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
     }
 
-    async fn close(&self, writer: DeltaWriter) -> Result<Vec<Action>, Error> {
+    pub(super) async fn close(&self, writer: DeltaWriter) -> Result<Vec<Action>, Error> {
         let adds = writer.close().await.map_err(|error| self.failed(error))?;
         Ok(adds.into_iter().map(Action::Add).collect())
     }
 
     /// Appends the rows that `rows` says; on an error the writer is gone, and with it what it had written.
-    async fn append(
+    pub(super) async fn append(
         &self,
         mut writer: DeltaWriter,
         schema: &SchemaRef,
@@ -233,7 +233,7 @@ impl Table {
         Err(self.failed(error))
     }
 
-    fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, Error> {
+    pub(super) fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let config = WriterConfig::new(
             Arc::clone(schema),

@@ -65,6 +65,37 @@ async fn untyped_tables_gain_their_columns_when_types_are_switched_on() {
     stage.complete().await;
     stage.assert_in_step().await;
     assert!(patients(&stage, "id, gender").await.contains("female"));
+    assert_eq!(
+        patients(&stage, "id_versioned").await.matches("Patient/").count(),
+        1,
+        "the others were not written again"
+    );
+    let before = patients(&stage, "id, _sync_at, _sync_source, _sync_hash, resource_json").await;
+    let watermark = stage.watermark(PATIENT).await;
+    let rebuilt = stage.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
+    assert_eq!(rebuilt.counts.updated, 5);
+    assert_eq!(patients(&stage, "id_versioned").await.matches("Patient/").count(), 5);
+    assert_eq!(patients(&stage, "id, _sync_at, _sync_source, _sync_hash, resource_json").await, before);
+    assert_eq!(stage.watermark(PATIENT).await, watermark);
+    stage.later(|_| ());
+    assert_eq!(stage.complete().await.changed(), 0);
+}
+
+#[tokio::test]
+async fn a_rebuild_changes_what_lies_inside_a_struct_in_one_commit() {
+    let mut stage = Stage::set().await;
+    stage.complete().await;
+    let version = async |stage: &Stage| stage.root().open(PATIENT).await.unwrap().unwrap().version();
+    let before = version(&stage).await;
+    stage.config.columns = Options { layout: Layout::Wide, raw_json: true };
+    stage.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
+    assert_eq!(version(&stage).await, before + 1);
+    stage.assert_in_step().await;
+    stage.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "female"}));
+    });
+    stage.complete().await;
+    stage.assert_in_step().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,41 @@
+//! A rebuild of one type's table from its own lines: no server is asked.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::{Error, Sync, blocking, now};
+use crate::{
+    fhir::ResourceType,
+    resource::{Decoder, Line},
+    table::{Committed, Layout},
+};
+
+impl Sync {
+    /// Makes every row of a table anew, with the columns that the configuration asks for; `None` where there is no table.
+    pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
+        let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
+        let shape = self.shape(resource_type).await;
+        let decoder = Decoder {
+            shape: Arc::clone(&shape),
+            source: Arc::clone(&self.config.source),
+            at_micros: now().timestamp_micros(),
+            transaction_time: None,
+            job: "rebuild".into(),
+        };
+        let decode = move |lines: Vec<Vec<u8>>| {
+            let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
+            let decoded = decoder.decode(lines).map_err(|error| error.to_string())?;
+            match decoded.bad.first() {
+                None => Ok(decoded.rows),
+                Some(bad) => Err(format!("a line is no row any more: {}", bad.reason)),
+            }
+        };
+        let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let runtime = Handle::current();
+        let committed = blocking(move || runtime.block_on(table.rebuild(&layout, &decode))).await?;
+        let root = self.root.clone();
+        blocking(move || root.sync_to_disk()).await?;
+        Ok(Some(committed))
+    }
+}

@@ -1,0 +1,122 @@
+//! A rebuild: every row made anew from its line, in one commit.
+//!
+//! The only way to change what lies inside a struct, and to fill columns that a table gained after its rows were written.
+//! Nothing is asked of the server. What the sync wrote of a row (source, times, job) stays.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use arrow::{
+    array::{Array as _, AsArray as _, RecordBatch},
+    compute::cast,
+    datatypes::{DataType, Schema, SchemaRef},
+};
+use deltalake::kernel::{Action, LogicalFileView, MetadataExt as _};
+use futures::StreamExt as _;
+
+use super::{
+    Committed, Counts, Error, Layout, Table, Upsert,
+    commit::{self, Outcome},
+    decide::Columns,
+    kernel_schema,
+};
+
+/// What is kept of a row as it was.
+const KEPT: [&str; 4] = ["_sync_source", "_sync_at", "_sync_transaction_time", "_sync_job"];
+
+impl Table {
+    /// Gives the table exactly the columns of `layout`. `decode` makes a row of each line, in order, or says why not.
+    /// Blocks on encoding and decoding; the caller gives this a thread of its own. An upsert that comes first wins: the
+    /// rebuild is then refused as a conflict.
+    pub async fn rebuild(
+        mut self,
+        layout: &Layout,
+        decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
+    ) -> Result<Committed, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let mut metadata = snapshot
+            .metadata()
+            .clone()
+            .with_schema(&kernel_schema(&layout.schema, &self.place)?)
+            .map_err(|error| self.failed(error))?;
+        for (name, value) in &layout.properties {
+            metadata =
+                metadata.add_config_key((*name).to_owned(), value.clone()).map_err(|error| self.failed(error))?;
+        }
+        let mut actions = vec![Action::Metadata(metadata)];
+        let mut rows = 0;
+        for file in self.files().await? {
+            actions.push(Action::Remove(file.remove_action(true)));
+            let (adds, count) = self.rebuild_file(&file, layout, decode).await?;
+            actions.extend(adds);
+            rows += count;
+        }
+        let counts = Counts { updated: rows, ..Counts::default() };
+        let upsert = Upsert { app_id: String::new(), source: String::new(), watermark: None, run: 0, reconcile: None };
+        match commit::commit(&mut self.delta, &self.place, actions, &counts, &upsert).await? {
+            Outcome::Committed { bytes_written } => Ok(Committed { version: self.version(), counts, bytes_written }),
+            Outcome::Overtaken => Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 }),
+        }
+    }
+
+    /// Reads the file twice: which columns it fills must be known before the first row is written.
+    async fn rebuild_file(
+        &self,
+        file: &LogicalFileView,
+        layout: &Layout,
+        decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
+    ) -> Result<(Vec<Action>, u64), Error> {
+        let mut filled = BTreeSet::new();
+        let mut batches = self.read(file, Columns::All).await?;
+        while let Some(batch) = batches.next().await {
+            let rows = self.rebuilt(&batch.map_err(|error| self.failed(error))?, decode)?;
+            let columns = rows.schema();
+            let columns = columns.fields().iter().zip(rows.columns());
+            filled.extend(
+                columns.filter(|(_, column)| column.null_count() < column.len()).map(|(field, _)| field.name().clone()),
+            );
+        }
+        let schema = self.filled(&layout.schema, &filled)?;
+        let mut writer = self.writer(&schema)?;
+        let mut count = 0;
+        let mut batches = self.read(file, Columns::All).await?;
+        while let Some(batch) = batches.next().await {
+            let rows = self.rebuilt(&batch.map_err(|error| self.failed(error))?, decode)?;
+            count += rows.num_rows() as u64;
+            let all = std::iter::repeat_n(Some(true), rows.num_rows()).collect();
+            writer = self.append(writer, &schema, &rows, &all).await?;
+        }
+        Ok((self.close(writer).await?, count))
+    }
+
+    fn filled(&self, schema: &SchemaRef, filled: &BTreeSet<String>) -> Result<SchemaRef, Error> {
+        let leading = self.leading_columns()?;
+        let fields = schema.fields().iter().enumerate();
+        let fields = fields.filter(|(index, field)| *index < leading || filled.contains(field.name()));
+        Ok(Arc::new(Schema::new(fields.map(|(_, field)| field.clone()).collect::<Vec<_>>())))
+    }
+
+    /// The rows of a batch, decoded anew, with what is kept of them.
+    fn rebuilt(
+        &self,
+        batch: &RecordBatch,
+        decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
+    ) -> Result<RecordBatch, Error> {
+        let failed = |reason: String| Error::Rebuild { place: self.place.clone(), reason };
+        let json = batch.column_by_name("resource_json").map(|column| cast(column, &DataType::Utf8));
+        let json = json.transpose().map_err(|error| self.failed(error))?;
+        let json = json.filter(|json| json.null_count() == 0);
+        let json = json.ok_or_else(|| failed("rows have no resource_json to be made from".to_owned()))?;
+        let lines: Vec<_> = json.as_string::<i32>().iter().flatten().map(|line| line.as_bytes().to_vec()).collect();
+        let rows = decode(lines).map_err(failed)?;
+        if rows.num_rows() != batch.num_rows() {
+            return Err(failed(format!("{} of its lines are no rows any more", batch.num_rows() - rows.num_rows())));
+        }
+        let schema = rows.schema();
+        let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| {
+            let old = batch.column_by_name(field.name()).filter(|_| KEPT.contains(&field.name().as_str()));
+            old.map_or_else(|| Ok(Arc::clone(column)), |old| cast(old, field.data_type()))
+        });
+        let columns = columns.collect::<Result<_, _>>().map_err(|error| self.failed(error))?;
+        RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|error| self.failed(error))
+    }
+}
