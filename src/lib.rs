@@ -2,29 +2,29 @@
 //!
 //! The map, in reading order. Arrows between these rooms go down this list only; `tests/it/architecture.rs` holds them.
 
-/// The commands.
+// The commands.
 pub mod cli;
-/// File, environment and flags become the typed settings of every room.
+// File, environment and flags become the typed settings of every room.
 pub mod config;
-/// The event loop: owns every task, the wish to stop, and the sync that runs.
+// The event loop: owns every task, the wish to stop, and the sync that runs.
 pub mod daemon;
-/// Cron becomes ticks.
+// Cron becomes ticks.
 pub mod schedule;
-/// What others may ask: health, liveness, readiness.
+// What others may ask: health, liveness, readiness.
 pub mod serve;
-/// Events become log lines.
+// Events become log lines.
 pub mod telemetry;
-/// The story: one sync of one export.
+// The story: one sync of one export.
 pub mod sync;
-/// Bulk Data Access, the consumer's side: the only room that speaks to the FHIR server.
+// Bulk Data Access, the consumer's side: the only room that speaks to the FHIR server.
 pub mod export;
-/// FHIR resources as Arrow: bytes become lines, lines become rows.
+// FHIR resources as Arrow: bytes become lines, lines become rows.
 pub mod resource;
-/// Delta tables: the only room that names deltalake.
+// Delta tables: the only room that names deltalake.
 pub mod table;
-/// The state file: how far each export has come, and the job in flight.
+// The state file: how far each export has come, and the job in flight.
 pub mod state;
-/// An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
+// An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
 pub mod demo;
-/// The vocabulary of FHIR. Imports nothing of ours.
+// The vocabulary of FHIR. Imports nothing of ours.
 pub mod fhir;
