@@ -2,6 +2,7 @@
 
 mod demo;
 mod show;
+mod views;
 
 use std::{
     path::{Path, PathBuf},
@@ -56,6 +57,8 @@ enum Command {
         #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
         config: PathBuf,
     },
+    /// Prints SQL that makes flat views over the tables: patient, encounter, condition, observation and so on
+    Views(views::Arguments),
     /// Asks a running daemon whether the data are fresh: exit code 0 or 1
     Healthcheck {
         /// Where its health listener is
@@ -118,6 +121,7 @@ impl Cli {
             Command::Sync(arguments) => sync_once(arguments).await,
             Command::Run { config } => run(config).await,
             Command::Check { config } => check(&config),
+            Command::Views(arguments) => views::run(arguments),
             Command::Healthcheck { url } => healthcheck(&url),
         };
         match ended {
