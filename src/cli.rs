@@ -2,6 +2,7 @@
 
 mod demo;
 mod show;
+mod views;
 
 use std::{
     path::{Path, PathBuf},
@@ -66,6 +67,8 @@ enum Command {
         #[arg(long, value_name = "TYPE", num_args = 1.., required = true)]
         rebuild: Vec<ResourceType>,
     },
+    /// Prints SQL that makes flat views over the tables: patient, encounter, condition, observation and so on
+    Views(views::Arguments),
     /// Asks a running daemon whether the data are fresh: exit code 0 or 1
     Healthcheck {
         /// Where its health listener is
@@ -129,6 +132,7 @@ impl Cli {
             Command::Run { config } => run(config).await,
             Command::Check { config } => check(&config),
             Command::Maintain { config, rebuild } => maintain(&config, &rebuild).await,
+            Command::Views(arguments) => views::run(arguments),
             Command::Healthcheck { url } => healthcheck(&url),
         };
         match ended {

@@ -22,6 +22,8 @@ pub mod export;
 pub mod resource;
 // Delta tables: the only room that names deltalake.
 pub mod table;
+// Flat views over the typed tables, as SQL for an engine.
+pub mod views;
 // The state file: how far each export has come, and the job in flight.
 pub mod state;
 // An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.

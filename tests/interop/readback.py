@@ -69,11 +69,16 @@ def with_delta_rs(table: pathlib.Path, question: str) -> served.Answer:
     return list(zip(*columns))
 
 
-def duckdb_reader():
+def duckdb_connection() -> duckdb.DuckDBPyConnection:
     folder = pathlib.Path(duckdb_extension_delta.__file__).parent
     extension = next(folder.rglob("delta.duckdb_extension"))
     connection = duckdb.connect(config={"allow_unsigned_extensions": True})
     connection.execute(f"LOAD '{extension}'")
+    return connection
+
+
+def duckdb_reader():
+    connection = duckdb_connection()
 
     def read(table: pathlib.Path, question: str) -> served.Answer:
         return connection.execute(DUCKDB[question], [str(table)]).fetchall()

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Syncs a folder of NDJSON through the embedded server and reads the tables back with Polars, DuckDB and delta-rs.
+# Syncs a folder of NDJSON through the embedded server, reads the tables back with Polars, DuckDB and delta-rs, and tries
+# the views.
 #   tests/interop/run.sh PROGRAM [DATA]
 # Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip, and
 # those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh asks more engines.
@@ -26,3 +27,4 @@ if [[ -z $data ]]; then
 fi
 "$program" demo --data "$data" --dir "$folder/demo" >"$folder/output" || { cat "$folder/output"; exit 1; }
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/readback.py" "$folder/demo/lake" "$data"
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/views.py" "$folder/demo/lake" "$program"

@@ -7,6 +7,7 @@ use std::{
 /// Which rooms a room may name. Who is missing here may name nobody.
 const ARROWS: &[(&str, &[&str])] = &[
     ("demo", &["fhir"]),
+    ("views", &[]),
     ("state", &["fhir"]),
     ("table", &["fhir"]),
     ("resource", &["fhir"]),
@@ -31,6 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sync",
             "table",
             "telemetry",
+            "views",
         ],
     ),
     ("main", &["cli"]),
