@@ -58,7 +58,7 @@ enum Command {
         #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
         config: PathBuf,
     },
-    /// Works on the tables, without the server; no other fhir-sync may hold the state file
+    /// Works on the tables, without an export; no other fhir-sync may hold the state file
     Maintain {
         /// The configuration file
         #[arg(short, long, env = "FHIR_SYNC_CONFIG")]

@@ -1,4 +1,4 @@
-//! A rebuild of one type's table from its own lines: no server is asked.
+//! A rebuild of one type's table from its own lines. The server is asked nothing but which FHIR version it speaks.
 
 use std::sync::Arc;
 

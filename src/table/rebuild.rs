@@ -1,14 +1,14 @@
 //! A rebuild: every row made anew from its line, in one commit.
 //!
 //! The only way to change what lies inside a struct, and to fill columns that a table gained after its rows were written.
-//! Nothing is asked of the server. What the sync wrote of a row (source, times, job) stays.
+//! No row is asked of the server. What the sync wrote of a row (source, times, job) stays.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
     array::{Array as _, AsArray as _, RecordBatch},
     compute::cast,
-    datatypes::{DataType, Schema, SchemaRef},
+    datatypes::DataType,
 };
 use deltalake::kernel::{Action, LogicalFileView, MetadataExt as _};
 use futures::StreamExt as _;
@@ -75,7 +75,7 @@ impl Table {
                 columns.filter(|(_, column)| column.null_count() < column.len()).map(|(field, _)| field.name().clone()),
             );
         }
-        let schema = self.filled(&layout.schema, &filled)?;
+        let schema = self.columns_of_file(&layout.schema, |name| filled.contains(name))?;
         let mut writer = self.writer(&schema)?;
         let mut count = 0;
         let mut batches = self.read(file, Columns::All).await?;
@@ -86,13 +86,6 @@ impl Table {
             writer = self.append(writer, &schema, &rows, &all).await?;
         }
         Ok((self.close(writer).await?, count))
-    }
-
-    fn filled(&self, schema: &SchemaRef, filled: &BTreeSet<String>) -> Result<SchemaRef, Error> {
-        let leading = self.leading_columns()?;
-        let fields = schema.fields().iter().enumerate();
-        let fields = fields.filter(|(index, field)| *index < leading || filled.contains(field.name()));
-        Ok(Arc::new(Schema::new(fields.map(|(_, field)| field.clone()).collect::<Vec<_>>())))
     }
 
     /// The rows of a batch, decoded anew, with what is kept of them.

@@ -163,7 +163,7 @@ impl Table {
     async fn rewrite(&self, file: &LogicalFileView, dead: &BTreeSet<usize>) -> Result<Vec<Action>, Error> {
         let mut batches = self.read(file, Columns::All).await?;
         let there = batches.schema().clone();
-        let schema = self.columns_of_file(|name| there.field_with_name(name).is_ok())?;
+        let schema = self.columns_of_file(&self.columns()?, |name| there.field_with_name(name).is_ok())?;
         let mut writer = self.writer(&schema)?;
         let mut first_row = 0;
         while let Some(batch) = batches.next().await {
@@ -179,7 +179,7 @@ impl Table {
     /// The chosen rows of the change set, in a file without the columns that are null in all of them.
     async fn write_changes(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
         let filled = changes.filled_columns().clone();
-        let schema = self.columns_of_file(|name| filled.contains(name))?;
+        let schema = self.columns_of_file(&self.columns()?, |name| filled.contains(name))?;
         let mut writer = self.writer(&schema)?;
         for (index, batch) in (0u32..).zip(changes.batches()?) {
             let batch = batch.map_err(Error::spool)?;
@@ -190,10 +190,13 @@ impl Table {
         self.close(writer).await
     }
 
-    /// The table's columns without those that a file leaves out. Only whole top-level columns may be missing, and the
-    /// leading ones never: statistics are counted from the left.
-    fn columns_of_file(&self, has: impl Fn(&str) -> bool) -> Result<SchemaRef, Error> {
-        let columns = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
+    fn columns(&self) -> Result<SchemaRef, Error> {
+        arrow_schema(&self.delta).map_err(|error| self.failed(error))
+    }
+
+    /// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
+    /// statistics are counted from the left.
+    pub(super) fn columns_of_file(&self, columns: &SchemaRef, has: impl Fn(&str) -> bool) -> Result<SchemaRef, Error> {
         let leading = self.leading_columns()?;
         let fields = columns.fields().iter().enumerate();
         let fields =
@@ -202,7 +205,7 @@ impl Table {
     }
 
     /// How many columns from the left have statistics, as the table itself says.
-    pub(super) fn leading_columns(&self) -> Result<usize, Error> {
+    fn leading_columns(&self) -> Result<usize, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
         Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
