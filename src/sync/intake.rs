@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -60,12 +60,27 @@ const DECODE_BYTES: usize = 1024 * 1024;
 /// What all files of one export have in common.
 struct Context {
     client: Arc<Client>,
-    intakes: BTreeMap<ResourceType, Mutex<Intake>>,
+    intakes: BTreeMap<ResourceType, Arriving>,
     quarantine: Arc<Quarantine>,
     watch: Watch,
     stamp: Stamp,
     max_line_bytes: usize,
     workers: Semaphore,
+}
+
+/// The intake of one type while its files arrive. Rows are pushed without the lock.
+struct Arriving {
+    shape: Arc<Shape>,
+    changes: ChangeSet,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Default)]
+struct Tally {
+    files: u64,
+    bytes: u64,
+    bad: u64,
+    failure: Option<Error>,
 }
 
 /// What every row of an export carries.
@@ -127,20 +142,17 @@ pub(super) async fn receive(
         remarks.push(Remark::Hold(reason.to_owned()));
     }
     let intakes = Arc::into_inner(context).map(|context| context.intakes).unwrap_or_default();
-    let types = intakes
-        .into_iter()
-        .map(|(resource_type, intake)| (resource_type, intake.into_inner().unwrap_or_else(PoisonError::into_inner)));
+    let types = intakes.into_iter().map(|(resource_type, arriving)| (resource_type, arriving.complete()));
     Ok(Received { types: types.collect(), remarks })
 }
 
-async fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
+async fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
     let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
     let mut intakes = BTreeMap::new();
     for resource_type in types {
         let shape = sync.shape(*resource_type).await;
-        let changes = ChangeSet::new(&shape.schema(), memory_bytes, &sync.config.spool_folder)?;
-        let intake = Intake { shape, changes, files: 0, bytes: 0, bad: 0, failure: None };
-        intakes.insert(*resource_type, Mutex::new(intake));
+        let changes = ChangeSet::new(&shape.schema(), memory_bytes, &sync.config.spool_folder);
+        intakes.insert(*resource_type, Arriving { shape, changes, tally: Mutex::default() });
     }
     Ok(intakes)
 }
@@ -162,21 +174,21 @@ async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceT
     let result = stream(&context, &file, move |context, file, lines| {
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
-        context.intake(resource_type, |intake| {
-            intake.bad += decoded.bad.len() as u64;
-            Ok(intake.changes.push(index, decoded.keys, &decoded.rows)?)
-        })
+        let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };
+        arriving.tally().bad += decoded.bad.len() as u64;
+        Ok(arriving.changes.push(index, decoded.keys, decoded.rows)?)
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
     context.watch.update(|progress| progress.files_done += 1);
-    let kept = context.intake(resource_type, |intake| {
-        let streamed = checked?;
-        intake.files += 1;
-        intake.bytes += streamed.bytes;
-        Ok(())
-    });
-    if let Err(error) = kept {
-        context.fail(resource_type, error);
+    let mut tally = context.intakes.get(&resource_type)?.tally();
+    match checked {
+        Ok(streamed) => {
+            tally.files += 1;
+            tally.bytes += streamed.bytes;
+        }
+        Err(error) => {
+            tally.failure.get_or_insert(error);
+        }
     }
     None
 }
@@ -190,7 +202,7 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
         let mut bad = Vec::new();
         for line in lines {
             match resource::deletions(&line) {
-                Ok(deletions) => deletions.into_iter().for_each(|deletion| context.delete(deletion)),
+                Ok(deletions) => deletions.into_iter().try_for_each(|deletion| context.delete(deletion))?,
                 Err(reason) => bad.push(BadLine { line, reason }),
             }
         }
@@ -238,9 +250,9 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
 
 impl Context {
     fn decoder(&self, resource_type: ResourceType) -> Option<Decoder> {
-        let intake = self.intakes.get(&resource_type)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let arriving = self.intakes.get(&resource_type)?;
         Some(Decoder {
-            shape: Arc::clone(&intake.shape),
+            shape: Arc::clone(&arriving.shape),
             source: Arc::clone(&self.stamp.source),
             at_micros: self.stamp.at_micros,
             transaction_time: self.stamp.transaction_time,
@@ -248,29 +260,23 @@ impl Context {
         })
     }
 
-    /// Changes what is known of a type; nothing where the type was not asked for.
-    fn intake(
-        &self,
-        resource_type: ResourceType,
-        change: impl FnOnce(&mut Intake) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        match self.intakes.get(&resource_type) {
-            Some(intake) => change(&mut intake.lock().unwrap_or_else(PoisonError::into_inner)),
+    /// A deletion of a type that was not asked for concerns nobody.
+    fn delete(&self, deletion: Deletion) -> Result<(), Error> {
+        match self.intakes.get(&deletion.resource_type) {
+            Some(arriving) => Ok(arriving.changes.delete(deletion.id, deletion.at)?),
             None => Ok(()),
         }
     }
+}
 
-    fn fail(&self, resource_type: ResourceType, error: Error) {
-        if let Some(intake) = self.intakes.get(&resource_type) {
-            intake.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
-        }
+impl Arriving {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn delete(&self, deletion: Deletion) {
-        if let Some(intake) = self.intakes.get(&deletion.resource_type) {
-            let mut intake = intake.lock().unwrap_or_else(PoisonError::into_inner);
-            intake.changes.delete(deletion.id, deletion.at);
-        }
+    fn complete(self) -> Intake {
+        let Tally { files, bytes, bad, failure } = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Intake { shape: self.shape, changes: self.changes, files, bytes, bad, failure }
     }
 }
 

@@ -77,7 +77,7 @@ pub(super) async fn upsert(
 async fn upsert_type(
     root: &Root,
     resource_type: ResourceType,
-    mut intake: Intake,
+    intake: Intake,
     mut upsert: Upsert,
     since: Option<TransactionTime>,
     config: &Config,
@@ -105,7 +105,7 @@ async fn upsert_type(
         // or set back after the kick-off; then it must not claim to be complete.
         let known = table.watermark(&upsert.app_id).await?;
         upsert.watermark = upsert.watermark.filter(|_| since.is_none_or(|since| known >= Some(since)));
-        let committed = table.upsert(&mut intake.changes, &upsert).await?;
+        let committed = table.upsert(&intake.changes, &upsert).await?;
         Ok::<_, table::Error>((committed, upsert.watermark))
     };
     match committed.await {

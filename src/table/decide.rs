@@ -15,7 +15,11 @@ use deltalake::kernel::LogicalFileView;
 use futures::{StreamExt as _, TryStreamExt as _};
 use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask, async_reader::ParquetRecordBatchStream};
 
-use super::{ChangeSet, Counts, Error, Reconcile, Table, Upsert, change_set::Slot, data_file::DataFile};
+use super::{
+    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
+    data_file::DataFile,
+    newest::{Newest, Slot},
+};
 use crate::fhir::{Meta, TransactionTime, Version};
 
 /// What is read of a data file.
@@ -43,41 +47,57 @@ impl Table {
     /// Looks up every stored copy of the ids of the change set and says what happens to each.
     pub(super) async fn decide(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Decision, Error> {
         let mut decision = Decision::default();
-        decision.counts.duplicate = changes.duplicate();
-        let mut met = HashMap::new();
-        let mut gone = Vec::new();
         if !changes.is_empty() {
             decision.files = self.files().await?;
         }
-        for (index, file) in decision.files.iter().enumerate() {
+        let mut gone = BTreeSet::new();
+        for (pass, newest) in changes.shards().enumerate() {
+            self.look_up(&newest?, upsert, pass == 0, &mut decision, &mut gone).await?;
+        }
+        if let Some(reconcile) = upsert.reconcile {
+            decision.reconcile(reconcile, gone);
+        }
+        Ok(decision)
+    }
+
+    /// One pass over the table. `gone` are the rows that none of the passes so far has found an id for.
+    async fn look_up(
+        &self,
+        newest: &Newest,
+        upsert: &Upsert,
+        first_pass: bool,
+        decision: &mut Decision,
+        gone: &mut BTreeSet<(usize, usize)>,
+    ) -> Result<(), Error> {
+        let mut met = HashMap::new();
+        for index in 0..decision.files.len() {
             let mut first_row = 0;
-            let mut batches = self.read(file, Columns::Keys).await?;
+            let mut batches = self.read(&decision.files[index], Columns::Keys).await?;
             while let Some(batch) = batches.next().await {
                 let batch = batch.map_err(|error| self.failed(error))?;
                 let stored = StoredRows::try_new(&batch).map_err(|error| self.failed(error))?;
                 for row in 0..batch.num_rows() {
                     let Some(id) = stored.id(row, &upsert.source) else { continue };
-                    decision.stored += 1;
-                    let Some(slot) = changes.get(id) else {
-                        if upsert.reconcile.is_some() && stored.transaction_time(row) <= upsert.watermark {
-                            gone.push((index, first_row + row));
+                    decision.stored += u64::from(first_pass);
+                    let Some(slot) = newest.get(id) else {
+                        let past = upsert.reconcile.is_some() && stored.transaction_time(row) <= upsert.watermark;
+                        if first_pass && past {
+                            gone.insert((index, first_row + row));
                         }
                         continue;
                     };
-                    let fate = fate(slot, || stored.version(row), stored.hash(row), upsert.watermark);
+                    gone.remove(&(index, first_row + row));
+                    let fate = fate(newest.slot(slot), || stored.version(row), stored.hash(row), upsert.watermark);
                     if matches!(fate, Fate::Update | Fate::Delete) {
                         decision.dead.entry(index).or_default().insert(first_row + row);
                     }
-                    met.entry(id.to_owned()).or_insert(fate);
+                    met.entry(slot).or_insert(fate);
                 }
                 first_row += batch.num_rows();
             }
         }
-        decision.settle(changes, &met);
-        if let Some(reconcile) = upsert.reconcile {
-            decision.reconcile(reconcile, gone);
-        }
-        Ok(decision)
+        decision.settle(newest, &met);
+        Ok(())
     }
 
     pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
@@ -138,11 +158,11 @@ fn fate(
     exported_at: Option<TransactionTime>,
 ) -> Fate {
     match slot {
-        Slot::Row(row) if Some(row.hash) == stored_hash => Fate::Unchanged,
-        Slot::Row(row) if row.version.may_replace(&stored_version()) => Fate::Update,
-        Slot::Row(_) => Fate::Stale,
+        Slot::Row { hash, .. } if Some(*hash) == stored_hash => Fate::Unchanged,
+        Slot::Row { version, .. } if version.may_replace(&stored_version()) => Fate::Update,
+        Slot::Row { .. } => Fate::Stale,
         // A deletion that comes late must not remove what was created again since (rule 97).
-        Slot::Deleted { at } => {
+        Slot::Deleted { at, .. } => {
             let at_micros = at.map(|at| at.timestamp_micros()).or(exported_at.map(TransactionTime::as_micros));
             match (at_micros, stored_version().last_updated_micros) {
                 (Some(at_micros), Some(last_updated_micros)) if at_micros < last_updated_micros => Fate::Stale,
@@ -167,7 +187,7 @@ pub(super) struct Decision {
 
 impl Decision {
     /// Removes the rows that are gone, unless they are too many.
-    fn reconcile(&mut self, reconcile: Reconcile, gone: Vec<(usize, usize)>) {
+    fn reconcile(&mut self, reconcile: Reconcile, gone: BTreeSet<(usize, usize)>) {
         let count = gone.len() as u64;
         #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
         let gone_percent = count as f64 * 100.0 / self.stored.max(1) as f64;
@@ -181,14 +201,15 @@ impl Decision {
         }
     }
 
-    fn settle(&mut self, changes: &ChangeSet, met: &HashMap<String, Fate>) {
-        for (id, slot) in changes.slots() {
-            let counter = match (slot, met.get(id)) {
+    fn settle(&mut self, newest: &Newest, met: &HashMap<u32, Fate>) {
+        self.counts.duplicate += newest.duplicate();
+        for (index, slot) in (0u32..).zip(newest.slots()) {
+            let counter = match (slot, met.get(&index)) {
                 (_, Some(Fate::Unchanged)) | (Slot::Deleted { .. }, None) => &mut self.counts.unchanged,
                 (_, Some(Fate::Stale)) => &mut self.counts.stale,
                 (Slot::Deleted { .. }, Some(_)) => &mut self.counts.deleted,
-                (Slot::Row(row), fate) => {
-                    self.write.entry(row.batch).or_default().insert(row.row);
+                (Slot::Row { place, .. }, fate) => {
+                    self.write.entry(place.part).or_default().insert(place.row);
                     if fate.is_some() { &mut self.counts.updated } else { &mut self.counts.inserted }
                 }
             };

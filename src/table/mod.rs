@@ -7,9 +7,13 @@ mod change_set;
 mod commit;
 mod data_file;
 mod decide;
+mod entry;
 mod error;
+mod newest;
+mod part;
 mod query;
 mod rebuild;
+mod spool;
 mod upsert;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};

@@ -98,7 +98,7 @@ const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
 impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
-    pub async fn upsert(mut self, changes: &mut ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
+    pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         for _ in 0..ATTEMPTS {
             self.check_ours(changes.schema())?;
             let decision = self.decide(changes, upsert).await?;
@@ -146,7 +146,7 @@ impl Table {
     }
 
     /// Writes the new data files and says what goes and what comes.
-    async fn write(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
+    async fn write(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
         let mut actions = Vec::new();
         for (index, dead) in &decision.dead {
             let file = &decision.files[*index];
@@ -177,13 +177,13 @@ impl Table {
     }
 
     /// The chosen rows of the change set, in a file without the columns that are null in all of them.
-    async fn write_changes(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
+    async fn write_changes(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
         let filled = changes.filled_columns().clone();
         let schema = self.columns_of_file(&self.columns()?, |name| filled.contains(name))?;
         let mut writer = self.writer(&schema)?;
-        for (index, batch) in (0u32..).zip(changes.batches()?) {
-            let batch = batch.map_err(Error::spool)?;
-            let Some(rows) = decision.write.get(&index) else { continue };
+        for part in 0..changes.batches() {
+            let Some(rows) = decision.write.get(&part) else { continue };
+            let batch = changes.batch(part)?;
             let chosen = (0u32..).take(batch.num_rows()).map(|row| Some(rows.contains(&row))).collect();
             writer = self.append(writer, &schema, &batch, &chosen).await?;
         }
