@@ -14,6 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, mpsc},
     task::JoinSet,
 };
@@ -23,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, Lines, Shape},
-    table::ChangeSet,
+    table::{self, ChangeSet, Layout},
 };
 
 /// What came of one resource type.
@@ -78,6 +79,8 @@ struct Arriving {
 #[derive(Default)]
 struct Tally {
     files: u64,
+    /// Not ended yet, well or not.
+    files_left: u64,
     bytes: u64,
     bad: u64,
     failure: Option<Error>,
@@ -108,7 +111,7 @@ pub(super) async fn receive(
     });
     let context = Arc::new(Context {
         client: Arc::clone(&sync.client),
-        intakes: intakes(sync, types).await?,
+        intakes: intakes(sync, types, manifest).await?,
         quarantine: Arc::clone(quarantine),
         watch: sync.watch.clone(),
         stamp,
@@ -146,15 +149,40 @@ pub(super) async fn receive(
     Ok(Received { types: types.collect(), remarks })
 }
 
-async fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
+async fn intakes(
+    sync: &Sync,
+    types: &[ResourceType],
+    manifest: &Manifest,
+) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
     let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
     let mut intakes = BTreeMap::new();
     for resource_type in types {
         let shape = sync.shape(*resource_type).await;
-        let changes = ChangeSet::new(&shape.schema(), memory_bytes, &sync.config.spool_folder);
-        intakes.insert(*resource_type, Arriving { shape, changes, tally: Mutex::default() });
+        let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
+        // A table of which nothing comes waits for its commit.
+        let changes = if files == 0 { None } else { Some(change_set(sync, *resource_type, &shape, memory_bytes).await) };
+        let (changes, failure) = match changes {
+            Some(Ok(changes)) => (Some(changes), None),
+            Some(Err(error)) => (None, Some(error.into())),
+            None => (None, None),
+        };
+        let spool_folder = &sync.config.spool_folder;
+        let changes = changes.unwrap_or_else(|| ChangeSet::new(&shape.schema(), memory_bytes, spool_folder));
+        let tally = Mutex::new(Tally { files_left: files as u64, failure, ..Tally::default() });
+        intakes.insert(*resource_type, Arriving { shape, changes, tally });
     }
     Ok(intakes)
+}
+
+async fn change_set(
+    sync: &Sync,
+    resource_type: ResourceType,
+    shape: &Shape,
+    memory_bytes: usize,
+) -> Result<ChangeSet, table::Error> {
+    let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+    let table = sync.root.open_or_create(resource_type, &layout).await?;
+    table.change_set(&layout.schema, memory_bytes, &sync.config.spool_folder).await
 }
 
 /// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
@@ -180,14 +208,17 @@ async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceT
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
     context.watch.update(|progress| progress.files_done += 1);
-    let mut tally = context.intakes.get(&resource_type)?.tally();
-    match checked {
-        Ok(streamed) => {
-            tally.files += 1;
-            tally.bytes += streamed.bytes;
-        }
-        Err(error) => {
-            tally.failure.get_or_insert(error);
+    let arriving = context.intakes.get(&resource_type)?;
+    let last = arriving.tally().end(checked);
+    if last {
+        // What the type's data files hold in memory is for those that still arrive.
+        let closing = Arc::clone(&context);
+        let closed = blocking(move || match closing.intakes.get(&resource_type) {
+            Some(arriving) => Ok(Handle::current().block_on(arriving.changes.close())?),
+            None => Ok(()),
+        });
+        if let Err(error) = closed.await {
+            arriving.tally().failure.get_or_insert(error);
         }
     }
     None
@@ -269,13 +300,30 @@ impl Context {
     }
 }
 
+impl Tally {
+    /// One file has ended; says whether it was the last.
+    fn end(&mut self, checked: Result<Streamed, Error>) -> bool {
+        match checked {
+            Ok(streamed) => {
+                self.files += 1;
+                self.bytes += streamed.bytes;
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
+        }
+        self.files_left = self.files_left.saturating_sub(1);
+        self.files_left == 0
+    }
+}
+
 impl Arriving {
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn complete(self) -> Intake {
-        let Tally { files, bytes, bad, failure } = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Tally { files, bytes, bad, failure, .. } = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         Intake { shape: self.shape, changes: self.changes, files, bytes, bad, failure }
     }
 }

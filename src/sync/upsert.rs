@@ -40,6 +40,9 @@ pub(super) async fn upsert(
         app_id: commits.export.app_id(),
         source: sync.config.source.to_string(),
         watermark: commits.watermark.filter(|_| !hold),
+        exported_at: commits.watermark,
+        at_micros: report.started_at.timestamp_micros(),
+        job: report.job(),
         run: report.run,
         reconcile: None,
     };
@@ -112,6 +115,7 @@ async fn upsert_type(
         Ok((committed, watermark)) => {
             report.counts = committed.counts;
             report.bytes_written = committed.bytes_written;
+            report.foreign_commits = committed.foreign;
             report.end = match watermark {
                 Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
                 None => TypeEnd::Held { version: committed.version },

@@ -1,7 +1,7 @@
 //! A change set: what one run brings for one resource type.
 //!
 //! Several workers push at the same time; neither their order nor repetition changes which rows are the newest. The rows
-//! lie in a [`Spool`], the index of their ids in memory as far as it fits there: a row costs at most 69 bytes until the
+//! lie in a [`Spool`], or, for a table that is still empty, in what will be its data files; the index of their ids in memory as far as it fits there: a row costs at most 69 bytes until the
 //! change set is read, and then about 145 more for each id of the shards that are loaded.
 
 use std::{
@@ -16,16 +16,21 @@ use chrono::{DateTime, Utc};
 
 use super::{
     Error,
+    appended::Appended,
     entry::{Entry, Keys, Place, Row},
+    files::Target,
     newest::{Index, Limits, Newest},
     part::Part,
     spool::{Block, Spool},
+    stored::StoredFile,
 };
 use crate::fhir::RowKey;
 
 pub struct ChangeSet {
     schema: SchemaRef,
     keys: Keys,
+    /// Where rows go instead of the spool.
+    appended: Option<Appended>,
     held: RwLock<Held>,
 }
 
@@ -57,7 +62,12 @@ impl ChangeSet {
 
     fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
         let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), received: 0 };
-        Self { schema: schema.clone(), keys: Keys::new(), held: RwLock::new(held) }
+        Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
+    }
+
+    /// The same, but rows become data files of `target` at once.
+    pub(super) fn appending(self, target: Target, memory_bytes: usize) -> Self {
+        Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
     }
 
     /// Takes the rows of some lines of the file with index `file`; `keys` and `rows` run in parallel. Blocks on the disk.
@@ -65,22 +75,44 @@ impl ChangeSet {
         if keys.is_empty() {
             return Ok(());
         }
-        let Part { columns, block } = Part::encode(&self.schema, &rows).map_err(Error::spool)?;
+        let first = match &self.appended {
+            Some(appended) => appended.write(&rows).map_err(Error::spool)?,
+            None => self.spool(&rows)?,
+        };
         // Its memory is not needed while others are waited for.
         drop(rows);
-        let received_now = keys.len() as u64;
         let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
-        let Held { spool, index, parts, filled, received } = &mut *self.write();
+        let Held { spool, index, received, .. } = &mut *self.write();
+        for (row, (hashed, key)) in (first.row..).zip(keys) {
+            let (position, place) = ((file, key.line), Place { row, ..first });
+            let row = Row { version: key.version, hash: key.hash, position, place };
+            index.push(spool, hashed, &Entry::Row(row))?;
+            *received += 1;
+        }
+        Ok(())
+    }
+
+    /// Keeps the rows as a part of their own; the place of the first of them.
+    fn spool(&self, rows: &RecordBatch) -> Result<Place, Error> {
+        let Part { columns, block } = Part::encode(&self.schema, rows).map_err(Error::spool)?;
+        let Held { spool, parts, filled, .. } = &mut *self.write();
         let part = u32::try_from(parts.len()).map_err(Error::spool)?;
         parts.push(spool.append(block)?);
         filled.extend(columns);
-        for (row, (hashed, key)) in (0..).zip(keys) {
-            let (position, place) = ((file, key.line), Place { part, row });
-            let row = Row { version: key.version, hash: key.hash, position, place };
-            index.push(spool, hashed, &Entry::Row(row))?;
+        Ok(Place { part, row: 0 })
+    }
+
+    /// Ends the data files that still grow, where rows are appended. More may come afterwards.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.appended {
+            Some(appended) => appended.close().await.map_err(Error::spool),
+            None => Ok(()),
         }
-        *received += received_now;
-        Ok(())
+    }
+
+    /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
+    pub(super) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
+        self.appended.as_ref().map(Appended::files)
     }
 
     /// Takes an entry of a `deleted` bundle. May block on the disk.
@@ -110,8 +142,8 @@ impl ChangeSet {
         self.received() == 0
     }
 
-    /// The newest of each id, as many ids at a time as fit into memory: usually all in one. Of an empty change set there
-    /// is none. As often as asked; each blocks on the disk.
+    /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
+    /// asked; each blocks on the disk.
     pub(super) fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
         let spans = self.read().index.spans();
         spans.into_iter().map(|span| {
@@ -120,7 +152,7 @@ impl ChangeSet {
         })
     }
 
-    /// How many batches the rows are in; their numbers begin with 0.
+    /// How many batches the rows in the spool are in; their numbers begin with 0.
     pub(super) fn batches(&self) -> u32 {
         u32::try_from(self.read().parts.len()).unwrap_or(u32::MAX)
     }

@@ -31,6 +31,7 @@ pub(super) enum Slot {
 /// The newest of the ids of some shards. An id of another shard is not found.
 pub(super) struct Newest {
     keys: Keys,
+    span: Span,
     of: HashMap<Key, u32, BuildHasherDefault<Low>>,
     slots: Vec<Slot>,
     duplicate: u64,
@@ -40,6 +41,12 @@ impl Newest {
     /// The index of the slot of an id.
     pub fn get(&self, id: &str) -> Option<u32> {
         self.of.get(&self.keys.of(id)).copied()
+    }
+
+    /// Would an id be found here if the change set had it?
+    pub fn covers(&self, id: &str) -> bool {
+        let key = self.keys.of(id);
+        self.span.shards.contains(&shard_of(key)) && self.span.covers(key)
     }
 
     /// The slot with an index that [`Newest::get`] gave.
@@ -105,6 +112,7 @@ struct Shard {
 }
 
 /// Some of the key space, small enough to be loaded.
+#[derive(Clone)]
 pub(super) struct Span {
     shards: Range<usize>,
     /// Of one shard that is too large: which part of its keys, of how many.
@@ -136,17 +144,18 @@ impl Index {
         Ok(())
     }
 
-    /// Divides the keys so that what is loaded of each span fits into the budget; nothing where there are no entries.
+    /// Divides the keys so that what is loaded of each span fits into the budget. Together the spans cover every id, also
+    /// those that were never pushed; there is always one.
     pub fn spans(&self) -> Vec<Span> {
         let most = (self.limits.newest_bytes / NEWEST_BYTES).clamp(1, u32::MAX as usize) as u64;
         let mut spans: Vec<Span> = Vec::new();
-        for (index, shard) in self.shards.iter().enumerate().filter(|(_, shard)| shard.count > 0) {
+        for (index, shard) in self.shards.iter().enumerate() {
             if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + shard.count <= most) {
                 span.shards.end = index + 1;
                 span.count += shard.count;
                 continue;
             }
-            let slices = u32::try_from(shard.count.div_ceil(most)).unwrap_or(u32::MAX);
+            let slices = u32::try_from(shard.count.div_ceil(most).max(1)).unwrap_or(u32::MAX);
             let count = shard.count.div_ceil(slices.into());
             spans.extend((0..slices).map(|slice| Span { shards: index..index + 1, slice, slices, count }));
         }
@@ -164,7 +173,7 @@ impl Index {
             loading.settle();
         }
         let Loading { of, slots, duplicate, .. } = loading;
-        Ok(Newest { keys: keys.clone(), of, slots, duplicate })
+        Ok(Newest { keys: keys.clone(), span: span.clone(), of, slots, duplicate })
     }
 }
 

@@ -53,7 +53,7 @@ fn line(id: &str, version: u32, content: &str) -> Change {
 impl Lake {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = Config { root: Location::Folder(folder.path().join("lake")), storage_options: HashMap::new() };
+        let root = Config { root: Location::Folder(folder.path().join("lake")), storage_options: HashMap::new(), merge: Merge::default() };
         Self { root: Root::new(root).unwrap(), folder }
     }
 
@@ -112,6 +112,9 @@ fn upsert(transaction_time: i64) -> Upsert {
         app_id: APP_ID.to_owned(),
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
+        exported_at: Some(time(transaction_time)),
+        at_micros: 0,
+        job: "all#1".to_owned(),
         run: 1,
         reconcile: None,
     }
