@@ -160,7 +160,8 @@ async fn intakes(
         let shape = sync.shape(*resource_type).await;
         let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
         // A table of which nothing comes waits for its commit.
-        let changes = if files == 0 { None } else { Some(change_set(sync, *resource_type, &shape, memory_bytes).await) };
+        let changes =
+            if files == 0 { None } else { Some(change_set(sync, *resource_type, &shape, memory_bytes).await) };
         let (changes, failure) = match changes {
             Some(Ok(changes)) => (Some(changes), None),
             Some(Err(error)) => (None, Some(error.into())),

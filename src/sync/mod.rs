@@ -214,8 +214,7 @@ impl Sync {
         let quarantine = Arc::new(Quarantine::new(&self.state_folder(), &export.name, report.run));
         let result = async {
             let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
-            let received =
-                until(stop, Duration::ZERO, self.stream(&completed, &job, report, &quarantine)).await?;
+            let received = until(stop, Duration::ZERO, self.stream(&completed, &job, report, &quarantine)).await?;
             let watermark = watermark(&completed);
             let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
             let everything = job.full_refresh && since.is_none();

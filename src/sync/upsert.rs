@@ -74,7 +74,11 @@ pub(super) async fn upsert(
             None => break,
         }
     }
-    if waiting.next().is_some() { Err(Error::Stopped) } else { Ok(()) }
+    let left: Vec<_> = waiting.collect();
+    for (_, intake) in &left {
+        intake.changes.abandon().await;
+    }
+    if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
 }
 
 async fn upsert_type(
@@ -98,6 +102,7 @@ async fn upsert_type(
     };
     if let Some(error) = intake.failure.or_else(|| too_many_bad_lines(resource_type, &report, config)) {
         report.end = failed(&error);
+        intake.changes.abandon().await;
         return report;
     }
     let shape = &intake.shape;

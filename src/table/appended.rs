@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError, atomic::{AtomicU32, AtomicUsize, Ordering}},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
 };
 
 use arrow::array::RecordBatch;
@@ -13,7 +16,7 @@ use deltalake::DeltaTableError;
 use tokio::runtime::Handle;
 
 use super::{
-    data_file::DataFile,
+    data_file::{DataFile, forget},
     deletion_vector::DeadRows,
     entry::Place,
     files::{DataFiles, Target},
@@ -40,7 +43,8 @@ struct Writer {
 impl Appended {
     /// As many writers as cores share `memory_bytes`.
     pub fn new(target: Target, memory_bytes: usize) -> Self {
-        let target = Target { row_group_bytes: target.row_group_bytes.min(memory_bytes / cores()).max(LEAST), ..target };
+        let target =
+            Target { row_group_bytes: target.row_group_bytes.min(memory_bytes / cores()).max(LEAST), ..target };
         let writers = (0..cores()).map(|_| Mutex::default()).collect();
         let (next_writer, next_part, closed) = Default::default();
         Self { target, writers, next_writer, next_part, closed }
@@ -55,8 +59,7 @@ impl Appended {
             self.writers[next % self.writers.len()].lock().unwrap_or_else(PoisonError::into_inner)
         });
         let Writer { files, parts } = &mut *writer;
-        let files =
-            files.get_or_insert_with(|| DataFiles::new(self.target.clone(), Vec::new(), BTreeSet::new()));
+        let files = files.get_or_insert_with(|| DataFiles::new(self.target.clone(), Vec::new(), BTreeSet::new()));
         let (file, row) = Handle::current().block_on(files.write(rows))?;
         while parts.len() <= file {
             parts.push(self.next_part.fetch_add(1, Ordering::Relaxed));
@@ -84,6 +87,17 @@ impl Appended {
             self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(parts.into_iter().zip(stored));
         }
         Ok(())
+    }
+
+    /// Takes back all that was written.
+    pub async fn abandon(&self) {
+        if let Err(error) = self.close().await {
+            tracing::debug!(%error, "what was being written is not whole, and not there");
+        }
+        let closed = std::mem::take(&mut *self.closed.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, stored) in closed {
+            forget(self.target.store.as_ref(), &stored.file.path).await;
+        }
     }
 
     /// The files that were closed, with their numbers.

@@ -40,7 +40,6 @@ struct Held {
     parts: Vec<Block>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
-    received: u64,
 }
 
 impl ChangeSet {
@@ -61,7 +60,7 @@ impl ChangeSet {
     }
 
     fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
-        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), received: 0 };
+        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new() };
         Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
     }
 
@@ -82,12 +81,11 @@ impl ChangeSet {
         // Its memory is not needed while others are waited for.
         drop(rows);
         let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
-        let Held { spool, index, received, .. } = &mut *self.write();
+        let Held { spool, index, .. } = &mut *self.write();
         for (row, (hashed, key)) in (first.row..).zip(keys) {
             let (position, place) = ((file, key.line), Place { row, ..first });
             let row = Row { version: key.version, hash: key.hash, position, place };
             index.push(spool, hashed, &Entry::Row(row))?;
-            *received += 1;
         }
         Ok(())
     }
@@ -97,7 +95,7 @@ impl ChangeSet {
         let Part { columns, block } = Part::encode(&self.schema, rows).map_err(Error::spool)?;
         let Held { spool, parts, filled, .. } = &mut *self.write();
         let part = u32::try_from(parts.len()).map_err(Error::spool)?;
-        parts.push(spool.append(block)?);
+        parts.push(spool.append(&block)?);
         filled.extend(columns);
         Ok(Place { part, row: 0 })
     }
@@ -110,6 +108,13 @@ impl ChangeSet {
         }
     }
 
+    /// Gives up: data files that no commit will name are taken back. Those that cannot be are left to the vacuum.
+    pub async fn abandon(&self) {
+        if let Some(appended) = &self.appended {
+            appended.abandon().await;
+        }
+    }
+
     /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
     pub(super) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
         self.appended.as_ref().map(Appended::files)
@@ -118,15 +123,13 @@ impl ChangeSet {
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let key = self.keys.of(&id);
-        let Held { spool, index, received, .. } = &mut *self.write();
-        index.push(spool, key, &Entry::Deletion { id: id.into(), at })?;
-        *received += 1;
-        Ok(())
+        let Held { spool, index, .. } = &mut *self.write();
+        index.push(spool, key, &Entry::Deletion { id: id.into(), at })
     }
 
     /// Rows and deletions taken so far, duplicates included.
     pub fn received(&self) -> u64 {
-        self.read().received
+        self.read().index.count()
     }
 
     pub(super) fn schema(&self) -> &SchemaRef {
@@ -152,13 +155,8 @@ impl ChangeSet {
         })
     }
 
-    /// How many batches the rows in the spool are in; their numbers begin with 0.
-    pub(super) fn batches(&self) -> u32 {
-        u32::try_from(self.read().parts.len()).unwrap_or(u32::MAX)
-    }
-
-    /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked, several at
-    /// the same time. Blocks on the disk.
+    /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked,
+    /// several at the same time. Blocks on the disk.
     pub(super) fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();

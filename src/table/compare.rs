@@ -71,8 +71,7 @@ impl Table {
                     Some((number, rows)) if number == place.part => rows,
                     _ => changes.batch(place.part)?,
                 };
-                equal[*hit] =
-                    same(&batch, row, &came, place.row as usize).map_err(|error| self.failed(error))?;
+                equal[*hit] = same(&batch, row, &came, place.row as usize).map_err(|error| self.failed(error))?;
                 part = Some((place.part, came));
             }
         }

@@ -10,7 +10,7 @@ use deltalake::{
     kernel::{Add, LogicalFileView},
 };
 use futures::{FutureExt as _, future::BoxFuture};
-use object_store::buffered::BufWriter;
+use object_store::{ObjectStoreExt as _, buffered::BufWriter};
 use parquet::{
     arrow::{AsyncArrowWriter, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
     basic::{Compression, LogicalType, ZstdLevel},
@@ -122,6 +122,13 @@ impl DataFileWriter {
     }
 }
 
+/// Takes back a file that no commit names. What cannot be taken back is left to the vacuum.
+pub(super) async fn forget(store: &dyn ObjectStore, path: &Path) {
+    if let Err(error) = store.delete(path).await {
+        tracing::debug!(%error, %path, "a data file without a commit stays until the vacuum");
+    }
+}
+
 /// The partition columns of a file and their values, as the log writes them.
 pub(super) type Partition = Vec<(String, Option<String>)>;
 
@@ -204,7 +211,8 @@ fn bounds(statistics: &Statistics, logical: Option<&LogicalType>) -> Option<Boun
     let nulls = statistics.null_count_opt()?;
     let (least, most) = match (statistics, logical) {
         (Statistics::ByteArray(of), _) => {
-            let text = |bytes: &parquet::data_type::ByteArray| bytes.as_utf8().ok().map(|text| Bound::Text(text.to_owned()));
+            let text =
+                |bytes: &parquet::data_type::ByteArray| bytes.as_utf8().ok().map(|text| Bound::Text(text.to_owned()));
             (of.min_opt().and_then(text), of.max_opt().and_then(text))
         }
         (Statistics::Int64(of), Some(LogicalType::Timestamp(_))) => {

@@ -116,13 +116,7 @@ impl Decision {
     }
 
     /// A table that others doubled may have several copies of one row; what is written takes the place of all of them.
-    fn settle_one(
-        &mut self,
-        slot: &Slot,
-        copies: &[(&Hit, &bool)],
-        stone: Option<&Stone>,
-        upsert: &Upsert,
-    ) -> Fate {
+    fn settle_one(&mut self, slot: &Slot, copies: &[(&Hit, &bool)], stone: Option<&Stone>, upsert: &Upsert) -> Fate {
         let fates = copies.iter().map(|(hit, equal)| fate(slot, hit, **equal, upsert));
         let fates: Vec<_> = fates.collect();
         let newer_is_there = fates.contains(&Fate::Stale);

@@ -3,11 +3,7 @@
 //! A deletion is written here before the row goes, so that a crash in between leaves nothing but a deletion that is known
 //! twice. It stops versions that are older than it but come later, and tells readers downstream what is gone.
 
-use std::{
-    cmp::Ordering,
-    collections::HashMap,
-    sync::Arc,
-};
+use std::{cmp::Ordering, collections::HashMap, sync::Arc};
 
 use arrow::{
     array::{Array as _, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
@@ -25,7 +21,12 @@ use deltalake::{
 };
 use futures::StreamExt as _;
 
-use super::{Error, Root, Table, Upsert, data_file::{DataFileWriter, writer_properties}, kernel_schema, newest::Newest};
+use super::{
+    Error, Root, Table, Upsert,
+    data_file::{DataFileWriter, writer_properties},
+    kernel_schema,
+    newest::Newest,
+};
 use crate::fhir::{ResourceType, TransactionTime, Version};
 
 /// A resource that is gone.
@@ -153,11 +154,7 @@ async fn create(root: &Root) -> Result<Table, Error> {
 }
 
 fn operation() -> DeltaOperation {
-    DeltaOperation::Write {
-        mode: SaveMode::Append,
-        partition_by: Some(vec![PARTITION.to_owned()]),
-        predicate: None,
-    }
+    DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![PARTITION.to_owned()]), predicate: None }
 }
 
 fn instant() -> DataType {
@@ -180,9 +177,7 @@ fn fields() -> Vec<Field> {
 fn rows(removals: &[Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::error::ArrowError> {
     let count = removals.len();
     let text = |value: &str| Arc::new(StringArray::from(vec![value; count]));
-    let times = |value: Option<i64>| {
-        Arc::new(TimestampMicrosecondArray::from(vec![value; count]).with_timezone("UTC"))
-    };
+    let times = |value: Option<i64>| Arc::new(TimestampMicrosecondArray::from(vec![value; count]).with_timezone("UTC"));
     let schema: SchemaRef = Arc::new(Schema::new(fields()));
     RecordBatch::try_new(
         schema,
@@ -203,12 +198,7 @@ fn rows(removals: &[Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::err
     )
 }
 
-fn collect(
-    batch: &RecordBatch,
-    source: &str,
-    newest: &Newest,
-    stones: &mut Stones,
-) -> Result<(), DeltaTableError> {
+fn collect(batch: &RecordBatch, source: &str, newest: &Newest, stones: &mut Stones) -> Result<(), DeltaTableError> {
     let column = |name: &str, of: &DataType| {
         let column = batch.column_by_name(name);
         let column = column.ok_or_else(|| DeltaTableError::generic(format!("no column {name}")))?;
@@ -227,8 +217,7 @@ fn collect(
             continue;
         }
         let Some(slot) = newest.get(ids.value(row)) else { continue };
-        let stone =
-            Stone { at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
+        let stone = Stone { at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
         stones.entry(slot).and_modify(|known| *known = stone.max(*known)).or_insert(stone);
     }
     Ok(())

@@ -116,7 +116,8 @@ impl Entry {
                 Some(micros) => Some(DateTime::from_timestamp_micros(micros)?),
                 None => None,
             };
-            let (id, rest) = bytes.split_at_checked(usize::try_from(number(bytes)?).ok()?)?;
+            let id_bytes = usize::try_from(number(bytes)?).ok()?;
+            let (id, rest) = bytes.split_at_checked(id_bytes)?;
             *bytes = rest;
             return Some((key, Self::Deletion { id: std::str::from_utf8(id).ok()?.into(), at }));
         }

@@ -57,7 +57,8 @@ impl Table {
             return Err(self.unsupported(constraint, "drop it with ALTER TABLE … DROP CONSTRAINT"));
         }
         let demanding = ["delta.invariants", "delta.generationExpression", "delta.identity.start"];
-        let demand = |field: &&arrow::datatypes::FieldRef| demanding.iter().any(|key| field.metadata().contains_key(*key));
+        let demand =
+            |field: &&arrow::datatypes::FieldRef| demanding.iter().any(|key| field.metadata().contains_key(*key));
         match there.fields().iter().find(demand) {
             Some(field) => Err(self.unsupported(
                 &format!("the column {}, which has an invariant or is generated", field.name()),

@@ -3,10 +3,7 @@
 //! A file has only those top-level columns that its rows fill, and the leading ones. A row that fills another column begins
 //! another file. Until the first rows have come, the columns are not decided; so the first of them wait in memory.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
     array::{Array as _, RecordBatch, new_null_array},
@@ -60,8 +57,18 @@ impl DataFiles {
         Self { target, partition, filled, growing: Growing::nothing(), done: Vec::new() }
     }
 
-    /// Says in which file of these, and as which rows of it, the rows will be.
+    /// Says in which file of these, and as which rows of it, the rows will be. After an error the file that grew is gone.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
+        let written = self.try_write(rows).await;
+        if written.is_err()
+            && let Growing::File(writer, _) = std::mem::replace(&mut self.growing, Growing::nothing())
+        {
+            writer.abort().await;
+        }
+        written
+    }
+
+    async fn try_write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
         if self.fill(rows) && matches!(self.growing, Growing::File(..)) {
             self.roll().await?;
         }
@@ -88,13 +95,6 @@ impl DataFiles {
     pub async fn finish(mut self) -> Result<Vec<Add>, DeltaTableError> {
         self.roll().await?;
         Ok(self.done)
-    }
-
-    /// Those that are whole already stay behind for the vacuum.
-    pub async fn abort(self) {
-        if let Growing::File(writer, _) = self.growing {
-            writer.abort().await;
-        }
     }
 
     fn growing_rows(&self) -> u64 {
@@ -157,9 +157,9 @@ pub(super) fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(
 
 /// The folder of a partition, as Hive names it.
 fn folder(partition: &Partition) -> Path {
-    let parts = partition.iter().map(|(name, value)| {
-        format!("{name}={}", value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__"))
-    });
+    let parts = partition
+        .iter()
+        .map(|(name, value)| format!("{name}={}", value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__")));
     Path::from_iter(parts)
 }
 

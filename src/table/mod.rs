@@ -206,7 +206,8 @@ impl Root {
 
     fn properties(&self, layout: &Layout) -> Vec<(&'static str, Option<String>)> {
         let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
-        let vectors = (self.merge == Merge::DeletionVectors).then(|| (ENABLE_DELETION_VECTORS, Some("true".to_owned())));
+        let vectors =
+            (self.merge == Merge::DeletionVectors).then(|| (ENABLE_DELETION_VECTORS, Some("true".to_owned())));
         own.chain(vectors)
             .chain([
                 ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),

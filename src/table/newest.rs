@@ -127,7 +127,8 @@ impl Index {
         Self { limits, shards, entries_bytes: 0 }
     }
 
-    /// Takes an entry; beyond the budget all go to the spool, which blocks on the disk.
+    /// Takes an entry; beyond the budget all go to the spool, which blocks on the disk. An error is the spool's: the entry
+    /// was taken, and those that could not be spooled are still here.
     pub fn push(&mut self, spool: &mut Spool, key: Key, entry: &Entry) -> Result<(), Error> {
         let shard = &mut self.shards[shard_of(key)];
         self.entries_bytes -= shard.recent.capacity();
@@ -138,10 +139,16 @@ impl Index {
             return Ok(());
         }
         for shard in self.shards.iter_mut().filter(|shard| !shard.recent.is_empty()) {
-            shard.spooled.push(spool.append(std::mem::take(&mut shard.recent))?);
+            shard.spooled.push(spool.append(&shard.recent)?);
+            self.entries_bytes -= shard.recent.capacity();
+            shard.recent = Vec::new();
         }
-        self.entries_bytes = 0;
         Ok(())
+    }
+
+    /// How many entries were pushed.
+    pub fn count(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.count).sum()
     }
 
     /// Divides the keys so that what is loaded of each span fits into the budget. Together the spans cover every id, also

@@ -58,11 +58,11 @@ pub(super) struct Probed {
 /// Rows that are looked at together.
 const BATCH_ROWS: usize = 8192;
 
-/// The columns of a version, where the row carries its hash.
+/// The columns of a version.
 const VERSION_COLUMNS: [&str; 5] =
     ["_sync_transaction_time", "_sync_hash", "meta.lastUpdated", "meta.versionId", "meta.tag.list.element.code"];
-/// Those of a row that has only its line; it is then written again, with its columns.
-const RAW_VERSION_COLUMNS: [&str; 2] = ["_sync_transaction_time", "resource_json"];
+/// Those of a file without `meta`: its table has no columns for elements, or its rows have none.
+const RAW_VERSION_COLUMNS: [&str; 3] = ["_sync_transaction_time", "_sync_hash", "resource_json"];
 
 /// A row group to be looked at.
 struct Unit<'files> {
@@ -172,8 +172,8 @@ impl Unit<'_> {
     }
 
     async fn read_versions(&self, found: &[(u64, u32)], probed: &mut Probed) -> Result<(), DeltaTableError> {
-        let hashed = self.footer.schema().field_with_name("_sync_hash").is_ok();
-        let columns = if hashed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
+        let typed = self.footer.schema().field_with_name("meta").is_ok();
+        let columns = if typed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
         let mut batches = self.read(columns, Some(selection(found.iter().map(|(place, _)| *place))))?;
         let mut next = found.iter();
         while let Some(batch) = batches.next().await {
@@ -289,28 +289,11 @@ impl VersionRows {
     }
 
     fn version(&self, row: usize) -> Version {
-        let version = if self.hashes.is_valid(row) { self.typed_version(row) } else { self.raw_version(row) };
+        let version = match &self.meta {
+            Some(meta) => typed_version(meta, row),
+            None => self.raw_version(row),
+        };
         version.at(transaction_time(&self.transaction_times, row))
-    }
-
-    /// From the columns of `meta`; a file without them has rows without a version.
-    fn typed_version(&self, row: usize) -> Version {
-        let Some(meta) = self.meta.as_ref().filter(|meta| meta.is_valid(row)) else { return Version::default() };
-        let last_updated = meta.column_by_name("lastUpdated").and_then(|column| column.as_primitive_opt());
-        let last_updated = last_updated.filter(|column| column.is_valid(row));
-        let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
-        let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
-        let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
-        let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
-        Version {
-            last_updated_micros: last_updated
-                .map(|column: &arrow::array::PrimitiveArray<TimestampMicrosecondType>| column.value(row)),
-            version_id: version_id
-                .filter(|column| column.is_valid(row))
-                .and_then(|column| column.value(row).parse().ok()),
-            transaction_time_micros: None,
-            subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
-        }
     }
 
     /// From the line itself. A row without a readable one has no version: whatever comes may replace it.
@@ -323,5 +306,25 @@ impl VersionRows {
         let json = if json.is_valid(row) { json.value(row) } else { "" };
         let head: Option<Head> = serde_json::from_str(json).ok();
         Version::of(head.and_then(|head| head.meta).as_ref())
+    }
+}
+
+/// A row without `meta` has no version.
+fn typed_version(meta: &StructArray, row: usize) -> Version {
+    if meta.is_null(row) {
+        return Version::default();
+    }
+    let last_updated = meta.column_by_name("lastUpdated").and_then(|column| column.as_primitive_opt());
+    let last_updated = last_updated.filter(|column| column.is_valid(row));
+    let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
+    let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
+    let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
+    let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
+    Version {
+        last_updated_micros: last_updated
+            .map(|column: &arrow::array::PrimitiveArray<TimestampMicrosecondType>| column.value(row)),
+        version_id: version_id.filter(|column| column.is_valid(row)).and_then(|column| column.value(row).parse().ok()),
+        transaction_time_micros: None,
+        subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
     }
 }

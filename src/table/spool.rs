@@ -40,11 +40,10 @@ impl Spool {
     }
 
     /// Keeps a block. Blocks on the disk. On an error the spool is as it was.
-    pub fn append(&mut self, mut block: Vec<u8>) -> Result<Block, Error> {
+    pub fn append(&mut self, block: &[u8]) -> Result<Block, Error> {
         if let Some(left) = self.memory_left_bytes.checked_sub(block.len()) {
             self.memory_left_bytes = left;
-            block.shrink_to_fit();
-            return Ok(Block(Place::Memory(block.into())));
+            return Ok(Block(Place::Memory(Bytes::copy_from_slice(block))));
         }
         let sealed = match self.sealed.take() {
             Some(sealed) => sealed,
@@ -85,16 +84,17 @@ impl SealedFile {
         Ok(Self { file, key: LessSafeKey::new(key), end: 0, blocks: 0 })
     }
 
-    fn append(&mut self, mut block: Vec<u8>) -> Result<Block, Error> {
+    fn append(&mut self, block: &[u8]) -> Result<Block, Error> {
         let number = self.blocks;
         // Even where the disk then refuses the block: no nonce serves twice under one key.
         self.blocks += 1;
-        block.reserve_exact(MAX_TAG_LEN);
-        self.key.seal_in_place_append_tag(nonce(number), Aad::empty(), &mut block).map_err(Error::spool)?;
-        self.file.write_all_at(&block, self.end).map_err(Error::spool)?;
+        let mut sealed = Vec::with_capacity(block.len() + MAX_TAG_LEN);
+        sealed.extend_from_slice(block);
+        self.key.seal_in_place_append_tag(nonce(number), Aad::empty(), &mut sealed).map_err(Error::spool)?;
+        self.file.write_all_at(&sealed, self.end).map_err(Error::spool)?;
         let offset = self.end;
-        self.end += block.len() as u64;
-        Ok(Block(Place::Sealed { number, offset, bytes: block.len() }))
+        self.end += sealed.len() as u64;
+        Ok(Block(Place::Sealed { number, offset, bytes: sealed.len() }))
     }
 
     fn read(&self, number: u64, offset: u64, bytes: usize) -> Result<Bytes, Error> {
@@ -114,85 +114,4 @@ fn nonce(number: u64) -> Nonce {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(spool: &Spool) -> Vec<u8> {
-        let sealed = spool.sealed.as_ref().unwrap();
-        let mut text = vec![0; usize::try_from(sealed.end).unwrap()];
-        sealed.file.read_exact_at(&mut text, 0).unwrap();
-        text
-    }
-
-    #[test]
-    fn blocks_read_back_in_any_order_within_and_beyond_the_budget() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spool = Spool::new(100, folder.path());
-        let written: Vec<_> = (0u8..20).map(|number| vec![number; usize::from(number) * 3]).collect();
-        let blocks: Vec<_> = written.iter().map(|block| spool.append(block.clone()).unwrap()).collect();
-        for (block, written) in blocks.iter().zip(&written).rev() {
-            assert_eq!(spool.read(block).unwrap(), written);
-        }
-        assert!(spool.sealed.is_some());
-    }
-
-    #[test]
-    fn within_the_budget_there_is_no_file() {
-        let mut spool = Spool::new(10, Path::new("/no/such/folder"));
-        let block = spool.append(vec![7; 10]).unwrap();
-        assert_eq!(spool.read(&block).unwrap(), vec![7; 10]);
-        assert!(spool.sealed.is_none());
-        assert!(spool.append(vec![7]).is_err(), "the next byte needs the file");
-    }
-
-    #[test]
-    fn the_file_has_neither_a_name_nor_the_text_of_a_block() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spool = Spool::new(0, folder.path());
-        for _ in 0..2 {
-            spool.append(b"the patient's name is Smith".to_vec()).unwrap();
-        }
-        let text = text(&spool);
-        assert!(!text.windows(5).any(|window| window == b"Smith"));
-        assert_ne!(text[..text.len() / 2], text[text.len() / 2..], "equal blocks look different");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_flipped_byte_anywhere_is_an_error_and_never_other_bytes() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spool = Spool::new(0, folder.path());
-        let block = spool.append(b"rows".to_vec()).unwrap();
-        for (at, byte) in (0..).zip(text(&spool)) {
-            let file = &spool.sealed.as_ref().unwrap().file;
-            file.write_all_at(&[byte ^ 1], at).unwrap();
-            assert!(spool.read(&block).is_err(), "byte {at}");
-            file.write_all_at(&[byte], at).unwrap();
-        }
-        assert_eq!(spool.read(&block).unwrap(), b"rows".as_slice());
-    }
-
-    #[test]
-    fn a_block_in_the_place_of_another_is_an_error() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut spool = Spool::new(0, folder.path());
-        spool.append(b"left".to_vec()).unwrap();
-        let right = spool.append(b"side".to_vec()).unwrap();
-        let left = text(&spool)[..4 + MAX_TAG_LEN].to_vec();
-        spool.sealed.as_ref().unwrap().file.write_all_at(&left, 4 + MAX_TAG_LEN as u64).unwrap();
-        assert!(spool.read(&right).is_err());
-    }
-
-    #[test]
-    fn a_full_disk_is_said_and_what_was_there_stays() {
-        let mut spool = Spool::new(0, &std::env::temp_dir());
-        let first = spool.append(b"first".to_vec()).unwrap();
-        let file = &mut spool.sealed.as_mut().unwrap().file;
-        let there = std::mem::replace(file, File::options().write(true).open("/dev/full").unwrap());
-        assert!(matches!(spool.append(b"second".to_vec()), Err(Error::DiskFull { .. })));
-        spool.sealed.as_mut().unwrap().file = there;
-        let third = spool.append(b"third".to_vec()).unwrap();
-        assert_eq!(spool.read(&first).unwrap(), b"first".as_slice());
-        assert_eq!(spool.read(&third).unwrap(), b"third".as_slice());
-    }
-}
+mod tests;

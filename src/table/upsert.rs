@@ -10,11 +10,11 @@ use deltalake::{
     DeltaTableError, Path,
     kernel::{Action, Add},
 };
-use object_store::ObjectStoreExt as _;
 
 use super::{
     ChangeSet, Error, Table,
     commit::{self, Outcome},
+    data_file::forget,
 };
 use crate::fhir::TransactionTime;
 
@@ -125,13 +125,11 @@ impl Table {
         })
     }
 
-    /// Takes back data files that no commit names. What cannot be taken back is left to the vacuum.
+    /// Takes back data files that no commit names.
     pub(super) async fn forget(&self, paths: impl Iterator<Item = String>) {
         let store = self.delta.object_store();
         for path in paths {
-            if let Err(error) = store.delete(&Path::from(path.as_str())).await {
-                tracing::debug!(%error, path, "a data file without a commit stays until the vacuum");
-            }
+            forget(store.as_ref(), &Path::from(path.as_str())).await;
         }
     }
 

@@ -1,9 +1,12 @@
 //! Writing: a decision becomes data files, deletion vectors and the actions that name them. Nothing is committed here.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use arrow::compute::filter_record_batch;
-use arrow::array::BooleanArray;
+use arrow::{
+    array::{BooleanArray, RecordBatch, new_null_array},
+    compute::filter_record_batch,
+    error::ArrowError,
+};
 use deltalake::kernel::{Action, Add, Remove};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -118,6 +121,8 @@ impl Table {
         let mut batches = self.rows_without(touched.stored, footer, &touched.dead)?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
+            let batch =
+                if touched.stored.own { batch } else { without_hash(&batch).map_err(|error| self.failed(error))? };
             if batch.num_rows() > 0 {
                 files.write(&batch).await.map_err(|error| self.failed(error))?;
             }
@@ -174,6 +179,16 @@ impl Touched<'_> {
         let some_live = !self.dead.is_empty() && self.dead.len() < self.rows;
         some_live && (!vectors || self.dead.len() * 100 > self.rows * MOST_DEAD_PERCENT)
     }
+}
+
+/// Rows that others wrote may carry a hash of what they were before; in a file of ours it would be believed.
+fn without_hash(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let schema = rows.schema();
+    let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| match field.name().as_str() {
+        "_sync_hash" => new_null_array(field.data_type(), rows.num_rows()),
+        _ => Arc::clone(column),
+    });
+    RecordBatch::try_new(Arc::clone(&schema), columns.collect())
 }
 
 pub(super) fn remove(stored: &StoredFile) -> Action {

@@ -61,7 +61,13 @@ async fn a_signal_between_two_commits_finishes_the_one_that_has_begun_and_leaves
         process.terminate().await;
         let ended = process.end().await;
         assert_eq!(ended.code, Some(code), "{command}: {}", ended.said());
-        assert!(!stage.lake().join("List.parquet").exists(), "the signal came too late to prove anything");
+        let last = stage.lake().join("List.parquet");
+        assert!(
+            !last.join("_delta_log/00000000000000000001.json").exists(),
+            "the signal came too late to prove anything"
+        );
+        let files = std::fs::read_dir(last).unwrap().count();
+        assert_eq!(files, 1, "only the log of the empty table: rows that were not committed leave no file");
         assert_completes(&stage).await;
     }
 }

@@ -1,7 +1,7 @@
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{Array as _, ArrayRef, AsArray as _, Int64Array, StringArray, StructArray},
+    array::{Array as _, ArrayRef, AsArray, Int64Array, StringArray, StructArray},
     datatypes::{DataType, Field, Fields, Int64Type, Schema},
 };
 use proptest::prelude::*;
@@ -101,7 +101,7 @@ fn line_at(changes: &ChangeSet, place: Place) -> u64 {
     let nested = batch.column_by_name("struct").unwrap().as_struct();
     assert_eq!(nested.column(0).as_primitive::<Int64Type>().value(row), line);
     assert!(nested.column(1).is_null(row), "a field inside a struct is never left out");
-    let sometimes = batch.column_by_name("sometimes").map(|column| column.as_string::<i32>());
+    let sometimes = batch.column_by_name("sometimes").map(AsArray::as_string::<i32>);
     let sometimes = sometimes.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned());
     assert_eq!(sometimes, (line % 2 == 1).then(|| format!("line {line}")));
     line.cast_unsigned()
@@ -130,8 +130,7 @@ fn complete_version() -> impl Strategy<Value = Version> {
 
 /// Changes in the order of the export and in another one.
 fn changes(version: impl Strategy<Value = Version>) -> impl Strategy<Value = (Vec<Change>, Vec<Change>)> {
-    let row =
-        (0..IDS, version, 0u32..4).prop_map(|(id, version, file)| Change::Row { id, version, file, line: 0 }).boxed();
+    let row = (0..IDS, version, 0u32..4).prop_map(|(id, version, file)| Change::Row { id, version, file, line: 0 });
     let delete = (0..IDS, proptest::option::of(0i64..5)).prop_map(|(id, at_micros)| Change::Delete { id, at_micros });
     let all = proptest::collection::vec(prop_oneof![4 => row, 1 => delete], 0..80);
     let placed = all.prop_map(|mut all| {
@@ -256,7 +255,6 @@ fn workers_push_and_read_at_the_same_time_through_a_shared_reference() {
         }
     });
     assert_eq!(changes.received(), 200);
-    assert_eq!(changes.batches(), 200);
     let (kept, duplicate) = read(&changes);
     let version = Version { version_id: Some(3), ..Version::default() };
     assert_eq!(kept[&(IDS - 1)], Kept::Row(version, 0, 49));

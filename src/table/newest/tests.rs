@@ -58,8 +58,12 @@ fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
 }
 
 #[test]
-fn an_empty_index_has_nothing_to_load() {
-    assert!(Index::new(Limits::of(0)).spans().is_empty());
+fn an_empty_index_is_loaded_once_and_covers_every_id() {
+    let (keys, spool, index) = (Keys::new(), Spool::new(0, std::path::Path::new("/")), Index::new(Limits::of(0)));
+    let spans = index.spans();
+    assert_eq!(spans.len(), 1);
+    let newest = index.load(&spool, &keys, &spans[0]).unwrap();
+    assert!(newest.slots().is_empty() && newest.covers("any") && newest.covers("other"));
 }
 
 #[test]
@@ -112,4 +116,18 @@ fn of_two_deletions_the_later_one_counts() {
 fn the_memory_per_id_is_the_one_in_the_head_of_the_module() {
     assert_eq!(size_of::<Slot>(), 72);
     assert_eq!(NEWEST_BYTES, 145);
+}
+
+#[test]
+fn a_disk_that_refuses_the_entries_loses_none_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = folder.path().join("gone");
+    let (keys, mut spool, mut index) = (Keys::new(), Spool::new(0, &gone), Index::new(TINY));
+    let refused = (0..50).filter(|n| index.push(&mut spool, keys.of(&n.to_string()), &row(*n, None)).is_err()).count();
+    assert!(refused > 0);
+    assert_eq!(index.count(), 50);
+    std::fs::create_dir(gone).unwrap();
+    index.push(&mut spool, keys.of("50"), &row(50, None)).unwrap();
+    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &keys, span).unwrap()).collect();
+    assert_eq!(loaded.iter().map(|newest| newest.slots().len()).sum::<usize>(), 51);
 }
