@@ -8,6 +8,7 @@ mod commit;
 mod data_file;
 mod decide;
 mod error;
+mod maintain;
 mod query;
 mod rebuild;
 mod upsert;
@@ -26,6 +27,7 @@ use url::Url;
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     error::Error,
+    maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use crate::fhir::{ResourceType, TransactionTime};

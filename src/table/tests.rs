@@ -1,5 +1,7 @@
 //! What an upsert does to a real table, read back by another reader.
 
+mod maintain;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

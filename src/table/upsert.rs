@@ -116,7 +116,7 @@ impl Table {
         Err(Error::Conflict { resource_type: self.resource_type, attempts: ATTEMPTS })
     }
 
-    fn check_ours(&self, schema: &SchemaRef) -> Result<(), Error> {
+    pub(super) fn check_ours(&self, schema: &SchemaRef) -> Result<(), Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let columns = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
         if let Some(missing) = schema.fields().iter().find(|field| columns.field_with_name(field.name()).is_err()) {
@@ -190,7 +190,7 @@ impl Table {
         self.close(writer).await
     }
 
-    fn columns(&self) -> Result<SchemaRef, Error> {
+    pub(super) fn columns(&self) -> Result<SchemaRef, Error> {
         arrow_schema(&self.delta).map_err(|error| self.failed(error))
     }
 
@@ -205,7 +205,7 @@ impl Table {
     }
 
     /// How many columns from the left have statistics, as the table itself says.
-    fn leading_columns(&self) -> Result<usize, Error> {
+    pub(super) fn leading_columns(&self) -> Result<usize, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
         Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
@@ -265,7 +265,7 @@ fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowEr
     RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }
 
-fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
+pub(super) fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
     let json = || ColumnPath::from("resource_json");
     let id = || ColumnPath::from("id");
     let properties = WriterProperties::builder()
