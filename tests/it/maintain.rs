@@ -65,6 +65,31 @@ async fn one_table_that_cannot_be_maintained_does_not_stop_the_others() {
 }
 
 #[tokio::test]
+async fn a_process_makes_the_checkpoint_that_a_dry_run_announced() {
+    let stage = two_files().await;
+    for _ in 0..8 {
+        stage.later(|_| {});
+        stage.complete().await;
+    }
+    let checkpoints = || {
+        let log = std::fs::read_dir(stage.lake().join("Patient.parquet/_delta_log")).unwrap();
+        let names = log.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".checkpoint.parquet")).collect::<Vec<_>>()
+    };
+    let announced = maintain(&stage, &["--dry-run"]).await;
+    assert_eq!((row(&announced, "Patient")[6], checkpoints().len()), ("10", 0), "{}", announced.stdout);
+    let ended = maintain(&stage, &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    assert_eq!(
+        checkpoints(),
+        ["00000000000000000011.checkpoint.parquet"],
+        "after the commit that put the files together"
+    );
+    stage.assert_in_step().await;
+    stage.complete().await;
+}
+
+#[tokio::test]
 async fn maintenance_beside_a_daemon_is_refused() {
     let stage = two_files().await;
     let daemon = stage.start("run", &[]);
