@@ -36,7 +36,7 @@ use crate::{
     resource::{Options, shape::Layout},
     schedule::Pattern,
     serve, sync,
-    table::{self, Location, OBJECT_STORES},
+    table::{self, Location, Merge, OBJECT_STORES},
     telemetry,
 };
 
@@ -242,9 +242,14 @@ fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Co
 
 fn read_tables(mut section: Section) -> Option<table::Config> {
     let root = section.required("root", location);
+    let merge = section.or("merge", "deletion-vectors", |text| match text {
+        "deletion-vectors" => Ok(Merge::DeletionVectors),
+        "copy-on-write" => Ok(Merge::CopyOnWrite),
+        _ => Err(format!("{text:?} is none of deletion-vectors, copy-on-write")),
+    });
     let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
     section.end();
-    Some(table::Config { root: root?, storage_options })
+    Some(table::Config { root: root?, storage_options, merge: merge? })
 }
 
 /// Whether tables are typed, and how.

@@ -7,13 +7,14 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, mpsc},
     task::JoinSet,
 };
@@ -23,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, Lines, Shape},
-    table::ChangeSet,
+    table::{self, ChangeSet, Layout},
 };
 
 /// What came of one resource type.
@@ -60,12 +61,29 @@ const DECODE_BYTES: usize = 1024 * 1024;
 /// What all files of one export have in common.
 struct Context {
     client: Arc<Client>,
-    intakes: BTreeMap<ResourceType, Mutex<Intake>>,
+    intakes: BTreeMap<ResourceType, Arriving>,
     quarantine: Arc<Quarantine>,
     watch: Watch,
     stamp: Stamp,
     max_line_bytes: usize,
     workers: Semaphore,
+}
+
+/// The intake of one type while its files arrive. Rows are pushed without the lock.
+struct Arriving {
+    shape: Arc<Shape>,
+    changes: ChangeSet,
+    tally: Mutex<Tally>,
+}
+
+#[derive(Default)]
+struct Tally {
+    files: u64,
+    /// Not ended yet, well or not.
+    files_left: u64,
+    bytes: u64,
+    bad: u64,
+    failure: Option<Error>,
 }
 
 /// What every row of an export carries.
@@ -93,7 +111,7 @@ pub(super) async fn receive(
     });
     let context = Arc::new(Context {
         client: Arc::clone(&sync.client),
-        intakes: intakes(sync, types).await?,
+        intakes: intakes(sync, types, manifest).await?,
         quarantine: Arc::clone(quarantine),
         watch: sync.watch.clone(),
         stamp,
@@ -127,22 +145,44 @@ pub(super) async fn receive(
         remarks.push(Remark::Hold(reason.to_owned()));
     }
     let intakes = Arc::into_inner(context).map(|context| context.intakes).unwrap_or_default();
-    let types = intakes
-        .into_iter()
-        .map(|(resource_type, intake)| (resource_type, intake.into_inner().unwrap_or_else(PoisonError::into_inner)));
+    let types = intakes.into_iter().map(|(resource_type, arriving)| (resource_type, arriving.complete()));
     Ok(Received { types: types.collect(), remarks })
 }
 
-async fn intakes(sync: &Sync, types: &[ResourceType]) -> Result<BTreeMap<ResourceType, Mutex<Intake>>, Error> {
+async fn intakes(
+    sync: &Sync,
+    types: &[ResourceType],
+    manifest: &Manifest,
+) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
     let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
     let mut intakes = BTreeMap::new();
     for resource_type in types {
         let shape = sync.shape(*resource_type).await;
-        let changes = ChangeSet::new(&shape.schema(), memory_bytes, &sync.config.spool_folder)?;
-        let intake = Intake { shape, changes, files: 0, bytes: 0, bad: 0, failure: None };
-        intakes.insert(*resource_type, Mutex::new(intake));
+        let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
+        // A table of which nothing comes waits for its commit.
+        let changes = if files == 0 { None } else { Some(change_set(sync, *resource_type, &shape, memory_bytes).await) };
+        let (changes, failure) = match changes {
+            Some(Ok(changes)) => (Some(changes), None),
+            Some(Err(error)) => (None, Some(error.into())),
+            None => (None, None),
+        };
+        let spool_folder = &sync.config.spool_folder;
+        let changes = changes.unwrap_or_else(|| ChangeSet::new(&shape.schema(), memory_bytes, spool_folder));
+        let tally = Mutex::new(Tally { files_left: files as u64, failure, ..Tally::default() });
+        intakes.insert(*resource_type, Arriving { shape, changes, tally });
     }
     Ok(intakes)
+}
+
+async fn change_set(
+    sync: &Sync,
+    resource_type: ResourceType,
+    shape: &Shape,
+    memory_bytes: usize,
+) -> Result<ChangeSet, table::Error> {
+    let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+    let table = sync.root.open_or_create(resource_type, &layout).await?;
+    table.change_set(&layout.schema, memory_bytes, &sync.config.spool_folder).await
 }
 
 /// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
@@ -162,21 +202,24 @@ async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceT
     let result = stream(&context, &file, move |context, file, lines| {
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
-        context.intake(resource_type, |intake| {
-            intake.bad += decoded.bad.len() as u64;
-            Ok(intake.changes.push(index, decoded.keys, &decoded.rows)?)
-        })
+        let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };
+        arriving.tally().bad += decoded.bad.len() as u64;
+        Ok(arriving.changes.push(index, decoded.keys, decoded.rows)?)
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
     context.watch.update(|progress| progress.files_done += 1);
-    let kept = context.intake(resource_type, |intake| {
-        let streamed = checked?;
-        intake.files += 1;
-        intake.bytes += streamed.bytes;
-        Ok(())
-    });
-    if let Err(error) = kept {
-        context.fail(resource_type, error);
+    let arriving = context.intakes.get(&resource_type)?;
+    let last = arriving.tally().end(checked);
+    if last {
+        // What the type's data files hold in memory is for those that still arrive.
+        let closing = Arc::clone(&context);
+        let closed = blocking(move || match closing.intakes.get(&resource_type) {
+            Some(arriving) => Ok(Handle::current().block_on(arriving.changes.close())?),
+            None => Ok(()),
+        });
+        if let Err(error) = closed.await {
+            arriving.tally().failure.get_or_insert(error);
+        }
     }
     None
 }
@@ -190,7 +233,7 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
         let mut bad = Vec::new();
         for line in lines {
             match resource::deletions(&line) {
-                Ok(deletions) => deletions.into_iter().for_each(|deletion| context.delete(deletion)),
+                Ok(deletions) => deletions.into_iter().try_for_each(|deletion| context.delete(deletion))?,
                 Err(reason) => bad.push(BadLine { line, reason }),
             }
         }
@@ -238,9 +281,9 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
 
 impl Context {
     fn decoder(&self, resource_type: ResourceType) -> Option<Decoder> {
-        let intake = self.intakes.get(&resource_type)?.lock().unwrap_or_else(PoisonError::into_inner);
+        let arriving = self.intakes.get(&resource_type)?;
         Some(Decoder {
-            shape: Arc::clone(&intake.shape),
+            shape: Arc::clone(&arriving.shape),
             source: Arc::clone(&self.stamp.source),
             at_micros: self.stamp.at_micros,
             transaction_time: self.stamp.transaction_time,
@@ -248,29 +291,40 @@ impl Context {
         })
     }
 
-    /// Changes what is known of a type; nothing where the type was not asked for.
-    fn intake(
-        &self,
-        resource_type: ResourceType,
-        change: impl FnOnce(&mut Intake) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        match self.intakes.get(&resource_type) {
-            Some(intake) => change(&mut intake.lock().unwrap_or_else(PoisonError::into_inner)),
+    /// A deletion of a type that was not asked for concerns nobody.
+    fn delete(&self, deletion: Deletion) -> Result<(), Error> {
+        match self.intakes.get(&deletion.resource_type) {
+            Some(arriving) => Ok(arriving.changes.delete(deletion.id, deletion.at)?),
             None => Ok(()),
         }
     }
+}
 
-    fn fail(&self, resource_type: ResourceType, error: Error) {
-        if let Some(intake) = self.intakes.get(&resource_type) {
-            intake.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
+impl Tally {
+    /// One file has ended; says whether it was the last.
+    fn end(&mut self, checked: Result<Streamed, Error>) -> bool {
+        match checked {
+            Ok(streamed) => {
+                self.files += 1;
+                self.bytes += streamed.bytes;
+            }
+            Err(error) => {
+                self.failure.get_or_insert(error);
+            }
         }
+        self.files_left = self.files_left.saturating_sub(1);
+        self.files_left == 0
+    }
+}
+
+impl Arriving {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn delete(&self, deletion: Deletion) {
-        if let Some(intake) = self.intakes.get(&deletion.resource_type) {
-            let mut intake = intake.lock().unwrap_or_else(PoisonError::into_inner);
-            intake.changes.delete(deletion.id, deletion.at);
-        }
+    fn complete(self) -> Intake {
+        let Tally { files, bytes, bad, failure, .. } = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Intake { shape: self.shape, changes: self.changes, files, bytes, bad, failure }
     }
 }
 

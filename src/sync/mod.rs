@@ -220,7 +220,7 @@ impl Sync {
         let result = async {
             let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
             let received =
-                until(stop, Duration::ZERO, self.stream(export, &completed, &job, report, &quarantine)).await?;
+                until(stop, Duration::ZERO, self.stream(&completed, &job, report, &quarantine)).await?;
             let watermark = watermark(&completed);
             let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
             let everything = job.full_refresh && since.is_none();
@@ -257,7 +257,6 @@ impl Sync {
 
     async fn stream(
         &self,
-        export: &Export,
         completed: &Completed,
         job: &JobInFlight,
         report: &Report,
@@ -267,7 +266,7 @@ impl Sync {
             source: Arc::clone(&self.config.source),
             at_micros: report.started_at.timestamp_micros(),
             transaction_time: completed.manifest.transaction_time,
-            job: format!("{}#{}", export.name, report.run).into(),
+            job: report.job().into(),
         };
         intake::receive(self, &completed.manifest, &job.types, stamp, quarantine).await
     }

@@ -35,6 +35,8 @@ pub struct TypeReport {
     pub counts: Counts,
     pub quarantined: u64,
     pub bytes_written: u64,
+    /// Commits of other writers, since our last one, that changed rows.
+    pub foreign_commits: u64,
     pub end: TypeEnd,
 }
 
@@ -100,6 +102,11 @@ impl Report {
             types: types.iter().map(|resource_type| (*resource_type, TypeReport::default())).collect(),
             remarks: Vec::new(),
         }
+    }
+
+    /// `_sync_job` of the rows of this run.
+    pub fn job(&self) -> String {
+        format!("{}#{}", self.export, self.run)
     }
 
     pub fn of(&mut self, resource_type: ResourceType) -> &mut TypeReport {

@@ -40,6 +40,9 @@ pub(super) async fn upsert(
         app_id: commits.export.app_id(),
         source: sync.config.source.to_string(),
         watermark: commits.watermark.filter(|_| !hold),
+        exported_at: commits.watermark,
+        at_micros: report.started_at.timestamp_micros(),
+        job: report.job(),
         run: report.run,
         reconcile: None,
     };
@@ -77,7 +80,7 @@ pub(super) async fn upsert(
 async fn upsert_type(
     root: &Root,
     resource_type: ResourceType,
-    mut intake: Intake,
+    intake: Intake,
     mut upsert: Upsert,
     since: Option<TransactionTime>,
     config: &Config,
@@ -105,13 +108,14 @@ async fn upsert_type(
         // or set back after the kick-off; then it must not claim to be complete.
         let known = table.watermark(&upsert.app_id).await?;
         upsert.watermark = upsert.watermark.filter(|_| since.is_none_or(|since| known >= Some(since)));
-        let committed = table.upsert(&mut intake.changes, &upsert).await?;
+        let committed = table.upsert(&intake.changes, &upsert).await?;
         Ok::<_, table::Error>((committed, upsert.watermark))
     };
     match committed.await {
         Ok((committed, watermark)) => {
             report.counts = committed.counts;
             report.bytes_written = committed.bytes_written;
+            report.foreign_commits = committed.foreign;
             report.end = match watermark {
                 Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
                 None => TypeEnd::Held { version: committed.version },

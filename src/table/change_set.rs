@@ -1,182 +1,180 @@
-//! A change set: what one run brings for one resource type, reduced to the newest row per id.
+//! A change set: what one run brings for one resource type.
 //!
-//! Neither the order in which rows are pushed nor their repetition changes what it holds: versions decide, and between
-//! equal versions the place in the export (file, then line). The rows themselves lie in a spool that moves from memory to
-//! an unnamed temporary file beyond its budget; what stays in memory is one small slot per id.
+//! Several workers push at the same time; neither their order nor repetition changes which rows are the newest. The rows
+//! lie in a [`Spool`], or, for a table that is still empty, in what will be its data files; the index of their ids in memory as far as it fits there: a row costs at most 69 bytes until the
+//! change set is read, and then about 145 more for each id of the shards that are loaded.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::BTreeSet,
     fs::File,
-    io::{BufReader, Seek, SeekFrom},
     path::Path,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use arrow::{
-    array::RecordBatch,
-    datatypes::SchemaRef,
-    ipc::{reader::StreamReader, writer::StreamWriter},
-};
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use chrono::{DateTime, Utc};
-use tempfile::SpooledTempFile;
 
-use super::Error;
-use crate::fhir::{RowKey, Version};
-
-/// Where in the export a row stood: the index of its file in the manifest, then its line.
-type Position = (u32, u64);
-
-/// The newest that is known of one id.
-pub(super) enum Slot {
-    Row(RowSlot),
-    Deleted { at: Option<DateTime<Utc>> },
-}
-
-pub(super) struct RowSlot {
-    pub version: Version,
-    pub hash: u64,
-    position: Position,
-    /// Which batch of the spool, and which row of it.
-    pub batch: u32,
-    pub row: u32,
-}
+use super::{
+    Error,
+    appended::Appended,
+    entry::{Entry, Keys, Place, Row},
+    files::Target,
+    newest::{Index, Limits, Newest},
+    part::Part,
+    spool::{Block, Spool},
+    stored::StoredFile,
+};
+use crate::fhir::RowKey;
 
 pub struct ChangeSet {
     schema: SchemaRef,
-    newest: HashMap<String, Slot>,
-    spool: StreamWriter<SpooledTempFile>,
-    batches: u32,
-    /// The columns that are not null in all rows so far.
-    filled: BTreeSet<String>,
+    keys: Keys,
+    /// Where rows go instead of the spool.
+    appended: Option<Appended>,
+    held: RwLock<Held>,
+}
+
+struct Held {
+    spool: Spool,
+    index: Index,
+    parts: Vec<Block>,
+    /// Which columns of the schema are not null in all rows so far.
+    filled: BTreeSet<usize>,
     received: u64,
-    duplicate: u64,
 }
 
 impl ChangeSet {
-    /// An empty change set whose rows have `schema`. Up to `memory_bytes` of rows stay in memory; what is beyond goes to
-    /// an unnamed file in `folder`, which is gone when the change set is dropped, or the process.
-    pub fn new(schema: &SchemaRef, memory_bytes: usize, folder: &Path) -> Result<Self, Error> {
-        let spool = tempfile::spooled_tempfile_in(memory_bytes, folder);
-        Ok(Self {
-            schema: schema.clone(),
-            newest: HashMap::new(),
-            spool: StreamWriter::try_new(spool, schema).map_err(Error::spool)?,
-            batches: 0,
-            filled: BTreeSet::new(),
-            received: 0,
-            duplicate: 0,
-        })
+    /// An empty change set whose rows have `schema`. Up to `memory_bytes` stay in memory: three quarters for rows, a
+    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read.
+    /// What is beyond goes, encrypted, to an unnamed file in `folder`, which is gone when the change set is dropped, or
+    /// the process.
+    pub fn new(schema: &SchemaRef, memory_bytes: usize, folder: &Path) -> Self {
+        let index_bytes = memory_bytes / 4;
+        let spool = Spool::new(memory_bytes - index_bytes, folder);
+        Self::with(schema, Limits::of(index_bytes), spool)
+    }
+
+    /// One that spills all the time, and never has more than a few ids in one shard.
+    #[cfg(test)]
+    pub(super) fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
+        Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Spool::new(500, folder))
+    }
+
+    fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
+        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), received: 0 };
+        Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
+    }
+
+    /// The same, but rows become data files of `target` at once.
+    pub(super) fn appending(self, target: Target, memory_bytes: usize) -> Self {
+        Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
     }
 
     /// Takes the rows of some lines of the file with index `file`; `keys` and `rows` run in parallel. Blocks on the disk.
-    pub fn push(&mut self, file: u32, keys: Vec<RowKey>, rows: &RecordBatch) -> Result<(), Error> {
-        self.spool.write(rows).map_err(Error::spool)?;
-        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
-            if column.null_count() < column.len() && !self.filled.contains(field.name()) {
-                self.filled.insert(field.name().clone());
-            }
+    pub fn push(&self, file: u32, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
+        if keys.is_empty() {
+            return Ok(());
         }
-        for (row, key) in (0..).zip(keys) {
-            self.received += 1;
-            let new =
-                RowSlot { version: key.version, hash: key.hash, position: (file, key.line), batch: self.batches, row };
-            match self.newest.entry(key.id) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(Slot::Row(new));
-                }
-                Entry::Occupied(mut occupied) => {
-                    self.duplicate += 1;
-                    if row_wins(&new, occupied.get()) {
-                        occupied.insert(Slot::Row(new));
-                    }
-                }
-            }
+        let first = match &self.appended {
+            Some(appended) => appended.write(&rows).map_err(Error::spool)?,
+            None => self.spool(&rows)?,
+        };
+        // Its memory is not needed while others are waited for.
+        drop(rows);
+        let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
+        let Held { spool, index, received, .. } = &mut *self.write();
+        for (row, (hashed, key)) in (first.row..).zip(keys) {
+            let (position, place) = ((file, key.line), Place { row, ..first });
+            let row = Row { version: key.version, hash: key.hash, position, place };
+            index.push(spool, hashed, &Entry::Row(row))?;
+            *received += 1;
         }
-        self.batches += 1;
         Ok(())
     }
 
-    /// Takes an entry of a `deleted` bundle. A row of the same export stays: it was created again (rule 96), unless both
-    /// say when and the deletion is the later one.
-    pub fn delete(&mut self, id: String, at: Option<DateTime<Utc>>) {
-        self.received += 1;
-        match self.newest.entry(id) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(Slot::Deleted { at });
-            }
-            Entry::Occupied(mut occupied) => {
-                self.duplicate += 1;
-                match occupied.get_mut() {
-                    Slot::Row(row) if deletion_wins(at, &row.version) => {
-                        occupied.insert(Slot::Deleted { at });
-                    }
-                    Slot::Row(_) => {}
-                    Slot::Deleted { at: known } => *known = at.max(*known),
-                }
-            }
+    /// Keeps the rows as a part of their own; the place of the first of them.
+    fn spool(&self, rows: &RecordBatch) -> Result<Place, Error> {
+        let Part { columns, block } = Part::encode(&self.schema, rows).map_err(Error::spool)?;
+        let Held { spool, parts, filled, .. } = &mut *self.write();
+        let part = u32::try_from(parts.len()).map_err(Error::spool)?;
+        parts.push(spool.append(block)?);
+        filled.extend(columns);
+        Ok(Place { part, row: 0 })
+    }
+
+    /// Ends the data files that still grow, where rows are appended. More may come afterwards.
+    pub async fn close(&self) -> Result<(), Error> {
+        match &self.appended {
+            Some(appended) => appended.close().await.map_err(Error::spool),
+            None => Ok(()),
         }
+    }
+
+    /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
+    pub(super) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
+        self.appended.as_ref().map(Appended::files)
+    }
+
+    /// Takes an entry of a `deleted` bundle. May block on the disk.
+    pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
+        let key = self.keys.of(&id);
+        let Held { spool, index, received, .. } = &mut *self.write();
+        index.push(spool, key, &Entry::Deletion { id: id.into(), at })?;
+        *received += 1;
+        Ok(())
     }
 
     /// Rows and deletions taken so far, duplicates included.
     pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Those that another row or deletion of the same id made superfluous.
-    pub fn duplicate(&self) -> u64 {
-        self.duplicate
+        self.read().received
     }
 
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
-    pub(super) fn filled_columns(&self) -> &BTreeSet<String> {
-        &self.filled
+    /// The names of the columns that are not null in all rows so far.
+    pub(super) fn filled_columns(&self) -> BTreeSet<String> {
+        self.read().filled.iter().map(|index| self.schema.field(*index).name().clone()).collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.newest.is_empty()
+        self.received() == 0
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<&Slot> {
-        self.newest.get(id)
+    /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
+    /// asked; each blocks on the disk.
+    pub(super) fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
+        let spans = self.read().index.spans();
+        spans.into_iter().map(|span| {
+            let held = self.read();
+            held.index.load(&held.spool, &self.keys, &span)
+        })
     }
 
-    pub(super) fn slots(&self) -> impl Iterator<Item = (&str, &Slot)> {
-        self.newest.iter().map(|(id, slot)| (id.as_str(), slot))
+    /// How many batches the rows in the spool are in; their numbers begin with 0.
+    pub(super) fn batches(&self) -> u32 {
+        u32::try_from(self.read().parts.len()).unwrap_or(u32::MAX)
     }
 
-    /// The spooled batches in the order of their numbers, as often as asked. Blocks on the disk.
-    pub(super) fn batches(&mut self) -> Result<StreamReader<BufReader<Rewound<'_>>>, Error> {
-        self.spool.flush().map_err(Error::spool)?;
-        let spool = self.spool.get_mut();
-        spool.seek(SeekFrom::Start(0)).map_err(Error::spool)?;
-        StreamReader::try_new(BufReader::new(Rewound(spool)), None).map_err(Error::spool)
+    /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked, several at
+    /// the same time. Blocks on the disk.
+    pub(super) fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
+        let block = {
+            let held = self.read();
+            let block =
+                held.parts.get(part as usize).ok_or_else(|| Error::spool("there is no such batch of received rows"))?;
+            held.spool.read(block)?
+        };
+        Part::decode(&self.schema, block).map_err(Error::spool)
     }
-}
 
-/// The spool, read from its beginning.
-pub(super) struct Rewound<'spool>(&'spool mut SpooledTempFile);
-
-impl std::io::Read for Rewound<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read(buffer)
+    fn read(&self) -> RwLockReadGuard<'_, Held> {
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn row_wins(new: &RowSlot, known: &Slot) -> bool {
-    match known {
-        Slot::Row(known) if new.version.subsetted != known.version.subsetted => known.version.subsetted,
-        Slot::Row(known) => new.version.compare(&known.version).then(new.position.cmp(&known.position)).is_gt(),
-        Slot::Deleted { at } => !deletion_wins(*at, &new.version),
-    }
-}
-
-/// Is the deletion certainly later than the row?
-fn deletion_wins(at: Option<DateTime<Utc>>, row: &Version) -> bool {
-    match (at, row.last_updated_micros) {
-        (Some(at), Some(last_updated_micros)) => at.timestamp_micros() > last_updated_micros,
-        _ => false,
+    fn write(&self) -> RwLockWriteGuard<'_, Held> {
+        self.held.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -184,3 +182,6 @@ fn deletion_wins(at: Option<DateTime<Utc>>, row: &Version) -> bool {
 pub fn probe_spool_folder(folder: &Path) -> std::io::Result<File> {
     tempfile::tempfile_in(folder)
 }
+
+#[cfg(test)]
+mod tests;

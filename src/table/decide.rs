@@ -1,278 +1,183 @@
 //! The decision: which stored rows a change set replaces or removes, and which of its rows are written.
 //!
-//! Only the key columns of the data files are read, a batch at a time. Each row of the change set ends in exactly one of
-//! the [`Counts`].
+//! Each row and each deletion of the change set ends in exactly one of the [`Counts`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::BTreeMap;
 
-use arrow::{
-    array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
-    compute::cast,
-    datatypes::{DataType, Int64Type, TimeUnit, TimestampMicrosecondType},
-    error::ArrowError,
+use chrono::{DateTime, Utc};
+
+use super::{
+    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
+    deletion_vector::DeadRows,
+    deletions::{Deletions, Removal, Stone, Stones},
+    newest::{Newest, Slot},
+    probe::{Hit, Probed},
+    stored::StoredFile,
 };
-use deltalake::kernel::LogicalFileView;
-use futures::{StreamExt as _, TryStreamExt as _};
-use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask, async_reader::ParquetRecordBatchStream};
+use crate::fhir::TransactionTime;
 
-use super::{ChangeSet, Counts, Error, Reconcile, Table, Upsert, change_set::Slot, data_file::DataFile};
-use crate::fhir::{Meta, TransactionTime, Version};
-
-/// What is read of a data file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Columns {
-    /// What tells rows and their versions apart.
-    Keys,
-    All,
+/// Which stored rows go, which new ones come, and how that counts.
+#[derive(Default)]
+pub(super) struct Decision {
+    pub files: Vec<StoredFile>,
+    /// Rows that die, by file.
+    pub dead: BTreeMap<u32, DeadRows>,
+    /// Rows of the change set that are written, by the part that holds them.
+    pub write: BTreeMap<u32, DeadRows>,
+    /// What is to be remembered of resources that are gone.
+    pub removals: Vec<Removal>,
+    pub counts: Counts,
+    gone: Vec<(u32, u64)>,
+    /// Rows of our source that were there.
+    stored: u64,
 }
 
-/// The keys of a file whose rows carry their hash and their version.
-const HASHED_KEYS: [&str; 7] = [
-    "id",
-    "_sync_source",
-    "_sync_transaction_time",
-    "_sync_hash",
-    "meta.lastUpdated",
-    "meta.versionId",
-    "meta.tag.list.element.code",
-];
-/// Those of one whose rows have only the line; any of them is then written again, with its columns.
-const RAW_KEYS: [&str; 4] = ["id", "_sync_source", "_sync_transaction_time", "resource_json"];
-
-impl Table {
-    /// Looks up every stored copy of the ids of the change set and says what happens to each.
-    pub(super) async fn decide(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Decision, Error> {
-        let mut decision = Decision::default();
-        decision.counts.duplicate = changes.duplicate();
-        let mut met = HashMap::new();
-        let mut gone = Vec::new();
-        if !changes.is_empty() {
-            decision.files = self.files().await?;
-        }
-        for (index, file) in decision.files.iter().enumerate() {
-            let mut first_row = 0;
-            let mut batches = self.read(file, Columns::Keys).await?;
-            while let Some(batch) = batches.next().await {
-                let batch = batch.map_err(|error| self.failed(error))?;
-                let stored = StoredRows::try_new(&batch).map_err(|error| self.failed(error))?;
-                for row in 0..batch.num_rows() {
-                    let Some(id) = stored.id(row, &upsert.source) else { continue };
-                    decision.stored += 1;
-                    let Some(slot) = changes.get(id) else {
-                        if upsert.reconcile.is_some() && stored.transaction_time(row) <= upsert.watermark {
-                            gone.push((index, first_row + row));
-                        }
-                        continue;
-                    };
-                    let fate = fate(slot, || stored.version(row), stored.hash(row), upsert.watermark);
-                    if matches!(fate, Fate::Update | Fate::Delete) {
-                        decision.dead.entry(index).or_default().insert(first_row + row);
-                    }
-                    met.entry(id.to_owned()).or_insert(fate);
-                }
-                first_row += batch.num_rows();
-            }
-        }
-        decision.settle(changes, &met);
-        if let Some(reconcile) = upsert.reconcile {
-            decision.reconcile(reconcile, gone);
-        }
-        Ok(decision)
-    }
-
-    pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let log_store = self.delta.log_store();
-        let files: Vec<_> = snapshot
-            .snapshot()
-            .file_views(log_store.as_ref(), None)
-            .try_collect()
-            .await
-            .map_err(|error| self.failed(error))?;
-        if files.iter().any(|file| file.deletion_vector_descriptor().is_some()) {
-            return Err(Error::Unsupported {
-                place: self.place.clone(),
-                feature: "deletion vectors".to_owned(),
-                way_out: "run REORG TABLE … APPLY (PURGE) and switch off delta.enableDeletionVectors",
-            });
-        }
-        Ok(files)
-    }
-
-    pub(super) async fn read(
-        &self,
-        file: &LogicalFileView,
-        columns: Columns,
-    ) -> Result<ParquetRecordBatchStream<DataFile>, Error> {
-        let file = DataFile {
-            store: self.delta.object_store(),
-            path: file.object_store_path(),
-            size_bytes: u64::try_from(file.size()).unwrap_or_default(),
-        };
-        let builder = ParquetRecordBatchStreamBuilder::new(file).await.map_err(|error| self.failed(error))?;
-        let mut builder = builder.with_batch_size(4096);
-        if columns == Columns::Keys {
-            let hashed = builder.schema().field_with_name("_sync_hash").is_ok();
-            let keys = if hashed { &HASHED_KEYS[..] } else { &RAW_KEYS[..] };
-            let mask = ProjectionMask::columns(builder.parquet_schema(), keys.iter().copied());
-            builder = builder.with_projection(mask);
-        }
-        builder.build().map_err(|error| self.failed(error))
-    }
-}
-
-/// What happens to a stored row whose id the change set has, and to the change.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What becomes of a row or a deletion of the change set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
+    Insert,
     Update,
     Unchanged,
     Stale,
     Delete,
 }
 
-/// `exported_at` stands in for the time of a deletion that states none.
-fn fate(
-    slot: &Slot,
-    stored_version: impl Fn() -> Version,
-    stored_hash: Option<u64>,
-    exported_at: Option<TransactionTime>,
-) -> Fate {
-    match slot {
-        Slot::Row(row) if Some(row.hash) == stored_hash => Fate::Unchanged,
-        Slot::Row(row) if row.version.may_replace(&stored_version()) => Fate::Update,
-        Slot::Row(_) => Fate::Stale,
-        // A deletion that comes late must not remove what was created again since (rule 97).
-        Slot::Deleted { at } => {
-            let at_micros = at.map(|at| at.timestamp_micros()).or(exported_at.map(TransactionTime::as_micros));
-            match (at_micros, stored_version().last_updated_micros) {
-                (Some(at_micros), Some(last_updated_micros)) if at_micros < last_updated_micros => Fate::Stale,
-                _ => Fate::Delete,
+impl Table {
+    /// Looks up every stored copy of the ids of the change set and says what happens to each. Blocks.
+    pub(super) async fn decide(
+        &self,
+        changes: &ChangeSet,
+        upsert: &Upsert,
+        deletions: &Deletions,
+    ) -> Result<Decision, Error> {
+        let mut decision = Decision::default();
+        if !changes.is_empty() || upsert.reconcile.is_some() {
+            decision.files = self.stored_files().await?;
+        }
+        for newest in changes.shards() {
+            let newest = newest?;
+            let probed = self.probe(&decision.files, &newest, upsert)?;
+            let stones = deletions.stones(self.resource_type, &upsert.source, &newest).await?;
+            let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
+            decision.settle(&newest, probed, &equal, &stones, upsert);
+        }
+        if let Some(reconcile) = upsert.reconcile {
+            self.reconcile(&mut decision, reconcile).await?;
+        }
+        Ok(decision)
+    }
+
+    /// Removes the rows that are gone, unless they are too many.
+    async fn reconcile(&self, decision: &mut Decision, reconcile: Reconcile) -> Result<(), Error> {
+        let gone = std::mem::take(&mut decision.gone);
+        let count = gone.len() as u64;
+        #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
+        let gone_percent = count as f64 * 100.0 / decision.stored.max(1) as f64;
+        if count > reconcile.max_gone && gone_percent > reconcile.max_gone_percent {
+            decision.counts.gone = count;
+            return Ok(());
+        }
+        decision.counts.removed = count;
+        let mut rows: BTreeMap<u32, DeadRows> = BTreeMap::new();
+        for (file, row) in gone {
+            decision.dead.entry(file).or_default().insert(row);
+            rows.entry(file).or_default().insert(row);
+        }
+        for (file, rows) in &rows {
+            for id in self.ids(&decision.files[*file as usize], rows).await? {
+                decision.removals.push(Removal { id, at_micros: None });
             }
         }
+        Ok(())
     }
-}
-
-/// Which stored rows go, which new ones come, and how that counts.
-#[derive(Default)]
-pub(super) struct Decision {
-    pub files: Vec<LogicalFileView>,
-    /// Rows to leave out, by file.
-    pub dead: BTreeMap<usize, BTreeSet<usize>>,
-    /// Rows to write, by batch of the spool.
-    pub write: HashMap<u32, HashSet<u32>>,
-    /// Rows of our source that were there.
-    stored: u64,
-    pub counts: Counts,
 }
 
 impl Decision {
-    /// Removes the rows that are gone, unless they are too many.
-    fn reconcile(&mut self, reconcile: Reconcile, gone: Vec<(usize, usize)>) {
-        let count = gone.len() as u64;
-        #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-        let gone_percent = count as f64 * 100.0 / self.stored.max(1) as f64;
-        if count > reconcile.max_gone && gone_percent > reconcile.max_gone_percent {
-            self.counts.gone = count;
-            return;
-        }
-        self.counts.removed = count;
-        for (file, row) in gone {
-            self.dead.entry(file).or_default().insert(row);
+    fn settle(&mut self, newest: &Newest, probed: Probed, equal: &[bool], stones: &Stones, upsert: &Upsert) {
+        self.counts.duplicate += newest.duplicate();
+        self.stored += probed.stored;
+        self.gone.extend(probed.gone);
+        let mut hits: Vec<_> = probed.hits.iter().zip(equal).collect();
+        hits.sort_by_key(|(hit, _)| hit.slot);
+        let mut hits = hits.as_slice();
+        for (index, slot) in (0u32..).zip(newest.slots()) {
+            let copies = hits.partition_point(|(hit, _)| hit.slot == index);
+            let (copies, rest) = hits.split_at(copies);
+            hits = rest;
+            let fate = self.settle_one(slot, copies, stones.get(&index), upsert);
+            self.count(slot, fate);
+            if let Slot::Deleted { id, at } = slot
+                && fate != Fate::Stale
+                && stones.get(&index).is_none_or(|known| *known < stone(*at, upsert))
+            {
+                self.removals.push(Removal { id: id.to_string(), at_micros: stone(*at, upsert).at_micros });
+            }
         }
     }
 
-    fn settle(&mut self, changes: &ChangeSet, met: &HashMap<String, Fate>) {
-        for (id, slot) in changes.slots() {
-            let counter = match (slot, met.get(id)) {
-                (_, Some(Fate::Unchanged)) | (Slot::Deleted { .. }, None) => &mut self.counts.unchanged,
-                (_, Some(Fate::Stale)) => &mut self.counts.stale,
-                (Slot::Deleted { .. }, Some(_)) => &mut self.counts.deleted,
-                (Slot::Row(row), fate) => {
-                    self.write.entry(row.batch).or_default().insert(row.row);
-                    if fate.is_some() { &mut self.counts.updated } else { &mut self.counts.inserted }
-                }
+    /// A table that others doubled may have several copies of one row; what is written takes the place of all of them.
+    fn settle_one(
+        &mut self,
+        slot: &Slot,
+        copies: &[(&Hit, &bool)],
+        stone: Option<&Stone>,
+        upsert: &Upsert,
+    ) -> Fate {
+        let fates = copies.iter().map(|(hit, equal)| fate(slot, hit, **equal, upsert));
+        let fates: Vec<_> = fates.collect();
+        let newer_is_there = fates.contains(&Fate::Stale);
+        let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
+        for (index, (hit, _)) in copies.iter().enumerate() {
+            let dies = match fates[index] {
+                Fate::Update => !newer_is_there,
+                Fate::Unchanged => kept != Some(index),
+                Fate::Delete => true,
+                Fate::Insert | Fate::Stale => false,
             };
-            *counter += 1;
+            if dies {
+                self.dead.entry(hit.file).or_default().insert(hit.row);
+            }
+        }
+        match slot {
+            _ if newer_is_there => Fate::Stale,
+            _ if kept.is_some() => Fate::Unchanged,
+            Slot::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
+            Slot::Deleted { .. } => Fate::Delete,
+            Slot::Row { .. } if !copies.is_empty() => Fate::Update,
+            Slot::Row { version, .. } if stone.is_some_and(|stone| stone.covers(version)) => Fate::Stale,
+            Slot::Row { .. } => Fate::Insert,
         }
     }
-}
 
-/// The key columns of a batch of stored rows.
-struct StoredRows {
-    ids: ArrayRef,
-    sources: ArrayRef,
-    transaction_times: ArrayRef,
-    hashes: ArrayRef,
-    meta: Option<StructArray>,
-    json: ArrayRef,
-}
-
-impl StoredRows {
-    fn try_new(batch: &RecordBatch) -> Result<Self, ArrowError> {
-        let column = |name: &str, data_type: &DataType| match batch.column_by_name(name) {
-            Some(column) => cast(column, data_type),
-            None => Ok(new_null_array(data_type, batch.num_rows())),
+    fn count(&mut self, slot: &Slot, fate: Fate) {
+        if let (Slot::Row { place, .. }, Fate::Insert | Fate::Update) = (slot, fate) {
+            self.write.entry(place.part).or_default().insert(u64::from(place.row));
+        }
+        let counter = match fate {
+            Fate::Insert => &mut self.counts.inserted,
+            Fate::Update => &mut self.counts.updated,
+            Fate::Unchanged => &mut self.counts.unchanged,
+            Fate::Stale => &mut self.counts.stale,
+            Fate::Delete => &mut self.counts.deleted,
         };
-        Ok(Self {
-            ids: column("id", &DataType::Utf8)?,
-            sources: column("_sync_source", &DataType::Utf8)?,
-            transaction_times: column("_sync_transaction_time", &DataType::Timestamp(TimeUnit::Microsecond, None))?,
-            hashes: column("_sync_hash", &DataType::Int64)?,
-            meta: batch.column_by_name("meta").and_then(|meta| meta.as_struct_opt()).cloned(),
-            json: column("resource_json", &DataType::Utf8)?,
-        })
+        *counter += 1;
     }
+}
 
-    fn id(&self, row: usize, source: &str) -> Option<&str> {
-        let sources = self.sources.as_string::<i32>();
-        let ids = self.ids.as_string::<i32>();
-        (sources.is_valid(row) && sources.value(row) == source && ids.is_valid(row)).then(|| ids.value(row))
+/// What a row or deletion does to one stored copy.
+fn fate(slot: &Slot, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
+    match slot {
+        Slot::Row { .. } if equal => Fate::Unchanged,
+        Slot::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
+        Slot::Row { .. } => Fate::Stale,
+        // A deletion that comes late must not remove what was created again since (rule 97).
+        Slot::Deleted { at, .. } if stone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
+        Slot::Deleted { .. } => Fate::Delete,
     }
+}
 
-    fn hash(&self, row: usize) -> Option<u64> {
-        let hashes = self.hashes.as_primitive::<Int64Type>();
-        hashes.is_valid(row).then(|| hashes.value(row).cast_unsigned())
-    }
-
-    fn version(&self, row: usize) -> Version {
-        let version = if self.hashes.is_valid(row) { self.typed_version(row) } else { self.raw_version(row) };
-        version.at(self.transaction_time(row))
-    }
-
-    /// From the columns of `meta`; a file without them has rows without a version.
-    fn typed_version(&self, row: usize) -> Version {
-        let Some(meta) = self.meta.as_ref().filter(|meta| meta.is_valid(row)) else { return Version::default() };
-        let last_updated = meta.column_by_name("lastUpdated").and_then(|column| column.as_primitive_opt());
-        let last_updated = last_updated.filter(|column| column.is_valid(row));
-        let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
-        let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
-        let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
-        let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
-        Version {
-            last_updated_micros: last_updated
-                .map(|column: &arrow::array::PrimitiveArray<TimestampMicrosecondType>| column.value(row)),
-            version_id: version_id
-                .filter(|column| column.is_valid(row))
-                .and_then(|column| column.value(row).parse().ok()),
-            transaction_time_micros: None,
-            subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
-        }
-    }
-
-    /// From the line itself. A row without a readable one has no version: whatever comes may replace it.
-    fn raw_version(&self, row: usize) -> Version {
-        #[derive(serde::Deserialize)]
-        struct Head {
-            meta: Option<Meta>,
-        }
-        let json = self.json.as_string::<i32>();
-        let json = if json.is_valid(row) { json.value(row) } else { "" };
-        let head: Option<Head> = serde_json::from_str(json).ok();
-        Version::of(head.and_then(|head| head.meta).as_ref())
-    }
-
-    fn transaction_time(&self, row: usize) -> Option<TransactionTime> {
-        let times = self.transaction_times.as_primitive::<TimestampMicrosecondType>();
-        times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros)
-    }
+/// The time of the export stands in for that of a deletion that states none.
+fn stone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Stone {
+    let transaction_time_micros = upsert.exported_at.map(TransactionTime::as_micros);
+    Stone { at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros), transaction_time_micros }
 }

@@ -176,17 +176,7 @@ impl Table {
     fn check_maintainable(&self) -> Result<(), Error> {
         let own = ["id", "_sync_source", "_sync_at", "_sync_transaction_time"];
         let own = own.map(|name| Field::new(name, DataType::Null, true));
-        self.check_ours(&Arc::new(Schema::new(own.to_vec())))?;
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let mapping = snapshot.metadata().configuration().get("delta.columnMapping.mode");
-        if mapping.is_some_and(|mode| mode != "none") {
-            return Err(Error::Unsupported {
-                place: self.place.clone(),
-                feature: "column mapping".to_owned(),
-                way_out: "maintain it by the engine that switched it on",
-            });
-        }
-        Ok(())
+        self.check_writable(&Arc::new(Schema::new(own.to_vec())))
     }
 
     fn check_retention(&self, retention: Retention) -> Result<(), Error> {

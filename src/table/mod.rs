@@ -3,33 +3,54 @@
 //! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand for
 //! (an application transaction), so the two cannot disagree.
 
+mod appended;
 mod change_set;
 mod commit;
+mod compare;
 mod data_file;
 mod decide;
+mod deletion_vector;
+mod deletions;
+mod entry;
 mod error;
+mod features;
+mod files;
 mod maintain;
+mod newest;
+mod parallel;
+mod part;
+mod probe;
 mod query;
 mod rebuild;
+mod spool;
+mod stored;
 mod upsert;
+mod write;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::{
-    DeltaTable, DeltaTableBuilder, DeltaTableError,
+    DeltaTable, DeltaTableBuilder,
     kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _},
     operations::create::CreateBuilder,
     protocol::SaveMode,
 };
+use tokio::sync::Mutex;
 use url::Url;
 
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
+    data_file::writer_properties,
     error::Error,
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
+use self::{data_file::ROW_GROUP_BYTES, files::Target, write::ENABLE_DELETION_VECTORS};
 use crate::fhir::{ResourceType, TransactionTime};
 
 #[cfg(test)]
@@ -42,6 +63,17 @@ pub struct Config {
     pub root: Location,
     /// deltalake's names, such as `aws_endpoint`; environment variables of the same names count as well.
     pub storage_options: HashMap<String, String>,
+    pub merge: Merge,
+}
+
+/// How rows leave a data file that stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Merge {
+    /// They are named as dead: writes little, and needs readers that know deletion vectors.
+    #[default]
+    DeletionVectors,
+    /// The file is written again without them: for every reader.
+    CopyOnWrite,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +97,9 @@ pub struct Root {
     url: Url,
     folder: Option<PathBuf>,
     storage_options: HashMap<String, String>,
+    merge: Merge,
+    /// Held while somebody writes to the table of deletions, which all types share.
+    deletions: Arc<Mutex<()>>,
 }
 
 impl Root {
@@ -85,22 +120,27 @@ impl Root {
             Location::ObjectStore(url) => (with_trailing_slash(url), None),
         };
         register_object_stores();
-        Ok(Self { url, folder, storage_options: config.storage_options })
+        let Config { storage_options, merge, .. } = config;
+        Ok(Self { url, folder, storage_options, merge, deletions: Arc::default() })
     }
 
     /// The table of a resource type, as of now; `None` before its first commit.
     pub async fn open(&self, resource_type: ResourceType) -> Result<Option<Table>, Error> {
-        let place = self.place(resource_type);
-        if self.folder.as_ref().is_some_and(|folder| !folder.join(directory(resource_type)).join("_delta_log").exists())
-        {
+        self.load(resource_type, &directory(resource_type)).await
+    }
+
+    /// The table in a folder below the root.
+    async fn load(&self, resource_type: ResourceType, directory: &str) -> Result<Option<Table>, Error> {
+        let place = self.place_of(directory);
+        if self.folder.as_ref().is_some_and(|folder| !folder.join(directory).join("_delta_log").exists()) {
             return Ok(None);
         }
-        let mut delta = self.delta(resource_type)?;
+        let mut delta = self.delta(directory)?;
         if !delta.verify_deltatable_existence().await.map_err(|error| Error::delta(&place, error))? {
             return Ok(None);
         }
         delta.load().await.map_err(|error| Error::delta(&place, error))?;
-        Ok(Some(Table { resource_type, place, delta }))
+        Ok(Some(Table { resource_type, place, delta, root: self.clone() }))
     }
 
     /// The table of a resource type; an empty first commit makes it where there is none.
@@ -108,23 +148,34 @@ impl Root {
         if let Some(table) = self.open(resource_type).await? {
             return table.evolve(layout).await;
         }
-        let place = self.place(resource_type);
-        if let Some(folder) = &self.folder {
-            // deltalake wants the folder to be there; it stays without a log only if we are killed right here.
-            std::fs::create_dir_all(folder.join(directory(resource_type)))
-                .map_err(|error| Error::delta(&place, error))?;
-        }
-        let schema = kernel_schema(&layout.schema, &place)?;
-        let delta = CreateBuilder::new()
-            .with_log_store(self.delta(resource_type)?.log_store())
-            .with_save_mode(SaveMode::ErrorIfExists)
+        let directory = directory(resource_type);
+        let schema = kernel_schema(&layout.schema, &self.place_of(&directory))?;
+        let create = CreateBuilder::new()
             .with_table_name(resource_type.as_str())
             .with_columns(schema.fields().cloned())
-            .with_configuration(properties(layout))
+            .with_configuration(self.properties(layout));
+        self.create(resource_type, &directory, create).await
+    }
+
+    /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
+    async fn create(
+        &self,
+        resource_type: ResourceType,
+        directory: &str,
+        create: CreateBuilder,
+    ) -> Result<Table, Error> {
+        let place = self.place_of(directory);
+        if let Some(folder) = &self.folder {
+            // deltalake wants the folder to be there; it stays without a log only if we are killed right here.
+            std::fs::create_dir_all(folder.join(directory)).map_err(|error| Error::delta(&place, error))?;
+        }
+        let delta = create
+            .with_log_store(self.delta(directory)?.log_store())
+            .with_save_mode(SaveMode::ErrorIfExists)
             .with_raise_if_key_not_exists(false)
             .await
             .map_err(|error| Error::delta(&place, error))?;
-        Ok(Table { resource_type, place, delta })
+        Ok(Table { resource_type, place, delta, root: self.clone() })
     }
 
     /// Hands everything written so far to the disk. deltalake itself never calls fsync, so without this the state file
@@ -136,24 +187,36 @@ impl Root {
         rustix::fs::syncfs(&directory).map_err(|error| Error::delta(&place, std::io::Error::from(error)))
     }
 
-    /// The place of a type's table, for people.
-    pub fn place(&self, resource_type: ResourceType) -> String {
+    fn place_of(&self, directory: &str) -> String {
         match &self.folder {
-            Some(folder) => folder.join(directory(resource_type)).display().to_string(),
-            None => format!("{}{}", self.url, directory(resource_type)),
+            Some(folder) => folder.join(directory).display().to_string(),
+            None => format!("{}{directory}", self.url),
         }
     }
 
-    fn delta(&self, resource_type: ResourceType) -> Result<DeltaTable, Error> {
-        let place = self.place(resource_type);
+    fn delta(&self, directory: &str) -> Result<DeltaTable, Error> {
+        let place = self.place_of(directory);
         let url = self
             .url
-            .join(&format!("{}/", directory(resource_type)))
+            .join(&format!("{directory}/"))
             .map_err(|error| Error::Root { place: place.clone(), reason: error.to_string() })?;
         DeltaTableBuilder::from_url(url)
             .map(|builder| builder.with_storage_options(self.storage_options.clone()))
             .and_then(DeltaTableBuilder::build)
             .map_err(|error| Error::delta(&place, error))
+    }
+
+    fn properties(&self, layout: &Layout) -> Vec<(&'static str, Option<String>)> {
+        let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
+        let vectors =
+            (self.merge == Merge::DeletionVectors).then(|| (ENABLE_DELETION_VECTORS, Some("true".to_owned())));
+        own.chain(vectors)
+            .chain([
+                ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
+                // Two commits an hour would make 17,000 files a year in each log; every hundredth becomes a checkpoint.
+                ("delta.checkpointInterval", Some("100".to_owned())),
+            ])
+            .collect()
     }
 }
 
@@ -162,6 +225,7 @@ pub struct Table {
     resource_type: ResourceType,
     place: String,
     delta: DeltaTable,
+    root: Root,
 }
 
 impl Table {
@@ -169,27 +233,76 @@ impl Table {
         self.delta.version().unwrap_or_default()
     }
 
-    /// Gives the table the columns that it does not have yet, in a commit of its own. Only whole columns can be added;
-    /// what lies inside a struct stays as it was made.
-    async fn evolve(self, layout: &Layout) -> Result<Self, Error> {
-        let Self { resource_type, place, delta } = self;
-        let failed = |error: DeltaTableError| Error::delta(&place, error);
-        let there = arrow_schema(&delta).map_err(failed)?;
+    /// Gives the table the columns that it does not have yet, and deletion vectors where they are asked for: in commits of
+    /// their own. Only whole columns can be added; what lies inside a struct stays as it was made.
+    async fn evolve(mut self, layout: &Layout) -> Result<Self, Error> {
+        let there = self.columns()?;
         let known = |name: &str| there.field_with_name(name).is_ok();
         let missing: Vec<_> = layout.schema.fields().iter().filter(|field| !known(field.name())).cloned().collect();
         // A table without our keys was made by others, and is not ours to change.
-        let ours = layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name()));
-        if missing.is_empty() || !ours {
-            return Ok(Self { resource_type, place, delta });
+        if !layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name())) {
+            return Ok(self);
         }
-        tracing::info!(%resource_type, columns = missing.len(), "the table gains columns");
-        let fields = kernel_schema(&Schema::new(missing), &place)?;
-        let delta =
-            delta.add_columns().with_fields(fields.fields().cloned().collect::<Vec<_>>()).await.map_err(failed)?;
-        let properties = layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        let set = delta.set_tbl_properties().with_properties(properties).with_raise_if_not_exists(false);
-        let delta = set.await.map_err(failed)?;
-        Ok(Self { resource_type, place, delta })
+        let mut properties: HashMap<_, _> = HashMap::new();
+        if !missing.is_empty() {
+            tracing::info!(resource_type = %self.resource_type, columns = missing.len(), "the table gains columns");
+            let fields = kernel_schema(&Schema::new(missing), &self.place)?;
+            let add = self.delta.clone().add_columns().with_fields(fields.fields().cloned().collect::<Vec<_>>());
+            self.delta = add.await.map_err(|error| self.failed(error))?;
+            properties.extend(layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        }
+        if self.may_gain_vectors()? {
+            tracing::info!(resource_type = %self.resource_type, "the table gains deletion vectors");
+            properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
+        }
+        if !properties.is_empty() {
+            let set = self.delta.clone().set_tbl_properties();
+            let set = set.with_properties(properties).with_raise_if_not_exists(false);
+            self.delta = set.await.map_err(|error| self.failed(error))?;
+        }
+        Ok(self)
+    }
+
+    /// Not where somebody has switched them off: a property that says so, or the trace that dropping the feature leaves.
+    fn may_gain_vectors(&self) -> Result<bool, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let undecided = !snapshot.metadata().configuration().contains_key(ENABLE_DELETION_VECTORS);
+        Ok(self.root.merge == Merge::DeletionVectors && undecided && !self.has_feature("checkpointProtection")?)
+    }
+
+    fn columns(&self) -> Result<SchemaRef, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        Ok(Arc::clone(&snapshot.snapshot().arrow_schema()))
+    }
+
+    /// A change set for this table, of rows with `schema`. While the table is empty, they become its data files as they
+    /// come: most of them will be what the commit brings. See [`ChangeSet::new`].
+    pub async fn change_set(
+        &self,
+        schema: &SchemaRef,
+        memory_bytes: usize,
+        spool_folder: &Path,
+    ) -> Result<ChangeSet, Error> {
+        let changes = ChangeSet::new(schema, memory_bytes, spool_folder);
+        if self.files().await?.is_empty() { Ok(changes.appending(self.target()?, memory_bytes)) } else { Ok(changes) }
+    }
+
+    /// How many columns from the left have statistics, as the table itself says.
+    fn leading_columns(&self) -> Result<usize, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
+        Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
+    }
+
+    /// What new data files of the table are made by.
+    fn target(&self) -> Result<Target, Error> {
+        Ok(Target {
+            store: self.delta.object_store(),
+            columns: self.columns()?,
+            leading: self.leading_columns()?,
+            file_bytes: TARGET_FILE_BYTES,
+            row_group_bytes: ROW_GROUP_BYTES,
+        })
     }
 
     /// How far the export with this application id has brought the table.
@@ -208,6 +321,9 @@ fn directory(resource_type: ResourceType) -> String {
     format!("{resource_type}.parquet")
 }
 
+/// Files of about this size are what readers of a lake like.
+const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
+
 /// `id` and the columns of the sync itself: a table without one of them was made by others.
 const OWN_COLUMNS: usize = 4;
 
@@ -216,15 +332,6 @@ fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, Error> {
         place: place.to_owned(),
         reason: format!("its columns cannot be Delta columns: {error}"),
     })
-}
-
-fn properties(layout: &Layout) -> impl Iterator<Item = (&'static str, Option<String>)> {
-    let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
-    own.chain([
-        ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
-        // Two commits an hour would make 17,000 files a year in each log; every hundredth commit becomes a checkpoint.
-        ("delta.checkpointInterval", Some("100".to_owned())),
-    ])
 }
 
 fn writable_folder(folder: &std::path::Path) -> std::io::Result<PathBuf> {
@@ -264,8 +371,4 @@ fn register_object_stores() {
     deltalake::azure::register_handlers(None);
     #[cfg(feature = "gcs")]
     deltalake::gcp::register_handlers(None);
-}
-
-fn arrow_schema(table: &DeltaTable) -> Result<SchemaRef, deltalake::DeltaTableError> {
-    Ok(Arc::clone(&table.snapshot()?.snapshot().arrow_schema()))
 }

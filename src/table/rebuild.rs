@@ -10,14 +10,16 @@ use arrow::{
     compute::cast,
     datatypes::DataType,
 };
-use deltalake::kernel::{Action, LogicalFileView, MetadataExt as _};
+use deltalake::kernel::{Action, Add, MetadataExt as _};
 use futures::StreamExt as _;
 
 use super::{
     Committed, Counts, Error, Layout, Table, Upsert,
     commit::{self, Outcome},
-    decide::Columns,
+    files::{DataFiles, Target},
     kernel_schema,
+    stored::StoredFile,
+    write::remove,
 };
 
 /// What is kept of a row as it was.
@@ -44,48 +46,37 @@ impl Table {
         }
         let mut actions = vec![Action::Metadata(metadata)];
         let mut rows = 0;
-        for file in self.files().await? {
-            actions.push(Action::Remove(file.remove_action(true)));
-            let (adds, count) = self.rebuild_file(&file, layout, decode).await?;
-            actions.extend(adds);
+        let target = Target { columns: Arc::clone(&layout.schema), leading: layout.leading, ..self.target()? };
+        for stored in self.stored_files().await? {
+            actions.push(remove(&stored));
+            let (adds, count) = self.rebuild_file(&stored, &target, decode).await?;
+            actions.extend(adds.into_iter().map(Action::Add));
             rows += count;
         }
         let counts = Counts { updated: rows, ..Counts::default() };
-        let upsert = Upsert { app_id: String::new(), source: String::new(), watermark: None, run: 0, reconcile: None };
-        match commit::commit(&mut self.delta, &self.place, actions, &counts, &upsert).await? {
-            Outcome::Committed { bytes_written } => Ok(Committed { version: self.version(), counts, bytes_written }),
+        match commit::commit(&mut self.delta, &self.place, actions, &counts, &Upsert::default()).await? {
+            Outcome::Committed { bytes_written } => {
+                Ok(Committed { version: self.version(), counts, bytes_written, foreign: 0 })
+            }
             Outcome::Overtaken => Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 }),
         }
     }
 
-    /// Reads the file twice: which columns it fills must be known before the first row is written.
     async fn rebuild_file(
         &self,
-        file: &LogicalFileView,
-        layout: &Layout,
+        stored: &StoredFile,
+        target: &Target,
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
-    ) -> Result<(Vec<Action>, u64), Error> {
-        let mut filled = BTreeSet::new();
-        let mut batches = self.read(file, Columns::All).await?;
-        while let Some(batch) = batches.next().await {
-            let rows = self.rebuilt(&batch.map_err(|error| self.failed(error))?, decode)?;
-            let columns = rows.schema();
-            let columns = columns.fields().iter().zip(rows.columns());
-            filled.extend(
-                columns.filter(|(_, column)| column.null_count() < column.len()).map(|(field, _)| field.name().clone()),
-            );
-        }
-        let schema = self.columns_of_file(&layout.schema, |name| filled.contains(name))?;
-        let mut writer = self.writer(&schema)?;
+    ) -> Result<(Vec<Add>, u64), Error> {
+        let mut files = DataFiles::new(target.clone(), stored.partition(), BTreeSet::new());
         let mut count = 0;
-        let mut batches = self.read(file, Columns::All).await?;
+        let mut batches = self.rows(stored).await?;
         while let Some(batch) = batches.next().await {
-            let rows = self.rebuilt(&batch.map_err(|error| self.failed(error))?, decode)?;
+            let rows = self.rebuilt(&batch?, decode)?;
             count += rows.num_rows() as u64;
-            let all = std::iter::repeat_n(Some(true), rows.num_rows()).collect();
-            writer = self.append(writer, &schema, &rows, &all).await?;
+            files.write(&rows).await.map_err(|error| self.failed(error))?;
         }
-        Ok((self.close(writer).await?, count))
+        Ok((files.finish().await.map_err(|error| self.failed(error))?, count))
     }
 
     /// The rows of a batch, decoded anew, with what is kept of them.

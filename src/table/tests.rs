@@ -55,13 +55,13 @@ fn line(id: &str, version: u32, content: &str) -> Change {
 impl Lake {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = Config { root: Location::Folder(folder.path().join("lake")), storage_options: HashMap::new() };
+        let root = Config { root: Location::Folder(folder.path().join("lake")), storage_options: HashMap::new(), merge: Merge::default() };
         Self { root: Root::new(root).unwrap(), folder }
     }
 
     /// One file per slice of `files`.
     fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let mut changes = ChangeSet::new(&shape().schema(), 100, self.folder.path()).unwrap();
+        let changes = ChangeSet::tiny(&shape().schema(), self.folder.path());
         let decoder = Decoder {
             shape: shape(),
             source: "hospital".into(),
@@ -77,20 +77,20 @@ impl Lake {
                     Change::Delete { id, at } => {
                         let at = at.and_then(crate::fhir::parse_instant);
                         let deletion = Deletion { resource_type: patient(), id: (*id).to_owned(), at };
-                        changes.delete(deletion.id, deletion.at);
+                        changes.delete(deletion.id, deletion.at).unwrap();
                     }
                 }
             }
             let decoded = decoder.decode(lines).unwrap();
-            changes.push(index, decoded.keys, &decoded.rows).unwrap();
+            changes.push(index, decoded.keys, decoded.rows).unwrap();
         }
         changes
     }
 
     async fn upsert(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
-        let mut changes = self.change_set(files, transaction_time);
+        let changes = self.change_set(files, transaction_time);
         let table = self.root.open_or_create(patient(), &layout()).await.unwrap();
-        table.upsert(&mut changes, &upsert(transaction_time)).await.unwrap()
+        table.upsert(&changes, &upsert(transaction_time)).await.unwrap()
     }
 
     /// Read by DataFusion, not by the code that wrote.
@@ -114,6 +114,9 @@ fn upsert(transaction_time: i64) -> Upsert {
         app_id: APP_ID.to_owned(),
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
+        exported_at: Some(time(transaction_time)),
+        at_micros: 0,
+        job: "all#1".to_owned(),
         run: 1,
         reconcile: None,
     }
@@ -200,9 +203,9 @@ async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
     let all: Vec<_> = ["a", "b", "c", "d"].map(|id| line(id, 1, "")).to_vec();
     lake.upsert(std::slice::from_ref(&all), 5).await;
     let refresh = async |lines: &[Change], transaction_time, max_gone_percent| {
-        let mut changes = lake.change_set(&[lines.to_vec()], transaction_time);
+        let changes = lake.change_set(&[lines.to_vec()], transaction_time);
         let table = lake.root.open(patient()).await.unwrap().unwrap();
-        table.upsert(&mut changes, &full_refresh(transaction_time, max_gone_percent)).await.unwrap().counts
+        table.upsert(&changes, &full_refresh(transaction_time, max_gone_percent)).await.unwrap().counts
     };
     let too_much = refresh(&all[..2], 6, 25.0).await;
     assert_eq!(too_much, Counts { unchanged: 2, gone: 2, ..Counts::default() });
@@ -216,9 +219,9 @@ async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
 async fn a_full_refresh_leaves_alone_what_a_later_export_brought() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 9).await;
-    let mut changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
+    let changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    let committed = table.upsert(&mut changes, &full_refresh(5, 100.0)).await.unwrap();
+    let committed = table.upsert(&changes, &full_refresh(5, 100.0)).await.unwrap();
     assert_eq!(committed.counts, Counts { unchanged: 1, ..Counts::default() });
 }
 
@@ -226,10 +229,10 @@ async fn a_full_refresh_leaves_alone_what_a_later_export_brought() {
 async fn rows_of_another_source_are_not_touched() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, "hospital")]], 5).await;
-    let mut changes = lake.change_set(&[vec![line("a", 2, "clinic")]], 6);
+    let changes = lake.change_set(&[vec![line("a", 2, "clinic")]], 6);
     let table = lake.root.open(patient()).await.unwrap().unwrap();
     let clinic = Upsert { source: "clinic".to_owned(), app_id: "fhir-sync/clinic".to_owned(), ..upsert(6) };
-    let committed = table.upsert(&mut changes, &clinic).await.unwrap();
+    let committed = table.upsert(&changes, &clinic).await.unwrap();
     assert_eq!(committed.counts.inserted, 1);
 }
 
@@ -239,8 +242,8 @@ async fn a_commit_that_another_writer_overtook_is_merged_again() {
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
     let late = lake.root.open(patient()).await.unwrap().unwrap();
     lake.upsert(&[vec![line("a", 2, "first"), line("b", 1, "")]], 6).await;
-    let mut changes = lake.change_set(&[vec![line("a", 3, "second")]], 7);
-    let committed = late.upsert(&mut changes, &upsert(7)).await.unwrap();
+    let changes = lake.change_set(&[vec![line("a", 3, "second")]], 7);
+    let committed = late.upsert(&changes, &upsert(7)).await.unwrap();
     assert_eq!(committed.counts, Counts { updated: 1, ..Counts::default() });
     let rows = lake.rows().await;
     assert_eq!(rows.len(), 2);
@@ -254,8 +257,8 @@ async fn a_table_of_others_is_refused_with_the_way_out() {
         arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
     let foreign = Layout { schema: Arc::new(others), leading: 1, properties: Vec::new() };
     let table = lake.root.open_or_create(patient(), &foreign).await.unwrap();
-    let mut changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
-    let error = table.upsert(&mut changes, &upsert(5)).await.unwrap_err().to_string();
+    let changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
+    let error = table.upsert(&changes, &upsert(5)).await.unwrap_err().to_string();
     assert!(
         error.contains("Patient.parquet") && error.contains("_sync_source") && error.contains("move it away"),
         "{error}"
@@ -280,8 +283,8 @@ async fn a_table_of_an_older_schema_gains_its_columns_in_a_commit_of_its_own_and
     let old = old.map(|name| typed.field_with_name(name).unwrap().clone());
     let old = Layout { schema: Arc::new(Schema::new(old.to_vec())), leading: 4, properties: Vec::new() };
     let table = lake.root.open_or_create(patient(), &old).await.unwrap();
-    let mut changes = lake.change_set(&[], 5);
-    assert!(table.upsert(&mut changes, &upsert(5)).await.is_err(), "a change set has more columns than that");
+    let changes = lake.change_set(&[], 5);
+    assert!(table.upsert(&changes, &upsert(5)).await.is_err(), "a change set has more columns than that");
     let committed = lake.upsert(&[vec![line("a", 1, "")]], 6).await;
     assert_eq!(committed.counts.inserted, 1);
     let table = lake.root.open(patient()).await.unwrap().unwrap();

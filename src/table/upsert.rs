@@ -1,39 +1,25 @@
 //! Upsert: a change set and a table become one commit.
 //!
-//! Probe where the ids of the change set lie, decide per id, write, commit. Files without a replaced or deleted row are
-//! not touched; the others are written again without those rows, a batch at a time. Each row of the change set ends in
-//! exactly one of the [`Counts`].
+//! Probe where the ids of the change set lie, decide per id, write, commit. Rows that go are named in deletion vectors, or
+//! their files are written again without them; a file of which much is dead is written again in either case. Each row of
+//! the change set ends in exactly one of the [`Counts`].
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
-use arrow::{
-    array::{BooleanArray, RecordBatch, new_null_array},
-    compute::{cast, filter_record_batch},
-    datatypes::{Schema, SchemaRef},
-    error::ArrowError,
-};
 use deltalake::{
-    DeltaTableError,
-    datafile::writer::{DeltaWriter, WriterConfig},
-    kernel::{Action, LogicalFileView},
-    table::config::TablePropertiesExt as _,
+    DeltaTableError, Path,
+    kernel::{Action, Add},
 };
-use futures::StreamExt as _;
-use parquet::{
-    basic::{Compression, ZstdLevel},
-    file::properties::{EnabledStatistics, WriterProperties},
-    schema::types::ColumnPath,
-};
+use object_store::ObjectStoreExt as _;
 
 use super::{
-    ChangeSet, Error, OWN_COLUMNS, Table, arrow_schema,
+    ChangeSet, Error, Table,
     commit::{self, Outcome},
-    decide::{Columns, Decision},
 };
 use crate::fhir::TransactionTime;
 
 /// What a commit is for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Upsert {
     /// Names the export in the log of the table.
     pub app_id: String,
@@ -41,6 +27,11 @@ pub struct Upsert {
     pub source: String,
     /// What the commit makes the table's watermark; without one the rows are upserted and the watermark stays.
     pub watermark: Option<TransactionTime>,
+    /// When the server made the export, known or not whether it is whole.
+    pub exported_at: Option<TransactionTime>,
+    /// `_sync_at` and `_sync_job` of what the run brings.
+    pub at_micros: i64,
+    pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
     /// Set where the change set is everything that there is: rows that it does not have are removed.
@@ -64,6 +55,8 @@ pub struct Committed {
     pub counts: Counts,
     /// Bytes of data files written.
     pub bytes_written: u64,
+    /// Commits of other writers, since our last one, that changed rows.
+    pub foreign: u64,
 }
 
 /// What became of the rows and deletions of a change set.
@@ -93,46 +86,33 @@ impl Counts {
 /// How often the whole upsert is done again because others changed the table in between.
 const ATTEMPTS: u32 = 5;
 
-/// Files of about this size are what readers of a lake like.
-const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
-
 impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
-    pub async fn upsert(mut self, changes: &mut ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
+    pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
+        changes.close().await?;
+        let foreign = self.foreign_commits().await?;
+        let mut deletions = self.root.deletions().await?;
         for _ in 0..ATTEMPTS {
-            self.check_ours(changes.schema())?;
-            let decision = self.decide(changes, upsert).await?;
+            self.check_writable(changes.schema())?;
+            let decision = self.decide(changes, upsert, &deletions).await?;
             self.check_balance(changes, &decision.counts)?;
             let actions = self.write(changes, &decision).await?;
+            deletions.append(self.resource_type, &decision.removals, upsert).await?;
+            let written = new_files(&actions);
             match commit::commit(&mut self.delta, &self.place, actions, &decision.counts, upsert).await? {
                 Outcome::Committed { bytes_written } => {
-                    return Ok(Committed { version: self.version(), counts: decision.counts, bytes_written });
+                    let version = self.version();
+                    return Ok(Committed { version, counts: decision.counts, bytes_written, foreign });
                 }
                 Outcome::Overtaken => {
                     tracing::warn!(resource_type = %self.resource_type, "another writer changed the table, merging again");
+                    let appended: BTreeSet<_> =
+                        changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
+                    self.forget(written.into_iter().filter(|path| !appended.contains(path))).await;
                 }
             }
         }
         Err(Error::Conflict { resource_type: self.resource_type, attempts: ATTEMPTS })
-    }
-
-    pub(super) fn check_ours(&self, schema: &SchemaRef) -> Result<(), Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let columns = arrow_schema(&self.delta).map_err(|error| self.failed(error))?;
-        if let Some(missing) = schema.fields().iter().find(|field| columns.field_with_name(field.name()).is_err()) {
-            return Err(Error::NotOurs {
-                place: self.place.clone(),
-                reason: format!("it has no column {}", missing.name()),
-            });
-        }
-        if !snapshot.metadata().partition_columns().is_empty() {
-            return Err(Error::Unsupported {
-                place: self.place.clone(),
-                feature: "partition columns".to_owned(),
-                way_out: "move it away, so that it is made anew",
-            });
-        }
-        Ok(())
     }
 
     fn check_balance(&self, changes: &ChangeSet, counts: &Counts) -> Result<(), Error> {
@@ -145,109 +125,14 @@ impl Table {
         })
     }
 
-    /// Writes the new data files and says what goes and what comes.
-    async fn write(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
-        let mut actions = Vec::new();
-        for (index, dead) in &decision.dead {
-            let file = &decision.files[*index];
-            actions.push(Action::Remove(file.remove_action(true)));
-            actions.extend(self.rewrite(file, dead).await?);
+    /// Takes back data files that no commit names. What cannot be taken back is left to the vacuum.
+    pub(super) async fn forget(&self, paths: impl Iterator<Item = String>) {
+        let store = self.delta.object_store();
+        for path in paths {
+            if let Err(error) = store.delete(&Path::from(path.as_str())).await {
+                tracing::debug!(%error, path, "a data file without a commit stays until the vacuum");
+            }
         }
-        if !decision.write.is_empty() {
-            actions.extend(self.write_changes(changes, decision).await?);
-        }
-        Ok(actions)
-    }
-
-    /// The rows of a file that stay, in a file of the same columns.
-    async fn rewrite(&self, file: &LogicalFileView, dead: &BTreeSet<usize>) -> Result<Vec<Action>, Error> {
-        let mut batches = self.read(file, Columns::All).await?;
-        let there = batches.schema().clone();
-        let schema = self.columns_of_file(&self.columns()?, |name| there.field_with_name(name).is_ok())?;
-        let mut writer = self.writer(&schema)?;
-        let mut first_row = 0;
-        while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(|error| self.failed(error))?;
-            let rows = first_row..first_row + batch.num_rows();
-            first_row = rows.end;
-            let alive = rows.map(|row| Some(!dead.contains(&row))).collect();
-            writer = self.append(writer, &schema, &batch, &alive).await?;
-        }
-        self.close(writer).await
-    }
-
-    /// The chosen rows of the change set, in a file without the columns that are null in all of them.
-    async fn write_changes(&self, changes: &mut ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
-        let filled = changes.filled_columns().clone();
-        let schema = self.columns_of_file(&self.columns()?, |name| filled.contains(name))?;
-        let mut writer = self.writer(&schema)?;
-        for (index, batch) in (0u32..).zip(changes.batches()?) {
-            let batch = batch.map_err(Error::spool)?;
-            let Some(rows) = decision.write.get(&index) else { continue };
-            let chosen = (0u32..).take(batch.num_rows()).map(|row| Some(rows.contains(&row))).collect();
-            writer = self.append(writer, &schema, &batch, &chosen).await?;
-        }
-        self.close(writer).await
-    }
-
-    pub(super) fn columns(&self) -> Result<SchemaRef, Error> {
-        arrow_schema(&self.delta).map_err(|error| self.failed(error))
-    }
-
-    /// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
-    /// statistics are counted from the left.
-    pub(super) fn columns_of_file(&self, columns: &SchemaRef, has: impl Fn(&str) -> bool) -> Result<SchemaRef, Error> {
-        let leading = self.leading_columns()?;
-        let fields = columns.fields().iter().enumerate();
-        let fields =
-            fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
-        Ok(Arc::new(Schema::new(fields.collect::<Vec<_>>())))
-    }
-
-    /// How many columns from the left have statistics, as the table itself says.
-    pub(super) fn leading_columns(&self) -> Result<usize, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
-        Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
-    }
-
-    pub(super) async fn close(&self, writer: DeltaWriter) -> Result<Vec<Action>, Error> {
-        let adds = writer.close().await.map_err(|error| self.failed(error))?;
-        Ok(adds.into_iter().map(Action::Add).collect())
-    }
-
-    /// Appends the rows that `rows` says; on an error the writer is gone, and with it what it had written.
-    pub(super) async fn append(
-        &self,
-        mut writer: DeltaWriter,
-        schema: &SchemaRef,
-        batch: &RecordBatch,
-        rows: &BooleanArray,
-    ) -> Result<DeltaWriter, Error> {
-        let batch = filter_record_batch(batch, rows).and_then(|batch| align(&batch, schema));
-        let batch = batch.map_err(|error| self.failed(error))?;
-        if batch.num_rows() == 0 {
-            return Ok(writer);
-        }
-        let Err(error) = writer.write(&batch).await else { return Ok(writer) };
-        if let Err(abort) = writer.abort().await {
-            tracing::warn!(error = %abort, "an unfinished data file was left behind; vacuum removes it");
-        }
-        Err(self.failed(error))
-    }
-
-    pub(super) fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let config = WriterConfig::new(
-            Arc::clone(schema),
-            Vec::new(),
-            Some(writer_properties(schema, self.leading_columns()?)),
-            std::num::NonZeroU64::new(TARGET_FILE_BYTES),
-            None,
-            snapshot.table_config().num_indexed_cols(),
-            None,
-        );
-        Ok(DeltaWriter::new(self.delta.object_store(), config))
     }
 
     pub(super) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
@@ -255,33 +140,18 @@ impl Table {
     }
 }
 
-/// The columns of the table, in its order and types; a top-level column that the file does not have is null.
-fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let columns = schema.fields().iter().map(|field| match batch.column_by_name(field.name()) {
-        Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
-        Some(column) => cast(column, field.data_type()),
-        None => Ok(new_null_array(field.data_type(), batch.num_rows())),
-    });
-    RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
-}
-
-pub(super) fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
-    let json = || ColumnPath::from("resource_json");
-    let id = || ColumnPath::from("id");
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
-        .set_max_row_group_row_count(Some(256 * 1024))
-        .set_max_row_group_bytes(Some(128 * 1024 * 1024))
-        // A thousand leaves with statistics make a footer that costs more than the ids.
-        .set_statistics_enabled(EnabledStatistics::None)
-        // Every id and every line is different: a dictionary would be built in vain.
-        .set_column_dictionary_enabled(id(), false)
-        .set_column_dictionary_enabled(json(), false);
-    let leading = schema.fields().iter().take(leading);
-    leading
-        .fold(properties, |properties, field| {
-            properties.set_column_statistics_enabled(ColumnPath::from(field.name().as_str()), EnabledStatistics::Chunk)
+/// The data files that the actions bring and that were not there.
+fn new_files(actions: &[Action]) -> Vec<String> {
+    let removed: BTreeSet<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Remove(remove) => Some(remove.path.as_str()),
+            _ => None,
         })
-        .build()
+        .collect();
+    let added = actions.iter().filter_map(|action| match action {
+        Action::Add(Add { path, .. }) if !removed.contains(path.as_str()) => Some(path.clone()),
+        _ => None,
+    });
+    added.collect()
 }

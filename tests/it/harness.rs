@@ -19,7 +19,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
-    table::{self, Location, Root},
+    table::{self, Location, Merge, Root},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -186,7 +186,7 @@ impl Stage {
     }
 
     fn tables(&self) -> table::Config {
-        table::Config { root: Location::Folder(self.lake()), storage_options: HashMap::new() }
+        table::Config { root: Location::Folder(self.lake()), storage_options: HashMap::new(), merge: Merge::default() }
     }
 }
 

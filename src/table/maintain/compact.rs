@@ -3,32 +3,23 @@
 //! The rows keep their order of arrival. A group is one commit, which changes no data and says so; when another writer
 //! was faster, the rest of the table is left for the next time.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    num::NonZeroU64,
-    pin::pin,
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::{
-    array::{BooleanArray, RecordBatch},
-    datatypes::SchemaRef,
-};
 use deltalake::{
-    DeltaTableError,
-    datafile::writer::{DeltaWriter, WriterConfig},
-    kernel::{
-        Action, Add, LogicalFileView,
-        transaction::{CommitBuilder, CommitProperties},
-    },
+    kernel::{Action, Add, Remove},
     protocol::DeltaOperation,
-    table::config::TablePropertiesExt as _,
 };
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
-use serde_json::json;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
 
 use super::{Amount, DryRun, Maintained, Maintenance, Step, Table};
-use crate::table::{Error, decide::Columns, upsert::writer_properties};
+use crate::table::{
+    Error,
+    commit::{self, Outcome},
+    files::{DataFiles, Target},
+    stored::StoredFile,
+    write::remove,
+};
 
 /// A data file as the plan sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,30 +28,25 @@ struct Weighed {
     index: usize,
     modified_millis: i64,
     bytes: u64,
-    /// `None` where the log does not say.
-    rows: Option<u64>,
+    /// Dead ones included.
+    rows: u64,
     dead_rows: u64,
 }
 
 impl Weighed {
-    fn alive_bytes(&self) -> u64 {
-        match self.rows {
-            Some(rows) if rows > 0 => {
-                let alive = u128::from(self.bytes) * u128::from(rows.saturating_sub(self.dead_rows)) / u128::from(rows);
-                u64::try_from(alive).unwrap_or(self.bytes)
-            }
-            _ => self.bytes,
-        }
+    fn alive_rows(&self) -> u64 {
+        self.rows.saturating_sub(self.dead_rows)
     }
 
-    fn is_dead(&self) -> bool {
-        self.rows == Some(self.dead_rows)
+    fn alive_bytes(&self) -> u64 {
+        let alive = u128::from(self.bytes) * u128::from(self.alive_rows()) / u128::from(self.rows.max(1));
+        u64::try_from(alive).unwrap_or(self.bytes)
     }
 
     fn dead_percent(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-        let percent = |rows: u64| self.dead_rows as f64 * 100.0 / rows.max(1) as f64;
-        self.rows.map_or(0.0, percent)
+        let percent = self.dead_rows as f64 * 100.0 / self.rows.max(1) as f64;
+        percent
     }
 }
 
@@ -99,8 +85,19 @@ impl Table {
         goes_on: &(dyn Fn() -> bool + Sync),
         done: &mut Maintained,
     ) -> Result<(), Error> {
-        let files = self.files().await?;
-        let weighed = files.iter().enumerate().map(|(index, file)| weigh(index, file)).collect();
+        // What other engines wrote is left to them: their rows may have been changed under an old `_sync_hash`, which is
+        // trusted in files of our own.
+        let files: Vec<_> = self.stored_files().await?.into_iter().filter(|file| file.own).collect();
+        let mut weighed = Vec::new();
+        for (index, file) in files.iter().enumerate() {
+            weighed.push(Weighed {
+                index,
+                modified_millis: file.add.modification_time,
+                bytes: bytes_of(&file.add),
+                rows: self.row_count(file).await?,
+                dead_rows: file.dead.len(),
+            });
+        }
         let mut groups = groups(weighed, maintenance).into_iter();
         // Our own commits move the version by one each; whatever else moves it has been done by others.
         let mut version = self.version();
@@ -114,8 +111,10 @@ impl Table {
                     return Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 });
                 }
                 let adds = self.rewrite_group(&files, &group, maintenance.target_file_bytes).await?;
-                done.written.extend(adds.iter().map(bytes_of));
+                let written: Amount = adds.iter().map(bytes_of).collect();
                 self.commit_group(&files, &group, adds, maintenance.target_file_bytes).await?;
+                done.written.files += written.files;
+                done.written.bytes += written.bytes;
                 version += 1;
             }
             done.rewritten.extend(group.iter().map(|file| file.bytes));
@@ -124,134 +123,85 @@ impl Table {
         Ok(())
     }
 
-    /// The live rows of the group, in one file that has every column that any of them has.
+    /// The live rows of the group, in one file that has every column that any of them has. Never more than a batch of rows
+    /// and a row group of the new file in memory.
     async fn rewrite_group(
         &self,
-        files: &[LogicalFileView],
+        files: &[StoredFile],
         group: &[Weighed],
         target_file_bytes: u64,
     ) -> Result<Vec<Add>, Error> {
-        let alive: Vec<_> = group.iter().filter(|file| !file.is_dead()).map(|file| &files[file.index]).collect();
+        let alive: Vec<_> = group.iter().filter(|file| file.alive_rows() > 0).map(|file| &files[file.index]).collect();
+        let Some(first) = alive.first() else { return Ok(Vec::new()) };
         let mut filled = BTreeSet::new();
         for file in &alive {
-            let there = self.read(file, Columns::All).await?.schema().clone();
-            filled.extend(there.fields().iter().map(|field| field.name().clone()));
+            let footer = file.footer().await.map_err(|error| self.failed(error))?;
+            filled.extend(footer.schema().fields().iter().map(|field| field.name().clone()));
         }
-        let schema = self.columns_of_file(&self.columns()?, |name| filled.contains(name))?;
-        let mut writer = self.group_writer(&schema, target_file_bytes)?;
-        let mut rows: u64 = 0;
-        for file in alive {
-            let mut batches = pin!(self.rows(file));
-            while let Some(batch) = batches.next().await {
-                let batch = batch?;
-                rows += batch.num_rows() as u64;
-                let all = BooleanArray::from(vec![true; batch.num_rows()]);
-                writer = self.append(writer, &schema, &batch, &all).await?;
-            }
+        // A group fits into its file; the limit is for inputs that were packed better than we pack.
+        let target = Target { file_bytes: target_file_bytes.saturating_mul(2), ..self.target()? };
+        let mut written = DataFiles::new(target, first.partition(), filled);
+        if let Err(error) = self.copy(&alive, &mut written).await {
+            written.abort().await;
+            return Err(error);
         }
-        let adds = writer.close().await.map_err(|error| self.failed(error))?;
-        self.check_rows(group, rows)?;
+        let adds = written.finish().await.map_err(|error| self.failed(error))?;
+        self.check_rows(group, &adds).await?;
         Ok(adds.into_iter().map(|add| Add { data_change: false, ..add }).collect())
     }
 
-    /// What was written must be what the log says is there; else nothing is committed.
-    fn check_rows(&self, group: &[Weighed], written: u64) -> Result<(), Error> {
-        let stated: Option<u64> = group.iter().map(|file| file.rows?.checked_sub(file.dead_rows)).sum();
-        match stated {
-            Some(stated) if stated != written => Err(Error::Unbalanced {
-                resource_type: self.resource_type,
-                counts: format!("{stated} rows to put together, {written} written"),
-            }),
-            _ => Ok(()),
+    async fn copy(&self, files: &[&StoredFile], written: &mut DataFiles) -> Result<(), Error> {
+        for file in files {
+            let mut batches = self.rows(file).await?;
+            while let Some(batch) = batches.next().await {
+                let batch = batch?;
+                if batch.num_rows() > 0 {
+                    written.write(&batch).await.map_err(|error| self.failed(error))?;
+                }
+            }
         }
+        Ok(())
     }
 
-    /// The live rows of a file, in order, batch by batch.
-    fn rows<'a>(&'a self, file: &'a LogicalFileView) -> impl Stream<Item = Result<RecordBatch, Error>> + 'a {
-        let batches = stream::once(self.read(file, Columns::All));
-        batches.map_ok(|batches| batches.map_err(|error| self.failed(error))).try_flatten()
-    }
-
-    /// A group fits into its file; the limit is for inputs that were packed better than we pack.
-    fn group_writer(&self, schema: &SchemaRef, target_file_bytes: u64) -> Result<DeltaWriter, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let config = WriterConfig::new(
-            Arc::clone(schema),
-            Vec::new(),
-            Some(writer_properties(schema, self.leading_columns()?)),
-            NonZeroU64::new(target_file_bytes.saturating_mul(2)),
-            None,
-            snapshot.table_config().num_indexed_cols(),
-            None,
-        );
-        Ok(DeltaWriter::new(self.delta.object_store(), config))
+    /// What was written must be what the log says is alive; else nothing is committed.
+    async fn check_rows(&self, group: &[Weighed], adds: &[Add]) -> Result<(), Error> {
+        let alive: u64 = group.iter().map(Weighed::alive_rows).sum();
+        let stats = adds.iter().filter_map(|add| serde_json::from_str::<Value>(add.stats.as_deref()?).ok());
+        let written: u64 = stats.filter_map(|stats| stats["numRecords"].as_u64()).sum();
+        if alive == written {
+            return Ok(());
+        }
+        self.forget(adds.iter().map(|add| add.path.clone())).await;
+        Err(Error::Unbalanced {
+            resource_type: self.resource_type,
+            counts: format!("{alive} rows to put together, {written} written"),
+        })
     }
 
     /// One commit that changes no data, at the version at which the files were listed or not at all.
     async fn commit_group(
         &mut self,
-        files: &[LogicalFileView],
+        files: &[StoredFile],
         group: &[Weighed],
         adds: Vec<Add>,
         target_file_bytes: u64,
     ) -> Result<(), Error> {
-        let read_version = self.version();
-        let added: HashSet<String> = adds.iter().map(|add| add.path.clone()).collect();
-        let properties = CommitProperties::default()
-            // deltalake's own retry would rebase over upserts that this group knows nothing of.
-            .with_max_retries(0)
-            .with_cleanup_expired_logs(Some(false))
-            .with_metadata([
-                ("operationMetrics".to_owned(), metrics(group, &adds)),
-                ("readVersion".to_owned(), json!(read_version)),
-                ("isBlindAppend".to_owned(), json!(false)),
-            ]);
-        let removes = group.iter().map(|file| Action::Remove(files[file.index].remove_action(false)));
+        let written: Vec<_> = adds.iter().map(|add| add.path.clone()).collect();
+        let metadata = BTreeMap::from([("operationMetrics".to_owned(), metrics(group, &adds))]);
+        let removes = group.iter().map(|file| match remove(&files[file.index]) {
+            Action::Remove(remove) => Action::Remove(Remove { data_change: false, ..remove }),
+            other => other,
+        });
         let actions = removes.chain(adds.into_iter().map(Action::Add)).collect();
         let target_size = i64::try_from(target_file_bytes).unwrap_or(i64::MAX);
         let operation = DeltaOperation::Optimize { predicate: None, target_size };
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?.snapshot().clone();
-        let attempt = CommitBuilder::from(properties)
-            .with_actions(actions)
-            .build(Some(&snapshot), self.delta.log_store(), operation)
-            .await;
-        self.delta.load().await.map_err(|error| self.failed(error))?;
-        let Err(error) = attempt else { return Ok(()) };
-        let moved = self.version() > read_version;
-        if moved && self.is_replaced(&added, files, group).await? {
-            tracing::warn!(%error, version = self.version(), "the commit landed although its answer was lost");
-            return Ok(());
+        match commit::attempt(&mut self.delta, &self.place, actions, operation, Vec::new(), metadata).await? {
+            Outcome::Committed { .. } => Ok(()),
+            Outcome::Overtaken => {
+                self.forget(written.into_iter()).await;
+                Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 })
+            }
         }
-        if moved { Err(self.overtaken(&error)) } else { Err(self.failed(error)) }
-    }
-
-    /// Whether the group is gone from the table, and what was written for it is there. Names of files are never used twice.
-    async fn is_replaced(
-        &self,
-        added: &HashSet<String>,
-        files: &[LogicalFileView],
-        group: &[Weighed],
-    ) -> Result<bool, Error> {
-        let now = self.files().await?;
-        let now: HashSet<_> = now.iter().map(|file| file.path().into_owned()).collect();
-        let all_added = added.iter().all(|path| now.contains(path));
-        Ok(all_added && !group.iter().any(|file| now.contains(files[file.index].path().as_ref())))
-    }
-
-    fn overtaken(&self, error: &DeltaTableError) -> Error {
-        tracing::info!(resource_type = %self.resource_type, %error, "another writer was faster; nothing was put together");
-        Error::Conflict { resource_type: self.resource_type, attempts: 1 }
-    }
-}
-
-fn weigh(index: usize, file: &LogicalFileView) -> Weighed {
-    let dead_rows = file.deletion_vector_descriptor().map_or(0, |vector| vector.cardinality);
-    Weighed {
-        index,
-        modified_millis: file.modification_time(),
-        bytes: u64::try_from(file.size()).unwrap_or_default(),
-        rows: file.num_records().map(|rows| rows as u64),
-        dead_rows: u64::try_from(dead_rows).unwrap_or_default(),
     }
 }
 
@@ -260,7 +210,7 @@ fn bytes_of(add: &Add) -> u64 {
 }
 
 /// Spark's names and its text values, so that DESCRIBE HISTORY shows them.
-fn metrics(group: &[Weighed], adds: &[Add]) -> serde_json::Value {
+fn metrics(group: &[Weighed], adds: &[Add]) -> Value {
     let mut sizes: Vec<_> = adds.iter().map(bytes_of).collect();
     sizes.sort_unstable();
     let size_at =
@@ -303,7 +253,7 @@ mod tests {
             index,
             modified_millis: i64::try_from(index).unwrap(),
             bytes: *bytes,
-            rows: Some(100),
+            rows: 100,
             dead_rows: *dead_rows,
         };
         let mut files: Vec<_> = files.iter().enumerate().map(weigh).collect();

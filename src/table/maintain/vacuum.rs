@@ -14,10 +14,9 @@ use deltalake::{
     logstore::get_actions,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use uuid::Uuid;
 
 use super::{Amount, DryRun, Table, log};
-use crate::table::Error;
+use crate::table::{Error, deletion_vector::file_of};
 
 /// Commits that are read at the same time.
 const PARALLEL_READS: usize = 8;
@@ -133,36 +132,10 @@ fn is_data(location: &Path) -> bool {
 /// The name of the file that a deletion vector lies in; it has a UUID, so where that file is does not matter. `None` for a
 /// vector in the log itself.
 fn vector_name(vector: &DeletionVectorDescriptor) -> Option<String> {
-    let text = &vector.path_or_inline_dv;
     match vector.storage_type {
-        StorageType::Inline => None,
-        StorageType::AbsolutePath => text.rsplit('/').next().map(str::to_owned),
-        // A prefix of the folder, then the UUID.
-        StorageType::UuidRelativePath => {
-            let (_, encoded) = text.split_at_checked(text.len().checked_sub(20)?)?;
-            Some(format!("deletion_vector_{}.bin", Uuid::from_bytes(z85(encoded)?)))
-        }
+        StorageType::AbsolutePath => vector.path_or_inline_dv.rsplit('/').next().map(str::to_owned),
+        StorageType::Inline | StorageType::UuidRelativePath => file_of(vector)?.filename().map(str::to_owned),
     }
-}
-
-/// The alphabet of Z85 (RFC 32 of `ZeroMQ`), by which the protocol writes UUIDs in 20 characters.
-const Z85: &[u8; 85] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#";
-
-fn z85(text: &str) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    let digits = text.as_bytes();
-    if digits.len() != 20 {
-        return None;
-    }
-    for (five, four) in digits.chunks(5).zip(bytes.chunks_mut(4)) {
-        let mut value = 0u32;
-        for digit in five {
-            let digit = u32::try_from(Z85.iter().position(|known| known == digit)?).ok()?;
-            value = value.checked_mul(85)?.checked_add(digit)?;
-        }
-        four.copy_from_slice(&value.to_be_bytes());
-    }
-    Some(bytes)
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use futures::StreamExt as _;
+
 use super::*;
 use crate::table::{DryRun, Error, Maintained, Maintenance, Retention, Step};
 
@@ -66,6 +68,11 @@ impl Lake {
 
     async fn active_files(&self) -> usize {
         self.root.open(patient()).await.unwrap().unwrap().files().await.unwrap().len()
+    }
+
+    async fn dead_rows(&self) -> u64 {
+        let files = self.root.open(patient()).await.unwrap().unwrap().stored_files().await.unwrap();
+        files.iter().map(|file| file.dead.len()).sum()
     }
 
     async fn version(&self) -> u64 {
@@ -147,7 +154,7 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
 async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
     let lake = Lake::new();
     lake.small_files(3).await;
-    let old: Vec<_> = lake.files_on_disk().into_iter().filter(|name| name.starts_with("part-")).collect();
+    let old: Vec<_> = lake.files_on_disk().into_iter().filter(|name| name.ends_with(".parquet")).collect();
     for name in ["README.md", "part-orphan.parquet", "part-killed.parquet#1"] {
         fs::write(lake.table_folder().join(name), "x").unwrap();
     }
@@ -166,6 +173,69 @@ async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
     assert!(lake.files_on_disk().contains("README.md"));
     assert_eq!(lake.rows().await.len(), 3);
     assert_eq!(lake.maintain(&[Step::Vacuum], in_days(8)).await, Maintained::default());
+}
+
+/// Twenty patients in a file, of which three have changed since.
+async fn three_dead_of_twenty(lake: &Lake) {
+    let versions = |count, version| (1..=count).map(|number| line(&format!("p{number}"), version, "")).collect();
+    lake.upsert(&[versions(20, 1)], 1).await;
+    lake.upsert(&[versions(3, 2)], 2).await;
+    assert_eq!(lake.dead_rows().await, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_rows_are_purged_from_their_share_on() {
+    let lake = Lake::new();
+    three_dead_of_twenty(&lake).await;
+    let before = lake.rows().await;
+    let stricter = Maintenance { purge_percent: 16.0, ..maintenance(&[Step::Purge]) };
+    assert_eq!(lake.try_maintain(&stricter, DryRun::No, in_days(0)).await.unwrap(), Maintained::default());
+    let done = lake.maintain(&[Step::Purge], in_days(0)).await;
+    assert_eq!((done.rewritten.files, done.written.files, done.purged_rows), (1, 1, 3));
+    assert_eq!((lake.dead_rows().await, lake.active_files().await), (0, 2));
+    assert_eq!(lake.rows().await, before);
+    let again = lake.upsert(&[vec![line("p1", 1, ""), line("p2", 2, ""), line("p20", 1, "")]], 3).await;
+    assert_eq!(again.counts, Counts { unchanged: 2, stale: 1, ..Counts::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_put_together_has_no_dead_row_however_few_they_were() {
+    let lake = Lake::new();
+    three_dead_of_twenty(&lake).await;
+    let before = lake.rows().await;
+    let done = lake.maintain(&[Step::Compact], in_days(0)).await;
+    assert_eq!((done.rewritten.files, done.written.files, done.purged_rows), (2, 1, 3));
+    assert_eq!(lake.dead_rows().await, 0);
+    assert_eq!(lake.rows().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vacuum_keeps_a_replaced_deletion_vector_as_long_as_its_version() {
+    let lake = Lake::new();
+    three_dead_of_twenty(&lake).await;
+    let vectors = || lake.files_on_disk().into_iter().filter(|name| name.ends_with(".bin")).collect::<Vec<_>>();
+    let [vector] = &vectors()[..] else { panic!("{:?}", lake.files_on_disk()) };
+    lake.age(vector, 60);
+    assert_eq!(lake.maintain(&[Step::Vacuum], in_days(0)).await, Maintained::default(), "it is active");
+    lake.maintain(&[Step::Purge], in_days(0)).await;
+    lake.maintain(&[Step::Vacuum], in_days(0)).await;
+    assert_eq!(vectors().len(), 1, "readers of the version before need it");
+    assert_eq!(lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed.files, 2);
+    assert!(vectors().is_empty());
+    assert_eq!(lake.rows().await.len(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_other_engines_are_left_as_they_are() {
+    let lake = Lake::new();
+    lake.small_files(3).await;
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    let files = table.stored_files().await.unwrap();
+    let rows: Vec<_> = table.rows(&files[0]).await.unwrap().map(Result::unwrap).collect().await;
+    table.delta.clone().write(rows).await.unwrap();
+    let done = lake.maintain(&[Step::Compact], in_days(0)).await;
+    assert_eq!((done.rewritten.files, done.written.files), (3, 1));
+    assert_eq!(lake.active_files().await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,96 @@
+//! Appended rows: those of a first load become data files while the download runs, not after it.
+//!
+//! Nothing names the files before the commit. Which of their rows are superseded by others of the same export is known
+//! only then, so the commit brings the files together with their deletion vectors.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError, atomic::{AtomicU32, AtomicUsize, Ordering}},
+};
+
+use arrow::array::RecordBatch;
+use deltalake::DeltaTableError;
+use tokio::runtime::Handle;
+
+use super::{
+    data_file::DataFile,
+    deletion_vector::DeadRows,
+    entry::Place,
+    files::{DataFiles, Target},
+    parallel::cores,
+    stored::StoredFile,
+};
+
+pub(super) struct Appended {
+    target: Target,
+    writers: Vec<Mutex<Writer>>,
+    next_writer: AtomicUsize,
+    next_part: AtomicU32,
+    closed: Mutex<Vec<(u32, StoredFile)>>,
+}
+
+/// Grows one file at a time.
+#[derive(Default)]
+struct Writer {
+    files: Option<DataFiles>,
+    /// The numbers of its files, as the change set knows them.
+    parts: Vec<u32>,
+}
+
+impl Appended {
+    /// As many writers as cores share `memory_bytes`.
+    pub fn new(target: Target, memory_bytes: usize) -> Self {
+        let target = Target { row_group_bytes: target.row_group_bytes.min(memory_bytes / cores()).max(LEAST), ..target };
+        let writers = (0..cores()).map(|_| Mutex::default()).collect();
+        let (next_writer, next_part, closed) = Default::default();
+        Self { target, writers, next_writer, next_part, closed }
+    }
+
+    /// Writes the rows into one file, side by side; the place of the first of them. Blocks, on a thread without a runtime
+    /// of its own.
+    pub fn write(&self, rows: &RecordBatch) -> Result<Place, DeltaTableError> {
+        let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
+        let mut writer = free.unwrap_or_else(|| {
+            let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
+            self.writers[next % self.writers.len()].lock().unwrap_or_else(PoisonError::into_inner)
+        });
+        let Writer { files, parts } = &mut *writer;
+        let files =
+            files.get_or_insert_with(|| DataFiles::new(self.target.clone(), Vec::new(), BTreeSet::new()));
+        let (file, row) = Handle::current().block_on(files.write(rows))?;
+        while parts.len() <= file {
+            parts.push(self.next_part.fetch_add(1, Ordering::Relaxed));
+        }
+        let row = u32::try_from(row).map_err(|_| DeltaTableError::generic("a data file of more than 2^32 rows"))?;
+        Ok(Place { part: parts[file], row })
+    }
+
+    /// Ends the files that still grow. What comes later begins new ones.
+    pub async fn close(&self) -> Result<(), DeltaTableError> {
+        for writer in &self.writers {
+            let Writer { files, parts } = std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
+            let Some(files) = files else { continue };
+            let adds = files.finish().await?;
+            let stored = adds.into_iter().map(|add| StoredFile {
+                file: DataFile {
+                    store: Arc::clone(&self.target.store),
+                    path: add.path.as_str().into(),
+                    size_bytes: u64::try_from(add.size).unwrap_or_default(),
+                },
+                add,
+                dead: DeadRows::new(),
+                own: true,
+            });
+            self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(parts.into_iter().zip(stored));
+        }
+        Ok(())
+    }
+
+    /// The files that were closed, with their numbers.
+    pub fn files(&self) -> Vec<(u32, StoredFile)> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Row groups below this are not worth their part of the footer.
+const LEAST: usize = 8 * 1024 * 1024;

@@ -1,0 +1,219 @@
+//! An entry: what the index keeps of one row or deletion as it came.
+//!
+//! Ids are known by their [`Key`], so that an entry is small whatever the id; only a deletion keeps the text. Entries exist
+//! as bytes, little endian and back to back, at most 69 for a row; values that a version lacks take none.
+
+use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
+
+use chrono::{DateTime, Utc};
+
+use crate::fhir::Version;
+
+/// Stands for an id: 128 bits of a hash that is seeded at random for each change set.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Key {
+    pub high: u64,
+    low: u64,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.low);
+    }
+}
+
+/// Makes keys of ids.
+#[derive(Clone)]
+pub(super) struct Keys(RandomState);
+
+impl Keys {
+    pub fn new() -> Self {
+        Self(RandomState::new())
+    }
+
+    /// Two ids with one key would be one row, so whoever chooses ids must not be able to find such: the standard hasher is
+    /// a keyed one for just that, where fast hashes with a seed promise nothing. Its 64 bits are asked for twice, the
+    /// second time behind a byte that no id can end with.
+    pub fn of(&self, id: &str) -> Key {
+        let mut hasher = self.0.build_hasher();
+        hasher.write(id.as_bytes());
+        let low = hasher.finish();
+        hasher.write_u8(0xff);
+        Key { high: hasher.finish(), low }
+    }
+}
+
+/// Where in the export a row stood: the index of its file in the manifest, then its line.
+pub(super) type Position = (u32, u64);
+
+/// Where the columns of a row are: which part of the change set, and which row of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Place {
+    pub part: u32,
+    pub row: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Entry {
+    Row(Row),
+    Deletion { id: Box<str>, at: Option<DateTime<Utc>> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Row {
+    pub version: Version,
+    pub hash: u64,
+    pub position: Position,
+    pub place: Place,
+}
+
+const DELETION: u8 = 1;
+const SUBSETTED: u8 = 2;
+/// The times and numbers that are there, in the order in which they stand.
+const FIRST: u8 = 4;
+const SECOND: u8 = 8;
+const THIRD: u8 = 16;
+
+impl Entry {
+    /// Appends the entry to `out`. The time of a deletion keeps its microseconds.
+    pub fn encode(&self, key: Key, out: &mut Vec<u8>) {
+        out.extend(key.high.to_le_bytes());
+        out.extend(key.low.to_le_bytes());
+        match self {
+            Self::Row(Row { version, hash, position, place }) => {
+                let numbers = [
+                    (FIRST, version.last_updated_micros.map(i64::to_le_bytes)),
+                    (SECOND, version.version_id.map(u64::to_le_bytes)),
+                    (THIRD, version.transaction_time_micros.map(i64::to_le_bytes)),
+                ];
+                let there =
+                    numbers.iter().filter(|(_, number)| number.is_some()).fold(0, |flags, (flag, _)| flags | flag);
+                out.push(there | if version.subsetted { SUBSETTED } else { 0 });
+                out.extend(numbers.into_iter().filter_map(|(_, number)| number).flatten());
+                out.extend(hash.to_le_bytes());
+                out.extend(position.0.to_le_bytes());
+                out.extend(position.1.to_le_bytes());
+                out.extend(place.part.to_le_bytes());
+                out.extend(place.row.to_le_bytes());
+            }
+            Self::Deletion { id, at } => {
+                out.push(DELETION | if at.is_some() { FIRST } else { 0 });
+                out.extend(at.map(|at| at.timestamp_micros().to_le_bytes()).into_iter().flatten());
+                out.extend((id.len() as u64).to_le_bytes());
+                out.extend(id.as_bytes());
+            }
+        }
+    }
+
+    /// Takes the first entry off `bytes`; `None` where they are no entry.
+    pub fn decode(bytes: &mut &[u8]) -> Option<(Key, Self)> {
+        let key = Key { high: number(bytes)?, low: number(bytes)? };
+        let [flags] = take(bytes)?;
+        let numbers = |bytes: &mut &[u8], flag| if flags & flag == 0 { Some(None) } else { take(bytes).map(Some) };
+        let first = numbers(bytes, FIRST)?.map(i64::from_le_bytes);
+        if flags & DELETION != 0 {
+            let at = match first {
+                Some(micros) => Some(DateTime::from_timestamp_micros(micros)?),
+                None => None,
+            };
+            let (id, rest) = bytes.split_at_checked(usize::try_from(number(bytes)?).ok()?)?;
+            *bytes = rest;
+            return Some((key, Self::Deletion { id: std::str::from_utf8(id).ok()?.into(), at }));
+        }
+        let version = Version {
+            last_updated_micros: first,
+            version_id: numbers(bytes, SECOND)?.map(u64::from_le_bytes),
+            transaction_time_micros: numbers(bytes, THIRD)?.map(i64::from_le_bytes),
+            subsetted: flags & SUBSETTED != 0,
+        };
+        let hash = number(bytes)?;
+        let position = (u32::from_le_bytes(take(bytes)?), number(bytes)?);
+        let place = Place { part: u32::from_le_bytes(take(bytes)?), row: u32::from_le_bytes(take(bytes)?) };
+        Some((key, Self::Row(Row { version, hash, position, place })))
+    }
+}
+
+fn number(bytes: &mut &[u8]) -> Option<u64> {
+    take(bytes).map(u64::from_le_bytes)
+}
+
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_row() -> impl Strategy<Value = Entry> {
+        let version = (any::<Option<i64>>(), any::<Option<u64>>(), any::<Option<i64>>(), any::<bool>());
+        let version = version.prop_map(|(last_updated_micros, version_id, transaction_time_micros, subsetted)| {
+            Version { last_updated_micros, version_id, transaction_time_micros, subsetted }
+        });
+        (version, any::<u64>(), any::<Position>(), any::<(u32, u32)>()).prop_map(
+            |(version, hash, position, (part, row))| {
+                Entry::Row(Row { version, hash, position, place: Place { part, row } })
+            },
+        )
+    }
+
+    fn any_deletion() -> impl Strategy<Value = Entry> {
+        let at = proptest::option::of(
+            (-1i64 << 50..1 << 50).prop_map(|micros| DateTime::from_timestamp_micros(micros).unwrap()),
+        );
+        (".{0,9}", at).prop_map(|(id, at)| Entry::Deletion { id: id.into(), at })
+    }
+
+    proptest! {
+        #[test]
+        fn entries_come_back_as_they_were_and_a_cut_one_is_none(
+            entries in proptest::collection::vec(prop_oneof![any_row(), any_deletion()], 0..20),
+        ) {
+            let keys = Keys::new();
+            let mut bytes = Vec::new();
+            for (index, entry) in entries.iter().enumerate() {
+                entry.encode(keys.of(&index.to_string()), &mut bytes);
+            }
+            let mut rest = bytes.as_slice();
+            for (index, entry) in entries.iter().enumerate() {
+                prop_assert_eq!(Entry::decode(&mut rest), Some((keys.of(&index.to_string()), entry.clone())));
+            }
+            prop_assert!(rest.is_empty());
+            let last = entries.last().map_or(0, |entry| {
+                let mut last = Vec::new();
+                entry.encode(keys.of("x"), &mut last);
+                last.len()
+            });
+            for cut in 1..last {
+                prop_assert_eq!(Entry::decode(&mut &bytes[bytes.len() - last..bytes.len() - cut]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_takes_at_most_69_bytes() {
+        let version = Version {
+            last_updated_micros: Some(1),
+            version_id: Some(1),
+            transaction_time_micros: Some(1),
+            subsetted: true,
+        };
+        let row = Row { version, hash: 1, position: (1, 1), place: Place { part: 1, row: 1 } };
+        let mut bytes = Vec::new();
+        Entry::Row(row).encode(Keys::new().of("a"), &mut bytes);
+        assert_eq!(bytes.len(), 69);
+    }
+
+    #[test]
+    fn keys_are_the_same_within_a_change_set_and_others_in_the_next() {
+        let keys = Keys::new();
+        assert_eq!(keys.of("a"), keys.clone().of("a"));
+        assert_ne!(keys.of("a"), keys.of("A"), "ids are case-sensitive");
+        assert_ne!(keys.of("a"), Keys::new().of("a"));
+        assert_ne!(keys.of("a").high, keys.of("a").low);
+    }
+}

@@ -1,0 +1,174 @@
+//! Data files that grow: rows become files of about the size that readers of a lake like.
+//!
+//! A file has only those top-level columns that its rows fill, and the leading ones. A row that fills another column begins
+//! another file. Until the first rows have come, the columns are not decided; so the first of them wait in memory.
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+};
+
+use arrow::{
+    array::{Array as _, RecordBatch, new_null_array},
+    compute::cast,
+    datatypes::{Schema, SchemaRef},
+    error::ArrowError,
+};
+use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
+
+use super::data_file::{DataFileWriter, Partition, writer_properties};
+
+/// What the data files of a table have in common.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub store: Arc<dyn ObjectStore>,
+    /// All columns of the table but those that it is partitioned by.
+    pub columns: SchemaRef,
+    /// How many of them, from the left, have statistics and are never left out.
+    pub leading: usize,
+    pub file_bytes: u64,
+    /// What of a file waits in memory until it is a row group.
+    pub row_group_bytes: usize,
+}
+
+/// Rows that wait until it is known which columns are filled, in Arrow's bytes.
+const UNDECIDED_BYTES: usize = 16 * 1024 * 1024;
+
+pub(super) struct DataFiles {
+    target: Target,
+    partition: Partition,
+    /// Columns that some row has filled; only grows.
+    filled: BTreeSet<String>,
+    growing: Growing,
+    done: Vec<Add>,
+}
+
+enum Growing {
+    Undecided { rows: Vec<RecordBatch>, bytes: usize },
+    File(DataFileWriter, SchemaRef),
+}
+
+impl Growing {
+    fn nothing() -> Self {
+        Self::Undecided { rows: Vec::new(), bytes: 0 }
+    }
+}
+
+impl DataFiles {
+    /// `filled` are the columns that are known to be filled, where that is known.
+    pub fn new(target: Target, partition: Partition, filled: BTreeSet<String>) -> Self {
+        Self { target, partition, filled, growing: Growing::nothing(), done: Vec::new() }
+    }
+
+    /// Says in which file of these, and as which rows of it, the rows will be.
+    pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
+        if self.fill(rows) && matches!(self.growing, Growing::File(..)) {
+            self.roll().await?;
+        }
+        let place = (self.done.len(), self.growing_rows());
+        match &mut self.growing {
+            Growing::Undecided { rows: waiting, bytes } => {
+                *bytes += rows.get_array_memory_size();
+                waiting.push(rows.clone());
+                if *bytes >= UNDECIDED_BYTES {
+                    self.decide().await?;
+                }
+            }
+            Growing::File(writer, schema) => writer.write(&align(rows, schema)?).await?,
+        }
+        if let Growing::File(writer, _) = &self.growing
+            && writer.size_bytes() >= self.target.file_bytes
+        {
+            self.roll().await?;
+        }
+        Ok(place)
+    }
+
+    /// The files, in the order of their numbers.
+    pub async fn finish(mut self) -> Result<Vec<Add>, DeltaTableError> {
+        self.roll().await?;
+        Ok(self.done)
+    }
+
+    /// Those that are whole already stay behind for the vacuum.
+    pub async fn abort(self) {
+        if let Growing::File(writer, _) = self.growing {
+            writer.abort().await;
+        }
+    }
+
+    fn growing_rows(&self) -> u64 {
+        match &self.growing {
+            Growing::Undecided { rows, .. } => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
+            Growing::File(writer, _) => writer.rows(),
+        }
+    }
+
+    /// Notes the columns that the rows fill; says whether one of them is new.
+    fn fill(&mut self, rows: &RecordBatch) -> bool {
+        let known = self.filled.len();
+        for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
+            if column.null_count() < column.len() && !self.filled.contains(field.name()) {
+                self.filled.insert(field.name().clone());
+            }
+        }
+        self.filled.len() > known
+    }
+
+    /// Begins the file that the waiting rows are for.
+    async fn decide(&mut self) -> Result<(), DeltaTableError> {
+        let Growing::Undecided { rows, .. } = std::mem::replace(&mut self.growing, Growing::nothing()) else {
+            return Ok(());
+        };
+        let Target { store, columns, leading, row_group_bytes, .. } = &self.target;
+        let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
+        let properties = writer_properties(&schema, *leading).into_builder();
+        let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes)).build();
+        let folder = folder(&self.partition);
+        let mut writer = DataFileWriter::create(Arc::clone(store), &folder, Arc::clone(&schema), properties, *leading)?;
+        for rows in rows {
+            writer.write(&align(&rows, &schema)?).await?;
+        }
+        self.growing = Growing::File(writer, schema);
+        Ok(())
+    }
+
+    async fn roll(&mut self) -> Result<(), DeltaTableError> {
+        if let Growing::Undecided { rows, .. } = &self.growing {
+            if rows.is_empty() {
+                return Ok(());
+            }
+            self.decide().await?;
+        }
+        if let Growing::File(writer, _) = std::mem::replace(&mut self.growing, Growing::nothing()) {
+            self.done.push(writer.finish(&self.partition).await?);
+        }
+        Ok(())
+    }
+}
+
+/// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
+/// statistics are counted from the left.
+pub(super) fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(&str) -> bool) -> SchemaRef {
+    let fields = columns.fields().iter().enumerate();
+    let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// The folder of a partition, as Hive names it.
+fn folder(partition: &Partition) -> Path {
+    let parts = partition.iter().map(|(name, value)| {
+        format!("{name}={}", value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__"))
+    });
+    Path::from_iter(parts)
+}
+
+/// The columns of the file, in its order and types; a top-level column that the rows do not have is null.
+pub(super) fn align(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
+        Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
+        Some(column) => cast(column, field.data_type()),
+        None => Ok(new_null_array(field.data_type(), rows.num_rows())),
+    });
+    RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
+}

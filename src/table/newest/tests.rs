@@ -1,0 +1,115 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const TINY: Limits = Limits { entries_bytes: 400, newest_bytes: 3 * NEWEST_BYTES };
+
+fn row(line: u64, last_updated_micros: Option<i64>) -> Entry {
+    let version = Version { last_updated_micros, ..Version::default() };
+    Entry::Row(Row { version, hash: line, position: (0, line), place: Place { part: 0, row: 0 } })
+}
+
+fn deletion(id: &str, at_micros: Option<i64>) -> Entry {
+    Entry::Deletion { id: id.into(), at: at_micros.and_then(DateTime::from_timestamp_micros) }
+}
+
+/// All that is loaded of an index with these entries, by the hash of the row; a deletion is `None`.
+fn load(limits: Limits, entries: &[(String, Entry)]) -> (Vec<Newest>, BTreeMap<String, Option<u64>>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, mut spool, mut index) = (Keys::new(), Spool::new(0, folder.path()), Index::new(limits));
+    for (id, entry) in entries {
+        index.push(&mut spool, keys.of(id), entry).unwrap();
+    }
+    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &keys, span).unwrap()).collect();
+    let mut hashes = BTreeMap::new();
+    for (id, _) in entries {
+        let mut found = loaded.iter().filter_map(|newest| newest.get(id).map(|index| newest.slot(index)));
+        let hash = match found.next() {
+            Some(Slot::Row { hash, .. }) => Some(*hash),
+            Some(Slot::Deleted { id: text, .. }) => {
+                assert_eq!(&**text, id);
+                None
+            }
+            None => panic!("{id} is in no shard"),
+        };
+        assert!(found.next().is_none(), "{id} is in two shards");
+        hashes.insert(id.clone(), hash);
+    }
+    (loaded, hashes)
+}
+
+fn entries(of: &[(&str, Entry)]) -> Vec<(String, Entry)> {
+    of.iter().map(|(id, entry)| ((*id).to_owned(), entry.clone())).collect()
+}
+
+#[test]
+fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
+    let rows: Vec<_> = (0..1000).map(|number| (format!("id{}", number % 900), row(number, None))).collect();
+    let (at_once, hashes) = load(Limits::of(0), &rows);
+    assert_eq!(at_once.len(), 1);
+    assert_eq!(hashes.len(), 900);
+    assert_eq!(at_once[0].slots().len(), 900);
+    assert_eq!(at_once[0].duplicate(), 100);
+    let (sharded, the_same) = load(TINY, &rows);
+    assert_eq!(the_same, hashes);
+    assert_eq!(sharded.iter().map(Newest::duplicate).sum::<u64>(), 100);
+    // About 15 ids of a shard fall into slices of 3 by chance, so now and then a few more are in one.
+    assert!(sharded.len() >= 300 && sharded.iter().all(|newest| newest.slots().len() < 20), "{}", sharded.len());
+}
+
+#[test]
+fn an_empty_index_has_nothing_to_load() {
+    assert!(Index::new(Limits::of(0)).spans().is_empty());
+}
+
+#[test]
+fn of_two_rows_of_one_version_the_later_in_the_export_counts_whichever_came_first() {
+    let (_, hashes) = load(TINY, &entries(&[("a", row(2, Some(1))), ("a", row(1, Some(1)))]));
+    assert_eq!(hashes["a"], Some(2));
+}
+
+#[test]
+fn a_row_that_a_deletion_certainly_follows_is_out_whichever_came_first() {
+    let (before, without_time, after) = (row(1, Some(10)), row(2, None), row(3, Some(30)));
+    let deleted = deletion("a", Some(20));
+    for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
+        let all = [("a", before.clone()), ("a", without_time.clone()), ("a", after.clone()), ("a", deleted.clone())];
+        let all: Vec<_> = order.map(|at| all[at].clone()).to_vec();
+        assert_eq!(load(TINY, &entries(&all)).1["a"], Some(3), "{order:?}");
+        let without_after: Vec<_> = all.iter().filter(|(_, entry)| *entry != after).cloned().collect();
+        assert_eq!(load(TINY, &entries(&without_after)).1["a"], Some(2), "{order:?}");
+        let only_before: Vec<_> = without_after.into_iter().filter(|(_, entry)| *entry != without_time).collect();
+        assert_eq!(load(TINY, &entries(&only_before)).1["a"], None, "{order:?}");
+    }
+}
+
+#[test]
+fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
+    // Each of these is newer than the one before, and the first is newer than the last: by time, by number, by place.
+    let version = |last_updated_micros, version_id| Version { last_updated_micros, version_id, ..Version::default() };
+    let versions = [version(Some(0), Some(9)), version(Some(1), None), version(None, Some(5))];
+    let rows: Vec<_> = (1..)
+        .zip(versions)
+        .map(|(line, version)| {
+            Entry::Row(Row { version, hash: line, position: (0, line), place: Place { part: 0, row: 0 } })
+        })
+        .collect();
+    for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+        let all = order.map(|at| ("a".to_owned(), rows[at].clone()));
+        assert_eq!(load(TINY, &all).1["a"], Some(3), "{order:?}");
+    }
+}
+
+#[test]
+fn of_two_deletions_the_later_one_counts() {
+    let all = entries(&[("a", deletion("a", Some(5))), ("a", deletion("a", None)), ("a", deletion("a", Some(3)))]);
+    let (loaded, _) = load(TINY, &all);
+    assert_eq!(loaded[0].slots(), [Slot::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
+    assert_eq!(loaded[0].duplicate(), 2);
+}
+
+#[test]
+fn the_memory_per_id_is_the_one_in_the_head_of_the_module() {
+    assert_eq!(size_of::<Slot>(), 72);
+    assert_eq!(NEWEST_BYTES, 145);
+}

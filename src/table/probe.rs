@@ -1,0 +1,327 @@
+//! A probe: where do the ids of a change set lie, and in which version?
+//!
+//! Of the files it reads the ids, and of the rows that it finds their versions: nothing else. Row groups are read in
+//! parallel, a batch at a time; what stays in memory is one [`Hit`] for each stored row that the change set has.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
+    compute::cast,
+    datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType},
+    error::ArrowError,
+};
+use deltalake::DeltaTableError;
+use futures::StreamExt as _;
+use parquet::{
+    arrow::{
+        ParquetRecordBatchStreamBuilder, ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection},
+        async_reader::ParquetRecordBatchStream,
+    },
+    file::{metadata::RowGroupMetaData, statistics::Statistics},
+};
+use tokio::runtime::Handle;
+
+use super::{
+    Error, Table, Upsert,
+    data_file::DataFile,
+    newest::Newest,
+    parallel::in_parallel,
+    stored::{StoredFile, selection},
+};
+use crate::fhir::{Meta, TransactionTime, Version};
+
+/// A stored row whose id the change set has.
+pub(super) struct Hit {
+    /// Index of the file.
+    pub file: u32,
+    /// Its place in the file.
+    pub row: u64,
+    /// Its place in the change set.
+    pub slot: u32,
+    pub version: Version,
+    /// `None` where nothing vouches for it: then only the columns tell whether the row is another one.
+    pub hash: Option<u64>,
+}
+
+#[derive(Default)]
+pub(super) struct Probed {
+    /// In the order of the files, then of the rows.
+    pub hits: Vec<Hit>,
+    /// Rows that an export of everything does not have; only looked for where that is asked.
+    pub gone: Vec<(u32, u64)>,
+    /// Living rows of our source.
+    pub stored: u64,
+}
+
+/// Rows that are looked at together.
+const BATCH_ROWS: usize = 8192;
+
+/// The columns of a version, where the row carries its hash.
+const VERSION_COLUMNS: [&str; 5] =
+    ["_sync_transaction_time", "_sync_hash", "meta.lastUpdated", "meta.versionId", "meta.tag.list.element.code"];
+/// Those of a row that has only its line; it is then written again, with its columns.
+const RAW_VERSION_COLUMNS: [&str; 2] = ["_sync_transaction_time", "resource_json"];
+
+/// A row group to be looked at.
+struct Unit<'files> {
+    index: u32,
+    stored: &'files StoredFile,
+    footer: ArrowReaderMetadata,
+    row_group: usize,
+    first_row: u64,
+}
+
+impl Table {
+    /// Finds the rows of `newest` in `files`. Blocks.
+    pub(super) fn probe(&self, files: &[StoredFile], newest: &Newest, upsert: &Upsert) -> Result<Probed, Error> {
+        let runtime = Handle::current();
+        let indexed: Vec<_> = (0u32..).zip(files).collect();
+        let footers = in_parallel(&indexed, |(index, stored)| {
+            let footer = runtime.block_on(key_footer(stored)).map_err(|error| self.failed(error))?;
+            Ok(units(*index, stored, &footer))
+        })?;
+        let units: Vec<_> = footers.into_iter().flatten().collect();
+        let probed = in_parallel(&units, |unit| {
+            runtime.block_on(unit.probe(newest, upsert)).map_err(|error| self.failed(error))
+        })?;
+        let mut all = Probed::default();
+        for of in probed {
+            all.hits.extend(of.hits);
+            all.gone.extend(of.gone);
+            all.stored += of.stored;
+        }
+        Ok(all)
+    }
+}
+
+fn units<'files>(index: u32, stored: &'files StoredFile, footer: &ArrowReaderMetadata) -> Vec<Unit<'files>> {
+    let mut first_row = 0;
+    let row_groups = footer.metadata().row_groups().iter().enumerate();
+    let units = row_groups.map(|(row_group, of)| {
+        let unit = Unit { index, stored, footer: footer.clone(), row_group, first_row };
+        first_row += u64::try_from(of.num_rows()).unwrap_or_default();
+        unit
+    });
+    units.collect()
+}
+
+/// The footer, with ids that are views into the pages: copying them would cost more than looking them up.
+async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTableError> {
+    let footer = stored.footer().await?;
+    let fields = footer.schema().fields().iter().map(|field| match field.name().as_str() {
+        "id" if field.data_type() == &DataType::Utf8 => Arc::new(Field::new("id", DataType::Utf8View, true)),
+        _ => Arc::clone(field),
+    });
+    let schema = Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), footer.schema().metadata().clone()));
+    let options = ArrowReaderOptions::new().with_schema(schema);
+    Ok(ArrowReaderMetadata::try_new(Arc::clone(footer.metadata()), options)?)
+}
+
+impl Unit<'_> {
+    async fn probe(&self, newest: &Newest, upsert: &Upsert) -> Result<Probed, DeltaTableError> {
+        let mut probed = Probed::default();
+        let found = self.find(newest, upsert, &mut probed).await?;
+        if !found.is_empty() {
+            self.read_versions(&found, &mut probed).await?;
+        }
+        Ok(probed)
+    }
+
+    /// The rows of the row group that the change set has: their places in it, and in the change set.
+    async fn find(
+        &self,
+        newest: &Newest,
+        upsert: &Upsert,
+        probed: &mut Probed,
+    ) -> Result<Vec<(u64, u32)>, DeltaTableError> {
+        let all_ours = is_only(self.footer.metadata().row_group(self.row_group), "_sync_source", &upsert.source);
+        let mut columns = vec!["id"];
+        if !all_ours {
+            columns.push("_sync_source");
+        }
+        if upsert.reconcile.is_some() {
+            columns.push("_sync_transaction_time");
+        }
+        let mut batches = self.read(&columns, None)?;
+        let mut found = Vec::new();
+        let mut first_row = 0;
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let rows = KeyRows::try_new(&batch, all_ours)?;
+            for row in 0..batch.num_rows() {
+                let Some(id) = rows.id(row, &upsert.source) else { continue };
+                let place = first_row + row as u64;
+                let dead = || self.stored.dead.contains(self.first_row + place);
+                match newest.get(id) {
+                    Some(slot) if !dead() => found.push((place, slot)),
+                    None if upsert.reconcile.is_some() && newest.covers(id) && !dead() => {
+                        probed.stored += 1;
+                        if rows.transaction_time(row) <= upsert.watermark {
+                            probed.gone.push((self.index, self.first_row + place));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            first_row += batch.num_rows() as u64;
+        }
+        probed.stored += found.len() as u64;
+        Ok(found)
+    }
+
+    async fn read_versions(&self, found: &[(u64, u32)], probed: &mut Probed) -> Result<(), DeltaTableError> {
+        let hashed = self.footer.schema().field_with_name("_sync_hash").is_ok();
+        let columns = if hashed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
+        let mut batches = self.read(columns, Some(selection(found.iter().map(|(place, _)| *place))))?;
+        let mut next = found.iter();
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let rows = VersionRows::try_new(&batch)?;
+            for (row, (place, slot)) in (0..batch.num_rows()).zip(&mut next) {
+                probed.hits.push(Hit {
+                    file: self.index,
+                    row: self.first_row + place,
+                    slot: *slot,
+                    version: rows.version(row),
+                    hash: rows.hash(row).filter(|_| self.stored.own),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        columns: &[&str],
+        selection: Option<RowSelection>,
+    ) -> Result<ParquetRecordBatchStream<DataFile>, DeltaTableError> {
+        let file = self.stored.file.clone();
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file, self.footer.clone());
+        let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
+        let mut builder =
+            builder.with_row_groups(vec![self.row_group]).with_projection(mask).with_batch_size(BATCH_ROWS);
+        if let Some(selection) = selection {
+            builder = builder.with_row_selection(selection);
+        }
+        Ok(builder.build()?)
+    }
+}
+
+/// Do the statistics say that the column holds nothing but this text?
+fn is_only(row_group: &RowGroupMetaData, column: &str, text: &str) -> bool {
+    let chunk = row_group.columns().iter().find(|chunk| chunk.column_path().string() == column);
+    let Some(Statistics::ByteArray(of)) = chunk.and_then(|chunk| chunk.statistics()) else { return false };
+    let is = |bound: Option<&parquet::data_type::ByteArray>| bound.is_some_and(|bound| bound.data() == text.as_bytes());
+    of.null_count_opt() == Some(0) && is(of.min_opt()) && is(of.max_opt())
+}
+
+fn column(batch: &RecordBatch, name: &str, data_type: &DataType) -> Result<ArrayRef, ArrowError> {
+    match batch.column_by_name(name) {
+        Some(column) => cast(column, data_type),
+        None => Ok(new_null_array(data_type, batch.num_rows())),
+    }
+}
+
+/// What tells whose a row is.
+struct KeyRows {
+    ids: ArrayRef,
+    /// Not read where all rows are ours.
+    sources: Option<ArrayRef>,
+    transaction_times: ArrayRef,
+}
+
+impl KeyRows {
+    fn try_new(batch: &RecordBatch, all_ours: bool) -> Result<Self, ArrowError> {
+        Ok(Self {
+            ids: column(batch, "id", &DataType::Utf8View)?,
+            sources: if all_ours { None } else { Some(column(batch, "_sync_source", &DataType::Utf8)?) },
+            transaction_times: column(
+                batch,
+                "_sync_transaction_time",
+                &DataType::Timestamp(TimeUnit::Microsecond, None),
+            )?,
+        })
+    }
+
+    fn id(&self, row: usize, source: &str) -> Option<&str> {
+        let ids = self.ids.as_string_view();
+        let ours = self.sources.as_ref().is_none_or(|sources| {
+            let sources = sources.as_string::<i32>();
+            sources.is_valid(row) && sources.value(row) == source
+        });
+        (ours && ids.is_valid(row)).then(|| ids.value(row))
+    }
+
+    fn transaction_time(&self, row: usize) -> Option<TransactionTime> {
+        transaction_time(&self.transaction_times, row)
+    }
+}
+
+fn transaction_time(times: &ArrayRef, row: usize) -> Option<TransactionTime> {
+    let times = times.as_primitive::<TimestampMicrosecondType>();
+    times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros)
+}
+
+/// What tells versions apart.
+struct VersionRows {
+    transaction_times: ArrayRef,
+    hashes: ArrayRef,
+    meta: Option<StructArray>,
+    json: ArrayRef,
+}
+
+impl VersionRows {
+    fn try_new(batch: &RecordBatch) -> Result<Self, ArrowError> {
+        let instant = DataType::Timestamp(TimeUnit::Microsecond, None);
+        Ok(Self {
+            transaction_times: column(batch, "_sync_transaction_time", &instant)?,
+            hashes: column(batch, "_sync_hash", &DataType::Int64)?,
+            meta: batch.column_by_name("meta").and_then(|meta| meta.as_struct_opt()).cloned(),
+            json: column(batch, "resource_json", &DataType::Utf8)?,
+        })
+    }
+
+    fn hash(&self, row: usize) -> Option<u64> {
+        let hashes = self.hashes.as_primitive::<Int64Type>();
+        hashes.is_valid(row).then(|| hashes.value(row).cast_unsigned())
+    }
+
+    fn version(&self, row: usize) -> Version {
+        let version = if self.hashes.is_valid(row) { self.typed_version(row) } else { self.raw_version(row) };
+        version.at(transaction_time(&self.transaction_times, row))
+    }
+
+    /// From the columns of `meta`; a file without them has rows without a version.
+    fn typed_version(&self, row: usize) -> Version {
+        let Some(meta) = self.meta.as_ref().filter(|meta| meta.is_valid(row)) else { return Version::default() };
+        let last_updated = meta.column_by_name("lastUpdated").and_then(|column| column.as_primitive_opt());
+        let last_updated = last_updated.filter(|column| column.is_valid(row));
+        let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
+        let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
+        let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
+        let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
+        Version {
+            last_updated_micros: last_updated
+                .map(|column: &arrow::array::PrimitiveArray<TimestampMicrosecondType>| column.value(row)),
+            version_id: version_id
+                .filter(|column| column.is_valid(row))
+                .and_then(|column| column.value(row).parse().ok()),
+            transaction_time_micros: None,
+            subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
+        }
+    }
+
+    /// From the line itself. A row without a readable one has no version: whatever comes may replace it.
+    fn raw_version(&self, row: usize) -> Version {
+        #[derive(serde::Deserialize)]
+        struct Head {
+            meta: Option<Meta>,
+        }
+        let json = self.json.as_string::<i32>();
+        let json = if json.is_valid(row) { json.value(row) } else { "" };
+        let head: Option<Head> = serde_json::from_str(json).ok();
+        Version::of(head.and_then(|head| head.meta).as_ref())
+    }
+}

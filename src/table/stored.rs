@@ -1,0 +1,173 @@
+//! Stored rows: the data files of a table at one version, without the rows that are dead.
+
+use std::sync::Arc;
+
+use arrow::{
+    array::{AsArray as _, BooleanArray, RecordBatch},
+    compute::{cast, filter_record_batch},
+    datatypes::DataType,
+};
+use deltalake::{
+    DeltaTableError,
+    kernel::{Add, LogicalFileView},
+};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use parquet::arrow::{
+    ParquetRecordBatchStreamBuilder, ProjectionMask,
+    arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
+};
+
+use super::{
+    Error, Table,
+    data_file::{DataFile, Partition, is_own},
+    deletion_vector::{self, DeadRows},
+};
+
+/// A data file that a version of the table has, or that the next one will have.
+#[derive(Clone)]
+pub(super) struct StoredFile {
+    pub add: Add,
+    pub file: DataFile,
+    /// Those that the log says are dead.
+    pub dead: DeadRows,
+    /// Other writers keep our columns as they were when they change a row; only what is in our own files is told by its
+    /// hash.
+    pub own: bool,
+}
+
+impl StoredFile {
+    pub fn partition(&self) -> Partition {
+        self.add.partition_values.clone().into_iter().collect()
+    }
+
+    /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.
+    pub async fn footer(&self) -> Result<ArrowReaderMetadata, DeltaTableError> {
+        Ok(ArrowReaderMetadata::load_async(&mut self.file.clone(), ArrowReaderOptions::default()).await?)
+    }
+}
+
+/// How many rows are read at once.
+const BATCH_ROWS: usize = 4096;
+/// Deletion vectors that are read at the same time.
+const VECTORS_IN_FLIGHT: usize = 16;
+
+impl Table {
+    /// The files of this version, with their deletion vectors.
+    pub(super) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
+        let files = self.files().await?;
+        let store = self.delta.object_store();
+        let files = files.into_iter().map(|view| {
+            let store = Arc::clone(&store);
+            async move {
+                let file = DataFile::of(Arc::clone(&store), &view);
+                #[expect(deprecated, reason = "nothing else gives the tags of a file")]
+                let add = view.add_action();
+                let dead = match &add.deletion_vector {
+                    Some(vector) => deletion_vector::read(store.as_ref(), vector).await?,
+                    None => DeadRows::new(),
+                };
+                Ok(StoredFile { file, dead, own: is_own(&add.path), add })
+            }
+        });
+        futures::stream::iter(files)
+            .buffered(VECTORS_IN_FLIGHT)
+            .try_collect()
+            .await
+            .map_err(|error: DeltaTableError| self.failed(error))
+    }
+
+    pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let log_store = self.delta.log_store();
+        let files = snapshot.snapshot().file_views(log_store.as_ref(), None);
+        files.try_collect().await.map_err(|error| self.failed(error))
+    }
+
+    /// The rows of a file that are alive, in order, with the columns that the file has.
+    pub(super) async fn rows(
+        &self,
+        stored: &StoredFile,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
+        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
+        self.rows_without(stored, footer, &stored.dead)
+    }
+
+    /// The same, where others are dead.
+    pub(super) fn rows_without(
+        &self,
+        stored: &StoredFile,
+        footer: ArrowReaderMetadata,
+        dead: &DeadRows,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(|error| self.failed(error))?;
+        let mut first_row = 0;
+        let dead = dead.clone();
+        Ok(batches.map(move |batch| {
+            let batch = batch.map_err(|error| self.failed(error))?;
+            let alive = alive(&dead, first_row, batch.num_rows());
+            first_row += batch.num_rows() as u64;
+            match alive {
+                Some(alive) => filter_record_batch(&batch, &alive).map_err(|error| self.failed(error)),
+                None => Ok(batch),
+            }
+        }))
+    }
+}
+
+impl Table {
+    /// Only the rows at these places, alive or not.
+    pub(super) async fn rows_of(
+        &self,
+        stored: &StoredFile,
+        places: &DeadRows,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
+        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+        let batches = builder
+            .with_row_selection(selection(places.iter()))
+            .with_batch_size(BATCH_ROWS)
+            .build()
+            .map_err(|error| self.failed(error))?;
+        Ok(batches.map(|batch| batch.map_err(|error| self.failed(error))))
+    }
+
+    /// The ids of the rows at these places.
+    pub(super) async fn ids(&self, stored: &StoredFile, places: &DeadRows) -> Result<Vec<String>, Error> {
+        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+        let mask = ProjectionMask::columns(builder.parquet_schema(), ["id"]);
+        let batches = builder.with_projection(mask).with_row_selection(selection(places.iter())).build();
+        let mut batches = batches.map_err(|error| self.failed(error))?;
+        let mut ids = Vec::new();
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(|error| self.failed(error))?;
+            let column = cast(batch.column(0), &DataType::Utf8).map_err(|error| self.failed(error))?;
+            ids.extend(column.as_string::<i32>().iter().flatten().map(ToOwned::to_owned));
+        }
+        Ok(ids)
+    }
+}
+
+/// The rows at these places, in ascending order, as what is read and what is passed over.
+pub(super) fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
+    let mut selectors = Vec::new();
+    let mut next = 0;
+    for place in places {
+        if place > next {
+            selectors.push(RowSelector::skip(usize::try_from(place - next).unwrap_or(usize::MAX)));
+        }
+        selectors.push(RowSelector::select(1));
+        next = place + 1;
+    }
+    selectors.into()
+}
+
+/// Which of `rows` rows from `first_row` on are alive; `None` when all are.
+fn alive(dead: &DeadRows, first_row: u64, rows: usize) -> Option<BooleanArray> {
+    let rows = first_row..first_row + rows as u64;
+    if dead.range_cardinality(rows.clone()) == 0 {
+        return None;
+    }
+    Some(rows.map(|row| Some(!dead.contains(row))).collect())
+}

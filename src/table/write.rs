@@ -1,0 +1,211 @@
+//! Writing: a decision becomes data files, deletion vectors and the actions that name them. Nothing is committed here.
+
+use std::ops::Range;
+
+use arrow::compute::filter_record_batch;
+use arrow::array::BooleanArray;
+use deltalake::kernel::{Action, Add, Remove};
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::runtime::Handle;
+
+use super::{
+    ChangeSet, Error, Merge, Table,
+    data_file::now_millis,
+    decide::Decision,
+    deletion_vector::{self, DeadRows},
+    files::{DataFiles, Target},
+    parallel::{cores, in_parallel},
+    stored::StoredFile,
+};
+
+/// A file that loses rows.
+struct Touched<'files> {
+    stored: &'files StoredFile,
+    /// Is it in the log already? Else it was written by this run.
+    committed: bool,
+    rows: u64,
+    /// All that are dead now.
+    dead: DeadRows,
+}
+
+/// Of a file with more dead rows than this, readers read too much in vain.
+const MOST_DEAD_PERCENT: u64 = 30;
+/// Fewer parts of a change set than this become one file: two small ones serve nobody.
+const PARTS_PER_WRITER: usize = 8;
+
+/// What one thread writes.
+enum Unit<'files> {
+    Survivors(&'files Touched<'files>),
+    Changes(Range<u32>),
+}
+
+impl Table {
+    /// Writes what the decision asks for, and says what goes and what comes. Blocks.
+    pub(super) async fn write(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
+        let mut touched = Vec::new();
+        for (file, dead) in &decision.dead {
+            let stored = &decision.files[*file as usize];
+            let rows = self.row_count(stored).await?;
+            touched.push(Touched { stored, committed: true, rows, dead: dead | &stored.dead });
+        }
+        let appended = changes.files();
+        for (part, stored) in appended.iter().flatten() {
+            let rows = self.row_count(stored).await?;
+            let mut dead = DeadRows::new();
+            dead.insert_range(0..rows);
+            if let Some(written) = decision.write.get(part) {
+                dead -= written;
+            }
+            touched.push(Touched { stored, committed: false, rows, dead });
+        }
+        let vectors = self.writes_vectors()?;
+        let (survivors, marked): (Vec<_>, Vec<_>) =
+            touched.into_iter().partition(|touched| touched.is_rewritten(vectors));
+        let mut units: Vec<_> = survivors.iter().map(Unit::Survivors).collect();
+        if appended.is_none() {
+            units.extend(ranges(decision).into_iter().map(Unit::Changes));
+        }
+        let target = self.target()?;
+        let runtime = Handle::current();
+        let written = in_parallel(&units, |unit| match unit {
+            Unit::Survivors(touched) => runtime.block_on(self.write_survivors(&target, touched)),
+            Unit::Changes(parts) => runtime.block_on(self.write_changes(&target, changes, decision, parts.clone())),
+        })?;
+        let mut actions = self.mark(marked).await?;
+        actions.extend(survivors.iter().filter(|touched| touched.committed).map(|touched| remove(touched.stored)));
+        actions.extend(written.into_iter().flatten().map(Action::Add));
+        Ok(actions)
+    }
+
+    /// Names the dead rows of files that stay. All vectors go into one file.
+    async fn mark(&self, marked: Vec<Touched<'_>>) -> Result<Vec<Action>, Error> {
+        let mut actions = Vec::new();
+        let mut with_dead = Vec::new();
+        for touched in marked {
+            if touched.committed {
+                actions.push(remove(touched.stored));
+            }
+            if touched.dead.is_empty() {
+                actions.push(Action::Add(touched.stored.add.clone()));
+            } else if touched.dead.len() < touched.rows {
+                with_dead.push(touched);
+            }
+        }
+        if with_dead.is_empty() {
+            return Ok(actions);
+        }
+        let vectors: Vec<_> = with_dead.iter().map(|touched| touched.dead.clone()).collect();
+        let store = self.delta.object_store();
+        let descriptors = deletion_vector::write(store.as_ref(), &vectors).await.map_err(|error| self.failed(error))?;
+        actions.extend(with_dead.into_iter().zip(descriptors).map(|(touched, descriptor)| {
+            let add = &touched.stored.add;
+            Action::Add(Add {
+                deletion_vector: Some(descriptor),
+                stats: Some(loose(add.stats.as_deref(), touched.rows)),
+                data_change: true,
+                ..add.clone()
+            })
+        }));
+        Ok(actions)
+    }
+
+    /// The rows of a file that stay, in a file of the same columns; never more than a row group of them in memory.
+    async fn write_survivors(&self, target: &Target, touched: &Touched<'_>) -> Result<Vec<Add>, Error> {
+        let footer = touched.stored.footer().await.map_err(|error| self.failed(error))?;
+        let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let mut files = DataFiles::new(target.clone(), touched.stored.partition(), columns);
+        let mut batches = self.rows_without(touched.stored, footer, &touched.dead)?;
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            if batch.num_rows() > 0 {
+                files.write(&batch).await.map_err(|error| self.failed(error))?;
+            }
+        }
+        files.finish().await.map_err(|error| self.failed(error))
+    }
+
+    /// The chosen rows of the change set.
+    async fn write_changes(
+        &self,
+        target: &Target,
+        changes: &ChangeSet,
+        decision: &Decision,
+        parts: Range<u32>,
+    ) -> Result<Vec<Add>, Error> {
+        let mut files = DataFiles::new(target.clone(), Vec::new(), changes.filled_columns());
+        for part in parts {
+            let Some(chosen) = decision.write.get(&part) else { continue };
+            let rows = changes.batch(part)?;
+            let all = rows.num_rows() as u64;
+            let rows = if chosen.len() == all {
+                rows
+            } else {
+                let chosen: BooleanArray = (0..all).map(|row| Some(chosen.contains(row))).collect();
+                filter_record_batch(&rows, &chosen).map_err(|error| self.failed(error))?
+            };
+            files.write(&rows).await.map_err(|error| self.failed(error))?;
+        }
+        files.finish().await.map_err(|error| self.failed(error))
+    }
+
+    /// Deletion vectors, where we are asked for them and the table has not been told otherwise by others since.
+    fn writes_vectors(&self) -> Result<bool, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let enabled = snapshot.metadata().configuration().get(ENABLE_DELETION_VECTORS).is_some_and(|on| on == "true");
+        Ok(self.root.merge == Merge::DeletionVectors && enabled)
+    }
+
+    /// Dead ones included.
+    pub(super) async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
+        let stated = stored.add.stats.as_deref().and_then(|stats| serde_json::from_str::<Value>(stats).ok());
+        if let Some(rows) = stated.and_then(|stats| stats.get("numRecords")?.as_u64()) {
+            return Ok(rows);
+        }
+        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
+        Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
+    }
+}
+
+pub(super) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";
+
+impl Touched<'_> {
+    fn is_rewritten(&self, vectors: bool) -> bool {
+        let some_live = !self.dead.is_empty() && self.dead.len() < self.rows;
+        some_live && (!vectors || self.dead.len() * 100 > self.rows * MOST_DEAD_PERCENT)
+    }
+}
+
+pub(super) fn remove(stored: &StoredFile) -> Action {
+    let add = &stored.add;
+    Action::Remove(Remove {
+        path: add.path.clone(),
+        data_change: true,
+        deletion_timestamp: Some(now_millis()),
+        extended_file_metadata: Some(true),
+        size: Some(add.size),
+        partition_values: Some(add.partition_values.clone()),
+        deletion_vector: add.deletion_vector.clone(),
+        tags: None,
+        base_row_id: None,
+        default_row_commit_version: None,
+    })
+}
+
+/// The statistics of a file with dead rows: its bounds may be those of rows that nobody sees.
+fn loose(stats: Option<&str>, rows: u64) -> String {
+    let mut stats = stats.and_then(|stats| serde_json::from_str(stats).ok()).unwrap_or_else(|| json!({}));
+    if let Some(stats) = stats.as_object_mut() {
+        stats.insert("numRecords".to_owned(), rows.into());
+        stats.insert("tightBounds".to_owned(), false.into());
+    }
+    stats.to_string()
+}
+
+/// The parts with rows to write, for as many threads as that is worth.
+fn ranges(decision: &Decision) -> Vec<Range<u32>> {
+    let parts: Vec<_> = decision.write.keys().copied().collect();
+    let writers = (parts.len() / PARTS_PER_WRITER).clamp(1, cores());
+    let chunks = parts.chunks(parts.len().div_ceil(writers).max(1));
+    chunks.filter_map(|chunk| Some(*chunk.first()?..chunk.last()? + 1)).collect()
+}
