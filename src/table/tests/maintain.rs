@@ -230,8 +230,10 @@ async fn files_of_other_engines_are_left_as_they_are() {
     let lake = Lake::new();
     lake.small_files(3).await;
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    let files = table.stored_files().await.unwrap();
-    let rows: Vec<_> = table.rows(&files[0]).await.unwrap().map(Result::unwrap).collect().await;
+    let stored = table.stored_files().await.unwrap();
+    let rows: Vec<_> = table.rows(&stored[0]).await.unwrap().map(Result::unwrap).collect().await;
+    let columns = table.columns().unwrap();
+    let rows = rows.iter().map(|rows| files::align(rows, &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
     let done = lake.maintain(&[Step::Compact], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files), (3, 1));
