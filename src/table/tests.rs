@@ -288,7 +288,7 @@ async fn a_table_of_an_older_schema_gains_its_columns_in_a_commit_of_its_own_and
     let committed = lake.upsert(&[vec![line("a", 1, "")]], 6).await;
     assert_eq!(committed.counts.inserted, 1);
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    let columns = arrow_schema(&table.delta).unwrap();
+    let columns = table.columns().unwrap();
     assert!(
         typed.fields().iter().all(|field| columns.field_with_name(field.name()).is_ok_and(|there| there == &**field))
     );
@@ -300,7 +300,7 @@ fn a_root_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     let root = Location::Folder(folder.path().join("file/lake"));
-    let error = Root::new(Config { root, storage_options: HashMap::new() }).unwrap_err().to_string();
+    let error = Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default() }).unwrap_err().to_string();
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 
@@ -352,6 +352,6 @@ async fn a_table_gives_back_the_columns_that_it_was_made_with() {
         let layout = layout_of(&shape);
         lake.root.open_or_create(resource_type, &layout).await.unwrap();
         let table = lake.root.open(resource_type).await.unwrap().unwrap();
-        assert_eq!(arrow_schema(&table.delta).unwrap(), shape.schema(), "{name}");
+        assert_eq!(table.columns().unwrap(), shape.schema(), "{name}");
     }
 }

@@ -109,7 +109,7 @@ fn line_at(changes: &ChangeSet, place: Place) -> u64 {
 
 const IDS: u8 = 12;
 
-fn any_version() -> impl Strategy<Value = Version> {
+fn any_version() -> impl Strategy<Value = Version> + 'static {
     let values = (proptest::option::of(0i64..4), proptest::option::of(0u64..4), proptest::bool::weighted(0.2));
     values.prop_map(|(last_updated_micros, version_id, subsetted)| Version {
         last_updated_micros,
@@ -119,7 +119,7 @@ fn any_version() -> impl Strategy<Value = Version> {
     })
 }
 
-fn complete_version() -> impl Strategy<Value = Version> {
+fn complete_version() -> impl Strategy<Value = Version> + 'static {
     any_version().prop_map(|version| Version {
         last_updated_micros: version.last_updated_micros.or(Some(4)),
         version_id: version.version_id.or(Some(4)),
@@ -129,7 +129,7 @@ fn complete_version() -> impl Strategy<Value = Version> {
 }
 
 /// Changes in the order of the export and in another one.
-fn changes(version: impl Strategy<Value = Version>) -> impl Strategy<Value = (Vec<Change>, Vec<Change>)> {
+fn changes(version: impl Strategy<Value = Version> + 'static) -> impl Strategy<Value = (Vec<Change>, Vec<Change>)> {
     let row =
         (0..IDS, version, 0u32..4).prop_map(|(id, version, file)| Change::Row { id, version, file, line: 0 }).boxed();
     let delete = (0..IDS, proptest::option::of(0i64..5)).prop_map(|(id, at_micros)| Change::Delete { id, at_micros });
