@@ -1,6 +1,7 @@
 //! The commands: arguments become one of a handful of things to do, and each ends in an exit code.
 
 mod demo;
+mod maintain;
 mod show;
 mod views;
 
@@ -16,7 +17,6 @@ use url::Url;
 use crate::{
     config::{self, Config, Flags, Key, Mistakes},
     daemon::{self, Ended, Signals},
-    fhir::ResourceType,
     serve, state,
     sync::{self, Mode, Outcome, Sync, Watch, chain},
     telemetry,
@@ -58,15 +58,8 @@ enum Command {
         #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
         config: PathBuf,
     },
-    /// Works on the tables, without an export; no other fhir-sync may hold the state file
-    Maintain {
-        /// The configuration file
-        #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
-        config: PathBuf,
-        /// Make the rows of these types anew from `resource_json`, with the columns of this version
-        #[arg(long, value_name = "TYPE", num_args = 1.., required = true)]
-        rebuild: Vec<ResourceType>,
-    },
+    /// Puts small files of the tables together and deletes what nobody needs; no other fhir-sync may hold the state file
+    Maintain(maintain::Arguments),
     /// Prints SQL that makes flat views over the tables: patient, encounter, condition, observation and so on
     Views(views::Arguments),
     /// Asks a running daemon whether the data are fresh: exit code 0 or 1
@@ -131,7 +124,7 @@ impl Cli {
             Command::Sync(arguments) => sync_once(arguments).await,
             Command::Run { config } => run(config).await,
             Command::Check { config } => check(&config),
-            Command::Maintain { config, rebuild } => maintain(&config, &rebuild).await,
+            Command::Maintain(arguments) => maintain::run(arguments).await,
             Command::Views(arguments) => views::run(arguments),
             Command::Healthcheck { url } => healthcheck(&url),
         };
@@ -231,28 +224,6 @@ fn check(path: &Path) -> Result<(), Ends> {
     Ok(())
 }
 
-async fn maintain(path: &Path, rebuild: &[ResourceType]) -> Result<(), Ends> {
-    let config = config::load(path).map_err(misconfigured)?;
-    telemetry::start(&config.log);
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, Watch::new().0)
-        .await
-        .map_err(|error| did_not_start(&error))?;
-    for resource_type in rebuild {
-        match sync.rebuild(*resource_type).await {
-            Ok(Some(committed)) => {
-                println!("{resource_type}: {} rows made anew, version {}", committed.counts.updated, committed.version);
-            }
-            Ok(None) => println!("{resource_type}: there is no table"),
-            Err(error) => {
-                eprintln!("fhir-sync: {}", chain(&error));
-                return Err(FAILED);
-            }
-        }
-    }
-    Ok(())
-}
-
 fn healthcheck(url: &Url) -> Result<(), Ends> {
     match serve::ask(url) {
         Ok((true, body)) => {
@@ -342,6 +313,16 @@ mod tests {
         let Command::Sync(arguments) = cli.command else { panic!("not a sync") };
         assert_eq!(arguments.resource_types, ["Patient", "Condition"]);
         assert!(arguments.full_refresh);
+    }
+
+    #[test]
+    fn maintenance_and_a_rebuild_are_two_things() {
+        let parse = |line: &str| Cli::try_parse_from(line.split_whitespace());
+        assert!(parse("fhir-sync maintain --config a.toml").is_ok());
+        assert!(parse("fhir-sync maintain --config a.toml --dry-run --force Patient Observation").is_ok());
+        assert!(parse("fhir-sync maintain --config a.toml --rebuild Patient Observation").is_ok());
+        assert_eq!(parse("fhir-sync maintain --config a.toml --dry-run --rebuild Patient").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("fhir-sync maintain --config a.toml patient").unwrap_err().exit_code(), 2);
     }
 
     #[test]

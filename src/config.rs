@@ -4,6 +4,7 @@
 //! is a mistake. `config/fhir-sync.toml` is the reference: a test holds it to what is read here.
 
 mod flags;
+mod maintenance;
 mod section;
 
 use std::{
@@ -24,6 +25,7 @@ use url::Url;
 use self::section::Section;
 pub use self::{
     flags::{Flags, Key},
+    maintenance::Maintenance,
     section::Findings,
 };
 use crate::{
@@ -47,6 +49,7 @@ pub struct Config {
     pub health: serve::Config,
     pub sync: sync::Config,
     pub exports: Vec<Scheduled>,
+    pub maintenance: Maintenance,
     /// How long a daemon that is asked to stop may take.
     pub grace_period: Duration,
     pub log: telemetry::Config,
@@ -145,6 +148,7 @@ fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     daemon.end();
+    let maintenance = maintenance::read(root.section("maintenance"));
     let log = read_log(root.section("log"));
     let exports = read_exports(&mut root);
     root.end();
@@ -155,6 +159,7 @@ fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
         health: health?,
         sync: sync?,
         exports: exports?,
+        maintenance: maintenance?,
         grace_period: grace_period?,
         log: log?,
     })

@@ -1,14 +1,15 @@
-//! The daemon: one loop that owns every task, the wish to stop, and the sync that runs.
+//! The daemon: one loop that owns every task, the wish to stop, and the sync or the maintenance that runs.
 //!
 //! | task | its error means | a stop means |
 //! |---|---|---|
 //! | a sync | logged, counted, the next tick tries again | it ends at the next safe point; a commit is finished |
+//! | maintenance | logged, the next tick tries again | it ends after the files that it is at |
 //! | the scheduler | the start fails | dropped |
 //! | the health listener | the start fails | it answers until the end |
 //!
 //! A first SIGTERM or SIGINT asks to stop and grants `daemon.grace_period`; a second one ends the process at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sd_notify::NotifyState;
@@ -21,11 +22,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, Scheduled},
+    config::{Config, Maintenance, Scheduled},
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, ExportView, LastComplete, View},
     state::ExportState,
-    sync::{self, Mode, Outcome, Progress, Report, Sync, Watch},
+    sync::{self, DryRun, Mode, Outcome, Progress, Report, Sync, TablesMaintained, Watch},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -82,8 +83,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let server = serve::Server::start(&config.health, seen)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
-    let mut scheduler = schedule::start(&schedules(&config.exports), &ticks).await?;
-    let mut daemon = Daemon::new(sync, config.exports, views, progress);
+    let mut scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
+    let mut daemon = Daemon::new(sync, config.exports, config.maintenance, views, progress);
     daemon.catch_up(&ticks);
     daemon.publish(true);
     tracing::info!(health = %server.address, exports = exports.len(), "ready");
@@ -99,18 +100,26 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
 struct Daemon {
     sync: Arc<Sync>,
     exports: Vec<Scheduled>,
+    maintenance: Maintenance,
     views: watch::Sender<View>,
     progress: watch::Receiver<Progress>,
     stop: CancellationToken,
-    /// One sync at the most.
-    running: JoinSet<Report>,
-    running_export: Option<String>,
+    /// One at the most: nothing else touches the tables while it runs.
+    running: JoinSet<Done>,
+    running_tick: Option<Tick>,
+}
+
+/// What has run.
+enum Done {
+    Sync(Report),
+    Maintenance(TablesMaintained),
 }
 
 impl Daemon {
     fn new(
         sync: Sync,
         exports: Vec<Scheduled>,
+        maintenance: Maintenance,
         views: watch::Sender<View>,
         progress: watch::Receiver<Progress>,
     ) -> Self {
@@ -136,11 +145,12 @@ impl Daemon {
         Self {
             sync: Arc::new(sync),
             exports,
+            maintenance,
             views,
             progress,
             stop: CancellationToken::new(),
             running: JoinSet::new(),
-            running_export: None,
+            running_tick: None,
         }
     }
 
@@ -152,7 +162,7 @@ impl Daemon {
             let known = state.exports.get(name).cloned().unwrap_or_default();
             if let Some(mode) = overdue(scheduled, &known, now()) {
                 tracing::info!(export = name, %mode, "overdue, starting at once");
-                ticks.tick(&Tick { export: name.clone(), mode });
+                ticks.tick(&Tick::Sync { export: name.clone(), mode });
             }
         }
     }
@@ -189,40 +199,65 @@ impl Daemon {
     }
 
     fn begin(&mut self, tick: Tick) {
-        let Some(scheduled) = self.exports.iter().find(|scheduled| scheduled.export.name == tick.export) else {
-            return;
-        };
-        self.running_export = Some(tick.export);
-        let (sync, export, stop) = (Arc::clone(&self.sync), scheduled.export.clone(), self.stop.clone());
-        self.running.spawn(async move { sync.run(&export, tick.mode, &stop).await });
+        let (sync, stop) = (Arc::clone(&self.sync), self.stop.clone());
+        match &tick {
+            Tick::Maintain => {
+                let types: BTreeSet<_> =
+                    self.exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
+                let (types, maintenance) = (Vec::from_iter(types), self.maintenance.of_tables.clone());
+                tracing::info!(tables = types.len(), "maintenance begins");
+                self.running.spawn(async move {
+                    Done::Maintenance(sync.maintain(&types, &maintenance, DryRun::No, &stop).await)
+                });
+            }
+            Tick::Sync { export, mode } => {
+                let Some(scheduled) = self.exports.iter().find(|scheduled| scheduled.export.name == *export) else {
+                    return;
+                };
+                let (export, mode) = (scheduled.export.clone(), *mode);
+                self.running.spawn(async move { Done::Sync(sync.run(&export, mode, &stop).await) });
+            }
+        }
+        self.running_tick = Some(tick);
         self.publish(true);
     }
 
-    fn end(&mut self, ended: Result<Report, JoinError>) {
-        let name = self.running_export.take();
-        let outcome = match &ended {
-            Ok(report) => report.outcome,
-            Err(error) => {
-                tracing::error!(export = name, %error, "a sync broke off; this is a defect of fhir-sync, the next tick tries again");
-                Outcome::Failed
+    fn end(&mut self, ended: Result<Done, JoinError>) {
+        match (self.running_tick.take(), ended) {
+            (_, Ok(Done::Maintenance(tables))) => {
+                let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
+                tracing::info!(tables = tables.len(), failed, "maintenance ends");
             }
-        };
+            (Some(Tick::Sync { export, .. }), Ok(Done::Sync(report))) => {
+                self.end_sync(&export, report.outcome, report.ended_at);
+            }
+            (tick, Err(error)) => {
+                let tick = tick.unwrap_or(Tick::Maintain);
+                tracing::error!(%tick, %error, "a run broke off; this is a defect of fhir-sync, the next tick tries again");
+                if let Tick::Sync { export, .. } = tick {
+                    self.end_sync(&export, Outcome::Failed, now());
+                }
+            }
+            (Some(Tick::Maintain) | None, Ok(Done::Sync(_))) => {}
+        }
+        self.publish(!self.stop.is_cancelled());
+    }
+
+    fn end_sync(&self, name: &str, outcome: Outcome, ended_at: DateTime<Utc>) {
         self.views.send_modify(|view| {
-            let Some(export) = view.exports.iter_mut().find(|export| Some(&export.name) == name.as_ref()) else {
+            let Some(export) = view.exports.iter_mut().find(|export| export.name == name) else {
                 return;
             };
             export.last_outcome = Some(outcome);
             match outcome {
                 Outcome::Complete => {
                     export.failures_in_a_row = 0;
-                    let at = ended.map_or_else(|_| now(), |report| report.ended_at);
-                    export.last_complete = Some(LastComplete { at, anchor: Instant::now() });
+                    export.last_complete = Some(LastComplete { at: ended_at, anchor: Instant::now() });
                 }
                 Outcome::Partial | Outcome::Failed => export.failures_in_a_row += 1,
                 Outcome::Stopped => {}
             }
         });
-        self.publish(!self.stop.is_cancelled());
     }
 
     /// Shows that the loop comes round, and what is going on.
@@ -233,14 +268,15 @@ impl Daemon {
             view.ready = ready;
             view.beat = Instant::now();
             for (export, scheduled) in view.exports.iter_mut().zip(&self.exports) {
-                let runs = Some(&export.name) == self.running_export.as_ref();
+                let runs = matches!(&self.running_tick, Some(Tick::Sync { export: name, .. }) if *name == export.name);
                 export.step = if runs { step.clone() } else { sync::Step::Idle };
                 let patterns = scheduled.incremental.iter().chain(&scheduled.full_refresh).cloned();
                 export.next_run_at = next_after(&patterns.collect::<Vec<_>>(), now);
             }
         });
-        let status = match &self.running_export {
-            Some(name) => format!("{name}: {step}"),
+        let status = match &self.running_tick {
+            Some(Tick::Sync { export, .. }) => format!("{export}: {step}"),
+            Some(Tick::Maintain) => step.to_string(),
             None => "waiting for the next tick".to_owned(),
         };
         notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
@@ -264,19 +300,17 @@ fn anchored(at: DateTime<Utc>, now: DateTime<Utc>, anchor: Instant) -> Instant {
     anchor.checked_sub(age).unwrap_or(anchor)
 }
 
-fn schedules(exports: &[Scheduled]) -> Vec<(Tick, Vec<schedule::Pattern>)> {
+fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec<schedule::Pattern>)> {
     let schedule = |scheduled: &Scheduled, mode, patterns: &[schedule::Pattern]| {
-        (Tick { export: scheduled.export.name.clone(), mode }, patterns.to_vec())
+        (Tick::Sync { export: scheduled.export.name.clone(), mode }, patterns.to_vec())
     };
-    exports
-        .iter()
-        .flat_map(|scheduled| {
-            [
-                schedule(scheduled, Mode::Incremental, &scheduled.incremental),
-                schedule(scheduled, Mode::FullRefresh, &scheduled.full_refresh),
-            ]
-        })
-        .collect()
+    let syncs = exports.iter().flat_map(|scheduled| {
+        [
+            schedule(scheduled, Mode::Incremental, &scheduled.incremental),
+            schedule(scheduled, Mode::FullRefresh, &scheduled.full_refresh),
+        ]
+    });
+    syncs.chain([(Tick::Maintain, maintenance.schedule.iter().cloned().collect())]).collect()
 }
 
 /// Tells systemd, where it listens.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -57,11 +58,25 @@ pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTi
     patterns.iter().filter_map(|pattern| pattern.next_after(instant)).min()
 }
 
-/// It is time to sync an export.
+/// It is time for something.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Tick {
-    pub export: String,
-    pub mode: Mode,
+pub enum Tick {
+    /// Goes first where a sync waits as well: rare and limited in time, it would else wait behind syncs that follow one
+    /// another without a pause.
+    Maintain,
+    Sync {
+        export: String,
+        mode: Mode,
+    },
+}
+
+impl fmt::Display for Tick {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Maintain => out.write_str("maintenance"),
+            Self::Sync { export, mode } => write!(out, "{export}, {mode}"),
+        }
+    }
 }
 
 /// The ticks that wait to be taken.
@@ -77,7 +92,7 @@ impl Ticks {
         if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(tick.clone()) {
             self.news.notify_one();
         } else {
-            tracing::info!(export = tick.export, mode = %tick.mode, "the run before is not done; this tick joins the waiting one");
+            tracing::info!(%tick, "the run before is not done; this tick joins the waiting one");
         }
     }
 
@@ -94,7 +109,8 @@ impl Ticks {
     fn take(&self) -> Option<Tick> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let first = waiting.pop_first()?;
-        let full = Tick { mode: Mode::FullRefresh, ..first.clone() };
+        let Tick::Sync { export, .. } = &first else { return Some(first) };
+        let full = Tick::Sync { export: export.clone(), mode: Mode::FullRefresh };
         Some(if waiting.remove(&full) { full } else { first })
     }
 }
@@ -118,7 +134,7 @@ mod tests {
     use crate::fhir::parse_instant;
 
     fn tick(export: &str, mode: Mode) -> Tick {
-        Tick { export: export.to_owned(), mode }
+        Tick::Sync { export: export.to_owned(), mode }
     }
 
     #[test]
@@ -160,6 +176,17 @@ mod tests {
         ticks.tick(&tick("all", Mode::FullRefresh));
         assert_eq!(ticks.next().await, tick("all", Mode::FullRefresh));
         assert_eq!(ticks.next().await, tick("other", Mode::Incremental));
+        assert_eq!(ticks.take(), None);
+    }
+
+    #[tokio::test]
+    async fn maintenance_does_not_wait_behind_syncs_for_ever() {
+        let ticks = Ticks::default();
+        ticks.tick(&tick("all", Mode::Incremental));
+        ticks.tick(&Tick::Maintain);
+        ticks.tick(&Tick::Maintain);
+        assert_eq!(ticks.next().await, Tick::Maintain);
+        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
         assert_eq!(ticks.take(), None);
     }
 

@@ -1,6 +1,7 @@
 //! What a configuration means, and what is said about a wrong one.
 
 use super::*;
+use crate::table::Step;
 
 const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");
 
@@ -140,6 +141,22 @@ fn the_environment_wins_over_the_file_for_every_kind_of_value() {
     assert_eq!(config.server.token_origins.len(), 2);
     assert_eq!(config.sync.parallel_downloads, 9);
     assert_eq!(config.sync.max_line_bytes, 1 << 20);
+}
+
+#[test]
+fn maintenance_can_be_off_or_less_than_all_of_it() {
+    let of = |settings: &str| parse(&format!("{SMALLEST}[maintenance]\n{settings}"), &[]).0;
+    let usual = parse(SMALLEST, &[]).0.unwrap().maintenance;
+    assert!(usual.schedule.is_some());
+    assert_eq!(usual.of_tables.tables.steps, Step::ALL.into());
+    assert!(of("schedule = \"off\"").unwrap().maintenance.schedule.is_none());
+    let some = of("steps = [\"vacuum\", \"compact\"]").unwrap().maintenance;
+    assert_eq!(some.of_tables.tables.steps, [Step::Compact, Step::Vacuum].into());
+    let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().0;
+    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.log_retention: is shorter")), "{found:?}");
+    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is none of compact")));
+    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 fields")));
+    assert_eq!(found.len(), 3);
 }
 
 #[test]

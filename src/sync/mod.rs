@@ -6,6 +6,7 @@
 
 mod error;
 mod intake;
+mod maintain;
 mod open;
 mod plan;
 mod progress;
@@ -33,6 +34,7 @@ use self::{
 };
 pub use self::{
     error::{Advice, Error, advice, chain},
+    maintain::{Maintenance, TablesMaintained},
     plan::{Mode, Request, requests},
     progress::{Progress, Step, Watch},
     report::{Outcome, Report, TypeEnd, TypeReport},
@@ -44,6 +46,9 @@ use crate::{
     state::{ExportState, JobInFlight, State, Store},
     table::Root,
 };
+
+/// What a maintenance did to a table, or would; and which of the two was asked.
+pub use crate::table::{DryRun, Maintained};
 
 /// How every export is synced.
 #[derive(Clone, Debug)]

@@ -29,6 +29,7 @@ pub enum Step {
     Streaming,
     Upserting(ResourceType),
     Settling,
+    Maintaining(ResourceType),
 }
 
 impl fmt::Display for Step {
@@ -44,6 +45,7 @@ impl fmt::Display for Step {
             Self::Streaming => out.write_str("streaming files"),
             Self::Upserting(resource_type) => write!(out, "upserting {resource_type}"),
             Self::Settling => out.write_str("settling"),
+            Self::Maintaining(resource_type) => write!(out, "maintaining the table of {resource_type}"),
         }
     }
 }

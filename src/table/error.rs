@@ -26,6 +26,11 @@ pub enum Error {
     Conflict { resource_type: ResourceType, attempts: u32 },
     #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]
     Rebuild { place: String, reason: String },
+    #[error(
+        "the table at {place} asks to keep removed files for {stated}, longer than {asked}; raise maintenance.vacuum_retention, \
+         or use `fhir-sync maintain --force`, after which readers of older versions may fail"
+    )]
+    Retention { place: String, stated: String, asked: String },
     #[error("the temporary file of received rows failed")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the table at {place} failed")]

@@ -15,6 +15,7 @@ mod entry;
 mod error;
 mod features;
 mod files;
+mod maintain;
 mod newest;
 mod parallel;
 mod part;
@@ -46,6 +47,7 @@ pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     data_file::writer_properties,
     error::Error,
+    maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use self::{data_file::ROW_GROUP_BYTES, files::Target, write::ENABLE_DELETION_VECTORS};

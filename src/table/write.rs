@@ -162,7 +162,7 @@ impl Table {
     }
 
     /// Dead ones included.
-    async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
+    pub(super) async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
         let stated = stored.add.stats.as_deref().and_then(|stats| serde_json::from_str::<Value>(stats).ok());
         if let Some(rows) = stated.and_then(|stats| stats.get("numRecords")?.as_u64()) {
             return Ok(rows);

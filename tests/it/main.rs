@@ -19,6 +19,8 @@ mod columns;
 mod daemon;
 /// Lines and files that are not as they should be.
 mod lines;
+/// Maintenance by hand and by the daemon, and never beside a sync.
+mod maintain;
 /// What the operator reads when something is in the way, and that it goes on when that is gone.
 mod messages;
 /// A process that was killed, a job that was lost, two processes at once.

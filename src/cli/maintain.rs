@@ -1,0 +1,118 @@
+//! `maintain`: work on the tables by hand, without an export.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use clap::Args;
+use indicatif::HumanBytes;
+use tokio_util::sync::CancellationToken;
+
+use super::{Ends, FAILED, STOPPED, did_not_start, misconfigured, show, stoppable};
+use crate::{
+    config,
+    fhir::ResourceType,
+    sync::{DryRun, Maintained, Maintenance, Sync, TablesMaintained, Watch, chain},
+    table::Retention,
+    telemetry,
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// The configuration file
+    #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// Resource types; without any, all that the configuration names
+    #[arg(value_name = "TYPE")]
+    types: Vec<ResourceType>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Delete files by `maintenance.vacuum_retention` where the table asks to keep them longer; whoever reads an older
+    /// version then may fail
+    #[arg(long)]
+    force: bool,
+    /// Only make the rows of these types anew from `resource_json`, with the columns of this version
+    #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["types", "dry_run", "force"])]
+    rebuild: Vec<ResourceType>,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
+    let config = config::load(&arguments.config).map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    let (watch, progress) = Watch::new();
+    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch)
+        .await
+        .map_err(|error| did_not_start(&error))?;
+    if !arguments.rebuild.is_empty() {
+        return rebuild(&sync, &arguments.rebuild).await;
+    }
+    let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
+    let types = if arguments.types.is_empty() { configured } else { arguments.types.into_iter().collect() };
+    let types: Vec<_> = types.into_iter().collect();
+    let mut maintenance = config.maintenance.of_tables;
+    if arguments.force {
+        let duration = maintenance.tables.vacuum_retention.duration();
+        maintenance.tables.vacuum_retention = Retention::Forced(duration);
+    }
+    let dry_run = if arguments.dry_run { DryRun::Yes } else { DryRun::No };
+    let stop = CancellationToken::new();
+    let work = sync.maintain(&types, &maintenance, dry_run, &stop);
+    let tables = stoppable(show::with_progress(work, progress), &stop).await?;
+    print(&tables, dry_run, &maintenance);
+    if tables.iter().any(|(_, result)| result.is_err()) {
+        return Err(FAILED);
+    }
+    if stop.is_cancelled() { Err(STOPPED) } else { Ok(()) }
+}
+
+async fn rebuild(sync: &Sync, types: &[ResourceType]) -> Result<(), Ends> {
+    for resource_type in types {
+        match sync.rebuild(*resource_type).await {
+            Ok(Some(committed)) => {
+                println!("{resource_type}: {} rows made anew, version {}", committed.counts.updated, committed.version);
+            }
+            Ok(None) => println!("{resource_type}: there is no table"),
+            Err(error) => {
+                eprintln!("fhir-sync: {}", chain(&error));
+                return Err(FAILED);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &Maintenance) {
+    let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
+    println!(
+        "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
+        "type", "rewritten", "bytes", "into", "dead rows", "checkpoint", "log files", "vacuumed", "bytes"
+    );
+    for (resource_type, result) in tables {
+        match result {
+            Ok(done) => println!("{resource_type:width$} {}", cells(done, dry_run)),
+            Err(error) => println!("{resource_type:width$} {}", chain(error)),
+        }
+    }
+    let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();
+    if left > 0 {
+        let limit = humantime::format_duration(maintenance.time_limit);
+        println!("! {left} groups of files are left for the next time (maintenance.time_limit is {limit})");
+    }
+    if dry_run == DryRun::Yes {
+        println!("a dry run: nothing was changed");
+    }
+}
+
+fn cells(done: &Maintained, dry_run: DryRun) -> String {
+    let into = if dry_run == DryRun::Yes { "-".to_owned() } else { done.written.files.to_string() };
+    let checkpoint = done.checkpoint.map_or_else(|| "-".to_owned(), |version| version.to_string());
+    format!(
+        "{:>9} {:>9} {into:>9} {:>10} {checkpoint:>10} {:>9} {:>9} {:>9}",
+        done.rewritten.files,
+        HumanBytes(done.rewritten.bytes).to_string(),
+        done.purged_rows,
+        done.log_deleted.files,
+        done.vacuumed.files,
+        HumanBytes(done.vacuumed.bytes).to_string()
+    )
+}

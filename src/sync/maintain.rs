@@ -1,0 +1,85 @@
+//! Maintenance of all tables, one after the other. The server is asked nothing.
+//!
+//! Never at the same time as a sync: who runs one holds the state file, and does one thing at a time. One failing table
+//! does not stop the others.
+
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, Step, Sync, advice, blocking, chain, now};
+use crate::{
+    fhir::ResourceType,
+    table::{self, DryRun, Maintained},
+};
+
+/// How the tables are maintained, and how long that may take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Maintenance {
+    pub tables: table::Maintenance,
+    /// When this is over, no further files are put together; the next time goes on there. What has begun is finished.
+    pub time_limit: Duration,
+}
+
+/// What became of each table that there is.
+pub type TablesMaintained = Vec<(ResourceType, Result<Maintained, Error>)>;
+
+impl Sync {
+    /// Maintains the tables of these types; those that are left when `stop` is cancelled are left out.
+    pub async fn maintain(
+        &self,
+        types: &[ResourceType],
+        maintenance: &Maintenance,
+        dry_run: DryRun,
+        stop: &CancellationToken,
+    ) -> TablesMaintained {
+        let ends_at = Instant::now() + maintenance.time_limit;
+        let mut done = Vec::new();
+        for resource_type in types {
+            if stop.is_cancelled() {
+                tracing::info!("maintenance is stopped; the next one goes on");
+                break;
+            }
+            self.watch.step(Step::Maintaining(*resource_type));
+            let result = self.maintain_table(*resource_type, maintenance, dry_run, ends_at, stop).await;
+            log(*resource_type, dry_run, &result);
+            done.extend(result.transpose().map(|result| (*resource_type, result)));
+        }
+        self.watch.step(Step::Idle);
+        done
+    }
+
+    async fn maintain_table(
+        &self,
+        resource_type: ResourceType,
+        maintenance: &Maintenance,
+        dry_run: DryRun,
+        ends_at: Instant,
+        stop: &CancellationToken,
+    ) -> Result<Option<Maintained>, Error> {
+        let (root, settings, stop) = (self.root.clone(), maintenance.tables.clone(), stop.clone());
+        let runtime = Handle::current();
+        let maintained = blocking(move || {
+            let goes_on = || !stop.is_cancelled() && Instant::now() < ends_at;
+            runtime.block_on(root.maintain(resource_type, &settings, dry_run, now(), &goes_on))
+        });
+        Ok(maintained.await?)
+    }
+}
+
+fn log(resource_type: ResourceType, dry_run: DryRun, result: &Result<Option<Maintained>, Error>) {
+    match result {
+        Ok(None) => {}
+        Ok(Some(done)) => tracing::info!(
+            %resource_type, dry_run = dry_run == DryRun::Yes, files_rewritten = done.rewritten.files,
+            files_written = done.written.files, rows_purged = done.purged_rows, left = done.left,
+            checkpoint = done.checkpoint, log_files_deleted = done.log_deleted.files,
+            files_vacuumed = done.vacuumed.files, bytes_vacuumed = done.vacuumed.bytes, "table maintained"
+        ),
+        Err(error) => tracing::error!(
+            %resource_type, advice = ?advice(error), error = chain(error),
+            "a table was not maintained; it is whole, and the next maintenance tries again"
+        ),
+    }
+}

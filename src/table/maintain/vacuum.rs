@@ -1,0 +1,181 @@
+//! Vacuum: files that no version within the retention needs are deleted.
+//!
+//! A file is needed that is active now, or that a commit within the retention removed; and a file that was written
+//! within the retention may belong to a commit that is still to come. The same holds for deletion vectors, which is why
+//! this is not deltalake's own vacuum: that one deletes a replaced vector by its age alone, under readers of the version
+//! before. No commit is made.
+
+use std::{collections::HashSet, time::Duration};
+
+use chrono::{DateTime, Utc};
+use deltalake::{
+    ObjectMeta, Path,
+    kernel::{Action, DeletionVectorDescriptor, StorageType},
+    logstore::get_actions,
+};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{Amount, DryRun, Table, log};
+use crate::table::{Error, deletion_vector::file_of};
+
+/// Commits that are read at the same time.
+const PARALLEL_READS: usize = 8;
+
+impl Table {
+    pub(super) async fn vacuum(
+        &self,
+        retention: Duration,
+        dry_run: DryRun,
+        now: DateTime<Utc>,
+    ) -> Result<Amount, Error> {
+        let cutoff = now - retention;
+        let needed = self.needed_since(cutoff).await?;
+        let store = self.delta.object_store();
+        let old = store.list(None).try_filter(|file| {
+            let goes = is_data(&file.location) && file.last_modified < cutoff && !needed.contains(&file.location);
+            std::future::ready(goes)
+        });
+        let old: Vec<ObjectMeta> = old.try_collect().await.map_err(|error| self.failed(error))?;
+        let unfinished = self.unfinished_uploads(cutoff)?;
+        let mut amount = match dry_run {
+            DryRun::Yes => old.iter().map(|file| file.size).collect(),
+            DryRun::No => log::delete(self, old).await?,
+        };
+        for (path, bytes) in unfinished {
+            if dry_run == DryRun::No {
+                std::fs::remove_file(path).map_err(|error| self.failed(error))?;
+            }
+            amount.extend([bytes]);
+        }
+        Ok(amount)
+    }
+
+    /// The files of every version that was current at `cutoff` or later.
+    async fn needed_since(&self, cutoff: DateTime<Utc>) -> Result<Needed, Error> {
+        let mut needed = Needed::default();
+        for file in self.files().await? {
+            needed.keep(file.object_store_path(), file.deletion_vector_descriptor().as_ref());
+        }
+        let log_store = self.delta.log_store();
+        let versions = log::Log::list(self).await?.commits_since(cutoff);
+        let commits = versions.into_iter().map(|version| {
+            let log_store = log_store.clone();
+            async move {
+                let commit = log_store.read_commit_entry(version).await?;
+                commit.map_or_else(|| Ok(Vec::new()), |commit| get_actions(version, &commit))
+            }
+        });
+        let mut commits = stream::iter(commits).buffer_unordered(PARALLEL_READS);
+        while let Some(actions) = commits.next().await {
+            for action in actions.map_err(|error| self.failed(error))? {
+                if let Action::Remove(remove) = action {
+                    let path = Path::parse(&remove.path).unwrap_or_else(|_| Path::from(remove.path.as_str()));
+                    needed.keep(path, remove.deletion_vector.as_ref());
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    /// What a killed process left of files that it had not finished, on a local disk: `….parquet#1`. Object stores do not
+    /// list theirs, and forget them by a rule of the bucket.
+    fn unfinished_uploads(&self, cutoff: DateTime<Utc>) -> Result<Vec<(std::path::PathBuf, u64)>, Error> {
+        let log_store = self.delta.log_store();
+        let Ok(folder) = log_store.root_url().to_file_path() else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder).map_err(|error| self.failed(error))? {
+            let entry = entry.map_err(|error| self.failed(error))?;
+            let name = entry.file_name();
+            let Some((_, number)) = name.to_str().and_then(|name| name.split_once(".parquet#")) else { continue };
+            let meta = entry.metadata().map_err(|error| self.failed(error))?;
+            let modified = meta.modified().map_err(|error| self.failed(error))?;
+            if number.bytes().all(|byte| byte.is_ascii_digit())
+                && meta.is_file()
+                && DateTime::<Utc>::from(modified) < cutoff
+            {
+                found.push((entry.path(), meta.len()));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Files that must stay.
+#[derive(Default)]
+struct Needed {
+    data: HashSet<Path>,
+    vectors: HashSet<String>,
+}
+
+impl Needed {
+    fn keep(&mut self, data: Path, vector: Option<&DeletionVectorDescriptor>) {
+        self.data.insert(data);
+        self.vectors.extend(vector.and_then(vector_name));
+    }
+
+    fn contains(&self, location: &Path) -> bool {
+        self.data.contains(location) || location.filename().is_some_and(|name| self.vectors.contains(name))
+    }
+}
+
+/// Only what a table's writers make; the log, and whatever else somebody put there, is left alone.
+fn is_data(location: &Path) -> bool {
+    let is_hidden = |(depth, name): (usize, &str)| {
+        name.starts_with('.') || (name.starts_with('_') && !(depth == 0 && name == "_change_data"))
+    };
+    let hidden = location.parts().enumerate().any(|(depth, part)| is_hidden((depth, part.as_ref())));
+    let name = location.filename().unwrap_or_default();
+    let is_vector = name.starts_with("deletion_vector_") && location.extension() == Some("bin");
+    !hidden && (is_vector || location.extension() == Some("parquet"))
+}
+
+/// The name of the file that a deletion vector lies in; it has a UUID, so where that file is does not matter. `None` for a
+/// vector in the log itself.
+fn vector_name(vector: &DeletionVectorDescriptor) -> Option<String> {
+    match vector.storage_type {
+        StorageType::AbsolutePath => vector.path_or_inline_dv.rsplit('/').next().map(str::to_owned),
+        StorageType::Inline | StorageType::UuidRelativePath => file_of(vector)?.filename().map(str::to_owned),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vector(storage_type: StorageType, path_or_inline_dv: &str) -> Option<String> {
+        let path_or_inline_dv = path_or_inline_dv.to_owned();
+        let vector = DeletionVectorDescriptor {
+            storage_type,
+            path_or_inline_dv,
+            offset: Some(1),
+            size_in_bytes: 1,
+            cardinality: 1,
+        };
+        vector_name(&vector)
+    }
+
+    #[test]
+    fn a_vector_is_found_where_the_protocol_says() {
+        // The example of the protocol.
+        let name = Some("deletion_vector_d2c639aa-8816-431a-aaf6-d3fe2512ff61.bin".to_owned());
+        assert_eq!(vector(StorageType::UuidRelativePath, "ab^-aqEH.-t@S}K{vb[*k^"), name);
+        assert_eq!(vector(StorageType::UuidRelativePath, "^-aqEH.-t@S}K{vb[*k^"), name);
+        let absolute = "s3://bucket/table/deletion_vector_d2c639aa-8816-431a-aaf6-d3fe2512ff61.bin";
+        assert_eq!(vector(StorageType::AbsolutePath, absolute), name);
+        for broken in ["", "short", "äöüäöüäöüäöüäöüäöüäöü"] {
+            assert_eq!(vector(StorageType::UuidRelativePath, broken), None, "{broken}");
+        }
+        assert_eq!(vector(StorageType::Inline, "^-aqEH.-t@S}K{vb[*k^"), None);
+    }
+
+    #[test]
+    fn only_data_is_ever_deleted() {
+        for data in ["part-1.parquet", "a=1/part-1.parquet", "deletion_vector_x.bin", "_change_data/cdc-1.parquet"] {
+            assert!(is_data(&Path::from(data)), "{data}");
+        }
+        for other in ["_delta_log/1.checkpoint.parquet", "README.md", "x.bin", ".hidden/a.parquet", "_other/a.parquet"]
+        {
+            assert!(!is_data(&Path::from(other)), "{other}");
+        }
+    }
+}
