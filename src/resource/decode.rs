@@ -45,6 +45,7 @@ pub struct Decoder {
 /// The rows and their keys, in the order of the lines, and the lines that became no row.
 pub struct Decoded {
     pub keys: Vec<RowKey>,
+    /// The columns that some row fills, in the order of the shape's schema; [`Shape::whole`] adds the others.
     pub rows: RecordBatch,
     pub bad: Vec<BadLine>,
 }

@@ -6,37 +6,50 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use arrow::{
+    array::{RecordBatch, new_null_array},
+    datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit},
+    error::ArrowError,
+};
 
-use super::shape::{Complex, Content, Derived, Element, Layout, Primitive, Shape, Special};
+use super::shape::{Complex, Content, Derived, Element, Layout, Options, Primitive, Shape, Special};
+
+/// All columns of a table, in order.
+pub fn schema(options: Options, elements: &[Element], extension: Option<&Complex>, derived: &[Derived]) -> SchemaRef {
+    let layout = options.layout;
+    let mut fields = leading_fields(derived);
+    if let Some(extension) = extension {
+        fields.extend([text("resourceType"), text("id_versioned")]);
+        fields.extend(elements.iter().flat_map(|element| element_fields(element, layout)));
+        let entries = list(DataType::Struct(complex_fields(extension, layout)));
+        fields.extend([nullable("_fid", DataType::Int32), nullable("_extension", map(DataType::Int32, entries))]);
+    }
+    fields.extend([
+        nullable("contained", list(DataType::Utf8)),
+        nullable("_primitive_ext", map(DataType::Utf8, DataType::Utf8)),
+        nullable("_sync_issues", list(DataType::Utf8)),
+        nullable("_sync_hash", DataType::Int64),
+        text("_sync_job"),
+    ]);
+    if options.raw_json {
+        fields.push(text("resource_json"));
+    }
+    Arc::new(Schema::new(fields))
+}
 
 impl Shape {
-    /// All columns of the table, in order.
-    pub fn schema(&self) -> SchemaRef {
-        let layout = self.options.layout;
-        let mut fields = leading_fields(&self.derived);
-        if let Some(extension) = &self.extension {
-            fields.extend([text("resourceType"), text("id_versioned")]);
-            fields.extend(self.elements.iter().flat_map(|element| element_fields(element, layout)));
-            let entries = list(DataType::Struct(complex_fields(extension, layout)));
-            fields.extend([nullable("_fid", DataType::Int32), nullable("_extension", map(DataType::Int32, entries))]);
-        }
-        fields.extend([
-            nullable("contained", list(DataType::Utf8)),
-            nullable("_primitive_ext", map(DataType::Utf8, DataType::Utf8)),
-            nullable("_sync_issues", list(DataType::Utf8)),
-            nullable("_sync_hash", DataType::Int64),
-            text("_sync_job"),
-        ]);
-        if self.options.raw_json {
-            fields.push(text("resource_json"));
-        }
-        Arc::new(Schema::new(fields))
-    }
-
     /// How many columns at the left carry statistics.
     pub fn leading(&self) -> usize {
         leading_fields(&self.derived).len()
+    }
+
+    /// Rows with all columns of the table, of rows that may lack some: those are null.
+    pub fn whole(&self, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+        let schema = self.schema();
+        let column = |field: &FieldRef| rows.column_by_name(field.name()).cloned();
+        let null = |field: &FieldRef| new_null_array(field.data_type(), rows.num_rows());
+        let columns = schema.fields().iter().map(|field| column(field).unwrap_or_else(|| null(field))).collect();
+        RecordBatch::try_new(schema, columns)
     }
 }
 

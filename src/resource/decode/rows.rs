@@ -1,12 +1,16 @@
 //! Rows: the columns of one batch, while they grow.
 //!
-//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's schema.
+//! Every column has one value for each row, in the order of the lines. The finished batch has the columns of the shape's
+//! schema, in its order, but for those that would be null in every row.
 
 use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray},
-    datatypes::Field,
+    array::{
+        Array as _, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, StringArray, StringBuilder,
+        TimestampMicrosecondArray,
+    },
+    datatypes::{Field, FieldRef, Fields, Schema},
     error::ArrowError,
 };
 
@@ -20,12 +24,9 @@ use super::{
     texts::{TextMap, Texts},
     walk::{Batch, Walk},
 };
-use crate::{
-    fhir::TransactionTime,
-    resource::{
-        json::{At, Document, Kind},
-        value::quantity::Units,
-    },
+use crate::resource::{
+    json::{At, Document, Kind},
+    value::quantity::Units,
 };
 
 pub struct Rows<'shape> {
@@ -93,35 +94,46 @@ impl<'shape> Rows<'shape> {
         Ok(())
     }
 
+    /// The columns that some row fills.
     pub fn finish(mut self) -> Result<RecordBatch, ArrowError> {
         let schema = self.decoder.shape.schema();
         let (fields, rows) = (schema.fields(), self.hashes.len());
         let decoder = self.decoder;
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(self.ids.finish()),
-            repeated(&decoder.source, rows),
-            instants(Some(decoder.at_micros), rows),
-            instants(decoder.transaction_time.map(TransactionTime::as_micros), rows),
+        let mut columns: Vec<Option<ArrayRef>> = vec![
+            Some(Arc::new(self.ids.finish())),
+            Some(repeated(&decoder.source, rows)),
+            Some(instants(decoder.at_micros, rows)),
+            decoder.transaction_time.map(|time| instants(time.as_micros(), rows)),
         ];
         columns.extend(self.derived.finish(rows));
         if let Some(extensions) = self.batch.extensions {
-            columns.push(repeated(decoder.shape.resource_type.as_str(), rows));
-            columns.push(Arc::new(self.ids_versioned.finish()));
+            columns.push(Some(repeated(decoder.shape.resource_type.as_str(), rows)));
+            columns.push(Some(Arc::new(self.ids_versioned.finish())));
             let (arrays, fids) = self.root.finish_root(&fields[columns.len()..], self.batch.digits)?;
             columns.extend(arrays);
-            columns.push(fids);
-            columns.push(extensions.finish(field(fields, columns.len())?, self.batch.digits)?);
+            columns.push(Some(fids));
+            columns.push(Some(extensions.finish(field(fields, columns.len())?, self.batch.digits)?));
         }
-        columns.push(self.contained.finish(field(fields, columns.len())?)?);
-        columns.push(self.primitive_ext.finish(field(fields, columns.len())?)?);
-        columns.push(self.issues.finish(field(fields, columns.len())?)?);
-        columns.push(Arc::new(Int64Array::from(self.hashes)));
-        columns.push(repeated(&decoder.job, rows));
+        columns.push(Some(self.contained.finish(field(fields, columns.len())?)?));
+        columns.push(Some(self.primitive_ext.finish(field(fields, columns.len())?)?));
+        columns.push(Some(self.issues.finish(field(fields, columns.len())?)?));
+        columns.push(Some(Arc::new(Int64Array::from(self.hashes))));
+        columns.push(Some(repeated(&decoder.job, rows)));
         if decoder.shape.options.raw_json {
-            columns.push(Arc::new(self.json.finish()));
+            columns.push(Some(Arc::new(self.json.finish())));
         }
-        RecordBatch::try_new(schema, columns)
+        filled(fields, columns, rows)
     }
+}
+
+/// Without the columns that are null in all rows.
+fn filled(fields: &Fields, columns: Vec<Option<ArrayRef>>, rows: usize) -> Result<RecordBatch, ArrowError> {
+    let columns = fields.iter().zip(columns);
+    let filled = columns
+        .filter_map(|(field, column)| Some((Arc::clone(field), column.filter(|column| column.null_count() < rows)?)));
+    let (fields, columns): (Vec<FieldRef>, Vec<_>) = filled.unzip();
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
 }
 
 /// Walks the members of the resource; the `contained` one comes back.
@@ -200,7 +212,6 @@ fn repeated(text: &str, rows: usize) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, rows)))
 }
 
-fn instants(micros: Option<i64>, rows: usize) -> ArrayRef {
-    let column: TimestampMicrosecondArray = std::iter::repeat_n(micros, rows).collect();
-    Arc::new(column.with_timezone("UTC"))
+fn instants(micros: i64, rows: usize) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from(vec![micros; rows]).with_timezone("UTC"))
 }
