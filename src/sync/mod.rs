@@ -33,6 +33,7 @@ use self::{
 };
 pub use self::{
     error::{Advice, Error, advice, chain},
+    intake::DECODE_BYTES,
     plan::{Mode, Request, requests},
     progress::{Progress, Step, Watch},
     report::{Outcome, Report, TypeEnd, TypeReport},

@@ -26,7 +26,7 @@ use url::Url;
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     error::Error,
-    upsert::{Committed, Counts, Reconcile, Upsert},
+    upsert::{Committed, Counts, Reconcile, Upsert, writer_properties},
 };
 use crate::fhir::{ResourceType, TransactionTime};
 

@@ -265,7 +265,8 @@ fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowEr
     RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }
 
-fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
+/// How every data file is written: `schema` are its columns, of which the first `leading` get statistics.
+pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
     let json = || ColumnPath::from("resource_json");
     let id = || ColumnPath::from("id");
     let properties = WriterProperties::builder()
