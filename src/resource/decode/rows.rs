@@ -3,7 +3,7 @@
 //! Every column has one value for each row, in the order of the lines. The finished batch has the columns of the shape's
 //! schema, in its order, but for those that would be null in every row.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fmt::Write as _, sync::Arc};
 
 use arrow::{
     array::{
@@ -71,7 +71,7 @@ impl<'shape> Rows<'shape> {
     pub fn append(&mut self, document: Document<'_>, line: &str, head: &Head<'_>, hash: u64) -> Result<(), ArrowError> {
         let resource_type = self.decoder.shape.resource_type.as_str();
         self.ids.append_value(&head.id);
-        self.ids_versioned.append_value(versioned(resource_type, head));
+        versioned(&mut self.ids_versioned, resource_type, head);
         self.hashes.push(hash.cast_signed());
         if self.decoder.shape.options.raw_json {
             self.json.append_value(line);
@@ -196,11 +196,13 @@ fn distinct<'line>(walk: &mut Walk<'line, '_>) -> Vec<(String, &'line str)> {
     first
 }
 
-fn versioned(resource_type: &str, head: &Head<'_>) -> String {
-    match &head.meta.version_id {
-        Some(version_id) => format!("{resource_type}/{}/_history/{version_id}", head.id),
-        None => format!("{resource_type}/{}", head.id),
-    }
+fn versioned(ids: &mut StringBuilder, resource_type: &str, head: &Head<'_>) {
+    // Writing to a column cannot fail.
+    let _ = match &head.meta.version_id {
+        Some(version_id) => write!(ids, "{resource_type}/{}/_history/{version_id}", head.id),
+        None => write!(ids, "{resource_type}/{}", head.id),
+    };
+    ids.append_value("");
 }
 
 fn field(fields: &[Arc<Field>], index: usize) -> Result<&Field, ArrowError> {
