@@ -116,7 +116,7 @@ impl Files {
             Some(open) if filled(rows).all(|name| has(&open.schema, name)) => open,
             closed => self.next(closed, rows)?,
         };
-        let columns = rows.schema().fields().iter().zip(rows.columns());
+        let columns = rows.schema_ref().fields().iter().zip(rows.columns());
         let columns =
             columns.filter(|(field, _)| has(&open.schema, field.name())).map(|(_, column)| Arc::clone(column));
         open.writer.write(&RecordBatch::try_new(Arc::clone(&open.schema), columns.collect())?)?;
