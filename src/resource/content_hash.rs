@@ -3,7 +3,7 @@
 //! Equal hashes stand for equal content: neither the order of members, nor white space, nor the way a character is escaped
 //! matters. The text of numbers does: 1.50 is another measurement than 1.5.
 
-use std::fmt::Write;
+use std::{cmp::Ordering, fmt::Write};
 
 use super::json::{At, Document, Kind};
 
@@ -11,7 +11,15 @@ use super::json::{At, Document, Kind};
 #[derive(Default)]
 pub struct ContentHash {
     canonical: String,
-    members: Vec<(At, At)>,
+    members: Vec<Member>,
+}
+
+#[derive(Clone, Copy)]
+struct Member {
+    /// The first eight bytes of the name as a number: mostly enough to tell which of two comes first.
+    beginning: u64,
+    name: At,
+    value: At,
 }
 
 impl ContentHash {
@@ -43,16 +51,18 @@ impl ContentHash {
 
     fn object(&mut self, document: Document<'_>, at: At) {
         let first = self.members.len();
-        self.members.extend(document.members(at));
+        for (name, value) in document.members(at) {
+            self.members.push(Member { beginning: beginning(document.text(name)), name, value });
+        }
         // Stable, so that the order of two members of the same name counts: it decides which one is read.
-        self.members[first..].sort_by(|(a, _), (b, _)| match (document.kind(*a), document.kind(*b)) {
-            (Kind::String, Kind::String) => document.text(*a).cmp(document.text(*b)),
-            _ => document.string(*a).cmp(&document.string(*b)).then_with(|| document.text(*a).cmp(document.text(*b))),
-        });
+        self.members[first..].sort_by(|a, b| order(document, a, b));
         self.canonical.push('{');
         for index in first..self.members.len() {
-            let (name, value) = self.members[index];
-            self.value(document, name);
+            let Member { name, value, .. } = self.members[index];
+            match document.kind(name) {
+                Kind::Escaped => self.escaped(document, name),
+                _ => self.canonical.push_str(document.json(name)),
+            }
             self.canonical.push(':');
             self.value(document, value);
             self.canonical.push(',');
@@ -79,6 +89,24 @@ impl ContentHash {
             }
         }
         self.canonical.push('"');
+    }
+}
+
+fn beginning(text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    match bytes.first_chunk::<8>() {
+        Some(bytes) => u64::from_be_bytes(*bytes),
+        // No name has a byte 0 in it, unless escaped.
+        None => bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)) << (64 - 8 * bytes.len().max(1)),
+    }
+}
+
+/// By name; escaped ones by what they stand for.
+fn order(document: Document<'_>, a: &Member, b: &Member) -> Ordering {
+    let text = || document.text(a.name).cmp(document.text(b.name));
+    match (document.kind(a.name), document.kind(b.name)) {
+        (Kind::String, Kind::String) => a.beginning.cmp(&b.beginning).then_with(text),
+        _ => document.string(a.name).cmp(&document.string(b.name)).then_with(text),
     }
 }
 
@@ -112,6 +140,17 @@ mod tests {
             assert_ne!(plain, hash(other), "{other}");
         }
         assert_ne!(hash(r#"{"a":1,"a":2}"#), hash(r#"{"a":2,"a":1}"#));
+    }
+
+    #[test]
+    fn members_are_sorted_by_their_whole_names() {
+        let sorted =
+            r#"{"":0,"a":1,"ab":2,"abcdefg":3,"abcdefgh":4,"abcdefgha":5,"abcdefghb":6,"b":7,"\u00e9":8,"é2":9}"#;
+        let mixed =
+            r#"{"é2":9,"abcdefghb":6,"ab":2,"b":7,"\u00e9":8,"abcdefgh":4,"":0,"abcdefgha":5,"abcdefg":3,"a":1}"#;
+        assert_eq!(hash(sorted), hash(mixed));
+        let canonical = "{\"\":0,\"a\":1,\"ab\":2,\"abcdefg\":3,\"abcdefgh\":4,\"abcdefgha\":5,\"abcdefghb\":6,\"b\":7,\"é\":8,\"é2\":9,}";
+        assert_eq!(hash(mixed), twox_hash::XxHash3_64::oneshot(canonical.as_bytes()));
     }
 
     #[test]

@@ -8,32 +8,32 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
-use super::shape::{Complex, Content, Derived, Element, Layout, Primitive, Shape, Special};
+use super::shape::{Complex, Content, Derived, Element, Layout, Options, Primitive, Shape, Special};
+
+/// All columns of a table, in order.
+pub fn schema(options: Options, elements: &[Element], extension: Option<&Complex>, derived: &[Derived]) -> SchemaRef {
+    let layout = options.layout;
+    let mut fields = leading_fields(derived);
+    if let Some(extension) = extension {
+        fields.extend([text("resourceType"), text("id_versioned")]);
+        fields.extend(elements.iter().flat_map(|element| element_fields(element, layout)));
+        let entries = list(DataType::Struct(complex_fields(extension, layout)));
+        fields.extend([nullable("_fid", DataType::Int32), nullable("_extension", map(DataType::Int32, entries))]);
+    }
+    fields.extend([
+        nullable("contained", list(DataType::Utf8)),
+        nullable("_primitive_ext", map(DataType::Utf8, DataType::Utf8)),
+        nullable("_sync_issues", list(DataType::Utf8)),
+        nullable("_sync_hash", DataType::Int64),
+        text("_sync_job"),
+    ]);
+    if options.raw_json {
+        fields.push(text("resource_json"));
+    }
+    Arc::new(Schema::new(fields))
+}
 
 impl Shape {
-    /// All columns of the table, in order.
-    pub fn schema(&self) -> SchemaRef {
-        let layout = self.options.layout;
-        let mut fields = leading_fields(&self.derived);
-        if let Some(extension) = &self.extension {
-            fields.extend([text("resourceType"), text("id_versioned")]);
-            fields.extend(self.elements.iter().flat_map(|element| element_fields(element, layout)));
-            let entries = list(DataType::Struct(complex_fields(extension, layout)));
-            fields.extend([nullable("_fid", DataType::Int32), nullable("_extension", map(DataType::Int32, entries))]);
-        }
-        fields.extend([
-            nullable("contained", list(DataType::Utf8)),
-            nullable("_primitive_ext", map(DataType::Utf8, DataType::Utf8)),
-            nullable("_sync_issues", list(DataType::Utf8)),
-            nullable("_sync_hash", DataType::Int64),
-            text("_sync_job"),
-        ]);
-        if self.options.raw_json {
-            fields.push(text("resource_json"));
-        }
-        Arc::new(Schema::new(fields))
-    }
-
     /// How many columns at the left carry statistics.
     pub fn leading(&self) -> usize {
         leading_fields(&self.derived).len()

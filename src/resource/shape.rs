@@ -6,7 +6,12 @@
 
 use std::sync::Arc;
 
-use super::definitions::{self, Content as Defined, PrimitiveType, Structure, Type};
+use arrow::datatypes::SchemaRef;
+
+use super::{
+    definitions::{self, Content as Defined, PrimitiveType, Structure, Type},
+    schema::schema,
+};
 use crate::fhir::ResourceType;
 
 /// Changes when columns do: a new one to the right, or, in a rebuilt table, anything.
@@ -41,6 +46,7 @@ pub struct Shape {
     pub extension: Option<Arc<Complex>>,
     /// In element order; the bounds of a choice before its reference.
     pub derived: Vec<Derived>,
+    schema: SchemaRef,
 }
 
 /// A JSON member that has a column.
@@ -165,7 +171,7 @@ const BEYOND_R4: [(&str, &[&str]); 10] = [
 impl Shape {
     /// Without typed columns, whatever the type.
     pub fn untyped(resource_type: ResourceType, options: Options) -> Arc<Self> {
-        Arc::new(Self { resource_type, options, elements: Vec::new(), extension: None, derived: Vec::new() })
+        Self::new(resource_type, options, Vec::new(), None, Vec::new())
     }
 
     /// What a table with these columns says of itself.
@@ -188,13 +194,25 @@ impl Shape {
         let root = definitions::resource(name).filter(|_| !WITHOUT_TYPED_COLUMNS.contains(&name));
         let extension = definitions::structure("Extension").filter(|_| root.is_some());
         let complex = |structure| Walk { layout: options.layout, above: Vec::new() }.complex(structure);
-        Arc::new(Self {
-            resource_type,
-            options,
-            elements: root.map(|root| complex(root).elements.into_iter().skip(1).collect()).unwrap_or_default(),
-            extension: extension.map(|extension| Arc::new(complex(extension))),
-            derived: root.map(derived).unwrap_or_default(),
-        })
+        let elements = root.map(|root| complex(root).elements.into_iter().skip(1).collect()).unwrap_or_default();
+        let extension = extension.map(|extension| Arc::new(complex(extension)));
+        Self::new(resource_type, options, elements, extension, root.map(derived).unwrap_or_default())
+    }
+
+    fn new(
+        resource_type: ResourceType,
+        options: Options,
+        elements: Vec<Element>,
+        extension: Option<Arc<Complex>>,
+        derived: Vec<Derived>,
+    ) -> Arc<Self> {
+        let schema = schema(options, &elements, extension.as_deref(), &derived);
+        Arc::new(Self { resource_type, options, elements, extension, derived, schema })
+    }
+
+    /// All columns of the table, in order. Made once, so that the arrays of all batches share their types.
+    pub fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
     }
 }
 

@@ -55,8 +55,9 @@ pub(super) enum Remark {
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them are there.
-const DECODE_BYTES: usize = 1024 * 1024;
+/// Lines are decoded when about this many bytes of them are there. A batch costs something for each of a thousand columns
+/// whatever it holds: with 1 MiB decoding and writing took a tenth more, with 8 MiB no less (docs/performance.md).
+pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 
 /// What all files of one export have in common.
 struct Context {

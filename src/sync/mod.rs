@@ -34,6 +34,7 @@ use self::{
 };
 pub use self::{
     error::{Advice, Error, advice, chain},
+    intake::DECODE_BYTES,
     maintain::{Maintenance, TablesMaintained},
     plan::{Mode, Request, requests},
     progress::{Progress, Step, Watch},

@@ -150,10 +150,11 @@ pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties
         .set_max_row_group_row_count(Some(256 * 1024))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
         // A thousand leaves with statistics make a footer that costs more than the ids.
-        .set_statistics_enabled(EnabledStatistics::None)
-        // Every id and every line is different: a dictionary would be built in vain.
-        .set_column_dictionary_enabled(ColumnPath::from("id"), false)
-        .set_column_dictionary_enabled(ColumnPath::from("resource_json"), false);
+        .set_statistics_enabled(EnabledStatistics::None);
+    // Every value of these is different: a dictionary would be built in vain.
+    let properties = ["id", "id_versioned", "_sync_hash", "resource_json"]
+        .into_iter()
+        .fold(properties, |properties, name| properties.set_column_dictionary_enabled(ColumnPath::from(name), false));
     let leading = schema.fields().iter().take(leading);
     leading
         .fold(properties, |properties, field| {

@@ -72,8 +72,8 @@ pub(super) async fn write(
     Ok(descriptors)
 }
 
-#[cfg(test)]
-fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
+/// Where a vector of the log lies; `None` for those that have no file of their own in the table.
+pub(super) fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
     matches!(descriptor.storage_type, StorageType::UuidRelativePath)
         .then(|| relative_path(&descriptor.path_or_inline_dv))
         .flatten()

@@ -97,6 +97,13 @@ impl DataFiles {
         Ok(self.done)
     }
 
+    /// Gives the growing file up. Those that are whole stay behind for the vacuum.
+    pub async fn abort(self) {
+        if let Growing::File(writer, _) = self.growing {
+            writer.abort().await;
+        }
+    }
+
     fn growing_rows(&self) -> u64 {
         match &self.growing {
             Growing::Undecided { rows, .. } => rows.iter().map(|rows| rows.num_rows() as u64).sum(),

@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use arrow::{
     array::{Array as _, RecordBatch},
     buffer::Buffer,
-    datatypes::SchemaRef,
+    datatypes::{FieldRef, SchemaRef},
     error::ArrowError,
     ipc::{
         CompressionType,
@@ -30,17 +30,24 @@ pub(super) struct Part {
 const ALIGNMENT: usize = 64;
 
 impl Part {
-    /// `rows` has the columns of `schema`, in their order.
+    /// `rows` has columns of `schema`; those that it lacks are null.
     pub fn encode(schema: &SchemaRef, rows: &RecordBatch) -> Result<Self, ArrowError> {
-        if rows.schema_ref() != schema {
+        let there = rows.schema();
+        let filled = |(index, field): (usize, &FieldRef)| {
+            let (column, found) = there.column_with_name(field.name())?;
+            let fits = found.data_type() == field.data_type();
+            (rows.column(column).null_count() < rows.num_rows()).then_some((index, column, fits))
+        };
+        let filled: Vec<_> = schema.fields().iter().enumerate().filter_map(filled).collect();
+        if filled.iter().any(|(_, _, fits)| !fits) {
             return Err(ArrowError::SchemaError("the rows are of another schema than the change set".to_owned()));
         }
-        let filled = |index: &usize| rows.column(*index).null_count() < rows.num_rows();
-        let columns: Vec<_> = (0..rows.num_columns()).filter(filled).collect();
+        let columns: Vec<_> = filled.iter().map(|(index, ..)| *index).collect();
+        let projection: Vec<_> = filled.iter().map(|(_, column, _)| *column).collect();
         // DataFusion brings arrow's LZ4; lines of JSON become a fifth, at less than what decoding them has cost.
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let (_, message) = IpcDataGenerator::default().encode(
-            &rows.project(&columns)?,
+            &rows.project(&projection)?,
             &mut DictionaryTracker::new(false),
             &options,
             &mut IpcWriteContext::default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, ListArray, NullBufferBuilder},
+    array::{ArrayRef, ListArray, NullBufferBuilder},
     datatypes::{DataType, Field, FieldRef},
     error::ArrowError,
 };
@@ -94,30 +94,23 @@ impl<'shape> Column<'shape> {
         }
     }
 
-    /// Appends the arrays of the first one or two of `fields`.
-    pub fn finish(self, fields: &[FieldRef], digits: Digits, arrays: &mut Vec<ArrayRef>) -> Result<(), ArrowError> {
+    /// The arrays of the first one or two of `fields`.
+    pub fn finish(self, fields: &[FieldRef], digits: Digits) -> Result<(ArrayRef, Option<ArrayRef>), ArrowError> {
         let Self { items, kind } = self;
-        let [first, ..] = fields else {
+        let [first, rest @ ..] = fields else {
             return Err(ArrowError::SchemaError("an element has no column".to_owned()));
         };
-        match kind {
-            Many::One { .. } => {
-                let (array, second) = items.finish(first, digits)?;
-                arrays.push(array);
-                arrays.extend(second);
-            }
-            Many::List { offsets, mut present, .. } => {
-                let (offsets, present) = (offsets.finish(), present.finish());
-                let (array, second) = items.finish(item(first)?, digits)?;
-                let parts = [Some(array), second].into_iter().flatten();
-                for (field, array) in fields.iter().zip(parts) {
-                    let list = ListArray::try_new(Arc::clone(item(field)?), offsets.clone(), array, present.clone())?;
-                    debug_assert_eq!(list.data_type(), field.data_type());
-                    arrays.push(Arc::new(list));
-                }
-            }
-        }
-        Ok(())
+        let (offsets, mut present) = match kind {
+            Many::One { .. } => return items.finish(first, digits),
+            Many::List { offsets, present, .. } => (offsets.finish(), present),
+        };
+        let present = present.finish();
+        let list = |field: &FieldRef, items| -> Result<ArrayRef, ArrowError> {
+            Ok(Arc::new(ListArray::try_new(Arc::clone(item(field)?), offsets.clone(), items, present.clone())?))
+        };
+        let (array, second) = items.finish(item(first)?, digits)?;
+        let second = rest.first().zip(second).map(|(field, items)| list(field, items)).transpose()?;
+        Ok((list(first, array)?, second))
     }
 }
 

@@ -104,6 +104,12 @@ impl<'shape> ComplexColumn<'shape> {
 
     /// A member of the open structure, wherever it goes; the place of the element that has taken a value from it.
     pub fn member(&mut self, walk: &mut Walk<'_, 'shape>, fid: i32, name: At, value: At) -> Option<usize> {
+        if walk.document.kind(name) == Kind::String {
+            let text = walk.document.text(name);
+            if let Some(index) = self.order.guess(self.elements, text) {
+                return self.element(walk, index, value).then_some(index);
+            }
+        }
         let Some(text) = walk.document.string(name) else {
             walk.issue_of(Code::Unmapped, walk.document.text(name));
             return None;
@@ -132,7 +138,10 @@ impl<'shape> ComplexColumn<'shape> {
         };
         let fields = fields.clone();
         let special = self.special;
-        let Finished { mut arrays, canonical, mut present, fids, len } = self.finish_columns(&fields, digits)?;
+        let Finished { arrays, canonical, mut present, fids, len } = self.finish_columns(&fields, digits)?;
+        let mut nulls = Nulls::of(len);
+        let arrays = arrays.into_iter().zip(&*fields);
+        let mut arrays: Vec<_> = arrays.map(|(array, field)| array.unwrap_or_else(|| nulls.array(field))).collect();
         if special == Special::Quantity {
             arrays.extend(canonical.finish(&fields[arrays.len()..], len)?);
         }
@@ -141,8 +150,13 @@ impl<'shape> ComplexColumn<'shape> {
         StructArray::try_new(fields, arrays, present)
     }
 
-    /// The arrays of the elements alone, and the `_fid`s, for the structure that is the row itself.
-    pub fn finish_root(self, fields: &[FieldRef], digits: Digits) -> Result<(Vec<ArrayRef>, ArrayRef), ArrowError> {
+    /// For the structure that is the row itself: the arrays of the elements, none for those that no row has, and the
+    /// `_fid`s.
+    pub fn finish_root(
+        self,
+        fields: &[FieldRef],
+        digits: Digits,
+    ) -> Result<(Vec<Option<ArrayRef>>, ArrayRef), ArrowError> {
         let Finished { arrays, fids, .. } = self.finish_columns(fields, digits)?;
         Ok((arrays, Arc::new(Int32Array::from(fids))))
     }
@@ -150,16 +164,12 @@ impl<'shape> ComplexColumn<'shape> {
     fn finish_columns(self, fields: &[FieldRef], digits: Digits) -> Result<Finished, ArrowError> {
         let mut arrays = Vec::with_capacity(fields.len());
         for (element, column) in self.elements.iter().zip(self.columns) {
-            let own = &fields[arrays.len()..];
             match column {
-                None => {
-                    let nulls =
-                        own.iter().take(width(element)).map(|field| new_null_array(field.data_type(), self.len));
-                    arrays.extend(nulls);
-                }
+                None => arrays.resize(arrays.len() + width(element), None),
                 Some(mut column) => {
                     column.append_nulls(self.len - column.len());
-                    column.finish(own, digits, &mut arrays)?;
+                    let (first, second) = column.finish(&fields[arrays.len()..], digits)?;
+                    arrays.extend([Some(first)].into_iter().chain(second.map(Some)));
                 }
             }
         }
@@ -213,11 +223,32 @@ fn width(element: &Element) -> usize {
 }
 
 struct Finished {
-    arrays: Vec<ArrayRef>,
+    arrays: Vec<Option<ArrayRef>>,
     canonical: Canonical,
     present: NullBufferBuilder,
     fids: Vec<i32>,
     len: usize,
+}
+
+/// Null arrays of one length, each made once: a structure has many fields of few types that no line fills.
+pub struct Nulls {
+    len: usize,
+    made: Vec<ArrayRef>,
+}
+
+impl Nulls {
+    pub fn of(len: usize) -> Self {
+        Self { len, made: Vec::new() }
+    }
+
+    pub fn array(&mut self, field: &Field) -> ArrayRef {
+        let made = self.made.iter().find(|made| made.data_type() == field.data_type());
+        made.cloned().unwrap_or_else(|| {
+            let array = new_null_array(field.data_type(), self.len);
+            self.made.push(Arc::clone(&array));
+            array
+        })
+    }
 }
 
 /// The order in which the members of the last structure came: servers do not change it from one to the next.
@@ -236,18 +267,23 @@ impl Order {
         self.last = 0;
     }
 
+    /// Where it came the last time, if that is right again. No element is called as what has no column.
+    #[inline]
+    fn guess(&mut self, elements: &[Element], name: &str) -> Option<usize> {
+        let guess = self.next.get(self.last).map(|next| usize::from(*next))?;
+        let right = elements.get(guess).is_some_and(|element| element.name == name);
+        right.then(|| {
+            self.last = guess + 1;
+            guess
+        })
+    }
+
+    /// Wherever it is; the next guess will be right.
     fn find(&mut self, elements: &[Element], name: &str) -> Option<usize> {
-        let guess = self.next.get(self.last).map(|next| usize::from(*next));
-        let found = match guess.filter(|guess| elements.get(*guess).is_some_and(|element| element.name == name)) {
-            Some(guess) => guess,
-            None => {
-                let found = elements.iter().position(|element| element.name == name)?;
-                if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
-                    *next = place;
-                }
-                found
-            }
-        };
+        let found = elements.iter().position(|element| element.name == name)?;
+        if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
+            *next = place;
+        }
         self.last = found + 1;
         Some(found)
     }

@@ -82,19 +82,20 @@ impl DerivedColumns {
         }
     }
 
-    /// In the order of the schema.
-    pub fn finish(self, rows: usize) -> Vec<ArrayRef> {
-        let finish = |columns| -> [ArrayRef; 2] {
+    /// In the order of the schema; none for those that no row has.
+    pub fn finish(self, rows: usize) -> Vec<Option<ArrayRef>> {
+        let finish = |columns| -> [Option<ArrayRef>; 2] {
             match columns {
+                Columns::Bounds { len: 0, .. } | Columns::Reference { len: 0, .. } => [None, None],
                 Columns::Bounds { mut starts, mut ends, len } => {
                     starts.append_nulls(rows - len);
                     ends.append_nulls(rows - len);
-                    [starts, ends].map(|mut column| Arc::new(column.finish().with_timezone("UTC")) as ArrayRef)
+                    [starts, ends].map(|mut column| Some(Arc::new(column.finish().with_timezone("UTC")) as ArrayRef))
                 }
                 Columns::Reference { mut types, mut ids, len } => {
                     types.append_nulls(rows - len);
                     ids.append_nulls(rows - len);
-                    [types, ids].map(|mut column| Arc::new(column.finish()) as ArrayRef)
+                    [types, ids].map(|mut column| Some(Arc::new(column.finish()) as ArrayRef))
                 }
             }
         };

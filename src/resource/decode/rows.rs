@@ -2,7 +2,7 @@
 //!
 //! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's schema.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, fmt::Write as _, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray},
@@ -12,7 +12,7 @@ use arrow::{
 
 use super::{
     Decoder,
-    complex::ComplexColumn,
+    complex::{ComplexColumn, Nulls},
     derived::DerivedColumns,
     extension::ExtensionColumn,
     head::Head,
@@ -20,12 +20,9 @@ use super::{
     texts::{TextMap, Texts},
     walk::{Batch, Walk},
 };
-use crate::{
-    fhir::TransactionTime,
-    resource::{
-        json::{At, Document, Kind},
-        value::quantity::Units,
-    },
+use crate::resource::{
+    json::{At, Document, Kind},
+    value::quantity::Units,
 };
 
 pub struct Rows<'shape> {
@@ -43,7 +40,8 @@ pub struct Rows<'shape> {
 }
 
 impl<'shape> Rows<'shape> {
-    pub fn new(decoder: &'shape Decoder) -> Self {
+    /// For lines of so many bytes and such a number.
+    pub fn new(decoder: &'shape Decoder, lines: usize, lines_bytes: usize) -> Self {
         let shape = &decoder.shape;
         let extensions = shape.extension.as_deref().map(ExtensionColumn::new);
         Self {
@@ -58,11 +56,15 @@ impl<'shape> Rows<'shape> {
             derived: DerivedColumns::new(&shape.derived, &shape.elements),
             ids: StringBuilder::new(),
             ids_versioned: StringBuilder::new(),
-            hashes: Vec::new(),
+            hashes: Vec::with_capacity(lines),
             contained: Texts::new(),
             primitive_ext: TextMap::new(),
             issues: Texts::new(),
-            json: StringBuilder::new(),
+            json: if shape.options.raw_json {
+                StringBuilder::with_capacity(lines, lines_bytes)
+            } else {
+                StringBuilder::new()
+            },
         }
     }
 
@@ -70,7 +72,7 @@ impl<'shape> Rows<'shape> {
     pub fn append(&mut self, document: Document<'_>, line: &str, head: &Head<'_>, hash: u64) -> Result<(), ArrowError> {
         let resource_type = self.decoder.shape.resource_type.as_str();
         self.ids.append_value(&head.id);
-        self.ids_versioned.append_value(versioned(resource_type, head));
+        versioned(&mut self.ids_versioned, resource_type, head);
         self.hashes.push(hash.cast_signed());
         if self.decoder.shape.options.raw_json {
             self.json.append_value(line);
@@ -97,29 +99,32 @@ impl<'shape> Rows<'shape> {
         let schema = self.decoder.shape.schema();
         let (fields, rows) = (schema.fields(), self.hashes.len());
         let decoder = self.decoder;
-        let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(self.ids.finish()),
-            repeated(&decoder.source, rows),
-            instants(Some(decoder.at_micros), rows),
-            instants(decoder.transaction_time.map(TransactionTime::as_micros), rows),
+        let mut columns: Vec<Option<ArrayRef>> = vec![
+            Some(Arc::new(self.ids.finish())),
+            Some(repeated(&decoder.source, rows)),
+            Some(instants(decoder.at_micros, rows)),
+            decoder.transaction_time.map(|time| instants(time.as_micros(), rows)),
         ];
         columns.extend(self.derived.finish(rows));
         if let Some(extensions) = self.batch.extensions {
-            columns.push(repeated(decoder.shape.resource_type.as_str(), rows));
-            columns.push(Arc::new(self.ids_versioned.finish()));
+            columns.push(Some(repeated(decoder.shape.resource_type.as_str(), rows)));
+            columns.push(Some(Arc::new(self.ids_versioned.finish())));
             let (arrays, fids) = self.root.finish_root(&fields[columns.len()..], self.batch.digits)?;
             columns.extend(arrays);
-            columns.push(fids);
-            columns.push(extensions.finish(field(fields, columns.len())?, self.batch.digits)?);
+            columns.push(Some(fids));
+            columns.push(Some(extensions.finish(field(fields, columns.len())?, self.batch.digits)?));
         }
-        columns.push(self.contained.finish(field(fields, columns.len())?)?);
-        columns.push(self.primitive_ext.finish(field(fields, columns.len())?)?);
-        columns.push(self.issues.finish(field(fields, columns.len())?)?);
-        columns.push(Arc::new(Int64Array::from(self.hashes)));
-        columns.push(repeated(&decoder.job, rows));
+        columns.push(Some(self.contained.finish(field(fields, columns.len())?)?));
+        columns.push(Some(self.primitive_ext.finish(field(fields, columns.len())?)?));
+        columns.push(Some(self.issues.finish(field(fields, columns.len())?)?));
+        columns.push(Some(Arc::new(Int64Array::from(self.hashes))));
+        columns.push(Some(repeated(&decoder.job, rows)));
         if decoder.shape.options.raw_json {
-            columns.push(Arc::new(self.json.finish()));
+            columns.push(Some(Arc::new(self.json.finish())));
         }
+        let mut nulls = Nulls::of(rows);
+        let columns = fields.iter().zip(columns);
+        let columns = columns.map(|(field, column)| column.unwrap_or_else(|| nulls.array(field))).collect();
         RecordBatch::try_new(schema, columns)
     }
 }
@@ -184,11 +189,13 @@ fn distinct<'line>(walk: &mut Walk<'line, '_>) -> Vec<(String, &'line str)> {
     first
 }
 
-fn versioned(resource_type: &str, head: &Head<'_>) -> String {
-    match &head.meta.version_id {
-        Some(version_id) => format!("{resource_type}/{}/_history/{version_id}", head.id),
-        None => format!("{resource_type}/{}", head.id),
-    }
+fn versioned(ids: &mut StringBuilder, resource_type: &str, head: &Head<'_>) {
+    // Writing to a column cannot fail.
+    let _ = match &head.meta.version_id {
+        Some(version_id) => write!(ids, "{resource_type}/{}/_history/{version_id}", head.id),
+        None => write!(ids, "{resource_type}/{}", head.id),
+    };
+    ids.append_value("");
 }
 
 fn field(fields: &[Arc<Field>], index: usize) -> Result<&Field, ArrowError> {
@@ -200,7 +207,6 @@ fn repeated(text: &str, rows: usize) -> ArrayRef {
     Arc::new(StringArray::from_iter_values(std::iter::repeat_n(text, rows)))
 }
 
-fn instants(micros: Option<i64>, rows: usize) -> ArrayRef {
-    let column: TimestampMicrosecondArray = std::iter::repeat_n(micros, rows).collect();
-    Arc::new(column.with_timezone("UTC"))
+fn instants(micros: i64, rows: usize) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from(vec![micros; rows]).with_timezone("UTC"))
 }

@@ -107,6 +107,12 @@ fn json() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
+    fn the_end_of_a_plain_text_is_found_wherever_it_is(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'a'), Just(b'!'), Just(b' ')], 0..40)) {
+        let end = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(bytes.len());
+        prop_assert_eq!(plain(&bytes), end);
+    }
+
+    #[test]
     fn json_is_read_as_serde_json_reads_it(text in json()) {
         let mut tape = Tape::default();
         let document = tape.read(&text).unwrap();

@@ -4,7 +4,11 @@
 //! trailing zeros are never written (it writes 311.14 K as 31114 × 10^18 at scale 20; the number is the same), and
 //! a unit on a scale that is not linear (`B`, `[pH]`) has no canonical form.
 
-use std::{cmp::Ordering, collections::HashMap};
+use std::{
+    cmp::Ordering,
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
 use arrow::datatypes::i256;
 use octofhir_ucum::{Dimension, Number, SpecialKind, UnitExpr, UnitRecord, parse_expression};
@@ -31,8 +35,13 @@ pub struct Unit {
 /// The units met so far, by their codes.
 #[derive(Default)]
 pub struct Units {
-    by_code: HashMap<Box<str>, Option<Unit>>,
+    by_code: ByCode,
 }
+
+type ByCode = HashMap<Box<str>, Option<Arc<Unit>>>;
+
+/// Those that any batch has met: what a code stands for never changes, and finding it out takes as long as some lines.
+static KNOWN: LazyLock<Mutex<ByCode>> = LazyLock::new(Mutex::default);
 
 /// `Quantity.system` of a UCUM code.
 pub const UCUM: &str = "http://unitsofmeasure.org";
@@ -40,19 +49,33 @@ pub const UCUM: &str = "http://unitsofmeasure.org";
 impl Units {
     /// `None` where the code is not one of UCUM.
     pub fn unit(&mut self, code: &str) -> Option<&Unit> {
-        const MOST_CODES: usize = 10_000;
         const MOST_CODE_BYTES: usize = 256;
         if code.len() > MOST_CODE_BYTES {
             return None;
         }
         if !self.by_code.contains_key(code) {
-            if self.by_code.len() >= MOST_CODES {
-                self.by_code.clear();
-            }
-            self.by_code.insert(code.into(), Unit::of(code));
+            remember(&mut self.by_code, code, known(code));
         }
-        self.by_code.get(code).and_then(Option::as_ref)
+        self.by_code.get(code).and_then(Option::as_deref)
     }
+}
+
+fn known(code: &str) -> Option<Arc<Unit>> {
+    let lock = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = lock().get(code).cloned();
+    found.unwrap_or_else(|| {
+        let unit = Unit::of(code).map(Arc::new);
+        remember(&mut lock(), code, unit.clone());
+        unit
+    })
+}
+
+fn remember(by_code: &mut ByCode, code: &str, unit: Option<Arc<Unit>>) {
+    const MOST_CODES: usize = 10_000;
+    if by_code.len() >= MOST_CODES {
+        by_code.clear();
+    }
+    by_code.insert(code.into(), unit);
 }
 
 impl Unit {

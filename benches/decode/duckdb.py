@@ -1,0 +1,27 @@
+"""DuckDB turns NDJSON into Parquet, with whatever columns it finds; prints what that took, as a child of the benches does."""
+
+import json
+import pathlib
+import sys
+import time
+
+import duckdb
+
+source, folder, threads = sys.argv[1:]
+target = pathlib.Path(folder) / "duckdb.parquet"
+connection = duckdb.connect(config={"threads": int(threads)})
+wall, cpu = time.monotonic(), time.process_time()
+columns = f"SELECT * FROM read_json_auto('{source}', format = 'newline_delimited')"
+rows = connection.execute(f"COPY ({columns}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)").fetchall()[0][0]
+wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+status = pathlib.Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+figures = {
+    "wall_seconds": wall,
+    "cpu_seconds": cpu,
+    "peak_rss_bytes": peak * 1024,
+    "bytes_in": pathlib.Path(source).stat().st_size,
+    "bytes_out": target.stat().st_size,
+    "rows": rows,
+}
+print(json.dumps(figures))
