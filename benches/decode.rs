@@ -25,6 +25,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let mut rows = vec![
         Row { what: "ours: lines to Parquet", figures: ours(&input, "filled")? },
         Row { what: "ours, columns without a value written too", figures: ours(&input, "all")? },
+        Row { what: "ours: decoded, not written", figures: ours(&input, "none")? },
         Row {
             what: "arrow-json: decoded, not written",
             figures: child::measure("decode/arrow-json", &[&text(&input), THREADS])?,

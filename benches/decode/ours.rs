@@ -1,7 +1,7 @@
 //! Ours: lines, decoder, Parquet, with the properties of the table writer.
 //!
 //! Like a table's data files, a file has no columns that none of its rows fills: a batch that brings one more begins
-//! another file. `all` writes them too.
+//! another file. `all` writes them too, `none` only decodes.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::ensure;
 use arrow::{
-    array::{RecordBatch, new_null_array},
+    array::{Array as _, RecordBatch},
     datatypes::{Schema, SchemaRef},
 };
 use fhir_sync::{
@@ -28,7 +28,7 @@ use parquet::arrow::ArrowWriter;
 use super::in_parts;
 use crate::child::Work;
 
-/// Input, folder for the output, threads, and `filled` or `all`.
+/// Input, folder for the output, threads, and which columns are written: `filled`, `all` or `none`.
 pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
     let [input, output, threads, columns] = arguments else { anyhow::bail!("four arguments") };
     std::fs::create_dir_all(output)?;
@@ -46,6 +46,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
             schema: shape.schema(),
             leading: shape.leading(),
             all_columns: columns == "all",
+            nothing: columns == "none",
             open: None,
             count: 0,
             bytes: 0,
@@ -94,6 +95,7 @@ struct Files {
     schema: SchemaRef,
     leading: usize,
     all_columns: bool,
+    nothing: bool,
     open: Option<Open>,
     count: usize,
     bytes: u64,
@@ -107,14 +109,16 @@ struct Open {
 
 impl Files {
     fn write(&mut self, rows: &RecordBatch) -> anyhow::Result<()> {
+        if self.nothing {
+            return Ok(());
+        }
         let mut open = match self.open.take() {
-            Some(open) if rows.schema().fields().iter().all(|field| has(&open.schema, field.name())) => open,
+            Some(open) if filled(rows).all(|name| has(&open.schema, name)) => open,
             closed => self.next(closed, rows)?,
         };
-        let columns = open.schema.fields().iter().map(|field| {
-            let column = rows.column_by_name(field.name()).cloned();
-            column.unwrap_or_else(|| new_null_array(field.data_type(), rows.num_rows()))
-        });
+        let columns = rows.schema_ref().fields().iter().zip(rows.columns());
+        let columns =
+            columns.filter(|(field, _)| has(&open.schema, field.name())).map(|(_, column)| Arc::clone(column));
         open.writer.write(&RecordBatch::try_new(Arc::clone(&open.schema), columns.collect())?)?;
         self.open = Some(open);
         Ok(())
@@ -127,7 +131,7 @@ impl Files {
         let fields = self.schema.fields().iter().enumerate().filter(|(index, field)| {
             let name = field.name();
             let had = before.as_ref().is_some_and(|before| has(before, name));
-            self.all_columns || *index < self.leading || had || has(&rows.schema(), name)
+            self.all_columns || *index < self.leading || had || filled(rows).any(|filled| filled == name)
         });
         let schema = Arc::new(Schema::new(fields.map(|(_, field)| Arc::clone(field)).collect::<Vec<_>>()));
         self.count += 1;
@@ -151,6 +155,12 @@ impl Files {
         self.end(open)?;
         Ok(self.bytes)
     }
+}
+
+/// The columns that some row has a value for.
+fn filled(rows: &RecordBatch) -> impl Iterator<Item = &str> {
+    let columns = rows.schema_ref().fields().iter().zip(rows.columns());
+    columns.filter(|(_, column)| column.null_count() < column.len()).map(|(field, _)| field.name().as_str())
 }
 
 fn has(schema: &Schema, name: &str) -> bool {

@@ -2,13 +2,21 @@
 
 #![no_main]
 
+#[allow(dead_code)]
+#[path = "../../src/fhir/mod.rs"]
+mod fhir;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/resource/mod.rs"]
+mod resource;
+
 use std::sync::{Arc, LazyLock};
 
-use fhir_sync::resource::{
+use libfuzzer_sys::fuzz_target;
+
+use crate::resource::{
     Decoder, Lines, Shape,
     shape::{Layout, Options},
 };
-use libfuzzer_sys::fuzz_target;
 
 static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
     let options = Options { layout: Layout::Pathling, raw_json: true };

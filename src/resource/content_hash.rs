@@ -51,18 +51,18 @@ impl ContentHash {
 
     fn object(&mut self, document: Document<'_>, at: At) {
         let first = self.members.len();
-        let members = document.members(at);
-        self.members.extend(members.map(|(name, value)| Member {
-            beginning: beginning(document.text(name)),
-            name,
-            value,
-        }));
+        for (name, value) in document.members(at) {
+            self.members.push(Member { beginning: beginning(document.text(name)), name, value });
+        }
         // Stable, so that the order of two members of the same name counts: it decides which one is read.
         self.members[first..].sort_by(|a, b| order(document, a, b));
         self.canonical.push('{');
         for index in first..self.members.len() {
             let Member { name, value, .. } = self.members[index];
-            self.value(document, name);
+            match document.kind(name) {
+                Kind::Escaped => self.escaped(document, name),
+                _ => self.canonical.push_str(document.json(name)),
+            }
             self.canonical.push(':');
             self.value(document, value);
             self.canonical.push(',');

@@ -45,7 +45,6 @@ pub struct Decoder {
 /// The rows and their keys, in the order of the lines, and the lines that became no row.
 pub struct Decoded {
     pub keys: Vec<RowKey>,
-    /// The columns that some row fills, in the order of the shape's schema; [`Shape::whole`] adds the others.
     pub rows: RecordBatch,
     pub bad: Vec<BadLine>,
 }
@@ -114,9 +113,10 @@ impl fmt::Display for Reason {
 impl Decoder {
     /// Lines to rows. `Err` only where the rows exceed what Arrow can hold in one batch (2 GiB of text).
     pub fn decode(&self, lines: Vec<Line>) -> Result<Decoded, ArrowError> {
-        self.check_size(&lines)?;
+        let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
+        self.check_size(lines.len(), lines_bytes)?;
         let (mut keys, mut bad) = (Vec::with_capacity(lines.len()), Vec::new());
-        let mut rows = Rows::new(self);
+        let mut rows = Rows::new(self, lines.len(), lines_bytes);
         let (mut tape, mut content_hash) = (Tape::default(), ContentHash::default());
         for line in lines {
             let read = match read(&mut tape, &line, self.shape.resource_type) {
@@ -139,9 +139,8 @@ impl Decoder {
     }
 
     /// No column that copies from the lines is longer than they are; those that repeat the same text are checked here.
-    fn check_size(&self, lines: &[Line]) -> Result<(), ArrowError> {
-        let lines_bytes: usize = lines.iter().map(|line| line.bytes.len()).sum();
-        let repeated_bytes = self.source.len().max(self.job.len()).max(64).saturating_mul(lines.len());
+    fn check_size(&self, lines: usize, lines_bytes: usize) -> Result<(), ArrowError> {
+        let repeated_bytes = self.source.len().max(self.job.len()).max(64).saturating_mul(lines);
         let most_bytes = lines_bytes.saturating_add(repeated_bytes);
         if i32::try_from(most_bytes).is_err() { Err(ArrowError::OffsetOverflowError(most_bytes)) } else { Ok(()) }
     }

@@ -62,7 +62,14 @@ impl Tape {
         if u32::try_from(text.len()).is_err() {
             return Err(Fault::Syntax { at_byte: u32::MAX as usize });
         }
-        Reader { bytes: text.as_bytes(), at: 0, tokens: &mut self.tokens, open: &mut self.open }.document()?;
+        Reader {
+            bytes: text.as_bytes(),
+            at: 0,
+            tokens: &mut self.tokens,
+            open: &mut self.open,
+            inside: Inside::Nothing,
+        }
+        .document()?;
         Ok(Document { text, tokens: &self.tokens })
     }
 }
@@ -70,6 +77,7 @@ impl Tape {
 impl<'line> Document<'line> {
     pub const ROOT: At = 0;
 
+    #[inline]
     pub fn kind(self, at: At) -> Kind {
         self.tokens[at].kind
     }
@@ -80,6 +88,7 @@ impl<'line> Document<'line> {
     }
 
     /// A string's text. `None` for other values, and where an escaped surrogate has lost its other half.
+    #[inline]
     pub fn string(self, at: At) -> Option<Cow<'line, str>> {
         match self.kind(at) {
             Kind::String => Some(Cow::Borrowed(self.text(at))),
@@ -89,12 +98,14 @@ impl<'line> Document<'line> {
     }
 
     /// The text as it was sent; of strings what stands between the quotes.
+    #[inline]
     pub fn text(self, at: At) -> &'line str {
         let Token { start, end, .. } = self.tokens[at];
         &self.text[start as usize..end as usize]
     }
 
     /// The JSON of a value, as it was sent.
+    #[inline]
     pub fn json(self, at: At) -> &'line str {
         let Token { kind, start, end, .. } = self.tokens[at];
         let quote = usize::from(matches!(kind, Kind::String | Kind::Escaped));
@@ -102,6 +113,7 @@ impl<'line> Document<'line> {
     }
 
     /// The names and values of an object, in the order in which they stand; nothing for other values.
+    #[inline]
     pub fn members(self, at: At) -> impl Iterator<Item = (At, At)> {
         let mut name = if self.kind(at) == Kind::Object { at + 1 } else { self.after(at) };
         let end = self.after(at);
@@ -113,11 +125,13 @@ impl<'line> Document<'line> {
     }
 
     /// The first member with this name.
+    #[inline]
     pub fn member(self, at: At, name: &str) -> Option<At> {
         self.members(at).find(|(found, _)| self.text(*found) == name).map(|(_, value)| value)
     }
 
     /// The items of an array; nothing for other values.
+    #[inline]
     pub fn items(self, at: At) -> impl Iterator<Item = At> {
         let mut item = if self.kind(at) == Kind::Array { at + 1 } else { self.after(at) };
         let end = self.after(at);
@@ -128,6 +142,7 @@ impl<'line> Document<'line> {
         })
     }
 
+    #[inline]
     fn after(self, at: At) -> At {
         self.tokens[at].next as usize
     }
@@ -138,6 +153,15 @@ struct Reader<'a> {
     at: usize,
     tokens: &'a mut Vec<Token>,
     open: &'a mut Vec<At>,
+    inside: Inside,
+}
+
+/// What the next token is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inside {
+    Nothing,
+    Object,
+    Array,
 }
 
 /// What may come next.
@@ -159,16 +183,16 @@ impl Reader<'_> {
         loop {
             self.skip_space();
             expected = match (expected, self.peek()) {
-                (Expected::MemberOrEnd, b'}') | (Expected::ItemOrEnd, b']') => self.close(),
-                (Expected::MemberOrEnd | Expected::Member, b'"') => self.name()?,
-                (Expected::Value | Expected::ItemOrEnd, byte) => self.value(byte)?,
-                (Expected::CommaOrEnd, byte) => match (self.open.last().map(|at| self.tokens[*at].kind), byte) {
-                    (None, _) if self.at == self.bytes.len() => return Ok(()),
-                    (Some(Kind::Object), b',') => self.step(Expected::Member),
-                    (Some(Kind::Array), b',') => self.step(Expected::Value),
-                    (Some(Kind::Object), b'}') | (Some(Kind::Array), b']') => self.close(),
+                (Expected::CommaOrEnd, byte) => match (self.inside, byte) {
+                    (Inside::Object, b',') => self.step(Expected::Member),
+                    (Inside::Array, b',') => self.step(Expected::Value),
+                    (Inside::Object, b'}') | (Inside::Array, b']') => self.close(),
+                    (Inside::Nothing, _) if self.at == self.bytes.len() => return Ok(()),
                     _ => return Err(self.fault()),
                 },
+                (Expected::MemberOrEnd | Expected::Member, b'"') => self.name()?,
+                (Expected::MemberOrEnd, b'}') | (Expected::ItemOrEnd, b']') => self.close(),
+                (Expected::Value | Expected::ItemOrEnd, byte) => self.value(byte)?,
                 _ => return Err(self.fault()),
             };
         }
@@ -176,8 +200,8 @@ impl Reader<'_> {
 
     fn value(&mut self, byte: u8) -> Result<Expected, Fault> {
         match byte {
-            b'{' => return self.open(Kind::Object, Expected::MemberOrEnd),
-            b'[' => return self.open(Kind::Array, Expected::ItemOrEnd),
+            b'{' => return self.open(Kind::Object, Inside::Object, Expected::MemberOrEnd),
+            b'[' => return self.open(Kind::Array, Inside::Array, Expected::ItemOrEnd),
             b'"' => self.string()?,
             b't' => self.word("true", Kind::True)?,
             b'f' => self.word("false", Kind::False)?,
@@ -193,11 +217,12 @@ impl Reader<'_> {
         if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.fault()) }
     }
 
-    fn open(&mut self, kind: Kind, expected: Expected) -> Result<Expected, Fault> {
+    fn open(&mut self, kind: Kind, inside: Inside, expected: Expected) -> Result<Expected, Fault> {
         if self.open.len() == MOST_LEVELS {
             return Err(Fault::TooDeep { at_byte: self.at });
         }
         self.open.push(self.tokens.len());
+        self.inside = inside;
         self.token(kind, self.at, self.at);
         Ok(self.step(expected))
     }
@@ -209,6 +234,11 @@ impl Reader<'_> {
             self.tokens[at].end = self.at as u32;
             self.tokens[at].next = next;
         }
+        self.inside = match self.open.last().map(|at| self.tokens[*at].kind) {
+            None => Inside::Nothing,
+            Some(Kind::Array) => Inside::Array,
+            Some(_) => Inside::Object,
+        };
         Expected::CommaOrEnd
     }
 
@@ -286,11 +316,13 @@ impl Reader<'_> {
         Ok(())
     }
 
+    #[inline]
     fn token(&mut self, kind: Kind, start: usize, end: usize) {
         let next = self.tokens.len() as u32 + 1;
         self.tokens.push(Token { kind, start: start as u32, end: end as u32, next });
     }
 
+    #[inline]
     fn skip_space(&mut self) {
         while matches!(self.peek(), b' ' | b'\t' | b'\n' | b'\r') {
             self.at += 1;
@@ -303,6 +335,7 @@ impl Reader<'_> {
     }
 
     /// Zero at the end: no JSON has that byte outside of an error.
+    #[inline]
     fn peek(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(0)
     }
@@ -314,6 +347,7 @@ impl Reader<'_> {
 
 /// How many bytes come before the next quote, backslash or control character; all of them where there is none. Eight at
 /// a time: in a word, the lowest byte that is marked is marked rightly, and no other is asked for.
+#[inline]
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;

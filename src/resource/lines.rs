@@ -72,7 +72,7 @@ impl Lines {
 fn newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 32;
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
-    let has_newline = |block: &[u8; BLOCK]| block.iter().fold(false, |found, byte| found | (*byte == b'\n'));
+    let has_newline = |block: &[u8; BLOCK]| block.iter().fold(0, |found, byte| found | u8::from(*byte == b'\n')) != 0;
     let before = blocks.iter().position(has_newline).unwrap_or(blocks.len()) * BLOCK;
     bytes[before..].iter().position(|byte| *byte == b'\n').map(|place| before + place)
 }

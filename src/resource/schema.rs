@@ -6,11 +6,7 @@
 
 use std::sync::Arc;
 
-use arrow::{
-    array::{RecordBatch, new_null_array},
-    datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef, TimeUnit},
-    error::ArrowError,
-};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
 use super::shape::{Complex, Content, Derived, Element, Layout, Options, Primitive, Shape, Special};
 
@@ -41,15 +37,6 @@ impl Shape {
     /// How many columns at the left carry statistics.
     pub fn leading(&self) -> usize {
         leading_fields(&self.derived).len()
-    }
-
-    /// Rows with all columns of the table, of rows that may lack some: those are null.
-    pub fn whole(&self, rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
-        let schema = self.schema();
-        let column = |field: &FieldRef| rows.column_by_name(field.name()).cloned();
-        let null = |field: &FieldRef| new_null_array(field.data_type(), rows.num_rows());
-        let columns = schema.fields().iter().map(|field| column(field).unwrap_or_else(|| null(field))).collect();
-        RecordBatch::try_new(schema, columns)
     }
 }
 

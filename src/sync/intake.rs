@@ -54,8 +54,9 @@ pub(super) enum Remark {
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them are there.
-pub const DECODE_BYTES: usize = 1024 * 1024;
+/// Lines are decoded when about this many bytes of them are there. A batch costs something for each of a thousand columns
+/// whatever it holds: with 1 MiB decoding and writing took a tenth more, with 8 MiB no less (docs/performance.md).
+pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 
 /// What all files of one export have in common.
 struct Context {
@@ -162,10 +163,9 @@ async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceT
     let result = stream(&context, &file, move |context, file, lines| {
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
-        let whole = decoder.shape.whole(&decoded.rows)?;
         context.intake(resource_type, |intake| {
             intake.bad += decoded.bad.len() as u64;
-            Ok(intake.changes.push(index, decoded.keys, &whole)?)
+            Ok(intake.changes.push(index, decoded.keys, &decoded.rows)?)
         })
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));

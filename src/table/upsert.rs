@@ -267,18 +267,17 @@ fn align(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowEr
 
 /// How every data file is written: `schema` are its columns, of which the first `leading` get statistics.
 pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
-    let json = || ColumnPath::from("resource_json");
-    let id = || ColumnPath::from("id");
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
         .set_max_row_group_row_count(Some(256 * 1024))
         .set_max_row_group_bytes(Some(128 * 1024 * 1024))
         // A thousand leaves with statistics make a footer that costs more than the ids.
-        .set_statistics_enabled(EnabledStatistics::None)
-        // Every id and every line is different: a dictionary would be built in vain.
-        .set_column_dictionary_enabled(id(), false)
-        .set_column_dictionary_enabled(json(), false);
+        .set_statistics_enabled(EnabledStatistics::None);
+    // Every value of these is different: a dictionary would be built in vain.
+    let properties = ["id", "id_versioned", "_sync_hash", "resource_json"]
+        .into_iter()
+        .fold(properties, |properties, name| properties.set_column_dictionary_enabled(ColumnPath::from(name), false));
     let leading = schema.fields().iter().take(leading);
     leading
         .fold(properties, |properties, field| {

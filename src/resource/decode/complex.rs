@@ -104,6 +104,12 @@ impl<'shape> ComplexColumn<'shape> {
 
     /// A member of the open structure, wherever it goes; the place of the element that has taken a value from it.
     pub fn member(&mut self, walk: &mut Walk<'_, 'shape>, fid: i32, name: At, value: At) -> Option<usize> {
+        if walk.document.kind(name) == Kind::String {
+            let text = walk.document.text(name);
+            if let Some(index) = self.order.guess(self.elements, text) {
+                return self.element(walk, index, value).then_some(index);
+            }
+        }
         let Some(text) = walk.document.string(name) else {
             walk.issue_of(Code::Unmapped, walk.document.text(name));
             return None;
@@ -224,18 +230,18 @@ struct Finished {
     len: usize,
 }
 
-/// Null arrays of one length. A structure has many fields of few types that no line fills.
-struct Nulls {
+/// Null arrays of one length, each made once: a structure has many fields of few types that no line fills.
+pub struct Nulls {
     len: usize,
     made: Vec<ArrayRef>,
 }
 
 impl Nulls {
-    fn of(len: usize) -> Self {
+    pub fn of(len: usize) -> Self {
         Self { len, made: Vec::new() }
     }
 
-    fn array(&mut self, field: &Field) -> ArrayRef {
+    pub fn array(&mut self, field: &Field) -> ArrayRef {
         let made = self.made.iter().find(|made| made.data_type() == field.data_type());
         made.cloned().unwrap_or_else(|| {
             let array = new_null_array(field.data_type(), self.len);
@@ -261,18 +267,23 @@ impl Order {
         self.last = 0;
     }
 
+    /// Where it came the last time, if that is right again. No element is called as what has no column.
+    #[inline]
+    fn guess(&mut self, elements: &[Element], name: &str) -> Option<usize> {
+        let guess = self.next.get(self.last).map(|next| usize::from(*next))?;
+        let right = elements.get(guess).is_some_and(|element| element.name == name);
+        right.then(|| {
+            self.last = guess + 1;
+            guess
+        })
+    }
+
+    /// Wherever it is; the next guess will be right.
     fn find(&mut self, elements: &[Element], name: &str) -> Option<usize> {
-        let guess = self.next.get(self.last).map(|next| usize::from(*next));
-        let found = match guess.filter(|guess| elements.get(*guess).is_some_and(|element| element.name == name)) {
-            Some(guess) => guess,
-            None => {
-                let found = elements.iter().position(|element| element.name == name)?;
-                if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
-                    *next = place;
-                }
-                found
-            }
-        };
+        let found = elements.iter().position(|element| element.name == name)?;
+        if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
+            *next = place;
+        }
         self.last = found + 1;
         Some(found)
     }

@@ -47,7 +47,9 @@ enum Step {
 
 impl Path {
     pub fn of(root: &'static str) -> Self {
-        Self { steps: vec![Step::Member(root)] }
+        let mut steps = Vec::with_capacity(16);
+        steps.push(Step::Member(root));
+        Self { steps }
     }
 
     pub fn enter(&mut self, member: &'static str) {

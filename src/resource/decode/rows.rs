@@ -1,22 +1,18 @@
 //! Rows: the columns of one batch, while they grow.
 //!
-//! Every column has one value for each row, in the order of the lines. The finished batch has the columns of the shape's
-//! schema, in its order, but for those that would be null in every row.
+//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's schema.
 
 use std::{collections::HashSet, fmt::Write as _, sync::Arc};
 
 use arrow::{
-    array::{
-        Array as _, ArrayRef, Int64Array, RecordBatch, RecordBatchOptions, StringArray, StringBuilder,
-        TimestampMicrosecondArray,
-    },
-    datatypes::{Field, FieldRef, Fields, Schema},
+    array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray},
+    datatypes::Field,
     error::ArrowError,
 };
 
 use super::{
     Decoder,
-    complex::ComplexColumn,
+    complex::{ComplexColumn, Nulls},
     derived::DerivedColumns,
     extension::ExtensionColumn,
     head::Head,
@@ -44,7 +40,8 @@ pub struct Rows<'shape> {
 }
 
 impl<'shape> Rows<'shape> {
-    pub fn new(decoder: &'shape Decoder) -> Self {
+    /// For lines of so many bytes and such a number.
+    pub fn new(decoder: &'shape Decoder, lines: usize, lines_bytes: usize) -> Self {
         let shape = &decoder.shape;
         let extensions = shape.extension.as_deref().map(ExtensionColumn::new);
         Self {
@@ -59,11 +56,15 @@ impl<'shape> Rows<'shape> {
             derived: DerivedColumns::new(&shape.derived, &shape.elements),
             ids: StringBuilder::new(),
             ids_versioned: StringBuilder::new(),
-            hashes: Vec::new(),
+            hashes: Vec::with_capacity(lines),
             contained: Texts::new(),
             primitive_ext: TextMap::new(),
             issues: Texts::new(),
-            json: StringBuilder::new(),
+            json: if shape.options.raw_json {
+                StringBuilder::with_capacity(lines, lines_bytes)
+            } else {
+                StringBuilder::new()
+            },
         }
     }
 
@@ -94,7 +95,6 @@ impl<'shape> Rows<'shape> {
         Ok(())
     }
 
-    /// The columns that some row fills.
     pub fn finish(mut self) -> Result<RecordBatch, ArrowError> {
         let schema = self.decoder.shape.schema();
         let (fields, rows) = (schema.fields(), self.hashes.len());
@@ -122,18 +122,11 @@ impl<'shape> Rows<'shape> {
         if decoder.shape.options.raw_json {
             columns.push(Some(Arc::new(self.json.finish())));
         }
-        filled(fields, columns, rows)
+        let mut nulls = Nulls::of(rows);
+        let columns = fields.iter().zip(columns);
+        let columns = columns.map(|(field, column)| column.unwrap_or_else(|| nulls.array(field))).collect();
+        RecordBatch::try_new(schema, columns)
     }
-}
-
-/// Without the columns that are null in all rows.
-fn filled(fields: &Fields, columns: Vec<Option<ArrayRef>>, rows: usize) -> Result<RecordBatch, ArrowError> {
-    let columns = fields.iter().zip(columns);
-    let filled = columns
-        .filter_map(|(field, column)| Some((Arc::clone(field), column.filter(|column| column.null_count() < rows)?)));
-    let (fields, columns): (Vec<FieldRef>, Vec<_>) = filled.unzip();
-    let options = RecordBatchOptions::new().with_row_count(Some(rows));
-    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
 }
 
 /// Walks the members of the resource; the `contained` one comes back.

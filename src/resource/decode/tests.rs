@@ -32,13 +32,7 @@ fn lines<T: AsRef<[u8]>>(texts: &[T]) -> Vec<Line> {
 }
 
 fn decode<T: AsRef<[u8]>>(resource_type: &str, texts: &[T]) -> Decoded {
-    decode_whole(&decoder(resource_type, Layout::Pathling), texts)
-}
-
-/// With all columns.
-fn decode_whole<T: AsRef<[u8]>>(decoder: &Decoder, texts: &[T]) -> Decoded {
-    let decoded = decoder.decode(lines(texts)).unwrap();
-    Decoded { rows: decoder.shape.whole(&decoded.rows).unwrap(), ..decoded }
+    decoder(resource_type, Layout::Pathling).decode(lines(texts)).unwrap()
 }
 
 /// A row's value as Arrow shows it; the fields of a struct that are null are left out.
@@ -64,7 +58,7 @@ fn issues(rows: &RecordBatch, row: usize) -> Vec<String> {
 
 fn assert_inverse(resource_type: &str, layout: Layout, texts: &[String]) -> Vec<Vec<String>> {
     let decoder = decoder(resource_type, layout);
-    let decoded = decode_whole(&decoder, texts);
+    let decoded = decoder.decode(lines(texts)).unwrap();
     assert_eq!(decoded.bad, []);
     let differences = inverse::differences(&decoder.shape, &decoded.rows, texts);
     assert_eq!(differences, [], "{resource_type}");
@@ -279,37 +273,32 @@ fn without_the_line_itself_the_batch_still_has_exactly_the_schema() {
         let options = Options { layout: Layout::Pathling, raw_json: false };
         let shape = Shape::of(resource_type.parse().unwrap(), options);
         let decoder = Decoder { shape: Arc::clone(&shape), ..decoder(resource_type, Layout::Pathling) };
-        let decoded = decode_whole(&decoder, &[text]);
+        let decoded = decoder.decode(lines(&[text])).unwrap();
         assert_eq!((decoded.rows.schema(), decoded.rows.num_rows()), (shape.schema(), 1));
     }
 }
 
 #[test]
-fn a_batch_has_the_columns_that_some_row_fills_and_no_others() {
-    let rows = [
-        r#"{"resourceType":"Patient","id":"p1","birthDate":"1970"}"#,
-        r#"{"resourceType":"Patient","id":"p2","gender":"male","active":"no","deceasedDateTime":"never"}"#,
-    ];
-    let decoder = decoder("Patient", Layout::Pathling);
-    let decoded = decoder.decode(lines(&rows)).unwrap();
-    let schema = decoded.rows.schema();
-    let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let expected = "id _sync_source _sync_at _sync_transaction_time __birthDate_start __birthDate_end resourceType \
-        id_versioned gender birthDate _fid _extension _sync_issues _sync_hash _sync_job resource_json";
-    assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
-    let whole = decoder.shape.whole(&decoded.rows).unwrap();
-    assert_eq!(whole.schema(), decoder.shape.schema());
-    for (field, column) in whole.schema().fields().iter().zip(whole.columns()) {
-        assert_eq!(column.null_count() == 2, !names.contains(&field.name().as_str()), "{}", field.name());
+fn a_column_that_nothing_filled_is_null_as_a_whole() {
+    let rows = decode("Patient", &[r#"{"resourceType":"Patient","id":"p1","gender":"male"}"#]).rows;
+    for (index, field) in rows.schema().fields().iter().enumerate() {
+        let has_value = matches!(
+            field.name().as_str(),
+            "id" | "_sync_source"
+                | "_sync_at"
+                | "_sync_transaction_time"
+                | "resourceType"
+                | "id_versioned"
+                | "gender"
+                | "_fid"
+                | "_extension"
+                | "_sync_hash"
+                | "_sync_job"
+                | "resource_json"
+        );
+        let is_null = rows.column(index).null_count() == rows.num_rows();
+        assert_eq!(is_null, !has_value, "{}", field.name());
     }
-}
-
-#[test]
-fn no_rows_are_a_batch_of_no_columns() {
-    let decoder = decoder("Patient", Layout::Pathling);
-    let decoded = decoder.decode(lines(&["{"])).unwrap();
-    assert_eq!((decoded.rows.num_rows(), decoded.rows.num_columns()), (0, 0));
-    assert_eq!(decoder.shape.whole(&decoded.rows).unwrap().schema(), decoder.shape.schema());
 }
 
 #[test]
@@ -381,7 +370,7 @@ fn the_columns_of_real_looking_resources_say_what_the_lines_say() {
 #[test]
 fn the_inverse_finds_what_differs() {
     let decoder = decoder("Patient", Layout::Pathling);
-    let rows = decode_whole(&decoder, &[PATIENT]).rows;
+    let rows = decoder.decode(lines(&[PATIENT])).unwrap().rows;
     for (from, to) in [
         ("Smith", "Smyth"),
         ("White", "Black"),
@@ -456,7 +445,7 @@ proptest! {
             text = mutated(&text, at, from, kind);
         }
         let decoder = decoder(resource_type, if wide { Layout::Wide } else { Layout::Pathling });
-        let decoded = decode_whole(&decoder, &[&text]);
+        let decoded = decoder.decode(lines(&[&text])).unwrap();
         prop_assert_eq!(decoded.rows.num_rows() + decoded.bad.len(), 1);
         if decoded.bad.is_empty() && !has_repeated_names(&text) {
             prop_assert_eq!(inverse::differences(&decoder.shape, &decoded.rows, &[text]), []);

@@ -12,10 +12,12 @@ pub struct Target<'text> {
 /// From `Type/id`, an absolute URL, either with `/_history/version`; `None` for `#contained`, `urn:`, a search and
 /// whatever else names no one resource.
 pub fn target(reference: &str) -> Option<Target<'_>> {
-    if reference.starts_with("urn:") || reference.contains(['#', '?']) {
+    if reference.starts_with("urn:") || reference.bytes().any(|byte| matches!(byte, b'#' | b'?')) {
         return None;
     }
-    let path = reference.split_once("/_history/").map_or(reference, |(path, _)| path);
+    // Looking for one byte is cheap, and few ids have it.
+    let versioned = if reference.contains('_') { reference.split_once("/_history/") } else { None };
+    let path = versioned.map_or(reference, |(path, _)| path);
     let (rest, id) = path.rsplit_once('/')?;
     let resource_type = rest.rsplit('/').next()?.parse().ok()?;
     let legal =
