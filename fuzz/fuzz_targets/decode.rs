@@ -3,7 +3,7 @@
 #![no_main]
 
 #[allow(dead_code)]
-#[path = "../../src/fhir/mod.rs"]
+#[path = "../../src/fhir.rs"]
 mod fhir;
 #[allow(dead_code, unused_imports)]
 #[path = "../../src/resource/mod.rs"]
