@@ -24,6 +24,10 @@ interop DATA="":
 interop-all LAKE DATA:
     tests/interop/all.sh {{LAKE}} {{DATA}}
 
+# What is fast, as ratios; see docs/performance.md
+bench *ARGS:
+    cargo bench --locked --bench benches -- {{ARGS}}
+
 # Units, manifests, Dockerfile
 deploy-check:
     deploy/check.sh
