@@ -7,6 +7,7 @@
 mod child;
 mod data;
 mod decode;
+mod first_load;
 mod upsert;
 
 use std::path::PathBuf;
@@ -61,13 +62,17 @@ struct Measurement {
     run: fn(&Setup) -> anyhow::Result<()>,
 }
 
-const MEASUREMENTS: &[Measurement] =
-    &[Measurement { name: "decode", run: decode::run }, Measurement { name: "upsert", run: upsert::run }];
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement { name: "decode", run: decode::run },
+    Measurement { name: "upsert", run: upsert::run },
+    Measurement { name: "first-load", run: first_load::run },
+];
 
 /// What children can do, for all measurements.
 const STEPS: &[child::Step] = &[
     child::Step { name: "decode/ours", run: decode::ours::run },
     child::Step { name: "decode/arrow-json", run: decode::arrow_json::run },
+    child::Step { name: "first-load/ours", run: first_load::ours },
     child::Step { name: "upsert/load", run: upsert::ours::load },
     child::Step { name: "upsert/ours", run: upsert::ours::run },
     child::Step { name: "upsert/again", run: upsert::ours::again },

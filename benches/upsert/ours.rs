@@ -69,7 +69,7 @@ fn changes(arguments: &[String], merge: Merge, times: usize) -> anyhow::Result<W
 
 /// Half of them are of the table, scattered over it; half are not there yet.
 pub fn ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send {
-    let half = changes / 2;
+    let half = (changes / 2).min(rows);
     let updates = (0..half).map(move |n| n * (rows / half.max(1)) + n % (rows / half.max(1)));
     updates.chain(rows..rows + (changes - half)).map(Some)
 }
@@ -202,7 +202,7 @@ impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
 }
 
 /// The line as another resource, changed at that time. Ids look random, as those of most servers do.
-fn with_id(line: &str, id: u64, at_micros: i64) -> anyhow::Result<String> {
+pub fn with_id(line: &str, id: u64, at_micros: i64) -> anyhow::Result<String> {
     let (_, rest) = line.split_once("\"id\":\"").context("a line without id")?;
     let (old, _) = rest.split_once('"').context("a line without id")?;
     let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31) ^ 0x5851_f42d_4c95_7f2d;
