@@ -10,6 +10,9 @@ use crate::{
     resource::{Decoder, Line, Shape, shape},
 };
 
+mod feed;
+mod maintain;
+
 const APP_ID: &str = "fhir-sync/all";
 
 struct Lake {
@@ -52,40 +55,24 @@ fn line(id: &str, version: u32, content: &str) -> Change {
 
 impl Lake {
     fn new() -> Self {
+        Self::with(|config| config)
+    }
+
+    fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = Config {
+        let config = Config {
             root: Location::Folder(folder.path().join("lake")),
             storage_options: HashMap::new(),
             merge: Merge::default(),
+            change_data_feed: false,
         };
-        Self { root: Root::new(root).unwrap(), folder }
+        Self { root: Root::new(change(config)).unwrap(), folder }
     }
 
     /// One file per slice of `files`.
     fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
         let changes = ChangeSet::tiny(&shape().schema(), self.folder.path());
-        let decoder = Decoder {
-            shape: shape(),
-            source: "hospital".into(),
-            at_micros: 0,
-            transaction_time: Some(time(transaction_time)),
-            job: "all#1".into(),
-        };
-        for (index, file) in (0..).zip(files) {
-            let mut lines = Vec::new();
-            for (number, change) in (1..).zip(file) {
-                match change {
-                    Change::Line(text) => lines.push(Line { number, bytes: text.clone().into_bytes() }),
-                    Change::Delete { id, at } => {
-                        let at = at.and_then(crate::fhir::parse_instant);
-                        let deletion = Deletion { resource_type: patient(), id: (*id).to_owned(), at };
-                        changes.delete(deletion.id, deletion.at).unwrap();
-                    }
-                }
-            }
-            let decoded = decoder.decode(lines).unwrap();
-            changes.push(index, decoded.keys, decoded.rows).unwrap();
-        }
+        push(&changes, files, transaction_time);
         changes
     }
 
@@ -108,6 +95,31 @@ impl Lake {
 
     async fn watermark(&self) -> Option<TransactionTime> {
         self.root.open(patient()).await.unwrap()?.watermark(APP_ID).await.unwrap()
+    }
+}
+
+fn push(changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
+    let decoder = Decoder {
+        shape: shape(),
+        source: "hospital".into(),
+        at_micros: 0,
+        transaction_time: Some(time(transaction_time)),
+        job: "all#1".into(),
+    };
+    for (index, file) in (0..).zip(files) {
+        let mut lines = Vec::new();
+        for (number, change) in (1..).zip(file) {
+            match change {
+                Change::Line(text) => lines.push(Line { number, bytes: text.clone().into_bytes() }),
+                Change::Delete { id, at } => {
+                    let at = at.and_then(crate::fhir::parse_instant);
+                    let deletion = Deletion { resource_type: patient(), id: (*id).to_owned(), at };
+                    changes.delete(deletion.id, deletion.at).unwrap();
+                }
+            }
+        }
+        let decoded = decoder.decode(lines).unwrap();
+        changes.push(index, decoded.keys, decoded.rows).unwrap();
     }
 }
 
@@ -303,7 +315,9 @@ fn a_root_that_cannot_be_written_is_named() {
     std::fs::write(folder.path().join("file"), "").unwrap();
     let root = Location::Folder(folder.path().join("file/lake"));
     let error =
-        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default() }).unwrap_err().to_string();
+        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default(), change_data_feed: false })
+            .unwrap_err()
+            .to_string();
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 
