@@ -98,14 +98,18 @@ impl Lake {
     }
 }
 
-fn push(changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
-    let decoder = Decoder {
+fn decoder(transaction_time: i64) -> Decoder {
+    Decoder {
         shape: shape(),
         source: "hospital".into(),
         at_micros: 0,
         transaction_time: Some(time(transaction_time)),
         job: "all#1".into(),
-    };
+    }
+}
+
+fn push(changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
+    let decoder = decoder(transaction_time);
     for (index, file) in (0..).zip(files) {
         let mut lines = Vec::new();
         for (number, change) in (1..).zip(file) {

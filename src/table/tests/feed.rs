@@ -250,6 +250,20 @@ async fn change_files_have_the_columns_that_their_rows_fill() {
     assert_eq!(told, expected);
 }
 
+#[tokio::test]
+async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
+    let lake = Lake::with(with_feed);
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
+    lake.upsert(&[vec![line("a", 2, "")]], 6).await;
+    let decode = |lines: Vec<Vec<u8>>| {
+        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
+        Ok(decoder(6).decode(lines).unwrap().rows)
+    };
+    let version = lake.table().await.rebuild(&layout(), &decode).await.unwrap().version;
+    let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
+    assert_eq!(lake.changes_of(version).await, pairs(&expected));
+}
+
 /// The rows of the next version, by what is told of the commit: of each row how many there are.
 fn follow(before: &BTreeMap<(String, String), i32>, told: &[Told]) -> BTreeMap<(String, String), i32> {
     let mut after = before.clone();
