@@ -12,6 +12,7 @@ use crate::{
 
 mod feed;
 mod maintain;
+mod partition;
 
 const APP_ID: &str = "fhir-sync/all";
 
@@ -60,12 +61,7 @@ impl Lake {
 
     fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config {
-            root: Location::Folder(folder.path().join("lake")),
-            storage_options: HashMap::new(),
-            merge: Merge::default(),
-            change_data_feed: false,
-        };
+        let config = Config::new(Location::Folder(folder.path().join("lake")));
         Self { root: Root::new(change(config)).unwrap(), folder }
     }
 
@@ -318,10 +314,7 @@ fn a_root_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     let root = Location::Folder(folder.path().join("file/lake"));
-    let error =
-        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default(), change_data_feed: false })
-            .unwrap_err()
-            .to_string();
+    let error = Root::new(Config::new(root)).unwrap_err().to_string();
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 
