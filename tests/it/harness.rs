@@ -186,12 +186,7 @@ impl Stage {
     }
 
     fn tables(&self) -> table::Config {
-        table::Config {
-            root: Location::Folder(self.lake()),
-            storage_options: HashMap::new(),
-            merge: Merge::default(),
-            change_data_feed: false,
-        }
+        table::Config::new(Location::Folder(self.lake()))
     }
 }
 
