@@ -68,7 +68,6 @@ async fn a_table_feature_that_we_do_not_know_is_refused_by_its_name() {
 async fn a_table_property_that_we_cannot_keep_is_refused_by_its_name() {
     for (property, value, features) in [
         ("delta.appendOnly", "true", &["appendOnly"][..]),
-        ("delta.enableChangeDataFeed", "true", &["changeDataFeed"]),
         ("delta.constraints.adult", "birthDate IS NOT NULL", &["checkConstraints"]),
     ] {
         let change = |metadata: &mut Value| metadata["configuration"][property] = value.into();
