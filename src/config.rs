@@ -247,9 +247,10 @@ fn read_tables(mut section: Section) -> Option<table::Config> {
         "copy-on-write" => Ok(Merge::CopyOnWrite),
         _ => Err(format!("{text:?} is none of deletion-vectors, copy-on-write")),
     });
+    let change_data_feed = section.or("change_data_feed", "false", boolean);
     let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
     section.end();
-    Some(table::Config { root: root?, storage_options, merge: merge? })
+    Some(table::Config { root: root?, storage_options, merge: merge?, change_data_feed: change_data_feed? })
 }
 
 /// Whether tables are typed, and how.

@@ -17,7 +17,7 @@ use deltalake::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Counts, Error, Table, Upsert};
+use super::{Amount, Counts, Error, Table, Upsert};
 use crate::fhir::TransactionTime;
 
 /// What became of the attempt.
@@ -157,7 +157,7 @@ fn operation() -> DeltaOperation {
 fn metadata(counts: &Counts, actions: &[Action], upsert: &Upsert) -> BTreeMap<String, Value> {
     let count = |is: fn(&Action) -> bool| actions.iter().filter(|action| is(action)).count();
     let files_added = count(|action| matches!(action, Action::Add(_)));
-    let metrics = json!({
+    let mut metrics = json!({
         "numSourceRows": counts.total().to_string(),
         "numTargetRowsInserted": counts.inserted.to_string(),
         "numTargetRowsUpdated": counts.updated.to_string(),
@@ -167,11 +167,23 @@ fn metadata(counts: &Counts, actions: &[Action], upsert: &Upsert) -> BTreeMap<St
         "numTargetFilesRemoved": count(|action| matches!(action, Action::Remove(_))).to_string(),
         "numTargetBytesAdded": actions.iter().map(added_bytes).sum::<u64>().to_string(),
     });
+    let change_files: Amount = actions.iter().filter_map(change_bytes).collect();
+    if change_files.files > 0 {
+        metrics["numTargetChangeFilesAdded"] = change_files.files.to_string().into();
+        metrics["numTargetChangeFileBytes"] = change_files.bytes.to_string().into();
+    }
     let run = json!({
         "run": upsert.run,
         "transactionTime": upsert.watermark.map(TransactionTime::as_micros),
     });
     BTreeMap::from([("operationMetrics".to_owned(), metrics), (OURS.to_owned(), run)])
+}
+
+fn change_bytes(action: &Action) -> Option<u64> {
+    match action {
+        Action::Cdc(file) => Some(u64::try_from(file.size).unwrap_or_default()),
+        _ => None,
+    }
 }
 
 /// Of files that this commit brings; one whose deletion vector alone is new was there before.

@@ -60,7 +60,7 @@ impl Table {
         rows: &[(u64, usize, Place)],
         equal: &mut [bool],
     ) -> Result<(), Error> {
-        let only = DeadRows::from_iter(rows.iter().map(|(row, ..)| *row));
+        let only: DeadRows = rows.iter().map(|(row, ..)| *row).collect();
         let mut batches = self.rows_of(stored, &only).await?;
         let mut rows = rows.iter();
         let mut part: Option<(u32, RecordBatch)> = None;

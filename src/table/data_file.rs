@@ -73,15 +73,14 @@ pub(super) struct DataFileWriter {
 }
 
 impl DataFileWriter {
-    /// A file in `folder` of the table (its root, or a partition). `leading` columns from the left get statistics.
+    /// `leading` columns from the left get statistics.
     pub fn create(
         store: Arc<dyn ObjectStore>,
-        folder: &Path,
+        path: Path,
         schema: SchemaRef,
         properties: WriterProperties,
         leading: usize,
     ) -> Result<Self> {
-        let path = folder.clone().join(format!("{OWN_PREFIX}{}.zstd.parquet", uuid::Uuid::new_v4()));
         let writer = AsyncArrowWriter::try_new(BufWriter::new(store, path.clone()), schema, Some(properties))?;
         Ok(Self { path, writer, leading, rows: 0 })
     }
@@ -133,7 +132,18 @@ pub(super) async fn forget(store: &dyn ObjectStore, path: &Path) {
 pub(super) type Partition = Vec<(String, Option<String>)>;
 
 /// Tells our files from those of other writers, whose rows may have changed without their `_sync_hash`.
-pub(super) const OWN_PREFIX: &str = "fhir-sync-";
+const OWN_PREFIX: &str = "fhir-sync-";
+
+/// A new data file in `folder` of the table: its root, or a partition.
+pub(super) fn data_path(folder: &Path) -> Path {
+    folder.clone().join(format!("{OWN_PREFIX}{}.zstd.parquet", uuid::Uuid::new_v4()))
+}
+
+/// A new change file; `folder` is that of the data files that it tells of.
+pub(super) fn change_path(folder: &Path) -> Path {
+    let folder: Path = [Path::from("_change_data"), folder.clone()].iter().flat_map(Path::parts).collect();
+    folder.join(format!("cdc-{}.zstd.parquet", uuid::Uuid::new_v4()))
+}
 
 pub(super) fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
@@ -182,10 +192,8 @@ fn statistics(metadata: &ParquetMetaData, leading: usize) -> Value {
         if let Some(bound) = bounds.iter().filter_map(|bounds| bounds.least.clone()).min() {
             least.insert(name.clone(), bound.stated_least());
         }
-        if let Some(bound) = bounds.into_iter().filter_map(|bounds| bounds.most).max()
-            && let Some(stated) = bound.stated_most()
-        {
-            most.insert(name.clone(), stated);
+        if let Some(bound) = bounds.into_iter().filter_map(|bounds| bounds.most).max() {
+            most.insert(name.clone(), bound.stated_most());
         }
     }
     json!({
@@ -236,11 +244,11 @@ impl Bound {
     }
 
     /// Readers add a millisecond to an instant; a text that is cut must be made larger than what it stands for.
-    fn stated_most(&self) -> Option<Value> {
+    fn stated_most(&self) -> Value {
         match self {
-            Self::Text(text) if text.chars().nth(STATED_CHARS).is_none() => Some(text.as_str().into()),
-            Self::Text(text) => Some(text.chars().take(STATED_CHARS).chain([char::MAX]).collect::<String>().into()),
-            Self::InstantMicros(micros) => Some(instant(*micros)),
+            Self::Text(text) if text.chars().nth(STATED_CHARS).is_none() => text.as_str().into(),
+            Self::Text(text) => text.chars().take(STATED_CHARS).chain([char::MAX]).collect::<String>().into(),
+            Self::InstantMicros(micros) => instant(*micros),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{
     ChangeSet, Counts, Error, Reconcile, Table, Upsert,
     deletion_vector::DeadRows,
     deletions::{Deletions, Remembered, Removal, Stone, Stones},
+    feed::Feed,
     newest::{Newest, Slot},
     probe::{Hit, Probed},
     stored::StoredFile,
@@ -26,6 +27,8 @@ pub(super) struct Decision {
     pub write: BTreeMap<u32, DeadRows>,
     /// What is to be remembered of resources that are gone.
     pub removals: Vec<Removal>,
+    /// Only where the table records its changes.
+    pub feed: Option<Feed>,
     pub counts: Counts,
     gone: Vec<(u32, u64)>,
     /// Rows of our source that were there.
@@ -50,7 +53,7 @@ impl Table {
         upsert: &Upsert,
         deletions: &Deletions,
     ) -> Result<Decision, Error> {
-        let mut decision = Decision::default();
+        let mut decision = Decision { feed: self.records_changes()?.then(Feed::default), ..Decision::default() };
         if !changes.is_empty() || upsert.reconcile.is_some() {
             decision.files = self.stored_files().await?;
         }
@@ -80,7 +83,7 @@ impl Table {
         decision.counts.removed = count;
         let mut rows: BTreeMap<u32, DeadRows> = BTreeMap::new();
         for (file, row) in gone {
-            decision.dead.entry(file).or_default().insert(row);
+            decision.kill(file, row, Fate::Delete);
             rows.entry(file).or_default().insert(row);
         }
         for (file, rows) in &rows {
@@ -127,6 +130,7 @@ impl Decision {
         let fates: Vec<_> = fates.collect();
         let newer_is_there = fates.contains(&Fate::Stale);
         let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
+        let mut dying = Vec::new();
         for (index, (hit, _)) in copies.iter().enumerate() {
             let dies = match fates[index] {
                 Fate::Update => !newer_is_there,
@@ -135,10 +139,10 @@ impl Decision {
                 Fate::Insert | Fate::Stale => false,
             };
             if dies {
-                self.dead.entry(hit.file).or_default().insert(hit.row);
+                dying.push(*hit);
             }
         }
-        match slot {
+        let fate = match slot {
             _ if newer_is_there => Fate::Stale,
             _ if kept.is_some() => Fate::Unchanged,
             Slot::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
@@ -146,12 +150,27 @@ impl Decision {
             Slot::Row { .. } if !copies.is_empty() => Fate::Update,
             Slot::Row { version, .. } if gone.is_some_and(|gone| gone.covers(version)) => Fate::Stale,
             Slot::Row { .. } => Fate::Insert,
+        };
+        for hit in dying {
+            self.kill(hit.file, hit.row, fate);
+        }
+        fate
+    }
+
+    /// A stored row dies because of what becomes of its resource. Where that stays, in whatever row, it is no deletion.
+    fn kill(&mut self, file: u32, row: u64, fate: Fate) {
+        self.dead.entry(file).or_default().insert(row);
+        if let (Fate::Delete, Some(feed)) = (fate, &mut self.feed) {
+            feed.deleted.entry(file).or_default().insert(row);
         }
     }
 
     fn count(&mut self, slot: &Slot, fate: Fate) {
         if let (Slot::Row { place, .. }, Fate::Insert | Fate::Update) = (slot, fate) {
             self.write.entry(place.part).or_default().insert(u64::from(place.row));
+            if let (Fate::Update, Some(feed)) = (fate, &mut self.feed) {
+                feed.updated.entry(place.part).or_default().insert(u64::from(place.row));
+            }
         }
         let counter = match fate {
             Fate::Insert => &mut self.counts.inserted,

@@ -111,7 +111,7 @@ mod tests {
     #[tokio::test]
     async fn vectors_that_share_a_file_are_read_back_as_they_were_written() {
         let store = InMemory::new();
-        let vectors = [DeadRows::from_iter([0, 7, 1 << 33]), DeadRows::from_iter(0..100_000)];
+        let vectors: [DeadRows; 2] = [[0, 7, 1 << 33].into_iter().collect(), (0..100_000).collect()];
         let descriptors = write(&store, &vectors).await.unwrap();
         assert_eq!(file_of(&descriptors[0]), file_of(&descriptors[1]));
         for (descriptor, rows) in descriptors.iter().zip(&vectors) {

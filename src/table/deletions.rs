@@ -23,7 +23,7 @@ use futures::StreamExt as _;
 
 use super::{
     Error, Root, Table, Upsert,
-    data_file::{DataFileWriter, writer_properties},
+    data_file::{DataFileWriter, data_path, writer_properties},
     kernel_schema,
     newest::Newest,
 };
@@ -158,7 +158,7 @@ impl Deletions {
         let rows = rows(removals, upsert).map_err(|error| table.failed(error))?;
         let (store, leading) = (table.delta.object_store(), rows.num_columns());
         let properties = writer_properties(&rows.schema(), leading);
-        let writer = DataFileWriter::create(store, &folder, rows.schema(), properties, leading);
+        let writer = DataFileWriter::create(store, data_path(&folder), rows.schema(), properties, leading);
         let mut writer = writer.map_err(|error| table.failed(error))?;
         writer.write(&rows).await.map_err(|error| table.failed(error))?;
         let add = writer.finish(&partition).await.map_err(failed)?;

@@ -50,9 +50,6 @@ impl Table {
         if properties.get("delta.columnMapping.mode").is_some_and(|mode| mode != "none") {
             return Err(self.unsupported("column mapping", "move it away, so that it is made anew"));
         }
-        if is("delta.enableChangeDataFeed", "true") {
-            return Err(self.unsupported("delta.enableChangeDataFeed", unset));
-        }
         if let Some(constraint) = properties.keys().find(|name| name.starts_with("delta.constraints.")) {
             return Err(self.unsupported(constraint, "drop it with ALTER TABLE … DROP CONSTRAINT"));
         }

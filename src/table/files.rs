@@ -13,11 +13,12 @@ use arrow::{
 };
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
-use super::data_file::{DataFileWriter, Partition, writer_properties};
+use super::data_file::{DataFileWriter, Partition, change_path, data_path, writer_properties};
 
 /// What the data files of a table have in common.
 #[derive(Clone)]
 pub(super) struct Target {
+    pub kind: Kind,
     pub store: Arc<dyn ObjectStore>,
     /// All columns of the table but those that it is partitioned by.
     pub columns: SchemaRef,
@@ -26,6 +27,15 @@ pub(super) struct Target {
     pub file_bytes: u64,
     /// What of a file waits in memory until it is a row group.
     pub row_group_bytes: usize,
+}
+
+/// What the rows are.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// Those of the table.
+    Data,
+    /// What happened to rows, for those who follow the table.
+    Changes,
 }
 
 /// Rows that wait until it is known which columns are filled, in Arrow's bytes.
@@ -42,7 +52,7 @@ pub(super) struct DataFiles {
 
 enum Growing {
     Undecided { rows: Vec<RecordBatch>, bytes: usize },
-    File(DataFileWriter, SchemaRef),
+    File(Box<DataFileWriter>, SchemaRef),
 }
 
 impl Growing {
@@ -127,16 +137,20 @@ impl DataFiles {
         let Growing::Undecided { rows, .. } = std::mem::replace(&mut self.growing, Growing::nothing()) else {
             return Ok(());
         };
-        let Target { store, columns, leading, row_group_bytes, .. } = &self.target;
+        let Target { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes)).build();
         let folder = folder(&self.partition);
-        let mut writer = DataFileWriter::create(Arc::clone(store), &folder, Arc::clone(&schema), properties, *leading)?;
+        let path = match kind {
+            Kind::Data => data_path(&folder),
+            Kind::Changes => change_path(&folder),
+        };
+        let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
         for rows in rows {
             writer.write(&align(&rows, &schema)?).await?;
         }
-        self.growing = Growing::File(writer, schema);
+        self.growing = Growing::File(Box::new(writer), schema);
         Ok(())
     }
 
@@ -167,7 +181,7 @@ fn folder(partition: &Partition) -> Path {
     let parts = partition
         .iter()
         .map(|(name, value)| format!("{name}={}", value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__")));
-    Path::from_iter(parts)
+    parts.collect()
 }
 
 /// The columns of the file, in its order and types; a top-level column that the rows do not have is null.

@@ -14,6 +14,7 @@ mod deletions;
 mod entry;
 mod error;
 mod features;
+mod feed;
 mod files;
 mod maintain;
 mod newest;
@@ -50,7 +51,12 @@ pub use self::{
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
-use self::{data_file::ROW_GROUP_BYTES, files::Target, write::ENABLE_DELETION_VECTORS};
+use self::{
+    data_file::ROW_GROUP_BYTES,
+    feed::ENABLE_CHANGE_DATA_FEED,
+    files::{Kind, Target},
+    write::ENABLE_DELETION_VECTORS,
+};
 use crate::fhir::{ResourceType, TransactionTime};
 
 #[cfg(test)]
@@ -64,6 +70,8 @@ pub struct Config {
     /// deltalake's names, such as `aws_endpoint`; environment variables of the same names count as well.
     pub storage_options: HashMap<String, String>,
     pub merge: Merge,
+    /// Whether tables are told to record what happens to their rows. Those that others have told otherwise are not.
+    pub change_data_feed: bool,
 }
 
 /// How rows leave a data file that stays.
@@ -98,6 +106,7 @@ pub struct Root {
     folder: Option<PathBuf>,
     storage_options: HashMap<String, String>,
     merge: Merge,
+    change_data_feed: bool,
     /// Held while somebody writes to the table of deletions, which all types share.
     deletions: Arc<Mutex<()>>,
 }
@@ -120,8 +129,8 @@ impl Root {
             Location::ObjectStore(url) => (with_trailing_slash(url), None),
         };
         register_object_stores();
-        let Config { storage_options, merge, .. } = config;
-        Ok(Self { url, folder, storage_options, merge, deletions: Arc::default() })
+        let Config { storage_options, merge, change_data_feed, .. } = config;
+        Ok(Self { url, folder, storage_options, merge, change_data_feed, deletions: Arc::default() })
     }
 
     /// The table of a resource type, as of now; `None` before its first commit.
@@ -208,9 +217,9 @@ impl Root {
 
     fn properties(&self, layout: &Layout) -> Vec<(&'static str, Option<String>)> {
         let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
-        let vectors =
-            (self.merge == Merge::DeletionVectors).then(|| (ENABLE_DELETION_VECTORS, Some("true".to_owned())));
-        own.chain(vectors)
+        let vectors = (self.merge == Merge::DeletionVectors).then_some(ENABLE_DELETION_VECTORS);
+        let feed = self.change_data_feed.then_some(ENABLE_CHANGE_DATA_FEED);
+        own.chain(vectors.into_iter().chain(feed).map(|name| (name, Some("true".to_owned()))))
             .chain([
                 ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
                 // Two commits an hour would make 17,000 files a year in each log; every hundredth becomes a checkpoint.
@@ -233,8 +242,8 @@ impl Table {
         self.delta.version().unwrap_or_default()
     }
 
-    /// Gives the table the columns that it does not have yet, and deletion vectors where they are asked for: in commits of
-    /// their own. Only whole columns can be added; what lies inside a struct stays as it was made.
+    /// Gives the table the columns that it does not have yet, and deletion vectors and a change data feed where they are
+    /// asked for: in commits of their own. Only whole columns can be added; what lies inside a struct stays as it was made.
     async fn evolve(mut self, layout: &Layout) -> Result<Self, Error> {
         let there = self.columns()?;
         let known = |name: &str| there.field_with_name(name).is_ok();
@@ -255,6 +264,10 @@ impl Table {
             tracing::info!(resource_type = %self.resource_type, "the table gains deletion vectors");
             properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
         }
+        if self.may_gain_feed()? {
+            tracing::info!(resource_type = %self.resource_type, "the table gains a change data feed");
+            properties.insert(ENABLE_CHANGE_DATA_FEED.to_owned(), "true".to_owned());
+        }
         if !properties.is_empty() {
             let set = self.delta.clone().set_tbl_properties();
             let set = set.with_properties(properties).with_raise_if_not_exists(false);
@@ -268,6 +281,13 @@ impl Table {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let undecided = !snapshot.metadata().configuration().contains_key(ENABLE_DELETION_VECTORS);
         Ok(self.root.merge == Merge::DeletionVectors && undecided && !self.has_feature("checkpointProtection")?)
+    }
+
+    /// Not where somebody has switched it off.
+    fn may_gain_feed(&self) -> Result<bool, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let undecided = !snapshot.metadata().configuration().contains_key(ENABLE_CHANGE_DATA_FEED);
+        Ok(self.root.change_data_feed && undecided)
     }
 
     fn columns(&self) -> Result<SchemaRef, Error> {
@@ -297,6 +317,7 @@ impl Table {
     /// What new data files of the table are made by.
     fn target(&self) -> Result<Target, Error> {
         Ok(Target {
+            kind: Kind::Data,
             store: self.delta.object_store(),
             columns: self.columns()?,
             leading: self.leading_columns()?,

@@ -9,6 +9,7 @@ use crate::resource::{Decoder, Line, Shape, shape};
 
 mod convergence;
 mod features;
+mod feed;
 mod foreign;
 mod lost_answer;
 mod maintain;
@@ -62,9 +63,13 @@ fn deletion(id: &str, at: Option<&str>) -> Change {
     Change::Delete { id: id.to_owned(), at: at.map(ToOwned::to_owned) }
 }
 
-fn root(folder: &Path, merge: Merge) -> Root {
+fn config(folder: &Path, merge: Merge) -> Config {
     let root = Location::Folder(folder.join("lake"));
-    Root::new(Config { root, storage_options: HashMap::new(), merge }).unwrap()
+    Config { root, storage_options: HashMap::new(), merge, change_data_feed: false }
+}
+
+fn root(folder: &Path, merge: Merge) -> Root {
+    Root::new(config(folder, merge)).unwrap()
 }
 
 impl Lake {
@@ -75,6 +80,12 @@ impl Lake {
     fn of(resource_type: ResourceType) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { root: root(folder.path(), Merge::default()), folder, resource_type }
+    }
+
+    fn with(change: impl FnOnce(Config) -> Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(change(config(folder.path(), Merge::default()))).unwrap();
+        Self { root, folder, resource_type: patient() }
     }
 
     /// Another process over the same tables.
@@ -145,6 +156,16 @@ impl Lake {
 
     async fn watermark(&self) -> Option<TransactionTime> {
         self.root.open(self.resource_type).await.unwrap()?.watermark(APP_ID).await.unwrap()
+    }
+}
+
+fn decoder(transaction_time: i64) -> Decoder {
+    Decoder {
+        shape: shape(),
+        source: "hospital".into(),
+        at_micros: 0,
+        transaction_time: Some(time(transaction_time)),
+        job: "all#1".into(),
     }
 }
 
@@ -340,7 +361,9 @@ fn a_root_that_cannot_be_written_is_named() {
     std::fs::write(folder.path().join("file"), "").unwrap();
     let root = Location::Folder(folder.path().join("file/lake"));
     let error =
-        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default() }).unwrap_err().to_string();
+        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default(), change_data_feed: false })
+            .unwrap_err()
+            .to_string();
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use deltalake::{
     DeltaTableError, Path,
-    kernel::{Action, Add},
+    kernel::{Action, Add, AddCDCFile},
 };
 
 use super::{
@@ -138,7 +138,7 @@ impl Table {
     }
 }
 
-/// The data files that the actions bring and that were not there.
+/// The files that the actions bring and that were not there.
 fn new_files(actions: &[Action]) -> Vec<String> {
     let removed: BTreeSet<_> = actions
         .iter()
@@ -149,6 +149,7 @@ fn new_files(actions: &[Action]) -> Vec<String> {
         .collect();
     let added = actions.iter().filter_map(|action| match action {
         Action::Add(Add { path, .. }) if !removed.contains(path.as_str()) => Some(path.clone()),
+        Action::Cdc(AddCDCFile { path, .. }) => Some(path.clone()),
         _ => None,
     });
     added.collect()

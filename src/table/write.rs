@@ -17,6 +17,7 @@ use super::{
     data_file::now_millis,
     decide::Decision,
     deletion_vector::{self, DeadRows},
+    feed::{Feed, Images},
     files::{DataFiles, Target},
     parallel::{cores, in_parallel},
     stored::StoredFile,
@@ -41,6 +42,7 @@ const PARTS_PER_WRITER: usize = 8;
 enum Unit<'files> {
     Survivors(&'files Touched<'files>),
     Changes(Range<u32>),
+    Images(&'files Feed, Images),
 }
 
 impl Table {
@@ -64,20 +66,26 @@ impl Table {
         }
         let vectors = self.writes_vectors()?;
         let (survivors, marked): (Vec<_>, Vec<_>) =
-            touched.into_iter().partition(|touched| touched.is_rewritten(vectors));
+            touched.into_iter().partition(|touched| touched.is_rewritten(vectors, decision));
         let mut units: Vec<_> = survivors.iter().map(Unit::Survivors).collect();
         if appended.is_none() {
             units.extend(ranges(decision).into_iter().map(Unit::Changes));
+        }
+        if let Some(feed) = decision.told() {
+            let images = decision.losing_files().map(Images::Before);
+            let images = images.chain(ranges(decision).into_iter().map(Images::After));
+            units.extend(images.map(|images| Unit::Images(feed, images)));
         }
         let target = self.target()?;
         let runtime = Handle::current();
         let written = in_parallel(&units, |unit| match unit {
             Unit::Survivors(touched) => runtime.block_on(self.write_survivors(&target, touched)),
             Unit::Changes(parts) => runtime.block_on(self.write_changes(&target, changes, decision, parts.clone())),
+            Unit::Images(feed, images) => runtime.block_on(self.write_images(&target, changes, decision, feed, images)),
         })?;
         let mut actions = self.mark(marked).await?;
         actions.extend(survivors.iter().filter(|touched| touched.committed).map(|touched| remove(touched.stored)));
-        actions.extend(written.into_iter().flatten().map(Action::Add));
+        actions.extend(written.into_iter().flatten());
         Ok(actions)
     }
 
@@ -114,7 +122,7 @@ impl Table {
     }
 
     /// The rows of a file that stay, in a file of the same columns; never more than a row group of them in memory.
-    async fn write_survivors(&self, target: &Target, touched: &Touched<'_>) -> Result<Vec<Add>, Error> {
+    async fn write_survivors(&self, target: &Target, touched: &Touched<'_>) -> Result<Vec<Action>, Error> {
         let footer = touched.stored.footer().await.map_err(|error| self.failed(error))?;
         let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
         let mut files = DataFiles::new(target.clone(), touched.stored.partition(), columns);
@@ -127,7 +135,8 @@ impl Table {
                 files.write(&batch).await.map_err(|error| self.failed(error))?;
             }
         }
-        files.finish().await.map_err(|error| self.failed(error))
+        let written = files.finish().await.map_err(|error| self.failed(error))?;
+        Ok(written.into_iter().map(Action::Add).collect())
     }
 
     /// The chosen rows of the change set.
@@ -137,21 +146,25 @@ impl Table {
         changes: &ChangeSet,
         decision: &Decision,
         parts: Range<u32>,
-    ) -> Result<Vec<Add>, Error> {
+    ) -> Result<Vec<Action>, Error> {
         let mut files = DataFiles::new(target.clone(), Vec::new(), changes.filled_columns());
-        for part in parts {
-            let Some(chosen) = decision.write.get(&part) else { continue };
-            let rows = changes.batch(part)?;
-            let all = rows.num_rows() as u64;
-            let rows = if chosen.len() == all {
-                rows
-            } else {
-                let chosen: BooleanArray = (0..all).map(|row| Some(chosen.contains(row))).collect();
-                filter_record_batch(&rows, &chosen).map_err(|error| self.failed(error))?
-            };
+        for (part, chosen) in decision.write.range(parts) {
+            let rows = self.chosen_rows(changes, *part, chosen)?;
             files.write(&rows).await.map_err(|error| self.failed(error))?;
         }
-        files.finish().await.map_err(|error| self.failed(error))
+        let written = files.finish().await.map_err(|error| self.failed(error))?;
+        Ok(written.into_iter().map(Action::Add).collect())
+    }
+
+    /// Of a part of the change set, in order.
+    pub(super) fn chosen_rows(&self, changes: &ChangeSet, part: u32, chosen: &DeadRows) -> Result<RecordBatch, Error> {
+        let rows = changes.batch(part)?;
+        let all = rows.num_rows() as u64;
+        if chosen.len() == all {
+            return Ok(rows);
+        }
+        let chosen: BooleanArray = (0..all).map(|row| Some(chosen.contains(row))).collect();
+        filter_record_batch(&rows, &chosen).map_err(|error| self.failed(error))
     }
 
     /// Deletion vectors, where we are asked for them and the table has not been told otherwise by others since.
@@ -175,9 +188,11 @@ impl Table {
 pub(super) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";
 
 impl Touched<'_> {
-    fn is_rewritten(&self, vectors: bool) -> bool {
+    fn is_rewritten(&self, vectors: bool, decision: &Decision) -> bool {
         let some_live = !self.dead.is_empty() && self.dead.len() < self.rows;
-        some_live && (!vectors || self.dead.len() * 100 > self.rows * MOST_DEAD_PERCENT)
+        // Not every reader of the feed looks at the vector of a file that is new.
+        let is_read_whole = !self.committed && decision.is_told_by_data_files();
+        some_live && (!vectors || is_read_whole || self.dead.len() * 100 > self.rows * MOST_DEAD_PERCENT)
     }
 }
 

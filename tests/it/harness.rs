@@ -186,7 +186,12 @@ impl Stage {
     }
 
     fn tables(&self) -> table::Config {
-        table::Config { root: Location::Folder(self.lake()), storage_options: HashMap::new(), merge: Merge::default() }
+        table::Config {
+            root: Location::Folder(self.lake()),
+            storage_options: HashMap::new(),
+            merge: Merge::default(),
+            change_data_feed: false,
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Vacuum: files that no version within the retention needs are deleted.
 //!
 //! A file is needed that is active now, or that a commit within the retention removed; and a file that was written
-//! within the retention may belong to a commit that is still to come. The same holds for deletion vectors, which is why
-//! this is not deltalake's own vacuum: that one deletes a replaced vector by its age alone, under readers of the version
-//! before. No commit is made.
+//! within the retention may belong to a commit that is still to come. The same holds for change files, and for deletion
+//! vectors, which is why this is not deltalake's own vacuum: that one deletes a replaced vector by its age alone, under
+//! readers of the version before. No commit is made.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -68,9 +68,10 @@ impl Table {
         let mut commits = stream::iter(commits).buffer_unordered(PARALLEL_READS);
         while let Some(actions) = commits.next().await {
             for action in actions.map_err(|error| self.failed(error))? {
-                if let Action::Remove(remove) = action {
-                    let path = Path::parse(&remove.path).unwrap_or_else(|_| Path::from(remove.path.as_str()));
-                    needed.keep(path, remove.deletion_vector.as_ref());
+                match action {
+                    Action::Remove(remove) => needed.keep(path(&remove.path), remove.deletion_vector.as_ref()),
+                    Action::Cdc(file) => needed.keep(path(&file.path), None),
+                    _ => {}
                 }
             }
         }
@@ -98,6 +99,10 @@ impl Table {
         }
         Ok(found)
     }
+}
+
+fn path(stated: &str) -> Path {
+    Path::parse(stated).unwrap_or_else(|_| Path::from(stated))
 }
 
 /// Files that must stay.

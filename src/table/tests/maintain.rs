@@ -22,7 +22,7 @@ fn maintenance(steps: &[Step]) -> Maintenance {
 }
 
 #[expect(clippy::disallowed_methods, reason = "files have just been written by the same clock")]
-fn in_days(days: i64) -> DateTime<Utc> {
+pub(super) fn in_days(days: i64) -> DateTime<Utc> {
     Utc::now() + TimeDelta::days(days)
 }
 
@@ -34,7 +34,7 @@ impl Lake {
         }
     }
 
-    async fn maintain(&self, steps: &[Step], now: DateTime<Utc>) -> Maintained {
+    pub(super) async fn maintain(&self, steps: &[Step], now: DateTime<Utc>) -> Maintained {
         self.try_maintain(&maintenance(steps), DryRun::No, now).await.unwrap()
     }
 
@@ -47,7 +47,7 @@ impl Lake {
         Ok(self.root.maintain(patient(), maintenance, dry_run, now, &|| true).await?.unwrap())
     }
 
-    fn table_folder(&self) -> PathBuf {
+    pub(super) fn table_folder(&self) -> PathBuf {
         self.folder.path().join("lake/Patient.parquet")
     }
 
@@ -213,7 +213,8 @@ async fn a_file_put_together_has_no_dead_row_however_few_they_were() {
 async fn vacuum_keeps_a_replaced_deletion_vector_as_long_as_its_version() {
     let lake = Lake::new();
     three_dead_of_twenty(&lake).await;
-    let vectors = || lake.files_on_disk().into_iter().filter(|name| name.ends_with(".bin")).collect::<Vec<_>>();
+    let vectors =
+        || lake.files_on_disk().into_iter().filter(|name| name.starts_with("deletion_vector_")).collect::<Vec<_>>();
     let [vector] = &vectors()[..] else { panic!("{:?}", lake.files_on_disk()) };
     lake.age(vector, 60);
     assert_eq!(lake.maintain(&[Step::Vacuum], in_days(0)).await, Maintained::default(), "it is active");

@@ -1,0 +1,95 @@
+"""Follows the change data feed of tables, and compares what it tells of each version with the rows of that version.
+
+    feed.py delta-rs | spark LAKE
+
+LAKE is the folder of tables that `fhir-sync demo` left with tables.change_data_feed on. From version to version the rows
+must be those of the version before, without the deleted ones and the images before, with the inserted ones and the images
+after: as a bag, not as a set.
+"""
+
+import collections
+import pathlib
+import sys
+import tempfile
+
+BRINGS = {"insert": 1, "update_postimage": 1, "update_preimage": -1, "delete": -1}
+TOLD = "_commit_version, _change_type, id, resource_json"
+
+
+class DeltaRs:
+    def __init__(self, _scratch: pathlib.Path):
+        import deltalake
+        import polars
+
+        self.deltalake, self.polars = deltalake, polars
+        self.name = f"delta-rs {deltalake.__version__}"
+
+    def versions(self, table: pathlib.Path) -> int:
+        return self.deltalake.DeltaTable(str(table)).version()
+
+    def rows(self, table: pathlib.Path, version: int) -> list[tuple]:
+        at = self.deltalake.DeltaTable(str(table), version=version)
+        builder = self.deltalake.QueryBuilder().register("t", at)
+        return self.polars.DataFrame(builder.execute("SELECT id, resource_json FROM t").read_all()).rows()
+
+    def told(self, table: pathlib.Path) -> list[tuple]:
+        feed = self.deltalake.DeltaTable(str(table)).load_cdf(starting_version=0, columns=TOLD.split(", "))
+        return self.polars.DataFrame(feed.read_all()).select(TOLD.split(", ")).rows()
+
+
+class Spark:
+    def __init__(self, scratch: pathlib.Path):
+        from session import session
+
+        self.spark = session(scratch)
+        self.name = f"spark {self.spark.version}"
+
+    def versions(self, table: pathlib.Path) -> int:
+        return self.spark.sql(f"DESCRIBE HISTORY delta.`{table}`").agg({"version": "max"}).first()[0]
+
+    def rows(self, table: pathlib.Path, version: int) -> list[tuple]:
+        sql = f"SELECT id, resource_json FROM delta.`{table}` VERSION AS OF {version}"
+        return [tuple(row) for row in self.spark.sql(sql).collect()]
+
+    def told(self, table: pathlib.Path) -> list[tuple]:
+        feed = self.spark.read.format("delta").option("readChangeFeed", "true").option("startingVersion", 0)
+        return [tuple(row) for row in feed.load(str(table)).select(*TOLD.split(", ")).collect()]
+
+
+def follow(engine: DeltaRs | Spark, table: pathlib.Path, changes: collections.Counter) -> list[str]:
+    told = collections.defaultdict(collections.Counter)
+    for version, change, resource_id, line in engine.told(table):
+        told[version][resource_id, line] += BRINGS[change]
+        changes[change] += 1
+    differences, before = [], collections.Counter()
+    for version in range(engine.versions(table) + 1):
+        rows = collections.Counter(engine.rows(table, version))
+        followed = collections.Counter(before)
+        followed.update(told[version])
+        # What is zero or was replaced by itself is no row.
+        if {row: count for row, count in followed.items() if count} != rows:
+            differences.append(f"version {version}: {len(rows)} rows, {followed.total()} by its feed")
+        before = rows
+    return differences
+
+
+def main(engine: str, lake: pathlib.Path) -> int:
+    with tempfile.TemporaryDirectory() as scratch:
+        reader = {"delta-rs": DeltaRs, "spark": Spark}[engine](pathlib.Path(scratch))
+        changes: collections.Counter = collections.Counter()
+        wrong = 0
+        for table in sorted(lake.glob("*.parquet")):
+            for difference in follow(reader, table, changes):
+                wrong += 1
+                print(f"{table.stem}: {reader.name} follows otherwise: {difference}")
+        for change in BRINGS:
+            if not changes[change]:
+                wrong += 1
+                print(f"{reader.name}: no {change} was told; this lake shows nothing")
+        told = ", ".join(f"{change} {changes[change]}" for change in BRINGS)
+        print(f"{reader.name}: followed: {told}: {wrong} differences")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], pathlib.Path(sys.argv[2]).resolve()))
