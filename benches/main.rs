@@ -7,6 +7,8 @@
 mod child;
 mod data;
 mod decode;
+mod first_load;
+mod upsert;
 
 use std::path::PathBuf;
 
@@ -27,6 +29,12 @@ struct Arguments {
     /// How much NDJSON to make, in millions of bytes.
     #[arg(long, default_value_t = 500)]
     megabytes: u64,
+    /// How many rows the table has that changes are brought into.
+    #[arg(long, default_value_t = 4_000_000)]
+    rows: u64,
+    /// Also measure deltalake's own merge, which takes minutes and most of the memory.
+    #[arg(long)]
+    merge: bool,
     /// A Python that has duckdb; without one DuckDB is left out.
     #[arg(long, env = "FHIR_SYNC_BENCH_PYTHON")]
     python: Option<PathBuf>,
@@ -43,6 +51,8 @@ pub struct Setup {
     pub dir: PathBuf,
     pub data: Option<PathBuf>,
     pub bytes: u64,
+    pub rows: u64,
+    pub merge: bool,
     pub python: Option<PathBuf>,
 }
 
@@ -52,12 +62,22 @@ struct Measurement {
     run: fn(&Setup) -> anyhow::Result<()>,
 }
 
-const MEASUREMENTS: &[Measurement] = &[Measurement { name: "decode", run: decode::run }];
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement { name: "decode", run: decode::run },
+    Measurement { name: "upsert", run: upsert::run },
+    Measurement { name: "first-load", run: first_load::run },
+];
 
 /// What children can do, for all measurements.
 const STEPS: &[child::Step] = &[
     child::Step { name: "decode/ours", run: decode::ours::run },
     child::Step { name: "decode/arrow-json", run: decode::arrow_json::run },
+    child::Step { name: "first-load/ours", run: first_load::ours },
+    child::Step { name: "upsert/load", run: upsert::ours::load },
+    child::Step { name: "upsert/ours", run: upsert::ours::run },
+    child::Step { name: "upsert/again", run: upsert::ours::again },
+    child::Step { name: "upsert/copy-on-write", run: upsert::ours::copy_on_write },
+    child::Step { name: "upsert/deltalake", run: upsert::deltalake::run },
 ];
 
 fn main() -> anyhow::Result<()> {
@@ -75,6 +95,8 @@ fn main() -> anyhow::Result<()> {
         dir: arguments.dir,
         data: arguments.data,
         bytes: arguments.megabytes * 1_000_000,
+        rows: arguments.rows,
+        merge: arguments.merge,
         python: arguments.python,
     };
     let wanted = |name: &str| arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name);

@@ -17,7 +17,7 @@ use arrow::{
 use fhir_sync::{
     fhir::ResourceType,
     resource::{
-        Decoder, Line, Lines, Shape,
+        Decoder, Line, Lines, Order, Shape,
         shape::{Layout, Options},
     },
     sync::DECODE_BYTES,
@@ -52,12 +52,21 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
             bytes: 0,
         };
         std::fs::create_dir_all(&files.folder)?;
-        Ok(Part { decoder, lines: Lines::new(16 << 20), waiting: Vec::new(), waiting_bytes: 0, files, rows: 0 })
+        Ok(Part {
+            order: Order::of(&shape),
+            decoder,
+            lines: Lines::new(16 << 20),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            files,
+            rows: 0,
+        })
     };
     in_parts(Path::new(input), threads.parse()?, begin, Part::push, Part::end)
 }
 
 struct Part {
+    order: Order,
     decoder: Decoder,
     lines: Lines,
     waiting: Vec<Line>,
@@ -75,6 +84,7 @@ impl Part {
 
     fn decode(&mut self) -> anyhow::Result<()> {
         self.waiting_bytes = 0;
+        self.order.group(&mut self.waiting);
         let decoded = self.decoder.decode(std::mem::take(&mut self.waiting))?;
         ensure!(decoded.bad.is_empty(), "a line is bad: {}", decoded.bad[0].reason);
         self.rows += decoded.rows.num_rows() as u64;

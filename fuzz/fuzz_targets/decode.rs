@@ -2,16 +2,19 @@
 
 #![no_main]
 
-#[allow(dead_code)]
-#[path = "../../src/fhir.rs"]
-mod fhir;
 #[allow(dead_code, unused_imports)]
-#[path = "../../src/resource/mod.rs"]
-mod resource;
+#[path = "../../src"]
+mod source {
+    pub mod fhir;
+    pub mod resource;
+}
 
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
+
+// Where they name each other by.
+use source::{fhir, resource};
 
 use crate::resource::{
     Decoder, Lines, Shape,

@@ -23,7 +23,7 @@ use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
-    resource::{self, BadLine, Decoder, Line, Lines, Shape},
+    resource::{self, BadLine, Decoder, Line, Lines, Order, Shape},
     table::{self, ChangeSet, Layout},
 };
 
@@ -201,7 +201,9 @@ fn not_wanted(file: &File) -> Option<Remark> {
 async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceType, index: u32) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
     let decoder = context.decoder(resource_type)?;
-    let result = stream(&context, &file, move |context, file, lines| {
+    let order = Order::of(&decoder.shape);
+    let result = stream(&context, &file, move |context, file, mut lines| {
+        order.group(&mut lines);
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
         let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };

@@ -5,27 +5,33 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    fhir::Deletion,
-    resource::{Decoder, Line, Shape, shape},
-};
+use crate::resource::{Decoder, Line, Shape, shape};
 
+mod convergence;
+mod features;
 mod feed;
+mod foreign;
+mod lost_answer;
 mod maintain;
+mod marks;
+mod oracle;
 mod partition;
+mod race;
 
 const APP_ID: &str = "fhir-sync/all";
 
+/// Tables in a folder of their own, and the type that the test is about.
 struct Lake {
     root: Root,
     folder: tempfile::TempDir,
+    resource_type: ResourceType,
 }
 
 /// One thing that an export brings.
 #[derive(Clone, Debug)]
 enum Change {
     Line(String),
-    Delete { id: &'static str, at: Option<&'static str> },
+    Delete { id: String, at: Option<String> },
 }
 
 fn patient() -> ResourceType {
@@ -33,15 +39,15 @@ fn patient() -> ResourceType {
 }
 
 fn shape() -> Arc<Shape> {
-    Shape::of(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true })
+    shape_of(patient())
+}
+
+fn shape_of(resource_type: ResourceType) -> Arc<Shape> {
+    Shape::of(resource_type, shape::Options { layout: shape::Layout::Pathling, raw_json: true })
 }
 
 fn layout_of(shape: &Shape) -> Layout {
     Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
-}
-
-fn layout() -> Layout {
-    layout_of(&shape())
 }
 
 fn time(micros: i64) -> TransactionTime {
@@ -54,33 +60,92 @@ fn line(id: &str, version: u32, content: &str) -> Change {
     ))
 }
 
+fn deletion(id: &str, at: Option<&str>) -> Change {
+    Change::Delete { id: id.to_owned(), at: at.map(ToOwned::to_owned) }
+}
+
+fn config(folder: &Path, merge: Merge) -> Config {
+    Config { merge, ..Config::new(Location::Folder(folder.join("lake"))) }
+}
+
+fn root(folder: &Path, merge: Merge) -> Root {
+    Root::new(config(folder, merge)).unwrap()
+}
+
 impl Lake {
     fn new() -> Self {
-        Self::with(|config| config)
+        Self::of(patient())
+    }
+
+    fn of(resource_type: ResourceType) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { root: root(folder.path(), Merge::default()), folder, resource_type }
     }
 
     fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config::new(Location::Folder(folder.path().join("lake")));
-        Self { root: Root::new(change(config)).unwrap(), folder }
+        let root = Root::new(change(config(folder.path(), Merge::default()))).unwrap();
+        Self { root, folder, resource_type: patient() }
     }
 
-    /// One file per slice of `files`.
+    /// Another process over the same tables.
+    fn root_with(&self, merge: Merge) -> Root {
+        root(self.folder.path(), merge)
+    }
+
+    fn shape(&self) -> Arc<Shape> {
+        shape_of(self.resource_type)
+    }
+
+    /// One file per slice of `files`; all of it spills.
     fn change_set(&self, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let changes = ChangeSet::tiny(&shape().schema(), self.folder.path());
-        push(&changes, files, transaction_time);
+        let changes = ChangeSet::tiny(&self.shape().schema(), self.folder.path());
+        self.fill(&changes, files, transaction_time);
         changes
+    }
+
+    fn decoder(&self, transaction_time: i64) -> Decoder {
+        Decoder {
+            shape: self.shape(),
+            source: "hospital".into(),
+            at_micros: 0,
+            transaction_time: Some(time(transaction_time)),
+            job: "all#1".into(),
+        }
+    }
+
+    /// One file per slice of `files`; they come in the opposite order, which must not matter.
+    fn fill(&self, changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
+        let decoder = self.decoder(transaction_time);
+        for (index, file) in files.iter().enumerate().rev() {
+            let mut lines = Vec::new();
+            for (number, change) in (1..).zip(file) {
+                match change {
+                    Change::Line(text) => lines.push(Line { number, bytes: text.clone().into_bytes() }),
+                    Change::Delete { id, at } => {
+                        let at = at.as_deref().and_then(crate::fhir::parse_instant);
+                        changes.delete(id.clone(), at).unwrap();
+                    }
+                }
+            }
+            let decoded = decoder.decode(lines).unwrap();
+            changes.push(u32::try_from(index).unwrap(), decoded.keys, decoded.rows).unwrap();
+        }
+    }
+
+    async fn table(&self) -> Table {
+        self.root.open_or_create(self.resource_type, &layout_of(&self.shape())).await.unwrap()
     }
 
     async fn upsert(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
         let changes = self.change_set(files, transaction_time);
-        let table = self.root.open_or_create(patient(), &layout()).await.unwrap();
-        table.upsert(&changes, &upsert(transaction_time)).await.unwrap()
+        self.table().await.upsert(&changes, &upsert(transaction_time)).await.unwrap()
     }
 
     /// Read by DataFusion, not by the code that wrote.
     async fn rows(&self) -> BTreeMap<String, String> {
-        let drawn = self.root.query(&[patient()], "SELECT id, resource_json FROM \"Patient\"").await.unwrap();
+        let sql = format!("SELECT id, resource_json FROM \"{}\"", self.resource_type);
+        let drawn = self.root.query(&[self.resource_type], &sql).await.unwrap();
         let mut rows = BTreeMap::new();
         for row in drawn.lines().filter(|row| row.contains("resourceType")) {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
@@ -90,36 +155,7 @@ impl Lake {
     }
 
     async fn watermark(&self) -> Option<TransactionTime> {
-        self.root.open(patient()).await.unwrap()?.watermark(APP_ID).await.unwrap()
-    }
-}
-
-fn decoder(transaction_time: i64) -> Decoder {
-    Decoder {
-        shape: shape(),
-        source: "hospital".into(),
-        at_micros: 0,
-        transaction_time: Some(time(transaction_time)),
-        job: "all#1".into(),
-    }
-}
-
-fn push(changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
-    let decoder = decoder(transaction_time);
-    for (index, file) in (0..).zip(files) {
-        let mut lines = Vec::new();
-        for (number, change) in (1..).zip(file) {
-            match change {
-                Change::Line(text) => lines.push(Line { number, bytes: text.clone().into_bytes() }),
-                Change::Delete { id, at } => {
-                    let at = at.and_then(crate::fhir::parse_instant);
-                    let deletion = Deletion { resource_type: patient(), id: (*id).to_owned(), at };
-                    changes.delete(deletion.id, deletion.at).unwrap();
-                }
-            }
-        }
-        let decoded = decoder.decode(lines).unwrap();
-        changes.push(index, decoded.keys, decoded.rows).unwrap();
+        self.root.open(self.resource_type).await.unwrap()?.watermark(APP_ID).await.unwrap()
     }
 }
 
@@ -183,7 +219,7 @@ async fn a_watermark_never_goes_backwards() {
 async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 3, "newest"), line("c", 1, ""), line("d", 1, "")]], 5).await;
-    let deletions = [Change::Delete { id: "c", at: None }, Change::Delete { id: "unknown", at: None }];
+    let deletions = [deletion("c", None), deletion("unknown", None)];
     let mut file = vec![line("a", 2, "changed"), line("b", 2, "late"), line("e", 1, "new"), line("d", 1, "")];
     file.extend(deletions);
     let committed = lake.upsert(&[file], 60_000_000_000_000_000).await;
@@ -198,16 +234,16 @@ async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
 async fn a_late_deletion_does_not_remove_what_was_created_again() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 30, "")]], 5).await;
-    let late = vec![Change::Delete { id: "a", at: Some("2026-01-01T00:00:10Z") }];
+    let late = vec![deletion("a", Some("2026-01-01T00:00:10Z"))];
     assert_eq!(lake.upsert(&[late], 6).await.counts, Counts { stale: 1, ..Counts::default() });
-    let newer = vec![Change::Delete { id: "a", at: Some("2026-01-01T00:00:40Z") }];
+    let newer = vec![deletion("a", Some("2026-01-01T00:00:40Z"))];
     assert_eq!(lake.upsert(&[newer], 7).await.counts, Counts { deleted: 1, ..Counts::default() });
 }
 
 #[tokio::test]
 async fn a_row_that_the_same_export_also_deletes_stays() {
     let lake = Lake::new();
-    let both = vec![Change::Delete { id: "a", at: None }, line("a", 1, "")];
+    let both = vec![deletion("a", None), line("a", 1, "")];
     assert_eq!(lake.upsert(&[both], 5).await.counts, Counts { inserted: 1, duplicate: 1, ..Counts::default() });
 }
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Syncs a folder of NDJSON through the embedded server, once in each layout, reads the tables back with Polars, DuckDB and
-# delta-rs, tries the views, and follows the change data feed of synthetic patients with delta-rs.
+# delta-rs, and tries the views; then lets them read along through some days of changes and a maintenance, and follows the
+# change data feed of synthetic patients with delta-rs.
 #   tests/interop/run.sh PROGRAM [DATA]
 # Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip, and
 # those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh asks more engines.
@@ -36,7 +37,7 @@ for layout in pathling wide; do
   PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/readback.py" "$lake" "$data"
 done
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/views.py" "$folder/pathling/lake" "$program"
-echo "== tables.change_data_feed = true"
-FHIR_SYNC__TABLES__CHANGE_DATA_FEED=true "$program" demo --patients 20 --dir "$folder/followed" >"$folder/output" ||
-  { cat "$folder/output"; exit 1; }
-PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/feed.py" delta-rs "$folder/followed/lake"
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/life.py" "$program"
+echo "== tables.change_data_feed = true, without partitions and with them"
+"$here/followed.sh" "$program" "$folder/followed"
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/feed.py" delta-rs "$folder"/followed/{plain,partitioned}/lake

@@ -1,14 +1,21 @@
-"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served.
+"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served; then lives with Spark for a while.
 
-    spark.py LAKE DATA
+    spark.py PYTHON PROGRAM LAKE DATA
+
+PYTHON is that of install.sh spark. Spark reads along in life.py, and then changes the tables itself, with syncs of PROGRAM
+in between. One session does all of it.
 """
 
+import datetime
+import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 
+import life
+import readback
 import served
-from session import session
 
 SQL = {
     "id": "SELECT id, NULL FROM delta.`{table}`",
@@ -23,20 +30,99 @@ SQL = {
 }
 
 
-def main(lake: pathlib.Path, data: pathlib.Path) -> int:
-    with tempfile.TemporaryDirectory() as scratch:
-        spark = session(pathlib.Path(scratch))
 
-        def schema(table: pathlib.Path) -> dict:
-            return spark.read.format("delta").load(str(table)).schema.jsonValue()
 
-        def ask(table: pathlib.Path, question: str) -> list:
-            return [tuple(row) for row in spark.sql(SQL[question].format(table=table)).collect()]
+class Spark:
+    """A session in a process of its own: it has other packages, and Java."""
 
-        agreed = served.compare(lake, served.served(data), f"spark {spark.version}", schema, ask)
-        spark.stop()
-    return 0 if agreed else 1
+    def __init__(self, python: str) -> None:
+        script = pathlib.Path(__file__).with_name("spark_sql.py")
+        self._process = subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def sql(self, statement: str) -> list[dict]:
+        print(json.dumps(statement), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        if isinstance(answer, str):
+            raise RuntimeError(f"Spark refuses {statement}: {answer}")
+        return answer
+
+    def ask(self, table: pathlib.Path, question: str) -> list[tuple]:
+        return [tuple(row.values()) for row in self.sql(SQL[question].format(table=table))]
+
+    def read(self, table: pathlib.Path, question: str, since: datetime.datetime) -> list[tuple]:
+        rows = self.sql(question.format(table=f"delta.`{table}`", instant=f"TIMESTAMP '{since.isoformat()}'"))
+        return [tuple(row.values()) for row in rows]
+
+    def stop(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def writes(lived: life.Life, spark: Spark) -> None:
+    """Spark reads the history and changes the tables, with syncs in between."""
+    patients, observations = lived.table("Patient"), lived.table("Observation")
+    for table in (patients, observations):
+        history = spark.sql(f"DESCRIBE HISTORY delta.`{table}`")
+        merges = [commit["operationMetrics"] for commit in history if commit["operation"] == "MERGE"]
+        lived.hold(
+            f"the history of {table.name} shows what our commits did",
+            bool(merges) and all(metrics and "numTargetRowsUpdated" in metrics for metrics in merges),
+        )
+    following = iter(range(life.DAYS + 1, 22))
+
+    def another_day(what: str, but: dict[str, life.Rows] | None = None) -> None:
+        lived.day(next(following))
+        lived.run("sync")
+        lived.check(f"a day after {what}", but and {"Patient": with_spark()})
+
+    def healed(what: str, rows: int) -> None:
+        """How many rows a full refresh writes again."""
+        lived.server.advance(days=1)
+        lived.run("sync", "--full-refresh")
+        lived.check(f"a full refresh after {what}")
+        written = life.rows_of_last_commit(patients) + life.rows_of_last_commit(observations)
+        lived.hold(f"the full refresh after {what} writes {rows} rows, not {written}", written == rows)
+
+    # Two that no day changes between Spark's commands and the full refresh; the second is not gone yet.
+    changed, gone = "p-0", None
+
+    def with_spark() -> life.Rows:
+        rows = {(i, "unknown" if i == changed else gender, line) for i, gender, line in lived.expected("Patient")}
+        return {row for row in rows if row[0] != gone}
+
+    another_day("the maintenance")
+    spark.sql(f"UPDATE delta.`{patients}` SET gender = 'unknown' WHERE id = '{changed}'")
+    lived.check("Spark's UPDATE", {"Patient": with_spark()})
+    another_day("Spark's UPDATE", {"Patient": with_spark()})
+    gone = "p-23"
+    spark.sql(f"DELETE FROM delta.`{patients}` WHERE id = '{gone}'")
+    lived.check("Spark's DELETE", {"Patient": with_spark()})
+    another_day("Spark's DELETE", {"Patient": with_spark()})
+    healed("Spark's UPDATE and DELETE", 2)
+    for table in (patients, observations):
+        spark.sql(f"OPTIMIZE delta.`{table}`")
+    lived.check("Spark's OPTIMIZE")
+    another_day("Spark's OPTIMIZE")
+    healed("Spark's OPTIMIZE", 0)
+    for table in (patients, observations):
+        spark.sql(f"REORG TABLE delta.`{table}` APPLY (PURGE)")
+    lived.check("Spark's REORG … APPLY (PURGE)")
+    another_day("Spark's REORG … APPLY (PURGE)")
+    healed("Spark's REORG … APPLY (PURGE)", 0)
+    lived.run("maintain", "--force")
+    lived.check("a maintenance after Spark")
+
+
+def main(python: str, program: str, lake: pathlib.Path, data: pathlib.Path) -> int:
+    spark = Spark(python)
+    version = spark.sql("SELECT version() AS version")[0]["version"].split()[0]
+    agreed = [
+        served.compare(lake, served.served(data), f"spark {version}", readback.schema, spark.ask),
+        life.live(program, "deletion-vectors", {"spark": spark.read}, lambda lived: writes(lived, spark)),
+    ]
+    spark.stop()
+    return 0 if all(agreed) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]).resolve(), pathlib.Path(sys.argv[4])))

@@ -4,13 +4,7 @@
 
 mod process;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    fs,
-    net::SocketAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
 use fhir_sync::{
@@ -19,7 +13,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
-    table::{self, Location, Merge, Root},
+    table::{self, Location, Root},
 };
 use serde_json::json;
 use tempfile::TempDir;

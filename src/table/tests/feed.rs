@@ -13,10 +13,6 @@ fn with_feed(config: Config) -> Config {
 }
 
 impl Lake {
-    async fn table(&self) -> Table {
-        self.root.open(patient()).await.unwrap().unwrap()
-    }
-
     /// What the commits from `version` on tell, in order. Not the reader's: deltalake cannot sort where there is nothing.
     pub(super) async fn told(&self, version: u64, columns: &str) -> Vec<Vec<String>> {
         let table = self.table().await;
@@ -54,12 +50,6 @@ impl Lake {
         self.told_by(version).await.into_iter().map(|(change, id, _)| (change, id)).collect()
     }
 
-    fn actions(&self, version: u64) -> Vec<serde_json::Value> {
-        let commit = self.table_folder().join(format!("_delta_log/{version:020}.json"));
-        let commit = std::fs::read_to_string(commit).unwrap();
-        commit.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
     fn change_files(&self, version: u64) -> usize {
         self.actions(version).iter().filter(|action| !action["cdc"].is_null()).count()
     }
@@ -67,7 +57,7 @@ impl Lake {
     /// A first load as the daemon does it: rows become data files while they come.
     async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
         let changes = table.change_set(&shape().schema(), 1 << 20, self.folder.path()).await.unwrap();
-        tokio::task::block_in_place(|| push(&changes, files, transaction_time));
+        tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
         changes
     }
 }
@@ -80,7 +70,7 @@ fn pairs(changes: &[(&str, &str)]) -> Vec<(String, String)> {
 async fn a_commit_tells_what_came_what_was_replaced_by_what_and_what_went() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, "old"), line("b", 3, ""), line("c", 1, "gone"), line("d", 1, "")]], 5).await;
-    let deletions = [Change::Delete { id: "c", at: None }, Change::Delete { id: "unknown", at: None }];
+    let deletions = [deletion("c", None), deletion("unknown", None)];
     let mut file = vec![line("a", 2, "new"), line("b", 2, "late"), line("e", 1, "came"), line("d", 1, "")];
     file.extend(deletions);
     let version = lake.upsert(&[file], 60_000_000_000_000_000).await.version;
@@ -128,7 +118,7 @@ async fn a_commit_that_only_brings_rows_writes_no_change_file_and_is_told_all_th
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_would_take_for_inserts() {
     let lake = Lake::with(with_feed);
-    let table = lake.root.open_or_create(patient(), &layout()).await.unwrap();
+    let table = lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.unwrap();
     let mut file: Vec<_> = (0..20).map(|id| line(&format!("id{id}"), 2, "")).collect();
     file.push(line("id7", 1, "superseded"));
     let changes = lake.appending(&table, &[file], 5).await;
@@ -147,7 +137,7 @@ async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_woul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_that_another_one_overtook_tells_what_it_did_to_its_rows() {
     let lake = Lake::with(with_feed);
-    let late = lake.root.open_or_create(patient(), &layout()).await.unwrap();
+    let late = lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.unwrap();
     let file = vec![line("a", 2, "late"), line("a", 1, ""), line("c", 1, "")];
     let changes = lake.appending(&late, &[file], 7).await;
     lake.upsert(&[vec![line("a", 1, "first"), line("b", 1, "")]], 6).await;
@@ -257,9 +247,9 @@ async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
     lake.upsert(&[vec![line("a", 2, "")]], 6).await;
     let decode = |lines: Vec<Vec<u8>>| {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
-        Ok(decoder(6).decode(lines).unwrap().rows)
+        Ok(lake.decoder(6).decode(lines).unwrap().rows)
     };
-    let version = lake.table().await.rebuild(&layout(), &decode).await.unwrap().version;
+    let version = lake.table().await.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
     assert_eq!(lake.changes_of(version).await, pairs(&expected));
 }
@@ -290,7 +280,7 @@ proptest! {
             let mut followed = BTreeMap::new();
             for (transaction_time, export) in (1..).zip(&exports) {
                 let file = export.iter().map(|(id, version, kind)| match kind {
-                    0 => Change::Delete { id: IDS[usize::from(*id)], at: None },
+                    0 => deletion(IDS[usize::from(*id)], None),
                     _ => line(IDS[usize::from(*id)], *version, ""),
                 });
                 let version = lake.upsert(&[file.collect()], transaction_time * 60_000_000_000_000_000).await.version;

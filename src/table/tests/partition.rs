@@ -116,14 +116,20 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
     let decode = |lines: Vec<Vec<u8>>| {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
-        Ok(decoder(9).decode(lines).unwrap().rows)
+        Ok(lake.decoder(9).decode(lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    assert_eq!(table.rebuild(&layout(), &decode).await.unwrap().counts.updated, 4);
+    assert_eq!(table.rebuild(&layout_of(&shape()), &decode).await.unwrap().counts.updated, 4);
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
+    for name in ["year=1970/month=1/killed.parquet#1", "_change_data/killed.parquet#7", "_delta_log/kept.parquet#1"] {
+        let file = lake.table_folder().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "x").unwrap();
+    }
     let vacuumed = lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed;
-    assert_eq!(vacuumed.files, 6, "in the folders of the partitions too");
+    assert_eq!(vacuumed.files, 8, "in the folders of the partitions and of change files too");
+    assert!(lake.table_folder().join("_delta_log/kept.parquet#1").exists());
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
 }
 
@@ -133,7 +139,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
     lake.upsert(&[vec![born("a", 1, Some("1970-05-03"))]], 5).await;
     let refused = async |lake: &mut Lake, partitions| {
         lake.root.partitions = Arc::new(partitions);
-        let error = lake.root.open_or_create(patient(), &layout()).await.err().unwrap().to_string();
+        let error = lake.root.open_or_create(patient(), &layout_of(&shape())).await.err().unwrap().to_string();
         assert!(error.contains("move it away") && error.contains("partition_by"), "{error}");
         let maintenance = maintain::maintenance(&[Step::Compact]);
         let maintained = lake.root.maintain(patient(), &maintenance, DryRun::No, in_days(0), &|| true).await;
@@ -174,7 +180,8 @@ async fn more_partitions_than_grow_side_by_side_are_a_file_each() {
     let rows = (0..100).map(|number| born(&format!("p{number}"), 1, Some(&format!("{}", 1950 + number % 40))));
     let committed = lake.upsert(&[rows.clone().collect(), rows.collect()], 5).await;
     assert_eq!(committed.counts, Counts { inserted: 100, duplicate: 100, ..Counts::default() });
-    assert_eq!(lake.folders().await, Vec::from_iter((1950..1990).map(|year| format!("year={year}"))));
+    let expected: Vec<_> = (1950..1990).map(|year| format!("year={year}")).collect();
+    assert_eq!(lake.folders().await, expected);
     assert_eq!(lake.rows().await.len(), 100);
 }
 
@@ -203,7 +210,7 @@ proptest! {
                     .iter()
                     .map(|(id, version, date)| match DATES.get(*date) {
                         Some(date) => born(IDS[*id], *version, *date),
-                        None => Change::Delete { id: IDS[*id], at: None },
+                        None => deletion(IDS[*id], None),
                     })
                     .collect();
                 let time = i64::try_from(number + 1).unwrap() * 1_000_000;

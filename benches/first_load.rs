@@ -1,0 +1,101 @@
+//! A first load: everything that a server has, over HTTP, into a committed table; beside DuckDB, which reads the same files
+//! from the disk and writes one Parquet file.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser as _;
+use fhir_sync::{cli::Cli, demo::Server};
+
+use crate::{
+    Setup,
+    child::megabytes,
+    child::{self, Row, Work},
+    data,
+    upsert::ours::with_id,
+};
+
+const ROWS: u64 = 1_000_000;
+/// As many as a server would make of them.
+const FILES: u64 = 8;
+
+pub fn run(setup: &Setup) -> anyhow::Result<()> {
+    let input = input(setup)?;
+    let text = |path: &Path| Ok::<_, anyhow::Error>(path.to_str().context("a path that is no text")?.to_owned());
+    let output = setup.dir.join("first-load");
+    let bytes: u64 = fs::read_dir(&input)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<_>>()?;
+    println!("\nfirst load: {ROWS} Observations, {:.0} MB in {FILES} files", megabytes(bytes));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let server = runtime.block_on(Server::start_folder(&input, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+    let url = server.url().to_string();
+    let mut rows = Vec::new();
+    for (what, raw_json) in [("ours, over HTTP", "true"), ("ours, without resource_json", "false")] {
+        if output.exists() {
+            fs::remove_dir_all(&output)?;
+        }
+        let arguments = [url.as_str(), &text(&output)?, raw_json, &bytes.to_string()];
+        rows.push(Row { what, figures: child::measure("first-load/ours", &arguments)? });
+    }
+    match &setup.python {
+        Some(python) => {
+            let pattern = text(&input.join("*.ndjson"))?;
+            let arguments = [pattern.as_str(), &text(&output)?, "2"];
+            let figures = child::measure_python(python, include_str!("decode/duckdb.py"), &arguments)?;
+            rows.push(Row { what: "DuckDB, from the disk", figures });
+        }
+        None => println!("no DuckDB: --python is missing"),
+    }
+    child::print_table(&rows);
+    Ok(())
+}
+
+/// URL, folder, `tables.raw_json`, bytes that the server has.
+pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
+    let [url, folder, raw_json, bytes_in] = arguments else { anyhow::bail!("four arguments") };
+    fs::create_dir_all(folder)?;
+    let config = Path::new(folder).join("fhir-sync.toml");
+    let text = format!(
+        "[server]\nurl = \"{url}\"\n[tables]\nroot = \"{folder}/lake\"\nraw_json = {raw_json}\n\
+         [state]\nfile = \"{folder}/state.json\"\n[log]\nfilter = \"error\"\n\
+         [[export]]\nname = \"all\"\nlevel = \"system\"\ntypes = [\"Observation\"]\n"
+    );
+    fs::write(&config, text)?;
+    let cli = Cli::try_parse_from(["fhir-sync", "sync", "--config", &config.display().to_string()])?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let ended = runtime.block_on(cli.run());
+    ensure!(ended == ExitCode::SUCCESS, "the sync was not complete");
+    let table = Path::new(folder).join("lake/Observation.parquet");
+    let mut bytes_out = 0;
+    for entry in fs::read_dir(table)? {
+        let of = entry?.metadata()?;
+        bytes_out += if of.is_file() { of.len() } else { 0 };
+    }
+    Ok(Work { bytes_in: bytes_in.parse()?, bytes_out, rows: ROWS })
+}
+
+/// The folder of the files, made once.
+fn input(setup: &Setup) -> anyhow::Result<PathBuf> {
+    let folder = setup.dir.join(format!("first-load-input-{ROWS}"));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let lines = fs::read_to_string(data::observations(setup, setup.bytes)?)?;
+    let unfinished = folder.with_extension("unfinished");
+    fs::create_dir_all(&unfinished)?;
+    let mut lines = lines.lines().cycle();
+    for file in 0..FILES {
+        let mut out = BufWriter::new(File::create(unfinished.join(format!("Observation.{file}.ndjson")))?);
+        for id in (0..ROWS).skip_while(|id| id % FILES != file).step_by(FILES.try_into()?) {
+            writeln!(out, "{}", with_id(lines.next().context("no lines")?, id, 0)?)?;
+        }
+        out.flush()?;
+    }
+    fs::rename(&unfinished, &folder)?;
+    Ok(folder)
+}

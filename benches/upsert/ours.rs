@@ -1,0 +1,216 @@
+//! Our engine, as a sync uses it.
+
+use std::{
+    fs::File,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context as _, ensure};
+use fhir_sync::{
+    fhir::{ResourceType, TransactionTime},
+    resource::{
+        Decoder, Line, Order, Shape,
+        shape::{self, Options},
+    },
+    sync::DECODE_BYTES,
+    table::{ChangeSet, Committed, Config, Layout, Location, Merge, Root, Upsert},
+};
+use tokio::runtime::Runtime;
+
+use crate::child::Work;
+
+const MEMORY_BYTES: usize = 256 * 1024 * 1024;
+const THREADS: usize = 2;
+/// When the table was loaded, in microseconds, and when it was changed.
+const LOADED: i64 = 1_800_000_000_000_000;
+const CHANGED: i64 = LOADED + 1_000_000;
+
+/// Folder, lines, rows: a table of so many rows, from the lines again and again with fresh ids.
+pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
+    let [folder, lines, rows] = arguments else { anyhow::bail!("three arguments") };
+    let bench = Bench::new(folder, Merge::DeletionVectors)?;
+    let ids = 0..rows.parse()?;
+    let committed = bench.upsert(Path::new(lines), LOADED, ids.map(Some))?;
+    ensure!(committed.counts.inserted == rows.parse::<u64>()?, "not all rows were new: {:?}", committed.counts);
+    bench.work(&committed)
+}
+
+/// Folder, lines, rows of the table, changes.
+pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
+    changes(arguments, Merge::DeletionVectors, 1)
+}
+
+pub fn copy_on_write(arguments: &[String]) -> anyhow::Result<Work> {
+    changes(arguments, Merge::CopyOnWrite, 1)
+}
+
+/// The same twice: what the second time costs is what is told, but for the first one's part of the time.
+pub fn again(arguments: &[String]) -> anyhow::Result<Work> {
+    changes(arguments, Merge::DeletionVectors, 2)
+}
+
+fn changes(arguments: &[String], merge: Merge, times: usize) -> anyhow::Result<Work> {
+    let [folder, lines, rows, changes] = arguments else { anyhow::bail!("four arguments") };
+    let (rows, changes) = (rows.parse()?, changes.parse::<u64>()?);
+    let bench = Bench::new(folder, merge)?;
+    let mut last = None;
+    for _ in 0..times {
+        let committed = bench.upsert(Path::new(lines), CHANGED, ids(rows, changes))?;
+        ensure!(committed.counts.total() == changes, "{:?}", committed.counts);
+        last = Some(committed);
+    }
+    bench.work(&last.context("nothing was done")?)
+}
+
+/// Half of them are of the table, scattered over it; half are not there yet.
+pub fn ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send {
+    let half = (changes / 2).min(rows);
+    let updates = (0..half).map(move |n| n * (rows / half.max(1)) + n % (rows / half.max(1)));
+    updates.chain(rows..rows + (changes - half)).map(Some)
+}
+
+struct Bench {
+    runtime: Runtime,
+    root: Root,
+    shape: Arc<Shape>,
+    spool: tempfile::TempDir,
+    bytes_in: AtomicU64,
+}
+
+impl Bench {
+    fn new(folder: &str, merge: Merge) -> anyhow::Result<Self> {
+        let root = Location::Folder(folder.into());
+        Ok(Self {
+            runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?,
+            root: Root::new(Config { merge, ..Config::new(root) })?,
+            shape: Shape::of(ResourceType::OBSERVATION, Options { layout: shape::Layout::Pathling, raw_json: true }),
+            spool: tempfile::tempdir()?,
+            bytes_in: AtomicU64::new(0),
+        })
+    }
+
+    fn upsert(
+        &self,
+        lines: &Path,
+        at_micros: i64,
+        ids: impl Iterator<Item = Option<u64>> + Send,
+    ) -> anyhow::Result<Committed> {
+        let shape = &self.shape;
+        let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &layout));
+        let changes = self.runtime.block_on(open()?.change_set(&layout.schema, MEMORY_BYTES, self.spool.path()))?;
+        let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });
+        let pushed: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..THREADS).map(|_| scope.spawn(|| self.push(&batches, &changes, at_micros))).collect();
+            threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?).collect()
+        });
+        pushed?;
+        let watermark = TransactionTime::from_micros(at_micros);
+        let upsert = Upsert {
+            app_id: "fhir-sync/bench".to_owned(),
+            source: "bench".to_owned(),
+            watermark,
+            exported_at: watermark,
+            at_micros,
+            job: "bench#1".to_owned(),
+            run: 1,
+            reconcile: None,
+        };
+        Ok(self.runtime.block_on(open()?.upsert(&changes, &upsert))?)
+    }
+
+    fn push<Ids: Iterator<Item = Option<u64>>>(
+        &self,
+        batches: &Mutex<Batches<'_, Ids>>,
+        changes: &ChangeSet,
+        at_micros: i64,
+    ) -> anyhow::Result<()> {
+        let _runtime = self.runtime.enter();
+        let decoder = decoder(&self.shape, at_micros);
+        let order = Order::of(&self.shape);
+        loop {
+            let (number, mut lines) = batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(at_micros)?;
+            if lines.is_empty() {
+                return Ok(());
+            }
+            self.bytes_in.fetch_add(lines.iter().map(|line| line.bytes.len() as u64).sum(), Ordering::Relaxed);
+            order.group(&mut lines);
+            let decoded = decoder.decode(lines)?;
+            ensure!(decoded.bad.is_empty(), "a line is bad");
+            changes.push(number, decoded.keys, decoded.rows)?;
+        }
+    }
+
+    fn work(&self, committed: &Committed) -> anyhow::Result<Work> {
+        let bytes_in = self.bytes_in.load(Ordering::Relaxed);
+        Ok(Work { bytes_in, bytes_out: committed.bytes_written, rows: committed.counts.total() })
+    }
+}
+
+pub fn decoder(shape: &Arc<Shape>, at_micros: i64) -> Decoder {
+    Decoder {
+        shape: Arc::clone(shape),
+        source: "bench".into(),
+        at_micros,
+        transaction_time: TransactionTime::from_micros(at_micros),
+        job: "bench#1".into(),
+    }
+}
+
+/// Lines with the wanted ids, some at a time.
+pub struct Batches<'a, Ids> {
+    pub lines: &'a Path,
+    pub reader: Option<BufReader<File>>,
+    pub ids: Ids,
+    pub number: u32,
+}
+
+impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
+    /// Empty at the end.
+    pub fn next(&mut self, at_micros: i64) -> anyhow::Result<(u32, Vec<Line>)> {
+        let (mut lines, mut bytes, mut number) = (Vec::new(), 0, 0);
+        while bytes < DECODE_BYTES {
+            let Some(id) = self.ids.next().flatten() else { break };
+            let line = with_id(&self.line()?, id, at_micros)?;
+            bytes += line.len();
+            number += 1;
+            lines.push(Line { number, bytes: line.into_bytes() });
+        }
+        self.number += 1;
+        Ok((self.number, lines))
+    }
+
+    fn line(&mut self) -> anyhow::Result<String> {
+        loop {
+            let reader = match &mut self.reader {
+                Some(reader) => reader,
+                none => none.insert(BufReader::new(File::open(self.lines)?)),
+            };
+            let mut line = String::new();
+            if reader.read_line(&mut line)? > 0 {
+                return Ok(line.trim_end().to_owned());
+            }
+            self.reader = None;
+        }
+    }
+}
+
+/// The line as another resource, changed at that time. Ids look random, as those of most servers do.
+pub fn with_id(line: &str, id: u64, at_micros: i64) -> anyhow::Result<String> {
+    let (_, rest) = line.split_once("\"id\":\"").context("a line without id")?;
+    let (old, _) = rest.split_once('"').context("a line without id")?;
+    let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31) ^ 0x5851_f42d_4c95_7f2d;
+    let hex = format!("{mixed:016x}{id:016x}");
+    let fresh = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
+    let seconds = at_micros / 1_000_000 % 60;
+    let line = line.replacen(&format!("\"id\":\"{old}\""), &format!("\"id\":\"{fresh}\""), 1);
+    let (before, rest) = line.split_once("\"lastUpdated\":\"").context("a line without lastUpdated")?;
+    let (_, after) = rest.split_once('"').context("a line without lastUpdated")?;
+    Ok(format!("{before}\"lastUpdated\":\"2026-11-01T00:00:{seconds:02}Z\"{after}"))
+}

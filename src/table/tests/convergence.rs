@@ -1,0 +1,214 @@
+//! Any sequence of exports, full refreshes, maintenance and modes ends in the table that a plain fold over them describes.
+//!
+//! The fold is written from the rules, not from the engine: it knows no files, vectors or hashes. All times are seconds of
+//! one minute.
+
+mod model;
+
+use std::time::Duration;
+
+use proptest::{collection::vec, option::weighted, sample::subsequence};
+
+use self::model::{Entry, Export, Model};
+use super::*;
+use crate::table::{DryRun, Maintenance, Retention, Step as MaintenanceStep};
+
+/// What happens to the table.
+#[derive(Clone, Debug)]
+enum Step {
+    Export(Export),
+    /// So many bytes are a large file.
+    Maintain {
+        target_file_bytes: u64,
+        purge_percent: f64,
+    },
+    Switch(Merge),
+}
+
+const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+fn row() -> impl Strategy<Value = Entry> {
+    let parts = (0..IDS.len(), weighted(0.8, 1u32..30), weighted(0.7, 1u32..5), prop::bool::weighted(0.1), 0u8..3);
+    parts.prop_map(|(id, last_updated, version_id, subsetted, content)| Entry::Row {
+        id: IDS[id],
+        last_updated,
+        version_id,
+        subsetted,
+        content,
+    })
+}
+
+fn removal() -> impl Strategy<Value = Entry> {
+    (0..IDS.len(), weighted(0.7, 1u32..30)).prop_map(|(id, at)| Entry::Deletion { id: IDS[id], at })
+}
+
+fn export() -> impl Strategy<Value = Export> {
+    let entry = prop_oneof![4 => row(), 1 => removal()];
+    let refresh = weighted(0.2, prop_oneof![Just(100.0), Just(50.0)]);
+    (vec(vec(entry, 0..5), 0..4), 1u32..30, refresh).prop_map(|(files, transaction_time, refresh)| Export {
+        files,
+        transaction_time,
+        refresh,
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let maintain = (prop_oneof![Just(1), Just(20_000), Just(1 << 27)], prop_oneof![Just(1.0), Just(20.0)]);
+    prop_oneof![
+        6 => export().prop_map(Step::Export),
+        1 => maintain.prop_map(|(target_file_bytes, purge_percent)| Step::Maintain { target_file_bytes, purge_percent }),
+        1 => prop_oneof![Just(Merge::DeletionVectors), Just(Merge::CopyOnWrite)].prop_map(Step::Switch),
+    ]
+}
+
+/// A minute of the year 2026.
+fn instant(second: u32) -> String {
+    format!("2026-01-01T00:00:{second:02}Z")
+}
+
+fn micros(second: u32) -> i64 {
+    crate::fhir::parse_instant(&instant(second)).unwrap().timestamp_micros()
+}
+
+impl Entry {
+    fn change(&self) -> Change {
+        match self {
+            Self::Row { .. } => Change::Line(self.line()),
+            Self::Deletion { id, at } => deletion(id, at.map(instant).as_deref()),
+        }
+    }
+}
+
+impl Export {
+    fn changes(&self) -> Vec<Vec<Change>> {
+        self.files.iter().map(|file| file.iter().map(Entry::change).collect()).collect()
+    }
+
+    fn upsert(&self) -> Upsert {
+        let reconcile = self.refresh.map(|max_gone_percent| Reconcile { max_gone: 0, max_gone_percent });
+        Upsert { reconcile, ..upsert(micros(self.transaction_time)) }
+    }
+}
+
+/// Small rows of few columns, so that there is time for many of them.
+fn lake() -> Lake {
+    Lake::of("Binary".parse().unwrap())
+}
+
+impl Lake {
+    /// As the daemon does it: a table that is still empty is appended to.
+    async fn bring(&self, export: &Export) -> Committed {
+        let table = self.table().await;
+        let transaction_time = micros(export.transaction_time);
+        let changes = if self.appends(&table).await {
+            table.change_set(&self.shape().schema(), 1 << 20, self.folder.path()).await.unwrap()
+        } else {
+            ChangeSet::tiny(&self.shape().schema(), self.folder.path())
+        };
+        tokio::task::block_in_place(|| self.fill(&changes, &export.changes(), transaction_time));
+        assert_eq!(changes.received(), export.received());
+        table.upsert(&changes, &export.upsert()).await.unwrap()
+    }
+
+    async fn appends(&self, table: &Table) -> bool {
+        table.files().await.unwrap().is_empty()
+    }
+
+    /// The living rows, as the log states them for those that do not open a file.
+    async fn stated_rows(&self) -> usize {
+        let files = self.table().await.stored_files().await.unwrap();
+        let stated = files.iter().map(|file| {
+            let stats: serde_json::Value = serde_json::from_str(file.add.stats.as_deref().unwrap()).unwrap();
+            let dead = file.add.deletion_vector.as_ref().map_or(0, |vector| vector.cardinality);
+            stats["numRecords"].as_i64().unwrap() - dead
+        });
+        usize::try_from(stated.sum::<i64>()).unwrap()
+    }
+
+    async fn small_maintenance(&self, target_file_bytes: u64, purge_percent: f64) {
+        let maintenance = Maintenance {
+            steps: MaintenanceStep::ALL.into(),
+            target_file_bytes,
+            purge_percent,
+            vacuum_retention: Retention::Forced(Duration::ZERO),
+            log_retention: Duration::ZERO,
+        };
+        #[expect(clippy::disallowed_methods, reason = "files have just been written by the same clock")]
+        let now = chrono::Utc::now() + chrono::TimeDelta::days(1);
+        self.root.maintain(self.resource_type, &maintenance, DryRun::No, now, &|| true).await.unwrap();
+    }
+}
+
+async fn take(lake: &mut Lake, model: &mut Model, step: &Step) {
+    match step {
+        Step::Switch(merge) => lake.root = lake.root_with(*merge),
+        Step::Maintain { target_file_bytes, purge_percent } => {
+            lake.small_maintenance(*target_file_bytes, *purge_percent).await;
+        }
+        Step::Export(export) => {
+            let expected = model.take(export);
+            let committed = lake.bring(export).await;
+            assert_eq!(committed.counts, expected);
+            assert_eq!((committed.counts.total(), committed.foreign), (export.received(), 0));
+            let expected = model.take(export);
+            let again = lake.bring(export).await;
+            assert_eq!(again.counts, expected, "the second time");
+            let Counts { inserted, updated, deleted, removed, .. } = again.counts;
+            if removed == 0 {
+                assert_eq!((again.bytes_written, inserted + updated + deleted), (0, 0), "the second time");
+            }
+        }
+    }
+    assert_eq!(lake.rows().await, model.rows());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn any_sequence_of_changes_is_the_fold_over_them(steps in vec(step(), 1..7)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let (mut lake, mut model) = (lake(), Model::default());
+            lake.table().await;
+            for step in &steps {
+                take(&mut lake, &mut model, step).await;
+            }
+            assert_eq!(lake.stated_rows().await, model.rows().len());
+        });
+    }
+
+    #[test]
+    fn any_order_of_exports_with_whole_versions_ends_in_the_same_table(
+        exports in vec(whole_export(), 2..5),
+        order in Just((0..4usize).collect::<Vec<_>>()).prop_shuffle(),
+        again in subsequence((0..4usize).collect::<Vec<_>>(), 0..3),
+    ) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let rows = |order: Vec<usize>| {
+            runtime.block_on(async {
+                let lake = lake();
+                for index in order.into_iter().filter(|index| *index < exports.len()) {
+                    lake.bring(&exports[index]).await;
+                }
+                lake.rows().await
+            })
+        };
+        let rows_in_order = rows((0..exports.len()).collect());
+        prop_assert_eq!(rows(order.into_iter().chain(again).collect()), rows_in_order);
+    }
+}
+
+/// With the time of every row and of every deletion; a version has one content.
+fn whole_export() -> impl Strategy<Value = Export> {
+    let row = (0..IDS.len(), 1u32..9).prop_map(|(id, version)| Entry::Row {
+        id: IDS[id],
+        last_updated: Some(version),
+        version_id: Some(version),
+        subsetted: false,
+        content: 0,
+    });
+    let removal = (0..IDS.len(), 1u32..9).prop_map(|(id, at)| Entry::Deletion { id: IDS[id], at: Some(at) });
+    let files = vec(vec(prop_oneof![3 => row, 1 => removal], 0..5), 0..3);
+    (files, 10u32..30).prop_map(|(files, transaction_time)| Export { files, transaction_time, refresh: None })
+}

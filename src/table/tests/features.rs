@@ -1,0 +1,138 @@
+//! Tables that ask for more than we can do are refused by the name of what they ask, before anything is written.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+impl Lake {
+    fn log(&self, version: u64) -> std::path::PathBuf {
+        self.folder.path().join(format!("lake/{}.parquet/_delta_log/{version:020}.json", self.resource_type))
+    }
+
+    /// The actions of a commit, in their order.
+    pub(super) fn actions(&self, version: u64) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.log(version)).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Commits these by hand, as another writer.
+    fn commit(&self, version: u64, actions: &[Value]) {
+        let text: Vec<_> = actions.iter().map(ToString::to_string).collect();
+        std::fs::write(self.log(version), text.join("\n")).unwrap();
+    }
+
+    /// What an upsert says of the table after one more commit of others.
+    async fn refusal(&self, protocol: Option<Value>, change: impl Fn(&mut Value)) -> String {
+        self.table().await;
+        let mut metadata = self.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();
+        change(&mut metadata["metaData"]);
+        let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
+        let protocol = protocol.map(|protocol| json!({"protocol": protocol}));
+        self.commit(1, &[Some(info), protocol, Some(metadata)].into_iter().flatten().collect::<Vec<_>>());
+        let table = self.root.open(self.resource_type).await.unwrap().unwrap();
+        let changes = self.change_set(&[vec![line("a", 1, "")]], 5);
+        let error = table.upsert(&changes, &upsert(5)).await.unwrap_err();
+        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+        assert!(!self.log(2).exists());
+        error.to_string()
+    }
+}
+
+fn protocol(features: &[&str]) -> Value {
+    let writer: Vec<_> = ["deletionVectors"].iter().chain(features).collect();
+    json!({
+        "minReaderVersion": 3, "minWriterVersion": 7,
+        "readerFeatures": ["deletionVectors"], "writerFeatures": writer,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_feature_that_we_do_not_know_is_refused_by_its_name() {
+    for feature in [
+        "rowTracking",
+        "domainMetadata",
+        "clustering",
+        "identityColumns",
+        "icebergCompatV2",
+        "allowColumnDefaults",
+        "inCommitTimestamp",
+        "futureFeature",
+    ] {
+        let features = if feature == "clustering" { vec![feature, "domainMetadata"] } else { vec![feature] };
+        let said = Lake::new().refusal(Some(protocol(&features)), |_| {}).await;
+        assert!(said.contains(feature) && said.contains("Patient.parquet") && said.contains("DROP FEATURE"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_property_that_we_cannot_keep_is_refused_by_its_name() {
+    for (property, value, features) in [
+        ("delta.appendOnly", "true", &["appendOnly"][..]),
+        ("delta.constraints.adult", "birthDate IS NOT NULL", &["checkConstraints"]),
+    ] {
+        let change = |metadata: &mut Value| metadata["configuration"][property] = value.into();
+        let said = Lake::new().refusal(Some(protocol(features)), change).await;
+        assert!(said.contains(property), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_partitions_is_refused() {
+    let said = Lake::new().refusal(None, |metadata| metadata["partitionColumns"] = json!(["gender"])).await;
+    assert!(said.contains("partition columns"), "{said}");
+}
+
+/// Changes the metadata of the columns; the schema is a text in the log.
+fn change_columns(metadata: &mut Value, change: impl Fn(usize, &mut Value)) {
+    let mut schema: Value = serde_json::from_str(metadata["schemaString"].as_str().unwrap()).unwrap();
+    let fields = schema["fields"].as_array_mut().unwrap();
+    fields.iter_mut().enumerate().for_each(|(index, field)| change(index, field));
+    metadata["schemaString"] = schema.to_string().into();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_with_an_invariant_or_one_that_is_generated_is_refused_by_its_name() {
+    for (demand, value, feature) in [
+        ("delta.invariants", r#"{"expression":{"expression":"gender = 'female'"}}"#, "invariants"),
+        ("delta.generationExpression", "upper(id)", "generatedColumns"),
+    ] {
+        let change = |metadata: &mut Value| {
+            change_columns(metadata, |_, field| {
+                if field["name"] == "gender" {
+                    field["metadata"][demand] = value.into();
+                }
+            });
+        };
+        let said = Lake::new().refusal(Some(protocol(&[feature])), change).await;
+        assert!(said.contains("gender"), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_protocol_with_numbers_is_read_as_the_features_that_it_stands_for() {
+    let lake = Lake::new();
+    let root = lake.root_with(Merge::CopyOnWrite);
+    let lake = Lake { root, ..lake };
+    lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    let version_5 = json!({"minReaderVersion": 1, "minWriterVersion": 6});
+    let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "UPGRADE PROTOCOL"}});
+    lake.commit(2, &[info, json!({"protocol": version_5})]);
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    let error = table.upsert(&lake.change_set(&[], 6), &upsert(6)).await.unwrap_err().to_string();
+    assert!(error.contains("writer version 6"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_vectors_were_switched_off_is_rewritten_instead() {
+    let lake = Lake::new();
+    lake.upsert(&[(0..9).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
+    let mut metadata = lake.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();
+    metadata["metaData"]["configuration"]["delta.enableDeletionVectors"] = "false".into();
+    let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
+    lake.commit(2, &[info, metadata]);
+    let committed = lake.upsert(&[vec![line("id1", 2, "new")]], 6).await;
+    assert_eq!(committed.counts.updated, 1);
+    let adds = lake.actions(3).into_iter().filter(|action| !action["add"].is_null());
+    assert!(adds.into_iter().all(|action| action["add"]["deletionVector"].is_null()));
+    assert_eq!(lake.rows().await.len(), 9);
+}

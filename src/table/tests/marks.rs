@@ -1,0 +1,103 @@
+//! What a commit says: which files are marked, which are written again, and the figures that readers trust.
+
+use serde_json::Value;
+
+use super::*;
+
+fn rows(count: u32, version: u32) -> Vec<Change> {
+    (0..count).map(|id| line(&format!("id{id}"), version, "")).collect()
+}
+
+/// The actions of one kind.
+fn of(actions: &[Value], kind: &str) -> Vec<Value> {
+    actions.iter().filter_map(|action| action.get(kind).cloned()).collect()
+}
+
+fn stats(add: &Value) -> Value {
+    serde_json::from_str(add["stats"].as_str().unwrap()).unwrap()
+}
+
+/// The actions of an upsert that replaces `dead` of ten rows in one file.
+async fn replace(merge: Merge, dead: u32) -> (Lake, Vec<Value>) {
+    let lake = Lake::new();
+    let lake = Lake { root: lake.root_with(merge), ..lake };
+    lake.upsert(&[rows(10, 1)], 5).await;
+    lake.upsert(&[rows(dead, 2)], 6).await;
+    let actions = lake.actions(2);
+    (lake, actions)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_up_to_thirty_percent_dead_rows_is_marked() {
+    let (lake, actions) = replace(Merge::DeletionVectors, 3).await;
+    let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
+    assert!(removed["deletionVector"].is_null() && removed["dataChange"] == true, "{removed}");
+    let adds = of(&actions, "add");
+    let marked = adds.iter().find(|add| add["path"] == removed["path"]).unwrap();
+    assert_eq!(marked["deletionVector"]["cardinality"], 3);
+    assert_eq!(stats(marked)["numRecords"], 10, "dead ones included");
+    assert_eq!(stats(marked)["tightBounds"], false);
+    let new = adds.iter().find(|add| add["path"] != removed["path"]).unwrap();
+    assert_eq!((adds.len(), &stats(new)["numRecords"]), (2, &3.into()));
+    assert!(new["deletionVector"].is_null() && stats(new)["tightBounds"] != false, "{new}");
+    assert_eq!(lake.rows().await.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vector_that_grows_takes_the_place_of_the_one_before() {
+    let lake = Lake::new();
+    lake.upsert(&[rows(10, 1)], 5).await;
+    lake.upsert(&[rows(1, 2)], 6).await;
+    let before = of(&lake.actions(2), "add").into_iter().find(|add| !add["deletionVector"].is_null()).unwrap();
+    lake.upsert(&[vec![line("id7", 2, "")]], 7).await;
+    let actions = lake.actions(3);
+    let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
+    assert_eq!((&removed["path"], &removed["deletionVector"]), (&before["path"], &before["deletionVector"]));
+    let after = of(&actions, "add").into_iter().find(|add| add["path"] == before["path"]).unwrap();
+    assert_eq!(after["deletionVector"]["cardinality"], 2);
+    assert_ne!(after["deletionVector"]["pathOrInlineDv"], before["deletionVector"]["pathOrInlineDv"]);
+    assert_eq!(stats(&after)["numRecords"], 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_more_dead_rows_or_one_that_no_reader_may_have_to_look_through_is_written_again() {
+    for (merge, dead) in [(Merge::DeletionVectors, 4), (Merge::CopyOnWrite, 1)] {
+        let (lake, actions) = replace(merge, dead).await;
+        let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
+        let adds = of(&actions, "add");
+        assert!(adds.iter().all(|add| add["path"] != removed["path"] && add["deletionVector"].is_null()), "{merge:?}");
+        let mut records: Vec<_> = adds.iter().map(|add| stats(add)["numRecords"].as_u64().unwrap()).collect();
+        records.sort_unstable();
+        let (dead, alive) = (u64::from(dead), u64::from(10 - dead));
+        assert_eq!(records, [dead.min(alive), dead.max(alive)]);
+        assert_eq!(lake.rows().await.len(), 10);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_rows_are_all_dead_is_only_removed() {
+    for merge in [Merge::DeletionVectors, Merge::CopyOnWrite] {
+        let (lake, actions) = replace(merge, 10).await;
+        assert_eq!((of(&actions, "remove").len(), of(&actions, "add").len()), (1, 1), "{merge:?}");
+        assert_eq!(lake.rows().await.len(), 10);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
+    let lake = Lake::new();
+    let table = lake.table().await;
+    let changes = table.change_set(&lake.shape().schema(), 1 << 20, lake.folder.path()).await.unwrap();
+    let files = [rows(10, 2), rows(2, 1), vec![line("id0", 3, "newest")]];
+    tokio::task::block_in_place(|| lake.fill(&changes, &files, 5));
+    let committed = table.upsert(&changes, &upsert(5)).await.unwrap();
+    assert_eq!(committed.counts, Counts { inserted: 10, duplicate: 3, ..Counts::default() });
+    let actions = lake.actions(1);
+    let adds = of(&actions, "add");
+    let alive = |add: &Value| {
+        stats(add)["numRecords"].as_u64().unwrap() - add["deletionVector"]["cardinality"].as_u64().unwrap_or_default()
+    };
+    assert_eq!((of(&actions, "remove").len(), adds.iter().map(alive).sum::<u64>()), (0, 10));
+    let rows = lake.rows().await;
+    assert!(rows.len() == 10 && rows["id0"].contains("newest"));
+}
