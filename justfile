@@ -20,11 +20,10 @@ interop DATA="":
     cargo build
     tests/interop/run.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{DATA}}
 
-# The same by every engine that we know, also Spark and Pathling, of tables that `demo --data DATA` left; takes minutes.
-# FOLLOWED are those of a demo with tables.change_data_feed
-interop-all LAKE DATA FOLLOWED="":
+# The same by every engine that we know, also Spark and Pathling, of tables that `demo --data DATA` left; takes minutes
+interop-all LAKE DATA:
     cargo build
-    tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}} {{FOLLOWED}}
+    tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}}
 
 # What is fast, as ratios; see docs/performance.md
 bench *ARGS:

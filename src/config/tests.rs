@@ -1,7 +1,12 @@
 //! What a configuration means, and what is said about a wrong one.
 
+use std::collections::BTreeMap;
+
 use super::*;
-use crate::table::Step;
+use crate::{
+    fhir::ResourceType,
+    table::{DatePart, DatePartition, Step},
+};
 
 const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");
 
@@ -48,8 +53,12 @@ fn settings(text: &str) -> HashMap<String, String> {
 
 #[test]
 fn the_reference_names_every_key_with_its_default() {
-    let (config, findings) = parse(REFERENCE, &[]);
-    config.unwrap();
+    // What is set for a type is asked for only where a type is named.
+    let of_a_type = ["[tables.Observation]", "partition_by", "partition_date"];
+    let named = |text: String, line: &str| text.replace(&format!("# {line}"), line);
+    let reference = of_a_type.into_iter().fold(REFERENCE.to_owned(), named);
+    let (config, findings) = parse(&reference, &[]);
+    assert_eq!(config.unwrap().tables.partitions.len(), 1);
     let settings = settings(REFERENCE);
     for (key, default) in &findings.asked {
         let written = settings.get(key).unwrap_or_else(|| panic!("{key} is missing in config/fhir-sync.toml"));
@@ -163,6 +172,60 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
 fn an_unknown_key_in_the_environment_is_a_mistake_too() {
     let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
     assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows"]);
+}
+
+#[test]
+fn partitions_are_by_a_date_that_the_type_has() {
+    let of = |settings: &str| parse(&format!("{SMALLEST}[tables.{settings}"), &[]).0;
+    let partitions =
+        of("Encounter]\npartition_by = [\"year\", \"month\"]\npartition_date = \"period\"").unwrap().tables.partitions;
+    let expected = DatePartition { date: "period".to_owned(), finest: DatePart::Month };
+    assert_eq!(partitions, BTreeMap::from([("Encounter".parse().unwrap(), expected)]));
+    for (settings, expected) in [
+        (
+            "Observation]\npartition_by = \"year\"\npartition_date = \"birthDate\"",
+            "tables.Observation.partition_date: \"birthDate\" is no date of Observation; it has effective, issued",
+        ),
+        ("Observation]\npartition_by = \"year\"", "tables.Observation.partition_date: is missing"),
+        ("Observation]\npartition_date = \"effective\"", "tables.Observation.partition_by: must be [\"year\"]"),
+        (
+            "Observation]\npartition_by = [\"month\", \"year\"]\npartition_date = \"effective\"",
+            "tables.Observation.partition_by: must be [\"year\"]",
+        ),
+        (
+            "Observation]\npartition_by = [\"week\"]\npartition_date = \"effective\"",
+            "tables.Observation.partition_by: \"week\" is none of year, month, day",
+        ),
+        (
+            "Binary]\npartition_by = \"year\"\npartition_date = \"date\"",
+            "tables.Binary.partition_date: \"date\": Binary has no",
+        ),
+        ("Observatoin]\npartition_by = \"year\"", "tables.Observatoin: is no key, and \"Observatoin\" is not"),
+        (
+            "Observation]\npartition_by = \"year\"\npartition_date = \"issued\"\nbucket = 3",
+            "tables.Observation.bucket: is not a key",
+        ),
+    ] {
+        let found = of(settings).unwrap_err().0;
+        assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\nnot in\n{}", found.join("\n"));
+    }
+}
+
+#[test]
+fn partitions_need_typed_columns() {
+    let text = format!("{SMALLEST}[tables.Observation]\npartition_by = \"year\"\npartition_date = \"effective\"")
+        .replace("[tables]", "[tables]\ntyped = false");
+    assert!(mistakes(&text)[0].contains("tables.typed = true"), "{:?}", mistakes(&text));
+}
+
+#[test]
+fn partitions_can_come_from_the_environment() {
+    let environment = [
+        ("FHIR_SYNC__TABLES__MEDICATIONREQUEST__PARTITION_BY", "year,month,day"),
+        ("FHIR_SYNC__TABLES__MEDICATIONREQUEST__PARTITION_DATE", "authoredOn"),
+    ];
+    let partitions = parse(SMALLEST, &environment).0.unwrap().tables.partitions;
+    assert_eq!(partitions[&ResourceType::MEDICATION_REQUEST].finest, DatePart::Day);
 }
 
 #[test]

@@ -159,16 +159,6 @@ impl Lake {
     }
 }
 
-fn decoder(transaction_time: i64) -> Decoder {
-    Decoder {
-        shape: shape(),
-        source: "hospital".into(),
-        at_micros: 0,
-        transaction_time: Some(time(transaction_time)),
-        job: "all#1".into(),
-    }
-}
-
 fn upsert(transaction_time: i64) -> Upsert {
     Upsert {
         app_id: APP_ID.to_owned(),

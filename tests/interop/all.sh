@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
 # Every engine that we know reads LAKE and is compared with DATA; Pathling also with tables of its own.
-#   tests/interop/all.sh PROGRAM LAKE DATA [FOLLOWED]
+#   tests/interop/all.sh PROGRAM LAKE DATA
 # DATA is a folder of NDJSON, LAKE the tables that `fhir-sync demo --data DATA` left; `lines/` here is a small DATA with
-# what trips typed columns. Spark also changes tables, between syncs of PROGRAM. FOLLOWED are tables that
-# `FHIR_SYNC__TABLES__CHANGE_DATA_FEED=true fhir-sync demo` left; their change data feed is compared with what became of their
-# rows. Takes minutes, and the first time 1.3 GB: run.sh is the quick one.
+# what trips typed columns. Spark also changes tables, between syncs of PROGRAM; delta-rs and Spark follow the change data feed
+# of tables with and without partitions. Takes minutes, and the first time 1.3 GB: run.sh is the quick one.
 set -euo pipefail
 
-if (($# < 3 || $# > 4)); then
+if (($# != 3)); then
   sed -n '2,6s/^# //p' "$0" >&2
   exit 2
 fi
@@ -24,13 +23,14 @@ run() {
   PYTHONDONTWRITEBYTECODE=1 nice -n 15 "$1/bin/python" "$here/$script" "${@:3}" || failed+=("$script")
 }
 
-run "$readers" readback.py "$1" "$2"
-run "$readers" spark.py "$spark/bin/python" "$program" "$1" "$2"
-run "$pathling" pathling.py "$1" "$2"
-if [[ -n ${3:-} ]]; then
-  run "$readers" feed.py delta-rs "$3"
-  run "$spark" feed.py spark "$3"
-fi
+run "$readers" readback.py "$@"
+run "$readers" spark.py "$spark/bin/python" "$program" "$@"
+run "$pathling" pathling.py "$@"
+followed=$(mktemp --directory)
+trap 'rm -r "$followed"' EXIT
+"$here/followed.sh" "$program" "$followed"
+run "$readers" feed.py delta-rs "$followed"/{plain,partitioned}/lake
+run "$spark" feed.py spark "$followed"/{plain,partitioned}/lake
 if ((${#failed[@]})); then
   echo "different: ${failed[*]}" >&2
   exit 1

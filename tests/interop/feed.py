@@ -1,8 +1,8 @@
 """Follows the change data feed of tables, and compares what it tells of each version with the rows of that version.
 
-    feed.py delta-rs | spark LAKE
+    feed.py delta-rs|spark LAKE…
 
-LAKE is the folder of tables that `fhir-sync demo` left with tables.change_data_feed on. From version to version the rows
+Each LAKE is a folder of tables that followed.sh made. From version to version the rows
 must be those of the version before, without the deleted ones and the images before, with the inserted ones and the images
 after: as a bag, not as a set.
 """
@@ -73,23 +73,23 @@ def follow(engine: DeltaRs | Spark, table: pathlib.Path, changes: collections.Co
     return differences
 
 
-def main(engine: str, lake: pathlib.Path) -> int:
+def main(engine: str, lakes: list[pathlib.Path]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         reader = {"delta-rs": DeltaRs, "spark": Spark}[engine](pathlib.Path(scratch))
         changes: collections.Counter = collections.Counter()
         wrong = 0
-        for table in sorted(lake.glob("*.parquet")):
+        for table in [table for lake in lakes for table in sorted(lake.glob("*.parquet"))]:
             for difference in follow(reader, table, changes):
                 wrong += 1
-                print(f"{table.stem}: {reader.name} follows otherwise: {difference}")
+                print(f"{table}: {reader.name} follows otherwise: {difference}")
         for change in BRINGS:
             if not changes[change]:
                 wrong += 1
-                print(f"{reader.name}: no {change} was told; this lake shows nothing")
+                print(f"{reader.name}: no {change} was told; this shows nothing")
         told = ", ".join(f"{change} {changes[change]}" for change in BRINGS)
         print(f"{reader.name}: followed: {told}: {wrong} differences")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], pathlib.Path(sys.argv[2]).resolve()))
+    sys.exit(main(sys.argv[1], [pathlib.Path(lake).resolve() for lake in sys.argv[2:]]))

@@ -38,7 +38,6 @@ for layout in pathling wide; do
 done
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/views.py" "$folder/pathling/lake" "$program"
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/life.py" "$program"
-echo "== tables.change_data_feed = true"
-FHIR_SYNC__TABLES__CHANGE_DATA_FEED=true "$program" demo --patients 20 --dir "$folder/followed" >"$folder/output" ||
-  { cat "$folder/output"; exit 1; }
-PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/feed.py" delta-rs "$folder/followed/lake"
+echo "== tables.change_data_feed = true, without partitions and with them"
+"$here/followed.sh" "$program" "$folder/followed"
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/feed.py" delta-rs "$folder"/followed/{plain,partitioned}/lake

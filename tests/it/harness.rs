@@ -4,13 +4,7 @@
 
 mod process;
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::SocketAddr,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use chrono::TimeDelta;
 use fhir_sync::{

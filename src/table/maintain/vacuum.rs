@@ -84,21 +84,38 @@ impl Table {
         let log_store = self.delta.log_store();
         let Ok(folder) = log_store.root_url().to_file_path() else { return Ok(Vec::new()) };
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(folder).map_err(|error| self.failed(error))? {
-            let entry = entry.map_err(|error| self.failed(error))?;
-            let name = entry.file_name();
-            let Some((_, number)) = name.to_str().and_then(|name| name.split_once(".parquet#")) else { continue };
-            let meta = entry.metadata().map_err(|error| self.failed(error))?;
-            let modified = meta.modified().map_err(|error| self.failed(error))?;
-            if number.bytes().all(|byte| byte.is_ascii_digit())
-                && meta.is_file()
-                && DateTime::<Utc>::from(modified) < cutoff
-            {
-                found.push((entry.path(), meta.len()));
-            }
+        let mut folders = vec![folder];
+        while let Some(folder) = folders.pop() {
+            unfinished_in(&folder, cutoff, &mut folders, &mut found).map_err(|error| self.failed(error))?;
         }
         Ok(found)
     }
+}
+
+/// Looks into one folder; those of partitions and of change files in it are for later.
+fn unfinished_in(
+    folder: &std::path::Path,
+    cutoff: DateTime<Utc>,
+    folders: &mut Vec<std::path::PathBuf>,
+    found: &mut Vec<(std::path::PathBuf, u64)>,
+) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_str().unwrap_or_default();
+        if entry.file_type()?.is_dir() {
+            let holds_data = name == "_change_data" || (name.contains('=') && !name.starts_with(['_', '.']));
+            folders.extend(holds_data.then(|| entry.path()));
+            continue;
+        }
+        let Some((_, number)) = name.split_once(".parquet#") else { continue };
+        let meta = entry.metadata()?;
+        let is_number = number.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number && meta.is_file() && DateTime::<Utc>::from(meta.modified()?) < cutoff {
+            found.push((entry.path(), meta.len()));
+        }
+    }
+    Ok(())
 }
 
 fn path(stated: &str) -> Path {

@@ -247,7 +247,7 @@ async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
     lake.upsert(&[vec![line("a", 2, "")]], 6).await;
     let decode = |lines: Vec<Vec<u8>>| {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
-        Ok(decoder(6).decode(lines).unwrap().rows)
+        Ok(lake.decoder(6).decode(lines).unwrap().rows)
     };
     let version = lake.table().await.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
