@@ -116,14 +116,20 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
     let decode = |lines: Vec<Vec<u8>>| {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
-        Ok(decoder(9).decode(lines).unwrap().rows)
+        Ok(lake.decoder(9).decode(lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
     assert_eq!(table.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
+    for name in ["year=1970/month=1/killed.parquet#1", "_change_data/killed.parquet#7", "_delta_log/kept.parquet#1"] {
+        let file = lake.table_folder().join(name);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, "x").unwrap();
+    }
     let vacuumed = lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed;
-    assert_eq!(vacuumed.files, 6, "in the folders of the partitions too");
+    assert_eq!(vacuumed.files, 8, "in the folders of the partitions and of change files too");
+    assert!(lake.table_folder().join("_delta_log/kept.parquet#1").exists());
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
 }
 
@@ -175,7 +181,8 @@ async fn more_partitions_than_grow_side_by_side_are_a_file_each() {
     let rows = (0..100).map(|number| born(&format!("p{number}"), 1, Some(&format!("{}", 1950 + number % 40))));
     let committed = lake.upsert(&[rows.clone().collect(), rows.collect()], 5).await;
     assert_eq!(committed.counts, Counts { inserted: 100, duplicate: 100, ..Counts::default() });
-    assert_eq!(lake.folders().await, Vec::from_iter((1950..1990).map(|year| format!("year={year}"))));
+    let expected: Vec<_> = (1950..1990).map(|year| format!("year={year}")).collect();
+    assert_eq!(lake.folders().await, expected);
     assert_eq!(lake.rows().await.len(), 100);
 }
 
