@@ -5,6 +5,7 @@
 
 mod flags;
 mod maintenance;
+mod partitions;
 mod section;
 
 use std::{
@@ -139,7 +140,7 @@ fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
     let server = read_server(server, key_file);
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
-    let tables = read_tables(tables);
+    let tables = read_tables(tables, columns);
     let mut state = root.section("state");
     let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
     state.end();
@@ -240,7 +241,7 @@ fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Co
     }
 }
 
-fn read_tables(mut section: Section) -> Option<table::Config> {
+fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
     let root = section.required("root", location);
     let merge = section.or("merge", "deletion-vectors", |text| match text {
         "deletion-vectors" => Ok(Merge::DeletionVectors),
@@ -249,8 +250,15 @@ fn read_tables(mut section: Section) -> Option<table::Config> {
     });
     let change_data_feed = section.or("change_data_feed", "false", boolean);
     let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
+    let partitions = partitions::read(&mut section, columns);
     section.end();
-    Some(table::Config { root: root?, storage_options, merge: merge?, change_data_feed: change_data_feed? })
+    Some(table::Config {
+        storage_options,
+        merge: merge?,
+        change_data_feed: change_data_feed?,
+        partitions: partitions?,
+        ..table::Config::new(root?)
+    })
 }
 
 /// Whether tables are typed, and how.

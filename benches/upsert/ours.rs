@@ -87,7 +87,7 @@ impl Bench {
         let root = Location::Folder(folder.into());
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?,
-            root: Root::new(Config { root, storage_options: Default::default(), merge })?,
+            root: Root::new(Config { merge, ..Config::new(root) })?,
             shape: Shape::of(ResourceType::OBSERVATION, Options { layout: shape::Layout::Pathling, raw_json: true }),
             spool: tempfile::tempdir()?,
             bytes_in: AtomicU64::new(0),

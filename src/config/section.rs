@@ -111,6 +111,15 @@ impl Section {
         Section { path: self.place(key), table, findings: Rc::clone(&self.findings) }
     }
 
+    /// The tables within this one that nobody has asked for, by their names: where the names are the operator's to choose.
+    pub fn named_sections(&mut self) -> Vec<(String, Section)> {
+        let is_table = |value: &Value| matches!(value.kind, ValueKind::Table(_));
+        let mut names: Vec<_> =
+            self.table.iter().filter(|(_, value)| is_table(value)).map(|(name, _)| name.clone()).collect();
+        names.sort();
+        names.into_iter().map(|name| (name.clone(), self.section(&name))).collect()
+    }
+
     /// The tables of an array of tables (`[[key]]`).
     pub fn sections(&mut self, key: &str) -> Vec<Section> {
         let values = match self.table.remove(key).map(|value| value.kind) {

@@ -2,7 +2,7 @@
 
 use arrow::datatypes::SchemaRef;
 
-use super::{Error, Table};
+use super::{Error, Table, partition::PARTITION_DATE};
 
 /// What a writer must do for these, we do; or it asks for something only when a property or a column says so, which is
 /// looked at below.
@@ -32,9 +32,7 @@ impl Table {
             });
         }
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        if !snapshot.metadata().partition_columns().is_empty() {
-            return Err(self.unsupported("partition columns", "move it away, so that it is made anew"));
-        }
+        self.check_partitions()?;
         if let Some(feature) = self.features()?.into_iter().find(|feature| !KNOWN.contains(&feature.as_str())) {
             return Err(self.unsupported(
                 &format!("the table feature {feature}"),
@@ -63,6 +61,31 @@ impl Table {
             )),
             None => Ok(()),
         }
+    }
+
+    /// Is the table partitioned as the configuration says? Neither can follow the other: the rows would have to be written
+    /// again, all of them.
+    pub(super) fn check_partitions(&self) -> Result<(), Error> {
+        let there = self.partition_columns()?;
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        let date = snapshot.metadata().configuration().get(PARTITION_DATE);
+        let wanted: Vec<_> = self.partitioned_by().iter().flat_map(|by| by.columns()).collect();
+        if there == wanted && date == self.partitioned_by().map(|by| &by.date) {
+            return Ok(());
+        }
+        let named = |columns: &[String], date: Option<&String>| match (columns, date) {
+            ([], _) => "no partition columns".to_owned(),
+            (columns, None) => format!("the partition columns {}", columns.join(", ")),
+            (columns, Some(date)) => format!("the partition columns {} of {date}", columns.join(", ")),
+        };
+        let wanted: Vec<_> = wanted.into_iter().map(str::to_owned).collect();
+        let feature = format!(
+            "{} where the configuration says {}",
+            named(&there, date),
+            named(&wanted, self.partitioned_by().map(|by| &by.date))
+        );
+        let way_out = "set partition_by and partition_date of its [tables.<type>] to what it has, or move it away, so that it is made anew";
+        Err(self.unsupported(&feature, way_out))
     }
 
     pub(super) fn has_feature(&self, name: &str) -> Result<bool, Error> {

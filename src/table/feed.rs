@@ -3,7 +3,11 @@
 //! A commit has change files or it has none: readers of one that has any look at nothing else, so its inserts are in them
 //! too. A commit that only brings rows has none, for its data files say the same, as long as no row in them is dead.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::pin,
+    sync::Arc,
+};
 
 use arrow::{
     array::{RecordBatch, StringArray},
@@ -11,7 +15,7 @@ use arrow::{
     error::ArrowError,
 };
 use deltalake::kernel::{Action, Add, AddCDCFile};
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 
 use super::{
     ChangeSet, Error, Table,
@@ -19,7 +23,9 @@ use super::{
     deletion_vector::DeadRows,
     files::{DataFiles, Kind, Target},
     parallel::cores,
+    partition::PartitionedFiles,
     stored::StoredFile,
+    write::Lot,
 };
 
 pub(super) const ENABLE_CHANGE_DATA_FEED: &str = "delta.enableChangeDataFeed";
@@ -34,11 +40,11 @@ pub(super) struct Feed {
 }
 
 /// What one change file tells.
-pub(super) enum Images {
+pub(super) enum Images<'lots> {
     /// The rows that these files lose.
     Before(Vec<u32>),
-    /// What is written of these parts of the change set.
-    After(Range<u32>),
+    /// The rows that are written.
+    After(&'lots Lot),
 }
 
 /// Dead rows for which a change file of their own is worth while.
@@ -61,7 +67,8 @@ impl Decision {
     pub(super) fn losing_files(&self) -> impl Iterator<Item = Vec<u32>> {
         let rows: u64 = self.dead.values().map(DeadRows::len).sum();
         let writers = usize::try_from(rows / ROWS_PER_WRITER).unwrap_or(usize::MAX).clamp(1, cores());
-        let files: Vec<_> = self.dead.keys().copied().collect();
+        let mut files: Vec<_> = self.dead.keys().copied().collect();
+        files.sort_by_cached_key(|file| self.files[*file as usize].partition());
         let length = files.len().div_ceil(writers).max(1);
         files.chunks(length).map(<[u32]>::to_vec).collect::<Vec<_>>().into_iter()
     }
@@ -82,64 +89,85 @@ impl Table {
         changes: &ChangeSet,
         decision: &Decision,
         feed: &Feed,
-        images: &Images,
+        images: &Images<'_>,
     ) -> Result<Vec<Action>, Error> {
         let target = Target { kind: Kind::Changes, columns: with_change_type(&target.columns), ..target.clone() };
-        let mut files = DataFiles::new(target, Vec::new(), changes.filled_columns());
-        match images {
-            Images::Before(of) => {
-                for file in of {
-                    let deleted = feed.deleted.get(file);
-                    let change = |row| if has(deleted, row) { "delete" } else { "update_preimage" };
-                    let Some(dead) = decision.dead.get(file) else { continue };
-                    self.copy_stored(&decision.files[*file as usize], dead, change, &mut files).await?;
+        let written = match images {
+            Images::Before(files) => self.write_before(&target, &changes.filled_columns(), decision, feed, files).await,
+            Images::After(lot) => self.write_after(target, changes, decision, feed, lot).await,
+        };
+        Ok(written?.into_iter().map(change_file).collect())
+    }
+
+    /// The rows that die; a change file is of the partition that they were in.
+    async fn write_before(
+        &self,
+        target: &Target,
+        filled: &BTreeSet<String>,
+        decision: &Decision,
+        feed: &Feed,
+        files: &[u32],
+    ) -> Result<Vec<Add>, Error> {
+        let stored = |file: &u32| &decision.files[*file as usize];
+        let mut written = Vec::new();
+        for same in files.chunk_by(|one, other| stored(one).partition() == stored(other).partition()) {
+            let partition = same.first().map(|file| stored(file).partition()).unwrap_or_default();
+            let mut grow = DataFiles::new(target.clone(), partition, filled.clone());
+            for file in same {
+                let (Some(dead), deleted) = (decision.dead.get(file), feed.deleted.get(file)) else { continue };
+                let change = |row| if has(deleted, row) { "delete" } else { "update_preimage" };
+                let mut batches = pin!(self.told_rows(stored(file), dead, change).await?);
+                while let Some(batch) = batches.next().await {
+                    grow.write(&batch?).await.map_err(|error| self.failed(error))?;
                 }
             }
-            Images::After(parts) => {
-                let appended: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
-                for (part, chosen) in decision.write.range(parts.clone()) {
-                    let updated = feed.updated.get(part);
-                    let change = |row| if has(updated, row) { "update_postimage" } else { "insert" };
-                    if let Some(stored) = appended.get(part) {
-                        self.copy_stored(stored, chosen, change, &mut files).await?;
-                    } else {
-                        let rows = self.chosen_rows(changes, *part, chosen)?;
-                        self.write_changed(&rows, chosen.iter().map(change), &mut files).await?;
-                    }
+            written.extend(grow.finish().await.map_err(|error| self.failed(error))?);
+        }
+        Ok(written)
+    }
+
+    /// The rows that are written.
+    async fn write_after(
+        &self,
+        target: Target,
+        changes: &ChangeSet,
+        decision: &Decision,
+        feed: &Feed,
+        lot: &Lot,
+    ) -> Result<Vec<Add>, Error> {
+        let appended: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
+        let mut files = PartitionedFiles::new(target, changes.filled_columns(), lot.partitions.len());
+        for part in &lot.parts {
+            let (Some(chosen), updated) = (decision.write.get(part), feed.updated.get(part)) else { continue };
+            let change = |row| if has(updated, row) { "update_postimage" } else { "insert" };
+            if let Some(stored) = appended.get(part) {
+                let mut batches = pin!(self.told_rows(stored, chosen, change).await?);
+                while let Some(batch) = batches.next().await {
+                    files.write(&batch?).await.map_err(|error| self.failed(error))?;
                 }
+            } else {
+                let rows = self.chosen_rows(changes, *part, chosen)?;
+                let rows = told(&rows, chosen.iter().map(change)).map_err(|error| self.failed(error))?;
+                let written = files.write_only(&rows, |key| lot.partitions.contains(key)).await;
+                written.map_err(|error| self.failed(error))?;
             }
         }
-        let written = files.finish().await.map_err(|error| self.failed(error))?;
-        Ok(written.into_iter().map(change_file).collect())
+        files.finish().await.map_err(|error| self.failed(error))
     }
 
     /// The rows at these places, with what `change` says of each.
-    async fn copy_stored(
+    async fn told_rows(
         &self,
         stored: &StoredFile,
         places: &DeadRows,
         change: impl Fn(u64) -> &'static str,
-        files: &mut DataFiles,
-    ) -> Result<(), Error> {
-        let mut batches = self.rows_of(stored, places).await?;
-        let mut changes = places.iter().map(change);
-        while let Some(batch) = batches.next().await {
+    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>>, Error> {
+        let batches = self.rows_of(stored, places).await?;
+        let mut changes = places.clone().into_iter().map(change);
+        Ok(batches.map(move |batch| {
             let batch = batch?;
-            let changes = changes.by_ref().take(batch.num_rows());
-            self.write_changed(&batch, changes, files).await?;
-        }
-        Ok(())
-    }
-
-    async fn write_changed(
-        &self,
-        rows: &RecordBatch,
-        changes: impl Iterator<Item = &'static str>,
-        files: &mut DataFiles,
-    ) -> Result<(), Error> {
-        let rows = changed(rows, changes).map_err(|error| self.failed(error))?;
-        files.write(&rows).await.map_err(|error| self.failed(error))?;
-        Ok(())
+            told(&batch, changes.by_ref().take(batch.num_rows())).map_err(|error| self.failed(error))
+        }))
     }
 }
 
@@ -148,7 +176,7 @@ fn has(rows: Option<&DeadRows>, row: u64) -> bool {
 }
 
 /// The rows, each with what happened to it.
-fn changed(rows: &RecordBatch, changes: impl Iterator<Item = &'static str>) -> Result<RecordBatch, ArrowError> {
+fn told(rows: &RecordBatch, changes: impl Iterator<Item = &'static str>) -> Result<RecordBatch, ArrowError> {
     let changes = StringArray::from_iter_values(changes);
     let columns = rows.columns().iter().cloned().chain([Arc::new(changes) as _]);
     RecordBatch::try_new(with_change_type(&rows.schema()), columns.collect())

@@ -13,7 +13,10 @@ use arrow::{
 };
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
-use super::data_file::{DataFileWriter, Partition, change_path, data_path, writer_properties};
+use super::{
+    data_file::{DataFileWriter, Partition, change_path, data_path, writer_properties},
+    partition::DatePartition,
+};
 
 /// What the data files of a table have in common.
 #[derive(Clone)]
@@ -22,6 +25,8 @@ pub(super) struct Target {
     pub store: Arc<dyn ObjectStore>,
     /// All columns of the table but those that it is partitioned by.
     pub columns: SchemaRef,
+    /// What tells the partition of new rows.
+    pub by: Option<DatePartition>,
     /// How many of them, from the left, have statistics and are never left out.
     pub leading: usize,
     pub file_bytes: u64,
@@ -48,6 +53,7 @@ pub(super) struct DataFiles {
     filled: BTreeSet<String>,
     growing: Growing,
     done: Vec<Add>,
+    rows: u64,
 }
 
 enum Growing {
@@ -64,7 +70,7 @@ impl Growing {
 impl DataFiles {
     /// `filled` are the columns that are known to be filled, where that is known.
     pub fn new(target: Target, partition: Partition, filled: BTreeSet<String>) -> Self {
-        Self { target, partition, filled, growing: Growing::nothing(), done: Vec::new() }
+        Self { target, partition, filled, growing: Growing::nothing(), done: Vec::new(), rows: 0 }
     }
 
     /// Says in which file of these, and as which rows of it, the rows will be. After an error the file that grew is gone.
@@ -82,12 +88,16 @@ impl DataFiles {
         if self.fill(rows) && matches!(self.growing, Growing::File(..)) {
             self.roll().await?;
         }
+        self.rows += rows.num_rows() as u64;
         let place = (self.done.len(), self.growing_rows());
+        // Files of partitions grow side by side.
+        let undecided_bytes =
+            if self.partition.is_empty() { UNDECIDED_BYTES } else { UNDECIDED_BYTES.min(self.target.row_group_bytes) };
         match &mut self.growing {
             Growing::Undecided { rows: waiting, bytes } => {
                 *bytes += rows.get_array_memory_size();
                 waiting.push(rows.clone());
-                if *bytes >= UNDECIDED_BYTES {
+                if *bytes >= undecided_bytes {
                     self.decide().await?;
                 }
             }
@@ -112,6 +122,11 @@ impl DataFiles {
         if let Growing::File(writer, _) = self.growing {
             writer.abort().await;
         }
+    }
+
+    /// What has been written.
+    pub fn rows(&self) -> u64 {
+        self.rows
     }
 
     fn growing_rows(&self) -> u64 {

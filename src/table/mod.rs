@@ -20,6 +20,7 @@ mod maintain;
 mod newest;
 mod parallel;
 mod part;
+mod partition;
 mod probe;
 mod query;
 mod rebuild;
@@ -29,7 +30,7 @@ mod upsert;
 mod write;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -49,12 +50,14 @@ pub use self::{
     data_file::writer_properties,
     error::Error,
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
+    partition::{DatePart, DatePartition},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use self::{
     data_file::ROW_GROUP_BYTES,
     feed::ENABLE_CHANGE_DATA_FEED,
     files::{Kind, Target},
+    partition::{PARTITION_DATE, of_data_files},
     write::ENABLE_DELETION_VECTORS,
 };
 use crate::fhir::{ResourceType, TransactionTime};
@@ -72,6 +75,21 @@ pub struct Config {
     pub merge: Merge,
     /// Whether tables are told to record what happens to their rows. Those that others have told otherwise are not.
     pub change_data_feed: bool,
+    /// The types whose tables are partitioned.
+    pub partitions: BTreeMap<ResourceType, DatePartition>,
+}
+
+impl Config {
+    /// Everything as it is unless set.
+    pub fn new(root: Location) -> Self {
+        Self {
+            root,
+            storage_options: HashMap::new(),
+            merge: Merge::default(),
+            change_data_feed: false,
+            partitions: BTreeMap::new(),
+        }
+    }
 }
 
 /// How rows leave a data file that stays.
@@ -107,6 +125,7 @@ pub struct Root {
     storage_options: HashMap<String, String>,
     merge: Merge,
     change_data_feed: bool,
+    partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
     /// Held while somebody writes to the table of deletions, which all types share.
     deletions: Arc<Mutex<()>>,
 }
@@ -129,8 +148,9 @@ impl Root {
             Location::ObjectStore(url) => (with_trailing_slash(url), None),
         };
         register_object_stores();
-        let Config { storage_options, merge, change_data_feed, .. } = config;
-        Ok(Self { url, folder, storage_options, merge, change_data_feed, deletions: Arc::default() })
+        let Config { storage_options, merge, change_data_feed, partitions, .. } = config;
+        let (partitions, deletions) = (Arc::new(partitions), Arc::default());
+        Ok(Self { url, folder, storage_options, merge, change_data_feed, partitions, deletions })
     }
 
     /// The table of a resource type, as of now; `None` before its first commit.
@@ -154,15 +174,28 @@ impl Root {
 
     /// The table of a resource type; an empty first commit makes it where there is none.
     pub async fn open_or_create(&self, resource_type: ResourceType, layout: &Layout) -> Result<Table, Error> {
+        let directory = directory(resource_type);
+        let by = self.partitions.get(&resource_type);
+        if let Some(by) = by
+            && layout.schema.field_with_name(&by.source()).is_err()
+        {
+            return Err(Error::Unsupported {
+                place: self.place_of(&directory),
+                feature: format!("partitions by {}, for which it has no column", by.date),
+                way_out: "tables are typed only where the server speaks R4; take its [tables.<type>] out of the configuration",
+            });
+        }
         if let Some(table) = self.open(resource_type).await? {
             return table.evolve(layout).await;
         }
-        let directory = directory(resource_type);
-        let schema = kernel_schema(&layout.schema, &self.place_of(&directory))?;
+        let schema = columns(layout, by);
+        let schema = kernel_schema(&schema, &self.place_of(&directory))?;
+        let of_partition = by.map(|by| (PARTITION_DATE, Some(by.date.clone())));
         let create = CreateBuilder::new()
             .with_table_name(resource_type.as_str())
             .with_columns(schema.fields().cloned())
-            .with_configuration(self.properties(layout));
+            .with_partition_columns(by.iter().flat_map(|by| by.columns()))
+            .with_configuration(self.properties(layout).into_iter().chain(of_partition));
         self.create(resource_type, &directory, create).await
     }
 
@@ -252,6 +285,7 @@ impl Table {
         if !layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name())) {
             return Ok(self);
         }
+        self.check_partitions()?;
         let mut properties: HashMap<_, _> = HashMap::new();
         if !missing.is_empty() {
             tracing::info!(resource_type = %self.resource_type, columns = missing.len(), "the table gains columns");
@@ -296,7 +330,7 @@ impl Table {
     }
 
     /// A change set for this table, of rows with `schema`. While the table is empty, they become its data files as they
-    /// come: most of them will be what the commit brings. See [`ChangeSet::new`].
+    /// come, unless it has partitions: most of them will be what the commit brings. See [`ChangeSet::new`].
     pub async fn change_set(
         &self,
         schema: &SchemaRef,
@@ -304,7 +338,9 @@ impl Table {
         spool_folder: &Path,
     ) -> Result<ChangeSet, Error> {
         let changes = ChangeSet::new(schema, memory_bytes, spool_folder);
-        if self.files().await?.is_empty() { Ok(changes.appending(self.target()?, memory_bytes)) } else { Ok(changes) }
+        let target = self.target()?;
+        let appends = target.by.is_none() && self.files().await?.is_empty();
+        if appends { Ok(changes.appending(target, memory_bytes)) } else { Ok(changes) }
     }
 
     /// How many columns from the left have statistics, as the table itself says.
@@ -319,11 +355,22 @@ impl Table {
         Ok(Target {
             kind: Kind::Data,
             store: self.delta.object_store(),
-            columns: self.columns()?,
+            columns: Arc::new(of_data_files(&self.columns()?, &self.partition_columns()?)),
+            by: self.partitioned_by().cloned(),
             leading: self.leading_columns()?,
             file_bytes: TARGET_FILE_BYTES,
             row_group_bytes: ROW_GROUP_BYTES,
         })
+    }
+
+    /// How the configuration wants the table to be partitioned; [`Self::check_writable`] holds the table to it.
+    fn partitioned_by(&self) -> Option<&DatePartition> {
+        self.root.partitions.get(&self.resource_type)
+    }
+
+    fn partition_columns(&self) -> Result<Vec<String>, Error> {
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
+        Ok(snapshot.metadata().partition_columns().to_vec())
     }
 
     /// How far the export with this application id has brought the table.
@@ -347,6 +394,11 @@ const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
 /// `id` and the columns of the sync itself: a table without one of them was made by others.
 const OWN_COLUMNS: usize = 4;
+
+/// All columns of a table: those of the rows, then those of the partitions.
+fn columns(layout: &Layout, by: Option<&DatePartition>) -> SchemaRef {
+    by.map_or_else(|| Arc::clone(&layout.schema), |by| Arc::new(by.with_columns(&layout.schema)))
+}
 
 fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, Error> {
     schema.try_into_kernel().map_err(|error| Error::Root {

@@ -14,16 +14,20 @@ use deltalake::kernel::{Action, Add, MetadataExt as _};
 use futures::StreamExt as _;
 
 use super::{
-    Committed, Counts, Error, Layout, Table, Upsert,
+    Committed, Counts, Error, Layout, Table, Upsert, columns,
     commit::{self, Outcome},
-    files::{DataFiles, Target},
+    files::Target,
     kernel_schema,
+    partition::PartitionedFiles,
     stored::StoredFile,
     write::remove,
 };
 
 /// What is kept of a row as it was.
 const KEPT: [&str; 4] = ["_sync_source", "_sync_at", "_sync_transaction_time", "_sync_job"];
+
+/// Into which the rows of one file may go at the same time.
+const PARTITIONS_PER_FILE: usize = 4;
 
 impl Table {
     /// Gives the table exactly the columns of `layout`. `decode` makes a row of each line, in order, or says why not.
@@ -34,11 +38,12 @@ impl Table {
         layout: &Layout,
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
     ) -> Result<Committed, Error> {
+        self.check_partitions()?;
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let mut metadata = snapshot
             .metadata()
             .clone()
-            .with_schema(&kernel_schema(&layout.schema, &self.place)?)
+            .with_schema(&kernel_schema(&columns(layout, self.partitioned_by()), &self.place)?)
             .map_err(|error| self.failed(error))?;
         for (name, value) in &layout.properties {
             metadata =
@@ -68,7 +73,8 @@ impl Table {
         target: &Target,
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
     ) -> Result<(Vec<Add>, u64), Error> {
-        let mut files = DataFiles::new(target.clone(), stored.partition(), BTreeSet::new());
+        // A newer version may read a date otherwise.
+        let mut files = PartitionedFiles::new(target.clone(), BTreeSet::new(), PARTITIONS_PER_FILE);
         let mut count = 0;
         let mut batches = self.rows(stored).await?;
         while let Some(batch) = batches.next().await {

@@ -21,6 +21,7 @@ use super::{
     Error, Table,
     data_file::{DataFile, Partition, is_own},
     deletion_vector::{self, DeadRows},
+    partition::DatePart,
 };
 
 /// A data file that a version of the table has, or that the next one will have.
@@ -36,8 +37,11 @@ pub(super) struct StoredFile {
 }
 
 impl StoredFile {
+    /// In the order of the folders.
     pub fn partition(&self) -> Partition {
-        self.add.partition_values.clone().into_iter().collect()
+        let mut partition: Partition = self.add.partition_values.clone().into_iter().collect();
+        partition.sort_by_key(|(name, _)| DatePart::ALL.iter().position(|part| part.as_str() == name));
+        partition
     }
 
     /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.

@@ -15,6 +15,7 @@ mod lost_answer;
 mod maintain;
 mod marks;
 mod oracle;
+mod partition;
 mod race;
 mod spilled;
 
@@ -65,8 +66,7 @@ fn deletion(id: &str, at: Option<&str>) -> Change {
 }
 
 fn config(folder: &Path, merge: Merge) -> Config {
-    let root = Location::Folder(folder.join("lake"));
-    Config { root, storage_options: HashMap::new(), merge, change_data_feed: false }
+    Config { merge, ..Config::new(Location::Folder(folder.join("lake"))) }
 }
 
 fn root(folder: &Path, merge: Merge) -> Root {
@@ -372,10 +372,7 @@ fn a_root_that_cannot_be_written_is_named() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     let root = Location::Folder(folder.path().join("file/lake"));
-    let error =
-        Root::new(Config { root, storage_options: HashMap::new(), merge: Merge::default(), change_data_feed: false })
-            .unwrap_err()
-            .to_string();
+    let error = Root::new(Config::new(root)).unwrap_err().to_string();
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 

@@ -1,6 +1,9 @@
 //! Writing: a decision becomes data files, deletion vectors and the actions that name them. Nothing is committed here.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{BooleanArray, RecordBatch, new_null_array},
@@ -20,6 +23,7 @@ use super::{
     feed::{Feed, Images},
     files::{DataFiles, Target},
     parallel::{cores, in_parallel},
+    partition::{DatePartition, Key, PartitionedFiles, keys},
     stored::StoredFile,
 };
 
@@ -38,11 +42,14 @@ const MOST_DEAD_PERCENT: u64 = 30;
 /// Fewer parts of a change set than this become one file: two small ones serve nobody.
 const PARTS_PER_WRITER: usize = 8;
 
+/// Partitions that one thread writes side by side.
+const PARTITIONS_PER_LOT: usize = 16;
+
 /// What one thread writes.
 enum Unit<'files> {
     Survivors(&'files Touched<'files>),
-    Changes(Range<u32>),
-    Images(&'files Feed, Images),
+    Changes(&'files Lot),
+    Images(&'files Feed, Images<'files>),
 }
 
 impl Table {
@@ -68,19 +75,20 @@ impl Table {
         let (survivors, marked): (Vec<_>, Vec<_>) =
             touched.into_iter().partition(|touched| touched.is_rewritten(vectors, decision));
         let mut units: Vec<_> = survivors.iter().map(Unit::Survivors).collect();
+        let target = self.target()?;
+        let lots = self.lots(changes, decision, target.by.as_ref())?;
         if appended.is_none() {
-            units.extend(ranges(decision).into_iter().map(Unit::Changes));
+            units.extend(lots.iter().map(Unit::Changes));
         }
         if let Some(feed) = decision.told() {
             let images = decision.losing_files().map(Images::Before);
-            let images = images.chain(ranges(decision).into_iter().map(Images::After));
+            let images = images.chain(lots.iter().map(Images::After));
             units.extend(images.map(|images| Unit::Images(feed, images)));
         }
-        let target = self.target()?;
         let runtime = Handle::current();
         let written = in_parallel(&units, |unit| match unit {
             Unit::Survivors(touched) => runtime.block_on(self.write_survivors(&target, touched)),
-            Unit::Changes(parts) => runtime.block_on(self.write_changes(&target, changes, decision, parts.clone())),
+            Unit::Changes(lot) => runtime.block_on(self.write_changes(&target, changes, decision, lot)),
             Unit::Images(feed, images) => runtime.block_on(self.write_images(&target, changes, decision, feed, images)),
         })?;
         let mut actions = self.mark(marked).await?;
@@ -145,12 +153,13 @@ impl Table {
         target: &Target,
         changes: &ChangeSet,
         decision: &Decision,
-        parts: Range<u32>,
+        lot: &Lot,
     ) -> Result<Vec<Action>, Error> {
-        let mut files = DataFiles::new(target.clone(), Vec::new(), changes.filled_columns());
-        for (part, chosen) in decision.write.range(parts) {
+        let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), lot.partitions.len());
+        for part in &lot.parts {
+            let Some(chosen) = decision.write.get(part) else { continue };
             let rows = self.chosen_rows(changes, *part, chosen)?;
-            files.write(&rows).await.map_err(|error| self.failed(error))?;
+            files.write_only(&rows, |key| lot.partitions.contains(key)).await.map_err(|error| self.failed(error))?;
         }
         let written = files.finish().await.map_err(|error| self.failed(error))?;
         Ok(written.into_iter().map(Action::Add).collect())
@@ -232,10 +241,42 @@ fn loose(stats: Option<&str>, rows: u64) -> String {
     stats.to_string()
 }
 
-/// The parts with rows to write, for as many threads as that is worth.
-fn ranges(decision: &Decision) -> Vec<Range<u32>> {
-    let parts: Vec<_> = decision.write.keys().copied().collect();
-    let writers = (parts.len() / PARTS_PER_WRITER).clamp(1, cores());
-    let chunks = parts.chunks(parts.len().div_ceil(writers).max(1));
-    chunks.filter_map(|chunk| Some(*chunk.first()?..chunk.last()? + 1)).collect()
+/// Rows of the change set that one thread writes: those of these parts that are of these partitions.
+pub(super) struct Lot {
+    pub parts: Vec<u32>,
+    pub partitions: BTreeSet<Key>,
+}
+
+impl Table {
+    /// All rows that are to be written, for as many threads as that is worth. Where there are partitions, each belongs to
+    /// one lot, which reads the parts that have rows of it: more reading, but no small files.
+    fn lots(&self, changes: &ChangeSet, decision: &Decision, by: Option<&DatePartition>) -> Result<Vec<Lot>, Error> {
+        let parts: Vec<_> = decision.write.keys().copied().collect();
+        let writers = (parts.len() / PARTS_PER_WRITER).clamp(1, cores());
+        let chunks: Vec<_> = parts.chunks(parts.len().div_ceil(writers).max(1)).collect();
+        if by.is_none() {
+            let whole = |parts: &&[u32]| Lot { parts: parts.to_vec(), partitions: BTreeSet::from([None]) };
+            return Ok(chunks.iter().map(whole).collect());
+        }
+        let keys_of = |part: &u32| {
+            let Some(chosen) = decision.write.get(part) else { return Ok((*part, BTreeSet::new())) };
+            let keys = keys(&self.chosen_rows(changes, *part, chosen)?, by).map_err(|error| self.failed(error))?;
+            Ok((*part, keys))
+        };
+        // Which parts have rows of a partition, as a bitmap: days make many of both.
+        let mut parts_of: BTreeMap<Key, DeadRows> = BTreeMap::new();
+        for (part, keys) in in_parallel(&parts, keys_of)? {
+            for key in keys {
+                parts_of.entry(key).or_default().insert(part.into());
+            }
+        }
+        let parts_of: Vec<_> = parts_of.into_iter().collect();
+        let lots = parts_of.chunks(parts_of.len().div_ceil(writers).clamp(1, PARTITIONS_PER_LOT));
+        let lot = |of: &[(Key, DeadRows)]| {
+            let parts = of.iter().fold(DeadRows::new(), |all, (_, parts)| all | parts);
+            let parts = parts.iter().filter_map(|part| u32::try_from(part).ok()).collect();
+            Lot { parts, partitions: of.iter().map(|(key, _)| *key).collect() }
+        };
+        Ok(lots.map(lot).collect())
+    }
 }

@@ -5,7 +5,7 @@
 mod process;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     path::PathBuf,
@@ -19,7 +19,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
-    table::{self, Location, Merge, Root},
+    table::{self, Location, Root},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -186,12 +186,7 @@ impl Stage {
     }
 
     fn tables(&self) -> table::Config {
-        table::Config {
-            root: Location::Folder(self.lake()),
-            storage_options: HashMap::new(),
-            merge: Merge::default(),
-            change_data_feed: false,
-        }
+        table::Config::new(Location::Folder(self.lake()))
     }
 }
 

@@ -50,7 +50,7 @@ impl Weighed {
     }
 }
 
-/// Which files are written again, by group. Neighbours in time stay neighbours.
+/// Which files of a partition are written again, by group. Neighbours in time stay neighbours.
 fn groups(mut files: Vec<Weighed>, maintenance: &Maintenance) -> Vec<Vec<Weighed>> {
     let wants = |step| maintenance.steps.contains(&step);
     let is_small = |file: &Weighed| wants(Step::Compact) && file.alive_bytes() < maintenance.target_file_bytes / 2;
@@ -88,9 +88,9 @@ impl Table {
         // What other engines wrote is left to them: their rows may have been changed under an old `_sync_hash`, which is
         // trusted in files of our own.
         let files: Vec<_> = self.stored_files().await?.into_iter().filter(|file| file.own).collect();
-        let mut weighed = Vec::new();
+        let mut weighed: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            weighed.push(Weighed {
+            weighed.entry(file.partition()).or_default().push(Weighed {
                 index,
                 modified_millis: file.add.modification_time,
                 bytes: bytes_of(&file.add),
@@ -98,7 +98,8 @@ impl Table {
                 dead_rows: file.dead.len(),
             });
         }
-        let mut groups = groups(weighed, maintenance).into_iter();
+        let groups: Vec<_> = weighed.into_values().flat_map(|weighed| groups(weighed, maintenance)).collect();
+        let mut groups = groups.into_iter();
         // Our own commits move the version by one each; whatever else moves it has been done by others.
         let mut version = self.version();
         while let Some(group) = groups.next() {

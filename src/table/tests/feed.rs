@@ -14,7 +14,7 @@ fn with_feed(config: Config) -> Config {
 
 impl Lake {
     /// What the commits from `version` on tell, in order. Not the reader's: deltalake cannot sort where there is nothing.
-    async fn told(&self, version: u64, columns: &str) -> Vec<Vec<String>> {
+    pub(super) async fn told(&self, version: u64, columns: &str) -> Vec<Vec<String>> {
         let table = self.table().await;
         let feed = table.delta.scan_cdf().with_starting_version(version);
         let context = SessionContext::new();

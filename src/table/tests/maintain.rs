@@ -11,7 +11,7 @@ use crate::table::{DryRun, Error, Maintained, Maintenance, Retention, Step};
 
 const DAY: Duration = Duration::from_hours(24);
 
-fn maintenance(steps: &[Step]) -> Maintenance {
+pub(super) fn maintenance(steps: &[Step]) -> Maintenance {
     Maintenance {
         steps: steps.iter().copied().collect(),
         target_file_bytes: 128 << 20,

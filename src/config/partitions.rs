@@ -1,0 +1,74 @@
+//! `[tables.<type>]`: by which date the table of a type is partitioned, where a site asks for that.
+
+use std::collections::BTreeMap;
+
+use super::section::Section;
+use crate::{
+    fhir::{RESOURCE_TYPES, ResourceType},
+    resource::{Options, Shape, shape::Derived},
+    table::{DatePart, DatePartition},
+};
+
+/// `None` after a mistake. Whatever tables are left in `tables` must be those of types.
+pub(super) fn read(
+    tables: &mut Section,
+    columns: Option<(bool, Options)>,
+) -> Option<BTreeMap<ResourceType, DatePartition>> {
+    let mut partitions = Some(BTreeMap::new());
+    for (name, section) in tables.named_sections() {
+        let one = match resource_type(&name) {
+            Ok(resource_type) => read_one(section, resource_type, columns).map(|one| (resource_type, one)),
+            Err(what) => {
+                tables.mistake(&name, &what);
+                None
+            }
+        };
+        partitions = partitions.zip(one).map(|(mut partitions, (resource_type, one))| {
+            partitions.insert(resource_type, one);
+            partitions
+        });
+    }
+    partitions
+}
+
+/// What comes from the environment is in small letters.
+fn resource_type(name: &str) -> Result<ResourceType, String> {
+    let known = RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name));
+    known.copied().unwrap_or(name).parse().map_err(|error| format!("is no key, and {error}"))
+}
+
+fn read_one(
+    mut section: Section,
+    resource_type: ResourceType,
+    columns: Option<(bool, Options)>,
+) -> Option<DatePartition> {
+    let parts = section.list("partition_by", |text| {
+        let known = DatePart::ALL.into_iter().find(|part| part.as_str() == text);
+        known.ok_or_else(|| format!("{text:?} is none of year, month, day"))
+    });
+    let (typed, options) = columns?;
+    let shape = if typed { Shape::of(resource_type, options) } else { Shape::untyped(resource_type, options) };
+    let date = section.required("partition_date", |text| match dates(&shape) {
+        dates if dates.contains(&text) => Ok(text.to_owned()),
+        _ if !typed => Err("needs a column for each FHIR element: tables.typed = true".to_owned()),
+        dates if dates.is_empty() => Err(format!("{text:?}: {resource_type} has no dates to be partitioned by")),
+        dates => Err(format!("{text:?} is no date of {resource_type}; it has {}", dates.join(", "))),
+    });
+    let finest = parts.last().copied();
+    if DatePart::ALL.get(..parts.len()) != Some(parts.as_slice()) || finest.is_none() {
+        section.mistake("partition_by", "must be [\"year\"], [\"year\", \"month\"] or [\"year\", \"month\", \"day\"]");
+        section.end();
+        return None;
+    }
+    section.end();
+    Some(DatePartition { date: date?, finest: finest? })
+}
+
+/// The names of the dates that have columns of their own.
+fn dates(shape: &Shape) -> Vec<&'static str> {
+    let dates = shape.derived.iter().filter_map(|derived| match derived {
+        Derived::Bounds { name, .. } => Some(*name),
+        Derived::Reference { .. } => None,
+    });
+    dates.collect()
+}

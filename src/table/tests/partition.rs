@@ -1,0 +1,225 @@
+//! What partitions by a date change, and what they do not.
+
+use std::collections::BTreeSet;
+
+use super::{maintain::in_days, *};
+use crate::table::Step;
+
+fn by(finest: DatePart) -> BTreeMap<ResourceType, DatePartition> {
+    BTreeMap::from([(patient(), DatePartition { date: "birthDate".to_owned(), finest })])
+}
+
+fn partitioned(finest: DatePart) -> Lake {
+    Lake::with(|config| Config { partitions: by(finest), change_data_feed: true, ..config })
+}
+
+fn born(id: &str, version: u32, date: Option<&str>) -> Change {
+    let date = date.map(|date| format!(r#","birthDate":"{date}""#)).unwrap_or_default();
+    Change::Line(format!(r#"{{"resourceType":"Patient","id":"{id}","meta":{{"versionId":"{version}"}}{date}}}"#))
+}
+
+impl Lake {
+    /// Where the rows are, by DataFusion: the ids with the text of the partition columns.
+    async fn partitions_of(&self, columns: &str, condition: &str) -> Vec<String> {
+        let sql = format!(r#"SELECT id, {columns} FROM "Patient" WHERE {condition} ORDER BY id"#);
+        let drawn = self.root.query(&[patient()], &sql).await.unwrap();
+        let rows = drawn.lines().skip(3).filter(|row| row.starts_with('|'));
+        rows.map(|row| row.split_whitespace().collect()).collect()
+    }
+
+    /// The folders of the files that the newest version has.
+    async fn folders(&self) -> Vec<String> {
+        let table = self.root.open(patient()).await.unwrap().unwrap();
+        let files = table.stored_files().await.unwrap();
+        let mut folders: Vec<_> = files
+            .iter()
+            .map(|file| file.add.path.rsplit_once('/').map_or("", |(folder, _)| folder).to_owned())
+            .collect();
+        folders.sort();
+        for file in files {
+            assert!(self.table_folder().join(&file.add.path).exists(), "{}", file.add.path);
+        }
+        folders
+    }
+}
+
+#[tokio::test]
+async fn rows_lie_by_their_date_in_folders_as_hive_names_them_and_are_found_by_it() {
+    let lake = partitioned(DatePart::Month);
+    let rows = [
+        born("a", 1, Some("1970-05-03")),
+        born("b", 1, Some("1970-05")),
+        born("c", 1, Some("1971")),
+        born("d", 1, None),
+        born("e", 1, Some("no date")),
+    ];
+    let committed = lake.upsert(&[rows.to_vec()], 5).await;
+    assert_eq!(committed.counts.inserted, 5);
+    let folders =
+        ["year=1970/month=5", "year=1971/month=1", "year=__HIVE_DEFAULT_PARTITION__/month=__HIVE_DEFAULT_PARTITION__"];
+    assert_eq!(lake.folders().await, folders);
+    assert_eq!(lake.partitions_of("year, month", "year = 1970 AND month = 5").await, ["|a|1970|5|", "|b|1970|5|"]);
+    assert_eq!(lake.partitions_of("year, month", "year > 1970").await, ["|c|1971|1|"]);
+    assert_eq!(lake.partitions_of("year, month", "year IS NULL").await, ["|d|||", "|e|||"]);
+    let columns = lake.root.open(patient()).await.unwrap().unwrap().columns().unwrap();
+    let last: Vec<_> = columns.fields().iter().rev().take(2).map(|field| field.name().as_str()).collect();
+    assert_eq!(last, ["month", "year"], "at the end, so that the leading ones stay");
+}
+
+#[tokio::test]
+async fn a_partition_is_as_fine_as_it_is_asked_for() {
+    for (finest, folder) in [
+        (DatePart::Year, "year=1970"),
+        (DatePart::Month, "year=1970/month=12"),
+        (DatePart::Day, "year=1970/month=12/day=31"),
+    ] {
+        let lake = partitioned(finest);
+        lake.upsert(&[vec![born("a", 1, Some("1970-12-31"))]], 5).await;
+        assert_eq!(lake.folders().await, [folder]);
+    }
+}
+
+#[tokio::test]
+async fn a_row_whose_date_changes_moves_and_is_told_once_before_and_once_after() {
+    let lake = partitioned(DatePart::Year);
+    lake.upsert(&[vec![born("a", 1, Some("1970")), born("b", 1, Some("1970")), born("c", 1, None)]], 5).await;
+    let moved = vec![born("a", 2, Some("1980")), born("c", 2, Some("1970"))];
+    let committed = lake.upsert(&[moved], 6).await;
+    assert_eq!(committed.counts, Counts { updated: 2, ..Counts::default() });
+    assert_eq!(lake.partitions_of("year", "true").await, ["|a|1980|", "|b|1970|", "|c|1970|"]);
+    let told = lake.told(committed.version, "id, _change_type, year").await;
+    let expected = [
+        ["a", "update_postimage", "1980"],
+        ["a", "update_preimage", "1970"],
+        ["c", "update_postimage", "1970"],
+        ["c", "update_preimage", ""],
+    ];
+    assert_eq!(told, expected);
+    let folders: BTreeSet<_> = std::fs::read_dir(lake.table_folder().join("_change_data"))
+        .unwrap()
+        .map(|folder| folder.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(Vec::from_iter(folders), ["year=1970", "year=1980", "year=__HIVE_DEFAULT_PARTITION__"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
+    let lake = partitioned(DatePart::Month);
+    for (number, date) in (1u32..).zip(["1970-01-01", "1970-02-01", "1970-01-02", "1970-02-02"]) {
+        lake.upsert(&[vec![born(&format!("p{number}"), 1, Some(date))]], i64::from(number)).await;
+    }
+    let before = lake.partitions_of("year, month", "true").await;
+    assert_eq!(lake.folders().await.len(), 4);
+    let done = lake.maintain(&Step::ALL, in_days(0)).await;
+    assert_eq!((done.rewritten.files, done.written.files), (4, 2));
+    assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
+    assert_eq!(lake.partitions_of("year, month", "true").await, before);
+    let decode = |lines: Vec<Vec<u8>>| {
+        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
+        Ok(decoder(9).decode(lines).unwrap().rows)
+    };
+    let table = lake.root.open(patient()).await.unwrap().unwrap();
+    assert_eq!(table.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);
+    assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
+    assert_eq!(lake.partitions_of("year, month", "true").await, before);
+    let vacuumed = lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed;
+    assert_eq!(vacuumed.files, 6, "in the folders of the partitions too");
+    assert_eq!(lake.partitions_of("year, month", "true").await, before);
+}
+
+#[tokio::test]
+async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_out() {
+    let mut lake = partitioned(DatePart::Month);
+    lake.upsert(&[vec![born("a", 1, Some("1970-05-03"))]], 5).await;
+    let refused = async |lake: &mut Lake, partitions| {
+        lake.root.partitions = Arc::new(partitions);
+        let error =
+            lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.err().unwrap().to_string();
+        assert!(error.contains("move it away") && error.contains("partition_by"), "{error}");
+        let maintenance = maintain::maintenance(&[Step::Compact]);
+        let maintained = lake.root.maintain(patient(), &maintenance, DryRun::No, in_days(0), &|| true).await;
+        assert!(matches!(maintained, Err(Error::Unsupported { .. })));
+        error
+    };
+    let error = refused(&mut lake, BTreeMap::new()).await;
+    assert!(error.contains("columns year, month of birthDate where the configuration says no partition"), "{error}");
+    refused(&mut lake, by(DatePart::Day)).await;
+    let of_another_date = DatePartition { date: "deceased".to_owned(), finest: DatePart::Month };
+    refused(&mut lake, BTreeMap::from([(patient(), of_another_date)])).await;
+    let mut plain = Lake::new();
+    plain.upsert(&[vec![born("a", 1, Some("1970-05-03"))]], 5).await;
+    let error = refused(&mut plain, by(DatePart::Year)).await;
+    assert!(error.contains("no partition columns where the configuration says the partition columns year"), "{error}");
+}
+
+#[tokio::test]
+async fn a_type_without_the_column_is_refused_before_a_table_is_made() {
+    let lake = partitioned(DatePart::Year);
+    let untyped = Shape::untyped(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true });
+    let error = lake.root.open_or_create(patient(), &layout_of(&untyped)).await.err().unwrap().to_string();
+    assert!(error.contains("birthDate") && error.contains("typed"), "{error}");
+    assert!(!lake.table_folder().exists());
+}
+
+#[tokio::test]
+async fn no_resource_type_has_a_column_of_a_partitions_name() {
+    for name in crate::fhir::RESOURCE_TYPES {
+        let shape = Shape::of(name.parse().unwrap(), shape().options);
+        assert!(DatePart::ALL.iter().all(|part| shape.schema().field_with_name(part.as_str()).is_err()), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn more_partitions_than_grow_side_by_side_are_a_file_each() {
+    let lake = partitioned(DatePart::Year);
+    let rows = (0..100).map(|number| born(&format!("p{number}"), 1, Some(&format!("{}", 1950 + number % 40))));
+    let committed = lake.upsert(&[rows.clone().collect(), rows.collect()], 5).await;
+    assert_eq!(committed.counts, Counts { inserted: 100, duplicate: 100, ..Counts::default() });
+    assert_eq!(lake.folders().await, Vec::from_iter((1950..1990).map(|year| format!("year={year}"))));
+    assert_eq!(lake.rows().await.len(), 100);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+    #[test]
+    fn a_partitioned_table_holds_the_same_rows_as_one_without_partitions(
+        exports in proptest::collection::vec(
+            proptest::collection::vec((0usize..6, 1u32..5, 0usize..5), 0..8), 1..5,
+        ),
+        finest in proptest::sample::select(DatePart::ALL.to_vec()),
+        copy_on_write in any::<bool>(),
+        maintained in 0usize..5,
+    ) {
+        const IDS: [&str; 6] = ["id0", "id1", "id2", "id3", "id4", "id5"];
+        const DATES: [Option<&str>; 4] = [None, Some("1970-05-03"), Some("1970-06"), Some("1971")];
+        let merge = if copy_on_write { Merge::CopyOnWrite } else { Merge::DeletionVectors };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let lakes = [
+                Lake::with(|config| Config { merge, ..config }),
+                Lake::with(|config| Config { merge, partitions: by(finest), change_data_feed: true, ..config }),
+            ];
+            for (number, export) in exports.iter().enumerate() {
+                let file: Vec<_> = export
+                    .iter()
+                    .map(|(id, version, date)| match DATES.get(*date) {
+                        Some(date) => born(IDS[*id], *version, *date),
+                        None => deletion(IDS[*id], None),
+                    })
+                    .collect();
+                let time = i64::try_from(number + 1).unwrap() * 1_000_000;
+                let [plain, partitioned] = &lakes;
+                let counts = plain.upsert(std::slice::from_ref(&file), time).await.counts;
+                assert_eq!(partitioned.upsert(&[file], time).await.counts, counts);
+                if number == maintained {
+                    partitioned.maintain(&Step::ALL, in_days(0)).await;
+                }
+                assert_eq!(plain.rows().await, partitioned.rows().await);
+                for row in partitioned.partitions_of(r#"year, "birthDate""#, "true").await {
+                    let cells: Vec<_> = row.split('|').collect();
+                    assert_eq!(cells[2], cells[3].get(..4).unwrap_or_default(), "{row}");
+                }
+            }
+        });
+    }
+}
