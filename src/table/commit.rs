@@ -40,7 +40,7 @@ pub(super) async fn commit(
     let before = transaction_version(delta, &upsert.app_id).await.map_err(failed)?;
     // A watermark never goes backwards (rule 52).
     let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(before.unwrap_or(i64::MIN)));
-    if actions.is_empty() && watermark == before {
+    if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
         return Ok(Outcome::Committed { bytes_written: 0 });
     }
     let metadata = metadata(counts, &actions, upsert);

@@ -17,6 +17,7 @@ mod marks;
 mod oracle;
 mod partition;
 mod race;
+mod spilled;
 
 const APP_ID: &str = "fhir-sync/all";
 
@@ -204,6 +205,17 @@ async fn the_same_export_again_writes_no_data_file_and_still_moves_the_watermark
 async fn an_empty_change_set_moves_the_watermark() {
     let lake = Lake::new();
     lake.upsert(&[], 5).await;
+    assert_eq!(lake.watermark().await, Some(time(5)));
+}
+
+#[tokio::test]
+async fn a_run_that_changes_nothing_and_holds_its_watermark_makes_no_commit() {
+    let lake = Lake::new();
+    let first = lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    let held = Upsert { watermark: None, ..upsert(6) };
+    let changes = lake.change_set(&[vec![line("a", 1, "")]], 6);
+    let committed = lake.table().await.upsert(&changes, &held).await.unwrap();
+    assert_eq!((committed.counts.unchanged, committed.version), (1, first.version));
     assert_eq!(lake.watermark().await, Some(time(5)));
 }
 

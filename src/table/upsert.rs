@@ -90,9 +90,11 @@ impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
     pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         changes.close().await?;
-        let foreign = self.foreign_commits().await?;
+        let mut foreign = 0;
         let mut deletions = self.root.deletions().await?;
         for _ in 0..ATTEMPTS {
+            // What overtakes an attempt lies before our commit, where the next run no longer looks.
+            foreign = self.foreign_commits().await?.max(foreign);
             self.check_writable(changes.schema())?;
             let decision = self.decide(changes, upsert, &deletions).await?;
             self.check_balance(changes, &decision.counts)?;

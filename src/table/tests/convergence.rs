@@ -22,7 +22,10 @@ enum Step {
         target_file_bytes: u64,
         purge_percent: f64,
     },
-    Switch(Merge),
+    Switch {
+        merge: Merge,
+        change_data_feed: bool,
+    },
 }
 
 const IDS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -57,8 +60,13 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => export().prop_map(Step::Export),
         1 => maintain.prop_map(|(target_file_bytes, purge_percent)| Step::Maintain { target_file_bytes, purge_percent }),
-        1 => prop_oneof![Just(Merge::DeletionVectors), Just(Merge::CopyOnWrite)].prop_map(Step::Switch),
+        1 => switch(),
     ]
+}
+
+fn switch() -> impl Strategy<Value = Step> {
+    let merge = prop_oneof![Just(Merge::DeletionVectors), Just(Merge::CopyOnWrite)];
+    (merge, any::<bool>()).prop_map(|(merge, change_data_feed)| Step::Switch { merge, change_data_feed })
 }
 
 /// A minute of the year 2026.
@@ -141,7 +149,10 @@ impl Lake {
 
 async fn take(lake: &mut Lake, model: &mut Model, step: &Step) {
     match step {
-        Step::Switch(merge) => lake.root = lake.root_with(*merge),
+        Step::Switch { merge, change_data_feed } => {
+            let config = Config { change_data_feed: *change_data_feed, ..config(lake.folder.path(), *merge) };
+            lake.root = Root::new(config).unwrap();
+        }
         Step::Maintain { target_file_bytes, purge_percent } => {
             lake.small_maintenance(*target_file_bytes, *purge_percent).await;
         }
@@ -163,7 +174,7 @@ async fn take(lake: &mut Lake, model: &mut Model, step: &Step) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn any_sequence_of_changes_is_the_fold_over_them(steps in vec(step(), 1..7)) {

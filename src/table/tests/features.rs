@@ -108,6 +108,39 @@ async fn a_column_with_an_invariant_or_one_that_is_generated_is_refused_by_its_n
     }
 }
 
+/// Gives every column, however deep, a name of its own in the files; counts them from `next` on.
+fn map_columns(of: &mut Value, next: &mut u64) {
+    for field in of.get_mut("fields").and_then(Value::as_array_mut).into_iter().flatten() {
+        field["metadata"]["delta.columnMapping.id"] = (*next).into();
+        field["metadata"]["delta.columnMapping.physicalName"] = format!("col-{next}").into();
+        *next += 1;
+        map_columns(&mut field["type"], next);
+    }
+    for inner in ["elementType", "keyType", "valueType"] {
+        if of.get(inner).is_some_and(Value::is_object) {
+            map_columns(&mut of[inner], next);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_whose_columns_have_other_names_in_the_files_is_refused() {
+    let mapped = json!({
+        "minReaderVersion": 3, "minWriterVersion": 7,
+        "readerFeatures": ["deletionVectors", "columnMapping"], "writerFeatures": ["deletionVectors", "columnMapping"],
+    });
+    let change = |metadata: &mut Value| {
+        let mut schema: Value = serde_json::from_str(metadata["schemaString"].as_str().unwrap()).unwrap();
+        let mut next = 1;
+        map_columns(&mut schema, &mut next);
+        metadata["schemaString"] = schema.to_string().into();
+        metadata["configuration"]["delta.columnMapping.mode"] = "name".into();
+        metadata["configuration"]["delta.columnMapping.maxColumnId"] = next.to_string().into();
+    };
+    let said = Lake::new().refusal(Some(mapped), change).await;
+    assert!(said.contains("column mapping"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_protocol_with_numbers_is_read_as_the_features_that_it_stands_for() {
     let lake = Lake::new();

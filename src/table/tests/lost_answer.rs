@@ -224,6 +224,28 @@ async fn a_lost_answer_to_a_commit_that_only_moves_the_watermark_counts_once() {
     assert_eq!((committed.version, lake.watermark().await), (2, Some(time(6))));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_load_whose_answer_was_lost_keeps_its_files_and_one_that_was_refused_brings_them_the_next_time() {
+    for faults in [[Fault::AnswerLost], [Fault::Refused]] {
+        let lake = Lake::new();
+        let table = unreliable(&lake, &faults).await;
+        let changes = table.change_set(&lake.shape().schema(), 1 << 20, lake.folder.path()).await.unwrap();
+        let file = vec![line("a", 1, "old"), line("b", 1, ""), line("a", 2, "new")];
+        tokio::task::block_in_place(|| lake.fill(&changes, &[file], 5));
+        let counts = match table.upsert(&changes, &upsert(5)).await {
+            Ok(committed) => committed.counts,
+            Err(error) => {
+                assert!(matches!((&faults[0], &error), (Fault::Refused, Error::Delta { .. })), "{error:?}");
+                lake.table().await.upsert(&changes, &upsert(5)).await.unwrap().counts
+            }
+        };
+        assert_eq!(counts, Counts { inserted: 2, duplicate: 1, ..Counts::default() }, "{faults:?}");
+        assert_eq!(lake.table().await.version(), 1);
+        let rows = lake.rows().await;
+        assert!(rows.len() == 2 && rows["a"].contains("new"), "{faults:?}");
+    }
+}
+
 /// A commit of another writer that touches no row.
 const VACUUM: &str =
     r#"{"commitInfo":{"timestamp":1700000000000,"operation":"VACUUM START","operationParameters":{}}}"#;

@@ -21,12 +21,12 @@ enum Other {
     AddsAColumn,
 }
 
-/// Where it gets in between.
+/// The step before which it gets in between.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Point {
-    BeforeDeciding,
-    BeforeWriting,
-    BeforeCommitting,
+    Decide,
+    Write,
+    Commit,
 }
 
 const OTHERS: [Other; 6] = [
@@ -37,7 +37,7 @@ const OTHERS: [Other; 6] = [
     Other::Updates,
     Other::AddsAColumn,
 ];
-const POINTS: [Point; 3] = [Point::BeforeDeciding, Point::BeforeWriting, Point::BeforeCommitting];
+const POINTS: [Point; 3] = [Point::Decide, Point::Write, Point::Commit];
 
 impl Other {
     async fn act(self, lake: &Lake) {
@@ -119,15 +119,15 @@ async fn one_attempt(lake: &Lake, other: Other, point: Point) -> Outcome {
     let upsert = upsert(7);
     let mut table = lake.root.open(patient()).await.unwrap().unwrap();
     let deletions = lake.root.deletions().await.unwrap();
-    if point == Point::BeforeDeciding {
+    if point == Point::Decide {
         other.act(lake).await;
     }
     let decision = table.decide(&changes, &upsert, &deletions).await.unwrap();
-    if point == Point::BeforeWriting {
+    if point == Point::Write {
         other.act(lake).await;
     }
     let actions = table.write(&changes, &decision).await.unwrap();
-    if point == Point::BeforeCommitting {
+    if point == Point::Commit {
         other.act(lake).await;
     }
     let place = table.place.clone();
@@ -158,6 +158,7 @@ async fn an_upsert_that_began_before_another_writer_merges_again_with_what_is_th
         let changes = lake.change_set(&[ours()], 7);
         let committed = stale.upsert(&changes, &upsert(7)).await.unwrap();
         assert_eq!(committed.counts.total(), 3, "{other:?}");
+        assert_eq!(committed.foreign, u64::from(matches!(other, Other::Deletes | Other::Updates)), "{other:?}");
         assert_contents(&lake, other).await;
         assert_eq!(lake.watermark().await, Some(time(7)));
         let again = lake.upsert(&[ours()], 7).await;
