@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use super::{
     ChangeSet, Counts, Error, Reconcile, Table, Upsert,
     deletion_vector::DeadRows,
-    deletions::{Deletions, Removal, Stone, Stones},
+    deletions::{Deletions, Remembered, Removal, Stone, Stones},
     feed::Feed,
     newest::{Newest, Slot},
     probe::{Hit, Probed},
@@ -111,7 +111,7 @@ impl Decision {
             self.count(slot, fate);
             if let Slot::Deleted { id, at } = slot
                 && fate != Fate::Stale
-                && stones.get(&index).is_none_or(|known| *known < stone(*at, upsert))
+                && stones.get(&index).is_none_or(|known| !known.includes(stone(*at, upsert)))
             {
                 self.removals.push(Removal { id: id.to_string(), at_micros: stone(*at, upsert).at_micros });
             }
@@ -119,7 +119,13 @@ impl Decision {
     }
 
     /// A table that others doubled may have several copies of one row; what is written takes the place of all of them.
-    fn settle_one(&mut self, slot: &Slot, copies: &[(&Hit, &bool)], stone: Option<&Stone>, upsert: &Upsert) -> Fate {
+    fn settle_one(
+        &mut self,
+        slot: &Slot,
+        copies: &[(&Hit, &bool)],
+        gone: Option<&Remembered>,
+        upsert: &Upsert,
+    ) -> Fate {
         let fates = copies.iter().map(|(hit, equal)| fate(slot, hit, **equal, upsert));
         let fates: Vec<_> = fates.collect();
         let newer_is_there = fates.contains(&Fate::Stale);
@@ -142,7 +148,7 @@ impl Decision {
             Slot::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
             Slot::Deleted { .. } => Fate::Delete,
             Slot::Row { .. } if !copies.is_empty() => Fate::Update,
-            Slot::Row { version, .. } if stone.is_some_and(|stone| stone.covers(version)) => Fate::Stale,
+            Slot::Row { version, .. } if gone.is_some_and(|gone| gone.covers(version)) => Fate::Stale,
             Slot::Row { .. } => Fate::Insert,
         };
         for hit in dying {

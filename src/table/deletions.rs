@@ -38,7 +38,7 @@ pub(super) struct Removal {
 }
 
 /// What is remembered of a deletion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stone {
     pub at_micros: Option<i64>,
     /// The export that brought it.
@@ -56,6 +56,14 @@ impl Stone {
         matches!(self.compare(row), Some(Ordering::Greater | Ordering::Equal))
     }
 
+    /// The newest of both, by each of the clocks.
+    fn join(self, other: Self) -> Self {
+        Self {
+            at_micros: self.at_micros.max(other.at_micros),
+            transaction_time_micros: self.transaction_time_micros.max(other.transaction_time_micros),
+        }
+    }
+
     fn compare(&self, row: &Version) -> Option<Ordering> {
         let by_clock = self.at_micros.zip(row.last_updated_micros);
         let by_export = || self.transaction_time_micros.zip(row.transaction_time_micros);
@@ -63,8 +71,34 @@ impl Stone {
     }
 }
 
-/// The newest deletion of each id of a change set, by its place there.
-pub(super) type Stones = HashMap<u32, Stone>;
+/// What is remembered of all deletions of one id. Those that state a time and those that do not are compared with a row by
+/// different clocks, so neither stands for the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Remembered {
+    timed: Stone,
+    untimed: Stone,
+}
+
+impl Remembered {
+    /// Is the row certainly no newer than one of them?
+    pub fn covers(&self, row: &Version) -> bool {
+        self.timed.covers(row) || self.untimed.covers(row)
+    }
+
+    /// Does one more deletion change nothing?
+    pub fn includes(&self, stone: Stone) -> bool {
+        self.with(stone) == *self
+    }
+
+    fn with(mut self, stone: Stone) -> Self {
+        let of = if stone.at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
+        *of = of.join(stone);
+        self
+    }
+}
+
+/// The deletions of each id of a change set, by its place there.
+pub(super) type Stones = HashMap<u32, Remembered>;
 
 /// Below the folder of all tables.
 const FOLDER: &str = "_fhir_sync/deleted";
@@ -218,7 +252,8 @@ fn collect(batch: &RecordBatch, source: &str, newest: &Newest, stones: &mut Ston
         }
         let Some(slot) = newest.get(ids.value(row)) else { continue };
         let stone = Stone { at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
-        stones.entry(slot).and_modify(|known| *known = stone.max(*known)).or_insert(stone);
+        let known = stones.entry(slot).or_default();
+        *known = known.with(stone);
     }
     Ok(())
 }

@@ -212,3 +212,43 @@ fn whole_export() -> impl Strategy<Value = Export> {
     let files = vec(vec(prop_oneof![3 => row, 1 => removal], 0..5), 0..3);
     (files, 10u32..30).prop_map(|(files, transaction_time)| Export { files, transaction_time, refresh: None })
 }
+
+fn timed_row(id: &'static str, last_updated: Option<u32>) -> Entry {
+    Entry::Row { id, last_updated, version_id: None, subsetted: false, content: 0 }
+}
+
+fn export_of(transaction_time: u32, entries: &[Entry], refresh: Option<f64>) -> Step {
+    Step::Export(Export { files: vec![entries.to_vec()], transaction_time, refresh })
+}
+
+async fn take_all(steps: &[Step]) -> Model {
+    let (mut lake, mut model) = (lake(), Model::default());
+    for step in steps {
+        take(&mut lake, &mut model, step).await;
+    }
+    model
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_full_refresh_found_missing_does_not_come_back_because_an_older_deletion_stated_its_time() {
+    let model = take_all(&[
+        export_of(5, &[Entry::Deletion { id: "a", at: Some(1) }], None),
+        export_of(8, &[timed_row("a", Some(2))], None),
+        export_of(9, &[timed_row("b", Some(2))], Some(100.0)),
+        export_of(7, &[timed_row("a", Some(2))], None),
+    ])
+    .await;
+    assert_eq!(model.rows().into_keys().collect::<Vec<_>>(), ["b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_a_later_export_repeats_with_an_earlier_time_is_remembered_with_both() {
+    let model = take_all(&[
+        export_of(12, &[Entry::Deletion { id: "a", at: Some(11) }], None),
+        export_of(20, &[Entry::Deletion { id: "a", at: Some(5) }], None),
+        export_of(15, &[timed_row("a", None)], None),
+        export_of(15, &[timed_row("a", Some(10))], None),
+    ])
+    .await;
+    assert!(model.rows().is_empty());
+}
