@@ -37,7 +37,7 @@ pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
     let ids = 0..rows.parse()?;
     let committed = bench.upsert(Path::new(lines), LOADED, ids.map(Some))?;
     ensure!(committed.counts.inserted == rows.parse::<u64>()?, "not all rows were new: {:?}", committed.counts);
-    bench.work(&committed)
+    Ok(bench.work(&committed))
 }
 
 /// Folder, lines, rows of the table, changes.
@@ -64,7 +64,7 @@ fn changes(arguments: &[String], merge: Merge, times: usize) -> anyhow::Result<W
         ensure!(committed.counts.total() == changes, "{:?}", committed.counts);
         last = Some(committed);
     }
-    bench.work(&last.context("nothing was done")?)
+    Ok(bench.work(&last.context("nothing was done")?))
 }
 
 /// Half of them are of the table, scattered over it; half are not there yet.
@@ -147,9 +147,9 @@ impl Bench {
         }
     }
 
-    fn work(&self, committed: &Committed) -> anyhow::Result<Work> {
+    fn work(&self, committed: &Committed) -> Work {
         let bytes_in = self.bytes_in.load(Ordering::Relaxed);
-        Ok(Work { bytes_in, bytes_out: committed.bytes_written, rows: committed.counts.total() })
+        Work { bytes_in, bytes_out: committed.bytes_written, rows: committed.counts.total() }
     }
 }
 

@@ -119,7 +119,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
         Ok(lake.decoder(9).decode(lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    assert_eq!(table.rebuild(&layout_of(&shape()), &decode).await.unwrap().counts.updated, 4);
+    assert_eq!(table.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of("year, month", "true").await, before);
     for name in ["year=1970/month=1/killed.parquet#1", "_change_data/killed.parquet#7", "_delta_log/kept.parquet#1"] {
@@ -139,7 +139,8 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
     lake.upsert(&[vec![born("a", 1, Some("1970-05-03"))]], 5).await;
     let refused = async |lake: &mut Lake, partitions| {
         lake.root.partitions = Arc::new(partitions);
-        let error = lake.root.open_or_create(patient(), &layout_of(&shape())).await.err().unwrap().to_string();
+        let error =
+            lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.err().unwrap().to_string();
         assert!(error.contains("move it away") && error.contains("partition_by"), "{error}");
         let maintenance = maintain::maintenance(&[Step::Compact]);
         let maintained = lake.root.maintain(patient(), &maintenance, DryRun::No, in_days(0), &|| true).await;
