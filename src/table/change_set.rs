@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    ops::RangeInclusive,
     path::Path,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -40,6 +41,8 @@ struct Held {
     parts: Vec<Block>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
+    /// The first and the last id, in the order of their bytes.
+    ids: Option<RangeInclusive<String>>,
 }
 
 impl ChangeSet {
@@ -60,7 +63,7 @@ impl ChangeSet {
     }
 
     fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
-        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new() };
+        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids: None };
         Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
     }
 
@@ -81,7 +84,11 @@ impl ChangeSet {
         // Its memory is not needed while others are waited for.
         drop(rows);
         let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
-        let Held { spool, index, .. } = &mut *self.write();
+        let all = || keys.iter().map(|(_, key)| key.id.as_str());
+        let bounds = all().min().zip(all().max()).map(|(first, last)| (first.to_owned(), last.to_owned()));
+        let held = &mut *self.write();
+        bounds.into_iter().for_each(|(first, last)| held.widen(first, last));
+        let Held { spool, index, .. } = held;
         for (row, (hashed, key)) in (first.row..).zip(keys) {
             let (position, place) = ((file, key.line), Place { row, ..first });
             let row = Row { version: key.version, hash: key.hash, position, place };
@@ -123,7 +130,9 @@ impl ChangeSet {
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let key = self.keys.of(&id);
-        let Held { spool, index, .. } = &mut *self.write();
+        let held = &mut *self.write();
+        held.widen(id.clone(), id.clone());
+        let Held { spool, index, .. } = held;
         index.push(spool, key, &Entry::Deletion { id: id.into(), at })
     }
 
@@ -134,6 +143,11 @@ impl ChangeSet {
 
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// Where the ids of the change set lie, in the order of their bytes.
+    pub(super) fn ids(&self) -> Option<RangeInclusive<String>> {
+        self.read().ids.clone()
     }
 
     /// The names of the columns that are not null in all rows so far.
@@ -173,6 +187,18 @@ impl ChangeSet {
 
     fn write(&self) -> RwLockWriteGuard<'_, Held> {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn widen(&mut self, first: String, last: String) {
+        self.ids = Some(match self.ids.take() {
+            Some(ids) => {
+                let (known_first, known_last) = ids.into_inner();
+                first.min(known_first)..=last.max(known_last)
+            }
+            None => first..=last,
+        });
     }
 }
 

@@ -57,9 +57,10 @@ impl Table {
         if !changes.is_empty() || upsert.reconcile.is_some() {
             decision.files = self.stored_files().await?;
         }
+        let ids = changes.ids();
         for newest in changes.shards() {
             let newest = newest?;
-            let probed = self.probe(&decision.files, &newest, upsert)?;
+            let probed = self.probe(&decision.files, &newest, ids.as_ref(), upsert)?;
             let stones = deletions.stones(self.resource_type, &upsert.source, &newest).await?;
             let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
             decision.settle(&newest, probed, &equal, &stones, upsert);

@@ -3,7 +3,7 @@
 //! Of the files it reads the ids, and of the rows that it finds their versions: nothing else. Row groups are read in
 //! parallel, a batch at a time; what stays in memory is one [`Hit`] for each stored row that the change set has.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
@@ -74,10 +74,19 @@ struct Unit<'files> {
 }
 
 impl Table {
-    /// Finds the rows of `newest` in `files`. Blocks.
-    pub(super) fn probe(&self, files: &[StoredFile], newest: &Newest, upsert: &Upsert) -> Result<Probed, Error> {
+    /// Finds the rows of `newest`, whose ids lie between `ids`, in `files`. Blocks.
+    pub(super) fn probe(
+        &self,
+        files: &[StoredFile],
+        newest: &Newest,
+        ids: Option<&RangeInclusive<String>>,
+        upsert: &Upsert,
+    ) -> Result<Probed, Error> {
         let runtime = Handle::current();
-        let indexed: Vec<_> = (0u32..).zip(files).collect();
+        let may_have = |stored: &StoredFile| ids.is_some_and(|ids| stored.may_have(ids));
+        let mut indexed: Vec<_> = (0u32..).zip(files).collect();
+        // What is gone may lie anywhere.
+        indexed.retain(|(_, stored)| upsert.reconcile.is_some() || may_have(stored));
         let footers = in_parallel(&indexed, |(index, stored)| {
             let footer = runtime.block_on(key_footer(stored)).map_err(|error| self.failed(error))?;
             Ok(units(*index, stored, &footer))

@@ -1,6 +1,6 @@
 //! Stored rows: the data files of a table at one version, without the rows that are dead.
 
-use std::sync::Arc;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use arrow::{
     array::{AsArray as _, BooleanArray, RecordBatch},
@@ -16,6 +16,7 @@ use parquet::arrow::{
     ParquetRecordBatchStreamBuilder, ProjectionMask,
     arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
 };
+use serde_json::Value;
 
 use super::{
     Error, Table,
@@ -42,6 +43,17 @@ impl StoredFile {
         let mut partition: Partition = self.add.partition_values.clone().into_iter().collect();
         partition.sort_by_key(|(name, _)| DatePart::ALL.iter().position(|part| part.as_str() == name));
         partition
+    }
+
+    /// May one of the ids be in this file? Servers that number their resources bring new ones in files of their own. Only
+    /// statistics of our own making are believed: a bound that was cut to be short must still be one.
+    pub fn may_have(&self, ids: &RangeInclusive<String>) -> bool {
+        let stats = self.add.stats.as_deref().filter(|_| self.own);
+        let stats: Option<Value> = stats.and_then(|stats| serde_json::from_str(stats).ok());
+        let bound = |of: &str| stats.as_ref().and_then(|stats| stats.get(of)?.get("id")?.as_str());
+        let before = bound("minValues").is_some_and(|first| ids.end().as_str() < first);
+        let behind = bound("maxValues").is_some_and(|last| ids.start().as_str() > last);
+        !before && !behind
     }
 
     /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.

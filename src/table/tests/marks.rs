@@ -101,3 +101,21 @@ async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
     let rows = lake.rows().await;
     assert!(rows.len() == 10 && rows["id0"].contains("newest"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_ids_lie_elsewhere_is_not_read() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a1", 1, ""), line("a9", 1, "")]], 5).await;
+    lake.upsert(&[vec![line("b1", 1, ""), line("b9", 1, "")]], 6).await;
+    for stored in lake.table().await.stored_files().await.unwrap() {
+        if stored.may_have(&("b0".to_owned()..="b2".to_owned())) {
+            continue;
+        }
+        std::fs::remove_file(lake.table_folder().join(stored.file.path.as_ref())).unwrap();
+    }
+    let committed = lake.upsert(&[vec![line("b1", 2, "new"), line("b5", 1, "")]], 7).await;
+    assert_eq!(committed.counts, Counts { updated: 1, inserted: 1, ..Counts::default() });
+    let mut files: Vec<_> = lake.table().await.stored_files().await.unwrap();
+    files.retain(|stored| stored.may_have(&("a9".to_owned()..="b0".to_owned())));
+    assert_eq!(files.len(), 1, "from the last id of the one file to before the first of the others");
+}
