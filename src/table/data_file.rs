@@ -159,8 +159,6 @@ pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties
         // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
         .set_max_row_group_row_count(Some(256 * 1024))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-        // A batch of rows at a time through each leaf, not a quarter of it.
-        .set_write_batch_size(8192)
         // A thousand leaves with statistics make a footer that costs more than the ids.
         .set_statistics_enabled(EnabledStatistics::None);
     // Every value of these is different: a dictionary would be built in vain.
