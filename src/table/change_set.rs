@@ -87,7 +87,9 @@ impl ChangeSet {
         let all = || keys.iter().map(|(_, key)| key.id.as_str());
         let bounds = all().min().zip(all().max()).map(|(first, last)| (first.to_owned(), last.to_owned()));
         let held = &mut *self.write();
-        bounds.into_iter().for_each(|(first, last)| held.widen(first, last));
+        if let Some((first, last)) = bounds {
+            held.widen(first, last);
+        }
         let Held { spool, index, .. } = held;
         for (row, (hashed, key)) in (first.row..).zip(keys) {
             let (position, place) = ((file, key.line), Place { row, ..first });
