@@ -26,7 +26,7 @@ use crate::{
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, ExportView, LastComplete, View},
     state::ExportState,
-    sync::{self, DryRun, Mode, Outcome, Progress, Report, Sync, TablesMaintained, Watch},
+    sync::{self, DryRun, Mode, Outcome, Progress, Report, Sync, TableName, TablesMaintained, Watch},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -204,10 +204,12 @@ impl Daemon {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
                     self.exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
-                let (types, maintenance) = (Vec::from_iter(types), self.maintenance.of_tables.clone());
-                tracing::info!(tables = types.len(), "maintenance begins");
+                let tables: Vec<_> =
+                    types.into_iter().map(TableName::Resources).chain([TableName::Deletions]).collect();
+                let maintenance = self.maintenance.of_tables.clone();
+                tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {
-                    Done::Maintenance(sync.maintain(&types, &maintenance, DryRun::No, &stop).await)
+                    Done::Maintenance(sync.maintain(&tables, &maintenance, DryRun::No, &stop).await)
                 });
             }
             Tick::Sync { export, mode } => {

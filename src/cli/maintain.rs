@@ -10,7 +10,7 @@ use super::{Ends, FAILED, STOPPED, did_not_start, misconfigured, show, stoppable
 use crate::{
     config,
     fhir::ResourceType,
-    sync::{DryRun, Maintained, Maintenance, Sync, TablesMaintained, Watch, chain},
+    sync::{DryRun, Maintained, Maintenance, Sync, TableName, TablesMaintained, Watch, chain},
     table::Retention,
     telemetry,
 };
@@ -20,9 +20,9 @@ pub(super) struct Arguments {
     /// The configuration file
     #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
     config: PathBuf,
-    /// Resource types; without any, all that the configuration names
+    /// Resource types, or `deleted` for the table of deletions; without any, all that the configuration names, and that
     #[arg(value_name = "TYPE")]
-    types: Vec<ResourceType>,
+    tables: Vec<TableName>,
     /// Say what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     force: bool,
     /// Only make the rows of these types anew from `resource_json`, with the columns of this version
-    #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["types", "dry_run", "force"])]
+    #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["tables", "dry_run", "force"])]
     rebuild: Vec<ResourceType>,
 }
 
@@ -47,8 +47,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
         return rebuild(&sync, &arguments.rebuild).await;
     }
     let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
-    let types = if arguments.types.is_empty() { configured } else { arguments.types.into_iter().collect() };
-    let types: Vec<_> = types.into_iter().collect();
+    let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Deletions]).collect();
+    let asked: BTreeSet<_> = arguments.tables.into_iter().collect();
+    let tables = if asked.is_empty() { all() } else { Vec::from_iter(asked) };
     let mut maintenance = config.maintenance.of_tables;
     if arguments.force {
         let duration = maintenance.tables.vacuum_retention.duration();
@@ -56,7 +57,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
     }
     let dry_run = if arguments.dry_run { DryRun::Yes } else { DryRun::No };
     let stop = CancellationToken::new();
-    let work = sync.maintain(&types, &maintenance, dry_run, &stop);
+    let work = sync.maintain(&tables, &maintenance, dry_run, &stop);
     let tables = stoppable(show::with_progress(work, progress), &stop).await?;
     print(&tables, dry_run, &maintenance);
     if tables.iter().any(|(_, result)| result.is_err()) {
@@ -85,12 +86,12 @@ fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &Maintenance) 
     let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
     println!(
         "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
-        "type", "rewritten", "bytes", "into", "dead rows", "checkpoint", "log files", "vacuumed", "bytes"
+        "type", "rewritten", "bytes", "into", "rows gone", "checkpoint", "log files", "vacuumed", "bytes"
     );
-    for (resource_type, result) in tables {
+    for (table, result) in tables {
         match result {
-            Ok(done) => println!("{resource_type:width$} {}", cells(done, dry_run)),
-            Err(error) => println!("{resource_type:width$} {}", chain(error)),
+            Ok(done) => println!("{table:width$} {}", cells(done, dry_run)),
+            Err(error) => println!("{table:width$} {}", chain(error)),
         }
     }
     let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();
@@ -110,7 +111,7 @@ fn cells(done: &Maintained, dry_run: DryRun) -> String {
         "{:>9} {:>9} {into:>9} {:>10} {checkpoint:>10} {:>9} {:>9} {:>9}",
         done.rewritten.files,
         HumanBytes(done.rewritten.bytes).to_string(),
-        done.purged_rows,
+        done.purged_rows + done.folded_rows,
         done.log_deleted.files,
         done.vacuumed.files,
         HumanBytes(done.vacuumed.bytes).to_string()

@@ -9,10 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Step, Sync, advice, blocking, chain, now};
-use crate::{
-    fhir::ResourceType,
-    table::{self, DryRun, Maintained},
-};
+use crate::table::{self, DryRun, Maintained, TableName};
 
 /// How the tables are maintained, and how long that may take.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,28 +20,28 @@ pub struct Maintenance {
 }
 
 /// What became of each table that there is.
-pub type TablesMaintained = Vec<(ResourceType, Result<Maintained, Error>)>;
+pub type TablesMaintained = Vec<(TableName, Result<Maintained, Error>)>;
 
 impl Sync {
-    /// Maintains the tables of these types; those that are left when `stop` is cancelled are left out.
+    /// Maintains these tables; those that are left when `stop` is cancelled are left out.
     pub async fn maintain(
         &self,
-        types: &[ResourceType],
+        tables: &[TableName],
         maintenance: &Maintenance,
         dry_run: DryRun,
         stop: &CancellationToken,
     ) -> TablesMaintained {
         let ends_at = Instant::now() + maintenance.time_limit;
         let mut done = Vec::new();
-        for resource_type in types {
+        for table in tables {
             if stop.is_cancelled() {
                 tracing::info!("maintenance is stopped; the next one goes on");
                 break;
             }
-            self.watch.step(Step::Maintaining(*resource_type));
-            let result = self.maintain_table(*resource_type, maintenance, dry_run, ends_at, stop).await;
-            log(*resource_type, dry_run, &result);
-            done.extend(result.transpose().map(|result| (*resource_type, result)));
+            self.watch.step(Step::Maintaining(*table));
+            let result = self.maintain_table(*table, maintenance, dry_run, ends_at, stop).await;
+            log(*table, dry_run, &result);
+            done.extend(result.transpose().map(|result| (*table, result)));
         }
         self.watch.step(Step::Idle);
         done
@@ -52,7 +49,7 @@ impl Sync {
 
     async fn maintain_table(
         &self,
-        resource_type: ResourceType,
+        table: TableName,
         maintenance: &Maintenance,
         dry_run: DryRun,
         ends_at: Instant,
@@ -62,23 +59,23 @@ impl Sync {
         let runtime = Handle::current();
         let maintained = blocking(move || {
             let goes_on = || !stop.is_cancelled() && Instant::now() < ends_at;
-            runtime.block_on(root.maintain(resource_type, &settings, dry_run, now(), &goes_on))
+            runtime.block_on(root.maintain(table, &settings, dry_run, now(), &goes_on))
         });
         Ok(maintained.await?)
     }
 }
 
-fn log(resource_type: ResourceType, dry_run: DryRun, result: &Result<Option<Maintained>, Error>) {
+fn log(table: TableName, dry_run: DryRun, result: &Result<Option<Maintained>, Error>) {
     match result {
         Ok(None) => {}
         Ok(Some(done)) => tracing::info!(
-            %resource_type, dry_run = dry_run == DryRun::Yes, files_rewritten = done.rewritten.files,
-            files_written = done.written.files, rows_purged = done.purged_rows, left = done.left,
+            %table, dry_run = dry_run == DryRun::Yes, files_rewritten = done.rewritten.files,
+            files_written = done.written.files, rows_purged = done.purged_rows, rows_folded = done.folded_rows, left = done.left,
             checkpoint = done.checkpoint, log_files_deleted = done.log_deleted.files,
             files_vacuumed = done.vacuumed.files, bytes_vacuumed = done.vacuumed.bytes, "table maintained"
         ),
         Err(error) => tracing::error!(
-            %resource_type, advice = ?advice(error), error = chain(error),
+            %table, advice = ?advice(error), error = chain(error),
             "a table was not maintained; it is whole, and the next maintenance tries again"
         ),
     }

@@ -48,8 +48,8 @@ use crate::{
     table::Root,
 };
 
-/// What a maintenance did to a table, or would; and which of the two was asked.
-pub use crate::table::{DryRun, Maintained};
+/// What a maintenance did to which table, or would; and which of the two was asked.
+pub use crate::table::{DryRun, Maintained, TableName};
 
 /// How every export is synced.
 #[derive(Clone, Debug)]

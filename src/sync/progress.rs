@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-use crate::fhir::ResourceType;
+use crate::{fhir::ResourceType, table::TableName};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -29,7 +29,7 @@ pub enum Step {
     Streaming,
     Upserting(ResourceType),
     Settling,
-    Maintaining(ResourceType),
+    Maintaining(TableName),
 }
 
 impl fmt::Display for Step {
@@ -45,7 +45,7 @@ impl fmt::Display for Step {
             Self::Streaming => out.write_str("streaming files"),
             Self::Upserting(resource_type) => write!(out, "upserting {resource_type}"),
             Self::Settling => out.write_str("settling"),
-            Self::Maintaining(resource_type) => write!(out, "maintaining the table of {resource_type}"),
+            Self::Maintaining(table) => write!(out, "maintaining the table {table}"),
         }
     }
 }

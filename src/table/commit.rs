@@ -64,7 +64,7 @@ pub(super) async fn attempt(
     let ours = metadata.entry(OURS.to_owned()).or_insert_with(|| json!({}));
     ours["commit"] = commit.clone().into();
     metadata.insert("readVersion".to_owned(), read_version.into());
-    metadata.insert("isBlindAppend".to_owned(), false.into());
+    metadata.entry("isBlindAppend".to_owned()).or_insert_with(|| false.into());
     let properties = CommitProperties::default()
         // deltalake's own retry rebases by a conflict check that lets a compaction pass unseen: old rows would come back.
         .with_max_retries(0)
@@ -126,7 +126,7 @@ impl Table {
                 foreign += 1;
                 let operation = info.and_then(|info| info["operation"].as_str()).unwrap_or("unknown");
                 tracing::warn!(
-                    resource_type = %self.resource_type, version, operation,
+                    table = %self.name, version, operation,
                     "another writer changed rows of the table; what comes again is compared by content"
                 );
             }
@@ -136,7 +136,7 @@ impl Table {
 }
 
 /// The part of `commitInfo` that is ours.
-const OURS: &str = "fhirSync";
+pub(super) const OURS: &str = "fhirSync";
 
 async fn transaction_version(delta: &DeltaTable, app_id: &str) -> Result<Option<i64>, DeltaTableError> {
     delta.snapshot()?.transaction_version(delta.log_store().as_ref(), app_id).await

@@ -61,7 +61,7 @@ impl Table {
         for newest in changes.shards() {
             let newest = newest?;
             let probed = self.probe(&decision.files, &newest, ids.as_ref(), upsert)?;
-            let stones = deletions.stones(self.resource_type, &upsert.source, &newest).await?;
+            let stones = deletions.stones(self.name, &upsert.source, &newest, ids.as_ref()).await?;
             let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
             decision.settle(&newest, probed, &equal, &stones, upsert);
         }

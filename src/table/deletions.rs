@@ -1,9 +1,15 @@
 //! The table of deletions: what was removed from the tables of the types, when, and by which export.
 //!
 //! A deletion is written here before the row goes, so that a crash in between leaves nothing but a deletion that is known
-//! twice. It stops versions that are older than it but come later, and tells readers downstream what is gone.
+//! twice. It stops versions that are older than it but come later, and tells readers downstream what is gone. The rows of
+//! a file are sorted by `id`.
 
-use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::RangeInclusive,
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array as _, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
@@ -11,23 +17,22 @@ use arrow::{
     datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit},
 };
 use deltalake::{
-    DeltaTableError, Path,
-    kernel::{
-        Action,
-        transaction::{CommitBuilder, CommitProperties},
-    },
+    DeltaTableError,
+    kernel::{Action, Add},
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode},
 };
 use futures::StreamExt as _;
+use serde_json::{Value, json};
 
 use super::{
-    Error, Root, Table, Upsert,
-    data_file::{DataFileWriter, data_path, writer_properties},
+    Amount, Error, Root, Table, TableName, Upsert,
+    commit::{self, Outcome},
+    files::{DataFiles, Target},
     kernel_schema,
     newest::Newest,
 };
-use crate::fhir::{ResourceType, TransactionTime, Version};
+use crate::fhir::{TransactionTime, Version};
 
 /// A resource that is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +91,17 @@ impl Remembered {
     }
 
     /// Does one more deletion change nothing?
+    ///
+    /// An export that repeats a deletion without a time of its own brings a later one, also where no row has been there
+    /// since. It is not left out: the resource may have been created and deleted again between the two exports, and an
+    /// export made in between, of another name and resumed only later, would bring that version, which the earlier deletion
+    /// does not cover. No row of the table tells, and neither does a watermark: that export has none yet. Maintenance folds
+    /// what repetition leaves.
     pub fn includes(&self, stone: Stone) -> bool {
         self.with(stone) == *self
     }
 
-    fn with(mut self, stone: Stone) -> Self {
+    pub fn with(mut self, stone: Stone) -> Self {
         let of = if stone.at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
         *of = of.join(stone);
         self
@@ -100,95 +111,143 @@ impl Remembered {
 /// The deletions of each id of a change set, by its place there.
 pub(super) type Stones = HashMap<u32, Remembered>;
 
-/// Below the folder of all tables.
-const FOLDER: &str = "_fhir_sync/deleted";
-const PARTITION: &str = "resource_type";
+/// Names the table that the resource was in.
+pub(super) const PARTITION: &str = "resource_type";
 
 /// The table of deletions, as of now.
 pub(super) struct Deletions {
-    root: Root,
-    table: Option<Table>,
+    pub root: Root,
+    pub table: Option<Table>,
 }
 
 impl Root {
     pub(super) async fn deletions(&self) -> Result<Deletions, Error> {
-        Ok(Deletions { root: self.clone(), table: self.load(ResourceType::BUNDLE, FOLDER).await? })
+        Ok(Deletions { root: self.clone(), table: self.load(TableName::Deletions).await? })
     }
 }
 
+/// How often an append is tried again because others wrote to the table in between.
+const ATTEMPTS: u32 = 5;
+/// Rows that are made at once.
+const BATCH_ROWS: usize = 8192;
+
 impl Deletions {
-    /// What is known of the ids of `newest`.
-    pub async fn stones(&self, resource_type: ResourceType, source: &str, newest: &Newest) -> Result<Stones, Error> {
+    /// What is known of the ids of `newest`, which lie between `ids`.
+    pub async fn stones(
+        &self,
+        of: TableName,
+        source: &str,
+        newest: &Newest,
+        ids: Option<&RangeInclusive<String>>,
+    ) -> Result<Stones, Error> {
         let mut stones = Stones::new();
-        let Some(table) = &self.table else { return Ok(stones) };
+        let (Some(table), Some(ids)) = (&self.table, ids) else { return Ok(stones) };
         for stored in table.stored_files().await? {
-            let of = stored.add.partition_values.get(PARTITION).cloned().flatten();
-            if of.as_deref() != Some(resource_type.as_str()) {
+            let partition = stored.add.partition_values.get(PARTITION).cloned().flatten();
+            if partition.as_deref() != Some(of.as_str()) || !stored.may_have(ids) {
                 continue;
             }
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                let batch = batch?;
-                collect(&batch, source, newest, &mut stones).map_err(|error| table.failed(error))?;
+                collect(&batch?, source, newest, &mut stones).map_err(|error| table.failed(error))?;
             }
         }
         Ok(stones)
     }
 
-    /// Remembers the removals; one commit.
-    pub async fn append(
-        &mut self,
-        resource_type: ResourceType,
-        removals: &[Removal],
-        upsert: &Upsert,
-    ) -> Result<(), Error> {
+    /// Remembers what was removed from a table; one commit. Afterwards [`Self::stones`] knows it.
+    pub async fn append(&mut self, of: TableName, removals: &[Removal], upsert: &Upsert) -> Result<(), Error> {
         if removals.is_empty() {
             return Ok(());
         }
         let root = self.root.clone();
-        // Types are upserted side by side; only one of them may make the table.
+        // Tables are upserted side by side; only one of them may make this one.
         let _one = root.deletions.lock().await;
-        let table = match self.table.take() {
-            Some(table) => table,
+        let mut table = match self.table.take() {
+            Some(mut table) => {
+                table.delta.load().await.map_err(|error| table.failed(error))?;
+                table
+            }
             None => create(&root).await?,
         };
-        let failed = |error: DeltaTableError| Error::delta(&table.place, error);
-        let folder = Path::from(format!("{PARTITION}={resource_type}"));
-        let partition = vec![(PARTITION.to_owned(), Some(resource_type.to_string()))];
-        let rows = rows(removals, upsert).map_err(|error| table.failed(error))?;
-        let (store, leading) = (table.delta.object_store(), rows.num_columns());
-        let properties = writer_properties(&rows.schema(), leading);
-        let writer = DataFileWriter::create(store, data_path(&folder), rows.schema(), properties, leading);
-        let mut writer = writer.map_err(|error| table.failed(error))?;
-        writer.write(&rows).await.map_err(|error| table.failed(error))?;
-        let add = writer.finish(&partition).await.map_err(failed)?;
-        let snapshot = table.delta.snapshot().map_err(failed)?.snapshot().clone();
-        // A blind append: whatever others did in between, it stands. Twice is as good as once.
-        CommitBuilder::from(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
-            .with_actions(vec![Action::Add(add)])
-            .build(Some(&snapshot), table.delta.log_store(), operation())
-            .await
-            .map_err(failed)?;
+        let adds = table.write_removals(of, removals, upsert).await?;
+        table.append(adds, upsert).await?;
         self.table = Some(table);
         Ok(())
     }
 }
 
+impl Table {
+    /// What new files of the table of deletions are made by. All columns have statistics. Many files are merged into one,
+    /// so a row group has to be small.
+    pub(super) fn target_of_deletions(&self) -> Result<Target, Error> {
+        Ok(Target { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..self.target()? })
+    }
+
+    async fn write_removals(&self, of: TableName, removals: &[Removal], upsert: &Upsert) -> Result<Vec<Add>, Error> {
+        let mut removals: Vec<_> = removals.iter().collect();
+        removals.sort_by(|one, other| one.id.cmp(&other.id));
+        let partition = vec![(PARTITION.to_owned(), Some(of.to_string()))];
+        let mut files = DataFiles::new(self.target_of_deletions()?, partition, BTreeSet::new());
+        for removals in removals.chunks(BATCH_ROWS) {
+            let rows = rows(removals, upsert).map_err(|error| self.failed(error))?;
+            files.write(&rows).await.map_err(|error| self.failed(error))?;
+        }
+        files.finish().await.map_err(|error| self.failed(error))
+    }
+
+    /// A blind append: whatever others did in between, it stands.
+    async fn append(&mut self, adds: Vec<Add>, upsert: &Upsert) -> Result<(), Error> {
+        let metadata = metadata(&adds, upsert);
+        let actions: Vec<_> = adds.iter().cloned().map(Action::Add).collect();
+        for _ in 0..ATTEMPTS {
+            let (actions, metadata) = (actions.clone(), metadata.clone());
+            match commit::attempt(&mut self.delta, &self.place, actions, operation(), Vec::new(), metadata).await? {
+                Outcome::Committed { .. } => return Ok(()),
+                Outcome::Overtaken => tracing::warn!(table = %self.name, "another writer was faster, trying again"),
+            }
+        }
+        self.forget(adds.into_iter().map(|add| add.path)).await;
+        Err(Error::Conflict { table: self.name, attempts: ATTEMPTS })
+    }
+}
+
+/// What of a file waits in memory until it is a row group, and what of it is read at once.
+const ROW_GROUP_BYTES: usize = 1024 * 1024;
+
 async fn create(root: &Root) -> Result<Table, Error> {
-    if let Some(table) = root.load(ResourceType::BUNDLE, FOLDER).await? {
+    if let Some(table) = root.load(TableName::Deletions).await? {
         return Ok(table);
     }
     let fields = [vec![Field::new(PARTITION, DataType::Utf8, true)], fields()].concat();
-    let schema = kernel_schema(&Schema::new(fields), FOLDER)?;
+    let name = TableName::Deletions;
+    let schema = kernel_schema(&Schema::new(fields), &name.directory())?;
     let create = CreateBuilder::new()
-        .with_table_name("deleted")
+        .with_table_name(name.as_str())
         .with_columns(schema.fields().cloned())
         .with_partition_columns([PARTITION]);
-    root.create(ResourceType::BUNDLE, FOLDER, create).await
+    root.create(name, create).await
 }
 
 fn operation() -> DeltaOperation {
     DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![PARTITION.to_owned()]), predicate: None }
+}
+
+/// Spark's names and its text values, so that DESCRIBE HISTORY shows them.
+fn metadata(adds: &[Add], upsert: &Upsert) -> BTreeMap<String, Value> {
+    let written: Amount = adds.iter().map(|add| u64::try_from(add.size).unwrap_or_default()).collect();
+    let stats = adds.iter().filter_map(|add| serde_json::from_str::<Value>(add.stats.as_deref()?).ok());
+    let rows: u64 = stats.filter_map(|stats| stats["numRecords"].as_u64()).sum();
+    let metrics = json!({
+        "numFiles": written.files.to_string(),
+        "numOutputRows": rows.to_string(),
+        "numOutputBytes": written.bytes.to_string(),
+    });
+    BTreeMap::from([
+        ("operationMetrics".to_owned(), metrics),
+        ("isBlindAppend".to_owned(), true.into()),
+        (commit::OURS.to_owned(), json!({ "run": upsert.run })),
+    ])
 }
 
 fn instant() -> DataType {
@@ -208,7 +267,7 @@ fn fields() -> Vec<Field> {
     columns.into_iter().map(|(name, of)| Field::new(name, of, true)).collect()
 }
 
-fn rows(removals: &[Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::error::ArrowError> {
+fn rows(removals: &[&Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::error::ArrowError> {
     let count = removals.len();
     let text = |value: &str| Arc::new(StringArray::from(vec![value; count]));
     let times = |value: Option<i64>| Arc::new(TimestampMicrosecondArray::from(vec![value; count]).with_timezone("UTC"));

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use deltalake::DeltaTableError;
 
-use crate::fhir::ResourceType;
+use super::TableName;
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
@@ -22,8 +22,8 @@ pub enum Error {
     #[error("{place} may not be written ({kind}); check its owner and mode, and that it is not mounted read-only")]
     NotWritable { place: String, kind: ErrorKind },
     /// Others wrote to the table at the same time, more often than we tried again.
-    #[error("other writers changed the table of {resource_type} {attempts} times while it was merged")]
-    Conflict { resource_type: ResourceType, attempts: u32 },
+    #[error("other writers changed the table {table} {attempts} times while it was merged")]
+    Conflict { table: TableName, attempts: u32 },
     #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]
     Rebuild { place: String, reason: String },
     #[error(
@@ -35,10 +35,8 @@ pub enum Error {
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the table at {place} failed")]
     Delta { place: String, source: Box<DeltaTableError> },
-    #[error(
-        "the counts of {resource_type} do not add up: {counts}; this is a defect of fhir-sync, nothing was committed"
-    )]
-    Unbalanced { resource_type: ResourceType, counts: String },
+    #[error("the counts of {table} do not add up: {counts}; this is a defect of fhir-sync, nothing was committed")]
+    Unbalanced { table: TableName, counts: String },
 }
 
 impl Error {

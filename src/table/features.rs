@@ -2,7 +2,10 @@
 
 use arrow::datatypes::SchemaRef;
 
-use super::{Error, Table, partition::PARTITION_DATE};
+use super::{
+    Error, Table, TableName, deletions,
+    partition::{DatePartition, PARTITION_DATE},
+};
 
 /// What a writer must do for these, we do; or it asks for something only when a property or a column says so, which is
 /// looked at below.
@@ -69,7 +72,9 @@ impl Table {
         let there = self.partition_columns()?;
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let date = snapshot.metadata().configuration().get(PARTITION_DATE);
-        let wanted: Vec<_> = self.partitioned_by().iter().flat_map(|by| by.columns()).collect();
+        let of_dates = self.partitioned_by().into_iter().flat_map(DatePartition::columns);
+        let of_deletions = (self.name == TableName::Deletions).then_some(deletions::PARTITION);
+        let wanted: Vec<_> = of_deletions.into_iter().chain(of_dates).collect();
         if there == wanted && date == self.partitioned_by().map(|by| &by.date) {
             return Ok(());
         }

@@ -1,10 +1,11 @@
-//! Maintenance: what keeps a table quick to read and small on the disk, and changes none of its rows.
+//! Maintenance: what keeps a table quick to read and small on the disk, and changes nothing of what it says.
 //!
 //! Small files are put together and dead rows leave them; the log gets a checkpoint and loses its oldest commits; files
 //! that no version within the retention needs are deleted. In this order, and the disk has what is new before anything
 //! old goes. Watermarks stay: they lie in the log, and a checkpoint carries them on. Another writer always wins.
 
 mod compact;
+mod fold;
 mod log;
 mod vacuum;
 
@@ -15,8 +16,7 @@ use chrono::{DateTime, Utc};
 use deltalake::{checkpoints::create_checkpoint, table::config::TablePropertiesExt as _};
 
 use self::log::Log;
-use super::{Error, Root, Table};
-use crate::fhir::ResourceType;
+use super::{Error, Root, Table, TableName};
 
 /// How tables are maintained.
 #[derive(Clone, Debug, PartialEq)]
@@ -97,6 +97,8 @@ pub struct Maintained {
     pub written: Amount,
     /// Dead rows that left.
     pub purged_rows: u64,
+    /// Rows of the table of deletions that left because others stand for them; a dry run does not know.
+    pub folded_rows: u64,
     /// Groups of files that are left for the next time, because this one was to end.
     pub left: u64,
     /// The version of the new checkpoint.
@@ -133,19 +135,19 @@ impl FromIterator<u64> for Amount {
 const COMMITS_PER_CHECKPOINT: u64 = 10;
 
 impl Root {
-    /// Maintains the table of a resource type; `None` where there is none. `goes_on` is asked before each group of files,
+    /// Maintains a table; `None` where there is none. `goes_on` is asked before each group of files,
     /// the only step that can take long. Blocks on encoding and decoding; the caller gives this a thread of its own.
     ///
     /// `now` is the local clock: ages of files are no matter of data.
     pub async fn maintain(
         &self,
-        resource_type: ResourceType,
+        name: impl Into<TableName>,
         maintenance: &Maintenance,
         dry_run: DryRun,
         now: DateTime<Utc>,
         goes_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Maintained>, Error> {
-        let Some(mut table) = self.open(resource_type).await? else { return Ok(None) };
+        let Some(mut table) = self.load(name.into()).await? else { return Ok(None) };
         let wants = |step| maintenance.steps.contains(&step);
         table.check_maintainable()?;
         if wants(Step::Vacuum) {

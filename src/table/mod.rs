@@ -17,6 +17,7 @@ mod features;
 mod feed;
 mod files;
 mod maintain;
+mod name;
 mod newest;
 mod parallel;
 mod part;
@@ -50,6 +51,7 @@ pub use self::{
     data_file::writer_properties,
     error::Error,
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
+    name::TableName,
     partition::{DatePart, DatePartition},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
@@ -155,32 +157,33 @@ impl Root {
 
     /// The table of a resource type, as of now; `None` before its first commit.
     pub async fn open(&self, resource_type: ResourceType) -> Result<Option<Table>, Error> {
-        self.load(resource_type, &directory(resource_type)).await
+        self.load(resource_type.into()).await
     }
 
-    /// The table in a folder below the root.
-    async fn load(&self, resource_type: ResourceType, directory: &str) -> Result<Option<Table>, Error> {
-        let place = self.place_of(directory);
-        if self.folder.as_ref().is_some_and(|folder| !folder.join(directory).join("_delta_log").exists()) {
+    async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
+        let directory = name.directory();
+        let place = self.place_of(&directory);
+        if self.folder.as_ref().is_some_and(|folder| !folder.join(&directory).join("_delta_log").exists()) {
             return Ok(None);
         }
-        let mut delta = self.delta(directory)?;
+        let mut delta = self.delta(&directory)?;
         if !delta.verify_deltatable_existence().await.map_err(|error| Error::delta(&place, error))? {
             return Ok(None);
         }
         delta.load().await.map_err(|error| Error::delta(&place, error))?;
-        Ok(Some(Table { resource_type, place, delta, root: self.clone() }))
+        Ok(Some(Table { name, place, delta, root: self.clone() }))
     }
 
     /// The table of a resource type; an empty first commit makes it where there is none.
     pub async fn open_or_create(&self, resource_type: ResourceType, layout: &Layout) -> Result<Table, Error> {
-        let directory = directory(resource_type);
+        let name = TableName::from(resource_type);
+        let place = self.place_of(&name.directory());
         let by = self.partitions.get(&resource_type);
         if let Some(by) = by
             && layout.schema.field_with_name(&by.source()).is_err()
         {
             return Err(Error::Unsupported {
-                place: self.place_of(&directory),
+                place,
                 feature: format!("partitions by {}, for which it has no column", by.date),
                 way_out: "tables are typed only where the server speaks R4; take its [tables.<type>] out of the configuration",
             });
@@ -189,35 +192,31 @@ impl Root {
             return table.evolve(layout).await;
         }
         let schema = columns(layout, by);
-        let schema = kernel_schema(&schema, &self.place_of(&directory))?;
+        let schema = kernel_schema(&schema, &place)?;
         let of_partition = by.map(|by| (PARTITION_DATE, Some(by.date.clone())));
         let create = CreateBuilder::new()
-            .with_table_name(resource_type.as_str())
+            .with_table_name(name.as_str())
             .with_columns(schema.fields().cloned())
             .with_partition_columns(by.iter().flat_map(|by| by.columns()))
             .with_configuration(self.properties(layout).into_iter().chain(of_partition));
-        self.create(resource_type, &directory, create).await
+        self.create(name, create).await
     }
 
     /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
-    async fn create(
-        &self,
-        resource_type: ResourceType,
-        directory: &str,
-        create: CreateBuilder,
-    ) -> Result<Table, Error> {
-        let place = self.place_of(directory);
+    async fn create(&self, name: TableName, create: CreateBuilder) -> Result<Table, Error> {
+        let directory = name.directory();
+        let place = self.place_of(&directory);
         if let Some(folder) = &self.folder {
             // deltalake wants the folder to be there; it stays without a log only if we are killed right here.
-            std::fs::create_dir_all(folder.join(directory)).map_err(|error| Error::delta(&place, error))?;
+            std::fs::create_dir_all(folder.join(&directory)).map_err(|error| Error::delta(&place, error))?;
         }
         let delta = create
-            .with_log_store(self.delta(directory)?.log_store())
+            .with_log_store(self.delta(&directory)?.log_store())
             .with_save_mode(SaveMode::ErrorIfExists)
             .with_raise_if_key_not_exists(false)
             .await
             .map_err(|error| Error::delta(&place, error))?;
-        Ok(Table { resource_type, place, delta, root: self.clone() })
+        Ok(Table { name, place, delta, root: self.clone() })
     }
 
     /// Hands everything written so far to the disk. deltalake itself never calls fsync, so without this the state file
@@ -264,7 +263,7 @@ impl Root {
 
 /// One table at one version.
 pub struct Table {
-    resource_type: ResourceType,
+    name: TableName,
     place: String,
     delta: DeltaTable,
     root: Root,
@@ -288,18 +287,18 @@ impl Table {
         self.check_partitions()?;
         let mut properties: HashMap<_, _> = HashMap::new();
         if !missing.is_empty() {
-            tracing::info!(resource_type = %self.resource_type, columns = missing.len(), "the table gains columns");
+            tracing::info!(table = %self.name, columns = missing.len(), "the table gains columns");
             let fields = kernel_schema(&Schema::new(missing), &self.place)?;
             let add = self.delta.clone().add_columns().with_fields(fields.fields().cloned().collect::<Vec<_>>());
             self.delta = add.await.map_err(|error| self.failed(error))?;
             properties.extend(layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         }
         if self.may_gain_vectors()? {
-            tracing::info!(resource_type = %self.resource_type, "the table gains deletion vectors");
+            tracing::info!(table = %self.name, "the table gains deletion vectors");
             properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
         }
         if self.may_gain_feed()? {
-            tracing::info!(resource_type = %self.resource_type, "the table gains a change data feed");
+            tracing::info!(table = %self.name, "the table gains a change data feed");
             properties.insert(ENABLE_CHANGE_DATA_FEED.to_owned(), "true".to_owned());
         }
         if !properties.is_empty() {
@@ -365,7 +364,10 @@ impl Table {
 
     /// How the configuration wants the table to be partitioned; [`Self::check_writable`] holds the table to it.
     fn partitioned_by(&self) -> Option<&DatePartition> {
-        self.root.partitions.get(&self.resource_type)
+        match &self.name {
+            TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
+            TableName::Deletions => None,
+        }
     }
 
     fn partition_columns(&self) -> Result<Vec<String>, Error> {
@@ -382,11 +384,6 @@ impl Table {
             .map_err(|error| Error::delta(&self.place, error))?;
         Ok(micros.and_then(TransactionTime::from_micros))
     }
-}
-
-/// The suffix is what lets Pathling's `read.delta` find the tables.
-fn directory(resource_type: ResourceType) -> String {
-    format!("{resource_type}.parquet")
 }
 
 /// Files of about this size are what readers of a lake like.

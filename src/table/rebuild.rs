@@ -63,7 +63,7 @@ impl Table {
             Outcome::Committed { bytes_written } => {
                 Ok(Committed { version: self.version(), counts, bytes_written, foreign: 0 })
             }
-            Outcome::Overtaken => Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 }),
+            Outcome::Overtaken => Err(Error::Conflict { table: self.name, attempts: 1 }),
         }
     }
 

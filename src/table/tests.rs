@@ -8,6 +8,7 @@ use super::*;
 use crate::resource::{Decoder, Line, Shape, shape};
 
 mod convergence;
+mod deleted;
 mod features;
 mod feed;
 mod foreign;

@@ -99,7 +99,7 @@ impl Table {
             let decision = self.decide(changes, upsert, &deletions).await?;
             self.check_balance(changes, &decision.counts)?;
             let actions = self.write(changes, &decision).await?;
-            deletions.append(self.resource_type, &decision.removals, upsert).await?;
+            deletions.append(self.name, &decision.removals, upsert).await?;
             let written = new_files(&actions);
             match commit::commit(&mut self.delta, &self.place, actions, &decision.counts, upsert).await? {
                 Outcome::Committed { bytes_written } => {
@@ -107,14 +107,14 @@ impl Table {
                     return Ok(Committed { version, counts: decision.counts, bytes_written, foreign });
                 }
                 Outcome::Overtaken => {
-                    tracing::warn!(resource_type = %self.resource_type, "another writer changed the table, merging again");
+                    tracing::warn!(table = %self.name, "another writer changed the table, merging again");
                     let appended: BTreeSet<_> =
                         changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
                     self.forget(written.into_iter().filter(|path| !appended.contains(path))).await;
                 }
             }
         }
-        Err(Error::Conflict { resource_type: self.resource_type, attempts: ATTEMPTS })
+        Err(Error::Conflict { table: self.name, attempts: ATTEMPTS })
     }
 
     fn check_balance(&self, changes: &ChangeSet, counts: &Counts) -> Result<(), Error> {
@@ -122,7 +122,7 @@ impl Table {
             return Ok(());
         }
         Err(Error::Unbalanced {
-            resource_type: self.resource_type,
+            table: self.name,
             counts: format!("received {}, accounted for {counts:?}", changes.received()),
         })
     }

@@ -54,6 +54,24 @@ async fn maintenance_by_hand_says_what_it_did_to_each_table_and_changes_no_row()
 }
 
 #[tokio::test]
+async fn the_table_of_deletions_is_maintained_with_the_others_and_by_its_name() {
+    let stage = Stage::set().await;
+    stage.complete().await;
+    for id in ["p1", "p2"] {
+        stage.later(|world| assert!(world.delete(PATIENT, id)));
+        stage.complete().await;
+    }
+    let ended = maintain(&stage, &["--dry-run"]).await;
+    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "2"), "{}", ended.said());
+    let ended = maintain(&stage, &["deleted"]).await;
+    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "2"), "{}", ended.said());
+    assert!(!ended.stdout.contains("Patient"), "{}", ended.stdout);
+    let ended = maintain(&stage, &[]).await;
+    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "0"), "{}", ended.said());
+    stage.assert_in_step().await;
+}
+
+#[tokio::test]
 async fn one_table_that_cannot_be_maintained_does_not_stop_the_others() {
     let stage = two_files().await;
     let log = stage.lake().join("Observation.parquet/_delta_log/00000000000000000001.json");

@@ -1,7 +1,8 @@
 //! Compaction and purge: groups of small files, and files with many dead rows, are written again as one file each.
 //!
-//! The rows keep their order of arrival. A group is one commit, which changes no data and says so; when another writer
-//! was faster, the rest of the table is left for the next time.
+//! The rows keep their order of arrival, but for those of deletions, which are [folded](super::fold). A group is one
+//! commit, which changes no data and says so; when another writer was faster, the rest of the table is left for the next
+//! time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,9 +13,9 @@ use deltalake::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{Amount, DryRun, Maintained, Maintenance, Step, Table};
+use super::{Amount, DryRun, Maintained, Maintenance, Step, Table, fold};
 use crate::table::{
-    Error,
+    Error, TableName,
     commit::{self, Outcome},
     files::{DataFiles, Target},
     stored::StoredFile,
@@ -23,14 +24,14 @@ use crate::table::{
 
 /// A data file as the plan sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Weighed {
+pub(super) struct Weighed {
     /// Among the table's files.
-    index: usize,
-    modified_millis: i64,
-    bytes: u64,
+    pub index: usize,
+    pub modified_millis: i64,
+    pub bytes: u64,
     /// Dead ones included.
-    rows: u64,
-    dead_rows: u64,
+    pub rows: u64,
+    pub dead_rows: u64,
 }
 
 impl Weighed {
@@ -38,7 +39,7 @@ impl Weighed {
         self.rows.saturating_sub(self.dead_rows)
     }
 
-    fn alive_bytes(&self) -> u64 {
+    pub fn alive_bytes(&self) -> u64 {
         let alive = u128::from(self.bytes) * u128::from(self.alive_rows()) / u128::from(self.rows.max(1));
         u64::try_from(alive).unwrap_or(self.bytes)
     }
@@ -50,12 +51,17 @@ impl Weighed {
     }
 }
 
+/// Are its dead rows to leave it?
+pub(super) fn is_dying(file: &Weighed, maintenance: &Maintenance) -> bool {
+    let wanted = maintenance.steps.contains(&Step::Purge);
+    wanted && file.dead_rows > 0 && file.dead_percent() >= maintenance.purge_percent
+}
+
 /// Which files of a partition are written again, by group. Neighbours in time stay neighbours.
 fn groups(mut files: Vec<Weighed>, maintenance: &Maintenance) -> Vec<Vec<Weighed>> {
     let wants = |step| maintenance.steps.contains(&step);
     let is_small = |file: &Weighed| wants(Step::Compact) && file.alive_bytes() < maintenance.target_file_bytes / 2;
-    let is_dying =
-        |file: &Weighed| wants(Step::Purge) && file.dead_rows > 0 && file.dead_percent() >= maintenance.purge_percent;
+    let is_dying = |file: &Weighed| is_dying(file, maintenance);
     files.sort_by_key(|file| (file.modified_millis, file.index));
     let mut groups = Vec::new();
     let mut open: Vec<Weighed> = Vec::new();
@@ -98,7 +104,11 @@ impl Table {
                 dead_rows: file.dead.len(),
             });
         }
-        let groups: Vec<_> = weighed.into_values().flat_map(|weighed| groups(weighed, maintenance)).collect();
+        let groups_of = match self.name {
+            TableName::Resources(_) => groups,
+            TableName::Deletions => fold::groups,
+        };
+        let groups: Vec<_> = weighed.into_values().flat_map(|weighed| groups_of(weighed, maintenance)).collect();
         let mut groups = groups.into_iter();
         // Our own commits move the version by one each; whatever else moves it has been done by others.
         let mut version = self.version();
@@ -109,9 +119,10 @@ impl Table {
                     return Ok(());
                 }
                 if self.version() != version {
-                    return Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 });
+                    return Err(Error::Conflict { table: self.name, attempts: 1 });
                 }
-                let adds = self.rewrite_group(&files, &group, maintenance.target_file_bytes).await?;
+                let (adds, folded) = self.rewrite_group(&files, &group, maintenance.target_file_bytes).await?;
+                done.folded_rows += folded;
                 let written: Amount = adds.iter().map(bytes_of).collect();
                 self.commit_group(&files, &group, adds, maintenance.target_file_bytes).await?;
                 done.written.files += written.files;
@@ -124,31 +135,41 @@ impl Table {
         Ok(())
     }
 
-    /// The live rows of the group, in one file that has every column that any of them has. Never more than a batch of rows
-    /// and a row group of the new file in memory.
+    /// The live rows of the group, in one file that has every column that any of them has; and how many rows of deletions
+    /// others stand for. Never more than a batch of rows and a row group of the new file in memory.
     async fn rewrite_group(
         &self,
         files: &[StoredFile],
         group: &[Weighed],
         target_file_bytes: u64,
-    ) -> Result<Vec<Add>, Error> {
+    ) -> Result<(Vec<Add>, u64), Error> {
         let alive: Vec<_> = group.iter().filter(|file| file.alive_rows() > 0).map(|file| &files[file.index]).collect();
-        let Some(first) = alive.first() else { return Ok(Vec::new()) };
+        let Some(first) = alive.first() else { return Ok((Vec::new(), 0)) };
         let mut filled = BTreeSet::new();
         for file in &alive {
             let footer = file.footer().await.map_err(|error| self.failed(error))?;
             filled.extend(footer.schema().fields().iter().map(|field| field.name().clone()));
         }
-        // A group fits into its file; the limit is for inputs that were packed better than we pack.
-        let target = Target { file_bytes: target_file_bytes.saturating_mul(2), ..self.target()? };
+        let target = match self.name {
+            // A group fits into its file; the limit is for inputs that were packed better than we pack.
+            TableName::Resources(_) => Target { file_bytes: target_file_bytes.saturating_mul(2), ..self.target()? },
+            TableName::Deletions => Target { file_bytes: target_file_bytes, ..self.target_of_deletions()? },
+        };
         let mut written = DataFiles::new(target, first.partition(), filled);
-        if let Err(error) = self.copy(&alive, &mut written).await {
-            written.abort().await;
-            return Err(error);
-        }
+        let copied = match self.name {
+            TableName::Resources(_) => self.copy(&alive, &mut written).await.map(|()| 0),
+            TableName::Deletions => self.fold(&alive, &mut written).await,
+        };
+        let folded = match copied {
+            Ok(folded) => folded,
+            Err(error) => {
+                written.abort().await;
+                return Err(error);
+            }
+        };
         let adds = written.finish().await.map_err(|error| self.failed(error))?;
-        self.check_rows(group, &adds).await?;
-        Ok(adds.into_iter().map(|add| Add { data_change: false, ..add }).collect())
+        self.check_rows(group, &adds, folded).await?;
+        Ok((adds.into_iter().map(|add| Add { data_change: false, ..add }).collect(), folded))
     }
 
     async fn copy(&self, files: &[&StoredFile], written: &mut DataFiles) -> Result<(), Error> {
@@ -164,18 +185,18 @@ impl Table {
         Ok(())
     }
 
-    /// What was written must be what the log says is alive; else nothing is committed.
-    async fn check_rows(&self, group: &[Weighed], adds: &[Add]) -> Result<(), Error> {
+    /// What was written, and what others stand for, must be what the log says is alive; else nothing is committed.
+    async fn check_rows(&self, group: &[Weighed], adds: &[Add], folded: u64) -> Result<(), Error> {
         let alive: u64 = group.iter().map(Weighed::alive_rows).sum();
         let stats = adds.iter().filter_map(|add| serde_json::from_str::<Value>(add.stats.as_deref()?).ok());
         let written: u64 = stats.filter_map(|stats| stats["numRecords"].as_u64()).sum();
-        if alive == written {
+        if alive == written + folded {
             return Ok(());
         }
         self.forget(adds.iter().map(|add| add.path.clone())).await;
         Err(Error::Unbalanced {
-            resource_type: self.resource_type,
-            counts: format!("{alive} rows to put together, {written} written"),
+            table: self.name,
+            counts: format!("{alive} rows to put together, {written} written, {folded} folded"),
         })
     }
 
@@ -200,7 +221,7 @@ impl Table {
             Outcome::Committed { .. } => Ok(()),
             Outcome::Overtaken => {
                 self.forget(written.into_iter()).await;
-                Err(Error::Conflict { resource_type: self.resource_type, attempts: 1 })
+                Err(Error::Conflict { table: self.name, attempts: 1 })
             }
         }
     }

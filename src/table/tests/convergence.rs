@@ -55,6 +55,23 @@ fn export() -> impl Strategy<Value = Export> {
     })
 }
 
+/// Mostly deletions, of two resources.
+fn export_of_few() -> impl Strategy<Value = Export> {
+    let of_two = |entry: Entry| match entry {
+        Entry::Row { id, last_updated, version_id, subsetted, content } if id > "b" => {
+            Entry::Row { id: "b", last_updated, version_id, subsetted, content }
+        }
+        Entry::Deletion { id, at } if id > "b" => Entry::Deletion { id: "a", at },
+        entry => entry,
+    };
+    let entry = prop_oneof![1 => row(), 1 => removal()].prop_map(of_two);
+    (vec(entry, 1..3), 1u32..30).prop_map(|(file, transaction_time)| Export {
+        files: vec![file],
+        transaction_time,
+        refresh: None,
+    })
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let maintain = (prop_oneof![Just(1), Just(20_000), Just(1 << 27)], prop_oneof![Just(1.0), Just(20.0)]);
     prop_oneof![
@@ -143,7 +160,9 @@ impl Lake {
         };
         #[expect(clippy::disallowed_methods, reason = "files have just been written by the same clock")]
         let now = chrono::Utc::now() + chrono::TimeDelta::days(1);
-        self.root.maintain(self.resource_type, &maintenance, DryRun::No, now, &|| true).await.unwrap();
+        for table in [TableName::from(self.resource_type), TableName::Deletions] {
+            self.root.maintain(table, &maintenance, DryRun::No, now, &|| true).await.unwrap();
+        }
     }
 }
 
@@ -186,6 +205,20 @@ proptest! {
                 take(&mut lake, &mut model, step).await;
             }
             assert_eq!(lake.stated_rows().await, model.rows().len());
+        });
+    }
+
+    #[test]
+    fn deletions_that_are_folded_after_every_export_are_the_fold_over_them_all_the_same(
+        exports in vec(export_of_few(), 2..7),
+    ) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let (mut lake, mut model) = (lake(), Model::default());
+            for export in exports {
+                take(&mut lake, &mut model, &Step::Export(export)).await;
+                take(&mut lake, &mut model, &Step::Maintain { target_file_bytes: 1 << 27, purge_percent: 1.0 }).await;
+            }
         });
     }
 

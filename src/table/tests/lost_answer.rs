@@ -14,7 +14,7 @@ use super::*;
 
 /// What happens when a commit is put.
 #[derive(Clone, Debug)]
-enum Fault {
+pub(super) enum Fault {
     /// It is there, but the answer is an error.
     AnswerLost,
     /// It is there, and the client asks again by itself: somebody, ourselves, was there first.
@@ -154,7 +154,10 @@ impl ObjectStore for Unreliable {
 
 /// The table, reached through a store whose next commits fail like this, the last of them first.
 async fn unreliable(lake: &Lake, faults: &[Fault]) -> Table {
-    let table = lake.table().await;
+    failing(lake.table().await, faults).await
+}
+
+pub(super) async fn failing(table: Table, faults: &[Fault]) -> Table {
     let store = Unreliable { disk: LocalFileSystem::new(), faults: StdMutex::new(faults.to_vec()) };
     let log_store = logstore_with(Arc::new(store), table.delta.table_url(), StorageConfig::default()).unwrap();
     let mut delta = DeltaTable::new(log_store);
@@ -247,7 +250,7 @@ async fn a_first_load_whose_answer_was_lost_keeps_its_files_and_one_that_was_ref
 }
 
 /// A commit of another writer that touches no row.
-const VACUUM: &str =
+pub(super) const VACUUM: &str =
     r#"{"commitInfo":{"timestamp":1700000000000,"operation":"VACUUM START","operationParameters":{}}}"#;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,54 @@
+//! The name of a table: what its rows are, and where it lies below the root.
+
+use std::{fmt, str::FromStr};
+
+use crate::fhir::ResourceType;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TableName {
+    /// The resources of one type.
+    Resources(ResourceType),
+    /// What was removed from the tables of all types.
+    Deletions,
+}
+
+/// The table of deletions, as people call it.
+const DELETED: &str = "deleted";
+
+impl TableName {
+    /// The folder below the root. The suffix is what lets Pathling's `read.delta` find the tables of resources.
+    pub(super) fn directory(self) -> String {
+        match self {
+            Self::Resources(resource_type) => format!("{resource_type}.parquet"),
+            Self::Deletions => format!("_fhir_sync/{DELETED}"),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Resources(resource_type) => resource_type.as_str(),
+            Self::Deletions => DELETED,
+        }
+    }
+}
+
+impl From<ResourceType> for TableName {
+    fn from(resource_type: ResourceType) -> Self {
+        Self::Resources(resource_type)
+    }
+}
+
+impl fmt::Display for TableName {
+    /// Padded where the format asks for it.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(self.as_str())
+    }
+}
+
+impl FromStr for TableName {
+    type Err = <ResourceType as FromStr>::Err;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if name == DELETED { Ok(Self::Deletions) } else { name.parse().map(Self::Resources) }
+    }
+}

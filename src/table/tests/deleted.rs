@@ -1,0 +1,259 @@
+//! The table of deletions: what it keeps when it is maintained, written by several and read by what it can have.
+
+use std::{collections::BTreeSet, fs};
+
+use futures::StreamExt as _;
+use serde_json::Value;
+
+use super::{
+    lost_answer::{Fault, VACUUM, failing},
+    maintain::{in_days, maintenance},
+    *,
+};
+use crate::table::{
+    deletions::{Deletions, Removal},
+    maintain::{DryRun, Maintained, Step},
+};
+
+/// The thirtieth second of the year 2026, and some of that minute.
+fn micros(second: u32) -> i64 {
+    crate::fhir::parse_instant(&at(second)).unwrap().timestamp_micros()
+}
+
+fn at(second: u32) -> String {
+    format!("2026-01-01T00:00:{second:02}Z")
+}
+
+impl Lake {
+    async fn fold(&self) -> Maintained {
+        let all = maintenance(&Step::ALL);
+        self.root.maintain(TableName::Deletions, &all, DryRun::No, in_days(0), &|| true).await.unwrap().unwrap()
+    }
+
+    async fn deletions(&self) -> Table {
+        self.root.load(TableName::Deletions).await.unwrap().unwrap()
+    }
+
+    /// Of each file the ids, in their order.
+    async fn remembered(&self) -> Vec<Vec<String>> {
+        let table = self.deletions().await;
+        let mut files = Vec::new();
+        for stored in table.stored_files().await.unwrap() {
+            let ids: Vec<_> =
+                table.rows(&stored).await.unwrap().map(|rows| texts(&rows.unwrap(), "id")).collect().await;
+            files.push(ids.concat());
+        }
+        files.sort();
+        files
+    }
+
+    fn deleted_folder(&self) -> std::path::PathBuf {
+        self.folder.path().join("lake/_fhir_sync/deleted")
+    }
+
+    fn deleted_commit(&self, version: u64) -> Vec<Value> {
+        let commit = self.deleted_folder().join(format!("_delta_log/{version:020}.json"));
+        fs::read_to_string(commit).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Each in an export of its own.
+    async fn delete(&self, id: &str, seconds: impl Iterator<Item = u32>) {
+        for second in seconds {
+            self.upsert(&[vec![deletion(id, None)]], micros(second)).await;
+        }
+    }
+}
+
+fn texts(rows: &arrow::array::RecordBatch, name: &str) -> Vec<String> {
+    use arrow::array::AsArray as _;
+    let column = rows.column_by_name(name).unwrap().as_string::<i32>();
+    column.iter().map(|text| text.unwrap().to_owned()).collect()
+}
+
+fn removals(ids: &[&str]) -> Vec<Removal> {
+    ids.iter().map(|id| Removal { id: (*id).to_owned(), at_micros: Some(5) }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folded_deletions_still_stop_a_late_version() {
+    let lake = Lake::new();
+    lake.delete("a", (10..20).chain([40])).await;
+    lake.upsert(&[vec![deletion("b", Some(&at(10))), deletion("c", Some(&at(50)))]], micros(55)).await;
+    let done = lake.fold().await;
+    assert_eq!((done.rewritten.files, done.written.files, done.folded_rows), (12, 1, 10));
+    assert_eq!(lake.remembered().await, [["a", "b", "c"]]);
+    let late = lake.upsert(&[vec![line("a", 30, ""), line("b", 11, ""), line("c", 50, "")]], micros(35)).await;
+    assert_eq!(late.counts, Counts { inserted: 1, stale: 2, ..Counts::default() });
+    assert_eq!(lake.upsert(&[vec![line("a", 41, "")]], micros(56)).await.counts.inserted, 1);
+    assert_eq!(lake.fold().await, Maintained::default(), "the second one has nothing to do");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_is_repeated_without_a_time_stops_what_was_made_and_deleted_in_between() {
+    let lake = Lake::new();
+    lake.delete("a", [10, 20].into_iter()).await;
+    lake.fold().await;
+    let from_between = lake.upsert(&[vec![line("a", 15, "")]], micros(16)).await;
+    assert_eq!(from_between.counts, Counts { stale: 1, ..Counts::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_syncs_that_delete_leave_few_files_when_they_are_maintained() {
+    let lake = Lake::new();
+    let (mut most, mut ids) = (0, BTreeSet::new());
+    for second in 1..=50 {
+        let fresh = format!("id{second:02}");
+        lake.upsert(&[vec![deletion("again", None), deletion(&fresh, Some(&at(second)))]], micros(second)).await;
+        ids.extend(["again".to_owned(), fresh]);
+        if second % 5 == 0 {
+            lake.fold().await;
+            most = most.max(lake.remembered().await.len());
+        }
+    }
+    assert!(most <= 3, "{most}");
+    let remembered = lake.remembered().await;
+    assert!(remembered.iter().all(|ids| ids.is_sorted()), "{remembered:?}");
+    assert_eq!(remembered.iter().flatten().cloned().collect::<BTreeSet<_>>(), ids);
+    assert!(remembered.concat().len() < 60, "{remembered:?}");
+    let late: Vec<_> = ids.iter().map(|id| line(id, 1, "")).collect();
+    assert_eq!(lake.upsert(&[late], micros(1)).await.counts.stale, 51);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_of_deletions_is_maintained_in_every_step() {
+    let lake = Lake::new();
+    for second in 1..=12 {
+        lake.upsert(&[vec![deletion(&format!("id{second}"), None)]], micros(second)).await;
+    }
+    let all = maintenance(&Step::ALL);
+    let maintain = async |dry_run, days| {
+        lake.root.maintain(TableName::Deletions, &all, dry_run, in_days(days), &|| true).await.unwrap().unwrap()
+    };
+    let announced = maintain(DryRun::Yes, 0).await;
+    assert_eq!((announced.rewritten.files, announced.written.files, announced.checkpoint), (12, 0, Some(12)));
+    assert_eq!(lake.remembered().await.len(), 12);
+    let done = maintain(DryRun::No, 0).await;
+    assert_eq!((done.rewritten.files, done.written.files, done.checkpoint), (12, 1, Some(13)));
+    let done = maintain(DryRun::No, 31).await;
+    assert_eq!((done.log_deleted.files, done.vacuumed.files), (13, 12));
+    let folder = lake.deleted_folder().join("resource_type=Patient");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
+    assert_eq!(lake.remembered().await.concat().len(), 12);
+    assert_eq!(lake.upsert(&[vec![line("id1", 1, "")]], micros(1)).await.counts.stale, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fold_is_told_as_one_that_changes_no_data_and_an_append_as_a_blind_one_with_its_figures() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![deletion("b", None), deletion("a", None)]], micros(1)).await;
+    lake.upsert(&[vec![deletion("c", None)]], micros(2)).await;
+    let append = lake.deleted_commit(1);
+    let info = append.iter().find_map(|action| action.get("commitInfo")).unwrap();
+    assert_eq!((&info["operation"], &info["isBlindAppend"]), (&"WRITE".into(), &true.into()), "{info}");
+    assert!(info["fhirSync"]["commit"].is_string() && info["fhirSync"]["run"] == 1, "{info}");
+    let add = append.iter().find_map(|action| action.get("add")).unwrap();
+    let metrics = &info["operationMetrics"];
+    assert_eq!((&metrics["numFiles"], &metrics["numOutputRows"]), (&"1".into(), &"2".into()), "{info}");
+    assert_eq!(metrics["numOutputBytes"], add["size"].as_u64().unwrap().to_string(), "{info}");
+    let stats: Value = serde_json::from_str(add["stats"].as_str().unwrap()).unwrap();
+    assert_eq!((&stats["minValues"]["id"], &stats["maxValues"]["id"]), (&"a".into(), &"b".into()), "{stats}");
+    assert_eq!(lake.fold().await.rewritten.files, 2);
+    for action in lake.deleted_commit(3).iter().filter_map(|action| action.get("add").or(action.get("remove"))) {
+        assert_eq!(action["dataChange"], false, "{action}");
+    }
+    assert_eq!(lake.remembered().await, [["a", "b", "c"]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_files_that_may_have_one_of_the_ids_are_read() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![deletion("a1", None), deletion("a2", None)]], micros(1)).await;
+    let folder = lake.deleted_folder().join("resource_type=Patient");
+    let file = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    lake.upsert(&[vec![deletion("b1", None)]], micros(2)).await;
+    fs::remove_file(file).unwrap();
+    assert_eq!(lake.upsert(&[vec![line("b1", 1, ""), line("c", 1, "")]], micros(1)).await.counts.stale, 1);
+    let changes = lake.change_set(&[vec![line("a3", 1, ""), line("b1", 1, "")]], micros(1));
+    lake.table().await.upsert(&changes, &upsert(micros(1))).await.unwrap();
+    let changes = lake.change_set(&[vec![line("a2", 1, "")]], micros(1));
+    assert!(lake.table().await.upsert(&changes, &upsert(micros(1))).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletions_of_one_type_are_none_of_another() {
+    let lake = Lake::new();
+    lake.delete("a", 1..3).await;
+    let others = Lake { resource_type: "Binary".parse().unwrap(), root: lake.root.clone(), ..Lake::new() };
+    others.delete("a", 3..5).await;
+    assert_eq!(lake.fold().await.written.files, 2);
+    let line =
+        Change::Line(r#"{"resourceType":"Binary","id":"a","meta":{"lastUpdated":"2026-01-01T00:00:04Z"}}"#.into());
+    assert_eq!(others.upsert(&[vec![line]], micros(9)).await.counts.stale, 1);
+    assert_eq!(lake.upsert(&[vec![super::line("a", 4, "")]], micros(9)).await.counts.inserted, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_source_deleted_does_not_stand_for_ours() {
+    let lake = Lake::new();
+    lake.delete("a", 1..3).await;
+    let clinic = Upsert { source: "clinic".to_owned(), app_id: "fhir-sync/clinic".to_owned(), ..upsert(micros(9)) };
+    let changes = lake.change_set(&[vec![deletion("a", None)]], micros(9));
+    lake.table().await.upsert(&changes, &clinic).await.unwrap();
+    assert_eq!(lake.fold().await.folded_rows, 1);
+    let late = [vec![line("a", 5, "")]];
+    assert_eq!(lake.upsert(&late, micros(5)).await.counts.inserted, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_whose_answer_was_lost_counts_once() {
+    for fault in [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain] {
+        let lake = Lake::new();
+        lake.delete("a", 1..2).await;
+        let table = failing(lake.deletions().await, std::slice::from_ref(&fault)).await;
+        let mut deletions = Deletions { root: lake.root.clone(), table: Some(table) };
+        deletions.append(patient().into(), &removals(&["c", "b"]), &upsert(5)).await.unwrap();
+        assert_eq!(lake.deletions().await.version(), 2, "{fault:?}");
+        assert_eq!(lake.remembered().await, [vec!["a"], vec!["b", "c"]], "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_another_writer_overtook_is_tried_again_and_at_most_five_times() {
+    let lake = Lake::new();
+    lake.delete("a", 1..2).await;
+    let overtaken = async |times: usize| {
+        let table = failing(lake.deletions().await, &vec![Fault::Overtaken(VACUUM); times]).await;
+        let mut deletions = Deletions { root: lake.root.clone(), table: Some(table) };
+        deletions.append(patient().into(), &removals(&["b"]), &upsert(5)).await
+    };
+    let error = overtaken(5).await.unwrap_err();
+    assert!(matches!(error, Error::Conflict { table: TableName::Deletions, attempts: 5 }), "{error:?}");
+    let folder = lake.deleted_folder().join("resource_type=Patient");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what nobody will name is taken back");
+    overtaken(4).await.unwrap();
+    assert_eq!(lake.remembered().await, [["a"], ["b"]]);
+    assert_eq!(lake.deletions().await.version(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_ended_between_the_deletion_and_the_commit_is_remembered_once() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
+    let came = [vec![deletion("a", Some(&at(3)))]];
+    let table = failing(lake.table().await, &[Fault::Refused]).await;
+    let changes = lake.change_set(&came, micros(4));
+    table.upsert(&changes, &upsert(micros(4))).await.unwrap_err();
+    assert_eq!((lake.rows().await.len(), lake.remembered().await.concat().len()), (2, 1));
+    assert_eq!(lake.upsert(&came, micros(4)).await.counts.deleted, 1);
+    assert_eq!(lake.remembered().await, [["a"]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upsert_that_is_done_again_remembers_its_deletions_once() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
+    let table = failing(lake.table().await, &[Fault::Overtaken(VACUUM)]).await;
+    let changes = lake.change_set(&[vec![deletion("a", None)]], micros(4));
+    assert_eq!(table.upsert(&changes, &upsert(micros(4))).await.unwrap().counts.deleted, 1);
+    assert_eq!(lake.remembered().await, [["a"]]);
+}
