@@ -280,6 +280,9 @@ fn read_health(mut section: Section) -> Option<serve::Config> {
     Some(serve::Config { listen: listen?, max_age: max_age? })
 }
 
+/// Below this, every type would have its rows and their index in crumbs on the disk.
+const LEAST_CHANGE_SET_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
+
 fn read_sync(
     mut section: Section,
     state_file: Option<&Path>,
@@ -296,6 +299,9 @@ fn read_sync(
     let max_gone_percent = section.or("max_gone_percent", "10", percent);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
+    if change_set_memory_bytes.is_some_and(|bytes| bytes < LEAST_CHANGE_SET_MEMORY_BYTES) {
+        section.mistake("change_set_memory", "is less than 16MiB; all types share it");
+    }
     section.end();
     // "state.json" alone stands in the folder that is no text at all.
     let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));

@@ -18,7 +18,7 @@ use fhir_sync::{
         shape::{self, Options},
     },
     sync::DECODE_BYTES,
-    table::{ChangeSet, Committed, Config, Layout, Location, Merge, Root, Upsert},
+    table::{ChangeSet, Committed, Config, Layout, Location, Merge, Root, Share, Upsert},
 };
 use tokio::runtime::Runtime;
 
@@ -103,7 +103,8 @@ impl Bench {
         let shape = &self.shape;
         let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
         let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &layout));
-        let changes = self.runtime.block_on(open()?.change_set(&layout.schema, MEMORY_BYTES, self.spool.path()))?;
+        let changes =
+            self.runtime.block_on(open()?.change_set(&layout.schema, Share::alone(MEMORY_BYTES), self.spool.path()))?;
         let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });
         let pushed: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> =

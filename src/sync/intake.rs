@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
 };
 
@@ -24,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, Lines, Order, Shape},
-    table::{self, ChangeSet, Layout},
+    table::{self, ChangeSet, Layout, Share, Sharers, Table},
 };
 
 /// What came of one resource type.
@@ -67,7 +67,7 @@ struct Context {
     watch: Watch,
     stamp: Stamp,
     max_line_bytes: usize,
-    workers: Semaphore,
+    workers: Arc<Semaphore>,
 }
 
 /// The intake of one type while its files arrive. Rows are pushed without the lock.
@@ -117,17 +117,20 @@ pub(super) async fn receive(
         watch: sync.watch.clone(),
         stamp,
         max_line_bytes: sync.config.max_line_bytes,
-        workers: Semaphore::new(sync.config.parallel_downloads),
+        workers: Arc::new(Semaphore::new(sync.config.parallel_downloads)),
     });
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
-    for (index, file) in (0..).zip(&manifest.output) {
-        match file.resource_type.filter(|resource_type| context.intakes.contains_key(resource_type)) {
-            Some(resource_type) => {
-                tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index));
-            }
-            None => remarks.extend(not_wanted(file)),
-        }
+    let mut output: Vec<_> = (0..).zip(&manifest.output).collect();
+    // One type after the other: of no more than there are workers does anything wait in memory.
+    output.sort_by_key(|(_, file)| file.resource_type);
+    for (index, file) in output {
+        let Some(resource_type) = file.resource_type.filter(|known| context.intakes.contains_key(known)) else {
+            remarks.extend(not_wanted(file));
+            continue;
+        };
+        let Ok(worker) = Arc::clone(&context.workers).acquire_owned().await else { break };
+        tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index, worker));
     }
     for file in &manifest.deleted {
         tasks.spawn(deleted_file(Arc::clone(&context), file.clone()));
@@ -150,41 +153,58 @@ pub(super) async fn receive(
     Ok(Received { types: types.collect(), remarks })
 }
 
+/// Change sets for all types, which share the memory.
 async fn intakes(
     sync: &Sync,
     types: &[ResourceType],
     manifest: &Manifest,
 ) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
-    let memory_bytes = sync.config.change_set_memory_bytes / types.len().max(1);
-    let mut intakes = BTreeMap::new();
+    let mut opened = Vec::new();
+    let mut sharers = Sharers {
+        types: types.len(),
+        waiting: 0,
+        appending: 0,
+        at_once: sync.config.parallel_downloads,
+        read_at_once: sync.config.parallel_upserts,
+    };
     for resource_type in types {
         let shape = sync.shape(*resource_type).await;
         let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
         // A table of which nothing comes waits for its commit.
-        let changes =
-            if files == 0 { None } else { Some(change_set(sync, *resource_type, &shape, memory_bytes).await) };
-        let (changes, failure) = match changes {
-            Some(Ok(changes)) => (Some(changes), None),
-            Some(Err(error)) => (None, Some(error.into())),
-            None => (None, None),
+        let table = if files == 0 { None } else { Some(table(sync, *resource_type, &shape).await) };
+        match &table {
+            Some(Ok((_, true))) => sharers.appending += 1,
+            Some(Ok((_, false)) | Err(_)) => sharers.waiting += 1,
+            None => {}
+        }
+        opened.push((*resource_type, shape, files as u64, table));
+    }
+    let share = Share::of(sync.config.change_set_memory_bytes, sharers);
+    let spool_folder = &sync.config.spool_folder;
+    let mut intakes = BTreeMap::new();
+    for (resource_type, shape, files_left, table) in opened {
+        let schema = shape.schema();
+        let changes = match table {
+            Some(Ok((table, _))) => table.change_set(&schema, share, spool_folder).await,
+            Some(Err(error)) => Err(error),
+            None => Ok(ChangeSet::new(&schema, Share { waiting_bytes: 0, ..share }, spool_folder)),
         };
-        let spool_folder = &sync.config.spool_folder;
-        let changes = changes.unwrap_or_else(|| ChangeSet::new(&shape.schema(), memory_bytes, spool_folder));
-        let tally = Mutex::new(Tally { files_left: files as u64, failure, ..Tally::default() });
-        intakes.insert(*resource_type, Arriving { shape, changes, tally });
+        let (changes, failure) = match changes {
+            Ok(changes) => (changes, None),
+            Err(error) => (ChangeSet::new(&schema, share, spool_folder), Some(error.into())),
+        };
+        let tally = Mutex::new(Tally { files_left, failure, ..Tally::default() });
+        intakes.insert(resource_type, Arriving { shape, changes, tally });
     }
     Ok(intakes)
 }
 
-async fn change_set(
-    sync: &Sync,
-    resource_type: ResourceType,
-    shape: &Shape,
-    memory_bytes: usize,
-) -> Result<ChangeSet, table::Error> {
+/// The table of a type, and whether it is appended to.
+async fn table(sync: &Sync, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
     let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
     let table = sync.root.open_or_create(resource_type, &layout).await?;
-    table.change_set(&layout.schema, memory_bytes, &sync.config.spool_folder).await
+    let appends = table.appends().await?;
+    Ok((table, appends))
 }
 
 /// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
@@ -198,8 +218,13 @@ fn not_wanted(file: &File) -> Option<Remark> {
 }
 
 /// One file of rows. What goes wrong is kept with its type.
-async fn output_file(context: Arc<Context>, file: File, resource_type: ResourceType, index: u32) -> Option<Remark> {
-    let Ok(_worker) = context.workers.acquire().await else { return None };
+async fn output_file(
+    context: Arc<Context>,
+    file: File,
+    resource_type: ResourceType,
+    index: u32,
+    _worker: OwnedSemaphorePermit,
+) -> Option<Remark> {
     let decoder = context.decoder(resource_type)?;
     let order = Order::of(&decoder.shape);
     let result = stream(&context, &file, move |context, file, mut lines| {

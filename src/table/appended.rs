@@ -41,11 +41,13 @@ struct Writer {
 }
 
 impl Appended {
-    /// As many writers as cores share `memory_bytes`.
+    /// As many writers as cores share `memory_bytes`, or fewer where that is little. Half of a writer's part is for the rows
+    /// that wait until its columns are decided.
     pub fn new(target: Target, memory_bytes: usize) -> Self {
-        let target =
-            Target { row_group_bytes: target.row_group_bytes.min(memory_bytes / cores()).max(LEAST), ..target };
-        let writers = (0..cores()).map(|_| Mutex::default()).collect();
+        let writers = (memory_bytes / WRITER_BYTES).clamp(1, cores());
+        let row_group_bytes = (memory_bytes / writers / 2).clamp(1, target.row_group_bytes);
+        let target = Target { row_group_bytes, ..target };
+        let writers = (0..writers).map(|_| Mutex::default()).collect();
         let (next_writer, next_part, closed) = Default::default();
         Self { target, writers, next_writer, next_part, closed }
     }
@@ -106,5 +108,7 @@ impl Appended {
     }
 }
 
-/// Row groups below this are not worth their part of the footer.
-const LEAST: usize = 8 * 1024 * 1024;
+/// One writer less is better than smaller row groups: each has a part of the footer.
+const WRITER_BYTES: usize = 16 * 1024 * 1024;
+/// With less than this, rows are better off in the spool.
+pub(super) const LEAST_WRITER_BYTES: usize = 512 * 1024;

@@ -22,6 +22,7 @@ use super::{
     files::Target,
     newest::{Index, Limits, Newest},
     part::Part,
+    share::Share,
     spool::{Block, Spool},
     stored::StoredFile,
 };
@@ -46,14 +47,11 @@ struct Held {
 }
 
 impl ChangeSet {
-    /// An empty change set whose rows have `schema`. Up to `memory_bytes` stay in memory: three quarters for rows, a
-    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read.
-    /// What is beyond goes, encrypted, to an unnamed file in `folder`, which is gone when the change set is dropped, or
-    /// the process.
-    pub fn new(schema: &SchemaRef, memory_bytes: usize, folder: &Path) -> Self {
-        let index_bytes = memory_bytes / 4;
-        let spool = Spool::new(memory_bytes - index_bytes, folder);
-        Self::with(schema, Limits::of(index_bytes), spool)
+    /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
+    /// `folder`, which is gone when the change set is dropped, or the process.
+    pub fn new(schema: &SchemaRef, share: Share, folder: &Path) -> Self {
+        let Share { waiting_bytes, entries_bytes, newest_bytes, .. } = share;
+        Self::with(schema, Limits { entries_bytes, newest_bytes }, Spool::new(waiting_bytes, folder))
     }
 
     /// One that spills all the time, and never has more than a few ids in one shard.
@@ -67,7 +65,7 @@ impl ChangeSet {
         Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
     }
 
-    /// The same, but rows become data files of `target` at once.
+    /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
     pub(super) fn appending(self, target: Target, memory_bytes: usize) -> Self {
         Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
     }

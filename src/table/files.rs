@@ -90,9 +90,8 @@ impl DataFiles {
         }
         self.rows += rows.num_rows() as u64;
         let place = (self.done.len(), self.growing_rows());
-        // Files of partitions grow side by side.
-        let undecided_bytes =
-            if self.partition.is_empty() { UNDECIDED_BYTES } else { UNDECIDED_BYTES.min(self.target.row_group_bytes) };
+        // Where files grow side by side, their row groups are small, and so is what waits for them.
+        let undecided_bytes = UNDECIDED_BYTES.min(self.target.row_group_bytes);
         match &mut self.growing {
             Growing::Undecided { rows: waiting, bytes } => {
                 *bytes += rows.get_array_memory_size();

@@ -25,6 +25,7 @@ mod partition;
 mod probe;
 mod query;
 mod rebuild;
+mod share;
 mod spool;
 mod stored;
 mod upsert;
@@ -46,6 +47,14 @@ use deltalake::{
 use tokio::sync::Mutex;
 use url::Url;
 
+use self::{
+    appended::LEAST_WRITER_BYTES,
+    data_file::ROW_GROUP_BYTES,
+    feed::ENABLE_CHANGE_DATA_FEED,
+    files::{Kind, Target},
+    partition::{PARTITION_DATE, of_data_files},
+    write::ENABLE_DELETION_VECTORS,
+};
 pub use self::{
     change_set::{ChangeSet, probe_spool_folder},
     data_file::writer_properties,
@@ -53,14 +62,8 @@ pub use self::{
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     name::TableName,
     partition::{DatePart, DatePartition},
+    share::{Share, Sharers},
     upsert::{Committed, Counts, Reconcile, Upsert},
-};
-use self::{
-    data_file::ROW_GROUP_BYTES,
-    feed::ENABLE_CHANGE_DATA_FEED,
-    files::{Kind, Target},
-    partition::{PARTITION_DATE, of_data_files},
-    write::ENABLE_DELETION_VECTORS,
 };
 use crate::fhir::{ResourceType, TransactionTime};
 
@@ -328,18 +331,19 @@ impl Table {
         Ok(Arc::clone(&snapshot.snapshot().arrow_schema()))
     }
 
-    /// A change set for this table, of rows with `schema`. While the table is empty, they become its data files as they
-    /// come, unless it has partitions: most of them will be what the commit brings. See [`ChangeSet::new`].
-    pub async fn change_set(
-        &self,
-        schema: &SchemaRef,
-        memory_bytes: usize,
-        spool_folder: &Path,
-    ) -> Result<ChangeSet, Error> {
-        let changes = ChangeSet::new(schema, memory_bytes, spool_folder);
-        let target = self.target()?;
-        let appends = target.by.is_none() && self.files().await?.is_empty();
-        if appends { Ok(changes.appending(target, memory_bytes)) } else { Ok(changes) }
+    /// Do the rows of a change set become data files as they come? While the table is empty, unless it has partitions: most
+    /// of them will be what the commit brings.
+    pub async fn appends(&self) -> Result<bool, Error> {
+        Ok(self.partitioned_by().is_none() && self.files().await?.is_empty())
+    }
+
+    /// A change set for this table, of rows with `schema`. See [`ChangeSet::new`].
+    pub async fn change_set(&self, schema: &SchemaRef, share: Share, spool_folder: &Path) -> Result<ChangeSet, Error> {
+        if share.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
+            return Ok(ChangeSet::new(schema, share, spool_folder));
+        }
+        let changes = ChangeSet::new(schema, Share { waiting_bytes: 0, ..share }, spool_folder);
+        Ok(changes.appending(self.target()?, share.appending_bytes))
     }
 
     /// How many columns from the left have statistics, as the table itself says.

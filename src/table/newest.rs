@@ -74,20 +74,6 @@ pub(super) struct Limits {
     pub newest_bytes: usize,
 }
 
-impl Limits {
-    /// Entries take about half of what their slots take, and both are there at the same time.
-    ///
-    /// A `Newest` may always take 8 MiB: each further one has the keys of the whole table read again, and at less than
-    /// some 50,000 ids per reading that would be most of the work. Entries may always take 1 MiB, so that the blocks of
-    /// the 64 shards do not become crumbs. Neither is allocated before there are as many ids.
-    pub fn of(memory_bytes: usize) -> Self {
-        Self {
-            entries_bytes: (memory_bytes / 3).max(1024 * 1024),
-            newest_bytes: (memory_bytes - memory_bytes / 3).max(8 * 1024 * 1024),
-        }
-    }
-}
-
 /// A power of two, and the number of the leading bits of a key that choose the shard.
 const SHARDS: usize = 64;
 const SHARD_BITS: u32 = SHARDS.trailing_zeros();

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 
+const ROOMY: Limits = Limits { entries_bytes: 1 << 20, newest_bytes: 8 << 20 };
 const TINY: Limits = Limits { entries_bytes: 400, newest_bytes: 3 * NEWEST_BYTES };
 
 fn row(line: u64, last_updated_micros: Option<i64>) -> Entry {
@@ -45,7 +46,7 @@ fn entries(of: &[(&str, Entry)]) -> Vec<(String, Entry)> {
 #[test]
 fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
     let rows: Vec<_> = (0..1000).map(|number| (format!("id{}", number % 900), row(number, None))).collect();
-    let (at_once, hashes) = load(Limits::of(0), &rows);
+    let (at_once, hashes) = load(ROOMY, &rows);
     assert_eq!(at_once.len(), 1);
     assert_eq!(hashes.len(), 900);
     assert_eq!(at_once[0].slots().len(), 900);
@@ -59,7 +60,7 @@ fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
 
 #[test]
 fn an_empty_index_is_loaded_once_and_covers_every_id() {
-    let (keys, spool, index) = (Keys::new(), Spool::new(0, std::path::Path::new("/")), Index::new(Limits::of(0)));
+    let (keys, spool, index) = (Keys::new(), Spool::new(0, std::path::Path::new("/")), Index::new(ROOMY));
     let spans = index.spans();
     assert_eq!(spans.len(), 1);
     let newest = index.load(&spool, &keys, &spans[0]).unwrap();

@@ -126,7 +126,7 @@ impl Lake {
         let table = self.table().await;
         let transaction_time = micros(export.transaction_time);
         let changes = if self.appends(&table).await {
-            table.change_set(&self.shape().schema(), 1 << 20, self.folder.path()).await.unwrap()
+            table.change_set(&self.shape().schema(), Share::alone(1 << 20), self.folder.path()).await.unwrap()
         } else {
             ChangeSet::tiny(&self.shape().schema(), self.folder.path())
         };

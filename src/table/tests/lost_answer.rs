@@ -232,7 +232,8 @@ async fn a_first_load_whose_answer_was_lost_keeps_its_files_and_one_that_was_ref
     for faults in [[Fault::AnswerLost], [Fault::Refused]] {
         let lake = Lake::new();
         let table = unreliable(&lake, &faults).await;
-        let changes = table.change_set(&lake.shape().schema(), 1 << 20, lake.folder.path()).await.unwrap();
+        let changes =
+            table.change_set(&lake.shape().schema(), Share::alone(1 << 20), lake.folder.path()).await.unwrap();
         let file = vec![line("a", 1, "old"), line("b", 1, ""), line("a", 2, "new")];
         tokio::task::block_in_place(|| lake.fill(&changes, &[file], 5));
         let counts = match table.upsert(&changes, &upsert(5)).await {
