@@ -81,7 +81,8 @@ impl DataFileWriter {
         properties: WriterProperties,
         leading: usize,
     ) -> Result<Self> {
-        let writer = AsyncArrowWriter::try_new(BufWriter::new(store, path.clone()), schema, Some(properties))?;
+        let out = BufWriter::new(store, path.clone()).with_max_concurrency(PARTS_IN_FLIGHT);
+        let writer = AsyncArrowWriter::try_new(out, schema, Some(properties))?;
         Ok(Self { path, writer, leading, rows: 0 })
     }
 
@@ -148,6 +149,10 @@ pub(super) fn change_path(folder: &Path) -> Path {
 pub(super) fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
+
+/// Parts of 10 MiB that may still be on their way when the next row group is handed over: a slow store slows the writer
+/// down instead of filling the memory.
+const PARTS_IN_FLIGHT: usize = 2;
 
 /// Two of them are in memory while a file is rewritten.
 pub(super) const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;

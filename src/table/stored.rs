@@ -12,9 +12,12 @@ use deltalake::{
     kernel::{Add, LogicalFileView},
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use parquet::arrow::{
-    ParquetRecordBatchStreamBuilder, ProjectionMask,
-    arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
+use parquet::{
+    arrow::{
+        ParquetRecordBatchStreamBuilder, ProjectionMask,
+        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
+    },
+    file::metadata::ParquetMetaData,
 };
 use serde_json::Value;
 
@@ -62,8 +65,10 @@ impl StoredFile {
     }
 }
 
-/// How many rows are read at once.
+/// How many rows are read at once, and how many bytes of them as they are encoded: as Arrow they take about three times
+/// that.
 const BATCH_ROWS: usize = 4096;
+const BATCH_BYTES: u64 = 1024 * 1024;
 /// Deletion vectors that are read at the same time.
 const VECTORS_IN_FLIGHT: usize = 16;
 
@@ -116,7 +121,8 @@ impl Table {
         dead: &DeadRows,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
-        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(|error| self.failed(error))?;
+        let batch_rows = batch_rows(builder.metadata());
+        let batches = builder.with_batch_size(batch_rows).build().map_err(|error| self.failed(error))?;
         let mut first_row = 0;
         let dead = dead.clone();
         Ok(batches.map(move |batch| {
@@ -140,9 +146,10 @@ impl Table {
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
         let footer = stored.footer().await.map_err(|error| self.failed(error))?;
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+        let batch_rows = batch_rows(builder.metadata());
         let batches = builder
             .with_row_selection(selection(places.iter()))
-            .with_batch_size(BATCH_ROWS)
+            .with_batch_size(batch_rows)
             .build()
             .map_err(|error| self.failed(error))?;
         Ok(batches.map(|batch| batch.map_err(|error| self.failed(error))))
@@ -163,6 +170,16 @@ impl Table {
         }
         Ok(ids)
     }
+}
+
+/// Rows differ in size a thousandfold, so a batch is bounded by bytes as well.
+fn batch_rows(metadata: &ParquetMetaData) -> usize {
+    let bytes_per_row = metadata.row_groups().iter().map(|row_group| {
+        let of = |number: i64| u64::try_from(number).unwrap_or_default();
+        of(row_group.total_byte_size()).div_ceil(of(row_group.num_rows()).max(1))
+    });
+    let rows = BATCH_BYTES / bytes_per_row.max().unwrap_or_default().max(1);
+    usize::try_from(rows).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
 }
 
 /// The rows at these places, in ascending order, as what is read and what is passed over.

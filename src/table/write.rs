@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use super::{
     ChangeSet, Error, Merge, Table,
-    data_file::now_millis,
+    data_file::{ROW_GROUP_BYTES, now_millis},
     decide::Decision,
     deletion_vector::{self, DeadRows},
     feed::{Feed, Images},
@@ -44,6 +44,10 @@ const PARTS_PER_WRITER: usize = 8;
 
 /// Partitions that one thread writes side by side.
 const PARTITIONS_PER_LOT: usize = 16;
+
+/// What all threads together have of row groups that are not full yet; but each may have a few megabytes.
+const ROW_GROUPS_BYTES: usize = 128 * 1024 * 1024;
+const LEAST_ROW_GROUP_BYTES: usize = 8 * 1024 * 1024;
 
 /// What one thread writes.
 enum Unit<'files> {
@@ -75,8 +79,7 @@ impl Table {
         let (survivors, marked): (Vec<_>, Vec<_>) =
             touched.into_iter().partition(|touched| touched.is_rewritten(vectors, decision));
         let mut units: Vec<_> = survivors.iter().map(Unit::Survivors).collect();
-        let target = self.target()?;
-        let lots = self.lots(changes, decision, target.by.as_ref())?;
+        let lots = self.lots(changes, decision, self.partitioned_by())?;
         if appended.is_none() {
             units.extend(lots.iter().map(Unit::Changes));
         }
@@ -85,6 +88,7 @@ impl Table {
             let images = images.chain(lots.iter().map(Images::After));
             units.extend(images.map(|images| Unit::Images(feed, images)));
         }
+        let target = Target { row_group_bytes: row_group_bytes(cores().min(units.len())), ..self.target()? };
         let runtime = Handle::current();
         let written = in_parallel(&units, |unit| match unit {
             Unit::Survivors(touched) => runtime.block_on(self.write_survivors(&target, touched)),
@@ -129,7 +133,8 @@ impl Table {
         Ok(actions)
     }
 
-    /// The rows of a file that stay, in a file of the same columns; never more than a row group of them in memory.
+    /// The rows of a file that stay, in a file of the same columns. In memory are a row group of the old file as it lies on
+    /// the disk, a batch of its rows, and a row group of the new one as far as it has grown.
     async fn write_survivors(&self, target: &Target, touched: &Touched<'_>) -> Result<Vec<Action>, Error> {
         let footer = touched.stored.footer().await.map_err(|error| self.failed(error))?;
         let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
@@ -192,6 +197,11 @@ impl Table {
         let footer = stored.footer().await.map_err(|error| self.failed(error))?;
         Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
     }
+}
+
+/// Memory must not grow with the cores.
+fn row_group_bytes(threads: usize) -> usize {
+    (ROW_GROUPS_BYTES / threads.max(1)).clamp(LEAST_ROW_GROUP_BYTES, ROW_GROUP_BYTES)
 }
 
 pub(super) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";

@@ -84,6 +84,25 @@ async fn a_file_whose_rows_are_all_dead_is_only_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn large_rows_are_read_a_few_at_a_time() {
+    let lake = Lake::new();
+    let long = "x".repeat(200 << 10);
+    let rows = (0..20).map(|id| line(&format!("id{id}"), 1, &long));
+    lake.upsert(&[rows.collect(), (20..30).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
+    let table = lake.table().await;
+    let stored = table.stored_files().await.unwrap();
+    assert_eq!(stored.len(), 1);
+    let mut batches = std::pin::pin!(table.rows(&stored[0]).await.unwrap());
+    let mut rows = 0;
+    while let Some(batch) = futures::StreamExt::next(&mut batches).await {
+        let batch = batch.unwrap();
+        assert!(batch.num_rows() <= 8, "{}", batch.num_rows());
+        rows += batch.num_rows();
+    }
+    assert_eq!(rows, 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
     let lake = Lake::new();
     let table = lake.table().await;
