@@ -16,7 +16,7 @@ use arrow::{
     datatypes::{DataType, Int64Type, TimeUnit},
     error::ArrowError,
 };
-use futures::{StreamExt as _, stream::LocalBoxStream};
+use futures::{StreamExt as _, stream::BoxStream};
 
 use super::{
     Maintenance, Step,
@@ -222,7 +222,7 @@ fn collected(rows: &[Row]) -> Result<RecordBatch, ArrowError> {
 /// then folded another time.
 struct Merge<'table> {
     table: &'table Table,
-    files: Vec<LocalBoxStream<'table, Result<RecordBatch, Error>>>,
+    files: Vec<BoxStream<'table, Result<RecordBatch, Error>>>,
     /// The next row of each file that has one.
     next: BinaryHeap<Reverse<(Row, usize)>>,
 }
@@ -231,7 +231,7 @@ impl<'table> Merge<'table> {
     async fn of(table: &'table Table, files: &[&StoredFile]) -> Result<Self, Error> {
         let mut merge = Self { table, files: Vec::new(), next: BinaryHeap::new() };
         for (index, stored) in files.iter().enumerate() {
-            merge.files.push(table.rows(stored).await?.boxed_local());
+            merge.files.push(table.rows(stored).await?.boxed());
             merge.read(index).await?;
         }
         Ok(merge)
