@@ -5,6 +5,7 @@
 
 pub mod deltalake;
 pub mod ours;
+pub mod spark;
 
 use std::{
     fs,
@@ -47,6 +48,13 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     ];
     if setup.merge {
         figures.push(Row { what: "deltalake's merge", figures: measure(&table, rows, CHANGES, "upsert/deltalake")? });
+    }
+    if let Some(python) = &setup.spark {
+        let file = setup.dir.join(format!("changes-{rows}.parquet"));
+        let path = file.to_str().context("a path that is no text")?;
+        child::measure("upsert/changes", &[path, lines, &rows.to_string(), &CHANGES.to_string()])?;
+        let merge = |table: &str| restored(&small, |small| spark::measure(python, table, small, &file));
+        figures.push(Row { what: "Spark's merge, warm", figures: restored(&table, merge)? });
     }
     child::print_table(&figures);
     print_ratios(&ours, &few, &small_table, &again);

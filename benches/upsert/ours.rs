@@ -28,7 +28,7 @@ const MEMORY_BYTES: usize = 256 * 1024 * 1024;
 const THREADS: usize = 2;
 /// When the table was loaded, in microseconds, and when it was changed.
 const LOADED: i64 = 1_800_000_000_000_000;
-const CHANGED: i64 = LOADED + 1_000_000;
+pub const CHANGED: i64 = LOADED + 1_000_000;
 
 /// Folder, lines, rows: a table of so many rows, from the lines again and again with fresh ids.
 pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
