@@ -95,7 +95,7 @@ impl DataFiles {
             if self.partition.is_empty() { UNDECIDED_BYTES } else { UNDECIDED_BYTES.min(self.target.row_group_bytes) };
         match &mut self.growing {
             Growing::Undecided { rows: waiting, bytes } => {
-                *bytes += rows.get_array_memory_size();
+                *bytes += bytes_of(rows);
                 waiting.push(rows.clone());
                 if *bytes >= undecided_bytes {
                     self.decide(u64::MAX).await?;
@@ -184,6 +184,12 @@ impl DataFiles {
         }
         Ok(())
     }
+}
+
+/// Without what else lies in the same buffers: the columns of a part that was read back share one.
+fn bytes_of(rows: &RecordBatch) -> usize {
+    let columns = rows.columns().iter();
+    columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }
 
 /// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
