@@ -42,17 +42,23 @@ impl StoredFile {
             Some((*row_group, self.filter_range(chunk(*row_group), asked)?))
         });
         let filters: Vec<_> = filters.collect();
+        let mut unusable = 0;
         for filters in filters.chunks(FILTERS_AT_ONCE) {
             let ranges = filters.iter().map(|(_, range)| range.clone()).collect();
             let read = self.file.clone().get_byte_ranges(ranges).await?;
             for ((row_group, _), bytes) in filters.iter().zip(read) {
+                let Some(filter) = believed(chunk(*row_group), &bytes) else {
+                    unusable += 1;
+                    continue;
+                };
                 let asked = ids.between(self.bounds(chunk(*row_group)));
-                if let (Some(filter), Some(mut asked)) = (self.believed(chunk(*row_group), &bytes), asked)
-                    && !asked.any(|id| filter.check(id))
-                {
+                if asked.is_some_and(|mut asked| !asked.any(|id| filter.check(id))) {
                     candidates.remove(row_group);
                 }
             }
+        }
+        if unusable > 0 {
+            tracing::warn!(path = %self.file.path, unusable, "Bloom filters that cannot be used, the ids are read instead");
         }
         Ok(candidates)
     }
@@ -76,20 +82,17 @@ impl StoredFile {
         let there = range.end <= self.file.size_bytes && bytes <= MOST_FILTER_BYTES;
         (there && chunk.column_type() == Type::BYTE_ARRAY && pays(chunk, bytes, asked)).then_some(range)
     }
+}
 
-    /// A filter has no checksum, but it must know the first and the last id of its own row group. Without it the ids
-    /// themselves are read: a shortcut that is lost is no reason to stop.
-    fn believed(&self, chunk: &ColumnChunkMetaData, bytes: &[u8]) -> Option<Sbbf> {
-        let filter = Sbbf::from_bytes(bytes).ok().filter(|filter| filter.num_blocks() > 0);
-        let statistics = chunk.statistics();
-        let first = statistics.filter(|of| of.min_is_exact()).and_then(Statistics::min_bytes_opt);
-        let last = statistics.filter(|of| of.max_is_exact()).and_then(Statistics::max_bytes_opt);
-        let filter = filter.filter(|filter| first.into_iter().chain(last).all(|id| filter.check(id)));
-        if filter.is_none() {
-            tracing::warn!(path = %self.file.path, "a Bloom filter cannot be used, the ids are read instead");
-        }
-        filter
-    }
+/// A filter has no checksum, but it must know the first and the last id of its own row group. Without it the ids
+/// themselves are read: a shortcut that is lost is no reason to stop.
+fn believed(chunk: &ColumnChunkMetaData, bytes: &[u8]) -> Option<Sbbf> {
+    let filter = Sbbf::from_bytes(bytes).ok().filter(|filter| filter.num_blocks() > 0)?;
+    let statistics = chunk.statistics();
+    let first = statistics.filter(|of| of.min_is_exact()).and_then(Statistics::min_bytes_opt);
+    let last = statistics.filter(|of| of.max_is_exact()).and_then(Statistics::max_bytes_opt);
+    let knows_both = first.into_iter().chain(last).all(|id| filter.check(id));
+    knows_both.then_some(filter)
 }
 
 /// Is it likely to save twice what it costs? It saves nothing if one of the ids is really there, which only reading tells.

@@ -46,7 +46,8 @@ struct Held {
 
 impl ChangeSet {
     /// An empty change set whose rows have `schema`. Up to `memory_bytes` stay in memory: three quarters for rows, a
-    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read.
+    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read;
+    /// besides, ids take up to 2 MiB while they are few.
     /// What is beyond goes, encrypted, to an unnamed file in `folder`, which is gone when the change set is dropped, or
     /// the process.
     pub fn new(schema: &SchemaRef, memory_bytes: usize, folder: &Path) -> Self {

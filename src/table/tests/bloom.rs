@@ -16,7 +16,7 @@ use parquet::{
     arrow::ArrowWriter,
     bloom_filter::Sbbf,
     file::{
-        metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader},
+        metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
         properties::{ReaderProperties, WriterProperties, WriterPropertiesBuilder},
         reader::FileReader as _,
         serialized_reader::{ReadOptionsBuilder, SerializedFileReader},
@@ -288,7 +288,7 @@ async fn filters_stand_together_between_the_rows_and_the_footer() {
     for stored in lake.table().await.stored_files().await.unwrap() {
         let footer = stored.footer().await.unwrap();
         let footer = footer.metadata();
-        let rows_end = footer.row_groups().iter().flat_map(|of| of.columns()).map(|chunk| {
+        let rows_end = footer.row_groups().iter().flat_map(RowGroupMetaData::columns).map(|chunk| {
             let (start, bytes) = chunk.byte_range();
             start + bytes
         });
