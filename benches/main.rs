@@ -79,6 +79,7 @@ const STEPS: &[child::Step] = &[
     child::Step { name: "first-load/ours", run: first_load::ours },
     child::Step { name: "upsert/load", run: upsert::ours::load },
     child::Step { name: "upsert/ours", run: upsert::ours::run },
+    child::Step { name: "upsert/new", run: upsert::ours::new },
     child::Step { name: "upsert/again", run: upsert::ours::again },
     child::Step { name: "upsert/copy-on-write", run: upsert::ours::copy_on_write },
     child::Step { name: "upsert/changes", run: upsert::spark::changes },

@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    ops::RangeInclusive,
     path::Path,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -20,6 +19,7 @@ use super::{
     appended::Appended,
     entry::{Entry, Keys, Place, Row},
     files::Target,
+    ids::Ids,
     newest::{Index, Limits, Newest},
     part::Part,
     spool::{Block, Spool},
@@ -41,13 +41,13 @@ struct Held {
     parts: Vec<Block>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
-    /// The first and the last id, in the order of their bytes.
-    ids: Option<RangeInclusive<String>>,
+    ids: Ids,
 }
 
 impl ChangeSet {
     /// An empty change set whose rows have `schema`. Up to `memory_bytes` stay in memory: three quarters for rows, a
-    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read.
+    /// quarter for the index, but as much as 1 MiB for that where there are so many ids, and 8 MiB more while it is read;
+    /// besides, ids take up to 2 MiB while they are few.
     /// What is beyond goes, encrypted, to an unnamed file in `folder`, which is gone when the change set is dropped, or
     /// the process.
     pub fn new(schema: &SchemaRef, memory_bytes: usize, folder: &Path) -> Self {
@@ -63,7 +63,8 @@ impl ChangeSet {
     }
 
     fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
-        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids: None };
+        let held =
+            Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids: Ids::default() };
         Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
     }
 
@@ -84,13 +85,8 @@ impl ChangeSet {
         // Its memory is not needed while others are waited for.
         drop(rows);
         let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
-        let all = || keys.iter().map(|(_, key)| key.id.as_str());
-        let bounds = all().min().zip(all().max()).map(|(first, last)| (first.to_owned(), last.to_owned()));
-        let held = &mut *self.write();
-        if let Some((first, last)) = bounds {
-            held.widen(first, last);
-        }
-        let Held { spool, index, .. } = held;
+        let Held { spool, index, ids, .. } = &mut *self.write();
+        ids.extend(keys.iter().map(|(_, key)| key.id.as_str()));
         for (row, (hashed, key)) in (first.row..).zip(keys) {
             let (position, place) = ((file, key.line), Place { row, ..first });
             let row = Row { version: key.version, hash: key.hash, position, place };
@@ -132,9 +128,8 @@ impl ChangeSet {
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let key = self.keys.of(&id);
-        let held = &mut *self.write();
-        held.widen(id.clone(), id.clone());
-        let Held { spool, index, .. } = held;
+        let Held { spool, index, ids, .. } = &mut *self.write();
+        ids.extend(std::iter::once(id.as_str()));
         index.push(spool, key, &Entry::Deletion { id: id.into(), at })
     }
 
@@ -147,8 +142,8 @@ impl ChangeSet {
         &self.schema
     }
 
-    /// Where the ids of the change set lie, in the order of their bytes.
-    pub(super) fn ids(&self) -> Option<RangeInclusive<String>> {
+    /// The ids of the change set, or where they lie.
+    pub(super) fn ids(&self) -> Ids {
         self.read().ids.clone()
     }
 
@@ -189,18 +184,6 @@ impl ChangeSet {
 
     fn write(&self) -> RwLockWriteGuard<'_, Held> {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Held {
-    fn widen(&mut self, first: String, last: String) {
-        self.ids = Some(match self.ids.take() {
-            Some(ids) => {
-                let (known_first, known_last) = ids.into_inner();
-                first.min(known_first)..=last.max(known_last)
-            }
-            None => first..=last,
-        });
     }
 }
 

@@ -60,7 +60,7 @@ impl Table {
         let ids = changes.ids();
         for newest in changes.shards() {
             let newest = newest?;
-            let probed = self.probe(&decision.files, &newest, ids.as_ref(), upsert)?;
+            let probed = self.probe(&decision.files, &newest, &ids, upsert)?;
             let stones = deletions.stones(self.resource_type, &upsert.source, &newest).await?;
             let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
             decision.settle(&newest, probed, &equal, &stones, upsert);
