@@ -33,6 +33,11 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     println!("\nfirst load: {ROWS} Observations, {:.0} MB in {FILES} files", megabytes(bytes));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let server = runtime.block_on(Server::start_folder(&input, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+    // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
+    server.scenario(|scenario| {
+        scenario.gzip = false;
+        scenario.polls_before_done = 0;
+    });
     let url = server.url().to_string();
     let mut rows = Vec::new();
     for (what, raw_json) in [("ours, over HTTP", "true"), ("ours, without resource_json", "false")] {

@@ -35,6 +35,9 @@ struct Arguments {
     /// Also measure deltalake's own merge, which takes minutes and most of the memory.
     #[arg(long)]
     merge: bool,
+    /// The Python of `tests/interop/install.sh spark`: also measure the merge of Spark with Delta.
+    #[arg(long)]
+    spark: Option<PathBuf>,
     /// A Python that has duckdb; without one DuckDB is left out.
     #[arg(long, env = "FHIR_SYNC_BENCH_PYTHON")]
     python: Option<PathBuf>,
@@ -53,6 +56,7 @@ pub struct Setup {
     pub bytes: u64,
     pub rows: u64,
     pub merge: bool,
+    pub spark: Option<PathBuf>,
     pub python: Option<PathBuf>,
 }
 
@@ -75,8 +79,10 @@ const STEPS: &[child::Step] = &[
     child::Step { name: "first-load/ours", run: first_load::ours },
     child::Step { name: "upsert/load", run: upsert::ours::load },
     child::Step { name: "upsert/ours", run: upsert::ours::run },
+    child::Step { name: "upsert/new", run: upsert::ours::new },
     child::Step { name: "upsert/again", run: upsert::ours::again },
     child::Step { name: "upsert/copy-on-write", run: upsert::ours::copy_on_write },
+    child::Step { name: "upsert/changes", run: upsert::spark::changes },
     child::Step { name: "upsert/deltalake", run: upsert::deltalake::run },
 ];
 
@@ -97,6 +103,7 @@ fn main() -> anyhow::Result<()> {
         bytes: arguments.megabytes * 1_000_000,
         rows: arguments.rows,
         merge: arguments.merge,
+        spark: arguments.spark,
         python: arguments.python,
     };
     let wanted = |name: &str| arguments.names.is_empty() || arguments.names.iter().any(|wanted| wanted == name);

@@ -5,6 +5,7 @@
 
 pub mod deltalake;
 pub mod ours;
+pub mod spark;
 
 use std::{
     fs,
@@ -22,6 +23,8 @@ use crate::{
 /// Changes of a usual run: half of them to rows that are there, at random, half new.
 const CHANGES: u64 = 100_000;
 const FEW: u64 = 1_000;
+/// Of a run that only brings what is not there yet.
+const NEW: u64 = 100;
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let lines = data::observations(setup, setup.bytes)?;
@@ -35,6 +38,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     };
     let ours = measure(&table, rows, CHANGES, "upsert/ours")?;
     let few = measure(&table, rows, FEW, "upsert/ours")?;
+    let new = measure(&table, rows, NEW, "upsert/new")?;
     let small_table = measure(&small, tenth, CHANGES, "upsert/ours")?;
     let again = measure(&table, rows, CHANGES, "upsert/again")?;
     let copy = measure(&table, rows, CHANGES, "upsert/copy-on-write")?;
@@ -42,26 +46,38 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
         Row { what: "ours", figures: ours },
         Row { what: "ours, the same changes again", figures: again },
         Row { what: "ours, 1,000 changes", figures: few },
+        Row { what: "ours, 100 new rows", figures: new },
         Row { what: "ours, a tenth of the table", figures: small_table },
         Row { what: "ours, copy-on-write", figures: copy },
     ];
     if setup.merge {
         figures.push(Row { what: "deltalake's merge", figures: measure(&table, rows, CHANGES, "upsert/deltalake")? });
     }
+    if let Some(python) = &setup.spark {
+        let file = setup.dir.join(format!("changes-{rows}.parquet"));
+        let path = file.to_str().context("a path that is no text")?;
+        child::measure("upsert/changes", &[path, lines, &rows.to_string(), &CHANGES.to_string()])?;
+        let merge = |table: &str| restored(&small, |small| spark::measure(python, table, small, &file));
+        figures.push(Row { what: "Spark's merge, warm", figures: restored(&table, merge)? });
+    }
     child::print_table(&figures);
-    print_ratios(&ours, &few, &small_table, &again);
+    print_ratios(&ours, &few, &new, &small_table, &again);
     Ok(())
 }
 
-fn print_ratios(ours: &Figures, few: &Figures, small: &Figures, again: &Figures) {
+fn print_ratios(ours: &Figures, few: &Figures, new: &Figures, small: &Figures, again: &Figures) {
     println!("\n10 × the table takes {:.2} × the time", ours.wall_seconds / small.wall_seconds);
     println!("1,000 changes take 1/{:.1} of the time of {CHANGES}", ours.wall_seconds / few.wall_seconds);
+    println!("{NEW} new rows take 1/{:.1} of the time of 1,000 changes", few.wall_seconds / new.wall_seconds);
     println!("the same changes again write {} bytes of data files", again.bytes_out);
 }
 
+/// Another one when data files are written otherwise, so that a table from before is not taken: these have Bloom filters.
+const LAKE: &str = "lake-2";
+
 /// The folder of a table of that many rows.
 fn table(setup: &Setup, lines: &str, rows: u64) -> anyhow::Result<PathBuf> {
-    let folder = setup.dir.join(format!("lake-{rows}"));
+    let folder = setup.dir.join(format!("{LAKE}-{rows}"));
     if folder.join("made").exists() {
         return Ok(folder);
     }

@@ -28,7 +28,7 @@ const MEMORY_BYTES: usize = 256 * 1024 * 1024;
 const THREADS: usize = 2;
 /// When the table was loaded, in microseconds, and when it was changed.
 const LOADED: i64 = 1_800_000_000_000_000;
-const CHANGED: i64 = LOADED + 1_000_000;
+pub const CHANGED: i64 = LOADED + 1_000_000;
 
 /// Folder, lines, rows: a table of so many rows, from the lines again and again with fresh ids.
 pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
@@ -42,19 +42,29 @@ pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
 
 /// Folder, lines, rows of the table, changes.
 pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::DeletionVectors, 1)
+    changes(arguments, Merge::DeletionVectors, 1, ids)
+}
+
+/// The same with new rows only.
+pub fn new(arguments: &[String]) -> anyhow::Result<Work> {
+    changes(arguments, Merge::DeletionVectors, 1, new_ids)
 }
 
 pub fn copy_on_write(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::CopyOnWrite, 1)
+    changes(arguments, Merge::CopyOnWrite, 1, ids)
 }
 
 /// The same twice: what the second time costs is what is told, but for the first one's part of the time.
 pub fn again(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::DeletionVectors, 2)
+    changes(arguments, Merge::DeletionVectors, 2, ids)
 }
 
-fn changes(arguments: &[String], merge: Merge, times: usize) -> anyhow::Result<Work> {
+fn changes<Ids: Iterator<Item = Option<u64>> + Send>(
+    arguments: &[String],
+    merge: Merge,
+    times: usize,
+    ids: impl Fn(u64, u64) -> Ids,
+) -> anyhow::Result<Work> {
     let [folder, lines, rows, changes] = arguments else { anyhow::bail!("four arguments") };
     let (rows, changes) = (rows.parse()?, changes.parse::<u64>()?);
     let bench = Bench::new(folder, merge)?;
@@ -72,6 +82,11 @@ pub fn ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send 
     let half = (changes / 2).min(rows);
     let updates = (0..half).map(move |n| n * (rows / half.max(1)) + n % (rows / half.max(1)));
     updates.chain(rows..rows + (changes - half)).map(Some)
+}
+
+/// None of them is there.
+fn new_ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send {
+    (rows..rows + changes).map(Some)
 }
 
 struct Bench {

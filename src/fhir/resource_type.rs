@@ -29,15 +29,42 @@ impl FromStr for ResourceType {
 
     /// Case matters, as in FHIR: `patient` is no resource type.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match RESOURCE_TYPES.binary_search(&name) {
-            Ok(index) => Ok(Self(RESOURCE_TYPES[index])),
-            Err(_) => Err(UnknownResourceType {
+        let alike = name.bytes().next().map_or(&[][..], beginning_with);
+        // Names of another length are passed over without a look: this is asked for every reference of every resource.
+        match alike.iter().find(|known| **known == name) {
+            Some(known) => Ok(Self(known)),
+            None => Err(UnknownResourceType {
                 name: name.chars().take(64).collect(),
                 meant: RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name)).copied(),
             }),
         }
     }
 }
+
+/// The names with this first letter.
+fn beginning_with(letter: u8) -> &'static [&'static str] {
+    let Some(index) = letter.checked_sub(b'A').map(usize::from).filter(|index| *index < 26) else { return &[] };
+    &RESOURCE_TYPES[FIRST[index]..FIRST[index + 1]]
+}
+
+/// By letter: where the names with it begin; where they end, those of the next one begin.
+const FIRST: [usize; 27] = {
+    let mut first = [0; 27];
+    let mut index = 0;
+    while index < RESOURCE_TYPES.len() {
+        let letter = RESOURCE_TYPES[index].as_bytes()[0] - b'A';
+        first[letter as usize + 1] = index + 1;
+        index += 1;
+    }
+    let mut letter = 1;
+    while letter < first.len() {
+        if first[letter] == 0 {
+            first[letter] = first[letter - 1];
+        }
+        letter += 1;
+    }
+    first
+};
 
 /// A name that is no FHIR resource type; `meant` is the one that differs in case only.
 #[derive(Debug, PartialEq, Eq)]
@@ -271,6 +298,18 @@ mod tests {
     #[test]
     fn the_resource_types_are_sorted_so_that_they_can_be_searched() {
         assert!(RESOURCE_TYPES.is_sorted_by(|a, b| a < b));
+    }
+
+    #[test]
+    fn every_resource_type_is_found_by_its_name_and_nothing_else_is_one() {
+        for name in RESOURCE_TYPES {
+            assert_eq!(name.parse::<ResourceType>().unwrap().as_str(), *name);
+            assert!(format!("{name}s").parse::<ResourceType>().is_err());
+            assert!(name[..name.len() - 1].parse::<ResourceType>().is_err());
+        }
+        for name in ["", "J", "Zebra", "@", "[", "É"] {
+            assert!(name.parse::<ResourceType>().is_err(), "{name}");
+        }
     }
 
     #[test]

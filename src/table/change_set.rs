@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    ops::RangeInclusive,
     path::Path,
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -20,6 +19,7 @@ use super::{
     appended::Appended,
     entry::{Entry, Keys, Place, Row},
     files::Target,
+    ids::Ids,
     newest::{Index, Limits, Newest},
     part::Part,
     share::Share,
@@ -42,26 +42,26 @@ struct Held {
     parts: Vec<Block>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
-    /// The first and the last id, in the order of their bytes.
-    ids: Option<RangeInclusive<String>>,
+    ids: Ids,
 }
 
 impl ChangeSet {
     /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
     /// `folder`, which is gone when the change set is dropped, or the process.
     pub fn new(schema: &SchemaRef, share: Share, folder: &Path) -> Self {
-        let Share { waiting_bytes, entries_bytes, newest_bytes, .. } = share;
-        Self::with(schema, Limits { entries_bytes, newest_bytes }, Spool::new(waiting_bytes, folder))
+        let Share { waiting_bytes, entries_bytes, newest_bytes, ids_bytes, .. } = share;
+        let limits = Limits { entries_bytes, newest_bytes };
+        Self::with(schema, limits, Ids::within(ids_bytes), Spool::new(waiting_bytes, folder))
     }
 
     /// One that spills all the time, and never has more than a few ids in one shard.
     #[cfg(test)]
     pub(super) fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
-        Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Spool::new(500, folder))
+        Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Ids::default(), Spool::new(500, folder))
     }
 
-    fn with(schema: &SchemaRef, limits: Limits, spool: Spool) -> Self {
-        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids: None };
+    fn with(schema: &SchemaRef, limits: Limits, ids: Ids, spool: Spool) -> Self {
+        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids };
         Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
     }
 
@@ -82,13 +82,8 @@ impl ChangeSet {
         // Its memory is not needed while others are waited for.
         drop(rows);
         let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
-        let all = || keys.iter().map(|(_, key)| key.id.as_str());
-        let bounds = all().min().zip(all().max()).map(|(first, last)| (first.to_owned(), last.to_owned()));
-        let held = &mut *self.write();
-        if let Some((first, last)) = bounds {
-            held.widen(first, last);
-        }
-        let Held { spool, index, .. } = held;
+        let Held { spool, index, ids, .. } = &mut *self.write();
+        ids.extend(keys.iter().map(|(_, key)| key.id.as_str()));
         for (row, (hashed, key)) in (first.row..).zip(keys) {
             let (position, place) = ((file, key.line), Place { row, ..first });
             let row = Row { version: key.version, hash: key.hash, position, place };
@@ -130,9 +125,8 @@ impl ChangeSet {
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let key = self.keys.of(&id);
-        let held = &mut *self.write();
-        held.widen(id.clone(), id.clone());
-        let Held { spool, index, .. } = held;
+        let Held { spool, index, ids, .. } = &mut *self.write();
+        ids.extend(std::iter::once(id.as_str()));
         index.push(spool, key, &Entry::Deletion { id: id.into(), at })
     }
 
@@ -145,8 +139,8 @@ impl ChangeSet {
         &self.schema
     }
 
-    /// Where the ids of the change set lie, in the order of their bytes.
-    pub(super) fn ids(&self) -> Option<RangeInclusive<String>> {
+    /// The ids of the change set, or where they lie.
+    pub(super) fn ids(&self) -> Ids {
         self.read().ids.clone()
     }
 
@@ -187,18 +181,6 @@ impl ChangeSet {
 
     fn write(&self) -> RwLockWriteGuard<'_, Held> {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Held {
-    fn widen(&mut self, first: String, last: String) {
-        self.ids = Some(match self.ids.take() {
-            Some(ids) => {
-                let (known_first, known_last) = ids.into_inner();
-                first.min(known_first)..=last.max(known_last)
-            }
-            None => first..=last,
-        });
     }
 }
 

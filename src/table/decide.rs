@@ -60,8 +60,8 @@ impl Table {
         let ids = changes.ids();
         for newest in changes.shards() {
             let newest = newest?;
-            let probed = self.probe(&decision.files, &newest, ids.as_ref(), upsert)?;
-            let stones = deletions.stones(self.name, &upsert.source, &newest, ids.as_ref()).await?;
+            let probed = self.probe(&decision.files, &newest, &ids, upsert)?;
+            let stones = deletions.stones(self.name, &upsert.source, &newest, &ids).await?;
             let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
             decision.settle(&newest, probed, &equal, &stones, upsert);
         }

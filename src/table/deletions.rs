@@ -7,7 +7,6 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
-    ops::RangeInclusive,
     sync::Arc,
 };
 
@@ -29,6 +28,7 @@ use super::{
     Amount, Error, Root, Table, TableName, Upsert,
     commit::{self, Outcome},
     files::{DataFiles, Target},
+    ids::Ids,
     kernel_schema,
     newest::Newest,
 };
@@ -132,16 +132,10 @@ const ATTEMPTS: u32 = 5;
 const BATCH_ROWS: usize = 8192;
 
 impl Deletions {
-    /// What is known of the ids of `newest`, which lie between `ids`.
-    pub async fn stones(
-        &self,
-        of: TableName,
-        source: &str,
-        newest: &Newest,
-        ids: Option<&RangeInclusive<String>>,
-    ) -> Result<Stones, Error> {
+    /// What is known of the ids of `newest`, which is all or some of `ids`.
+    pub async fn stones(&self, of: TableName, source: &str, newest: &Newest, ids: &Ids) -> Result<Stones, Error> {
         let mut stones = Stones::new();
-        let (Some(table), Some(ids)) = (&self.table, ids) else { return Ok(stones) };
+        let Some(table) = &self.table else { return Ok(stones) };
         for stored in table.stored_files().await? {
             let partition = stored.add.partition_values.get(PARTITION).cloned().flatten();
             if partition.as_deref() != Some(of.as_str()) || !stored.may_have(ids) {

@@ -14,7 +14,7 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use super::{
-    data_file::{DataFileWriter, Partition, change_path, data_path, writer_properties},
+    data_file::{DataFileWriter, Partition, change_path, data_path, with_bloom_filter, writer_properties},
     partition::DatePartition,
 };
 
@@ -94,10 +94,10 @@ impl DataFiles {
         let undecided_bytes = UNDECIDED_BYTES.min(self.target.row_group_bytes);
         match &mut self.growing {
             Growing::Undecided { rows: waiting, bytes } => {
-                *bytes += rows.get_array_memory_size();
+                *bytes += bytes_of(rows);
                 waiting.push(rows.clone());
                 if *bytes >= undecided_bytes {
-                    self.decide().await?;
+                    self.decide(u64::MAX).await?;
                 }
             }
             Growing::File(writer, schema) => writer.write(&align(rows, schema)?).await?,
@@ -146,20 +146,22 @@ impl DataFiles {
         self.filled.len() > known
     }
 
-    /// Begins the file that the waiting rows are for.
-    async fn decide(&mut self) -> Result<(), DeltaTableError> {
+    /// Begins the file that the waiting rows are for, and perhaps others: at most so many.
+    async fn decide(&mut self, most_rows: u64) -> Result<(), DeltaTableError> {
         let Growing::Undecided { rows, .. } = std::mem::replace(&mut self.growing, Growing::nothing()) else {
             return Ok(());
         };
         let Target { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
         let properties = writer_properties(&schema, *leading).into_builder();
-        let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes)).build();
+        let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
         let folder = folder(&self.partition);
-        let path = match kind {
-            Kind::Data => data_path(&folder),
-            Kind::Changes => change_path(&folder),
+        let (path, properties) = match kind {
+            Kind::Data => (data_path(&folder), with_bloom_filter(properties, most_rows)),
+            // Nobody looks for ids in it.
+            Kind::Changes => (change_path(&folder), properties),
         };
+        let properties = properties.build();
         let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
         for rows in rows {
             writer.write(&align(&rows, &schema)?).await?;
@@ -173,13 +175,20 @@ impl DataFiles {
             if rows.is_empty() {
                 return Ok(());
             }
-            self.decide().await?;
+            let rows = self.growing_rows();
+            self.decide(rows).await?;
         }
         if let Growing::File(writer, _) = std::mem::replace(&mut self.growing, Growing::nothing()) {
             self.done.push(writer.finish(&self.partition).await?);
         }
         Ok(())
     }
+}
+
+/// Without what else lies in the same buffers: the columns of a part that was read back share one.
+fn bytes_of(rows: &RecordBatch) -> usize {
+    let columns = rows.columns().iter();
+    columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }
 
 /// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:

@@ -4,6 +4,7 @@
 //! (an application transaction), so the two cannot disagree.
 
 mod appended;
+mod candidates;
 mod change_set;
 mod commit;
 mod compare;
@@ -16,6 +17,7 @@ mod error;
 mod features;
 mod feed;
 mod files;
+mod ids;
 mod maintain;
 mod name;
 mod newest;

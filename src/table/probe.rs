@@ -3,7 +3,7 @@
 //! Of the files it reads the ids, and of the rows that it finds their versions: nothing else. Row groups are read in
 //! parallel, a batch at a time; what stays in memory is one [`Hit`] for each stored row that the change set has.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use super::{
     Error, Table, Upsert,
     data_file::DataFile,
+    ids::Ids,
     newest::Newest,
     parallel::in_parallel,
     stored::{StoredFile, selection},
@@ -73,39 +74,56 @@ struct Unit<'files> {
     first_row: u64,
 }
 
+/// Files whose footers are in memory at the same time: one with four row groups of wide rows takes a megabyte or two.
+const FILES_AT_ONCE: usize = 16;
+
 impl Table {
-    /// Finds the rows of `newest`, whose ids lie between `ids`, in `files`. Blocks.
+    /// Finds the rows of `newest`, which is all or some of `ids`, in `files`. Blocks.
     pub(super) fn probe(
         &self,
         files: &[StoredFile],
         newest: &Newest,
-        ids: Option<&RangeInclusive<String>>,
+        ids: &Ids,
         upsert: &Upsert,
     ) -> Result<Probed, Error> {
-        let runtime = Handle::current();
-        let may_have = |stored: &StoredFile| ids.is_some_and(|ids| stored.may_have(ids));
-        let mut indexed: Vec<_> = (0u32..).zip(files).collect();
         // What is gone may lie anywhere.
-        indexed.retain(|(_, stored)| upsert.reconcile.is_some() || may_have(stored));
-        let footers = in_parallel(&indexed, |(index, stored)| {
-            let footer = runtime.block_on(key_footer(stored)).map_err(|error| self.failed(error))?;
-            Ok(units(*index, stored, &footer))
-        })?;
-        let units: Vec<_> = footers.into_iter().flatten().collect();
-        let probed = in_parallel(&units, |unit| {
-            runtime.block_on(unit.probe(newest, upsert)).map_err(|error| self.failed(error))
-        })?;
+        let ids = upsert.reconcile.is_none().then_some(ids);
+        let mut indexed: Vec<_> = (0u32..).zip(files).collect();
+        indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
         let mut all = Probed::default();
-        for of in probed {
-            all.hits.extend(of.hits);
-            all.gone.extend(of.gone);
-            all.stored += of.stored;
+        for indexed in indexed.chunks(FILES_AT_ONCE) {
+            for of in self.probe_some(indexed, newest, ids, upsert)? {
+                all.hits.extend(of.hits);
+                all.gone.extend(of.gone);
+                all.stored += of.stored;
+            }
         }
         Ok(all)
     }
+
+    fn probe_some(
+        &self,
+        indexed: &[(u32, &StoredFile)],
+        newest: &Newest,
+        ids: Option<&Ids>,
+        upsert: &Upsert,
+    ) -> Result<Vec<Probed>, Error> {
+        let runtime = Handle::current();
+        let units = in_parallel(indexed, |(index, stored)| {
+            runtime.block_on(units(*index, stored, ids)).map_err(|error| self.failed(error))
+        })?;
+        let units: Vec<_> = units.into_iter().flatten().collect();
+        in_parallel(&units, |unit| runtime.block_on(unit.probe(newest, upsert)).map_err(|error| self.failed(error)))
+    }
 }
 
-fn units<'files>(index: u32, stored: &'files StoredFile, footer: &ArrowReaderMetadata) -> Vec<Unit<'files>> {
+/// The row groups of a file that may have one of the ids.
+async fn units<'files>(
+    index: u32,
+    stored: &'files StoredFile,
+    ids: Option<&Ids>,
+) -> Result<Vec<Unit<'files>>, DeltaTableError> {
+    let footer = key_footer(stored).await?;
     let mut first_row = 0;
     let row_groups = footer.metadata().row_groups().iter().enumerate();
     let units = row_groups.map(|(row_group, of)| {
@@ -113,7 +131,12 @@ fn units<'files>(index: u32, stored: &'files StoredFile, footer: &ArrowReaderMet
         first_row += u64::try_from(of.num_rows()).unwrap_or_default();
         unit
     });
-    units.collect()
+    let mut units: Vec<_> = units.collect();
+    if let Some(ids) = ids {
+        let candidates = stored.candidates(footer.metadata(), ids).await?;
+        units.retain(|unit| candidates.contains(&unit.row_group));
+    }
+    Ok(units)
 }
 
 /// The footer, with ids that are views into the pages: copying them would cost more than looking them up.

@@ -1,7 +1,7 @@
 //! Shares: how much memory each change set of an export may take, so that all of them together stay below what is allowed.
 //!
-//! Three quarters are for rows, a twelfth for the entries of the indices, a sixth for what is loaded of those while they are
-//! read. Nobody has a floor below which a share cannot fall: whoever has little goes to the disk sooner.
+//! Three quarters are for rows, a twelfth for the entries of the indices, an eighth for what is loaded of those while they are
+//! read, the rest for ids. Nobody has a floor below which a share cannot fall: whoever has little goes to the disk sooner.
 
 /// Who shares the memory of an export.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,8 @@ pub struct Share {
     pub entries_bytes: usize,
     /// What is loaded of the index at once.
     pub newest_bytes: usize,
+    /// Ids that are known one by one.
+    pub ids_bytes: usize,
 }
 
 impl Share {
@@ -39,13 +41,15 @@ impl Share {
     pub fn of(memory_bytes: usize, sharers: Sharers) -> Self {
         let Sharers { types, waiting, appending, at_once, read_at_once } = sharers;
         let entries_bytes = memory_bytes / 12;
-        let newest_bytes = memory_bytes / 6;
-        let waiting_bytes = (memory_bytes - entries_bytes - newest_bytes) / (waiting + appending).max(1);
+        let (newest_bytes, ids_bytes) = (memory_bytes / 8, memory_bytes / 24);
+        let waiting_bytes = (memory_bytes - entries_bytes - newest_bytes - ids_bytes) / (waiting + appending).max(1);
         Self {
             waiting_bytes,
             appending_bytes: waiting_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
             entries_bytes: entries_bytes / types.max(1),
             newest_bytes: newest_bytes / read_at_once.max(1),
+            // Whoever reads has another copy.
+            ids_bytes: ids_bytes / (types + read_at_once).max(1),
         }
     }
 
@@ -72,7 +76,8 @@ mod tests {
             let share = Share::of(memory_bytes, Sharers { types, waiting, appending, at_once, read_at_once });
             let rows = waiting * share.waiting_bytes + appending.min(at_once) * share.appending_bytes;
             let index = types * share.entries_bytes + read_at_once * share.newest_bytes;
-            prop_assert!(rows + index <= memory_bytes, "{share:?}");
+            let ids = (types + read_at_once) * share.ids_bytes;
+            prop_assert!(rows + index + ids <= memory_bytes, "{share:?}");
         }
     }
 
@@ -81,6 +86,6 @@ mod tests {
         let sharers = Sharers { types: 140, waiting: 0, appending: 140, at_once: 4, read_at_once: 2 };
         let share = Share::of(256 << 20, sharers);
         assert!(share.appending_bytes >= 47 << 20, "{share:?}");
-        assert!(share.entries_bytes >= 150 << 10 && share.newest_bytes >= 21 << 20, "{share:?}");
+        assert!(share.entries_bytes >= 150 << 10 && share.newest_bytes >= 15 << 20, "{share:?}");
     }
 }

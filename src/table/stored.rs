@@ -1,6 +1,6 @@
 //! Stored rows: the data files of a table at one version, without the rows that are dead.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
     array::{AsArray as _, BooleanArray, RecordBatch},
@@ -25,6 +25,7 @@ use super::{
     Error, Table,
     data_file::{DataFile, Partition, is_own},
     deletion_vector::{self, DeadRows},
+    ids::{Bounds, Ids},
     partition::DatePart,
 };
 
@@ -50,13 +51,11 @@ impl StoredFile {
 
     /// May one of the ids be in this file? Servers that number their resources bring new ones in files of their own. Only
     /// statistics of our own making are believed: a bound that was cut to be short must still be one.
-    pub fn may_have(&self, ids: &RangeInclusive<String>) -> bool {
+    pub fn may_have(&self, ids: &Ids) -> bool {
         let stats = self.add.stats.as_deref().filter(|_| self.own);
         let stats: Option<Value> = stats.and_then(|stats| serde_json::from_str(stats).ok());
         let bound = |of: &str| stats.as_ref().and_then(|stats| stats.get(of)?.get("id")?.as_str());
-        let before = bound("minValues").is_some_and(|first| ids.end().as_str() < first);
-        let behind = bound("maxValues").is_some_and(|last| ids.start().as_str() > last);
-        !before && !behind
+        ids.may_lie_between(Bounds { first: bound("minValues"), last: bound("maxValues") })
     }
 
     /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::resource::{Decoder, Line, Shape, shape};
 
+mod bloom;
 mod convergence;
 mod deleted;
 mod features;

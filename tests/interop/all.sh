@@ -31,6 +31,7 @@ trap 'rm -r "$followed"' EXIT
 "$here/followed.sh" "$program" "$followed"
 run "$readers" feed.py delta-rs "$followed"/{plain,partitioned}/lake
 run "$spark" feed.py spark "$followed"/{plain,partitioned}/lake
+run "$spark" feed.py spark-stream "$followed"/{plain,partitioned}/lake
 if ((${#failed[@]})); then
   echo "different: ${failed[*]}" >&2
   exit 1

@@ -1,6 +1,6 @@
 """Follows the change data feed of tables, and compares what it tells of each version with the rows of that version.
 
-    feed.py delta-rs|spark LAKE…
+    feed.py delta-rs|spark|spark-stream LAKE…
 
 Each LAKE is a folder of tables that followed.sh made. From version to version the rows
 must be those of the version before, without the deleted ones and the images before, with the inserted ones and the images
@@ -56,6 +56,23 @@ class Spark:
         return [tuple(row) for row in feed.load(str(table)).select(*TOLD.split(", ")).collect()]
 
 
+class SparkStream(Spark):
+    """As a job downstream follows: by a stream that remembers how far it came, and is ended and begun again."""
+
+    def __init__(self, scratch: pathlib.Path):
+        super().__init__(scratch)
+        self.scratch, self.name = scratch, f"a stream of {self.name}"
+
+    def told(self, table: pathlib.Path) -> list[tuple]:
+        place = self.scratch / f"{table.parents[1].name}-{table.stem}"
+        for _ in range(2):
+            feed = self.spark.readStream.format("delta").option("readChangeFeed", "true").option("startingVersion", 0)
+            feed = feed.option("maxFilesPerTrigger", 1).load(str(table)).select(*TOLD.split(", "))
+            told = feed.writeStream.format("parquet").option("checkpointLocation", str(place / "checkpoint"))
+            told.trigger(availableNow=True).start(str(place / "told")).awaitTermination()
+        return [tuple(row) for row in self.spark.read.parquet(str(place / "told")).collect()]
+
+
 def follow(engine: DeltaRs | Spark, table: pathlib.Path, changes: collections.Counter) -> list[str]:
     told = collections.defaultdict(collections.Counter)
     for version, change, resource_id, line in engine.told(table):
@@ -75,7 +92,7 @@ def follow(engine: DeltaRs | Spark, table: pathlib.Path, changes: collections.Co
 
 def main(engine: str, lakes: list[pathlib.Path]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
-        reader = {"delta-rs": DeltaRs, "spark": Spark}[engine](pathlib.Path(scratch))
+        reader = {"delta-rs": DeltaRs, "spark": Spark, "spark-stream": SparkStream}[engine](pathlib.Path(scratch))
         changes: collections.Counter = collections.Counter()
         wrong = 0
         for table in [table for lake in lakes for table in sorted(lake.glob("*.parquet"))]:

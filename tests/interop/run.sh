@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Syncs a folder of NDJSON through the embedded server, once in each layout, reads the tables back with Polars, DuckDB and
 # delta-rs, and tries the views; then lets them read along through some days of changes and a maintenance, and follows the
-# change data feed of synthetic patients with delta-rs.
+# change data feed of synthetic patients with delta-rs, and compares their partitioned observations with the others.
 #   tests/interop/run.sh PROGRAM [DATA]
 # Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip, and
 # those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh asks more engines.
@@ -41,3 +41,4 @@ PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/life.py" "$program"
 echo "== tables.change_data_feed = true, without partitions and with them"
 "$here/followed.sh" "$program" "$folder/followed"
 PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/feed.py" delta-rs "$folder"/followed/{plain,partitioned}/lake
+PYTHONDONTWRITEBYTECODE=1 "$readers/bin/python" "$here/partitions.py" "$folder"/followed/{plain,partitioned}/lake

@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 INSTALLED = pathlib.Path(sys.prefix)
 
 
-def session(scratch: pathlib.Path) -> SparkSession:
+def session(scratch: pathlib.Path, memory: str = "2g") -> SparkSession:
     """`scratch` takes what Spark spills; it is the caller's to remove."""
     if (INSTALLED / "java").exists():
         os.environ["JAVA_HOME"] = str(INSTALLED / "java")
@@ -19,7 +19,7 @@ def session(scratch: pathlib.Path) -> SparkSession:
         "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
         "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
         "spark.sql.session.timeZone": "UTC",
-        "spark.driver.memory": "2g",
+        "spark.driver.memory": memory,
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.local.dir": str(scratch / "spark"),

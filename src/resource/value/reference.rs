@@ -12,6 +12,12 @@ pub struct Target<'text> {
 /// From `Type/id`, an absolute URL, either with `/_history/version`; `None` for `#contained`, `urn:`, a search and
 /// whatever else names no one resource.
 pub fn target(reference: &str) -> Option<Target<'_>> {
+    // Nearly all of them, in one pass over the id.
+    if let Some((name, id)) = reference.split_once('/')
+        && is_id(id)
+    {
+        return name.parse().ok().map(|resource_type| Target { resource_type, id });
+    }
     if reference.starts_with("urn:") || reference.bytes().any(|byte| matches!(byte, b'#' | b'?')) {
         return None;
     }
@@ -20,9 +26,13 @@ pub fn target(reference: &str) -> Option<Target<'_>> {
     let path = versioned.map_or(reference, |(path, _)| path);
     let (rest, id) = path.rsplit_once('/')?;
     let resource_type = rest.rsplit('/').next()?.parse().ok()?;
-    let legal =
-        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    legal.then_some(Target { resource_type, id })
+    is_id(id).then_some(Target { resource_type, id })
+}
+
+/// An id of FHIR has no slash, and neither `#` nor `?`.
+fn is_id(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
 }
 
 #[cfg(test)]
