@@ -163,7 +163,7 @@ const ROW_GROUP_ROWS: usize = 256 * 1024;
 /// How the columns of a data file are encoded; `leading` of them from the left get statistics.
 pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
     let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_compression(zstd())
         // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
@@ -197,6 +197,22 @@ pub(super) fn with_bloom_filter(properties: WriterPropertiesBuilder, most_rows: 
         .set_bloom_filter_position(BloomFilterPosition::End)
         .set_column_bloom_filter_fpp(id(), FALSE_POSITIVES)
         .set_column_bloom_filter_max_ndv(id(), most_rows.min(ROW_GROUP_ROWS as u64))
+}
+
+/// For files that grow side by side: each leaf has a compressor of its own, and the hundreds of zstd, most of them for
+/// leaves with hardly a value, would hold 60 MB per file. Snappy holds nothing; the columns that are large keep zstd.
+pub(super) fn with_small_compressors(
+    properties: WriterPropertiesBuilder,
+    schema: &SchemaRef,
+) -> WriterPropertiesBuilder {
+    let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
+    large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {
+        properties.set_column_compression(ColumnPath::from(field.name().as_str()), zstd())
+    })
+}
+
+fn zstd() -> Compression {
+    Compression::ZSTD(ZstdLevel::default())
 }
 
 /// The statistics of a file as the log states them: how many rows, and the bounds of the leading columns.

@@ -23,7 +23,7 @@ use super::{
     deletion_vector::DeadRows,
     files::{DataFiles, Kind, Target},
     parallel::cores,
-    partition::PartitionedFiles,
+    partition::{Meant, PartitionedFiles},
     stored::StoredFile,
     write::Lot,
 };
@@ -136,7 +136,8 @@ impl Table {
         lot: &Lot,
     ) -> Result<Vec<Add>, Error> {
         let appended: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
-        let mut files = PartitionedFiles::new(target, changes.filled_columns(), lot.partitions.len());
+        let meant = Meant::Only(lot.partitions.clone());
+        let mut files = PartitionedFiles::new(target, changes.filled_columns(), meant);
         for part in &lot.parts {
             let (Some(chosen), updated) = (decision.write.get(part), feed.updated.get(part)) else { continue };
             let change = |row| if has(updated, row) { "update_postimage" } else { "insert" };
@@ -148,8 +149,7 @@ impl Table {
             } else {
                 let rows = self.chosen_rows(changes, *part, chosen)?;
                 let rows = told(&rows, chosen.iter().map(change)).map_err(|error| self.failed(error))?;
-                let written = files.write_only(&rows, |key| lot.partitions.contains(key)).await;
-                written.map_err(|error| self.failed(error))?;
+                files.write(&rows).await.map_err(|error| self.failed(error))?;
             }
         }
         files.finish().await.map_err(|error| self.failed(error))

@@ -14,7 +14,9 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use super::{
-    data_file::{DataFileWriter, Partition, change_path, data_path, with_bloom_filter, writer_properties},
+    data_file::{
+        DataFileWriter, Partition, change_path, data_path, with_bloom_filter, with_small_compressors, writer_properties,
+    },
     partition::DatePartition,
 };
 
@@ -155,6 +157,8 @@ impl DataFiles {
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
+        let properties =
+            if self.partition.is_empty() { properties } else { with_small_compressors(properties, &schema) };
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             Kind::Data => (data_path(&folder), with_bloom_filter(properties, most_rows)),
@@ -186,7 +190,7 @@ impl DataFiles {
 }
 
 /// Without what else lies in the same buffers: the columns of a part that was read back share one.
-fn bytes_of(rows: &RecordBatch) -> usize {
+pub(super) fn bytes_of(rows: &RecordBatch) -> usize {
     let columns = rows.columns().iter();
     columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }

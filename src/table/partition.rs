@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch, UInt32Array},
-    compute::{cast, take_record_batch},
+    array::{Array as _, AsArray as _, RecordBatch},
+    compute::{cast, interleave_record_batch},
     datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
     error::ArrowError,
 };
@@ -17,7 +17,7 @@ use deltalake::{DeltaTableError, kernel::Add};
 
 use super::{
     data_file::Partition,
-    files::{DataFiles, Target},
+    files::{DataFiles, Target, bytes_of},
 };
 
 /// By which date a table is partitioned, and how finely.
@@ -108,62 +108,110 @@ pub(super) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTr
     by.map_or_else(|| Ok(BTreeSet::from([None])), |by| Ok(by.keys(rows)?.into_iter().collect()))
 }
 
-/// The rows of each partition, in their order.
-fn split(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTreeMap<Key, RecordBatch>, ArrowError> {
-    let Some(by) = by else { return Ok(BTreeMap::from([(None, rows.clone())])) };
-    let mut places: BTreeMap<Key, Vec<u32>> = BTreeMap::new();
-    for (row, key) in (0u32..).zip(by.keys(rows)?) {
-        places.entry(key).or_default().push(row);
+/// The rows of each partition that is `meant`, in their order and without the columns that none of them fills.
+fn split(
+    batches: &[RecordBatch],
+    by: &DatePartition,
+    meant: impl Fn(&Key) -> bool,
+) -> Result<BTreeMap<Key, RecordBatch>, ArrowError> {
+    let mut places: BTreeMap<Key, Vec<(usize, usize)>> = BTreeMap::new();
+    for (number, rows) in batches.iter().enumerate() {
+        for (row, key) in by.keys(rows)?.into_iter().enumerate().filter(|(_, key)| meant(key)) {
+            places.entry(key).or_default().push((number, row));
+        }
     }
-    if let (1, Some((key, _))) = (places.len(), places.first_key_value()) {
-        return Ok(BTreeMap::from([(*key, rows.clone())]));
-    }
-    places.into_iter().map(|(key, places)| Ok((key, take_record_batch(rows, &UInt32Array::from(places))?))).collect()
+    let is_filled = |column: &usize| batches.iter().any(|rows| rows.column(*column).null_count() < rows.num_rows());
+    let columns = batches.first().map_or(0, RecordBatch::num_columns);
+    let filled: Vec<_> = (0..columns).filter(is_filled).collect();
+    let batches = batches.iter().map(|rows| rows.project(&filled)).collect::<Result<Vec<_>, _>>()?;
+    let batches: Vec<_> = batches.iter().collect();
+    places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
 }
+
+/// Rows that are divided together. A few thousand rows of ninety months, each a thousand columns: divided as they come, they
+/// would cost thirty times what writing them does.
+const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Growing files, one at a time for each partition that rows are of.
 pub(super) struct PartitionedFiles {
     target: Target,
     filled: BTreeSet<String>,
-    most: usize,
+    meant: Meant,
+    waiting: Vec<RecordBatch>,
+    waiting_bytes: usize,
     growing: BTreeMap<Key, DataFiles>,
     done: Vec<Add>,
 }
 
+/// The partitions whose rows are written. They share the memory of one file.
+pub(super) enum Meant {
+    /// Only these; all of them grow at the same time.
+    Only(BTreeSet<Key>),
+    /// All, and so many grow at the same time.
+    All { most: usize },
+}
+
+impl Meant {
+    fn most(&self) -> usize {
+        match self {
+            Self::Only(keys) => keys.len().max(1),
+            Self::All { most } => *most,
+        }
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        match self {
+            Self::Only(keys) => keys.contains(key),
+            Self::All { .. } => true,
+        }
+    }
+}
+
 impl PartitionedFiles {
-    /// At most so many partitions grow at the same time, and share the memory of one file. `filled` as in
-    /// [`DataFiles::new`].
-    pub fn new(target: Target, filled: BTreeSet<String>, most: usize) -> Self {
-        let most = if target.by.is_some() { most.max(1) } else { 1 };
-        let target = Target { row_group_bytes: target.row_group_bytes / most, ..target };
-        Self { target, filled, most, growing: BTreeMap::new(), done: Vec::new() }
+    /// `filled` as in [`DataFiles::new`].
+    pub fn new(target: Target, filled: BTreeSet<String>, meant: Meant) -> Self {
+        let side_by_side = if target.by.is_some() { meant.most() } else { 1 };
+        let target = Target { row_group_bytes: target.row_group_bytes / side_by_side, ..target };
+        let (growing, done) = Default::default();
+        Self { target, filled, meant, waiting: Vec::new(), waiting_bytes: 0, growing, done }
     }
 
+    /// Those of the rows that are meant. All rows have the same columns.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), DeltaTableError> {
-        self.write_only(rows, |_| true).await
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        if self.target.by.is_none() {
+            return self.write_into(None, rows).await;
+        }
+        self.waiting_bytes += bytes_of(rows);
+        self.waiting.push(rows.clone());
+        if self.waiting_bytes >= WAITING_BYTES { self.divide().await } else { Ok(()) }
     }
 
-    /// Only the rows of the partitions that `are_meant`.
-    pub async fn write_only(
-        &mut self,
-        rows: &RecordBatch,
-        are_meant: impl Fn(&Key) -> bool,
-    ) -> Result<(), DeltaTableError> {
-        for (key, rows) in split(rows, self.target.by.as_ref())? {
-            if are_meant(&key) && rows.num_rows() > 0 {
-                self.make_room(key).await?;
-                let (target, filled) = (&self.target, &self.filled);
-                let files = self.growing.entry(key).or_insert_with(|| {
-                    let partition = target.by.as_ref().map(|by| by.partition(key)).unwrap_or_default();
-                    DataFiles::new(target.clone(), partition, filled.clone())
-                });
-                files.write(&rows).await?;
-            }
+    async fn divide(&mut self) -> Result<(), DeltaTableError> {
+        let Some(by) = &self.target.by else { return Ok(()) };
+        let divided = split(&std::mem::take(&mut self.waiting), by, |key| self.meant.has(key))?;
+        self.waiting_bytes = 0;
+        for (key, rows) in divided {
+            self.write_into(key, &rows).await?;
         }
         Ok(())
     }
 
+    async fn write_into(&mut self, key: Key, rows: &RecordBatch) -> Result<(), DeltaTableError> {
+        self.make_room(key).await?;
+        let (target, filled) = (&self.target, &self.filled);
+        let files = self.growing.entry(key).or_insert_with(|| {
+            let partition = target.by.as_ref().map(|by| by.partition(key)).unwrap_or_default();
+            DataFiles::new(target.clone(), partition, filled.clone())
+        });
+        files.write(rows).await?;
+        Ok(())
+    }
+
     pub async fn finish(mut self) -> Result<Vec<Add>, DeltaTableError> {
+        self.divide().await?;
         for files in std::mem::take(&mut self.growing).into_values() {
             self.done.extend(files.finish().await?);
         }
@@ -172,7 +220,7 @@ impl PartitionedFiles {
 
     /// Ends the smallest file where there is none for `key` and no room for one: what strays comes in small numbers.
     async fn make_room(&mut self, key: Key) -> Result<(), DeltaTableError> {
-        if self.growing.contains_key(&key) || self.growing.len() < self.most {
+        if self.growing.contains_key(&key) || self.growing.len() < self.meant.most() {
             return Ok(());
         }
         let smallest = self.growing.iter().min_by_key(|(_, files)| files.rows()).map(|(key, _)| *key);

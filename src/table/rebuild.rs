@@ -18,7 +18,7 @@ use super::{
     commit::{self, Outcome},
     files::Target,
     kernel_schema,
-    partition::PartitionedFiles,
+    partition::{Meant, PartitionedFiles},
     stored::StoredFile,
     write::remove,
 };
@@ -74,7 +74,8 @@ impl Table {
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
     ) -> Result<(Vec<Add>, u64), Error> {
         // A newer version may read a date otherwise.
-        let mut files = PartitionedFiles::new(target.clone(), BTreeSet::new(), PARTITIONS_PER_FILE);
+        let mut files =
+            PartitionedFiles::new(target.clone(), BTreeSet::new(), Meant::All { most: PARTITIONS_PER_FILE });
         let mut count = 0;
         let mut batches = self.rows(stored).await?;
         while let Some(batch) = batches.next().await {

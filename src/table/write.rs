@@ -23,7 +23,7 @@ use super::{
     feed::{Feed, Images},
     files::{DataFiles, Target},
     parallel::{cores, in_parallel},
-    partition::{DatePartition, Key, PartitionedFiles, keys},
+    partition::{DatePartition, Key, Meant, PartitionedFiles, keys},
     stored::StoredFile,
 };
 
@@ -160,11 +160,12 @@ impl Table {
         decision: &Decision,
         lot: &Lot,
     ) -> Result<Vec<Action>, Error> {
-        let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), lot.partitions.len());
+        let meant = Meant::Only(lot.partitions.clone());
+        let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), meant);
         for part in &lot.parts {
             let Some(chosen) = decision.write.get(part) else { continue };
             let rows = self.chosen_rows(changes, *part, chosen)?;
-            files.write_only(&rows, |key| lot.partitions.contains(key)).await.map_err(|error| self.failed(error))?;
+            files.write(&rows).await.map_err(|error| self.failed(error))?;
         }
         let written = files.finish().await.map_err(|error| self.failed(error))?;
         Ok(written.into_iter().map(Action::Add).collect())
