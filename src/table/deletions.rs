@@ -3,7 +3,11 @@
 //! A deletion is written here before the row goes, so that a crash in between leaves nothing but a deletion that is known
 //! twice. It stops versions that are older than it but come later, and tells readers downstream what is gone.
 
-use std::{cmp::Ordering, collections::HashMap, sync::Arc};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use arrow::{
     array::{Array as _, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
@@ -12,10 +16,7 @@ use arrow::{
 };
 use deltalake::{
     DeltaTableError, Path,
-    kernel::{
-        Action,
-        transaction::{CommitBuilder, CommitProperties},
-    },
+    kernel::Action,
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode},
 };
@@ -23,6 +24,7 @@ use futures::StreamExt as _;
 
 use super::{
     Error, Root, Table, Upsert,
+    commit::{self, Outcome},
     data_file::{DataFileWriter, data_path, writer_properties},
     kernel_schema,
     newest::Newest,
@@ -106,9 +108,12 @@ const PARTITION: &str = "resource_type";
 
 /// The table of deletions, as of now.
 pub(super) struct Deletions {
-    root: Root,
-    table: Option<Table>,
+    pub root: Root,
+    pub table: Option<Table>,
 }
+
+/// How often an append is tried again because others wrote to the table in between.
+const ATTEMPTS: u32 = 5;
 
 impl Root {
     pub(super) async fn deletions(&self) -> Result<Deletions, Error> {
@@ -148,11 +153,10 @@ impl Deletions {
         let root = self.root.clone();
         // Types are upserted side by side; only one of them may make the table.
         let _one = root.deletions.lock().await;
-        let table = match self.table.take() {
+        let mut table = match self.table.take() {
             Some(table) => table,
             None => create(&root).await?,
         };
-        let failed = |error: DeltaTableError| Error::delta(&table.place, error);
         let folder = Path::from(format!("{PARTITION}={resource_type}"));
         let partition = vec![(PARTITION.to_owned(), Some(resource_type.to_string()))];
         let rows = rows(removals, upsert).map_err(|error| table.failed(error))?;
@@ -161,16 +165,22 @@ impl Deletions {
         let writer = DataFileWriter::create(store, data_path(&folder), rows.schema(), properties, leading);
         let mut writer = writer.map_err(|error| table.failed(error))?;
         writer.write(&rows).await.map_err(|error| table.failed(error))?;
-        let add = writer.finish(&partition).await.map_err(failed)?;
-        let snapshot = table.delta.snapshot().map_err(failed)?.snapshot().clone();
-        // A blind append: whatever others did in between, it stands. Twice is as good as once.
-        CommitBuilder::from(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
-            .with_actions(vec![Action::Add(add)])
-            .build(Some(&snapshot), table.delta.log_store(), operation())
-            .await
-            .map_err(failed)?;
-        self.table = Some(table);
-        Ok(())
+        let add = writer.finish(&partition).await.map_err(|error| table.failed(error))?;
+        for _ in 0..ATTEMPTS {
+            let actions = vec![Action::Add(add.clone())];
+            let attempt =
+                commit::attempt(&mut table.delta, &table.place, actions, operation(), Vec::new(), BTreeMap::new());
+            match attempt.await? {
+                Outcome::Committed { .. } => {
+                    self.table = Some(table);
+                    return Ok(());
+                }
+                // It only adds: whatever others did in between, it stands.
+                Outcome::Overtaken => tracing::warn!(%resource_type, "another writer was faster, remembering again"),
+            }
+        }
+        table.forget(std::iter::once(add.path)).await;
+        Err(Error::Conflict { resource_type, attempts: ATTEMPTS })
     }
 }
 
