@@ -154,7 +154,10 @@ impl Deletions {
         // Types are upserted side by side; only one of them may make the table.
         let _one = root.deletions.lock().await;
         let mut table = match self.table.take() {
-            Some(table) => table,
+            Some(mut table) => {
+                table.delta.load().await.map_err(|error| table.failed(error))?;
+                table
+            }
             None => create(&root).await?,
         };
         let folder = Path::from(format!("{PARTITION}={resource_type}"));
