@@ -166,6 +166,17 @@ async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_what_it_lacks() {
+    let other = Lake::new();
+    other.root_with(Merge::CopyOnWrite).open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    let fault = Fault::Overtaken(commits(&other, "Patient.parquet")[0].clone());
+    let lake = Lake::new();
+    let root = unreliable_root(&lake, "Patient.parquet", &[fault], |config| config);
+    let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    assert!(table.version() == 1 && !table.may_gain_vectors().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_could_not_be_made_is_an_error_and_made_the_next_time() {
     let lake = Lake::new();
     let root = unreliable_root(&lake, "Patient.parquet", &[Fault::Refused], |config| config);
