@@ -323,7 +323,8 @@ def refused_for_good(lake: Lake, expected: Told) -> bool:
         code, output = lake.run(config, command, settings)
         failures += code != 0
         lake.hold(f"{command} fails: {output}", code != 0)
-        lake.hold("a run that fails leaves the tables as they were", before == [lake.store.log(lake.table(table)) for table in TABLES])
+        after = [lake.store.log(lake.table(table)) for table in TABLES]
+        lake.hold("a run that fails leaves the tables as they were", before == after)
         proxy.fault = None
         return lake.run(config, command, settings)
 
@@ -450,8 +451,9 @@ def main(program: str) -> int:
                 return Lake(program, store, name, folder)
 
             agreed, expected = undisturbed(lake("undisturbed"))
+            if not agreed:
+                return 1
             agreed = [
-                agreed,
                 disturbed(lake("answer-lost"), lossy.answer_lost, [500, 412], expected),
                 disturbed(lake("cut"), lossy.cut, [None, 412], expected),
                 disturbed(lake("reset"), lossy.reset, [None], expected),
