@@ -25,6 +25,11 @@ interop-all LAKE DATA:
     cargo build
     tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}}
 
+# Commits on an S3 server that loses answers, and races for them; builds with the feature s3, which takes long the first time
+interop-s3:
+    cargo build --features s3
+    tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
+
 # What is fast, as ratios; see docs/performance.md
 bench *ARGS:
     cargo bench --locked --bench benches -- {{ARGS}}

@@ -66,7 +66,8 @@ pub(super) async fn attempt(
     metadata.insert("readVersion".to_owned(), read_version.into());
     metadata.entry("isBlindAppend".to_owned()).or_insert_with(|| false.into());
     let properties = CommitProperties::default()
-        // deltalake's own retry rebases by a conflict check that lets a compaction pass unseen: old rows would come back.
+        // deltalake's own retry rebases by a conflict check that lets compactions pass: of two that put the same files
+        // together, and of one whose answer was lost, both would land.
         .with_max_retries(0)
         .with_cleanup_expired_logs(Some(false))
         .with_application_transactions(transactions)

@@ -42,7 +42,7 @@ use std::{
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::{
     DeltaTable, DeltaTableBuilder,
-    kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _},
+    kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _, transaction::CommitProperties},
     operations::create::CreateBuilder,
     protocol::SaveMode,
 };
@@ -194,7 +194,13 @@ impl Root {
             });
         }
         if let Some(table) = self.open(resource_type).await? {
-            return table.evolve(layout).await;
+            let evolved = table.evolve(layout).await;
+            let Err(Error::Delta { .. }) = evolved else { return evolved };
+            // The answer may be lost of what landed, or another process did the same: a second look tells what is left to do.
+            tracing::warn!(%resource_type, "the table could not be changed, trying again");
+            if let Some(table) = self.open(resource_type).await? {
+                return table.evolve(layout).await;
+            }
         }
         let schema = columns(layout, by);
         let schema = kernel_schema(&schema, &place)?;
@@ -204,7 +210,8 @@ impl Root {
             .with_columns(schema.fields().cloned())
             .with_partition_columns(by.iter().flat_map(|by| by.columns()))
             .with_configuration(self.properties(layout).into_iter().chain(of_partition));
-        self.create(name, create).await
+        // Whoever made it at the same moment may have made it otherwise.
+        self.create(name, create).await?.evolve(layout).await
     }
 
     /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
@@ -215,13 +222,18 @@ impl Root {
             // deltalake wants the folder to be there; it stays without a log only if we are killed right here.
             std::fs::create_dir_all(folder.join(&directory)).map_err(|error| Error::delta(&place, error))?;
         }
-        let delta = create
+        let created = create
             .with_log_store(self.delta(&directory)?.log_store())
             .with_save_mode(SaveMode::ErrorIfExists)
             .with_raise_if_key_not_exists(false)
-            .await
-            .map_err(|error| Error::delta(&place, error))?;
-        Ok(Table { name, place, delta, root: self.clone() })
+            // deltalake's own retry would make the table a second time, on top of what is there.
+            .with_commit_properties(CommitProperties::default().with_max_retries(0))
+            .await;
+        match created {
+            Ok(delta) => Ok(Table { name, place, delta, root: self.clone() }),
+            // It may be there by now: made by another process, or by us although the answer was lost.
+            Err(error) => self.load(name).await?.ok_or_else(|| Error::delta(&place, error)),
+        }
     }
 
     /// Hands everything written so far to the disk. deltalake itself never calls fsync, so without this the state file

@@ -20,6 +20,7 @@ mod oracle;
 mod partition;
 mod race;
 mod spilled;
+mod unreliable;
 
 const APP_ID: &str = "fhir-sync/all";
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark jars/.
-#   tests/interop/install.sh readers | spark | pathling
+#   tests/interop/install.sh readers | spark | pathling | s3
 # Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it).
 set -euo pipefail
 
@@ -8,6 +8,10 @@ engine=${1:-}
 case $engine in
   readers)
     packages=(duckdb==1.5.5 duckdb-extension-delta==1.5.5 polars==2.1.0 deltalake==1.6.6)
+    jars=()
+    ;;
+  s3)
+    packages=('moto[server]==5.2.5' deltalake==1.6.6)
     jars=()
     ;;
   spark)

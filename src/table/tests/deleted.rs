@@ -6,8 +6,9 @@ use futures::StreamExt as _;
 use serde_json::Value;
 
 use super::{
-    lost_answer::{Fault, VACUUM, failing},
+    lost_answer::VACUUM,
     maintain::{in_days, maintenance},
+    unreliable::{Fault, failing},
     *,
 };
 use crate::table::{
@@ -222,7 +223,7 @@ async fn an_append_that_another_writer_overtook_is_tried_again_and_at_most_five_
     let lake = Lake::new();
     lake.delete("a", 1..2).await;
     let overtaken = async |times: usize| {
-        let table = failing(lake.deletions().await, &vec![Fault::Overtaken(VACUUM); times]).await;
+        let table = failing(lake.deletions().await, &vec![Fault::Overtaken(VACUUM.to_owned()); times]).await;
         let mut deletions = Deletions { root: lake.root.clone(), table: Some(table) };
         deletions.append(patient().into(), &removals(&["b"]), &upsert(5)).await
     };
@@ -252,7 +253,7 @@ async fn a_run_that_ended_between_the_deletion_and_the_commit_is_remembered_once
 async fn an_upsert_that_is_done_again_remembers_its_deletions_once() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
-    let table = failing(lake.table().await, &[Fault::Overtaken(VACUUM)]).await;
+    let table = failing(lake.table().await, &[Fault::Overtaken(VACUUM.to_owned())]).await;
     let changes = lake.change_set(&[vec![deletion("a", None)]], micros(4));
     assert_eq!(table.upsert(&changes, &upsert(micros(4))).await.unwrap().counts.deleted, 1);
     assert_eq!(lake.remembered().await, [["a"]]);

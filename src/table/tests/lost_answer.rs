@@ -1,169 +1,13 @@
-//! A store that fails at the commit: what landed counts once, what did not is told, and the next run goes on.
+//! Commits whose answer is lost: what landed counts once, what did not is told, and the next run goes on.
 
-use std::{fmt, ops::Range, pin::Pin, sync::Mutex as StdMutex};
+use futures::StreamExt as _;
 
-use bytes::Bytes;
-use deltalake::logstore::{StorageConfig, logstore_with};
-use futures::stream::BoxStream;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path as StorePath,
+use super::{
+    maintain::{in_days, maintenance},
+    unreliable::{Fault, unreliable, unreliable_root},
+    *,
 };
-
-use super::*;
-
-/// What happens when a commit is put.
-#[derive(Clone, Debug)]
-pub(super) enum Fault {
-    /// It is there, but the answer is an error.
-    AnswerLost,
-    /// It is there, and the client asks again by itself: somebody, ourselves, was there first.
-    AnswerLostAndAskedAgain,
-    /// It is not there, and the answer is an error.
-    Refused,
-    /// Another writer is there first, with this text, and only then the answer is lost.
-    Overtaken(&'static str),
-}
-
-/// A local folder whose next puts of commits go wrong.
-#[derive(Debug)]
-struct Unreliable {
-    disk: LocalFileSystem,
-    faults: StdMutex<Vec<Fault>>,
-}
-
-impl fmt::Display for Unreliable {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "unreliable {}", self.disk)
-    }
-}
-
-fn no_answer() -> object_store::Error {
-    object_store::Error::Generic { store: "unreliable", source: "500 Internal Server Error".into() }
-}
-
-impl Unreliable {
-    async fn put_commit(
-        &self,
-        fault: Fault,
-        location: &StorePath,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> Result<PutResult> {
-        match fault {
-            Fault::Refused => Err(no_answer()),
-            Fault::AnswerLost => {
-                self.disk.put_opts(location, payload, options).await?;
-                Err(no_answer())
-            }
-            Fault::AnswerLostAndAskedAgain => {
-                self.disk.put_opts(location, payload.clone(), options.clone()).await?;
-                self.disk.put_opts(location, payload, options).await
-            }
-            Fault::Overtaken(commit) => {
-                self.disk.put(location, commit.into()).await?;
-                Err(no_answer())
-            }
-        }
-    }
-}
-
-/// What an async function of a trait becomes.
-type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
-
-impl ObjectStore for Unreliable {
-    fn put_opts<'a, 'b, 'c>(
-        &'a self,
-        location: &'b StorePath,
-        payload: PutPayload,
-        options: PutOptions,
-    ) -> Answer<'c, PutResult>
-    where
-        'a: 'c,
-        'b: 'c,
-    {
-        Box::pin(async move {
-            let is_commit = location.extension() == Some("json");
-            let fault = is_commit.then(|| self.faults.lock().unwrap().pop()).flatten();
-            match fault {
-                Some(fault) => self.put_commit(fault, location, payload, options).await,
-                None => self.disk.put_opts(location, payload, options).await,
-            }
-        })
-    }
-
-    fn put_multipart_opts<'a, 'b, 'c>(
-        &'a self,
-        location: &'b StorePath,
-        options: PutMultipartOptions,
-    ) -> Answer<'c, Box<dyn MultipartUpload>>
-    where
-        'a: 'c,
-        'b: 'c,
-    {
-        self.disk.put_multipart_opts(location, options)
-    }
-
-    fn get_opts<'a, 'b, 'c>(&'a self, location: &'b StorePath, options: GetOptions) -> Answer<'c, GetResult>
-    where
-        'a: 'c,
-        'b: 'c,
-    {
-        self.disk.get_opts(location, options)
-    }
-
-    fn get_ranges<'a, 'b, 'd, 'c>(&'a self, location: &'b StorePath, ranges: &'d [Range<u64>]) -> Answer<'c, Vec<Bytes>>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-    {
-        self.disk.get_ranges(location, ranges)
-    }
-
-    fn delete_stream(&self, locations: BoxStream<'static, Result<StorePath>>) -> BoxStream<'static, Result<StorePath>> {
-        self.disk.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&StorePath>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.disk.list(prefix)
-    }
-
-    fn list_with_delimiter<'a, 'b, 'c>(&'a self, prefix: Option<&'b StorePath>) -> Answer<'c, ListResult>
-    where
-        'a: 'c,
-        'b: 'c,
-    {
-        self.disk.list_with_delimiter(prefix)
-    }
-
-    fn copy_opts<'a, 'b, 'd, 'c>(
-        &'a self,
-        from: &'b StorePath,
-        to: &'d StorePath,
-        options: CopyOptions,
-    ) -> Answer<'c, ()>
-    where
-        'a: 'c,
-        'b: 'c,
-        'd: 'c,
-    {
-        self.disk.copy_opts(from, to, options)
-    }
-}
-
-/// The table, reached through a store whose next commits fail like this, the last of them first.
-async fn unreliable(lake: &Lake, faults: &[Fault]) -> Table {
-    failing(lake.table().await, faults).await
-}
-
-pub(super) async fn failing(table: Table, faults: &[Fault]) -> Table {
-    let store = Unreliable { disk: LocalFileSystem::new(), faults: StdMutex::new(faults.to_vec()) };
-    let log_store = logstore_with(Arc::new(store), table.delta.table_url(), StorageConfig::default()).unwrap();
-    let mut delta = DeltaTable::new(log_store);
-    delta.load().await.unwrap();
-    Table { delta, ..table }
-}
+use crate::table::{DryRun, Maintained, Step};
 
 async fn lake() -> Lake {
     let lake = Lake::new();
@@ -257,7 +101,7 @@ pub(super) const VACUUM: &str =
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_is_not_taken_for_success_where_the_version_is_another_writers() {
     let lake = lake().await;
-    let table = unreliable(&lake, &[Fault::Overtaken(VACUUM)]).await;
+    let table = unreliable(&lake, &[Fault::OvertakenAndAnswerLost(VACUUM.to_owned())]).await;
     let committed = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
     assert_eq!((committed.version, committed.counts), (3, COUNTS));
     assert_applied(&lake).await;
@@ -267,10 +111,195 @@ async fn a_lost_answer_is_not_taken_for_success_where_the_version_is_another_wri
 async fn somebody_who_is_always_faster_makes_an_error_and_loses_no_row() {
     let lake = lake().await;
     let before = lake.rows().await;
-    let table = unreliable(&lake, &vec![Fault::Overtaken(VACUUM); 9]).await;
+    let table = unreliable(&lake, &vec![Fault::Overtaken(VACUUM.to_owned()); 9]).await;
     let error = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap_err();
     assert!(matches!(error, Error::Conflict { attempts: 5, .. }), "{error:?}");
     assert_eq!(lake.rows().await, before);
     lake.upsert(&[came()], 6).await;
     assert_applied(&lake).await;
+}
+
+const LANDED: [Fault; 2] = [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain];
+const DELETED: &str = "_fhir_sync/deleted";
+
+/// The commits of a table; none of them may name a data file that another one has named.
+fn commits(lake: &Lake, table: &str) -> Vec<String> {
+    let log = lake.folder.path().join("lake").join(table).join("_delta_log");
+    let mut paths: Vec<_> = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let commits: Vec<_> = paths.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let mut added = std::collections::BTreeSet::new();
+    for line in commits.iter().flat_map(|commit| commit.lines()) {
+        let action: serde_json::Value = serde_json::from_str(line).unwrap();
+        if let (Some(path), None) = (action["add"]["path"].as_str(), action["add"]["deletionVector"].as_object()) {
+            assert!(added.insert(path.to_owned()), "{table} has {path} twice");
+        }
+    }
+    commits
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_is_made_once_although_the_answer_was_lost() {
+    for fault in LANDED {
+        let lake = Lake::new();
+        let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| config);
+        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        assert_eq!(commits(&lake, "Patient.parquet").len(), 1, "{fault:?}");
+        table.upsert(&lake.change_set(&[vec![line("a", 1, "")]], 5), &upsert(5)).await.unwrap();
+        assert_eq!((lake.rows().await.len(), commits(&lake, "Patient.parquet").len()), (1, 2), "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
+    let other = Lake::new();
+    other.table().await;
+    let made = commits(&other, "Patient.parquet");
+    for fault in [Fault::Overtaken(made[0].clone()), Fault::OvertakenAndAnswerLost(made[0].clone())] {
+        let lake = Lake::new();
+        let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| config);
+        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        assert_eq!((table.version(), &commits(&lake, "Patient.parquet")), (0, &made), "{fault:?}");
+        table.upsert(&lake.change_set(&[vec![line("a", 1, "")]], 5), &upsert(5)).await.unwrap();
+        assert_eq!(lake.rows().await.len(), 1, "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_what_it_lacks() {
+    let other = Lake::new();
+    other.root_with(Merge::CopyOnWrite).open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    let fault = Fault::Overtaken(commits(&other, "Patient.parquet")[0].clone());
+    let lake = Lake::new();
+    let root = unreliable_root(&lake, "Patient.parquet", &[fault], |config| config);
+    let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    assert!(table.version() == 1 && !table.may_gain_vectors().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_could_not_be_made_is_an_error_and_made_the_next_time() {
+    let lake = Lake::new();
+    let root = unreliable_root(&lake, "Patient.parquet", &[Fault::Refused], |config| config);
+    let error = root.open_or_create(patient(), &layout_of(&shape())).await.err();
+    assert!(matches!(error, Some(Error::Delta { .. })), "{error:?}");
+    assert_eq!(root.open_or_create(patient(), &layout_of(&shape())).await.unwrap().version(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_gains_what_it_lacks_once_although_the_answer_was_lost() {
+    for fault in LANDED {
+        let lake = lake().await;
+        let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| Config {
+            change_data_feed: true,
+            ..config
+        });
+        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        assert_eq!((table.version(), commits(&lake, "Patient.parquet").len()), (2, 3), "{fault:?}");
+        table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+        assert_applied(&lake).await;
+    }
+}
+
+/// How often the lake remembers the deletion of each id.
+async fn remembered(lake: &Lake) -> BTreeMap<String, usize> {
+    let table = lake.root.deletions().await.unwrap().table.unwrap();
+    let mut remembered = BTreeMap::new();
+    for stored in table.stored_files().await.unwrap() {
+        let batches: Vec<_> = table.rows(&stored).await.unwrap().map(Result::unwrap).collect().await;
+        for batch in batches {
+            let ids =
+                arrow::compute::cast(batch.column_by_name("id").unwrap(), &arrow::datatypes::DataType::Utf8).unwrap();
+            for id in arrow::array::AsArray::as_string::<i32>(&ids).iter().flatten() {
+                *remembered.entry(id.to_owned()).or_default() += 1;
+            }
+        }
+    }
+    remembered
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_is_remembered_once_although_the_answer_was_lost() {
+    for fault in LANDED {
+        // Lost are the answers to the commit that makes the table, and to that of the deletion.
+        for faults in [vec![fault.clone()], vec![Fault::None, fault.clone()], vec![fault.clone(), fault.clone()]] {
+            let lake = lake().await;
+            let root = unreliable_root(&lake, DELETED, &faults, |config| config);
+            let table = root.open(patient()).await.unwrap().unwrap();
+            let committed = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+            assert_eq!(committed.counts, COUNTS, "{faults:?}");
+            assert_applied(&lake).await;
+            assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{faults:?}");
+            assert_eq!(commits(&lake, DELETED).len(), 2, "{faults:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_stands_whoever_commits_before_it() {
+    for fault in [Fault::Overtaken(VACUUM.to_owned()), Fault::OvertakenAndAnswerLost(VACUUM.to_owned())] {
+        let lake = lake().await;
+        let root = unreliable_root(&lake, DELETED, &[Fault::None, fault.clone()], |config| config);
+        let table = root.open(patient()).await.unwrap().unwrap();
+        table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+        assert_applied(&lake).await;
+        assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{fault:?}");
+        assert_eq!(commits(&lake, DELETED).len(), 3, "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_that_could_not_be_remembered_stops_the_commit_and_comes_the_next_time() {
+    let lake = lake().await;
+    let before = lake.rows().await;
+    let root = unreliable_root(&lake, DELETED, &[Fault::None, Fault::Refused], |config| config);
+    let changes = lake.change_set(&[came()], 6);
+    let table = root.open(patient()).await.unwrap().unwrap();
+    let error = table.upsert(&changes, &upsert(6)).await.unwrap_err();
+    assert!(matches!(error, Error::Delta { .. }), "{error:?}");
+    assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(5))));
+    lake.table().await.upsert(&changes, &upsert(6)).await.unwrap();
+    assert_applied(&lake).await;
+    assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]));
+}
+
+/// A lake with three small files, one of them with a dead row.
+async fn to_be_maintained() -> Lake {
+    let lake = lake().await;
+    lake.upsert(&[came()], 6).await;
+    lake.upsert(&[vec![line("e", 1, "")]], 7).await;
+    lake
+}
+
+async fn maintain(lake: &Lake, faults: &[Fault]) -> Result<Maintained, Error> {
+    let root = unreliable_root(lake, "Patient.parquet", faults, |config| config);
+    let all = maintenance(&Step::ALL);
+    root.maintain(patient(), &all, DryRun::No, in_days(0), &|| true).await.map(Option::unwrap)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_whose_answer_was_lost_counts_once_and_keeps_its_file() {
+    for fault in LANDED {
+        let lake = to_be_maintained().await;
+        let before = lake.rows().await;
+        let done = maintain(&lake, std::slice::from_ref(&fault)).await.unwrap();
+        assert_eq!((done.rewritten.files, done.written.files), (3, 1), "{fault:?}");
+        assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(7))), "{fault:?}");
+        assert_eq!(commits(&lake, "Patient.parquet").len(), 5, "{fault:?}");
+        assert_eq!(lake.maintain(&Step::ALL, in_days(0)).await, Maintained::default(), "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compaction_that_was_refused_or_overtaken_is_an_error_and_made_the_next_time() {
+    for fault in [Fault::Refused, Fault::Overtaken(VACUUM.to_owned())] {
+        let lake = to_be_maintained().await;
+        let before = lake.rows().await;
+        let error = maintain(&lake, std::slice::from_ref(&fault)).await.unwrap_err();
+        let told = matches!((&fault, &error), (Fault::Refused, Error::Delta { .. }) | (_, Error::Conflict { .. }));
+        assert!(told, "{fault:?} {error:?}");
+        assert_eq!(lake.rows().await, before, "{fault:?}");
+        assert_eq!(maintain(&lake, &[]).await.unwrap().written.files, 1, "{fault:?}");
+        assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(7))), "{fault:?}");
+    }
 }

@@ -7,8 +7,14 @@ use deltalake::{
 };
 use tokio::runtime::Handle;
 
-use super::*;
-use crate::table::commit::{self, Outcome};
+use super::{
+    maintain::{in_days, maintenance},
+    *,
+};
+use crate::table::{
+    DryRun, Step,
+    commit::{self, Outcome},
+};
 
 /// What the other writer does.
 #[derive(Clone, Copy, Debug)]
@@ -224,4 +230,32 @@ async fn a_first_load_whose_table_another_writer_has_filled_meanwhile_becomes_an
     let expected = [("a", "other"), ("b", "ours"), ("c", "ours"), ("d", "other")];
     let expected = expected.map(|(id, content)| (id.to_owned(), content.to_owned()));
     assert_eq!(contents(&lake).await, BTreeMap::from(expected));
+}
+
+/// deltalake's conflict check does not ask whether the files that a compaction removes were removed by another one: both
+/// would land, each with all rows. So the second one must not be tried again at the next version.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_compactions_at_the_same_time_double_no_row() {
+    for other_is_ours in [false, true] {
+        let lake = lake().await;
+        let before = lake.rows().await;
+        let overtake = || {
+            let act = || async {
+                if other_is_ours {
+                    lake.maintain(&[Step::Compact], in_days(0)).await;
+                } else {
+                    Other::Optimizes.act(&lake).await;
+                }
+            };
+            std::thread::scope(|scope| {
+                scope.spawn(|| tokio::runtime::Runtime::new().unwrap().block_on(act())).join().unwrap();
+            });
+            true
+        };
+        let compact = maintenance(&[Step::Compact]);
+        let overtaken = lake.root.maintain(patient(), &compact, DryRun::No, in_days(0), &overtake).await;
+        assert_eq!(lake.rows().await, before, "the other one is ours: {other_is_ours}");
+        assert!(matches!(overtaken, Err(Error::Conflict { .. })), "{overtaken:?}");
+        assert_eq!(lake.table().await.files().await.unwrap().len(), 1);
+    }
 }
