@@ -17,7 +17,7 @@ use deltalake::{DeltaTableError, kernel::Add};
 
 use super::{
     data_file::Partition,
-    files::{DataFiles, Target, bytes_of},
+    files::{DataFiles, Target, align, bytes_of, columns_of_file},
 };
 
 /// By which date a table is partitioned, and how finely.
@@ -108,9 +108,10 @@ pub(super) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTr
     by.map_or_else(|| Ok(BTreeSet::from([None])), |by| Ok(by.keys(rows)?.into_iter().collect()))
 }
 
-/// The rows of each partition that is `meant`, in their order and without the columns that none of them fills.
+/// The rows of each partition that is `meant`, in their order, with those of `columns` that some of the rows fill.
 fn split(
     batches: &[RecordBatch],
+    columns: &SchemaRef,
     by: &DatePartition,
     meant: impl Fn(&Key) -> bool,
 ) -> Result<BTreeMap<Key, RecordBatch>, ArrowError> {
@@ -120,10 +121,12 @@ fn split(
             places.entry(key).or_default().push((number, row));
         }
     }
-    let is_filled = |column: &usize| batches.iter().any(|rows| rows.column(*column).null_count() < rows.num_rows());
-    let columns = batches.first().map_or(0, RecordBatch::num_columns);
-    let filled: Vec<_> = (0..columns).filter(is_filled).collect();
-    let batches = batches.iter().map(|rows| rows.project(&filled)).collect::<Result<Vec<_>, _>>()?;
+    let is_filled = |name: &str| {
+        let mut columns = batches.iter().filter_map(|rows| rows.column_by_name(name));
+        columns.any(|column| column.null_count() < column.len())
+    };
+    let filled = columns_of_file(columns, 0, is_filled);
+    let batches = batches.iter().map(|rows| align(rows, &filled)).collect::<Result<Vec<_>, _>>()?;
     let batches: Vec<_> = batches.iter().collect();
     places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
 }
@@ -176,7 +179,7 @@ impl PartitionedFiles {
         Self { target, filled, meant, waiting: Vec::new(), waiting_bytes: 0, growing, done }
     }
 
-    /// Those of the rows that are meant. All rows have the same columns.
+    /// Those of the rows that are meant. A column that they do not have is null.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), DeltaTableError> {
         if rows.num_rows() == 0 {
             return Ok(());
@@ -191,7 +194,7 @@ impl PartitionedFiles {
 
     async fn divide(&mut self) -> Result<(), DeltaTableError> {
         let Some(by) = &self.target.by else { return Ok(()) };
-        let divided = split(&std::mem::take(&mut self.waiting), by, |key| self.meant.has(key))?;
+        let divided = split(&std::mem::take(&mut self.waiting), &self.target.columns, by, |key| self.meant.has(key))?;
         self.waiting_bytes = 0;
         for (key, rows) in divided {
             self.write_into(key, &rows).await?;
