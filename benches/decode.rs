@@ -19,7 +19,7 @@ const THREADS: &str = "2";
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let input = data::observations(setup, setup.bytes)?;
-    let small = data::observations(setup, setup.bytes / 8)?;
+    let large = data::observations(setup, setup.bytes * 3)?;
     let out = setup.dir.join("decode");
     let ours = |input: &Path, columns| child::measure("decode/ours", &[&text(input), &text(&out), THREADS, columns]);
     let mut rows = vec![
@@ -42,13 +42,13 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     }
     println!("\ndecode: {:.0} MB of Observations, {THREADS} threads", child::megabytes(rows[0].figures.bytes_in));
     child::print_table(&rows);
-    let small = ours(&small, "filled")?;
+    let large = ours(&large, "filled")?;
     println!(
         "\npeak memory of ours: {:.0} MB for {:.0} MB of input, {:.0} MB for {:.0} MB",
-        child::megabytes(small.peak_rss_bytes),
-        child::megabytes(small.bytes_in),
         child::megabytes(rows[0].figures.peak_rss_bytes),
         child::megabytes(rows[0].figures.bytes_in),
+        child::megabytes(large.peak_rss_bytes),
+        child::megabytes(large.bytes_in),
     );
     std::fs::remove_dir_all(&out)?;
     Ok(())

@@ -86,6 +86,45 @@ impl Ids {
             Self::Many(_) => None,
         }
     }
+
+    /// What tells most other ids from these; `None` where they are too many to be known.
+    pub fn likely(&self) -> Option<Likely> {
+        let Self::Few { ids, .. } = self else { return None };
+        let bits = (ids.len() * 16).next_power_of_two().max(64);
+        let mut likely = Likely { words: vec![0; bits / 64], shift: u64::BITS - bits.trailing_zeros() };
+        for id in ids {
+            let (word, bit) = likely.place(id);
+            likely.words[word] |= bit;
+        }
+        Some(likely)
+    }
+}
+
+/// Sixteen bits for each id of a set, one of which is set. The key of an id costs more than to read the id does, and nearly
+/// all ids of a table are not in a small change set; to whoever chooses ids so that they all look likely, they cost what
+/// keys do.
+pub(super) struct Likely {
+    words: Vec<u64>,
+    shift: u32,
+}
+
+impl Likely {
+    /// Certainly not where it says no.
+    pub fn has(&self, id: &str) -> bool {
+        let (word, bit) = self.place(id);
+        self.words[word] & bit != 0
+    }
+
+    fn place(&self, id: &str) -> (usize, u64) {
+        let bytes = id.as_bytes();
+        let ends = match (bytes.first_chunk(), bytes.last_chunk()) {
+            (Some(first), Some(last)) => u64::from_le_bytes(*first).rotate_left(29) ^ u64::from_le_bytes(*last),
+            _ => bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)),
+        };
+        // As many of the highest bits of the product as there are bits; they depend on all of `ends`.
+        let bit = ends.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift;
+        (usize::try_from(bit / 64).unwrap_or_default(), 1 << (bit % 64))
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +156,30 @@ mod tests {
         assert!(!Ids::default().may_lie_between(ANYWHERE));
     }
 
+    #[test]
+    fn what_is_not_among_the_ids_is_mostly_told_by_a_look() {
+        for width in [1, 7, 8, 36] {
+            let all: Vec<_> =
+                (0..40_000u64).map(|number| format!("{:0width$x}", number.wrapping_mul(0x9e37))).collect();
+            let mut ids = Ids::default();
+            ids.extend(all[..1_000].iter().map(String::as_str));
+            let likely = ids.likely().unwrap();
+            assert!(all[..1_000].iter().all(|id| likely.has(id)));
+            let taken = all[1_000..].iter().filter(|id| likely.has(id)).count();
+            assert!(taken < 39_000 / 8, "{taken} of ids of {width}");
+        }
+        assert!(many("a", "b").likely().is_none());
+    }
+
     proptest! {
+        #[test]
+        fn none_of_the_ids_is_unlikely(ids in proptest::collection::btree_set("[ -~]{0,40}", 0..40)) {
+            let mut few = Ids::default();
+            few.extend(ids.iter().map(String::as_str));
+            let likely = few.likely().unwrap();
+            prop_assert!(ids.iter().all(|id| likely.has(id)));
+        }
+
         #[test]
         fn what_may_lie_between_bounds_leaves_nothing_out(
             ids in proptest::collection::btree_set("[a-c]{0,3}", 1..6),

@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 use super::{
     Error, Table, Upsert,
     data_file::DataFile,
-    ids::Ids,
+    ids::{Ids, Likely},
     newest::Newest,
     parallel::in_parallel,
     stored::{StoredFile, selection},
@@ -90,9 +90,10 @@ impl Table {
         let ids = upsert.reconcile.is_none().then_some(ids);
         let mut indexed: Vec<_> = (0u32..).zip(files).collect();
         indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
+        let wanted = Wanted { newest, likely: ids.and_then(Ids::likely) };
         let mut all = Probed::default();
         for indexed in indexed.chunks(FILES_AT_ONCE) {
-            for of in self.probe_some(indexed, newest, ids, upsert)? {
+            for of in self.probe_some(indexed, &wanted, ids, upsert)? {
                 all.hits.extend(of.hits);
                 all.gone.extend(of.gone);
                 all.stored += of.stored;
@@ -104,7 +105,7 @@ impl Table {
     fn probe_some(
         &self,
         indexed: &[(u32, &StoredFile)],
-        newest: &Newest,
+        wanted: &Wanted<'_>,
         ids: Option<&Ids>,
         upsert: &Upsert,
     ) -> Result<Vec<Probed>, Error> {
@@ -113,7 +114,19 @@ impl Table {
             runtime.block_on(units(*index, stored, ids)).map_err(|error| self.failed(error))
         })?;
         let units: Vec<_> = units.into_iter().flatten().collect();
-        in_parallel(&units, |unit| runtime.block_on(unit.probe(newest, upsert)).map_err(|error| self.failed(error)))
+        in_parallel(&units, |unit| runtime.block_on(unit.probe(wanted, upsert)).map_err(|error| self.failed(error)))
+    }
+}
+
+/// What is looked for.
+struct Wanted<'a> {
+    newest: &'a Newest,
+    likely: Option<Likely>,
+}
+
+impl Wanted<'_> {
+    fn slot(&self, id: &str) -> Option<u32> {
+        if self.likely.as_ref().is_none_or(|likely| likely.has(id)) { self.newest.get(id) } else { None }
     }
 }
 
@@ -152,9 +165,9 @@ async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTab
 }
 
 impl Unit<'_> {
-    async fn probe(&self, newest: &Newest, upsert: &Upsert) -> Result<Probed, DeltaTableError> {
+    async fn probe(&self, wanted: &Wanted<'_>, upsert: &Upsert) -> Result<Probed, DeltaTableError> {
         let mut probed = Probed::default();
-        let found = self.find(newest, upsert, &mut probed).await?;
+        let found = self.find(wanted, upsert, &mut probed).await?;
         if !found.is_empty() {
             self.read_versions(&found, &mut probed).await?;
         }
@@ -164,7 +177,7 @@ impl Unit<'_> {
     /// The rows of the row group that the change set has: their places in it, and in the change set.
     async fn find(
         &self,
-        newest: &Newest,
+        wanted: &Wanted<'_>,
         upsert: &Upsert,
         probed: &mut Probed,
     ) -> Result<Vec<(u64, u32)>, DeltaTableError> {
@@ -186,9 +199,9 @@ impl Unit<'_> {
                 let Some(id) = rows.id(row, &upsert.source) else { continue };
                 let place = first_row + row as u64;
                 let dead = || self.stored.dead.contains(self.first_row + place);
-                match newest.get(id) {
+                match wanted.slot(id) {
                     Some(slot) if !dead() => found.push((place, slot)),
-                    None if upsert.reconcile.is_some() && newest.covers(id) && !dead() => {
+                    None if upsert.reconcile.is_some() && wanted.newest.covers(id) && !dead() => {
                         probed.stored += 1;
                         if rows.transaction_time(row) <= upsert.watermark {
                             probed.gone.push((self.index, self.first_row + place));
