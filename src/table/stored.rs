@@ -67,7 +67,7 @@ impl StoredFile {
 /// How many rows are read at once, and how many bytes of them as they are encoded: as Arrow they take about three times
 /// that.
 const BATCH_ROWS: usize = 4096;
-const BATCH_BYTES: u64 = 1024 * 1024;
+const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// Deletion vectors that are read at the same time.
 const VECTORS_IN_FLIGHT: usize = 16;
 

@@ -301,7 +301,9 @@ def overtaken(lake: Lake, expected: Told) -> bool:
         code, output = lake.run(config, command, settings)
         if command == "maintain":
             lake.hold(f"a maintenance leaves what others change: {output}", code != 0 and "other writers" in output)
-            code, output = lake.run(config, command, settings)
+            # Once for each commit that it still has to make to one table: the deletions of each type are one.
+            for _ in range(2):
+                code, output = (code, output) if code == 0 else lake.run(config, command, settings)
         return code, output
 
     config = lake.program(lossy.Proxy(lake.store.url, other_first).url, "proxied")
