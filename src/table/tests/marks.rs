@@ -92,7 +92,7 @@ async fn a_file_whose_rows_are_all_dead_is_only_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn large_rows_are_read_a_few_at_a_time() {
     let lake = Lake::new();
-    let long = "x".repeat(200 << 10);
+    let long = "x".repeat(1 << 20);
     let rows = (0..20).map(|id| line(&format!("id{id}"), 1, &long));
     lake.upsert(&[rows.collect(), (20..30).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
     let table = lake.table().await;
