@@ -1,8 +1,9 @@
 //! A change set: what one run brings for one resource type.
 //!
 //! Several workers push at the same time; neither their order nor repetition changes which rows are the newest. The rows
-//! lie in a [`Spool`], or, for a table that is still empty, in what will be its data files; the index of their ids in memory as far as it fits there: a row costs at most 69 bytes until the
-//! change set is read, and then about 145 more for each id of the shards that are loaded.
+//! lie in a [`Spool`], or, for a table that is still empty, in what will be its data files; the index of their ids in
+//! memory as far as it fits there: a row costs at most 69 bytes until the change set is read, and then about 145 more for
+//! each id of the shards that are loaded.
 
 use std::{
     collections::BTreeSet,

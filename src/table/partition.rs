@@ -131,8 +131,8 @@ fn split(
     places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
 }
 
-/// Rows that are divided together. A few thousand rows of ninety months, each a thousand columns: divided as they come, they
-/// would cost thirty times what writing them does.
+/// Rows that are divided together, in Arrow's bytes. Divided a few thousand at a time, a million Observations of ninety months
+/// took more than six CPU minutes: each of their columns is gone through for each month.
 const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Growing files, one at a time for each partition that rows are of.
