@@ -34,8 +34,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     match &setup.python {
         Some(python) => {
             let arguments = [&text(&input), &text(&out), THREADS];
-            let figures =
-                child::measure_python(python, include_str!("decode/duckdb.py"), &arguments.map(AsRef::as_ref))?;
+            let figures = child::measure_python(python, include_str!("duckdb.py"), &arguments.map(AsRef::as_ref))?;
             rows.push(Row { what: "DuckDB: read_json_auto to Parquet", figures });
         }
         None => println!("DuckDB is left out: name a Python that has it with --python"),

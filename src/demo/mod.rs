@@ -3,7 +3,7 @@
 //! Nothing in here is part of a sync. The server speaks real HTTP on a real port; its data live in a [`World`] with a
 //! clock of its own, so the same seed gives the same bytes, the same instants and the same exports everywhere.
 
-pub mod body;
+pub mod json_object;
 mod folder;
 pub mod generate;
 pub mod scenario;
@@ -14,7 +14,7 @@ pub mod world;
 pub use axum::http::StatusCode;
 
 pub use self::{
-    body::Body,
+    json_object::Body,
     scenario::{Fault, Scenario},
     server::{JobView, Seen, Server},
     token::Auth,

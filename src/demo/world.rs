@@ -11,7 +11,7 @@ use std::{
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
-use super::body::{Body, text};
+use super::json_object::{Body, text};
 use crate::fhir::{Deletion, ResourceType};
 
 /// Where the clock of a new world stands: 2026-01-01T00:00:00Z.

@@ -9,13 +9,13 @@ pub mod definitions;
 mod deletions;
 mod json;
 mod lines;
-mod order;
+mod grouping;
 mod schema;
 pub mod shape;
 mod value;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason};
 pub use deletions::deletions;
+pub use grouping::Order;
 pub use lines::{Line, LineTooLong, Lines};
-pub use order::Order;
 pub use shape::{Options, Shape};

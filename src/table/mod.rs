@@ -3,35 +3,18 @@
 //! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand for
 //! (an application transaction), so the two cannot disagree.
 
-mod appended;
-mod candidates;
 mod change_set;
 mod commit;
-mod compare;
 mod data_file;
-mod decide;
-mod deletion_vector;
-mod deletions;
-mod entry;
 mod error;
-mod features;
-mod feed;
-mod files;
-mod ids;
 mod maintain;
 mod name;
-mod newest;
 mod parallel;
-mod part;
-mod partition;
-mod probe;
 mod query;
 mod rebuild;
-mod share;
-mod spool;
-mod stored;
+mod requirements;
+mod tombstones;
 mod upsert;
-mod write;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,21 +33,21 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use self::{
-    appended::LEAST_WRITER_BYTES,
+    change_set::first_load::LEAST_WRITER_BYTES,
     data_file::ROW_GROUP_BYTES,
-    feed::ENABLE_CHANGE_DATA_FEED,
-    files::{Kind, Target},
-    partition::{PARTITION_DATE, of_data_files},
-    write::ENABLE_DELETION_VECTORS,
+    data_file::partitioned::{PARTITION_DATE, of_data_files},
+    data_file::rolling::{Kind, Target},
+    upsert::change_feed::ENABLE_CHANGE_DATA_FEED,
+    upsert::write::ENABLE_DELETION_VECTORS,
 };
 pub use self::{
+    change_set::memory_budget::{Share, Sharers},
     change_set::{ChangeSet, probe_spool_folder},
+    data_file::partitioned::{DatePart, DatePartition},
     data_file::writer_properties,
     error::Error,
     maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
     name::TableName,
-    partition::{DatePart, DatePartition},
-    share::{Share, Sharers},
     upsert::{Committed, Counts, Reconcile, Upsert},
 };
 use crate::fhir::{ResourceType, TransactionTime};

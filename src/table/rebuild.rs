@@ -16,11 +16,11 @@ use futures::StreamExt as _;
 use super::{
     Committed, Counts, Error, Layout, Table, Upsert, columns,
     commit::{self, Outcome},
-    files::Target,
+    data_file::partitioned::{Meant, PartitionedFiles},
+    data_file::rolling::Target,
+    data_file::stored::StoredFile,
     kernel_schema,
-    partition::{Meant, PartitionedFiles},
-    stored::StoredFile,
-    write::remove,
+    upsert::write::remove,
 };
 
 /// What is kept of a row as it was.

@@ -5,16 +5,16 @@ use chrono::{Days, NaiveDateTime, TimeDelta};
 use super::{
     Person,
     catalogue::{DRUGS, EncounterKind, FINDINGS, LABS, Measure, SMOKING, US_CORE, VITALS, loinc},
-    dice::Dice,
     element::{
         Coding, coding, concept, date, date_time, decimal, instant, list, named_reference, object, quantity, reference,
         status,
     },
     people::Place,
+    random::Dice,
     world_start,
 };
 use crate::{
-    demo::body::{Body, text},
+    demo::json_object::{Body, text},
     fhir::ResourceType,
 };
 

@@ -9,14 +9,15 @@ use super::{
     Person,
     catalogue::{ENCOUNTERS, SAME_DAY},
     chart::CLINICAL,
-    dice::Dice,
     element::{date, status},
     observations, patient,
     people::{self, Place, Staff},
-    put, visit,
+    put,
+    random::Dice,
+    visit,
 };
 use crate::{
-    demo::{Body, World, body::text},
+    demo::{Body, World, json_object::text},
     fhir::ResourceType,
 };
 

@@ -4,7 +4,7 @@ use chrono::{Datelike, NaiveDate, NaiveDateTime};
 
 use super::people::Place;
 use crate::{
-    demo::body::{Body, text},
+    demo::json_object::{Body, text},
     fhir::ResourceType,
 };
 

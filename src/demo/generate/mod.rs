@@ -6,7 +6,7 @@
 mod catalogue;
 mod chart;
 mod day;
-mod dice;
+mod random;
 mod element;
 mod people;
 
@@ -18,8 +18,8 @@ pub use self::day::{Changes, next_day};
 use self::{
     catalogue::{ENCOUNTERS, EncounterKind},
     chart::Visit,
-    dice::Dice,
     people::{Place, Staff},
+    random::Dice,
 };
 use super::World;
 use crate::fhir::ResourceType;

@@ -4,12 +4,12 @@ use chrono::{Days, NaiveDate};
 
 use super::{
     catalogue::{CITIES, FAMILY_NAMES, FEMALE_NAMES, HOUSES, MALE_NAMES, RACES, SPECIALTIES, STREETS, US_CORE},
-    dice::Dice,
     element::{coding, concept, date, identifier, list, named_reference, object, status},
+    random::Dice,
     world_start,
 };
 use crate::{
-    demo::body::{Body, text},
+    demo::json_object::{Body, text},
     fhir::ResourceType,
 };
 

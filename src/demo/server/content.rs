@@ -22,9 +22,9 @@ use tokio_util::{
 
 use super::{
     Shared, answer,
-    door::text,
     job::{Content, Export},
     locked,
+    middleware::text,
 };
 use crate::demo::Scenario;
 

@@ -14,9 +14,9 @@ use serde_json::Value;
 use super::{
     Shared,
     answer::{self, FHIR_JSON},
-    door::text,
     job::{Export, Order, Since},
     locked,
+    middleware::text,
 };
 use crate::fhir::ResourceType;
 

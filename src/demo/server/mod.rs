@@ -5,7 +5,7 @@
 
 mod answer;
 mod content;
-mod door;
+mod middleware;
 mod job;
 mod kick_off;
 mod status;
@@ -29,7 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 pub use self::job::JobView;
-use self::{door::Door, job::Jobs};
+use self::{job::Jobs, middleware::Door};
 use super::{
     World,
     folder::{self, Document},
@@ -222,7 +222,7 @@ fn router(shared: Arc<Shared>, door: Door) -> Router {
         .route("/fhir/bulkstatus/{job}", get(status::poll).delete(status::delete))
         .route(FILE, get(content::file))
         .fallback(answer::not_found)
-        .layer(from_fn_with_state(door, door::pass))
+        .layer(from_fn_with_state(door, middleware::pass))
         .with_state(shared)
 }
 
@@ -230,7 +230,7 @@ fn files(shared: Arc<Shared>, door: Door) -> Router {
     Router::new()
         .route(FILE, get(content::file))
         .fallback(answer::not_found)
-        .layer(from_fn_with_state(door, door::pass))
+        .layer(from_fn_with_state(door, middleware::pass))
         .with_state(shared)
 }
 

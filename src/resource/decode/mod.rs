@@ -12,7 +12,7 @@ mod issues;
 mod leaf;
 mod offsets;
 mod rows;
-mod texts;
+mod string_columns;
 mod walk;
 
 use std::{fmt, sync::Arc};

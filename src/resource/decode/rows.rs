@@ -17,7 +17,7 @@ use super::{
     extension::ExtensionColumn,
     head::Head,
     issues::{Code, Issues},
-    texts::{TextMap, Texts},
+    string_columns::{TextMap, Texts},
     walk::{Batch, Walk},
 };
 use crate::resource::{

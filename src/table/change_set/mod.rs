@@ -5,6 +5,14 @@
 //! memory as far as it fits there: a row costs at most 69 bytes until the change set is read, and then about 145 more for
 //! each id of the shards that are loaded.
 
+pub(in crate::table) mod batch;
+pub(in crate::table) mod entry;
+pub(in crate::table) mod first_load;
+pub(in crate::table) mod ids;
+pub(in crate::table) mod memory_budget;
+pub(in crate::table) mod newest;
+pub(in crate::table) mod spool;
+
 use std::{
     collections::BTreeSet,
     fs::File,
@@ -15,19 +23,19 @@ use std::{
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use chrono::{DateTime, Utc};
 
-use super::{
-    Error,
-    appended::Appended,
-    entry::{Entry, Keys, Place, Row},
-    files::Target,
-    ids::Ids,
-    newest::{Index, Limits, Newest},
-    part::Part,
-    share::Share,
-    spool::{Block, Spool},
-    stored::StoredFile,
-};
 use crate::fhir::RowKey;
+use crate::table::{
+    Error,
+    change_set::batch::Part,
+    change_set::entry::{Entry, Keys, Place, Row},
+    change_set::first_load::Appended,
+    change_set::ids::Ids,
+    change_set::memory_budget::Share,
+    change_set::newest::{Index, Limits, Newest},
+    change_set::spool::{Block, Spool},
+    data_file::rolling::Target,
+    data_file::stored::StoredFile,
+};
 
 pub struct ChangeSet {
     schema: SchemaRef,
@@ -57,7 +65,7 @@ impl ChangeSet {
 
     /// One that spills all the time, and never has more than a few ids in one shard.
     #[cfg(test)]
-    pub(super) fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
+    pub(in crate::table) fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
         Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Ids::default(), Spool::new(500, folder))
     }
 
@@ -67,7 +75,7 @@ impl ChangeSet {
     }
 
     /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
-    pub(super) fn appending(self, target: Target, memory_bytes: usize) -> Self {
+    pub(in crate::table) fn appending(self, target: Target, memory_bytes: usize) -> Self {
         Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
     }
 
@@ -119,7 +127,7 @@ impl ChangeSet {
     }
 
     /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
-    pub(super) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
+    pub(in crate::table) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
         self.appended.as_ref().map(Appended::files)
     }
 
@@ -136,27 +144,27 @@ impl ChangeSet {
         self.read().index.count()
     }
 
-    pub(super) fn schema(&self) -> &SchemaRef {
+    pub(in crate::table) fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     /// The ids of the change set, or where they lie.
-    pub(super) fn ids(&self) -> Ids {
+    pub(in crate::table) fn ids(&self) -> Ids {
         self.read().ids.clone()
     }
 
     /// The names of the columns that are not null in all rows so far.
-    pub(super) fn filled_columns(&self) -> BTreeSet<String> {
+    pub(in crate::table) fn filled_columns(&self) -> BTreeSet<String> {
         self.read().filled.iter().map(|index| self.schema.field(*index).name().clone()).collect()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::table) fn is_empty(&self) -> bool {
         self.received() == 0
     }
 
     /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
     /// asked; each blocks on the disk.
-    pub(super) fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
+    pub(in crate::table) fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
         let spans = self.read().index.spans();
         spans.into_iter().map(|span| {
             let held = self.read();
@@ -166,7 +174,7 @@ impl ChangeSet {
 
     /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked,
     /// several at the same time. Blocks on the disk.
-    pub(super) fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
+    pub(in crate::table) fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();
             let block =

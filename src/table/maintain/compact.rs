@@ -17,9 +17,9 @@ use super::{Amount, DryRun, Maintained, Maintenance, Step, Table, fold};
 use crate::table::{
     Error, TableName,
     commit::{self, Outcome},
-    files::{DataFiles, Target},
-    stored::StoredFile,
-    write::remove,
+    data_file::rolling::{DataFiles, Target},
+    data_file::stored::StoredFile,
+    upsert::write::remove,
 };
 
 /// A data file as the plan sees it.

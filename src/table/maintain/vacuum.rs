@@ -16,7 +16,7 @@ use deltalake::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Amount, DryRun, Table, log};
-use crate::table::{Error, deletion_vector::file_of};
+use crate::table::{Error, data_file::deletion_vector::file_of};
 
 /// Commits that are read at the same time.
 const PARALLEL_READS: usize = 8;

@@ -25,7 +25,7 @@ use parquet::{
 };
 
 use super::*;
-use crate::table::{data_file::with_bloom_filter, ids::Ids, stored::StoredFile};
+use crate::table::{change_set::ids::Ids, data_file::stored::StoredFile, data_file::with_bloom_filter};
 
 /// Enough for a filter to pay.
 const ROWS: u32 = 25_000;

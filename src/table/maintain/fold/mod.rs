@@ -24,9 +24,9 @@ use super::{
 };
 use crate::table::{
     Error, Table,
-    deletions::Stone,
-    files::{DataFiles, align},
-    stored::StoredFile,
+    data_file::rolling::{DataFiles, align},
+    data_file::stored::StoredFile,
+    tombstones::Stone,
 };
 
 /// Files that are merged at the same time.

@@ -7,7 +7,7 @@ use arrow::{
 use proptest::{collection::vec, option::weighted, prelude::*};
 
 use super::*;
-use crate::table::{deletions, maintain::Retention};
+use crate::table::{maintain::Retention, tombstones};
 
 fn maintenance(target_file_bytes: u64) -> Maintenance {
     Maintenance {

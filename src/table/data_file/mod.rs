@@ -1,5 +1,10 @@
 //! A data file: one Parquet file of a table, read by ranges and written as a stream, wherever the table lies.
 
+pub(in crate::table) mod deletion_vector;
+pub(in crate::table) mod partitioned;
+pub(in crate::table) mod rolling;
+pub(in crate::table) mod stored;
+
 use std::{ops::Range, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -26,7 +31,7 @@ use serde_json::{Map, Value, json};
 
 /// One file, to be read.
 #[derive(Clone)]
-pub(super) struct DataFile {
+pub(in crate::table) struct DataFile {
     pub store: Arc<dyn ObjectStore>,
     pub path: Path,
     pub size_bytes: u64,
@@ -65,7 +70,7 @@ impl AsyncFileReader for DataFile {
 }
 
 /// One file that is being written. Nobody sees it before its [`Add`] is committed; dropped or aborted, it is not there.
-pub(super) struct DataFileWriter {
+pub(in crate::table) struct DataFileWriter {
     path: Path,
     writer: AsyncArrowWriter<BufWriter>,
     leading: usize,
@@ -123,30 +128,30 @@ impl DataFileWriter {
 }
 
 /// Takes back a file that no commit names. What cannot be taken back is left to the vacuum.
-pub(super) async fn forget(store: &dyn ObjectStore, path: &Path) {
+pub(in crate::table) async fn forget(store: &dyn ObjectStore, path: &Path) {
     if let Err(error) = store.delete(path).await {
         tracing::debug!(%error, %path, "a data file without a commit stays until the vacuum");
     }
 }
 
 /// The partition columns of a file and their values, as the log writes them.
-pub(super) type Partition = Vec<(String, Option<String>)>;
+pub(in crate::table) type Partition = Vec<(String, Option<String>)>;
 
 /// Tells our files from those of other writers, whose rows may have changed without their `_sync_hash`.
 const OWN_PREFIX: &str = "fhir-sync-";
 
 /// A new data file in `folder` of the table: its root, or a partition.
-pub(super) fn data_path(folder: &Path) -> Path {
+pub(in crate::table) fn data_path(folder: &Path) -> Path {
     folder.clone().join(format!("{OWN_PREFIX}{}.zstd.parquet", uuid::Uuid::new_v4()))
 }
 
 /// A new change file; `folder` is that of the data files that it tells of.
-pub(super) fn change_path(folder: &Path) -> Path {
+pub(in crate::table) fn change_path(folder: &Path) -> Path {
     let folder: Path = [Path::from("_change_data"), folder.clone()].iter().flat_map(Path::parts).collect();
     folder.join(format!("cdc-{}.zstd.parquet", uuid::Uuid::new_v4()))
 }
 
-pub(super) fn is_own(path: &str) -> bool {
+pub(in crate::table) fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
 
@@ -155,7 +160,7 @@ pub(super) fn is_own(path: &str) -> bool {
 const PARTS_IN_FLIGHT: usize = 2;
 
 /// Two of them are in memory while a file is rewritten.
-pub(super) const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
+pub(in crate::table) const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
 
 /// Rows that are looked at together by most readers.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
@@ -188,7 +193,10 @@ const FALSE_POSITIVES: f64 = 0.001;
 
 /// The same with a Bloom filter of the ids for each row group, unless the file has fewer rows than are worth it. The
 /// filters stand side by side at the end of the file, so that they are read at once.
-pub(super) fn with_bloom_filter(properties: WriterPropertiesBuilder, most_rows: u64) -> WriterPropertiesBuilder {
+pub(in crate::table) fn with_bloom_filter(
+    properties: WriterPropertiesBuilder,
+    most_rows: u64,
+) -> WriterPropertiesBuilder {
     if most_rows < FILTER_LEAST_ROWS {
         return properties;
     }
@@ -201,7 +209,7 @@ pub(super) fn with_bloom_filter(properties: WriterPropertiesBuilder, most_rows: 
 
 /// For files that grow side by side: each leaf has a compressor of its own, and the hundreds of zstd, most of them for
 /// leaves with hardly a value, would hold 60 MB per file. Snappy holds nothing; the columns that are large keep zstd.
-pub(super) fn with_small_compressors(
+pub(in crate::table) fn with_small_compressors(
     properties: WriterPropertiesBuilder,
     schema: &SchemaRef,
 ) -> WriterPropertiesBuilder {
@@ -302,7 +310,7 @@ fn instant(micros: i64) -> Value {
 }
 
 /// By the local clock: only for the log's book-keeping, which vacuum reads.
-pub(super) fn now_millis() -> i64 {
+pub(in crate::table) fn now_millis() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "the log states when a file was made; no data decision uses it")]
     chrono::Utc::now().timestamp_millis()
 }

@@ -3,8 +3,9 @@
 use arrow::datatypes::SchemaRef;
 
 use super::{
-    Error, Table, TableName, deletions,
-    partition::{DatePartition, PARTITION_DATE},
+    Error, Table, TableName,
+    data_file::partitioned::{DatePartition, PARTITION_DATE},
+    tombstones,
 };
 
 /// What a writer must do for these, we do; or it asks for something only when a property or a column says so, which is
@@ -73,7 +74,7 @@ impl Table {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let date = snapshot.metadata().configuration().get(PARTITION_DATE);
         let of_dates = self.partitioned_by().into_iter().flat_map(DatePartition::columns);
-        let of_deletions = (self.name == TableName::Deletions).then_some(deletions::PARTITION);
+        let of_deletions = (self.name == TableName::Deletions).then_some(tombstones::PARTITION);
         let wanted: Vec<_> = of_deletions.into_iter().chain(of_dates).collect();
         if there == wanted && date == self.partitioned_by().map(|by| &by.date) {
             return Ok(());

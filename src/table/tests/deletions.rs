@@ -12,8 +12,8 @@ use super::{
     *,
 };
 use crate::table::{
-    deletions::{Deletions, Removal},
     maintain::{DryRun, Maintained, Step},
+    tombstones::{Deletions, Removal},
 };
 
 /// The thirtieth second of the year 2026, and some of that minute.

@@ -14,7 +14,7 @@ use roaring::RoaringTreemap;
 use uuid::Uuid;
 
 /// Rows by their place in the file, from 0.
-pub(super) type DeadRows = RoaringTreemap;
+pub(in crate::table) type DeadRows = RoaringTreemap;
 
 const MAGIC: u32 = 1_681_511_377;
 const VERSION: u8 = 1;
@@ -22,7 +22,7 @@ const VERSION: u8 = 1;
 const ENCODED_UUID: usize = 20;
 
 /// Reads the vector that the log points to, wherever the log keeps it.
-pub(super) async fn read(
+pub(in crate::table) async fn read(
     store: &dyn ObjectStore,
     descriptor: &DeletionVectorDescriptor,
 ) -> Result<DeadRows, DeltaTableError> {
@@ -46,7 +46,7 @@ pub(super) async fn read(
 }
 
 /// Writes the vectors into one new file; their descriptors in the same order.
-pub(super) async fn write(
+pub(in crate::table) async fn write(
     store: &dyn ObjectStore,
     vectors: &[DeadRows],
 ) -> Result<Vec<DeletionVectorDescriptor>, DeltaTableError> {
@@ -73,7 +73,7 @@ pub(super) async fn write(
 }
 
 /// Where a vector of the log lies; `None` for those that have no file of their own in the table.
-pub(super) fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
+pub(in crate::table) fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
     matches!(descriptor.storage_type, StorageType::UuidRelativePath)
         .then(|| relative_path(&descriptor.path_or_inline_dv))
         .flatten()

@@ -15,9 +15,9 @@ use arrow::{
 use chrono::{DateTime, Datelike as _};
 use deltalake::{DeltaTableError, kernel::Add};
 
-use super::{
+use crate::table::{
     data_file::Partition,
-    files::{DataFiles, Target, align, bytes_of, columns_of_file},
+    data_file::rolling::{DataFiles, Target, align, bytes_of, columns_of_file},
 };
 
 /// By which date a table is partitioned, and how finely.
@@ -49,30 +49,30 @@ impl DatePart {
 }
 
 /// The table property that says of which date the columns are parts.
-pub(super) const PARTITION_DATE: &str = "fhirsync.partitionDate";
+pub(in crate::table) const PARTITION_DATE: &str = "fhirsync.partitionDate";
 
 /// Year, month and day; zero where the partitions are not so fine. `None` for rows without the date, and for all rows of a
 /// table without partitions.
-pub(super) type Key = Option<(i32, u32, u32)>;
+pub(in crate::table) type Key = Option<(i32, u32, u32)>;
 
 impl DatePartition {
-    pub(super) fn columns(&self) -> impl Iterator<Item = &'static str> {
+    pub(in crate::table) fn columns(&self) -> impl Iterator<Item = &'static str> {
         DatePart::ALL.into_iter().filter(|part| *part <= self.finest).map(DatePart::as_str)
     }
 
     /// The column that the date stands in.
-    pub(super) fn source(&self) -> String {
+    pub(in crate::table) fn source(&self) -> String {
         format!("__{}_start", self.date)
     }
 
     /// `schema` and the partition columns.
-    pub(super) fn with_columns(&self, schema: &Schema) -> Schema {
+    pub(in crate::table) fn with_columns(&self, schema: &Schema) -> Schema {
         let own = self.columns().map(|name| FieldRef::from(Field::new(name, DataType::Int32, true)));
         Schema::new(schema.fields().iter().cloned().chain(own).collect::<Vec<_>>())
     }
 
     /// What the log says of the files of a key.
-    pub(super) fn partition(&self, key: Key) -> Partition {
+    pub(in crate::table) fn partition(&self, key: Key) -> Partition {
         let value = |name: &str| {
             let (year, month, day) = key?;
             Some(match name {
@@ -98,13 +98,13 @@ impl DatePartition {
 }
 
 /// `columns` without those that no data file has.
-pub(super) fn of_data_files(columns: &SchemaRef, partition_columns: &[String]) -> Schema {
+pub(in crate::table) fn of_data_files(columns: &SchemaRef, partition_columns: &[String]) -> Schema {
     let own = columns.fields().iter().filter(|field| !partition_columns.contains(field.name()));
     Schema::new(own.cloned().collect::<Vec<_>>())
 }
 
 /// The partitions that rows are of; just `None` without `by`.
-pub(super) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTreeSet<Key>, ArrowError> {
+pub(in crate::table) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTreeSet<Key>, ArrowError> {
     by.map_or_else(|| Ok(BTreeSet::from([None])), |by| Ok(by.keys(rows)?.into_iter().collect()))
 }
 
@@ -136,7 +136,7 @@ fn split(
 const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Growing files, one at a time for each partition that rows are of.
-pub(super) struct PartitionedFiles {
+pub(in crate::table) struct PartitionedFiles {
     target: Target,
     filled: BTreeSet<String>,
     meant: Meant,
@@ -147,7 +147,7 @@ pub(super) struct PartitionedFiles {
 }
 
 /// The partitions whose rows are written. They share the memory of one file.
-pub(super) enum Meant {
+pub(in crate::table) enum Meant {
     /// Only these; all of them grow at the same time.
     Only(BTreeSet<Key>),
     /// All, and so many grow at the same time.

@@ -14,22 +14,22 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    Error,
-    entry::{Entry, Key, Keys, Place, Position, Row},
-    spool::{Block, Spool},
-};
 use crate::fhir::Version;
+use crate::table::{
+    Error,
+    change_set::entry::{Entry, Key, Keys, Place, Position, Row},
+    change_set::spool::{Block, Spool},
+};
 
 /// The newest that is known of one id.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Slot {
+pub(in crate::table) enum Slot {
     Row { version: Version, hash: u64, place: Place },
     Deleted { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
 /// The newest of the ids of some shards. An id of another shard is not found.
-pub(super) struct Newest {
+pub(in crate::table) struct Newest {
     keys: Keys,
     span: Span,
     of: HashMap<Key, u32, BuildHasherDefault<Low>>,
@@ -67,7 +67,7 @@ impl Newest {
 
 /// How much memory an [`Index`] and what is loaded of it take.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(in crate::table) struct Limits {
     /// Of entries before they go to the spool.
     pub entries_bytes: usize,
     /// Of one [`Newest`].
@@ -83,7 +83,7 @@ const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 const NEWEST_BYTES: usize = size_of::<Slot>() + size_of::<Position>() + (size_of::<(Key, u32)>() + 1) * 16 / 7;
 
 /// All rows and deletions that were pushed, unsorted.
-pub(super) struct Index {
+pub(in crate::table) struct Index {
     limits: Limits,
     shards: Vec<Shard>,
     entries_bytes: usize,
@@ -99,7 +99,7 @@ struct Shard {
 
 /// Some of the key space, small enough to be loaded.
 #[derive(Clone)]
-pub(super) struct Span {
+pub(in crate::table) struct Span {
     shards: Range<usize>,
     /// Of one shard that is too large: which part of its keys, of how many.
     slice: u32,

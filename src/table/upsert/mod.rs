@@ -4,6 +4,13 @@
 //! their files are written again without them; a file of which much is dead is written again in either case. Each row of
 //! the change set ends in exactly one of the [`Counts`].
 
+pub(in crate::table) mod change_feed;
+pub(in crate::table) mod compare;
+pub(in crate::table) mod decide;
+pub(in crate::table) mod probe;
+pub(in crate::table) mod row_groups;
+pub(in crate::table) mod write;
+
 use std::collections::BTreeSet;
 
 use deltalake::{
@@ -11,12 +18,12 @@ use deltalake::{
     kernel::{Action, Add, AddCDCFile},
 };
 
-use super::{
+use crate::fhir::TransactionTime;
+use crate::table::{
     ChangeSet, Error, Table,
     commit::{self, Outcome},
     data_file::forget,
 };
-use crate::fhir::TransactionTime;
 
 /// What a commit is for.
 #[derive(Clone, Debug, Default)]
@@ -128,14 +135,14 @@ impl Table {
     }
 
     /// Takes back data files that no commit names.
-    pub(super) async fn forget(&self, paths: impl Iterator<Item = String>) {
+    pub(in crate::table) async fn forget(&self, paths: impl Iterator<Item = String>) {
         let store = self.delta.object_store();
         for path in paths {
             forget(store.as_ref(), &Path::from(path.as_str())).await;
         }
     }
 
-    pub(super) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
+    pub(in crate::table) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
         Error::delta(&self.place, error)
     }
 }

@@ -15,16 +15,16 @@ use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use super::{
+use crate::table::{
     ChangeSet, Error, Merge, Table,
+    data_file::deletion_vector::{self, DeadRows},
+    data_file::partitioned::{DatePartition, Key, Meant, PartitionedFiles, keys},
+    data_file::rolling::{DataFiles, Target},
+    data_file::stored::StoredFile,
     data_file::{ROW_GROUP_BYTES, now_millis},
-    decide::Decision,
-    deletion_vector::{self, DeadRows},
-    feed::{Feed, Images},
-    files::{DataFiles, Target},
     parallel::{cores, in_parallel},
-    partition::{DatePartition, Key, Meant, PartitionedFiles, keys},
-    stored::StoredFile,
+    upsert::change_feed::{Feed, Images},
+    upsert::decide::Decision,
 };
 
 /// A file that loses rows.
@@ -58,7 +58,7 @@ enum Unit<'files> {
 
 impl Table {
     /// Writes what the decision asks for, and says what goes and what comes. Blocks.
-    pub(super) async fn write(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
+    pub(in crate::table) async fn write(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
         let mut touched = Vec::new();
         for (file, dead) in &decision.dead {
             let stored = &decision.files[*file as usize];
@@ -172,7 +172,12 @@ impl Table {
     }
 
     /// Of a part of the change set, in order.
-    pub(super) fn chosen_rows(&self, changes: &ChangeSet, part: u32, chosen: &DeadRows) -> Result<RecordBatch, Error> {
+    pub(in crate::table) fn chosen_rows(
+        &self,
+        changes: &ChangeSet,
+        part: u32,
+        chosen: &DeadRows,
+    ) -> Result<RecordBatch, Error> {
         let rows = changes.batch(part)?;
         let all = rows.num_rows() as u64;
         if chosen.len() == all {
@@ -190,7 +195,7 @@ impl Table {
     }
 
     /// Dead ones included.
-    pub(super) async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
+    pub(in crate::table) async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
         let stated = stored.add.stats.as_deref().and_then(|stats| serde_json::from_str::<Value>(stats).ok());
         if let Some(rows) = stated.and_then(|stats| stats.get("numRecords")?.as_u64()) {
             return Ok(rows);
@@ -205,7 +210,7 @@ fn row_group_bytes(threads: usize) -> usize {
     (ROW_GROUPS_BYTES / threads.max(1)).clamp(LEAST_ROW_GROUP_BYTES, ROW_GROUP_BYTES)
 }
 
-pub(super) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";
+pub(in crate::table) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";
 
 impl Touched<'_> {
     fn is_rewritten(&self, vectors: bool, decision: &Decision) -> bool {
@@ -226,7 +231,7 @@ fn without_hash(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     RecordBatch::try_new(Arc::clone(&schema), columns.collect())
 }
 
-pub(super) fn remove(stored: &StoredFile) -> Action {
+pub(in crate::table) fn remove(stored: &StoredFile) -> Action {
     let add = &stored.add;
     Action::Remove(Remove {
         path: add.path.clone(),
@@ -253,7 +258,7 @@ fn loose(stats: Option<&str>, rows: u64) -> String {
 }
 
 /// Rows of the change set that one thread writes: those of these parts that are of these partitions.
-pub(super) struct Lot {
+pub(in crate::table) struct Lot {
     pub parts: Vec<u32>,
     pub partitions: BTreeSet<Key>,
 }

@@ -15,16 +15,16 @@ use arrow::array::RecordBatch;
 use deltalake::DeltaTableError;
 use tokio::runtime::Handle;
 
-use super::{
+use crate::table::{
+    change_set::entry::Place,
+    data_file::deletion_vector::DeadRows,
+    data_file::rolling::{DataFiles, Target},
+    data_file::stored::StoredFile,
     data_file::{DataFile, forget},
-    deletion_vector::DeadRows,
-    entry::Place,
-    files::{DataFiles, Target},
     parallel::cores,
-    stored::StoredFile,
 };
 
-pub(super) struct Appended {
+pub(in crate::table) struct Appended {
     target: Target,
     writers: Vec<Mutex<Writer>>,
     next_writer: AtomicUsize,
@@ -111,4 +111,4 @@ impl Appended {
 /// One writer less is better than smaller row groups: each has a part of the footer.
 const WRITER_BYTES: usize = 16 * 1024 * 1024;
 /// With less than this, rows are better off in the spool.
-pub(super) const LEAST_WRITER_BYTES: usize = 512 * 1024;
+pub(in crate::table) const LEAST_WRITER_BYTES: usize = 512 * 1024;

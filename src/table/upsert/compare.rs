@@ -12,13 +12,13 @@ use arrow::{
 };
 use futures::StreamExt as _;
 
-use super::{
+use crate::table::{
     ChangeSet, Error, Table,
-    deletion_vector::DeadRows,
-    entry::Place,
-    newest::{Newest, Slot},
-    probe::Hit,
-    stored::StoredFile,
+    change_set::entry::Place,
+    change_set::newest::{Newest, Slot},
+    data_file::deletion_vector::DeadRows,
+    data_file::stored::StoredFile,
+    upsert::probe::Hit,
 };
 
 /// They differ from run to run for the same content.
@@ -26,7 +26,7 @@ const OF_THE_RUN: [&str; 3] = ["_sync_at", "_sync_transaction_time", "_sync_job"
 
 impl Table {
     /// For each hit, whether the stored row has the content of the row that came. Deletions equal nothing.
-    pub(super) async fn compare(
+    pub(in crate::table) async fn compare(
         &self,
         changes: &ChangeSet,
         newest: &Newest,

@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
-    deletion_vector::DeadRows,
-    deletions::{Deletions, Remembered, Removal, Stone, Stones},
-    feed::Feed,
-    newest::{Newest, Slot},
-    probe::{Hit, Probed},
-    stored::StoredFile,
-};
 use crate::fhir::TransactionTime;
+use crate::table::{
+    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
+    change_set::newest::{Newest, Slot},
+    data_file::deletion_vector::DeadRows,
+    data_file::stored::StoredFile,
+    tombstones::{Deletions, Remembered, Removal, Stone, Stones},
+    upsert::change_feed::Feed,
+    upsert::probe::{Hit, Probed},
+};
 
 /// Which stored rows go, which new ones come, and how that counts.
 #[derive(Default)]
-pub(super) struct Decision {
+pub(in crate::table) struct Decision {
     pub files: Vec<StoredFile>,
     /// Rows that die, by file.
     pub dead: BTreeMap<u32, DeadRows>,
@@ -47,7 +47,7 @@ enum Fate {
 
 impl Table {
     /// Looks up every stored copy of the ids of the change set and says what happens to each. Blocks.
-    pub(super) async fn decide(
+    pub(in crate::table) async fn decide(
         &self,
         changes: &ChangeSet,
         upsert: &Upsert,

@@ -17,16 +17,16 @@ use aws_lc_rs::{
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use super::Error;
+use crate::table::Error;
 
-pub(super) struct Spool {
+pub(in crate::table) struct Spool {
     folder: PathBuf,
     memory_left_bytes: usize,
     sealed: Option<SealedFile>,
 }
 
 /// What finds a block again, in the spool that it was appended to.
-pub(super) struct Block(Place);
+pub(in crate::table) struct Block(Place);
 
 enum Place {
     Memory(Bytes),

@@ -21,17 +21,17 @@ use parquet::{
 };
 use serde_json::Value;
 
-use super::{
+use crate::table::{
     Error, Table,
+    change_set::ids::{Bounds, Ids},
+    data_file::deletion_vector::{self, DeadRows},
+    data_file::partitioned::DatePart,
     data_file::{DataFile, Partition, is_own},
-    deletion_vector::{self, DeadRows},
-    ids::{Bounds, Ids},
-    partition::DatePart,
 };
 
 /// A data file that a version of the table has, or that the next one will have.
 #[derive(Clone)]
-pub(super) struct StoredFile {
+pub(in crate::table) struct StoredFile {
     pub add: Add,
     pub file: DataFile,
     /// Those that the log says are dead.
@@ -73,7 +73,7 @@ const VECTORS_IN_FLIGHT: usize = 16;
 
 impl Table {
     /// The files of this version, with their deletion vectors.
-    pub(super) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
+    pub(in crate::table) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
         let files = self.files().await?;
         let store = self.delta.object_store();
         let files = files.into_iter().map(|view| {
@@ -96,7 +96,7 @@ impl Table {
             .map_err(|error: DeltaTableError| self.failed(error))
     }
 
-    pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
+    pub(in crate::table) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let log_store = self.delta.log_store();
         let files = snapshot.snapshot().file_views(log_store.as_ref(), None);
@@ -104,7 +104,7 @@ impl Table {
     }
 
     /// The rows of a file that are alive, in order, with the columns that the file has.
-    pub(super) async fn rows(
+    pub(in crate::table) async fn rows(
         &self,
         stored: &StoredFile,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
@@ -113,7 +113,7 @@ impl Table {
     }
 
     /// The same, where others are dead.
-    pub(super) fn rows_without(
+    pub(in crate::table) fn rows_without(
         &self,
         stored: &StoredFile,
         footer: ArrowReaderMetadata,
@@ -138,7 +138,7 @@ impl Table {
 
 impl Table {
     /// Only the rows at these places, alive or not.
-    pub(super) async fn rows_of(
+    pub(in crate::table) async fn rows_of(
         &self,
         stored: &StoredFile,
         places: &DeadRows,
@@ -155,7 +155,7 @@ impl Table {
     }
 
     /// The ids of the rows at these places.
-    pub(super) async fn ids(&self, stored: &StoredFile, places: &DeadRows) -> Result<Vec<String>, Error> {
+    pub(in crate::table) async fn ids(&self, stored: &StoredFile, places: &DeadRows) -> Result<Vec<String>, Error> {
         let footer = stored.footer().await.map_err(|error| self.failed(error))?;
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["id"]);
@@ -182,7 +182,7 @@ fn batch_rows(metadata: &ParquetMetaData) -> usize {
 }
 
 /// The rows at these places, in ascending order, as what is read and what is passed over.
-pub(super) fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
+pub(in crate::table) fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
     let mut selectors = Vec::new();
     let mut next = 0;
     for place in places {

@@ -26,11 +26,11 @@ use serde_json::{Value, json};
 
 use super::{
     Amount, Error, Root, Table, TableName, Upsert,
+    change_set::ids::Ids,
+    change_set::newest::Newest,
     commit::{self, Outcome},
-    files::{DataFiles, Target},
-    ids::Ids,
+    data_file::rolling::{DataFiles, Target},
     kernel_schema,
-    newest::Newest,
 };
 use crate::fhir::{TransactionTime, Version};
 

@@ -17,22 +17,22 @@ use arrow::{
 use deltalake::kernel::{Action, Add, AddCDCFile};
 use futures::{Stream, StreamExt as _};
 
-use super::{
+use crate::table::{
     ChangeSet, Error, Table,
-    decide::Decision,
-    deletion_vector::DeadRows,
-    files::{DataFiles, Kind, Target},
+    data_file::deletion_vector::DeadRows,
+    data_file::partitioned::{Meant, PartitionedFiles},
+    data_file::rolling::{DataFiles, Kind, Target},
+    data_file::stored::StoredFile,
     parallel::cores,
-    partition::{Meant, PartitionedFiles},
-    stored::StoredFile,
-    write::Lot,
+    upsert::decide::Decision,
+    upsert::write::Lot,
 };
 
-pub(super) const ENABLE_CHANGE_DATA_FEED: &str = "delta.enableChangeDataFeed";
+pub(in crate::table) const ENABLE_CHANGE_DATA_FEED: &str = "delta.enableChangeDataFeed";
 
 /// What readers of the feed tell apart, and a table without one need not.
 #[derive(Default)]
-pub(super) struct Feed {
+pub(in crate::table) struct Feed {
     /// The dead rows of resources that are gone, by file. Other dead rows were replaced.
     pub deleted: BTreeMap<u32, DeadRows>,
     /// The rows of the change set that replace others, by part.
@@ -40,7 +40,7 @@ pub(super) struct Feed {
 }
 
 /// What one change file tells.
-pub(super) enum Images<'lots> {
+pub(in crate::table) enum Images<'lots> {
     /// The rows that these files lose.
     Before(Vec<u32>),
     /// The rows that are written.
@@ -54,17 +54,17 @@ const CHANGE_TYPE: &str = "_change_type";
 
 impl Decision {
     /// What must be told in change files; nothing where readers see it in the data files.
-    pub(super) fn told(&self) -> Option<&Feed> {
+    pub(in crate::table) fn told(&self) -> Option<&Feed> {
         self.feed.as_ref().filter(|_| !self.dead.is_empty())
     }
 
     /// Will readers of the feed take every row that the data files of the commit bring for an insert?
-    pub(super) fn is_told_by_data_files(&self) -> bool {
+    pub(in crate::table) fn is_told_by_data_files(&self) -> bool {
         self.feed.is_some() && self.dead.is_empty()
     }
 
     /// The files that lose rows, for as many threads as that is worth.
-    pub(super) fn losing_files(&self) -> impl Iterator<Item = Vec<u32>> {
+    pub(in crate::table) fn losing_files(&self) -> impl Iterator<Item = Vec<u32>> {
         let rows: u64 = self.dead.values().map(DeadRows::len).sum();
         let writers = usize::try_from(rows / ROWS_PER_WRITER).unwrap_or(usize::MAX).clamp(1, cores());
         let mut files: Vec<_> = self.dead.keys().copied().collect();
@@ -76,14 +76,14 @@ impl Decision {
 
 impl Table {
     /// Whether those who follow the table are promised change files: by the table itself, whoever decided it.
-    pub(super) fn records_changes(&self) -> Result<bool, Error> {
+    pub(in crate::table) fn records_changes(&self) -> Result<bool, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let stated = snapshot.metadata().configuration().get(ENABLE_CHANGE_DATA_FEED);
         Ok(stated.is_some_and(|stated| stated.eq_ignore_ascii_case("true")))
     }
 
     /// Writes change files; never more than a batch of rows and a row group of the file in memory.
-    pub(super) async fn write_images(
+    pub(in crate::table) async fn write_images(
         &self,
         target: &Target,
         changes: &ChangeSet,

@@ -23,18 +23,18 @@ use parquet::{
 };
 use tokio::runtime::Handle;
 
-use super::{
-    Error, Table, Upsert,
-    data_file::DataFile,
-    ids::{Ids, Likely},
-    newest::Newest,
-    parallel::in_parallel,
-    stored::{StoredFile, selection},
-};
 use crate::fhir::{Meta, TransactionTime, Version};
+use crate::table::{
+    Error, Table, Upsert,
+    change_set::ids::{Ids, Likely},
+    change_set::newest::Newest,
+    data_file::DataFile,
+    data_file::stored::{StoredFile, selection},
+    parallel::in_parallel,
+};
 
 /// A stored row whose id the change set has.
-pub(super) struct Hit {
+pub(in crate::table) struct Hit {
     /// Index of the file.
     pub file: u32,
     /// Its place in the file.
@@ -47,7 +47,7 @@ pub(super) struct Hit {
 }
 
 #[derive(Default)]
-pub(super) struct Probed {
+pub(in crate::table) struct Probed {
     /// In the order of the files, then of the rows.
     pub hits: Vec<Hit>,
     /// Rows that an export of everything does not have; only looked for where that is asked.
@@ -79,7 +79,7 @@ const FILES_AT_ONCE: usize = 16;
 
 impl Table {
     /// Finds the rows of `newest`, which is all or some of `ids`, in `files`. Blocks.
-    pub(super) fn probe(
+    pub(in crate::table) fn probe(
         &self,
         files: &[StoredFile],
         newest: &Newest,

@@ -16,9 +16,9 @@ use parquet::{
     },
 };
 
-use super::{
-    ids::{Bounds, Ids},
-    stored::StoredFile,
+use crate::table::{
+    change_set::ids::{Bounds, Ids},
+    data_file::stored::StoredFile,
 };
 
 /// Filters of one file that are in memory at the same time.
