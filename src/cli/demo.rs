@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Args;
+use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ends, FAILED, PARTIAL, STOPPED, show, stoppable};
@@ -133,17 +134,18 @@ impl Stage {
         }
     }
 
-    /// The answer of a small query over the tables, as they are now.
+    /// What the table of observations holds now, or the first one: rows by a column that people know.
     async fn ask(&self) -> Result<(), Ends> {
         let types = &self.export.types;
-        let sql = match types.iter().find(|of| of.as_str() == "Observation") {
-            Some(_) => "SELECT status, count(*) AS observations, max(__effective_start) AS newest\n\
-                 FROM \"Observation\" GROUP BY 1 ORDER BY 2 DESC"
-                .to_owned(),
-            None => format!("SELECT \"resourceType\", count(*) AS rows FROM \"{}\" GROUP BY 1", types[0]),
-        };
-        let answer = self.sync.root.query(types, &sql).await.map_err(|error| failed(&chain(&error)))?;
-        println!("\n{sql}\n{answer}");
+        let observation = types.iter().find(|resource_type| resource_type.as_str() == "Observation");
+        let (resource_type, column) =
+            observation.map_or((types[0], "resourceType"), |observation| (*observation, "status"));
+        let counts = self.sync.root.value_counts(resource_type, column).await;
+        let counts = counts.map_err(|error| failed(&chain(&error)))?;
+        println!("\nThe rows of {resource_type} now, by {column}:");
+        for (value, rows) in counts {
+            println!("  {:20} {:>12}", value.as_deref().unwrap_or("NULL"), HumanCount(rows).to_string());
+        }
         Ok(())
     }
 }

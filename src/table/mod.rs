@@ -10,11 +10,13 @@ mod error;
 mod maintain;
 mod name;
 mod parallel;
+#[cfg(feature = "sql")]
 mod query;
 mod rebuild;
 mod requirements;
 mod tombstones;
 mod upsert;
+mod value_counts;
 
 use std::{
     collections::{BTreeMap, HashMap},
