@@ -6,6 +6,10 @@
 
 /// A small server, a sync against it, and a reader of the tables that is not their writer. Proves nothing itself.
 mod harness;
+/// The reader of the tables: shared with the tests of the room `table`.
+#[path = "../../src/table/tests/read_back.rs"]
+#[expect(dead_code, reason = "the room `table` reads the change data feed, these tests do not")]
+mod read_back;
 
 /// The rules of the house that the compiler does not hold: who may name whom.
 mod architecture;

@@ -7,7 +7,7 @@ use arrow::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{fhir::Version, table::newest::Slot};
+use crate::{fhir::Version, table::change_set::newest::Slot};
 
 /// A row or a deletion, with the place in the export where it stands.
 #[derive(Clone, Debug)]

@@ -3,13 +3,14 @@
 use serde_json::Value;
 
 use super::*;
+use crate::table::change_set::ids::Ids;
 
 fn rows(count: u32, version: u32) -> Vec<Change> {
     (0..count).map(|id| line(&format!("id{id}"), version, "")).collect()
 }
 
-fn ids<const COUNT: usize>(of: [&str; COUNT]) -> ids::Ids {
-    let mut ids = ids::Ids::default();
+fn ids<const COUNT: usize>(of: [&str; COUNT]) -> Ids {
+    let mut ids = Ids::default();
     ids.extend(of.into_iter());
     ids
 }

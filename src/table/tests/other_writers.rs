@@ -1,11 +1,11 @@
 //! Other writers change rows and keep our columns as they were: what the server says heals them, and nothing else does.
 
 use super::{race::update, *};
+use crate::table::data_file::rolling;
 
 /// All that a reader sees of a row, but for what tells of the run.
 async fn seen(lake: &Lake) -> String {
-    let sql = r#"SELECT id, gender, active, "birthDate", meta, resource_json FROM "Patient" ORDER BY id"#;
-    lake.root.query(&[patient()], sql).await.unwrap()
+    lake.drawn(&["id", "gender", "active", "birthDate", "meta", "resource_json"])
 }
 
 fn patients() -> Vec<Change> {
@@ -93,7 +93,7 @@ async fn a_row_that_another_writer_doubled_is_one_again_after_its_next_version()
     let file = &table.stored_files().await.unwrap()[0];
     let rows: Vec<_> = futures::StreamExt::collect::<Vec<_>>(table.rows(file).await.unwrap()).await;
     let columns = table.columns().unwrap();
-    let rows = rows.into_iter().map(|rows| files::align(&rows.unwrap(), &columns).unwrap()).collect::<Vec<_>>();
+    let rows = rows.into_iter().map(|rows| rolling::align(&rows.unwrap(), &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
     let mut came = patients();
     came[0] = line("a", 2, "new");

@@ -90,8 +90,7 @@ impl Lake {
     }
 
     async fn all_columns(&self) -> String {
-        let sql = format!("SELECT * FROM \"{}\" ORDER BY id", self.resource_type);
-        self.root.query(&[self.resource_type], &sql).await.unwrap()
+        self.drawn(&[])
     }
 }
 

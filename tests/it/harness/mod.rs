@@ -6,6 +6,7 @@ mod process;
 
 use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
 
+use arrow::array::AsArray as _;
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Server, World},
@@ -18,6 +19,8 @@ use fhir_sync::{
 use serde_json::json;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+use crate::read_back;
 
 pub use self::process::{BINARY, Ended, FAR, Process};
 
@@ -142,11 +145,13 @@ impl Stage {
         if root.open(of).await.unwrap().is_none() {
             return Vec::new();
         }
-        let sql = format!("SELECT resource_json FROM \"{of}\" ORDER BY resource_json");
-        // DataFusion reads what our own writer wrote.
-        let drawn = root.query(&[of], &sql).await.unwrap();
-        let rows = drawn.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
-        rows.skip(1).map(|cell| cell.trim().to_owned()).collect()
+        // The Delta kernel reads what our own writer wrote.
+        let rows = read_back::read(&self.table_folder(of), &["resource_json"]).unwrap();
+        let Some(lines) = rows.column_by_name("resource_json") else { return Vec::new() };
+        let lines = arrow::compute::cast(lines, &arrow::datatypes::DataType::Utf8).unwrap();
+        let mut lines: Vec<_> = lines.as_string::<i32>().iter().map(|line| line.unwrap().to_owned()).collect();
+        lines.sort();
+        lines
     }
 
     pub async fn watermark(&self, of: ResourceType) -> Option<TransactionTime> {
@@ -154,9 +159,13 @@ impl Stage {
         table.watermark(&self.export.app_id()).await.unwrap()
     }
 
+    pub fn table_folder(&self, of: ResourceType) -> PathBuf {
+        self.lake().join(format!("{of}.parquet"))
+    }
+
     /// The names of a table's Parquet files.
     pub fn data_files(&self, of: ResourceType) -> BTreeSet<String> {
-        let Ok(entries) = fs::read_dir(self.lake().join(format!("{of}.parquet"))) else { return BTreeSet::new() };
+        let Ok(entries) = fs::read_dir(self.table_folder(of)) else { return BTreeSet::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.ends_with(".parquet")).collect()
     }

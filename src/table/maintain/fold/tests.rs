@@ -93,8 +93,8 @@ fn fold(all: Vec<Row>) -> Vec<Row> {
     kept
 }
 
-fn known(rows: &[Row]) -> deletions::Remembered {
-    rows.iter().fold(deletions::Remembered::default(), |known, row| known.with(row.remembered().stone))
+fn known(rows: &[Row]) -> tombstones::Remembered {
+    rows.iter().fold(tombstones::Remembered::default(), |known, row| known.with(row.remembered().stone))
 }
 
 proptest! {
