@@ -15,6 +15,8 @@ mod read_back;
 mod architecture;
 /// Access tokens: who gets one, who does not, and that nobody sees it.
 mod auth;
+/// The numbers in comments and docs, and the line of `docs/rules.md` that each leads to.
+mod citations;
 /// What the tables hold after exports in any order, repeated, late, with deletions.
 mod convergence;
 /// Which columns the tables get, and what they hold.
