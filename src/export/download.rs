@@ -61,7 +61,7 @@ impl Client {
         }
     }
 
-    /// Rules 89, 90 and 92.
+    /// Whether the request for a file may carry a token (rules 89, 90 and 92).
     fn token_for(&self, file: &File) -> Result<TokenUse, Error> {
         if !file.requires_access_token || self.tokens.is_none() {
             return Ok(TokenUse::Never);

@@ -1,4 +1,4 @@
-//! The token endpoint of SMART Backend Services, strict where real servers are strict (rules 117 to 128).
+//! The token endpoint of SMART Backend Services, strict where real servers are strict (rules 117 to 125 and 128).
 //!
 //! An assertion counts once. Tokens end by tokio's clock, which a test can pause; an assertion's `exp` is compared with
 //! the wall clock, as its signer's is.

@@ -164,7 +164,7 @@ impl Tokens {
         }
     }
 
-    /// Rules 120 and 121.
+    /// The client, this endpoint and a short life, signed (rules 120 and 121).
     fn assertion(&self, token_url: &Url) -> Result<SecretString, Error> {
         let now = local_instant::now().timestamp();
         let client_id = &self.config.client_id;
@@ -178,7 +178,7 @@ impl Tokens {
         }))
     }
 
-    /// Rules 114 to 116, without a token.
+    /// Where tokens come from, and which scopes to ask for; without a token (rules 114 to 116).
     async fn discover(&self, client: &Client) -> Result<Endpoint, Error> {
         let server = &client.config.server;
         let well_known = under(server, [".well-known", "smart-configuration"]);

@@ -309,7 +309,7 @@ fn elements_of(structure: Structure) -> Vec<definitions::Element> {
 }
 
 /// The key that Pathling's choices are in the order of: the name of HAPI's class, byte by byte, so that `valueDateTime`
-/// comes before `valueDate` (table schema, 3.1).
+/// comes before `valueDate` (schema 3.1).
 fn class_name(of: Type) -> String {
     match of {
         Type::Primitive(primitive) => format!("{primitive:?}Type"),

@@ -188,7 +188,7 @@ pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties
 
 /// Below this the ids are read about as fast as the filter that would save it.
 const FILTER_LEAST_ROWS: u64 = 16 * 1024;
-/// A filter is a power of two, and at this a whole row group has half a MiB: two bytes a row. See decision 10.
+/// A filter is a power of two, and at this a whole row group has half a MiB: two bytes a row (decision 10).
 const FALSE_POSITIVES: f64 = 0.001;
 
 /// The same with a Bloom filter of the ids for each row group, unless the file has fewer rows than are worth it. The

@@ -1,4 +1,4 @@
-//! Canonical quantities: a value with a UCUM code in the base units of UCUM, as Pathling writes it (table schema, 3.1).
+//! Canonical quantities: a value with a UCUM code in the base units of UCUM, as Pathling writes it (schema 3.1).
 //!
 //! Factors are exact fractions, so a canonical value has up to 38 right digits. Two things differ from Pathling:
 //! trailing zeros are never written (it writes 311.14 K as 31114 × 10^18 at scale 20; the number is the same), and
