@@ -32,7 +32,7 @@ struct Arguments {
     /// How many rows the table has that changes are brought into.
     #[arg(long, default_value_t = 4_000_000)]
     rows: u64,
-    /// Also measure deltalake's own merge, which takes minutes and most of the memory.
+    /// Also measure deltalake's own merge, which takes minutes and most of the memory; needs the feature `sql`.
     #[arg(long)]
     merge: bool,
     /// The Python of `tests/interop/install.sh spark`: also measure the merge of Spark with Delta.
@@ -83,6 +83,7 @@ const STEPS: &[child::Step] = &[
     child::Step { name: "upsert/again", run: upsert::ours::again },
     child::Step { name: "upsert/copy-on-write", run: upsert::ours::copy_on_write },
     child::Step { name: "upsert/changes", run: upsert::spark::changes },
+    #[cfg(feature = "sql")]
     child::Step { name: "upsert/deltalake", run: upsert::deltalake::run },
 ];
 

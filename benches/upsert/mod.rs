@@ -3,6 +3,7 @@
 //! The table is made once for each number of rows and kept from run to run; a measurement works on a copy of its log, so
 //! all of them see the same version. What a change set is made of is decoded in the measured time.
 
+#[cfg(feature = "sql")]
 pub mod deltalake;
 pub mod ours;
 pub mod spark;
@@ -51,6 +52,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
         Row { what: "ours, copy-on-write", figures: copy },
     ];
     if setup.merge {
+        anyhow::ensure!(cfg!(feature = "sql"), "deltalake merges with DataFusion only: add --features sql");
         figures.push(Row { what: "deltalake's merge", figures: measure(&table, rows, CHANGES, "upsert/deltalake")? });
     }
     if let Some(python) = &setup.spark {

@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
 use deltalake::{
     DeltaTable, DeltaTableError,
     kernel::{
-        Action, Transaction,
-        transaction::{CommitBuilder, CommitProperties},
+        Action, EagerSnapshot, Metadata, Protocol, Transaction,
+        transaction::{CommitBuilder, CommitProperties, TableReference},
     },
     protocol::DeltaOperation,
 };
@@ -72,7 +73,7 @@ pub(super) async fn attempt(
         .with_cleanup_expired_logs(Some(false))
         .with_application_transactions(transactions)
         .with_metadata(metadata);
-    let snapshot = delta.snapshot().map_err(failed)?.snapshot().clone();
+    let snapshot = Checked::new(delta.snapshot().map_err(failed)?.snapshot().clone()).map_err(failed)?;
     let attempt = CommitBuilder::from(properties)
         .with_actions(actions)
         .build(Some(&snapshot), delta.log_store(), operation)
@@ -87,6 +88,40 @@ pub(super) async fn attempt(
         }
     }
     if version > read_version { Ok(Outcome::Overtaken) } else { Err(failed(error)) }
+}
+
+/// A version of a table whose demands on writers [`requirements`](super::requirements) has checked.
+///
+/// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves them to
+/// DataFusion. It would not check them in a commit either: so what it is shown of the protocol demands nothing.
+struct Checked {
+    snapshot: EagerSnapshot,
+    protocol: Protocol,
+}
+
+impl Checked {
+    fn new(snapshot: EagerSnapshot) -> Result<Self, DeltaTableError> {
+        let protocol = serde_json::from_value(json!({"minReaderVersion": 1, "minWriterVersion": 1}))?;
+        Ok(Self { snapshot, protocol })
+    }
+}
+
+impl TableReference for Checked {
+    fn config(&self) -> &TableProperties {
+        self.snapshot.table_properties()
+    }
+
+    fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    fn metadata(&self) -> &Metadata {
+        self.snapshot.metadata()
+    }
+
+    fn eager_snapshot(&self) -> &EagerSnapshot {
+        &self.snapshot
+    }
 }
 
 /// What a commit says of itself; `None` where the log no longer has it, or it says nothing.

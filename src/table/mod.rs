@@ -7,6 +7,7 @@ mod change_set;
 mod commit;
 mod data_file;
 mod error;
+mod evolve;
 mod maintain;
 mod name;
 mod parallel;
@@ -39,6 +40,7 @@ use self::{
     data_file::ROW_GROUP_BYTES,
     data_file::partitioned::{PARTITION_DATE, of_data_files},
     data_file::rolling::{Kind, Target},
+    evolve::evolve,
     upsert::change_feed::ENABLE_CHANGE_DATA_FEED,
     upsert::write::ENABLE_DELETION_VECTORS,
 };
@@ -179,13 +181,7 @@ impl Root {
             });
         }
         if let Some(table) = self.open(resource_type).await? {
-            let evolved = table.evolve(layout).await;
-            let Err(Error::Delta { .. }) = evolved else { return evolved };
-            // The answer may be lost of what landed, or another process did the same: a second look tells what is left to do.
-            tracing::warn!(%resource_type, "the table could not be changed, trying again");
-            if let Some(table) = self.open(resource_type).await? {
-                return table.evolve(layout).await;
-            }
+            return evolve(table, layout).await;
         }
         let schema = columns(layout, by);
         let schema = kernel_schema(&schema, &place)?;
@@ -195,8 +191,8 @@ impl Root {
             .with_columns(schema.fields().cloned())
             .with_partition_columns(by.iter().flat_map(|by| by.columns()))
             .with_configuration(self.properties(layout).into_iter().chain(of_partition));
-        // Whoever made it at the same moment may have made it otherwise.
-        self.create(name, create).await?.evolve(layout).await
+        // Another process may have made it at the same moment, with fewer columns.
+        evolve(self.create(name, create).await?, layout).await
     }
 
     /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
@@ -274,55 +270,6 @@ pub struct Table {
 impl Table {
     pub fn version(&self) -> u64 {
         self.delta.version().unwrap_or_default()
-    }
-
-    /// Gives the table the columns that it does not have yet, and deletion vectors and a change data feed where they are
-    /// asked for: in commits of their own. Only whole columns can be added; what lies inside a struct stays as it was made.
-    async fn evolve(mut self, layout: &Layout) -> Result<Self, Error> {
-        let there = self.columns()?;
-        let known = |name: &str| there.field_with_name(name).is_ok();
-        let missing: Vec<_> = layout.schema.fields().iter().filter(|field| !known(field.name())).cloned().collect();
-        // A table without our keys was made by others, and is not ours to change.
-        if !layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| known(field.name())) {
-            return Ok(self);
-        }
-        self.check_partitions()?;
-        let mut properties: HashMap<_, _> = HashMap::new();
-        if !missing.is_empty() {
-            tracing::info!(table = %self.name, columns = missing.len(), "the table gains columns");
-            let fields = kernel_schema(&Schema::new(missing), &self.place)?;
-            let add = self.delta.clone().add_columns().with_fields(fields.fields().cloned().collect::<Vec<_>>());
-            self.delta = add.await.map_err(|error| self.failed(error))?;
-            properties.extend(layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
-        }
-        if self.may_gain_vectors()? {
-            tracing::info!(table = %self.name, "the table gains deletion vectors");
-            properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
-        }
-        if self.may_gain_feed()? {
-            tracing::info!(table = %self.name, "the table gains a change data feed");
-            properties.insert(ENABLE_CHANGE_DATA_FEED.to_owned(), "true".to_owned());
-        }
-        if !properties.is_empty() {
-            let set = self.delta.clone().set_tbl_properties();
-            let set = set.with_properties(properties).with_raise_if_not_exists(false);
-            self.delta = set.await.map_err(|error| self.failed(error))?;
-        }
-        Ok(self)
-    }
-
-    /// Not where somebody has switched them off: a property that says so, or the trace that dropping the feature leaves.
-    fn may_gain_vectors(&self) -> Result<bool, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let undecided = !snapshot.metadata().configuration().contains_key(ENABLE_DELETION_VECTORS);
-        Ok(self.root.merge == Merge::DeletionVectors && undecided && !self.has_feature("checkpointProtection")?)
-    }
-
-    /// Not where somebody has switched it off.
-    fn may_gain_feed(&self) -> Result<bool, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let undecided = !snapshot.metadata().configuration().contains_key(ENABLE_CHANGE_DATA_FEED);
-        Ok(self.root.change_data_feed && undecided)
     }
 
     fn columns(&self) -> Result<SchemaRef, Error> {

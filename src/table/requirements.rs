@@ -35,8 +35,14 @@ impl Table {
                 reason: format!("it has no column {}", missing.name()),
             });
         }
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         self.check_partitions()?;
+        self.check_features()
+    }
+
+    /// Is there no demand on writers that we cannot meet?
+    pub(super) fn check_features(&self) -> Result<(), Error> {
+        let there = self.columns()?;
+        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         if let Some(feature) = self.features()?.into_iter().find(|feature| !KNOWN.contains(&feature.as_str())) {
             return Err(self.unsupported(
                 &format!("the table feature {feature}"),

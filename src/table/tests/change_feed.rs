@@ -184,6 +184,7 @@ async fn a_table_without_the_property_gains_it_and_tells_from_then_on() {
     assert!(lake.table().await.has_feature("changeDataFeed").unwrap());
 }
 
+#[cfg(feature = "sql")]
 #[tokio::test]
 async fn what_others_decided_of_the_feed_holds() {
     let mut lake = Lake::new();

@@ -174,7 +174,7 @@ async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_wh
     let lake = Lake::new();
     let root = unreliable_root(&lake, "Patient.parquet", &[fault], |config| config);
     let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
-    assert!(table.version() == 1 && !table.may_gain_vectors().unwrap());
+    assert!(table.version() == 1 && table.has_feature("deletionVectors").unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use deltalake::writer::{DeltaWriter as _, RecordBatchWriter};
 use futures::StreamExt as _;
 
 use super::*;
-use crate::table::{DryRun, Error, Maintained, Maintenance, Retention, Step, data_file::rolling};
+#[cfg(feature = "sql")]
+use crate::table::data_file::rolling;
+use crate::table::{DryRun, Error, Maintained, Maintenance, Retention, Step};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -222,6 +223,7 @@ async fn vacuum_keeps_a_replaced_deletion_vector_as_long_as_its_version() {
     assert_eq!(lake.rows().await.len(), 20);
 }
 
+#[cfg(feature = "sql")]
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_other_engines_are_left_as_they_are() {
     let lake = Lake::new();
@@ -230,12 +232,8 @@ async fn files_of_other_engines_are_left_as_they_are() {
     let stored = table.stored_files().await.unwrap();
     let rows: Vec<_> = table.rows(&stored[0]).await.unwrap().map(Result::unwrap).collect().await;
     let columns = table.columns().unwrap();
-    let mut delta = table.delta.clone();
-    let mut writer = RecordBatchWriter::for_table(&delta).unwrap();
-    for rows in &rows {
-        writer.write(rolling::align(rows, &columns).unwrap()).await.unwrap();
-    }
-    writer.flush_and_commit(&mut delta).await.unwrap();
+    let rows = rows.iter().map(|rows| rolling::align(rows, &columns).unwrap()).collect::<Vec<_>>();
+    table.delta.clone().write(rows).await.unwrap();
     let done = lake.maintain(&[Step::Compact], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files), (3, 1));
     assert_eq!(lake.active_files().await, 2);

@@ -41,7 +41,7 @@ pub fn draw(rows: &RecordBatch) -> String {
 }
 
 fn open(table: &Path) -> DeltaResult<(Url, Arc<dyn Engine>)> {
-    let url = Url::from_directory_path(table.canonicalize()?).expect("an absolute path");
+    let url = Url::from_directory_path(table.canonicalize()?).unwrap();
     let engine = DefaultEngineBuilder::new(store_from_url(&url)?).build();
     Ok((url, Arc::new(engine)))
 }

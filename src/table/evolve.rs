@@ -1,0 +1,170 @@
+//! Evolution: a table gains the columns and properties that it lacks, in one commit that changes no row.
+//!
+//! Only whole columns can be added; what is inside a struct stays as it was made. What somebody has switched off stays off.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arrow::datatypes::{FieldRef, Schema};
+use deltalake::{
+    kernel::{Action, Metadata, Protocol, StructField, StructType},
+    protocol::DeltaOperation,
+};
+use serde_json::{Value, json};
+
+use super::{
+    Error, Layout, Merge, OWN_COLUMNS, Table,
+    commit::{self, Outcome},
+    kernel_schema,
+    upsert::{change_feed::ENABLE_CHANGE_DATA_FEED, write::ENABLE_DELETION_VECTORS},
+};
+
+/// How often a table that other writers change at the same moment is looked at again.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// The table with everything that `layout` and the configuration ask for.
+pub(super) async fn evolve(mut table: Table, layout: &Layout) -> Result<Table, Error> {
+    // A table without our keys was made by other writers, and is not ours to change.
+    let there = table.columns()?;
+    if !layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
+        return Ok(table);
+    }
+    table.check_partitions()?;
+    for _ in 0..MAX_ATTEMPTS {
+        let changes = Changes::of(&table, layout)?;
+        if changes.is_empty() {
+            return Ok(table);
+        }
+        table.check_features()?;
+        let (actions, operation) = changes.actions(&table)?;
+        tracing::info!(table = %table.name, columns = changes.columns.len(), properties = ?changes.switched_on(), "the table evolves");
+        let place = table.place.clone();
+        match commit::attempt(&mut table.delta, &place, actions, operation, Vec::new(), BTreeMap::new()).await? {
+            Outcome::Committed { .. } => return Ok(table),
+            Outcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
+        }
+    }
+    Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
+}
+
+/// What a table lacks.
+struct Changes {
+    columns: Vec<FieldRef>,
+    properties: BTreeMap<String, String>,
+}
+
+impl Changes {
+    fn of(table: &Table, layout: &Layout) -> Result<Self, Error> {
+        let there = table.columns()?;
+        let is_missing = |field: &&FieldRef| there.field_with_name(field.name()).is_err();
+        let columns: Vec<_> = layout.schema.fields().iter().filter(is_missing).cloned().collect();
+        let mut properties = BTreeMap::new();
+        if !columns.is_empty() {
+            properties.extend(layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        }
+        let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
+        let undecided = |property: &str| !snapshot.metadata().configuration().contains_key(property);
+        // Dropping the feature leaves `checkpointProtection` behind.
+        let wants_vectors = table.root.merge == Merge::DeletionVectors;
+        if wants_vectors && undecided(ENABLE_DELETION_VECTORS) && !table.has_feature("checkpointProtection")? {
+            properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
+        }
+        if table.root.change_data_feed && undecided(ENABLE_CHANGE_DATA_FEED) {
+            properties.insert(ENABLE_CHANGE_DATA_FEED.to_owned(), "true".to_owned());
+        }
+        Ok(Self { columns, properties })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.columns.is_empty() && self.properties.is_empty()
+    }
+
+    fn switched_on(&self) -> Vec<&str> {
+        self.properties.keys().map(String::as_str).filter(|name| name.starts_with("delta.")).collect()
+    }
+
+    /// The metadata with everything, the protocol where it changes, and the operation that readers of the history see.
+    fn actions(&self, table: &Table) -> Result<(Vec<Action>, DeltaOperation), Error> {
+        let added = kernel_schema(&Schema::new(self.columns.clone()), &table.place)?;
+        let added: Vec<StructField> = added.fields().cloned().collect();
+        let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
+        let mut actions = vec![Action::Metadata(self.metadata(snapshot.metadata(), &added, table)?)];
+        if let Some(protocol) = self.protocol(snapshot.protocol(), table)? {
+            actions.push(Action::Protocol(protocol));
+        }
+        let operation = if added.is_empty() {
+            DeltaOperation::SetTableProperties { properties: self.properties.clone().into_iter().collect() }
+        } else {
+            DeltaOperation::AddColumn { fields: added }
+        };
+        Ok((actions, operation))
+    }
+
+    // deltalake's builders for these two actions are not public.
+
+    fn metadata(&self, before: &Metadata, added: &[StructField], table: &Table) -> Result<Metadata, Error> {
+        let failed = |error: serde_json::Error| table.failed(error);
+        let columns = before.parse_schema().map_err(|error| table.failed(error))?;
+        let columns =
+            StructType::try_new(columns.fields().chain(added).cloned()).map_err(|error| table.failed(error))?;
+        let mut metadata = serde_json::to_value(before).map_err(failed)?;
+        metadata["schemaString"] = serde_json::to_string(&columns).map_err(failed)?.into();
+        for (name, value) in &self.properties {
+            metadata["configuration"][name] = value.as_str().into();
+        }
+        serde_json::from_value(metadata).map_err(failed)
+    }
+
+    fn protocol(&self, before: &Protocol, table: &Table) -> Result<Option<Protocol>, Error> {
+        let has = |property: &str| self.properties.contains_key(property);
+        let (vectors, feed) = (has(ENABLE_DELETION_VECTORS), has(ENABLE_CHANGE_DATA_FEED));
+        let protocol = serde_json::to_value(before).map_err(|error| table.failed(error))?;
+        let after = with_features(&protocol, vectors, feed);
+        if after == protocol {
+            return Ok(None);
+        }
+        serde_json::from_value(after).map(Some).map_err(|error| table.failed(error))
+    }
+}
+
+/// What each version of the numbered protocol asked of writers, beyond the version before.
+/// <https://github.com/delta-io/delta/blob/master/PROTOCOL.md#valid-feature-names-in-table-features>
+const NUMBERED: [(i64, &[&str]); 3] =
+    [(2, &["appendOnly", "invariants"]), (3, &["checkConstraints"]), (4, &["changeDataFeed", "generatedColumns"])];
+
+/// Deletion vectors need the protocol of named features; then all that the version meant is named. The feed alone does not.
+fn with_features(protocol: &Value, vectors: bool, feed: bool) -> Value {
+    let names = |key: &str| -> BTreeSet<String> {
+        let features = protocol[key].as_array().into_iter().flatten();
+        features.filter_map(Value::as_str).map(ToOwned::to_owned).collect()
+    };
+    let version = protocol["minWriterVersion"].as_i64().unwrap_or_default();
+    if version < 7 && !vectors {
+        let mut protocol = protocol.clone();
+        if feed && version < 4 {
+            protocol["minWriterVersion"] = 4.into();
+        }
+        return protocol;
+    }
+    let (mut readers, mut writers) = (names("readerFeatures"), names("writerFeatures"));
+    if version < 7 {
+        let meant = NUMBERED.iter().filter(|(since, _)| *since <= version).flat_map(|(_, features)| *features);
+        writers.extend(meant.map(|feature| (*feature).to_owned()));
+    }
+    if vectors {
+        readers.insert("deletionVectors".to_owned());
+        writers.insert("deletionVectors".to_owned());
+    }
+    if feed {
+        writers.insert("changeDataFeed".to_owned());
+    }
+    let mut after = json!({
+        "minReaderVersion": protocol["minReaderVersion"], "minWriterVersion": 7, "writerFeatures": writers,
+    });
+    if !readers.is_empty() {
+        after["minReaderVersion"] = 3.into();
+        after["readerFeatures"] = json!(readers);
+    }
+    // Sets have no order: what nothing was added to is the same as before.
+    let unchanged = version >= 7 && names("readerFeatures") == readers && names("writerFeatures") == writers;
+    if unchanged { protocol.clone() } else { after }
+}
