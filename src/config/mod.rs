@@ -135,7 +135,8 @@ fn read(table: Map<String, Value>, key_file: KeyFile) -> (Result<Config, Mistake
 /// Reads every section before it gives up, so that every mistake is found.
 fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
     let mut server = root.section("server");
-    let source = server.or("name", "fhir", name);
+    server.renamed(&[("name", "source")]);
+    let source = server.or("source", "fhir", name);
     let overlap = server.or("since_overlap", "5m", duration);
     let server = read_server(server, key_file);
     let mut tables = root.section("tables");
@@ -183,7 +184,8 @@ fn read_server(mut section: Section, key_file: KeyFile) -> Option<export::Config
     let retry_attempts = http.or("retry_attempts", "5", number);
     let retry_min_wait = http.or("retry_min_wait", "1s", duration);
     let retry_max_wait = http.or("retry_max_wait", "2m", duration);
-    let max_file_bytes = http.or("max_file_bytes", "64GiB", bytes);
+    http.renamed(&[("max_file_bytes", "max_file_size")]);
+    let max_file_bytes = http.or("max_file_size", "64GiB", bytes);
     http.end();
     section.end();
     let (auth, url) = (auth?, url?);
@@ -243,7 +245,8 @@ fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Co
 
 fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
     let root = section.required("root", location);
-    let merge = section.or("merge", "deletion-vectors", |text| match text {
+    section.renamed(&[("merge", "update_mode")]);
+    let merge = section.or("update_mode", "deletion-vectors", |text| match text {
         "deletion-vectors" => Ok(Merge::DeletionVectors),
         "copy-on-write" => Ok(Merge::CopyOnWrite),
         _ => Err(format!("{text:?} is none of deletion-vectors, copy-on-write")),
@@ -292,11 +295,18 @@ fn read_sync(
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
-    let max_line_bytes = section.or("max_line_bytes", "64MiB", bytes);
-    let max_bad_lines = section.or("max_bad_lines", "20", whole);
-    let max_bad_lines_percent = section.or("max_bad_lines_percent", "1", percent);
-    let max_gone = section.or("max_gone", "20", whole);
-    let max_gone_percent = section.or("max_gone_percent", "10", percent);
+    section.renamed(&[
+        ("max_line_bytes", "max_line_size"),
+        ("max_bad_lines", "max_quarantined"),
+        ("max_bad_lines_percent", "max_quarantined_percent"),
+        ("max_gone", "max_missing"),
+        ("max_gone_percent", "max_missing_percent"),
+    ]);
+    let max_line_bytes = section.or("max_line_size", "64MiB", bytes);
+    let max_quarantined = section.or("max_quarantined", "20", whole);
+    let max_quarantined_percent = section.or("max_quarantined_percent", "1", percent);
+    let max_missing = section.or("max_missing", "20", whole);
+    let max_missing_percent = section.or("max_missing_percent", "10", percent);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < LEAST_CHANGE_SET_MEMORY_BYTES) {
@@ -315,10 +325,10 @@ fn read_sync(
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),
-        max_bad_lines: max_bad_lines?,
-        max_bad_lines_percent: max_bad_lines_percent?,
-        max_gone: max_gone?,
-        max_gone_percent: max_gone_percent?,
+        max_quarantined: max_quarantined?,
+        max_quarantined_percent: max_quarantined_percent?,
+        max_missing: max_missing?,
+        max_missing_percent: max_missing_percent?,
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
     })

@@ -143,6 +143,17 @@ impl Section {
         sections
     }
 
+    /// Keys of earlier versions, each with its present name: one that is set is a mistake that says so.
+    pub fn renamed(&mut self, keys: &[(&str, &str)]) {
+        for (before, now) in keys {
+            // A table of that name would be something else.
+            if self.table.get(*before).is_some_and(|value| !matches!(value.kind, ValueKind::Table(_))) {
+                self.table.remove(*before);
+                self.mistake(before, &format!("is now called {}", self.place(now)));
+            }
+        }
+    }
+
     /// Says that a value contradicts another, or cannot be used.
     pub fn mistake(&self, key: &str, what: &str) {
         self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.place(key)));

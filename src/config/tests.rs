@@ -139,7 +139,7 @@ fn the_environment_wins_over_the_file_for_every_kind_of_value() {
             ("FHIR_SYNC__SERVER__POLL__MAX_INTERVAL", "7s"),
             ("FHIR_SYNC__SERVER__TOKEN_ORIGINS", "https://a.example.org, https://b.example.org"),
             ("FHIR_SYNC__SYNC__PARALLEL_DOWNLOADS", "9"),
-            ("FHIR_SYNC__SYNC__MAX_LINE_BYTES", "1MiB"),
+            ("FHIR_SYNC__SYNC__MAX_LINE_SIZE", "1MiB"),
             ("FHIR_SYNC_LOG", "is none of ours"),
         ],
     );
@@ -172,6 +172,29 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
 fn an_unknown_key_in_the_environment_is_a_mistake_too() {
     let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
     assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows"]);
+}
+
+#[test]
+fn a_key_that_was_renamed_is_a_mistake_that_names_the_new_key() {
+    let old = "[sync]\nmax_line_bytes = \"64MiB\"\nmax_bad_lines = 20\nmax_bad_lines_percent = 1\nmax_gone = 20\n\
+               max_gone_percent = 10\n[server.http]\nmax_file_bytes = \"1GiB\"\n";
+    let old = SMALLEST.replace("[[export]]", &format!("{old}[[export]]"));
+    let old = old.replace("[tables]", "name = \"fhir\"\n[tables]\nmerge = \"copy-on-write\"");
+    let mut found = mistakes(&old);
+    found.sort();
+    assert_eq!(
+        found,
+        [
+            "server.http.max_file_bytes: is now called server.http.max_file_size",
+            "server.name: is now called server.source",
+            "sync.max_bad_lines: is now called sync.max_quarantined",
+            "sync.max_bad_lines_percent: is now called sync.max_quarantined_percent",
+            "sync.max_gone: is now called sync.max_missing",
+            "sync.max_gone_percent: is now called sync.max_missing_percent",
+            "sync.max_line_bytes: is now called sync.max_line_size",
+            "tables.merge: is now called tables.update_mode",
+        ]
+    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub struct Line {
 
 /// A line is longer than `limit_bytes`; nothing of the file after it can be trusted to be a line.
 #[derive(thiserror::Error, Debug, PartialEq, Eq)]
-#[error("line {number} is longer than {limit_bytes} bytes; raise `sync.max_line_bytes` if such resources are real")]
+#[error("line {number} is longer than {limit_bytes} bytes; raise `sync.max_line_size` if such resources are real")]
 pub struct LineTooLong {
     pub number: u64,
     pub limit_bytes: usize,

@@ -27,7 +27,7 @@ pub enum Error {
     #[error("{file}")]
     LongLine { file: String, source: LineTooLong },
     #[error(
-        "{bad} of {received} lines of {resource_type} are no resources, more than `sync.max_bad_lines` and `sync.max_bad_lines_percent` allow"
+        "{bad} of {received} lines of {resource_type} are no resources, more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
     )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("rows could not be built")]

@@ -63,11 +63,11 @@ pub struct Config {
     pub max_line_bytes: usize,
     /// Lines of one type and export that are no resources: the type fails when there are more than this many, and they
     /// are more than this share. Few must never stop the many that came with them.
-    pub max_bad_lines: u64,
-    pub max_bad_lines_percent: f64,
+    pub max_quarantined: u64,
+    pub max_quarantined_percent: f64,
     /// When a full refresh lacks more rows of a table than this, and more than this share, none is removed.
-    pub max_gone: u64,
-    pub max_gone_percent: f64,
+    pub max_missing: u64,
+    pub max_missing_percent: f64,
     /// Received rows beyond this go to the disk; of all types together.
     pub change_set_memory_bytes: usize,
     pub spool_folder: PathBuf,

@@ -46,7 +46,7 @@ pub(super) async fn upsert(
         run: report.run,
         reconcile: None,
     };
-    let reconcile = Reconcile { max_gone: sync.config.max_gone, max_gone_percent: sync.config.max_gone_percent };
+    let reconcile = Reconcile { max_gone: sync.config.max_missing, max_gone_percent: sync.config.max_missing_percent };
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -134,7 +134,7 @@ async fn upsert_type(
 fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: &Config) -> Option<Error> {
     #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
     let share_percent = report.quarantined as f64 * 100.0 / report.received.max(1) as f64;
-    let too_many = report.quarantined > config.max_bad_lines && share_percent > config.max_bad_lines_percent;
+    let too_many = report.quarantined > config.max_quarantined && share_percent > config.max_quarantined_percent;
     too_many.then_some(Error::TooManyBadLines { resource_type, bad: report.quarantined, received: report.received })
 }
 
@@ -142,7 +142,7 @@ fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: 
 fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let gone = report.counts.gone;
     if gone > 0 {
-        let limit = "more than sync.max_gone and sync.max_gone_percent allow";
+        let limit = "more than sync.max_missing and sync.max_missing_percent allow";
         return Some(format!("{gone} rows of {resource_type} no longer come, {limit}; they are kept"));
     }
     matches!(report.end, TypeEnd::Held { .. }).then(|| format!("{resource_type} has rows, but its watermark stays"))

@@ -2,7 +2,7 @@
 
     life.py PROGRAM
 
-PROGRAM syncs, day after day, in each mode of `tables.merge`: a first load, updates, insertions and deletions, a full
+PROGRAM syncs, day after day, in each mode of `tables.update_mode`: a first load, updates, insertions and deletions, a full
 refresh, each step of a maintenance, and a day in the other mode. After each, Polars, delta-rs and DuckDB must answer what
 the server knows, byte for byte. spark.py lets Spark read along.
 """
@@ -31,7 +31,7 @@ url = "{url}"
 min_interval = "10ms"
 [tables]
 root = "{root}"
-merge = "{merge}"
+update_mode = "{merge}"
 [state]
 file = "{root}/../state.json"
 [log]
@@ -239,7 +239,7 @@ def maintenance(life: Life) -> None:
 def live(program: str, merge: str, more: dict[str, Engine], then: Callable[[Life], None] = lambda life: None) -> bool:
     """Do `more` engines and those that are here agree, to the end of it and of what comes `then`?"""
     engines = {"polars": with_polars, "delta-rs": with_delta_rs, "duckdb": duckdb_reader()} | more
-    print(f'tables.merge = "{merge}": {", ".join(engines)}')
+    print(f'tables.update_mode = "{merge}": {", ".join(engines)}')
     with tempfile.TemporaryDirectory() as folder:
         life = Life(program, merge, pathlib.Path(folder), engines)
         days(life)
@@ -253,7 +253,7 @@ def in_the_other_mode(life: Life) -> None:
     life.day(DAYS + 1)
     life.run("sync")
     life.day(DAYS + 2)
-    life.run("sync", TABLES__MERGE=other)
+    life.run("sync", TABLES__UPDATE_MODE=other)
     life.engines.pop("parquet alone", None)
     life.check(f"a day with {other}")
 

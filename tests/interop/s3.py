@@ -187,7 +187,7 @@ def days(lake: Lake) -> Iterator[tuple[str, str, dict[str, str]]]:
         server.put("Patient", f"p-{number}", gender="female")
     for number in range(OBSERVATIONS):
         server.put("Observation", f"o-{number}", status="final", valueQuantity={"value": number})
-    yield "the first load", "sync", {"TABLES__MERGE": "copy-on-write"}
+    yield "the first load", "sync", {"TABLES__UPDATE_MODE": "copy-on-write"}
     for day in range(1, 3):
         server.advance(days=1)
         for number in range(day, PATIENTS, 9):
@@ -430,11 +430,11 @@ def another_engine(lake: Lake) -> bool:
         before.clear()
         lake.server.advance(hours=1)
         lake.server.put("Patient", "p-0", gender="female")
-        code, output = lake.run(config, command, settings | {"TABLES__MERGE": "copy-on-write"})
+        code, output = lake.run(config, command, settings | {"TABLES__UPDATE_MODE": "copy-on-write"})
         done.extend(before)
         if command == "maintain":
             lake.hold(f"a maintenance leaves what others change: {before} {output}", not before or code != 0)
-            return lake.run(config, "sync", settings | {"TABLES__MERGE": "copy-on-write"})
+            return lake.run(config, "sync", settings | {"TABLES__UPDATE_MODE": "copy-on-write"})
         return code, output
 
     done: list[str] = []

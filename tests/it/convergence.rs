@@ -163,7 +163,7 @@ async fn an_export_in_pages_and_many_files_comes_whole() {
 #[tokio::test]
 async fn a_full_refresh_removes_what_the_server_no_longer_has_and_never_said() {
     let mut stage = Stage::set().await;
-    stage.config.max_gone_percent = 20.0;
+    stage.config.max_missing_percent = 20.0;
     stage.complete().await;
     stage.later(|world| assert!(world.delete(PATIENT, "p3")));
     let report = stage.run(Mode::FullRefresh).await;
@@ -185,7 +185,7 @@ async fn a_full_refresh_that_lacks_too_many_rows_removes_none_and_says_so() {
 #[tokio::test]
 async fn a_full_refresh_with_a_failed_file_removes_nothing() {
     let mut stage = Stage::set().await;
-    stage.config.max_gone_percent = 100.0;
+    stage.config.max_missing_percent = 100.0;
     stage.complete().await;
     stage.server.scenario(|scenario| {
         (scenario.lines_per_file, scenario.omit_counts, scenario.gzip) = (2, true, false);

@@ -23,7 +23,7 @@ fn push_bad_lines(stage: &Stage) {
 #[tokio::test]
 async fn bad_lines_within_the_limit_are_counted_and_kept_and_cost_nothing_else() {
     let mut stage = Stage::set().await;
-    stage.config.max_bad_lines_percent = 50.0;
+    stage.config.max_quarantined_percent = 50.0;
     push_bad_lines(&stage);
     let report = stage.sync().await;
     assert_eq!((report.outcome, report.types[&PATIENT].quarantined), (Outcome::Partial, 3));
@@ -43,7 +43,7 @@ async fn bad_lines_within_the_limit_are_counted_and_kept_and_cost_nothing_else()
 #[tokio::test]
 async fn a_few_bad_lines_never_fail_a_type_however_few_lines_came() {
     let mut stage = Stage::set().await;
-    (stage.config.max_bad_lines, stage.config.max_bad_lines_percent) = (3, 0.0);
+    (stage.config.max_quarantined, stage.config.max_quarantined_percent) = (3, 0.0);
     push_bad_lines(&stage);
     let report = stage.sync().await;
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
@@ -53,7 +53,7 @@ async fn a_few_bad_lines_never_fail_a_type_however_few_lines_came() {
 #[tokio::test]
 async fn the_quarantine_is_for_its_owner_only() {
     let mut stage = Stage::set().await;
-    stage.config.max_bad_lines_percent = 50.0;
+    stage.config.max_quarantined_percent = 50.0;
     push_bad_lines(&stage);
     stage.sync().await;
     let folder = stage.folder.path().join("state/quarantine");
@@ -70,7 +70,7 @@ async fn bad_lines_over_the_limit_fail_their_type_and_no_other() {
     let report = stage.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
     let reason = failure(&report, PATIENT);
-    assert!(reason.contains("3 of 8 lines of Patient") && reason.contains("sync.max_bad_lines_percent"), "{reason}");
+    assert!(reason.contains("3 of 8 lines of Patient") && reason.contains("sync.max_quarantined_percent"), "{reason}");
     assert_eq!((stage.watermark(PATIENT).await, stage.lines(PATIENT).await.len()), (None, 0));
     assert!(stage.watermark(OBSERVATION).await.is_some());
     assert_eq!(stage.quarantine().len(), 3);
@@ -84,7 +84,7 @@ async fn the_content_of_a_bad_line_is_never_printed() {
     let stage = Stage::set().await;
     push_bad_lines(&stage);
     for (limit, code) in [("50", 3), ("1", 3)] {
-        let limits = [("FHIR_SYNC__SYNC__MAX_BAD_LINES", "0"), ("FHIR_SYNC__SYNC__MAX_BAD_LINES_PERCENT", limit)];
+        let limits = [("FHIR_SYNC__SYNC__MAX_QUARANTINED", "0"), ("FHIR_SYNC__SYNC__MAX_QUARANTINED_PERCENT", limit)];
         let ended = stage.process(&limits).await;
         assert_eq!(ended.code, Some(code), "{}", ended.said());
         assert!(ended.stderr.contains("3 lines are no resources; they are kept in"), "{}", ended.stderr);
