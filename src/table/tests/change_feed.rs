@@ -34,15 +34,15 @@ impl Lake {
     }
 
     /// The same, of one commit.
-    async fn told_by(&self, version: u64) -> Vec<Told> {
+    fn told_by(&self, version: u64) -> Vec<Told> {
         let told = self.told(version, &["_change_type", "id", "resource_json", "_commit_version"]);
         let of = told.into_iter().filter(|row| row[3] == version.to_string());
         of.map(|row| <[_; 4]>::try_from(row).unwrap()).map(|[change, id, json, _]| (change, id, json)).collect()
     }
 
     /// Type and id only.
-    async fn changes_of(&self, version: u64) -> Vec<(String, String)> {
-        self.told_by(version).await.into_iter().map(|(change, id, _)| (change, id)).collect()
+    fn changes_of(&self, version: u64) -> Vec<(String, String)> {
+        self.told_by(version).into_iter().map(|(change, id, _)| (change, id)).collect()
     }
 
     fn change_files(&self, version: u64) -> usize {
@@ -69,7 +69,7 @@ async fn a_commit_tells_what_came_what_was_replaced_by_what_and_what_went() {
     let mut file = vec![line("a", 2, "new"), line("b", 2, "late"), line("e", 1, "came"), line("d", 1, "")];
     file.extend(deletions);
     let version = lake.upsert(&[file], 60_000_000_000_000_000).await.version;
-    let told = lake.told_by(version).await;
+    let told = lake.told_by(version);
     let changes: Vec<_> = told.iter().map(|(change, id, _)| (change.as_str(), id.as_str())).collect();
     assert_eq!(changes, [("delete", "c"), ("insert", "e"), ("update_postimage", "a"), ("update_preimage", "a")]);
     for ((.., json), content) in told.iter().zip(["gone", "came", "new", "old"]) {
@@ -106,8 +106,8 @@ async fn a_commit_that_only_brings_rows_writes_no_change_file_and_is_told_all_th
     let first = lake.upsert(&[vec![line("a", 1, "")], vec![line("a", 2, ""), line("b", 1, "")]], 5).await.version;
     let second = lake.upsert(&[vec![line("c", 1, ""), line("b", 1, "")]], 6).await.version;
     assert_eq!((lake.change_files(first), lake.change_files(second)), (0, 0));
-    assert_eq!(lake.changes_of(first).await, pairs(&[("insert", "a"), ("insert", "b")]));
-    assert_eq!(lake.changes_of(second).await, pairs(&[("insert", "c")]));
+    assert_eq!(lake.changes_of(first), pairs(&[("insert", "a"), ("insert", "b")]));
+    assert_eq!(lake.changes_of(second), pairs(&[("insert", "c")]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,7 +123,7 @@ async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_woul
     let adds = actions.iter().filter_map(|action| serde_json::from_value::<Add>(action.get("add")?.clone()).ok());
     assert_eq!(adds.map(|add| add.deletion_vector.is_some()).collect::<Vec<_>>(), [false]);
     assert_eq!(lake.change_files(committed.version), 0);
-    let told = lake.told_by(committed.version).await;
+    let told = lake.told_by(committed.version);
     assert!(
         told.len() == 20 && told.iter().all(|(change, _, json)| change == "insert" && !json.contains("superseded"))
     );
@@ -139,7 +139,7 @@ async fn a_first_load_that_another_one_overtook_tells_what_it_did_to_its_rows() 
     let committed = late.upsert(&changes, &upsert(7)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 1, updated: 1, duplicate: 1, ..Counts::default() });
     let expected = [("insert", "c"), ("update_postimage", "a"), ("update_preimage", "a")];
-    assert_eq!(lake.changes_of(committed.version).await, pairs(&expected));
+    assert_eq!(lake.changes_of(committed.version), pairs(&expected));
 }
 
 #[tokio::test]
@@ -148,7 +148,7 @@ async fn what_a_full_refresh_removes_is_told_as_deleted() {
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 6);
     let committed = lake.table().await.upsert(&changes, &full_refresh(6, 100.0)).await.unwrap();
-    assert_eq!(lake.changes_of(committed.version).await, pairs(&[("delete", "b")]));
+    assert_eq!(lake.changes_of(committed.version), pairs(&[("delete", "b")]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -168,7 +168,7 @@ async fn copies_that_others_made_of_a_row_are_no_deletions_of_the_resource() {
     commit::attempt(&mut delta, "", double, operation, Vec::new(), BTreeMap::new()).await.unwrap();
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
     let expected = [("update_postimage", "a"), ("update_preimage", "a"), ("update_preimage", "a")];
-    assert_eq!(lake.changes_of(version).await, pairs(&expected));
+    assert_eq!(lake.changes_of(version), pairs(&expected));
 }
 
 #[tokio::test]
@@ -180,7 +180,7 @@ async fn a_table_without_the_property_gains_it_and_tells_from_then_on() {
     lake.root.change_data_feed = true;
     let version = lake.upsert(&[vec![line("a", 3, "")]], 7).await.version;
     assert_eq!((first, version), (1, 4), "the property is a commit of its own");
-    assert_eq!(lake.changes_of(version).await, pairs(&[("update_postimage", "a"), ("update_preimage", "a")]));
+    assert_eq!(lake.changes_of(version), pairs(&[("update_postimage", "a"), ("update_preimage", "a")]));
     assert!(lake.table().await.has_feature("changeDataFeed").unwrap());
 }
 
@@ -210,7 +210,7 @@ async fn maintenance_tells_nothing_and_keeps_the_change_files_of_the_retention()
     lake.maintain(&Step::ALL, in_days(1)).await;
     assert!(lake.table().await.version() > version, "something was put together");
     assert_eq!(lake.told(version + 1, &["_change_type"]), Vec::<Vec<String>>::new());
-    assert_eq!(lake.told_by(version).await.len(), 2);
+    assert_eq!(lake.told_by(version).len(), 2);
     lake.maintain(&[Step::Vacuum], in_days(8)).await;
     let left = std::fs::read_dir(lake.table_folder().join("_change_data")).unwrap().count();
     assert_eq!(left, 0, "after the retention they go");
@@ -247,7 +247,7 @@ async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
     };
     let version = lake.table().await.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
-    assert_eq!(lake.changes_of(version).await, pairs(&expected));
+    assert_eq!(lake.changes_of(version), pairs(&expected));
 }
 
 /// The rows of the next version, by what is told of the commit: of each row how many there are.
@@ -280,7 +280,7 @@ proptest! {
                     _ => line(IDS[usize::from(*id)], *version, ""),
                 });
                 let version = lake.upsert(&[file.collect()], transaction_time * 60_000_000_000_000_000).await.version;
-                followed = follow(&followed, &lake.told_by(version).await);
+                followed = follow(&followed, &lake.told_by(version));
                 let rows: BTreeMap<_, _> = lake.rows().await.into_iter().map(|row| (row, 1)).collect();
                 assert_eq!(followed, rows);
             }

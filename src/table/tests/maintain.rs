@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+#[cfg(feature = "sql")]
 use futures::StreamExt as _;
 
 use super::*;
