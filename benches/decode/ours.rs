@@ -37,7 +37,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
         let decoder = Decoder {
             shape: Arc::clone(&shape),
             source: "bench".into(),
-            at_micros: 0,
+            run_started_micros: 0,
             transaction_time: None,
             job: "bench#1".into(),
         };

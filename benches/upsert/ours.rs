@@ -112,7 +112,7 @@ impl Bench {
     fn upsert(
         &self,
         lines: &Path,
-        at_micros: i64,
+        run_started_micros: i64,
         ids: impl Iterator<Item = Option<u64>> + Send,
     ) -> anyhow::Result<Committed> {
         let shape = &self.shape;
@@ -123,17 +123,17 @@ impl Bench {
         let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });
         let pushed: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
-                (0..THREADS).map(|_| scope.spawn(|| self.push(&batches, &changes, at_micros))).collect();
+                (0..THREADS).map(|_| scope.spawn(|| self.push(&batches, &changes, run_started_micros))).collect();
             threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?).collect()
         });
         pushed?;
-        let watermark = TransactionTime::from_micros(at_micros);
+        let watermark = TransactionTime::from_micros(run_started_micros);
         let upsert = Upsert {
             app_id: "fhir-sync/bench".to_owned(),
             source: "bench".to_owned(),
             watermark,
             exported_at: watermark,
-            at_micros,
+            run_started_micros,
             job: "bench#1".to_owned(),
             run: 1,
             reconcile: None,
@@ -145,13 +145,14 @@ impl Bench {
         &self,
         batches: &Mutex<Batches<'_, Ids>>,
         changes: &ChangeSet,
-        at_micros: i64,
+        run_started_micros: i64,
     ) -> anyhow::Result<()> {
         let _runtime = self.runtime.enter();
-        let decoder = decoder(&self.shape, at_micros);
+        let decoder = decoder(&self.shape, run_started_micros);
         let order = Order::of(&self.shape);
         loop {
-            let (number, mut lines) = batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(at_micros)?;
+            let (number, mut lines) =
+                batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(run_started_micros)?;
             if lines.is_empty() {
                 return Ok(());
             }
@@ -169,12 +170,12 @@ impl Bench {
     }
 }
 
-pub fn decoder(shape: &Arc<Shape>, at_micros: i64) -> Decoder {
+pub fn decoder(shape: &Arc<Shape>, run_started_micros: i64) -> Decoder {
     Decoder {
         shape: Arc::clone(shape),
         source: "bench".into(),
-        at_micros,
-        transaction_time: TransactionTime::from_micros(at_micros),
+        run_started_micros,
+        transaction_time: TransactionTime::from_micros(run_started_micros),
         job: "bench#1".into(),
     }
 }
@@ -189,11 +190,11 @@ pub struct Batches<'a, Ids> {
 
 impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
     /// Empty at the end.
-    pub fn next(&mut self, at_micros: i64) -> anyhow::Result<(u32, Vec<Line>)> {
+    pub fn next(&mut self, run_started_micros: i64) -> anyhow::Result<(u32, Vec<Line>)> {
         let (mut lines, mut bytes, mut number) = (Vec::new(), 0, 0);
         while bytes < DECODE_BYTES {
             let Some(id) = self.ids.next().flatten() else { break };
-            let line = with_id(&self.line()?, id, at_micros)?;
+            let line = with_id(&self.line()?, id, run_started_micros)?;
             bytes += line.len();
             number += 1;
             lines.push(Line { number, bytes: line.into_bytes() });
@@ -218,13 +219,13 @@ impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
 }
 
 /// The line as another resource, changed at that time. Ids look random, as those of most servers do.
-pub fn with_id(line: &str, id: u64, at_micros: i64) -> anyhow::Result<String> {
+pub fn with_id(line: &str, id: u64, run_started_micros: i64) -> anyhow::Result<String> {
     let (_, rest) = line.split_once("\"id\":\"").context("a line without id")?;
     let (old, _) = rest.split_once('"').context("a line without id")?;
     let mixed = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(31) ^ 0x5851_f42d_4c95_7f2d;
     let hex = format!("{mixed:016x}{id:016x}");
     let fresh = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    let seconds = at_micros / 1_000_000 % 60;
+    let seconds = run_started_micros / 1_000_000 % 60;
     let line = line.replacen(&format!("\"id\":\"{old}\""), &format!("\"id\":\"{fresh}\""), 1);
     let (before, rest) = line.split_once("\"lastUpdated\":\"").context("a line without lastUpdated")?;
     let (_, after) = rest.split_once('"').context("a line without lastUpdated")?;

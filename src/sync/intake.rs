@@ -90,7 +90,7 @@ struct Tally {
 /// What every row of an export carries.
 pub(super) struct Stamp {
     pub source: Arc<str>,
-    pub at_micros: i64,
+    pub run_started_micros: i64,
     pub transaction_time: Option<TransactionTime>,
     /// `_sync_job`: the export and the run.
     pub job: Arc<str>,
@@ -314,7 +314,7 @@ impl Context {
         Some(Decoder {
             shape: Arc::clone(&arriving.shape),
             source: Arc::clone(&self.stamp.source),
-            at_micros: self.stamp.at_micros,
+            run_started_micros: self.stamp.run_started_micros,
             transaction_time: self.stamp.transaction_time,
             job: Arc::clone(&self.stamp.job),
         })

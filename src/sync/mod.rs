@@ -264,7 +264,7 @@ impl Sync {
     ) -> Result<Received, Error> {
         let stamp = Stamp {
             source: Arc::clone(&self.config.source),
-            at_micros: report.started_at.timestamp_micros(),
+            run_started_micros: report.started_at.timestamp_micros(),
             transaction_time: completed.manifest.transaction_time,
             job: report.job().into(),
         };

@@ -19,7 +19,7 @@ impl Sync {
         let decoder = Decoder {
             shape: Arc::clone(&shape),
             source: Arc::clone(&self.config.source),
-            at_micros: now().timestamp_micros(),
+            run_started_micros: now().timestamp_micros(),
             transaction_time: None,
             job: "rebuild".into(),
         };

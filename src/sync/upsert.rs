@@ -41,7 +41,7 @@ pub(super) async fn upsert(
         source: sync.config.source.to_string(),
         watermark: commits.watermark.filter(|_| !hold),
         exported_at: commits.watermark,
-        at_micros: report.started_at.timestamp_micros(),
+        run_started_micros: report.started_at.timestamp_micros(),
         job: report.job(),
         run: report.run,
         reconcile: None,

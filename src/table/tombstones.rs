@@ -39,13 +39,13 @@ use crate::fhir::{TransactionTime, Version};
 pub(super) struct Removal {
     pub id: String,
     /// When the server deleted it; `None` where a full refresh found it missing.
-    pub at_micros: Option<i64>,
+    pub deleted_at_micros: Option<i64>,
 }
 
 /// What is remembered of a deletion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stone {
-    pub at_micros: Option<i64>,
+    pub deleted_at_micros: Option<i64>,
     /// The export that brought it.
     pub transaction_time_micros: Option<i64>,
 }
@@ -64,13 +64,13 @@ impl Stone {
     /// The newest of both, by each of the clocks.
     fn join(self, other: Self) -> Self {
         Self {
-            at_micros: self.at_micros.max(other.at_micros),
+            deleted_at_micros: self.deleted_at_micros.max(other.deleted_at_micros),
             transaction_time_micros: self.transaction_time_micros.max(other.transaction_time_micros),
         }
     }
 
     fn compare(&self, row: &Version) -> Option<Ordering> {
-        let by_clock = self.at_micros.zip(row.last_updated_micros);
+        let by_clock = self.deleted_at_micros.zip(row.last_updated_micros);
         let by_export = || self.transaction_time_micros.zip(row.transaction_time_micros);
         by_clock.or_else(by_export).map(|(stone, row)| stone.cmp(&row))
     }
@@ -102,7 +102,7 @@ impl Remembered {
     }
 
     pub fn with(mut self, stone: Stone) -> Self {
-        let of = if stone.at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
+        let of = if stone.deleted_at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
         *of = of.join(stone);
         self
     }
@@ -271,12 +271,12 @@ fn rows(removals: &[&Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::er
         vec![
             Arc::new(removals.iter().map(|removal| Some(removal.id.as_str())).collect::<StringArray>()),
             text(&upsert.source),
-            times(Some(upsert.at_micros)),
+            times(Some(upsert.run_started_micros)),
             times(upsert.exported_at.map(TransactionTime::as_micros)),
             Arc::new(
                 removals
                     .iter()
-                    .map(|removal| removal.at_micros)
+                    .map(|removal| removal.deleted_at_micros)
                     .collect::<TimestampMicrosecondArray>()
                     .with_timezone("UTC"),
             ),
@@ -304,7 +304,8 @@ fn collect(batch: &RecordBatch, source: &str, newest: &Newest, stones: &mut Ston
             continue;
         }
         let Some(slot) = newest.get(ids.value(row)) else { continue };
-        let stone = Stone { at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
+        let stone =
+            Stone { deleted_at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
         let known = stones.entry(slot).or_default();
         *known = known.with(stone);
     }

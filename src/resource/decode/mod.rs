@@ -35,7 +35,7 @@ pub struct Decoder {
     /// `_sync_source`
     pub source: Arc<str>,
     /// `_sync_at`, microseconds since the epoch
-    pub at_micros: i64,
+    pub run_started_micros: i64,
     /// `_sync_transaction_time`
     pub transaction_time: Option<TransactionTime>,
     /// `_sync_job`

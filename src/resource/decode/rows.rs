@@ -102,7 +102,7 @@ impl<'shape> Rows<'shape> {
         let mut columns: Vec<Option<ArrayRef>> = vec![
             Some(Arc::new(self.ids.finish())),
             Some(repeated(&decoder.source, rows)),
-            Some(instants(decoder.at_micros, rows)),
+            Some(instants(decoder.run_started_micros, rows)),
             decoder.transaction_time.map(|time| instants(time.as_micros(), rows)),
         ];
         columns.extend(self.derived.finish(rows));

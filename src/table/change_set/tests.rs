@@ -13,7 +13,7 @@ use crate::{fhir::Version, table::change_set::newest::Slot};
 #[derive(Clone, Debug)]
 enum Change {
     Row { id: u8, version: Version, file: u32, line: u64 },
-    Delete { id: u8, at_micros: Option<i64> },
+    Delete { id: u8, deleted_at_micros: Option<i64> },
 }
 
 /// The newest of one id: the line of the row, or the time of the deletion.
@@ -58,8 +58,10 @@ fn push(changes: &ChangeSet, all: &[Change]) {
                     keys.push(RowKey { id: format!("id{id}"), version, line, hash: line });
                     lines.push(line);
                 }
-                Change::Delete { id, at_micros } => {
-                    changes.delete(format!("id{id}"), at_micros.and_then(DateTime::from_timestamp_micros)).unwrap();
+                Change::Delete { id, deleted_at_micros } => {
+                    changes
+                        .delete(format!("id{id}"), deleted_at_micros.and_then(DateTime::from_timestamp_micros))
+                        .unwrap();
                 }
             }
         }
@@ -131,7 +133,8 @@ fn complete_version() -> impl Strategy<Value = Version> {
 /// Changes in the order of the export and in another one.
 fn changes(version: impl Strategy<Value = Version>) -> impl Strategy<Value = (Vec<Change>, Vec<Change>)> {
     let row = (0..IDS, version, 0u32..4).prop_map(|(id, version, file)| Change::Row { id, version, file, line: 0 });
-    let delete = (0..IDS, proptest::option::of(0i64..5)).prop_map(|(id, at_micros)| Change::Delete { id, at_micros });
+    let delete = (0..IDS, proptest::option::of(0i64..5))
+        .prop_map(|(id, deleted_at_micros)| Change::Delete { id, deleted_at_micros });
     let all = proptest::collection::vec(prop_oneof![4 => row, 1 => delete], 0..80);
     let placed = all.prop_map(|mut all| {
         for (number, change) in (0..).zip(&mut all) {
@@ -144,8 +147,8 @@ fn changes(version: impl Strategy<Value = Version>) -> impl Strategy<Value = (Ve
     placed.prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle()))
 }
 
-fn deletion_wins(at_micros: Option<i64>, row: &Version) -> bool {
-    matches!((at_micros, row.last_updated_micros), (Some(at), Some(last_updated)) if at > last_updated)
+fn deletion_wins(deleted_at_micros: Option<i64>, row: &Version) -> bool {
+    matches!((deleted_at_micros, row.last_updated_micros), (Some(at), Some(last_updated)) if at > last_updated)
 }
 
 fn row_wins(new: (Version, u32, u64), known: Kept) -> bool {
@@ -165,10 +168,10 @@ fn fold<'a>(all: impl Iterator<Item = &'a Change>) -> HashMap<u8, Kept> {
                 Some(known) if !row_wins((version, file, line), *known) => {}
                 _ => drop(kept.insert(id, Kept::Row(version, file, line))),
             },
-            Change::Delete { id, at_micros } => match kept.get(&id).copied() {
-                Some(Kept::Row(row, ..)) if !deletion_wins(at_micros, &row) => {}
-                Some(Kept::Deleted(known)) => drop(kept.insert(id, Kept::Deleted(known.max(at_micros)))),
-                _ => drop(kept.insert(id, Kept::Deleted(at_micros))),
+            Change::Delete { id, deleted_at_micros } => match kept.get(&id).copied() {
+                Some(Kept::Row(row, ..)) if !deletion_wins(deleted_at_micros, &row) => {}
+                Some(Kept::Deleted(known)) => drop(kept.insert(id, Kept::Deleted(known.max(deleted_at_micros)))),
+                _ => drop(kept.insert(id, Kept::Deleted(deleted_at_micros))),
             },
         }
     }
@@ -180,9 +183,9 @@ fn fold<'a>(all: impl Iterator<Item = &'a Change>) -> HashMap<u8, Kept> {
 fn fold_in_order(all: &[Change]) -> HashMap<u8, Kept> {
     let mut last_deletion = HashMap::new();
     for change in all {
-        if let Change::Delete { id, at_micros } = change {
-            let at = last_deletion.entry(*id).or_insert(*at_micros);
-            *at = (*at).max(*at_micros);
+        if let Change::Delete { id, deleted_at_micros } = change {
+            let at = last_deletion.entry(*id).or_insert(*deleted_at_micros);
+            *at = (*at).max(*deleted_at_micros);
         }
     }
     let mut ordered: Vec<_> = all.iter().collect();

@@ -72,7 +72,7 @@ fn texts(rows: &arrow::array::RecordBatch, name: &str) -> Vec<String> {
 }
 
 fn removals(ids: &[&str]) -> Vec<Removal> {
-    ids.iter().map(|id| Removal { id: (*id).to_owned(), at_micros: Some(5) }).collect()
+    ids.iter().map(|id| Removal { id: (*id).to_owned(), deleted_at_micros: Some(5) }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

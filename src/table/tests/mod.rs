@@ -116,7 +116,7 @@ impl Lake {
         Decoder {
             shape: self.shape(),
             source: "hospital".into(),
-            at_micros: 0,
+            run_started_micros: 0,
             transaction_time: Some(time(transaction_time)),
             job: "all#1".into(),
         }
@@ -183,7 +183,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
         exported_at: Some(time(transaction_time)),
-        at_micros: 0,
+        run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
         reconcile: None,

@@ -89,7 +89,7 @@ impl Table {
         }
         for (file, rows) in &rows {
             for id in self.ids(&decision.files[*file as usize], rows).await? {
-                decision.removals.push(Removal { id, at_micros: None });
+                decision.removals.push(Removal { id, deleted_at_micros: None });
             }
         }
         Ok(())
@@ -114,7 +114,8 @@ impl Decision {
                 && fate != Fate::Stale
                 && stones.get(&index).is_none_or(|known| !known.includes(stone(*at, upsert)))
             {
-                self.removals.push(Removal { id: id.to_string(), at_micros: stone(*at, upsert).at_micros });
+                self.removals
+                    .push(Removal { id: id.to_string(), deleted_at_micros: stone(*at, upsert).deleted_at_micros });
             }
         }
     }
@@ -199,5 +200,5 @@ fn fate(slot: &Slot, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
 /// The time of the export stands in for that of a deletion that states none.
 fn stone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Stone {
     let transaction_time_micros = upsert.exported_at.map(TransactionTime::as_micros);
-    Stone { at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros), transaction_time_micros }
+    Stone { deleted_at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros), transaction_time_micros }
 }

@@ -37,7 +37,7 @@ pub struct Upsert {
     /// When the server made the export, known or not whether it is whole.
     pub exported_at: Option<TransactionTime>,
     /// `_sync_at` and `_sync_job` of what the run brings.
-    pub at_micros: i64,
+    pub run_started_micros: i64,
     pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,

@@ -20,7 +20,7 @@ fn decoder(resource_type: &str, layout: Layout) -> Decoder {
     Decoder {
         shape: Shape::of(resource_type.parse().unwrap(), Options { layout, raw_json: true }),
         source: "hospital".into(),
-        at_micros: 7,
+        run_started_micros: 7,
         transaction_time: TransactionTime::from_micros(5),
         job: "job".into(),
     }

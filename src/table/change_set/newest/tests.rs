@@ -10,8 +10,8 @@ fn row(line: u64, last_updated_micros: Option<i64>) -> Entry {
     Entry::Row(Row { version, hash: line, position: (0, line), place: Place { part: 0, row: 0 } })
 }
 
-fn deletion(id: &str, at_micros: Option<i64>) -> Entry {
-    Entry::Deletion { id: id.into(), at: at_micros.and_then(DateTime::from_timestamp_micros) }
+fn deletion(id: &str, deleted_at_micros: Option<i64>) -> Entry {
+    Entry::Deletion { id: id.into(), at: deleted_at_micros.and_then(DateTime::from_timestamp_micros) }
 }
 
 /// All that is loaded of an index with these entries, by the hash of the row; a deletion is `None`.

@@ -108,7 +108,7 @@ fn keep(of_one: &mut Vec<Row>, row: Row) -> u64 {
 struct Remembered {
     stone: Stone,
     /// When the run began that wrote it: who follows the table asks for what was written since.
-    at_micros: Option<i64>,
+    run_started_micros: Option<i64>,
 }
 
 impl Remembered {
@@ -117,10 +117,10 @@ impl Remembered {
     /// without do not stand for each other.
     fn stands_for(&self, other: &Self) -> bool {
         let (one, two) = (&self.stone, &other.stone);
-        one.at_micros.is_some() == two.at_micros.is_some()
-            && one.at_micros >= two.at_micros
+        one.deleted_at_micros.is_some() == two.deleted_at_micros.is_some()
+            && one.deleted_at_micros >= two.deleted_at_micros
             && one.transaction_time_micros >= two.transaction_time_micros
-            && self.at_micros >= other.at_micros
+            && self.run_started_micros >= other.run_started_micros
     }
 }
 
@@ -131,7 +131,7 @@ struct Batch {
     sources: StringArray,
     deleted_at: Int64Array,
     transaction_times: Int64Array,
-    at: Int64Array,
+    run_started: Int64Array,
 }
 
 impl Batch {
@@ -150,7 +150,7 @@ impl Batch {
             sources: text("_sync_source")?,
             deleted_at: micros("deleted_at")?,
             transaction_times: micros("_sync_transaction_time")?,
-            at: micros("_sync_at")?,
+            run_started: micros("_sync_at")?,
             rows,
         })
     }
@@ -172,10 +172,10 @@ impl Row {
         let micros = |of: &Int64Array| of.is_valid(self.place).then(|| of.value(self.place));
         Remembered {
             stone: Stone {
-                at_micros: micros(&self.batch.deleted_at),
+                deleted_at_micros: micros(&self.batch.deleted_at),
                 transaction_time_micros: micros(&self.batch.transaction_times),
             },
-            at_micros: micros(&self.batch.at),
+            run_started_micros: micros(&self.batch.run_started),
         }
     }
 }

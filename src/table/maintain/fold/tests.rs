@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn who_asks_for_what_was_written_since_a_run_hears_of_the_resource_as_before(all in vec(said(), 1..12), since in 0i64..4) {
         let all = rows(&all);
-        let is_since = |row: &Row| row.remembered().at_micros >= Some(since);
+        let is_since = |row: &Row| row.remembered().run_started_micros >= Some(since);
         let heard = all.iter().any(is_since);
         prop_assert_eq!(fold(all).iter().any(is_since), heard);
     }
