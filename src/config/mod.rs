@@ -7,6 +7,7 @@ mod flags;
 mod maintenance;
 mod partitions;
 mod section;
+mod server;
 
 use std::{
     cell::RefCell,
@@ -172,37 +173,17 @@ fn read_server(mut section: Section, key_file: KeyFile) -> Option<export::Config
     let allow_http = section.or("allow_http", "false", boolean);
     let auth = read_auth(&mut section, key_file);
     let token_origins = section.list("token_origins", self::url);
-    let mut poll = section.section("poll");
-    let poll_min_interval = poll.or("min_interval", "1s", duration);
-    let poll_max_interval = poll.or("max_interval", "5m", duration);
-    let poll_deadline = poll.or("deadline", "30days", duration);
-    let kick_off_deadline = poll.or("kick_off_deadline", "6h", duration);
-    poll.end();
-    let mut http = section.section("http");
-    let connect_timeout = http.or("connect_timeout", "30s", duration);
-    let idle_timeout = http.or("idle_timeout", "2m", duration);
-    let retry_attempts = http.or("retry_attempts", "5", number);
-    let retry_min_wait = http.or("retry_min_wait", "1s", duration);
-    let retry_max_wait = http.or("retry_max_wait", "2m", duration);
-    http.renamed(&[("max_file_bytes", "max_file_size")]);
-    let max_file_bytes = http.or("max_file_size", "64GiB", bytes);
-    http.end();
+    let poll = server::read_poll(section.section("poll"));
+    let http = server::read_http(section.section("http"));
     section.end();
-    let (auth, url) = (auth?, url?);
+    let (auth, url, (http, limits)) = (auth?, url?, http?);
     Some(export::Config {
         allow_http: allow_http?,
         auth,
         token_origins,
-        poll_min_interval: poll_min_interval?,
-        poll_max_interval: poll_max_interval?,
-        poll_deadline: poll_deadline?,
-        kick_off_deadline: kick_off_deadline?,
-        connect_timeout: connect_timeout?,
-        idle_timeout: idle_timeout?,
-        retry_attempts: retry_attempts?,
-        retry_min_wait: retry_min_wait?,
-        retry_max_wait: retry_max_wait?,
-        max_file_bytes: max_file_bytes?,
+        poll: poll?,
+        http,
+        limits,
         ..export::Config::new(url)
     })
 }
@@ -461,6 +442,18 @@ fn bytes(text: &str) -> Result<u64, String> {
     };
     let size = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit)).filter(|size| *size > 0);
     size.ok_or_else(|| format!("{text:?} is no size such as \"64MiB\" or \"2GiB\""))
+}
+
+/// A duration as [`duration`] reads it.
+fn duration_text(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// A size as [`bytes`] reads it, in the largest unit that it is a multiple of.
+fn size_text(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(size, _)| bytes.is_multiple_of(*size));
+    unit.map_or(bytes.to_string(), |(size, name)| format!("{}{name}", bytes / size))
 }
 
 fn path(text: &str) -> Result<PathBuf, String> {

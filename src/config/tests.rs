@@ -146,7 +146,7 @@ fn the_environment_wins_over_the_file_for_every_kind_of_value() {
     let config = config.0.unwrap();
     assert_eq!(config.health.max_age, Duration::from_mins(90));
     assert!(config.server.allow_http);
-    assert_eq!(config.server.poll_max_interval, Duration::from_secs(7));
+    assert_eq!(config.server.poll.interval.max(), Duration::from_secs(7));
     assert_eq!(config.server.token_origins.len(), 2);
     assert_eq!(config.sync.parallel_downloads, 9);
     assert_eq!(config.sync.max_line_bytes, 1 << 20);
@@ -166,6 +166,18 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is none of compact")));
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 fields")));
     assert_eq!(found.len(), 3);
+}
+
+#[test]
+fn a_shortest_wait_above_the_longest_is_a_mistake() {
+    let waits = "[server.poll]\nmin_interval = \"10m\"\n[server.http]\nretry_max_wait = \"500ms\"\n[tables]";
+    assert_eq!(
+        mistakes(&SMALLEST.replace("[tables]", waits)),
+        [
+            "server.poll.min_interval: is longer than max_interval",
+            "server.http.retry_min_wait: is longer than retry_max_wait"
+        ]
+    );
 }
 
 #[test]

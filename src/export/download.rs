@@ -74,9 +74,9 @@ impl Client {
     }
 
     async fn deliver(&self, file: &File, token: TokenUse, into: Sender<Bytes>) -> Result<Receipt, Error> {
-        let mut delivery = Delivery::new(file, into, self.config.max_file_bytes);
+        let mut delivery = Delivery::new(file, into, self.config.limits.max_file_bytes);
         let mut retries = Retries::new(&self.config);
-        let mut attempts_left = self.config.retry_attempts.saturating_mul(ATTEMPTS_FACTOR);
+        let mut attempts_left = self.config.http.retry_attempts.saturating_mul(ATTEMPTS_FACTOR);
         loop {
             let bytes_before = delivery.bytes;
             let fault = match self.read_through(file, token, &mut delivery).await {
@@ -114,7 +114,7 @@ impl Client {
             _ => return Err(self.file_refusal(file, response).await.into()),
         }
         let encoding = Encoding::of(&response).map_err(|reason| not_ndjson(file, reason))?;
-        let wire = Wire::new(response, self.config.idle_timeout);
+        let wire = Wire::new(response, self.config.http.idle_timeout);
         let counter = Arc::clone(&wire.bytes);
         let mut chunks = wire.decoded(encoding).await?;
         let mut reading = Reading::new();

@@ -14,7 +14,7 @@ use reqwest::{
 use tokio::time::{sleep, timeout};
 use url::{Host, Url};
 
-use super::{Config, Error, error::Issues, error::shown};
+use super::{Config, Error, WaitRange, error::Issues, error::shown};
 
 /// How many hops a redirected request may take (rule 91).
 const REDIRECTS_MAX: usize = 5;
@@ -103,10 +103,10 @@ impl Http {
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .retry(reqwest::retry::never())
-            .connect_timeout(config.connect_timeout)
+            .connect_timeout(config.http.connect_timeout)
             .build()
             .map_err(|error| Error::Setup { source: error.without_url().into() })?;
-        Ok(Self { client, idle_timeout: config.idle_timeout })
+        Ok(Self { client, idle_timeout: config.http.idle_timeout })
     }
 
     /// One request to one URL; any status is an answer.
@@ -264,8 +264,8 @@ impl Retries {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             attempts: 0,
-            attempts_max: config.retry_attempts.saturating_add(1),
-            backoff: Backoff::new(config.retry_min_wait, config.retry_max_wait),
+            attempts_max: config.http.retry_attempts.saturating_add(1),
+            backoff: Backoff::new(config.http.retry_wait),
         }
     }
 
@@ -299,25 +299,23 @@ impl Retries {
 
 /// Waits that double from `min` to `max`; a server's Retry-After goes first, within the same bounds.
 pub(super) struct Backoff {
-    min: Duration,
-    max: Duration,
+    range: WaitRange,
     next: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(min: Duration, max: Duration) -> Self {
-        let min = min.min(max);
-        Self { min, max, next: min }
+    pub(super) fn new(range: WaitRange) -> Self {
+        Self { range, next: range.min() }
     }
 
     pub(super) fn wait(&mut self, retry_after: Option<Duration>) -> Duration {
         let own = self.next;
-        self.next = own.saturating_mul(2).min(self.max);
-        retry_after.unwrap_or(own).clamp(self.min, self.max)
+        self.next = own.saturating_mul(2).min(self.range.max());
+        retry_after.unwrap_or(own).clamp(self.range.min(), self.range.max())
     }
 
     pub(super) fn reset(&mut self) {
-        self.next = self.min;
+        self.next = self.range.min();
     }
 }
 

@@ -5,7 +5,7 @@
 //! origins only, every wait, body and repetition has a limit, and a future of this room may be dropped at any await. It
 //! knows no tables: what it hands on are bytes and the words of `fhir.rs`.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use chrono::{DateTime, Utc};
 use reqwest::{
@@ -21,6 +21,7 @@ use http::{Backoff, Exchange, Failure, Http, Redirects, Retries, Route, TokenUse
 
 pub mod auth;
 mod capability;
+mod config;
 mod download;
 mod error;
 mod http;
@@ -31,68 +32,12 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange};
 pub use download::Receipt;
 pub use error::{Cause, Error, Issues};
 pub use manifest::{File, Manifest};
 pub use poll::Progress;
 pub use request::{Level, Request};
-
-/// How to speak to one FHIR server.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The FHIR base; a missing trailing slash is added.
-    pub server: Url,
-    /// Without it `http:` goes to loopback addresses only (rule 1).
-    pub allow_http: bool,
-    /// Without it no request carries an `Authorization`.
-    pub auth: Option<auth::Config>,
-    /// Further origins that may have the token; of each URL only the origin counts (rule 92).
-    pub token_origins: Vec<Url>,
-    /// The shortest wait between two polls, and the first one.
-    pub poll_min_interval: Duration,
-    /// The longest, whatever `Retry-After` says.
-    pub poll_max_interval: Duration,
-    /// How long a job may take, counted from its kick-off (rule 47).
-    pub poll_deadline: Duration,
-    /// How long a kick-off waits for a server that is busy with another export (rule 34, Q-3).
-    pub kick_off_deadline: Duration,
-    pub connect_timeout: Duration,
-    /// The longest silence: until the headers come, and between two chunks of a body.
-    pub idle_timeout: Duration,
-    /// How often a failed request is sent again.
-    pub retry_attempts: u32,
-    /// The wait before the first repetition; it doubles from one to the next.
-    pub retry_min_wait: Duration,
-    pub retry_max_wait: Duration,
-    /// The size of one file, decoded.
-    pub max_file_bytes: u64,
-    /// The size of one manifest, all its pages together: they are held in memory.
-    pub max_manifest_bytes: u64,
-    pub max_manifest_pages: usize,
-}
-
-impl Config {
-    pub fn new(server: Url) -> Self {
-        Self {
-            server,
-            allow_http: false,
-            auth: None,
-            token_origins: Vec::new(),
-            poll_min_interval: Duration::from_secs(1),
-            poll_max_interval: Duration::from_mins(5),
-            poll_deadline: Duration::from_hours(30 * 24),
-            kick_off_deadline: Duration::from_hours(6),
-            connect_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::from_mins(2),
-            retry_attempts: 5,
-            retry_min_wait: Duration::from_secs(1),
-            retry_max_wait: Duration::from_mins(2),
-            max_file_bytes: 64 << 30,
-            max_manifest_bytes: 256 << 20,
-            max_manifest_pages: 10_000,
-        }
-    }
-}
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
 pub struct Client {
@@ -169,14 +114,14 @@ impl Client {
             place: &place,
         };
         let mut retries = Retries::new(&self.config);
-        let mut busy = Backoff::new(self.config.poll_min_interval, self.config.poll_max_interval);
+        let mut busy = Backoff::new(self.config.poll.interval);
         let started = Instant::now();
         loop {
             let fault = match self.send(&exchange).await {
                 Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, place, &response),
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                     let wait = busy.wait(http::retry_after(response.headers()));
-                    if started.elapsed() + wait > self.config.kick_off_deadline {
+                    if started.elapsed() + wait > self.config.poll.kick_off_deadline {
                         return Err(Error::Busy { place, waited: started.elapsed() });
                     }
                     tracing::info!(place, wait_ms = wait.as_millis(), "the server is busy with another export");

@@ -55,7 +55,7 @@ impl Job {
             if seen.contains(&next) {
                 return Err(not_a_manifest("its pages form a cycle"));
             }
-            if seen.len() >= client.config.max_manifest_pages {
+            if seen.len() >= client.config.limits.max_manifest_pages {
                 return Err(not_a_manifest("it has more pages than allowed; raise the limit if that is right"));
             }
             url = next;
@@ -100,14 +100,14 @@ impl<'a> Wait<'a> {
             age: (local_instant::now() - job.polling_since).to_std().unwrap_or_default(),
             started: Instant::now(),
             polls: 0,
-            bytes_left: client.config.max_manifest_bytes,
+            bytes_left: client.config.limits.max_manifest_bytes,
         }
     }
 
     /// Polls one page until it is there, and adds it.
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
-        let mut interval = Backoff::new(config.poll_min_interval, config.poll_max_interval);
+        let mut interval = Backoff::new(config.poll.interval);
         let mut setbacks = Setbacks { retries: Retries::new(config), verdicts: 0 };
         loop {
             self.polls = self.polls.saturating_add(1);
@@ -162,7 +162,7 @@ impl<'a> Wait<'a> {
         let body = match self.client.http.read(response, self.bytes_left).await {
             Ok(Some(body)) => body,
             Ok(None) => {
-                let limit_bytes = self.client.config.max_manifest_bytes;
+                let limit_bytes = self.client.config.limits.max_manifest_bytes;
                 return Err(Error::TooLarge { place: self.place.clone(), limit_bytes });
             }
             Err(fault) => return Ok(Polled::Failed(fault)),
@@ -203,7 +203,7 @@ impl<'a> Wait<'a> {
 
     /// Asked after a poll, so that a job which was done while we were down is still fetched.
     fn before_deadline(&self) -> Result<(), Error> {
-        let deadline = self.client.config.poll_deadline;
+        let deadline = self.client.config.poll.deadline;
         if self.job_age() < deadline { Ok(()) } else { Err(Error::Deadline { place: self.place.clone(), deadline }) }
     }
 }

@@ -187,7 +187,8 @@ async fn progress_earns_new_attempts_but_not_for_ever() {
         Answer::ndjson(body.clone()).cut_after(length)
     })
     .await;
-    let config = Config { retry_attempts: 2, ..config(&server) };
+    let mut config = config(&server);
+    config.http.retry_attempts = 2;
     let (_, receipt) = read(&Client::new(config).unwrap(), &file(server.url("/file"))).await;
     assert!(matches!(receipt, Err(Error::Unreachable { .. })), "{receipt:?}");
     let asked = server.asked().len();
@@ -202,7 +203,8 @@ async fn a_silent_server_is_left_and_asked_again() {
         if turn == 1 { Answer::ndjson("").silent_after(&TWO_LINES[..20]) } else { Answer::ndjson(TWO_LINES) }
     })
     .await;
-    let config = Config { idle_timeout: Duration::from_millis(100), ..config(&server) };
+    let mut config = config(&server);
+    config.http.idle_timeout = Duration::from_millis(100);
     let (bytes, receipt) = read(&Client::new(config).unwrap(), &file(server.url("/file"))).await;
     assert!(receipt.is_ok(), "{receipt:?}");
     assert_eq!(bytes, TWO_LINES);
@@ -261,7 +263,9 @@ async fn a_file_larger_than_allowed_is_stopped_also_when_it_only_unzips_to_that(
     bomb.resize(10 << 20, b' ');
     let zipped = gzip(&bomb).await;
     let server = Server::start(move |_| Answer::ndjson(zipped.clone())).await;
-    let client = Client::new(Config { max_file_bytes: 1 << 20, ..config(&server) }).unwrap();
+    let mut config = config(&server);
+    config.limits.max_file_bytes = 1 << 20;
+    let client = Client::new(config).unwrap();
     let (bytes, receipt) = read(&client, &file(server.url("/file"))).await;
     assert!(matches!(receipt, Err(Error::TooLarge { limit_bytes: 1_048_576, .. })), "{receipt:?}");
     assert!(bytes.len() <= 1 << 20);

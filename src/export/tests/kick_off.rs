@@ -96,7 +96,8 @@ async fn a_busy_server_is_waited_for() {
 #[tokio::test]
 async fn a_server_that_stays_busy_is_given_up_at_the_deadline() {
     let server = Server::start(|_| Answer::status(429)).await;
-    let config = Config { kick_off_deadline: Duration::from_millis(20), ..config(&server) };
+    let mut config = config(&server);
+    config.poll.kick_off_deadline = Duration::from_millis(20);
     let error = Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error}");
 }

@@ -8,7 +8,7 @@ use async_compression::tokio::write::GzipEncoder;
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
-use super::{Client, Completed, Config, Error, File, Job, Level, Progress, Request, auth, local_instant};
+use super::{Client, Completed, Config, Error, File, Job, Level, Progress, Request, WaitRange, auth, local_instant};
 use server::{Answer, Server};
 
 mod authorization;
@@ -23,15 +23,13 @@ mod server;
 /// A configuration that waits milliseconds where the default waits seconds.
 fn config(server: &Server) -> Config {
     install_crypto();
-    Config {
-        poll_min_interval: Duration::from_millis(1),
-        poll_max_interval: Duration::from_millis(3),
-        kick_off_deadline: Duration::from_secs(5),
-        idle_timeout: Duration::from_secs(5),
-        retry_min_wait: Duration::from_millis(1),
-        retry_max_wait: Duration::from_millis(3),
-        ..Config::new(server.url("/fhir"))
-    }
+    let milliseconds = |min, max| WaitRange::new(Duration::from_millis(min), Duration::from_millis(max)).unwrap();
+    let mut config = Config::new(server.url("/fhir"));
+    config.poll.interval = milliseconds(1, 3);
+    config.poll.kick_off_deadline = Duration::from_secs(5);
+    config.http.idle_timeout = Duration::from_secs(5);
+    config.http.retry_wait = milliseconds(1, 3);
+    config
 }
 
 fn client(server: &Server) -> Client {

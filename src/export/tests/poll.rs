@@ -214,7 +214,9 @@ async fn pages_that_form_a_cycle_or_never_end_are_no_manifest() {
         page(&format!("/{number}"))
     })
     .await;
-    let client = Client::new(Config { max_manifest_pages: 5, ..config(&server) }).unwrap();
+    let mut config = config(&server);
+    config.limits.max_manifest_pages = 5;
+    let client = Client::new(config).unwrap();
     assert!(matches!(wait(job(&server), &client).await, Err(Error::NotAManifest { .. })));
     assert_eq!(server.asked().len(), 5);
 }
@@ -222,6 +224,8 @@ async fn pages_that_form_a_cycle_or_never_end_are_no_manifest() {
 #[tokio::test]
 async fn a_manifest_larger_than_allowed_is_not_held_in_memory() {
     let server = answering(vec![|| Answer::json(EMPTY)]).await;
-    let client = Client::new(Config { max_manifest_bytes: 20, ..config(&server) }).unwrap();
+    let mut config = config(&server);
+    config.limits.max_manifest_bytes = 20;
+    let client = Client::new(config).unwrap();
     assert!(matches!(wait(job(&server), &client).await, Err(Error::TooLarge { limit_bytes: 20, .. })));
 }

@@ -46,14 +46,18 @@ fn a_retry_after_without_a_date_is_read_against_our_clock() {
 
 #[test]
 fn waits_double_up_to_their_limit_and_the_server_is_heard_within_them() {
-    let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(5));
+    let mut backoff = Backoff::new(WaitRange::new(Duration::from_secs(1), Duration::from_secs(5)).unwrap());
     let waits: Vec<_> = (0..5).map(|_| backoff.wait(None).as_secs()).collect();
     assert_eq!(waits, [1, 2, 4, 5, 5]);
     assert_eq!(backoff.wait(Some(Duration::from_secs(3))).as_secs(), 3);
     assert_eq!(backoff.wait(Some(Duration::ZERO)).as_secs(), 1);
     assert_eq!(backoff.wait(Some(Duration::MAX)).as_secs(), 5);
-    let mut backwards = Backoff::new(Duration::from_secs(9), Duration::from_secs(5));
-    assert_eq!(backwards.wait(None).as_secs(), 5, "a minimum above the maximum counts as the maximum");
+}
+
+#[test]
+fn a_shortest_wait_above_the_longest_is_not_a_range() {
+    assert!(WaitRange::new(Duration::from_secs(9), Duration::from_secs(5)).is_none());
+    assert!(WaitRange::new(Duration::from_secs(5), Duration::from_secs(5)).is_some());
 }
 
 #[test]

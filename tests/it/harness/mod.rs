@@ -10,7 +10,7 @@ use arrow::array::AsArray as _;
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Server, World},
-    export::{self, Level},
+    export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
@@ -195,14 +195,12 @@ impl Stage {
 
 /// As it is by default, but for waits that suit a test.
 pub fn client(server: &Server) -> export::Config {
-    export::Config {
-        poll_min_interval: Duration::from_millis(10),
-        poll_max_interval: Duration::from_millis(50),
-        retry_attempts: 2,
-        retry_min_wait: Duration::from_millis(10),
-        retry_max_wait: Duration::from_millis(50),
-        ..export::Config::new(server.url())
-    }
+    let wait = WaitRange::new(Duration::from_millis(10), Duration::from_millis(50)).unwrap();
+    let mut config = export::Config::new(server.url());
+    config.poll.interval = wait;
+    config.http.retry_wait = wait;
+    config.http.retry_attempts = 2;
+    config
 }
 
 /// How a type ended.

@@ -1,0 +1,122 @@
+//! The settings of this room: how to reach one FHIR server, how patiently, and within which limits.
+//!
+//! Each default is here and nowhere else. What contradicts itself cannot be built: see [`WaitRange`].
+
+use std::time::Duration;
+
+use url::Url;
+
+use super::auth;
+
+/// How to speak to one FHIR server.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The FHIR base; a missing trailing slash is added.
+    pub server: Url,
+    /// Without it `http:` is accepted for loopback addresses only (rule 1).
+    pub allow_http: bool,
+    /// Without it no request carries an `Authorization`.
+    pub auth: Option<auth::Config>,
+    /// Further origins that may receive the token; of each URL only the origin counts (rule 92).
+    pub token_origins: Vec<Url>,
+    pub poll: PollConfig,
+    pub http: HttpConfig,
+    pub limits: Limits,
+}
+
+/// How long to wait for an export.
+#[derive(Clone, Debug)]
+pub struct PollConfig {
+    /// Between two polls, whatever `Retry-After` says.
+    pub interval: WaitRange,
+    /// How long a job may take, counted from its kick-off (rule 47).
+    pub deadline: Duration,
+    /// How long a kick-off waits for a server that is busy with another export (rule 34, Q-3).
+    pub kick_off_deadline: Duration,
+}
+
+/// How long to wait for an answer, and how often to try again.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    pub connect_timeout: Duration,
+    /// The longest silence: until the headers arrive, and between two chunks of a body.
+    pub idle_timeout: Duration,
+    /// How often a failed request is sent again.
+    pub retry_attempts: u32,
+    /// Between two attempts; it begins at the minimum and doubles.
+    pub retry_wait: WaitRange,
+}
+
+/// How much is accepted of a server.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// The size of one file, decoded.
+    pub max_file_bytes: u64,
+    /// The size of one manifest, all its pages together: they are held in memory. Not configurable.
+    pub max_manifest_bytes: u64,
+    /// Not configurable.
+    pub max_manifest_pages: usize,
+}
+
+/// The shortest and the longest wait of a kind; the shortest is never longer than the longest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitRange {
+    min: Duration,
+    max: Duration,
+}
+
+impl Config {
+    pub fn new(server: Url) -> Self {
+        Self {
+            server,
+            allow_http: false,
+            auth: None,
+            token_origins: Vec::new(),
+            poll: PollConfig::default(),
+            http: HttpConfig::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for PollConfig {
+    fn default() -> Self {
+        Self {
+            interval: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(5) },
+            deadline: Duration::from_hours(30 * 24),
+            kick_off_deadline: Duration::from_hours(6),
+        }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_mins(2),
+            retry_attempts: 5,
+            retry_wait: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(2) },
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_file_bytes: 64 << 30, max_manifest_bytes: 256 << 20, max_manifest_pages: 10_000 }
+    }
+}
+
+impl WaitRange {
+    /// `None` when `min` is longer than `max`.
+    pub fn new(min: Duration, max: Duration) -> Option<Self> {
+        (min <= max).then_some(Self { min, max })
+    }
+
+    pub fn min(self) -> Duration {
+        self.min
+    }
+
+    pub fn max(self) -> Duration {
+        self.max
+    }
+}
