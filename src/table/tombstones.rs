@@ -1,8 +1,10 @@
-//! The table of deletions: what was removed from the tables of the types, when, and by which export.
+//! Tombstones: one table, `_fhir_sync/deleted`, says of every type which resources were deleted, when, and which export
+//! reported it.
 //!
-//! A deletion is written here before the row goes, so that a crash in between leaves nothing but a deletion that is known
-//! twice. It stops versions that are older than it but come later, and tells readers downstream what is gone. The rows of
-//! a file are sorted by `id`.
+//! A tombstone is written before the row is removed, so a crash in between leaves at most a repeated tombstone. It stops
+//! older versions that arrive later, and tells downstream readers what was deleted. The rows of a file are sorted by `id`.
+//!
+//! Delta calls the `remove` actions of its log tombstones as well. Those are removed files and something else.
 
 use std::{
     cmp::Ordering,
@@ -34,29 +36,30 @@ use super::{
 };
 use crate::fhir::{TransactionTime, Version};
 
-/// A resource that is gone.
+/// A tombstone that is to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Removal {
+pub(super) struct NewTombstone {
     pub id: String,
-    /// When the server deleted it; `None` where a full refresh found it missing.
+    /// When the server deleted the resource; `None` where a full refresh found it missing.
     pub deleted_at_micros: Option<i64>,
 }
 
-/// What is remembered of a deletion.
+/// When a resource was deleted, by two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stone {
+pub(super) struct Tombstone {
+    /// As the server states it.
     pub deleted_at_micros: Option<i64>,
-    /// The export that brought it.
+    /// Of the export that reported the deletion.
     pub transaction_time_micros: Option<i64>,
 }
 
-impl Stone {
-    /// Is the row certainly newer? By the server's clock where both state a time, else by the exports that brought them.
+impl Tombstone {
+    /// Is the row certainly newer? By the server's clock where both state a time, else by the exports that they are from.
     pub fn is_older_than(&self, row: &Version) -> bool {
         self.compare(row) == Some(Ordering::Less)
     }
 
-    /// Is the row certainly no newer?
+    /// Is the row certainly not newer?
     pub fn covers(&self, row: &Version) -> bool {
         matches!(self.compare(row), Some(Ordering::Greater | Ordering::Equal))
     }
@@ -72,70 +75,74 @@ impl Stone {
     fn compare(&self, row: &Version) -> Option<Ordering> {
         let by_clock = self.deleted_at_micros.zip(row.last_updated_micros);
         let by_export = || self.transaction_time_micros.zip(row.transaction_time_micros);
-        by_clock.or_else(by_export).map(|(stone, row)| stone.cmp(&row))
+        by_clock.or_else(by_export).map(|(deletion, row)| deletion.cmp(&row))
     }
 }
 
-/// What is remembered of all deletions of one id. Those that state a time and those that do not are compared with a row by
-/// different clocks, so neither stands for the other.
+/// All deletions of one id: the newest that states a time, and the newest that does not. The two are compared with a row
+/// by different clocks, so neither can replace the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Remembered {
-    timed: Stone,
-    untimed: Stone,
+pub(super) struct Tombstones {
+    timed: Tombstone,
+    untimed: Tombstone,
 }
 
-impl Remembered {
-    /// Is the row certainly no newer than one of them?
+impl Tombstones {
+    /// Is the row certainly not newer than one of them?
     pub fn covers(&self, row: &Version) -> bool {
         self.timed.covers(row) || self.untimed.covers(row)
     }
 
-    /// Does one more deletion change nothing?
+    /// Would one more tombstone change nothing?
     ///
-    /// An export that repeats a deletion without a time of its own brings a later one, also where no row has been there
-    /// since. It is not left out: the resource may have been created and deleted again between the two exports, and an
-    /// export made in between, of another name and resumed only later, would bring that version, which the earlier deletion
-    /// does not cover. No row of the table tells, and neither does a watermark: that export has none yet. Maintenance folds
-    /// what repetition leaves.
-    pub fn includes(&self, stone: Stone) -> bool {
-        self.with(stone) == *self
+    /// A deletion without a time of its own gets the time of its export. An export that repeats it therefore brings a
+    /// later one, and that one is written although no row has been there since. The resource may have been created and
+    /// deleted again between the two exports. A third export, of another name and made in between, may be resumed only now:
+    /// it would bring a version that the earlier tombstone does not cover. Neither a row of the table nor a watermark shows
+    /// that such an export exists. Maintenance folds the repeated tombstones.
+    pub fn includes(&self, tombstone: Tombstone) -> bool {
+        self.with(tombstone) == *self
     }
 
-    pub fn with(mut self, stone: Stone) -> Self {
-        let of = if stone.deleted_at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
-        *of = of.join(stone);
+    pub fn with(mut self, tombstone: Tombstone) -> Self {
+        let same_clock = if tombstone.deleted_at_micros.is_some() { &mut self.timed } else { &mut self.untimed };
+        *same_clock = same_clock.join(tombstone);
         self
     }
 }
 
-/// The deletions of each id of a change set, by its place there.
-pub(super) type Stones = HashMap<u32, Remembered>;
+/// The tombstones of each id of a change set, by its slot there.
+pub(super) type TombstonesBySlot = HashMap<u32, Tombstones>;
 
-/// Names the table that the resource was in.
+/// The partition column; its value names the table that the resource was in.
 pub(super) const PARTITION: &str = "resource_type";
 
-/// The table of deletions, as of now.
-pub(super) struct Deletions {
+/// The table of tombstones at its newest version; there is none before the first deletion.
+pub(super) struct TombstoneTable {
     pub root: Root,
     pub table: Option<Table>,
 }
 
-impl Root {
-    pub(super) async fn deletions(&self) -> Result<Deletions, Error> {
-        Ok(Deletions { root: self.clone(), table: self.load(TableName::Deletions).await? })
-    }
-}
-
-/// How often an append is tried again because others wrote to the table in between.
-const ATTEMPTS: u32 = 5;
-/// Rows that are made at once.
+/// How often an append is tried because other writers commit at the same moment.
+const MAX_ATTEMPTS: u32 = 5;
+/// Rows that are encoded at once.
 const BATCH_ROWS: usize = 8192;
 
-impl Deletions {
-    /// What is known of the ids of `newest`, which is all or some of `ids`.
-    pub async fn stones(&self, of: TableName, source: &str, newest: &Newest, ids: &Ids) -> Result<Stones, Error> {
-        let mut stones = Stones::new();
-        let Some(table) = &self.table else { return Ok(stones) };
+impl TombstoneTable {
+    pub async fn open(root: &Root) -> Result<Self, Error> {
+        Ok(Self { root: root.clone(), table: root.load(TableName::Deletions).await? })
+    }
+
+    /// The tombstones of the ids of `newest`, which holds all or some of `ids`.
+    pub async fn find(
+        &self,
+        of: TableName,
+        source: &str,
+        newest: &Newest,
+        ids: &Ids,
+    ) -> Result<TombstonesBySlot, Error> {
+        let mut found = TombstonesBySlot::new();
+        let Some(table) = &self.table else { return Ok(found) };
         for stored in table.stored_files().await? {
             let partition = stored.add.partition_values.get(PARTITION).cloned().flatten();
             if partition.as_deref() != Some(of.as_str()) || !stored.may_have(ids) {
@@ -143,20 +150,20 @@ impl Deletions {
             }
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                collect(&batch?, source, newest, &mut stones).map_err(|error| table.failed(error))?;
+                collect(&batch?, source, newest, &mut found).map_err(|error| table.failed(error))?;
             }
         }
-        Ok(stones)
+        Ok(found)
     }
 
-    /// Remembers what was removed from a table; one commit. Afterwards [`Self::stones`] knows it.
-    pub async fn append(&mut self, of: TableName, removals: &[Removal], upsert: &Upsert) -> Result<(), Error> {
-        if removals.is_empty() {
+    /// Writes the tombstones of resources of the table `of` in one commit. [`Self::find`] sees them afterwards.
+    pub async fn append(&mut self, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<(), Error> {
+        if tombstones.is_empty() {
             return Ok(());
         }
         let root = self.root.clone();
-        // Tables are upserted side by side; only one of them may make this one.
-        let _one = root.deletions.lock().await;
+        // Several tables are upserted at the same time; only one of them may create or change this one.
+        let _guard = root.deletions.lock().await;
         let mut table = match self.table.take() {
             Some(mut table) => {
                 table.delta.load().await.map_err(|error| table.failed(error))?;
@@ -164,49 +171,47 @@ impl Deletions {
             }
             None => create(&root).await?,
         };
-        let adds = table.write_removals(of, removals, upsert).await?;
-        table.append(adds, upsert).await?;
+        let adds = write(&table, of, tombstones, upsert).await?;
+        append(&mut table, adds, upsert).await?;
         self.table = Some(table);
         Ok(())
     }
 }
 
-impl Table {
-    /// What new files of the table of deletions are made by. All columns have statistics. Many files are merged into one,
-    /// so a row group has to be small.
-    pub(super) fn target_of_deletions(&self) -> Result<Target, Error> {
-        Ok(Target { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..self.target()? })
-    }
-
-    async fn write_removals(&self, of: TableName, removals: &[Removal], upsert: &Upsert) -> Result<Vec<Add>, Error> {
-        let mut removals: Vec<_> = removals.iter().collect();
-        removals.sort_by(|one, other| one.id.cmp(&other.id));
-        let partition = vec![(PARTITION.to_owned(), Some(of.to_string()))];
-        let mut files = DataFiles::new(self.target_of_deletions()?, partition, BTreeSet::new());
-        for removals in removals.chunks(BATCH_ROWS) {
-            let rows = rows(removals, upsert).map_err(|error| self.failed(error))?;
-            files.write(&rows).await.map_err(|error| self.failed(error))?;
-        }
-        files.finish().await.map_err(|error| self.failed(error))
-    }
-
-    /// A blind append: whatever others did in between, it stands.
-    async fn append(&mut self, adds: Vec<Add>, upsert: &Upsert) -> Result<(), Error> {
-        let metadata = metadata(&adds, upsert);
-        let actions: Vec<_> = adds.iter().cloned().map(Action::Add).collect();
-        for _ in 0..ATTEMPTS {
-            let (actions, metadata) = (actions.clone(), metadata.clone());
-            match commit::attempt(&mut self.delta, &self.place, actions, operation(), Vec::new(), metadata).await? {
-                Outcome::Committed { .. } => return Ok(()),
-                Outcome::Overtaken => tracing::warn!(table = %self.name, "another writer was faster, trying again"),
-            }
-        }
-        self.forget(adds.into_iter().map(|add| add.path)).await;
-        Err(Error::Conflict { table: self.name, attempts: ATTEMPTS })
-    }
+/// How new files of the table are written. All columns have statistics. A fold merges many files at once, so a row group
+/// has to be small.
+pub(super) fn target(table: &Table) -> Result<Target, Error> {
+    Ok(Target { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..table.target()? })
 }
 
-/// What of a file waits in memory until it is a row group, and what of it is read at once.
+async fn write(table: &Table, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<Vec<Add>, Error> {
+    let mut tombstones: Vec<_> = tombstones.iter().collect();
+    tombstones.sort_by(|one, other| one.id.cmp(&other.id));
+    let partition = vec![(PARTITION.to_owned(), Some(of.to_string()))];
+    let mut files = DataFiles::new(target(table)?, partition, BTreeSet::new());
+    for tombstones in tombstones.chunks(BATCH_ROWS) {
+        let rows = rows(tombstones, upsert).map_err(|error| table.failed(error))?;
+        files.write(&rows).await.map_err(|error| table.failed(error))?;
+    }
+    files.finish().await.map_err(|error| table.failed(error))
+}
+
+/// A blind append: it is right whatever other writers did in between.
+async fn append(table: &mut Table, adds: Vec<Add>, upsert: &Upsert) -> Result<(), Error> {
+    let metadata = metadata(&adds, upsert);
+    let actions: Vec<_> = adds.iter().cloned().map(Action::Add).collect();
+    for _ in 0..MAX_ATTEMPTS {
+        let (actions, metadata) = (actions.clone(), metadata.clone());
+        match commit::attempt(&mut table.delta, &table.place, actions, operation(), Vec::new(), metadata).await? {
+            Outcome::Committed { .. } => return Ok(()),
+            Outcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
+        }
+    }
+    table.forget(adds.into_iter().map(|add| add.path)).await;
+    Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
+}
+
+/// How much of a file waits in memory before it is written as a row group. A reader has one of these in memory, too.
 const ROW_GROUP_BYTES: usize = 1024 * 1024;
 
 async fn create(root: &Root) -> Result<Table, Error> {
@@ -248,7 +253,7 @@ fn instant() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
-/// All columns but the partition's.
+/// All columns except the partition column.
 fn fields() -> Vec<Field> {
     let columns = [
         ("id", DataType::Utf8),
@@ -258,38 +263,41 @@ fn fields() -> Vec<Field> {
         ("deleted_at", instant()),
         ("_sync_job", DataType::Utf8),
     ];
-    columns.into_iter().map(|(name, of)| Field::new(name, of, true)).collect()
+    columns.into_iter().map(|(name, data_type)| Field::new(name, data_type, true)).collect()
 }
 
-fn rows(removals: &[&Removal], upsert: &Upsert) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let count = removals.len();
+fn rows(tombstones: &[&NewTombstone], upsert: &Upsert) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let count = tombstones.len();
     let text = |value: &str| Arc::new(StringArray::from(vec![value; count]));
     let times = |value: Option<i64>| Arc::new(TimestampMicrosecondArray::from(vec![value; count]).with_timezone("UTC"));
+    let ids: StringArray = tombstones.iter().map(|tombstone| Some(tombstone.id.as_str())).collect();
+    let deleted_at: TimestampMicrosecondArray =
+        tombstones.iter().map(|tombstone| tombstone.deleted_at_micros).collect();
     let schema: SchemaRef = Arc::new(Schema::new(fields()));
     RecordBatch::try_new(
         schema,
         vec![
-            Arc::new(removals.iter().map(|removal| Some(removal.id.as_str())).collect::<StringArray>()),
+            Arc::new(ids),
             text(&upsert.source),
             times(Some(upsert.run_started_micros)),
             times(upsert.exported_at.map(TransactionTime::as_micros)),
-            Arc::new(
-                removals
-                    .iter()
-                    .map(|removal| removal.deleted_at_micros)
-                    .collect::<TimestampMicrosecondArray>()
-                    .with_timezone("UTC"),
-            ),
+            Arc::new(deleted_at.with_timezone("UTC")),
             text(&upsert.job),
         ],
     )
 }
 
-fn collect(batch: &RecordBatch, source: &str, newest: &Newest, stones: &mut Stones) -> Result<(), DeltaTableError> {
-    let column = |name: &str, of: &DataType| {
+/// Adds the rows of `source` whose id is in `newest`.
+fn collect(
+    batch: &RecordBatch,
+    source: &str,
+    newest: &Newest,
+    found: &mut TombstonesBySlot,
+) -> Result<(), DeltaTableError> {
+    let column = |name: &str, data_type: &DataType| {
         let column = batch.column_by_name(name);
         let column = column.ok_or_else(|| DeltaTableError::generic(format!("no column {name}")))?;
-        Ok::<_, DeltaTableError>(cast(column, of)?)
+        Ok::<_, DeltaTableError>(cast(column, data_type)?)
     };
     let micros = |name: &str| {
         let instants = column(name, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
@@ -297,17 +305,19 @@ fn collect(batch: &RecordBatch, source: &str, newest: &Newest, stones: &mut Ston
     };
     let (ids, sources) = (column("id", &DataType::Utf8)?, column("_sync_source", &DataType::Utf8)?);
     let (ids, sources) = (ids.as_string::<i32>(), sources.as_string::<i32>());
-    let (at, transaction_times) = (micros("deleted_at")?, micros("_sync_transaction_time")?);
-    let value = |of: &Int64Array, row: usize| of.is_valid(row).then(|| of.value(row));
+    let (deleted_at, transaction_times) = (micros("deleted_at")?, micros("_sync_transaction_time")?);
+    let value = |column: &Int64Array, row: usize| column.is_valid(row).then(|| column.value(row));
     for row in 0..batch.num_rows() {
         if ids.is_null(row) || sources.is_null(row) || sources.value(row) != source {
             continue;
         }
         let Some(slot) = newest.get(ids.value(row)) else { continue };
-        let stone =
-            Stone { deleted_at_micros: value(&at, row), transaction_time_micros: value(&transaction_times, row) };
-        let known = stones.entry(slot).or_default();
-        *known = known.with(stone);
+        let tombstone = Tombstone {
+            deleted_at_micros: value(&deleted_at, row),
+            transaction_time_micros: value(&transaction_times, row),
+        };
+        let known = found.entry(slot).or_default();
+        *known = known.with(tombstone);
     }
     Ok(())
 }

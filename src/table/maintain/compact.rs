@@ -19,6 +19,7 @@ use crate::table::{
     commit::{self, Outcome},
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
+    tombstones,
     upsert::write::remove,
 };
 
@@ -153,7 +154,7 @@ impl Table {
         let target = match self.name {
             // A group fits into its file; the limit is for inputs that were packed better than we pack.
             TableName::Resources(_) => Target { file_bytes: target_file_bytes.saturating_mul(2), ..self.target()? },
-            TableName::Deletions => Target { file_bytes: target_file_bytes, ..self.target_of_deletions()? },
+            TableName::Deletions => Target { file_bytes: target_file_bytes, ..tombstones::target(self)? },
         };
         let mut written = DataFiles::new(target, first.partition(), filled);
         let copied = match self.name {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::table::{
     maintain::{DryRun, Maintained, Step},
-    tombstones::{Deletions, Removal},
+    tombstones::{NewTombstone, TombstoneTable},
 };
 
 /// The thirtieth second of the year 2026, and some of that minute.
@@ -31,13 +31,13 @@ impl Lake {
         self.root.maintain(TableName::Deletions, &all, DryRun::No, in_days(0), &|| true).await.unwrap().unwrap()
     }
 
-    async fn deletions(&self) -> Table {
+    async fn tombstone_table(&self) -> Table {
         self.root.load(TableName::Deletions).await.unwrap().unwrap()
     }
 
     /// Of each file the ids, in their order.
-    async fn remembered(&self) -> Vec<Vec<String>> {
-        let table = self.deletions().await;
+    async fn deleted_ids(&self) -> Vec<Vec<String>> {
+        let table = self.tombstone_table().await;
         let mut files = Vec::new();
         for stored in table.stored_files().await.unwrap() {
             let ids: Vec<_> =
@@ -71,8 +71,8 @@ fn texts(rows: &arrow::array::RecordBatch, name: &str) -> Vec<String> {
     column.iter().map(|text| text.unwrap().to_owned()).collect()
 }
 
-fn removals(ids: &[&str]) -> Vec<Removal> {
-    ids.iter().map(|id| Removal { id: (*id).to_owned(), deleted_at_micros: Some(5) }).collect()
+fn tombstones(ids: &[&str]) -> Vec<NewTombstone> {
+    ids.iter().map(|id| NewTombstone { id: (*id).to_owned(), deleted_at_micros: Some(5) }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +82,7 @@ async fn folded_deletions_still_stop_a_late_version() {
     lake.upsert(&[vec![deletion("b", Some(&at(10))), deletion("c", Some(&at(50)))]], micros(55)).await;
     let done = lake.fold().await;
     assert_eq!((done.rewritten.files, done.written.files, done.folded_rows), (12, 1, 10));
-    assert_eq!(lake.remembered().await, [["a", "b", "c"]]);
+    assert_eq!(lake.deleted_ids().await, [["a", "b", "c"]]);
     let late = lake.upsert(&[vec![line("a", 30, ""), line("b", 11, ""), line("c", 50, "")]], micros(35)).await;
     assert_eq!(late.counts, Counts { inserted: 1, stale: 2, ..Counts::default() });
     assert_eq!(lake.upsert(&[vec![line("a", 41, "")]], micros(56)).await.counts.inserted, 1);
@@ -108,14 +108,14 @@ async fn fifty_syncs_that_delete_leave_few_files_when_they_are_maintained() {
         ids.extend(["again".to_owned(), fresh]);
         if second % 5 == 0 {
             lake.fold().await;
-            most = most.max(lake.remembered().await.len());
+            most = most.max(lake.deleted_ids().await.len());
         }
     }
     assert!(most <= 3, "{most}");
-    let remembered = lake.remembered().await;
-    assert!(remembered.iter().all(|ids| ids.is_sorted()), "{remembered:?}");
-    assert_eq!(remembered.iter().flatten().cloned().collect::<BTreeSet<_>>(), ids);
-    assert!(remembered.concat().len() < 60, "{remembered:?}");
+    let deleted_ids = lake.deleted_ids().await;
+    assert!(deleted_ids.iter().all(|ids| ids.is_sorted()), "{deleted_ids:?}");
+    assert_eq!(deleted_ids.iter().flatten().cloned().collect::<BTreeSet<_>>(), ids);
+    assert!(deleted_ids.concat().len() < 60, "{deleted_ids:?}");
     let late: Vec<_> = ids.iter().map(|id| line(id, 1, "")).collect();
     assert_eq!(lake.upsert(&[late], micros(1)).await.counts.stale, 51);
 }
@@ -132,14 +132,14 @@ async fn the_table_of_deletions_is_maintained_in_every_step() {
     };
     let announced = maintain(DryRun::Yes, 0).await;
     assert_eq!((announced.rewritten.files, announced.written.files, announced.checkpoint), (12, 0, Some(12)));
-    assert_eq!(lake.remembered().await.len(), 12);
+    assert_eq!(lake.deleted_ids().await.len(), 12);
     let done = maintain(DryRun::No, 0).await;
     assert_eq!((done.rewritten.files, done.written.files, done.checkpoint), (12, 1, Some(13)));
     let done = maintain(DryRun::No, 31).await;
     assert_eq!((done.log_deleted.files, done.vacuumed.files), (13, 12));
     let folder = lake.deleted_folder().join("resource_type=Patient");
     assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
-    assert_eq!(lake.remembered().await.concat().len(), 12);
+    assert_eq!(lake.deleted_ids().await.concat().len(), 12);
     assert_eq!(lake.upsert(&[vec![line("id1", 1, "")]], micros(1)).await.counts.stale, 1);
 }
 
@@ -162,7 +162,7 @@ async fn a_fold_is_told_as_one_that_changes_no_data_and_an_append_as_a_blind_one
     for action in lake.deleted_commit(3).iter().filter_map(|action| action.get("add").or(action.get("remove"))) {
         assert_eq!(action["dataChange"], false, "{action}");
     }
-    assert_eq!(lake.remembered().await, [["a", "b", "c"]]);
+    assert_eq!(lake.deleted_ids().await, [["a", "b", "c"]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,11 +210,11 @@ async fn an_append_whose_answer_was_lost_counts_once() {
     for fault in [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain] {
         let lake = Lake::new();
         lake.delete("a", 1..2).await;
-        let table = failing(lake.deletions().await, std::slice::from_ref(&fault)).await;
-        let mut deletions = Deletions { root: lake.root.clone(), table: Some(table) };
-        deletions.append(patient().into(), &removals(&["c", "b"]), &upsert(5)).await.unwrap();
-        assert_eq!(lake.deletions().await.version(), 2, "{fault:?}");
-        assert_eq!(lake.remembered().await, [vec!["a"], vec!["b", "c"]], "{fault:?}");
+        let table = failing(lake.tombstone_table().await, std::slice::from_ref(&fault)).await;
+        let mut tombstone_table = TombstoneTable { root: lake.root.clone(), table: Some(table) };
+        tombstone_table.append(patient().into(), &tombstones(&["c", "b"]), &upsert(5)).await.unwrap();
+        assert_eq!(lake.tombstone_table().await.version(), 2, "{fault:?}");
+        assert_eq!(lake.deleted_ids().await, [vec!["a"], vec!["b", "c"]], "{fault:?}");
     }
 }
 
@@ -223,17 +223,17 @@ async fn an_append_that_another_writer_overtook_is_tried_again_and_at_most_five_
     let lake = Lake::new();
     lake.delete("a", 1..2).await;
     let overtaken = async |times: usize| {
-        let table = failing(lake.deletions().await, &vec![Fault::Overtaken(VACUUM.to_owned()); times]).await;
-        let mut deletions = Deletions { root: lake.root.clone(), table: Some(table) };
-        deletions.append(patient().into(), &removals(&["b"]), &upsert(5)).await
+        let table = failing(lake.tombstone_table().await, &vec![Fault::Overtaken(VACUUM.to_owned()); times]).await;
+        let mut tombstone_table = TombstoneTable { root: lake.root.clone(), table: Some(table) };
+        tombstone_table.append(patient().into(), &tombstones(&["b"]), &upsert(5)).await
     };
     let error = overtaken(5).await.unwrap_err();
     assert!(matches!(error, Error::Conflict { table: TableName::Deletions, attempts: 5 }), "{error:?}");
     let folder = lake.deleted_folder().join("resource_type=Patient");
     assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what nobody will name is taken back");
     overtaken(4).await.unwrap();
-    assert_eq!(lake.remembered().await, [["a"], ["b"]]);
-    assert_eq!(lake.deletions().await.version(), 11);
+    assert_eq!(lake.deleted_ids().await, [["a"], ["b"]]);
+    assert_eq!(lake.tombstone_table().await.version(), 11);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,9 +244,9 @@ async fn a_run_that_ended_between_the_deletion_and_the_commit_is_remembered_once
     let table = failing(lake.table().await, &[Fault::Refused]).await;
     let changes = lake.change_set(&came, micros(4));
     table.upsert(&changes, &upsert(micros(4))).await.unwrap_err();
-    assert_eq!((lake.rows().await.len(), lake.remembered().await.concat().len()), (2, 1));
+    assert_eq!((lake.rows().await.len(), lake.deleted_ids().await.concat().len()), (2, 1));
     assert_eq!(lake.upsert(&came, micros(4)).await.counts.deleted, 1);
-    assert_eq!(lake.remembered().await, [["a"]]);
+    assert_eq!(lake.deleted_ids().await, [["a"]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,5 +256,5 @@ async fn an_upsert_that_is_done_again_remembers_its_deletions_once() {
     let table = failing(lake.table().await, &[Fault::Overtaken(VACUUM.to_owned())]).await;
     let changes = lake.change_set(&[vec![deletion("a", None)]], micros(4));
     assert_eq!(table.upsert(&changes, &upsert(micros(4))).await.unwrap().counts.deleted, 1);
-    assert_eq!(lake.remembered().await, [["a"]]);
+    assert_eq!(lake.deleted_ids().await, [["a"]]);
 }

@@ -7,7 +7,7 @@ use super::{
     unreliable::{Fault, unreliable, unreliable_root},
     *,
 };
-use crate::table::{DryRun, Maintained, Step};
+use crate::table::{DryRun, Maintained, Step, tombstones::TombstoneTable};
 
 async fn lake() -> Lake {
     let lake = Lake::new();
@@ -203,7 +203,7 @@ async fn a_table_gains_what_it_lacks_once_although_the_answer_was_lost() {
 
 /// How often the lake remembers the deletion of each id.
 async fn remembered(lake: &Lake) -> BTreeMap<String, usize> {
-    let table = lake.root.deletions().await.unwrap().table.unwrap();
+    let table = TombstoneTable::open(&lake.root).await.unwrap().table.unwrap();
     let mut remembered = BTreeMap::new();
     for stored in table.stored_files().await.unwrap() {
         let batches: Vec<_> = table.rows(&stored).await.unwrap().map(Result::unwrap).collect().await;

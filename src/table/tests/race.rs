@@ -14,6 +14,7 @@ use super::{
 use crate::table::{
     DryRun, Step,
     commit::{self, Outcome},
+    tombstones::TombstoneTable,
 };
 
 /// What the other writer does.
@@ -124,11 +125,11 @@ async fn one_attempt(lake: &Lake, other: Other, point: Point) -> Outcome {
     let changes = lake.change_set(&[ours()], 7);
     let upsert = upsert(7);
     let mut table = lake.root.open(patient()).await.unwrap().unwrap();
-    let deletions = lake.root.deletions().await.unwrap();
+    let tombstones = TombstoneTable::open(&lake.root).await.unwrap();
     if point == Point::Decide {
         other.act(lake).await;
     }
-    let decision = table.decide(&changes, &upsert, &deletions).await.unwrap();
+    let decision = table.decide(&changes, &upsert, &tombstones).await.unwrap();
     if point == Point::Write {
         other.act(lake).await;
     }

@@ -12,7 +12,7 @@ use crate::table::{
     change_set::newest::{Newest, Slot},
     data_file::deletion_vector::DeadRows,
     data_file::stored::StoredFile,
-    tombstones::{Deletions, Remembered, Removal, Stone, Stones},
+    tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesBySlot},
     upsert::change_feed::Feed,
     upsert::probe::{Hit, Probed},
 };
@@ -26,7 +26,7 @@ pub(in crate::table) struct Decision {
     /// Rows of the change set that are written, by the part that holds them.
     pub write: BTreeMap<u32, DeadRows>,
     /// What is to be remembered of resources that are gone.
-    pub removals: Vec<Removal>,
+    pub tombstones: Vec<NewTombstone>,
     /// Only where the table records its changes.
     pub feed: Option<Feed>,
     pub counts: Counts,
@@ -51,7 +51,7 @@ impl Table {
         &self,
         changes: &ChangeSet,
         upsert: &Upsert,
-        deletions: &Deletions,
+        tombstone_table: &TombstoneTable,
     ) -> Result<Decision, Error> {
         let mut decision = Decision { feed: self.records_changes()?.then(Feed::default), ..Decision::default() };
         if !changes.is_empty() || upsert.reconcile.is_some() {
@@ -61,9 +61,9 @@ impl Table {
         for newest in changes.shards() {
             let newest = newest?;
             let probed = self.probe(&decision.files, &newest, &ids, upsert)?;
-            let stones = deletions.stones(self.name, &upsert.source, &newest, &ids).await?;
+            let tombstones = tombstone_table.find(self.name, &upsert.source, &newest, &ids).await?;
             let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
-            decision.settle(&newest, probed, &equal, &stones, upsert);
+            decision.settle(&newest, probed, &equal, &tombstones, upsert);
         }
         if let Some(reconcile) = upsert.reconcile {
             self.reconcile(&mut decision, reconcile).await?;
@@ -89,7 +89,7 @@ impl Table {
         }
         for (file, rows) in &rows {
             for id in self.ids(&decision.files[*file as usize], rows).await? {
-                decision.removals.push(Removal { id, deleted_at_micros: None });
+                decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
             }
         }
         Ok(())
@@ -97,7 +97,14 @@ impl Table {
 }
 
 impl Decision {
-    fn settle(&mut self, newest: &Newest, probed: Probed, equal: &[bool], stones: &Stones, upsert: &Upsert) {
+    fn settle(
+        &mut self,
+        newest: &Newest,
+        probed: Probed,
+        equal: &[bool],
+        tombstones: &TombstonesBySlot,
+        upsert: &Upsert,
+    ) {
         self.counts.duplicate += newest.duplicate();
         self.stored += probed.stored;
         self.gone.extend(probed.gone);
@@ -108,14 +115,16 @@ impl Decision {
             let copies = hits.partition_point(|(hit, _)| hit.slot == index);
             let (copies, rest) = hits.split_at(copies);
             hits = rest;
-            let fate = self.settle_one(slot, copies, stones.get(&index), upsert);
+            let fate = self.settle_one(slot, copies, tombstones.get(&index), upsert);
             self.count(slot, fate);
             if let Slot::Deleted { id, at } = slot
                 && fate != Fate::Stale
-                && stones.get(&index).is_none_or(|known| !known.includes(stone(*at, upsert)))
+                && tombstones.get(&index).is_none_or(|known| !known.includes(tombstone(*at, upsert)))
             {
-                self.removals
-                    .push(Removal { id: id.to_string(), deleted_at_micros: stone(*at, upsert).deleted_at_micros });
+                self.tombstones.push(NewTombstone {
+                    id: id.to_string(),
+                    deleted_at_micros: tombstone(*at, upsert).deleted_at_micros,
+                });
             }
         }
     }
@@ -125,7 +134,7 @@ impl Decision {
         &mut self,
         slot: &Slot,
         copies: &[(&Hit, &bool)],
-        gone: Option<&Remembered>,
+        gone: Option<&Tombstones>,
         upsert: &Upsert,
     ) -> Fate {
         let fates = copies.iter().map(|(hit, equal)| fate(slot, hit, **equal, upsert));
@@ -192,13 +201,16 @@ fn fate(slot: &Slot, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
         Slot::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
         Slot::Row { .. } => Fate::Stale,
         // A deletion that comes late must not remove what was created again since (rule 97).
-        Slot::Deleted { at, .. } if stone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
+        Slot::Deleted { at, .. } if tombstone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
         Slot::Deleted { .. } => Fate::Delete,
     }
 }
 
 /// The time of the export stands in for that of a deletion that states none.
-fn stone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Stone {
+fn tombstone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Tombstone {
     let transaction_time_micros = upsert.exported_at.map(TransactionTime::as_micros);
-    Stone { deleted_at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros), transaction_time_micros }
+    Tombstone {
+        deleted_at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros),
+        transaction_time_micros,
+    }
 }

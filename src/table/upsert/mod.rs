@@ -23,6 +23,7 @@ use crate::table::{
     ChangeSet, Error, Table,
     commit::{self, Outcome},
     data_file::forget,
+    tombstones::TombstoneTable,
 };
 
 /// What a commit is for.
@@ -98,15 +99,15 @@ impl Table {
     pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         changes.close().await?;
         let mut foreign = 0;
-        let mut deletions = self.root.deletions().await?;
+        let mut tombstones = TombstoneTable::open(&self.root).await?;
         for _ in 0..ATTEMPTS {
             // What overtakes an attempt lies before our commit, where the next run no longer looks.
             foreign = self.foreign_commits().await?.max(foreign);
             self.check_writable(changes.schema())?;
-            let decision = self.decide(changes, upsert, &deletions).await?;
+            let decision = self.decide(changes, upsert, &tombstones).await?;
             self.check_balance(changes, &decision.counts)?;
             let actions = self.write(changes, &decision).await?;
-            deletions.append(self.name, &decision.removals, upsert).await?;
+            tombstones.append(self.name, &decision.tombstones, upsert).await?;
             let written = new_files(&actions);
             match commit::commit(&mut self.delta, &self.place, actions, &decision.counts, upsert).await? {
                 Outcome::Committed { bytes_written } => {

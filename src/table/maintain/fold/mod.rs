@@ -1,8 +1,8 @@
-//! The fold of the table of deletions: its small files become few, and rows go that another one of the same resource
-//! stands for. No deletion is forgotten: what is known of a resource is the same before and after.
+//! The fold of the table of tombstones: small files are merged into few, and a tombstone is dropped that another one of
+//! the same resource covers. The table says the same of each resource before and after.
 //!
-//! The rows that stay are those that were there, so to readers this is a compaction like any other. Files are sorted by
-//! `id`, and so is what is made of them: they are merged row by row, with a batch and a row group of each in memory.
+//! The rows that stay are written as they were, so for readers this is a compaction like any other. Files are sorted by
+//! `id` and stay so: they are merged row by row, with one batch and one row group of each in memory.
 
 use std::{
     cmp::Reverse,
@@ -26,7 +26,7 @@ use crate::table::{
     Error, Table,
     data_file::rolling::{DataFiles, align},
     data_file::stored::StoredFile,
-    tombstones::Stone,
+    tombstones::{self, Tombstone},
 };
 
 /// Files that are merged at the same time.
@@ -95,28 +95,28 @@ impl Table {
 /// Adds a row of a resource to those that are needed of it; says how many are not, itself included.
 fn keep(of_one: &mut Vec<Row>, row: Row) -> u64 {
     let before = of_one.len() as u64 + 1;
-    let new = row.remembered();
-    if !of_one.iter().any(|known| known.remembered().stands_for(&new)) {
-        of_one.retain(|known| !new.stands_for(&known.remembered()));
+    let new = row.tombstone_row();
+    if !of_one.iter().any(|known| known.tombstone_row().covers(&new)) {
+        of_one.retain(|known| !new.covers(&known.tombstone_row()));
         of_one.push(row);
     }
     before - of_one.len() as u64
 }
 
-/// What a row says of its resource.
+/// What one row of the table says of its resource.
 #[derive(Clone, Copy, Debug)]
-struct Remembered {
-    stone: Stone,
-    /// When the run began that wrote it: who follows the table asks for what was written since.
+struct TombstoneRow {
+    tombstone: Tombstone,
+    /// Readers that follow the table ask for the rows that were written since a run.
     run_started_micros: Option<i64>,
 }
 
-impl Remembered {
-    /// Is nothing lost without the other one, for no version that comes late and for nobody who follows? As
-    /// [`deletions::Remembered`](crate::table::deletions::Remembered) has it, those with a time of the server and those
-    /// without do not stand for each other.
-    fn stands_for(&self, other: &Self) -> bool {
-        let (one, two) = (&self.stone, &other.stone);
+impl TombstoneRow {
+    /// May the other row be dropped? Only if this one stops every late version that the other stops, and readers that
+    /// filter by `_sync_at` still see it. As in [`Tombstones`](crate::table::tombstones::Tombstones), a deletion with a time
+    /// of the server cannot replace one without, nor the other way round.
+    fn covers(&self, other: &Self) -> bool {
+        let (one, two) = (&self.tombstone, &other.tombstone);
         one.deleted_at_micros.is_some() == two.deleted_at_micros.is_some()
             && one.deleted_at_micros >= two.deleted_at_micros
             && one.transaction_time_micros >= two.transaction_time_micros
@@ -168,10 +168,10 @@ impl Row {
         (text(&self.batch.ids, self.place), text(&self.batch.sources, self.place))
     }
 
-    fn remembered(&self) -> Remembered {
+    fn tombstone_row(&self) -> TombstoneRow {
         let micros = |of: &Int64Array| of.is_valid(self.place).then(|| of.value(self.place));
-        Remembered {
-            stone: Stone {
+        TombstoneRow {
+            tombstone: Tombstone {
                 deleted_at_micros: micros(&self.batch.deleted_at),
                 transaction_time_micros: micros(&self.batch.transaction_times),
             },
@@ -250,7 +250,7 @@ impl<'table> Merge<'table> {
 
     /// Goes on with the next batch of a file.
     async fn read(&mut self, file: usize) -> Result<(), Error> {
-        let columns = self.table.target_of_deletions()?.columns;
+        let columns = tombstones::target(self.table)?.columns;
         while let Some(rows) = self.files[file].next().await {
             let rows = rows?;
             if rows.num_rows() > 0 {

@@ -7,7 +7,7 @@ use arrow::{
 use proptest::{collection::vec, option::weighted, prelude::*};
 
 use super::*;
-use crate::table::{maintain::Retention, tombstones};
+use crate::table::{maintain::Retention, tombstones::Tombstones};
 
 fn maintenance(target_file_bytes: u64) -> Maintenance {
     Maintenance {
@@ -93,8 +93,8 @@ fn fold(all: Vec<Row>) -> Vec<Row> {
     kept
 }
 
-fn known(rows: &[Row]) -> tombstones::Remembered {
-    rows.iter().fold(tombstones::Remembered::default(), |known, row| known.with(row.remembered().stone))
+fn known(rows: &[Row]) -> Tombstones {
+    rows.iter().fold(Tombstones::default(), |known, row| known.with(row.tombstone_row().tombstone))
 }
 
 proptest! {
@@ -111,7 +111,7 @@ proptest! {
     #[test]
     fn who_asks_for_what_was_written_since_a_run_hears_of_the_resource_as_before(all in vec(said(), 1..12), since in 0i64..4) {
         let all = rows(&all);
-        let is_since = |row: &Row| row.remembered().run_started_micros >= Some(since);
+        let is_since = |row: &Row| row.tombstone_row().run_started_micros >= Some(since);
         let heard = all.iter().any(is_since);
         prop_assert_eq!(fold(all).iter().any(is_since), heard);
     }

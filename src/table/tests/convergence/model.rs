@@ -69,14 +69,14 @@ impl Row {
     }
 }
 
-/// A deletion that is remembered.
+/// A deletion that an export reported.
 #[derive(Clone, Copy, Debug)]
-struct Stone {
+struct Tombstone {
     at: Option<u32>,
     transaction_time: u32,
 }
 
-impl Stone {
+impl Tombstone {
     /// When it happened and when the row was made, by a clock that both know.
     fn times(self, row: &Row) -> (u32, u32) {
         self.at.zip(row.last_updated).unwrap_or((self.transaction_time, row.transaction_time))
@@ -86,7 +86,7 @@ impl Stone {
 #[derive(Default)]
 pub struct Model {
     rows: BTreeMap<&'static str, Row>,
-    stones: BTreeMap<&'static str, Vec<Stone>>,
+    tombstones: BTreeMap<&'static str, Vec<Tombstone>>,
 }
 
 /// What an export says of one id, after its own contradictions are settled.
@@ -137,19 +137,19 @@ impl Model {
         *counter += 1;
     }
 
-    /// Is some deletion known that happened when the row was there already?
+    /// Is there a tombstone that is not older than the row?
     fn is_deleted(&self, id: &str, row: &Row) -> bool {
-        self.stones.get(id).into_iter().flatten().any(|stone| {
-            let (deleted, made) = stone.times(row);
+        self.tombstones.get(id).into_iter().flatten().any(|tombstone| {
+            let (deleted, made) = tombstone.times(row);
             deleted >= made
         })
     }
 
-    /// The export's own time stands in for that of a deletion that states none.
+    /// A deletion that states no time gets the time of the export.
     fn take_deletion(&mut self, id: &'static str, at: Option<u32>, transaction_time: u32, counts: &mut Counts) {
-        let stone = Stone { at: at.or(Some(transaction_time)), transaction_time };
+        let tombstone = Tombstone { at: at.or(Some(transaction_time)), transaction_time };
         let made_later = |row: &Row| {
-            let (deleted, made) = stone.times(row);
+            let (deleted, made) = tombstone.times(row);
             deleted < made
         };
         if self.rows.get(id).is_some_and(made_later) {
@@ -158,7 +158,7 @@ impl Model {
         }
         let counter = if self.rows.remove(id).is_some() { &mut counts.deleted } else { &mut counts.unchanged };
         *counter += 1;
-        self.stones.entry(id).or_default().push(stone);
+        self.tombstones.entry(id).or_default().push(tombstone);
     }
 
     fn reconcile(
@@ -179,7 +179,7 @@ impl Model {
         counts.removed = count;
         for id in gone {
             self.rows.remove(id);
-            self.stones.entry(id).or_default().push(Stone { at: None, transaction_time });
+            self.tombstones.entry(id).or_default().push(Tombstone { at: None, transaction_time });
         }
     }
 }
