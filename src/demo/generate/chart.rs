@@ -6,10 +6,9 @@ use super::{
     Person,
     catalogue::{DRUGS, EncounterKind, FINDINGS, LABS, Measure, SMOKING, US_CORE, VITALS, loinc},
     element::{
-        Coding, coding, concept, date, date_time, decimal, instant, list, named_reference, object, quantity, reference,
-        status,
+        Coding, NamedResource, coding, concept, date, date_time, decimal, instant, list, named_reference, object,
+        quantity, reference, status,
     },
-    people::Place,
     random::Dice,
     world_start,
 };
@@ -24,14 +23,14 @@ pub(super) struct Visit {
     pub id: String,
     pub start: NaiveDateTime,
     pub end: NaiveDateTime,
-    pub practitioner: Place,
+    pub practitioner: NamedResource,
 }
 
 /// Its end and the resource.
 pub(super) fn encounter(
     dice: &mut Dice,
     person: &Person,
-    practitioner: &Place,
+    practitioner: &NamedResource,
     kinds: &[EncounterKind],
     start: NaiveDateTime,
 ) -> (NaiveDateTime, Body) {
@@ -49,7 +48,7 @@ pub(super) fn encounter(
         ("period", period.clone()),
         ("individual", named_reference(ResourceType::PRACTITIONER, practitioner)),
     ]);
-    let patient = Place { id: person.id.clone(), name: person.name.clone() };
+    let patient = NamedResource { id: person.id.clone(), name: person.name.clone() };
     let body = Body::from([
         ("status", text("finished")),
         ("class", coding(&kind.class)),

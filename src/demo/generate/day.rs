@@ -9,9 +9,9 @@ use super::{
     Person,
     catalogue::{ENCOUNTERS, SAME_DAY},
     chart::CLINICAL,
-    element::{date, status},
+    element::{NamedResource, date, status},
     observations, patient,
-    people::{self, Place, Staff},
+    people::{self, Staff},
     put,
     random::Dice,
     visit,
@@ -120,16 +120,16 @@ fn ids(world: &World, resource_type: ResourceType, wanted: impl Fn(&str) -> bool
 }
 
 fn staff(world: &World) -> Staff {
-    let named = |resource_type, name: fn(&Value) -> Option<String>| {
+    let staff_of = |resource_type, name: fn(&Value) -> Option<String>| {
         let resources = world.resources(resource_type);
-        let place = |(id, line): (&str, &str)| {
-            Some(Place { id: id.to_owned(), name: name(&serde_json::from_str(line).ok()?)? })
+        let named = |(id, line): (&str, &str)| {
+            Some(NamedResource { id: id.to_owned(), name: name(&serde_json::from_str(line).ok()?)? })
         };
-        resources.filter_map(place).collect()
+        resources.filter_map(named).collect()
     };
     Staff {
-        organizations: named(ResourceType::ORGANIZATION, |resource| Some(resource["name"].as_str()?.to_owned())),
-        practitioners: named(ResourceType::PRACTITIONER, |resource| Some(format!("Dr. {}", full_name(resource)?))),
+        organizations: staff_of(ResourceType::ORGANIZATION, |resource| Some(resource["name"].as_str()?.to_owned())),
+        practitioners: staff_of(ResourceType::PRACTITIONER, |resource| Some(format!("Dr. {}", full_name(resource)?))),
     }
 }
 
@@ -142,8 +142,8 @@ fn person(line: &str) -> Option<Person> {
         id: resource["id"].as_str()?.to_owned(),
         name: full_name(&resource)?,
         birth,
-        practitioner: place(&resource["generalPractitioner"][0])?,
-        organization: place(&resource["managingOrganization"])?,
+        practitioner: referenced(&resource["generalPractitioner"][0])?,
+        organization: referenced(&resource["managingOrganization"])?,
     })
 }
 
@@ -152,7 +152,7 @@ fn full_name(resource: &Value) -> Option<String> {
     Some(format!("{} {}", name["given"][0].as_str()?, name["family"].as_str()?))
 }
 
-fn place(reference: &Value) -> Option<Place> {
+fn referenced(reference: &Value) -> Option<NamedResource> {
     let (_, id) = reference["reference"].as_str()?.split_once('/')?;
-    Some(Place { id: id.to_owned(), name: reference["display"].as_str()?.to_owned() })
+    Some(NamedResource { id: id.to_owned(), name: reference["display"].as_str()?.to_owned() })
 }

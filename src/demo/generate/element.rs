@@ -2,7 +2,6 @@
 
 use chrono::{Datelike, NaiveDate, NaiveDateTime};
 
-use super::people::Place;
 use crate::{
     demo::json_object::{Body, text},
     fhir::ResourceType,
@@ -14,6 +13,13 @@ pub(super) struct Coding {
     pub system: &'static str,
     pub code: &'static str,
     pub display: &'static str,
+}
+
+/// A person or an organization that other resources refer to by name.
+#[derive(Clone, Debug)]
+pub(super) struct NamedResource {
+    pub id: String,
+    pub name: String,
 }
 
 pub(super) fn object<const N: usize>(members: [(&str, String); N]) -> String {
@@ -41,8 +47,8 @@ pub(super) fn reference(resource_type: ResourceType, id: &str) -> String {
     object([("reference", text(&format!("{resource_type}/{id}")))])
 }
 
-pub(super) fn named_reference(resource_type: ResourceType, place: &Place) -> String {
-    object([("reference", text(&format!("{resource_type}/{}", place.id))), ("display", text(&place.name))])
+pub(super) fn named_reference(resource_type: ResourceType, resource: &NamedResource) -> String {
+    object([("reference", text(&format!("{resource_type}/{}", resource.id))), ("display", text(&resource.name))])
 }
 
 pub(super) fn identifier(system: &str, value: &str) -> String {

@@ -18,7 +18,8 @@ pub use self::day::{Changes, next_day};
 use self::{
     catalogue::{ENCOUNTERS, EncounterKind},
     chart::Visit,
-    people::{Place, Staff},
+    element::NamedResource,
+    people::Staff,
     random::Dice,
 };
 use super::World;
@@ -50,8 +51,8 @@ struct Person {
     id: String,
     name: String,
     birth: NaiveDate,
-    practitioner: Place,
-    organization: Place,
+    practitioner: NamedResource,
+    organization: NamedResource,
 }
 
 fn staff(world: &mut World, dice: &mut Dice, patients: usize) -> Staff {
@@ -59,13 +60,13 @@ fn staff(world: &mut World, dice: &mut Dice, patients: usize) -> Staff {
     for number in 0..(patients / 20).max(3) {
         let (id, (name, body)) = (dice.id(), people::organization(dice, number));
         put(world, dice, ResourceType::ORGANIZATION, &id, body);
-        organizations.push(Place { id, name });
+        organizations.push(NamedResource { id, name });
     }
     let mut practitioners = Vec::new();
     for _ in 0..(patients / 10).max(3) {
         let (id, (name, body)) = (dice.id(), people::practitioner(dice));
         put(world, dice, ResourceType::PRACTITIONER, &id, body);
-        practitioners.push(Place { id, name });
+        practitioners.push(NamedResource { id, name });
     }
     Staff { organizations, practitioners }
 }

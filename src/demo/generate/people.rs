@@ -4,7 +4,7 @@ use chrono::{Days, NaiveDate};
 
 use super::{
     catalogue::{CITIES, FAMILY_NAMES, FEMALE_NAMES, HOUSES, MALE_NAMES, RACES, SPECIALTIES, STREETS, US_CORE},
-    element::{coding, concept, date, identifier, list, named_reference, object, status},
+    element::{NamedResource, coding, concept, date, identifier, list, named_reference, object, status},
     random::Dice,
     world_start,
 };
@@ -13,18 +13,11 @@ use crate::{
     fhir::ResourceType,
 };
 
-/// Somebody or something that other resources refer to by name.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub id: String,
-    pub name: String,
-}
-
 /// Who works where; neither list is empty.
 #[derive(Debug)]
 pub(super) struct Staff {
-    pub organizations: Vec<Place>,
-    pub practitioners: Vec<Place>,
+    pub organizations: Vec<NamedResource>,
+    pub practitioners: Vec<NamedResource>,
 }
 
 /// The name and the resource.
@@ -68,7 +61,11 @@ pub(super) fn practitioner(dice: &mut Dice) -> (String, Body) {
 }
 
 /// The name, the day of birth and the resource.
-pub(super) fn patient(dice: &mut Dice, practitioner: &Place, organization: &Place) -> (String, NaiveDate, Body) {
+pub(super) fn patient(
+    dice: &mut Dice,
+    practitioner: &NamedResource,
+    organization: &NamedResource,
+) -> (String, NaiveDate, Body) {
     let (gender, given) = gender_and_name(dice);
     let family = dice.word(&FAMILY_NAMES);
     let birth = world_start().date() - Days::new(400 + dice.below(90 * 365));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Bytes,
     extract::State,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
@@ -109,4 +109,9 @@ pub(super) fn outcome(status: StatusCode, code: &str, diagnostics: &str) -> Resp
 
 pub(super) fn document(status: StatusCode, content_type: &'static str, document: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, content_type)], document.to_string()).into_response()
+}
+
+/// The value of a request's header, where it is text.
+pub(super) fn header_text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    Some(headers.get(name)?.to_str().ok()?.to_owned())
 }

@@ -24,7 +24,6 @@ use super::{
     Shared, answer,
     job::{Content, Export},
     locked,
-    middleware::text,
 };
 use crate::demo::Scenario;
 
@@ -91,7 +90,7 @@ enum Form {
 
 impl Form {
     fn of(scenario: &Scenario, headers: &HeaderMap, etag: &str, bytes: u64) -> Self {
-        let accepts = text(headers, &header::ACCEPT_ENCODING).unwrap_or_default();
+        let accepts = answer::header_text(headers, &header::ACCEPT_ENCODING).unwrap_or_default();
         let from = range_start(headers, etag).filter(|from| scenario.ranges && *from < bytes);
         match from {
             Some(from) => Self::From(from),
@@ -130,10 +129,10 @@ impl Form {
 
 /// Where `Range: bytes=N-` begins; `None` also where `If-Range` names another state of the file.
 fn range_start(headers: &HeaderMap, etag: &str) -> Option<u64> {
-    if text(headers, &header::IF_RANGE).is_some_and(|condition| condition != etag) {
+    if answer::header_text(headers, &header::IF_RANGE).is_some_and(|condition| condition != etag) {
         return None;
     }
-    text(headers, &header::RANGE)?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+    answer::header_text(headers, &header::RANGE)?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
 async fn text_of(export: Arc<Export>, place: usize) -> io::Result<Chunks> {

@@ -16,7 +16,6 @@ use super::{
     answer::{self, FHIR_JSON},
     job::{Export, Order, Since},
     locked,
-    middleware::text,
 };
 use crate::fhir::ResourceType;
 
@@ -91,11 +90,11 @@ fn string(value: &Value) -> String {
 }
 
 fn read(shared: &Shared, uri: &Uri, headers: &HeaderMap, parameters: Vec<(String, String)>) -> Result<Order, Refusal> {
-    let accept = text(headers, &header::ACCEPT).unwrap_or_default();
+    let accept = answer::header_text(headers, &header::ACCEPT).unwrap_or_default();
     if accept.split(';').next().map(str::trim) != Some(FHIR_JSON) {
         return Err(refused("invalid", "Accept is to be application/fhir+json"));
     }
-    let prefer = text(headers, &HeaderName::from_static("prefer")).unwrap_or_default();
+    let prefer = answer::header_text(headers, &HeaderName::from_static("prefer")).unwrap_or_default();
     let prefers = |preference| prefer.split([',', ';']).any(|part| part.trim() == preference);
     if !prefers("respond-async") {
         return Err(refused("invalid", "Prefer is to contain respond-async"));

@@ -6,7 +6,7 @@ use std::{io, sync::Arc, time::Duration};
 use axum::{
     body::{Body, Bytes},
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{AppendHeaders, IntoResponse, Response},
 };
@@ -28,10 +28,10 @@ pub(super) async fn pass(State(door): State<Door>, request: Request, next: Next)
     let mut seen = Seen {
         origin: door.origin,
         method: request.method().to_string(),
-        authorization: text(request.headers(), &header::AUTHORIZATION),
-        accept: text(request.headers(), &header::ACCEPT),
-        prefer: text(request.headers(), &HeaderName::from_static("prefer")),
-        range: text(request.headers(), &header::RANGE),
+        authorization: answer::header_text(request.headers(), &header::AUTHORIZATION),
+        accept: answer::header_text(request.headers(), &header::ACCEPT),
+        prefer: answer::header_text(request.headers(), &HeaderName::from_static("prefer")),
+        range: answer::header_text(request.headers(), &header::RANGE),
         path,
         status: 0,
     };
@@ -55,11 +55,6 @@ pub(super) async fn pass(State(door): State<Door>, request: Request, next: Next)
     seen.status = response.status().as_u16();
     door.shared.note(seen);
     response
-}
-
-/// The value of a header, where it is text.
-pub(super) fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-    Some(headers.get(name)?.to_str().ok()?.to_owned())
 }
 
 fn date(shared: &Shared) -> String {
