@@ -1,7 +1,7 @@
-//! A folder of NDJSON files, served byte for byte: someone's own data, without a word changed.
+//! A folder of NDJSON files, served byte for byte, so that users can try fhir-sync with their own data.
 //!
-//! The type is the part of a file's name before the first dot (`Organization.123.ndjson.gz`); the lines are counted
-//! once, at the start. Nothing of a file is held in memory.
+//! The resource type is the part of the file name before the first dot (`Organization.123.ndjson.gz`). The lines are
+//! counted once, at the start. No file is held in memory.
 
 use std::{
     io,
@@ -21,43 +21,43 @@ use crate::fhir::ResourceType;
 
 /// One file of the folder.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
+pub(super) struct NdjsonFile {
     pub resource_type: ResourceType,
-    /// Lines that are not empty.
+    /// The number of lines that are not empty.
     pub lines: u64,
-    /// Of the text, not of the compressed file.
+    /// The size of the text, uncompressed.
     pub bytes: u64,
     path: PathBuf,
-    packing: Packing,
+    compression: Compression,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Packing {
-    Plain,
+enum Compression {
+    None,
     Gzip,
 }
 
-/// The NDJSON files of a folder, sorted by name. An error names the file it is about.
-pub(super) async fn documents(folder: &Path) -> io::Result<Vec<Document>> {
-    let mut entries = tokio::fs::read_dir(folder).await.map_err(|error| at(folder, &error))?;
-    let mut documents = Vec::new();
-    while let Some(entry) = entries.next_entry().await.map_err(|error| at(folder, &error))? {
+/// The NDJSON files of a folder, sorted by name. An error names the file or folder that cannot be read.
+pub(super) async fn files(folder: &Path) -> io::Result<Vec<NdjsonFile>> {
+    let mut entries = tokio::fs::read_dir(folder).await.map_err(|error| with_path(folder, &error))?;
+    let mut files = Vec::new();
+    while let Some(entry) = entries.next_entry().await.map_err(|error| with_path(folder, &error))? {
         let path = entry.path();
-        let Some((resource_type, packing)) = name(&path) else { continue };
-        let document = Document { resource_type, lines: 0, bytes: 0, path, packing };
-        documents.push(document.counted().await?);
+        let Some((resource_type, compression)) = name(&path) else { continue };
+        let file = NdjsonFile { resource_type, lines: 0, bytes: 0, path, compression };
+        files.push(file.counted().await?);
     }
-    documents.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(documents)
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
 }
 
-impl Document {
-    /// The text of the file, in the pieces in which it was read.
+impl NdjsonFile {
+    /// The uncompressed text of the file, in pieces.
     pub(super) async fn text(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
-        let file = File::open(&self.path).await.map_err(|error| at(&self.path, &error))?;
-        Ok(match self.packing {
-            Packing::Plain => pieces(file),
-            Packing::Gzip => {
+        let file = File::open(&self.path).await.map_err(|error| with_path(&self.path, &error))?;
+        Ok(match self.compression {
+            Compression::None => pieces(file),
+            Compression::Gzip => {
                 let mut decoder = GzipDecoder::new(BufReader::new(file));
                 decoder.multiple_members(true);
                 pieces(decoder)
@@ -67,9 +67,9 @@ impl Document {
 
     async fn counted(mut self) -> io::Result<Self> {
         let mut text = self.text().await?;
-        // Whether the line under way has anything in it.
+        // Whether the current line has any character.
         let mut begun = false;
-        while let Some(piece) = text.try_next().await.map_err(|error| at(&self.path, &error))? {
+        while let Some(piece) = text.try_next().await.map_err(|error| with_path(&self.path, &error))? {
             self.bytes += piece.len() as u64;
             for byte in piece {
                 match byte {
@@ -90,24 +90,24 @@ fn pieces(reader: impl AsyncRead + Send + 'static) -> BoxStream<'static, io::Res
     ReaderStream::with_capacity(reader, PIECE_BYTES).boxed()
 }
 
-/// What a file's name says of it; `None`: not a file to serve.
-fn name(path: &Path) -> Option<(ResourceType, Packing)> {
+/// Resource type and compression from a file name; `None`: the file is not served.
+fn name(path: &Path) -> Option<(ResourceType, Compression)> {
     let name = path.file_name()?.to_str()?;
-    let packing = match (name.strip_suffix(".ndjson"), name.strip_suffix(".ndjson.gz")) {
-        (Some(_), _) => Packing::Plain,
-        (_, Some(_)) => Packing::Gzip,
+    let compression = match (name.strip_suffix(".ndjson"), name.strip_suffix(".ndjson.gz")) {
+        (Some(_), _) => Compression::None,
+        (_, Some(_)) => Compression::Gzip,
         _ => return None,
     };
     match name.split('.').next()?.parse() {
-        Ok(resource_type) => Some((resource_type, packing)),
+        Ok(resource_type) => Some((resource_type, compression)),
         Err(unknown) => {
-            tracing::warn!(file = name, %unknown, "left out: the name does not begin with a resource type");
+            tracing::warn!(file = name, %unknown, "file skipped: its name does not begin with a resource type");
             None
         }
     }
 }
 
-fn at(path: &Path, error: &io::Error) -> io::Error {
+fn with_path(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
@@ -128,14 +128,14 @@ mod tests {
         ] {
             std::fs::File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
         }
-        let documents = documents(folder.path()).await.unwrap();
-        let seen: Vec<_> = documents.iter().map(|document| (document.resource_type.as_str(), document.lines)).collect();
+        let files = files(folder.path()).await.unwrap();
+        let seen: Vec<_> = files.iter().map(|file| (file.resource_type.as_str(), file.lines)).collect();
         assert_eq!(seen, [("Organization", 1), ("Patient", 3)]);
     }
 
     #[tokio::test]
-    async fn a_folder_that_is_not_there_is_named() {
-        let error = documents(Path::new("/nowhere/at/all")).await.unwrap_err();
+    async fn the_error_for_a_missing_folder_names_it() {
+        let error = files(Path::new("/nowhere/at/all")).await.unwrap_err();
         assert!(error.to_string().starts_with("/nowhere/at/all: "), "{error}");
     }
 }

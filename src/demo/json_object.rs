@@ -1,7 +1,7 @@
-//! A body: the members of a JSON object in their order, each value as the text that will be sent.
+//! A JSON object: its members in their order, each value as the text that will be sent.
 //!
-//! Kept as text because a `serde_json::Value` forgets what FHIR keeps: the order of members and the zeros at the end of
-//! a decimal (`6.30`). Each name occurs once.
+//! The values are kept as text because a `serde_json::Value` forgets what FHIR keeps: the order of members and the
+//! trailing zeros of a decimal (`6.30`). Each name occurs once.
 
 use std::fmt;
 
@@ -13,10 +13,10 @@ use serde_json::{Value, value::RawValue};
 
 /// The members of a resource or of one of its elements.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Body(Vec<(String, String)>);
+pub struct JsonObject(Vec<(String, String)>);
 
-impl Body {
-    /// `None` where the text is no JSON object.
+impl JsonObject {
+    /// `None` if the text is not a JSON object.
     pub fn read(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
@@ -26,7 +26,7 @@ impl Body {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Puts JSON text in the place of a member's value, or behind the last member.
+    /// Replaces the value of a member with this JSON text; a new member is appended.
     pub fn set(&mut self, name: &str, json: impl Into<String>) {
         match self.0.iter_mut().find(|(known, _)| known == name) {
             Some((_, value)) => *value = json.into(),
@@ -35,8 +35,8 @@ impl Body {
     }
 
     pub fn remove(&mut self, name: &str) -> Option<String> {
-        let place = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.remove(place).1)
+        let index = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.remove(index).1)
     }
 
     #[must_use]
@@ -45,7 +45,7 @@ impl Body {
         self
     }
 
-    /// The members of `other` behind our own.
+    /// Appends the members of `other`; a name that both have takes the value of `other`.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         for (name, json) in other.0 {
@@ -56,11 +56,11 @@ impl Body {
 }
 
 /// Compact JSON.
-impl fmt::Display for Body {
+impl fmt::Display for JsonObject {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("{")?;
-        for (place, (name, json)) in self.0.iter().enumerate() {
-            if place > 0 {
+        for (index, (name, json)) in self.0.iter().enumerate() {
+            if index > 0 {
                 out.write_str(",")?;
             }
             quote(name, out)?;
@@ -92,15 +92,15 @@ fn quote(value: &str, out: &mut impl fmt::Write) -> fmt::Result {
     out.write_char('"')
 }
 
-impl<const N: usize> From<[(&str, String); N]> for Body {
+impl<const N: usize> From<[(&str, String); N]> for JsonObject {
     fn from(members: [(&str, String); N]) -> Self {
         Self(members.into_iter().map(|(name, json)| (name.to_owned(), json)).collect())
     }
 }
 
-/// The members of an object; of any other value nothing remains, for a resource is an object. (Nonsense for the sake of
-/// a test goes in with [`World::push_line`](super::World::push_line).)
-impl From<Value> for Body {
+/// The members of an object; any other value becomes an empty object. (A test that wants an invalid line uses
+/// [`World::push_line`](super::World::push_line).)
+impl From<Value> for JsonObject {
     fn from(value: Value) -> Self {
         match value {
             Value::Object(members) => {
@@ -111,22 +111,22 @@ impl From<Value> for Body {
     }
 }
 
-impl<'de> Deserialize<'de> for Body {
+impl<'de> Deserialize<'de> for JsonObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Members;
         impl<'de> Visitor<'de> for Members {
-            type Value = Body;
+            type Value = JsonObject;
 
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("a JSON object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body, A::Error> {
-                let mut body = Body::default();
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<JsonObject, A::Error> {
+                let mut object = JsonObject::default();
                 while let Some((name, json)) = map.next_entry::<String, Box<RawValue>>()? {
-                    body.set(&name, json.get());
+                    object.set(&name, json.get());
                 }
-                Ok(body)
+                Ok(object)
             }
         }
         deserializer.deserialize_map(Members)
@@ -138,15 +138,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_keeps_the_order_of_its_members_and_the_zeros_of_a_decimal() {
+    fn an_object_keeps_the_order_of_its_members_and_the_trailing_zeros_of_a_decimal() {
         let line = r#"{"z":6.30,"a":{"y":1,"b":70.0},"text":"\"quoted\" \\ ü"}"#;
-        let body = Body::read(line).unwrap();
-        assert_eq!(body.to_string(), line);
-        assert_eq!(body.get("z"), Some("6.30"));
+        let object = JsonObject::read(line).unwrap();
+        assert_eq!(object.to_string(), line);
+        assert_eq!(object.get("z"), Some("6.30"));
     }
 
     #[test]
-    fn a_text_comes_back_from_json_as_it_went_in() {
+    fn a_text_survives_the_round_trip_through_json() {
         for value in ["", "plain", "\"\\\n\u{1}", "Zoë O'Brien 💊"] {
             assert_eq!(serde_json::from_str::<String>(&text(value)).unwrap(), value);
         }

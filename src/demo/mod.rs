@@ -1,7 +1,7 @@
-//! A Bulk Data server in this process, with synthetic data: for a first look, for the tests and for the benches.
+//! An embedded Bulk Data server with synthetic data, for the demo, the tests and the benches.
 //!
-//! Nothing in here is part of a sync. The server speaks real HTTP on a real port; its data live in a [`World`] with a
-//! clock of its own, so the same seed gives the same bytes, the same instants and the same exports everywhere.
+//! A sync does not use this room. The server speaks real HTTP on a real port; its data are in a [`World`] with its own
+//! clock, so the same seed gives the same bytes, the same instants and the same exports on every machine.
 
 pub mod json_object;
 mod folder;
@@ -14,9 +14,9 @@ pub mod world;
 pub use axum::http::StatusCode;
 
 pub use self::{
-    json_object::Body,
+    json_object::JsonObject,
     scenario::{Fault, Scenario},
-    server::{JobView, Seen, Server},
+    server::{JobView, RecordedRequest, Server},
     token::Auth,
     world::World,
 };

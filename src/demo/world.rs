@@ -1,7 +1,8 @@
-//! The world: what the server knows. Resources with their versions, what was deleted and when, and a logical clock.
+//! The world: the data of the simulated server. Resources with their versions, deletions with their times, and a
+//! logical clock.
 //!
-//! The clock never follows the wall: it starts at [`START`] and moves only when it is told to, so every instant in an
-//! export is known beforehand. A resource is kept as the line that is sent.
+//! The clock does not follow real time: it starts at [`START`] and moves only when [`World::advance`] is called, so
+//! every instant in an export is known beforehand. A resource is kept as the line that is sent.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,17 +12,17 @@ use std::{
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
-use super::json_object::{Body, text};
+use super::json_object::{JsonObject, text};
 use crate::fhir::{Deletion, ResourceType};
 
-/// Where the clock of a new world stands: 2026-01-01T00:00:00Z.
+/// The time of a new world: 2026-01-01T00:00:00Z.
 pub const START: DateTime<Utc> = DateTime::from_timestamp_nanos(1_767_225_600_000_000_000);
 
-/// The data of a server at one moment of its own time.
+/// The data of a server, and the time on its clock.
 #[derive(Clone, Debug)]
 pub struct World {
     now: DateTime<Utc>,
-    stocks: BTreeMap<ResourceType, Stock>,
+    types: BTreeMap<ResourceType, Resources>,
 }
 
 impl Default for World {
@@ -32,66 +33,69 @@ impl Default for World {
 
 impl World {
     pub fn new() -> Self {
-        Self { now: START, stocks: BTreeMap::new() }
+        Self { now: START, types: BTreeMap::new() }
     }
 
     pub fn now(&self) -> DateTime<Utc> {
         self.now
     }
 
-    /// Moves the clock on; where the calendar ends, it stays.
+    /// Moves the clock forward; it stops at the end of the calendar.
     pub fn advance(&mut self, by: Duration) {
         let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);
         self.now = self.now.checked_add_signed(by).unwrap_or(self.now);
     }
 
-    /// Stores the next version of a resource and returns its number, from 1. `resourceType`, `id`, `meta.versionId` and
-    /// `meta.lastUpdated` (now) are the world's to say; everything else is sent as it stands in `body`.
-    pub fn put(&mut self, resource_type: ResourceType, id: &str, body: impl Into<Body>) -> u64 {
-        let (stock, now) = self.stock(resource_type);
-        let entry = stock.entry(id);
+    /// Stores the next version of a resource and returns its number, from 1. The world sets `resourceType`, `id`,
+    /// `meta.versionId` and `meta.lastUpdated` (now); everything else is sent as it is in `resource`.
+    pub fn put(&mut self, resource_type: ResourceType, id: &str, resource: impl Into<JsonObject>) -> u64 {
+        let now = self.now;
+        let entry = self.of_type(resource_type).entry(id);
         entry.version += 1;
         entry.last_updated = now;
-        entry.state = State::Live(line(resource_type, id, entry.version, now, body.into()).into());
+        entry.state = State::Live(line(resource_type, id, entry.version, now, resource.into()).into());
         entry.version
     }
 
-    /// Deletes a resource; the deletion counts as a version, as it does on real servers. `false`: there was none.
+    /// Deletes a resource; the deletion counts as a version, as it does on real servers. `false`: there is no such
+    /// resource.
     pub fn delete(&mut self, resource_type: ResourceType, id: &str) -> bool {
-        let (stock, now) = self.stock(resource_type);
-        let live = stock.places.get(id).and_then(|place| stock.entries.get_mut(*place)).filter(|entry| entry.is_live());
+        let now = self.now;
+        let resources = self.of_type(resource_type);
+        let index = resources.by_id.get(id).copied();
+        let live = index.and_then(|index| resources.entries.get_mut(index)).filter(|entry| entry.is_live());
         let Some(entry) = live else { return false };
         *entry = Entry { id: entry.id.clone(), version: entry.version + 1, last_updated: now, state: State::Deleted };
         true
     }
 
-    /// A line that no resource stands behind: broken JSON, no id, an older version, a duplicate. It is sent, as it is,
-    /// at the end of every further export of the type, whatever its `_since`.
+    /// Adds a line that does not belong to a stored resource: broken JSON, no id, an older version, a duplicate. It is
+    /// sent unchanged at the end of every further export of the type, whatever its `_since`.
     pub fn push_line(&mut self, resource_type: ResourceType, line: impl Into<Arc<str>>) {
-        self.stock(resource_type).0.pushed.push(line.into());
+        self.of_type(resource_type).pushed_lines.push(line.into());
     }
 
-    /// Forgets the pushed lines of all types.
+    /// Removes the pushed lines of all types.
     pub fn clear_pushed_lines(&mut self) {
-        for stock in self.stocks.values_mut() {
-            stock.pushed.clear();
+        for resources in self.types.values_mut() {
+            resources.pushed_lines.clear();
         }
     }
 
-    /// The line of a resource, as it is sent.
+    /// The line of a resource as it is sent; `None` if it does not exist or is deleted.
     pub fn line(&self, resource_type: ResourceType, id: &str) -> Option<&str> {
-        let stock = self.stocks.get(&resource_type)?;
-        stock.entries.get(*stock.places.get(id)?)?.line().map(AsRef::as_ref)
+        let resources = self.types.get(&resource_type)?;
+        resources.entries.get(*resources.by_id.get(id)?)?.line().map(AsRef::as_ref)
     }
 
-    /// The types that have, or had, resources; sorted.
+    /// The types that have or had resources; sorted.
     pub fn types(&self) -> impl Iterator<Item = ResourceType> {
-        self.stocks.keys().copied()
+        self.types.keys().copied()
     }
 
     /// The id and the line of each resource of a type that is not deleted, in the order of creation.
     pub fn resources(&self, resource_type: ResourceType) -> impl Iterator<Item = (&str, &str)> {
-        let entries = self.stocks.get(&resource_type).into_iter().flat_map(|stock| &stock.entries);
+        let entries = self.types.get(&resource_type).into_iter().flat_map(|resources| &resources.entries);
         entries.filter_map(|entry| Some((entry.id.as_ref(), entry.line()?.as_ref())))
     }
 
@@ -100,52 +104,54 @@ impl World {
         self.resources(resource_type).count()
     }
 
-    /// The lines of an export: what has `lastUpdated >= since` (everything without a `since`), then the pushed lines.
+    /// The lines of an export: the resources with `lastUpdated >= since` (all of them without a `since`), then the
+    /// pushed lines.
     pub fn lines(&self, resource_type: ResourceType, since: Option<DateTime<Utc>>) -> Vec<Arc<str>> {
-        let Some(stock) = self.stocks.get(&resource_type) else { return Vec::new() };
-        let changed = stock.entries.iter().filter(|entry| since.is_none_or(|since| entry.last_updated >= since));
-        changed.filter_map(Entry::line).chain(&stock.pushed).cloned().collect()
+        let Some(resources) = self.types.get(&resource_type) else { return Vec::new() };
+        let changed = resources.entries.iter().filter(|entry| since.is_none_or(|since| entry.last_updated >= since));
+        changed.filter_map(Entry::line).chain(&resources.pushed_lines).cloned().collect()
     }
 
-    /// What was deleted at or after `since` and has not come back, in the order of time.
+    /// The resources that were deleted at or after `since` and do not exist again, ordered by the time of deletion.
     pub fn deleted(&self, resource_type: ResourceType, since: DateTime<Utc>) -> Vec<Deletion> {
-        let Some(stock) = self.stocks.get(&resource_type) else { return Vec::new() };
-        let gone = stock.entries.iter().filter(|entry| !entry.is_live() && entry.last_updated >= since);
-        let mut deletions: Vec<_> = gone
+        let Some(resources) = self.types.get(&resource_type) else { return Vec::new() };
+        let deleted = resources.entries.iter().filter(|entry| !entry.is_live() && entry.last_updated >= since);
+        let mut deletions: Vec<_> = deleted
             .map(|entry| Deletion { resource_type, id: entry.id.to_string(), at: Some(entry.last_updated) })
             .collect();
         deletions.sort_by_key(|deletion| deletion.at);
         deletions
     }
 
-    fn stock(&mut self, resource_type: ResourceType) -> (&mut Stock, DateTime<Utc>) {
-        (self.stocks.entry(resource_type).or_default(), self.now)
+    fn of_type(&mut self, resource_type: ResourceType) -> &mut Resources {
+        self.types.entry(resource_type).or_default()
     }
 }
 
-/// An instant as this server writes it: UTC, three digits of the second.
+/// An instant as this server writes it: UTC, with milliseconds.
 pub fn instant(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// The resources of one type, in the order of their creation.
 #[derive(Clone, Debug, Default)]
-struct Stock {
-    places: HashMap<Arc<str>, usize>,
+struct Resources {
     entries: Vec<Entry>,
-    pushed: Vec<Arc<str>>,
+    /// Indexes of `entries`.
+    by_id: HashMap<Arc<str>, usize>,
+    pushed_lines: Vec<Arc<str>>,
 }
 
-impl Stock {
-    /// The entry of an id; a new one, of version 0, where there is none.
+impl Resources {
+    /// The entry of an id; a new one of version 0 if there is none.
     fn entry(&mut self, id: &str) -> &mut Entry {
-        let place = self.places.get(id).copied().unwrap_or_else(|| {
-            let (id, place) = (Arc::<str>::from(id), self.entries.len());
+        let index = self.by_id.get(id).copied().unwrap_or_else(|| {
+            let (id, index) = (Arc::<str>::from(id), self.entries.len());
             self.entries.push(Entry { id: id.clone(), version: 0, last_updated: START, state: State::Deleted });
-            self.places.insert(id, place);
-            place
+            self.by_id.insert(id, index);
+            index
         });
-        &mut self.entries[place]
+        &mut self.entries[index]
     }
 }
 
@@ -176,21 +182,28 @@ impl Entry {
     }
 }
 
-fn line(resource_type: ResourceType, id: &str, version: u64, last_updated: DateTime<Utc>, mut body: Body) -> String {
-    let mut said = body.remove("meta").and_then(|meta| Body::read(&meta)).unwrap_or_default();
+fn line(
+    resource_type: ResourceType,
+    id: &str,
+    version: u64,
+    last_updated: DateTime<Utc>,
+    mut resource: JsonObject,
+) -> String {
+    let mut given = resource.remove("meta").and_then(|meta| JsonObject::read(&meta)).unwrap_or_default();
     for ours in ["versionId", "lastUpdated"] {
-        said.remove(ours);
+        given.remove(ours);
     }
     for ours in ["resourceType", "id"] {
-        body.remove(ours);
+        resource.remove(ours);
     }
-    let meta = Body::from([("versionId", text(&version.to_string())), ("lastUpdated", text(&instant(last_updated)))]);
-    let head = Body::from([
+    let meta =
+        JsonObject::from([("versionId", text(&version.to_string())), ("lastUpdated", text(&instant(last_updated)))]);
+    let head = JsonObject::from([
         ("resourceType", text(resource_type.as_str())),
         ("id", text(id)),
-        ("meta", meta.and(said).to_string()),
+        ("meta", meta.and(given).to_string()),
     ]);
-    head.and(body).to_string()
+    head.and(resource).to_string()
 }
 
 #[cfg(test)]
@@ -207,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn each_put_is_the_next_version_and_says_when() {
+    fn each_put_is_the_next_version_with_the_current_time() {
         let mut world = World::new();
         world.put(PATIENT, "p1", json!({"gender": "female", "meta": {"versionId": "7", "source": "urn:x"}}));
         world.advance(Duration::from_millis(1_500));
@@ -221,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_body_says_of_its_meta_is_sent_but_for_the_version() {
+    fn the_meta_of_a_resource_is_sent_except_for_its_version_and_time() {
         let mut world = World::new();
         world.put(PATIENT, "p1", json!({"meta": {"versionId": "7", "source": "urn:x"}}));
         assert_eq!(
@@ -233,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_at_the_very_instant_of_since_is_sent_again() {
+    fn a_change_at_the_instant_of_since_is_sent_again() {
         let mut world = World::new();
         world.put(PATIENT, "before", json!({}));
         world.advance(Duration::from_secs(1));
@@ -246,12 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_is_told_until_the_resource_comes_back_with_a_higher_version() {
+    fn a_deletion_is_reported_until_the_resource_exists_again_with_a_higher_version() {
         let mut world = World::new();
         world.put(PATIENT, "p1", json!({}));
         let since = world.now();
         assert!(world.delete(PATIENT, "p1"));
-        assert!(!world.delete(PATIENT, "p1"), "it is gone already");
+        assert!(!world.delete(PATIENT, "p1"), "it is deleted already");
         assert_eq!(world.lines(PATIENT, None).len(), 0);
         assert_eq!(world.deleted(PATIENT, since).len(), 1);
         assert_eq!(world.put(PATIENT, "p1", json!({})), 3);
@@ -259,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pushed_line_comes_with_every_export_until_it_is_forgotten() {
+    fn a_pushed_line_is_in_every_export_until_it_is_removed() {
         let mut world = World::new();
         world.push_line(PATIENT, "{broken");
         assert_eq!(world.lines(PATIENT, Some(world.now() + TimeDelta::days(1))), vec![Arc::from("{broken")]);

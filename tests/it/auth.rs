@@ -10,7 +10,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use fhir_sync::{
-    demo::{Auth, Seen},
+    demo::{Auth, RecordedRequest},
     export::auth::{self, SigningKey},
     fhir::ResourceType,
     sync::Outcome,
@@ -89,9 +89,9 @@ fn assert_silent(ended: &Ended, registered: &Registered) {
     }
 }
 
-fn at_origin(stage: &Stage, origin: &url::Url) -> Vec<Seen> {
+fn at_origin(stage: &Stage, origin: &url::Url) -> Vec<RecordedRequest> {
     let origin = origin.as_str().trim_end_matches('/');
-    stage.server.seen().into_iter().filter(|seen| seen.origin == origin).collect()
+    stage.server.requests().into_iter().filter(|seen| seen.origin == origin).collect()
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn a_private_key_without_a_client_id_is_a_mistake_with_a_way_out() {
     let ended = drop_in(&stage, &["--auth-private-key", "/nowhere/key"], &[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.said());
     assert!(ended.stderr.contains("--auth-private-key needs --auth-client-id"), "{}", ended.stderr);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn a_key_file_that_others_can_read_is_refused_with_the_way_out() {
     let ended = drop_in(&stage, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.said());
     assert!(ended.stderr.contains(&format!("chmod 600 {key_file}")), "{}", ended.stderr);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn a_token_that_ends_in_the_middle_of_the_downloads_is_renewed() {
     });
     stage.complete().await;
     stage.assert_in_step().await;
-    let seen = stage.server.seen();
+    let seen = stage.server.requests();
     assert!(seen.iter().any(|seen| seen.path.contains("/bulkfiles/") && seen.status == 401));
     assert!(seen.iter().filter(|seen| seen.path == "/auth/token").count() >= 2);
 }
@@ -229,7 +229,7 @@ async fn an_origin_in_token_origins_gets_the_token() {
     stage.assert_in_step().await;
     let seen = at_origin(&stage, &origin);
     assert_eq!(seen.len(), 2);
-    let has_token = |seen: &Seen| seen.authorization.as_ref().is_some_and(|value| value.contains(TOKEN));
+    let has_token = |seen: &RecordedRequest| seen.authorization.as_ref().is_some_and(|value| value.contains(TOKEN));
     assert!(seen.iter().all(|seen| seen.status == 200 && has_token(seen)), "{seen:#?}");
 }
 

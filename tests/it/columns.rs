@@ -56,7 +56,7 @@ async fn tables_without_types_need_not_ask_for_the_version() {
     stage.config.typed = false;
     stage.complete().await;
     stage.assert_in_step().await;
-    assert!(stage.server.seen().iter().all(|seen| !seen.path.contains("metadata")));
+    assert!(stage.server.requests().iter().all(|seen| !seen.path.contains("metadata")));
     assert!(!has_column(&stage, "gender"));
 }
 

@@ -99,7 +99,7 @@ async fn ticks_sync_again_and_again_and_never_two_at_once() {
     stage.server.scenario(|scenario| scenario.hold = false);
     eventually("a third export", async || (stage.server.jobs().len() >= 3).then_some(())).await;
     daemon.stop().await;
-    assert!(stage.server.seen().iter().all(|seen| seen.status != 429));
+    assert!(stage.server.requests().iter().all(|seen| seen.status != 429));
     stage.server.scenario(|scenario| scenario.max_jobs = 10);
     stage.complete().await;
     stage.assert_in_step().await;

@@ -58,7 +58,7 @@ async fn a_file_in_the_place_of_the_tables_is_named_before_anybody_is_asked() {
     fs::write(stage.lake(), "in the way").unwrap();
     let ended = stage.process(&[]).await;
     assert_says(&ended, 78, &[stage.lake().to_str().unwrap(), "cannot be used", "or choose another `tables.root`"]);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
     fs::remove_file(stage.lake()).unwrap();
     assert_mended(&stage).await;
 }
@@ -110,7 +110,7 @@ async fn all_mistakes_of_a_configuration_are_said_at_once() {
             assert_says(&ended, 78, &[part]);
         }
     }
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
     assert_mended(&stage).await;
 }
 
@@ -125,7 +125,7 @@ async fn check_accepts_a_configuration_without_mistakes_and_asks_nobody() {
     let stage = Stage::set().await;
     let ended = stage.start("check", &[]).end().await;
     assert_says(&ended, 0, &["fhir-sync.toml: 1 exports, no mistakes"]);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
     assert!(!stage.state_file().exists());
 }
 

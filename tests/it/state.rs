@@ -65,7 +65,7 @@ async fn a_broken_state_file_without_tables_stops_with_a_sentence_and_asks_nobod
     assert_eq!(ended.code, Some(78), "{}", ended.said());
     let place = stage.state_file().display().to_string();
     assert!(ended.stderr.contains(&format!("delete {place} to begin anew with a full load")), "{}", ended.stderr);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
     fs::remove_file(stage.state_file()).unwrap();
     stage.complete().await;
     stage.assert_in_step().await;
@@ -76,11 +76,11 @@ async fn a_state_file_of_a_newer_format_stops_with_a_sentence_and_is_left_alone(
     let stage = synced().await;
     let newer = r#"{"format": 9, "checksum": "", "state": {}}"#;
     fs::write(stage.state_file(), newer).unwrap();
-    let before = stage.server.seen().len();
+    let before = stage.server.requests().len();
     let ended = stage.process(&[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.said());
     assert!(ended.stderr.contains("state.json is of format 9, which a newer fhir-sync wrote"), "{}", ended.stderr);
-    assert_eq!(stage.server.seen().len(), before);
+    assert_eq!(stage.server.requests().len(), before);
     assert_eq!(fs::read_to_string(stage.state_file()).unwrap(), newer);
 }
 
@@ -114,7 +114,7 @@ async fn a_state_folder_that_cannot_be_made_stops_before_anybody_is_asked() {
     assert_eq!(ended.code, Some(78), "{}", ended.said());
     let place = stage.folder.path().join("state").display().to_string();
     assert!(ended.stderr.contains(&format!("{place} cannot be used; check the folder's owner")), "{}", ended.stderr);
-    assert!(stage.server.seen().is_empty());
+    assert!(stage.server.requests().is_empty());
     fs::remove_file(&place).unwrap();
     assert_eq!(stage.sync().await.outcome, Outcome::Complete);
 }

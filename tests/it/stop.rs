@@ -104,7 +104,7 @@ async fn settling(stage: &Stage, command: &str, grace_period: &str) -> Process {
         }];
     });
     eventually("the refused DELETE", async || {
-        let seen = stage.server.seen();
+        let seen = stage.server.requests();
         seen.iter().any(|seen| seen.method == "DELETE" && seen.status == 503).then_some(())
     })
     .await;

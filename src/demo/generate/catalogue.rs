@@ -1,4 +1,4 @@
-//! What there is to choose from: invented people's names, towns, and codes of LOINC, SNOMED CT, `RxNorm` and HL7.
+//! The lists that the generator draws from: names, cities, and codes of LOINC, SNOMED CT, `RxNorm` and HL7.
 
 use super::element::Coding;
 
@@ -38,7 +38,7 @@ pub(super) const RACES: [Coding; 5] = [
     race("2076-8", "Native Hawaiian or Other Pacific Islander"),
 ];
 
-/// Class and reason of an encounter, and how many minutes it takes at least and at most.
+/// A kind of encounter: class, reason, and the shortest and longest duration in minutes.
 #[derive(Debug)]
 pub(super) struct EncounterKind {
     pub class: Coding,
@@ -48,7 +48,7 @@ pub(super) struct EncounterKind {
 
 const AMBULATORY: Coding = act("AMB", "ambulatory");
 
-/// The first [`SAME_DAY`] are over on the day on which they begin.
+/// The first [`SAME_DAY`] kinds end on the day on which they start.
 pub(super) const ENCOUNTERS: [EncounterKind; 6] = [
     EncounterKind { class: AMBULATORY, reason: snomed("185349003", "Encounter for check up"), minutes: (15, 45) },
     EncounterKind { class: AMBULATORY, reason: snomed("185345009", "Encounter for symptom"), minutes: (10, 30) },
@@ -72,7 +72,7 @@ pub(super) const ENCOUNTERS: [EncounterKind; 6] = [
 
 pub(super) const SAME_DAY: usize = 4;
 
-/// A finding; one that passes is over some weeks later.
+/// A diagnosis; one that passes is resolved some weeks later.
 #[derive(Debug)]
 pub(super) struct Finding {
     pub code: Coding,
@@ -104,7 +104,7 @@ pub(super) const FINDINGS: [Finding; 14] = [
     passing("65363002", "Otitis media"),
 ];
 
-/// A drug, and how often a day it is taken.
+/// A drug, and how many times a day it is taken.
 #[derive(Debug)]
 pub(super) struct Drug {
     pub code: Coding,
@@ -124,7 +124,7 @@ pub(super) const DRUGS: [Drug; 10] = [
     Drug { code: rxnorm("855332", "warfarin sodium 5 MG Oral Tablet"), per_day: 1 },
 ];
 
-/// Something to measure: its bounds count in units of the last digit (`(950, 1_400)` with one digit: 95.0 to 140.0).
+/// A measurement. Its bounds are in units of the last digit: `(950, 1_400)` with one digit is 95.0 to 140.0.
 #[derive(Debug)]
 pub(super) struct Measure {
     pub code: Coding,
@@ -143,7 +143,7 @@ const MG_DL: (&str, &str) = ("mg/dL", "mg/dL");
 const MMOL_L: (&str, &str) = ("mmol/L", "mmol/L");
 const PERCENT: (&str, &str) = ("%", "%");
 
-/// Of every visit; height, weight and blood pressure come besides.
+/// Measured at every visit, besides height, weight and blood pressure.
 pub(super) const VITALS: [Measure; 3] = [
     measure(loinc("8867-4", "Heart rate"), PER_MINUTE, (52, 104), 0),
     measure(loinc("9279-1", "Respiratory rate"), PER_MINUTE, (11, 21), 0),

@@ -1,4 +1,4 @@
-//! The chart: encounters, and what was found, measured and prescribed in them.
+//! The clinical resources: encounters with their conditions, observations and prescriptions.
 
 use chrono::{Days, NaiveDateTime, TimeDelta};
 
@@ -9,15 +9,15 @@ use super::{
         Coding, NamedResource, coding, concept, date, date_time, decimal, instant, list, named_reference, object,
         quantity, reference, status,
     },
-    random::Dice,
+    random::Random,
     world_start,
 };
 use crate::{
-    demo::json_object::{Body, text},
+    demo::json_object::{JsonObject, text},
     fhir::ResourceType,
 };
 
-/// An encounter, as what happens in it refers to it.
+/// An encounter, with what its resources refer to.
 #[derive(Debug)]
 pub(super) struct Visit {
     pub id: String,
@@ -26,17 +26,17 @@ pub(super) struct Visit {
     pub practitioner: NamedResource,
 }
 
-/// Its end and the resource.
+/// Returns the end of the encounter and the resource.
 pub(super) fn encounter(
-    dice: &mut Dice,
+    random: &mut Random,
     person: &Person,
     practitioner: &NamedResource,
     kinds: &[EncounterKind],
     start: NaiveDateTime,
-) -> (NaiveDateTime, Body) {
-    // The first of the list are the many.
-    let kind = &kinds[dice.place(kinds.len()).min(dice.place(kinds.len()))];
-    let end = start + TimeDelta::minutes(dice.between(kind.minutes.0, kind.minutes.1));
+) -> (NaiveDateTime, JsonObject) {
+    // The minimum of two draws makes the first entries of the list more frequent.
+    let kind = &kinds[random.index(kinds.len()).min(random.index(kinds.len()))];
+    let end = start + TimeDelta::minutes(random.between(kind.minutes.0, kind.minutes.1));
     let period = object([("start", date_time(start)), ("end", date_time(end))]);
     let role = Coding {
         system: "http://terminology.hl7.org/CodeSystem/v3-ParticipationType",
@@ -49,7 +49,7 @@ pub(super) fn encounter(
         ("individual", named_reference(ResourceType::PRACTITIONER, practitioner)),
     ]);
     let patient = NamedResource { id: person.id.clone(), name: person.name.clone() };
-    let body = Body::from([
+    let resource = JsonObject::from([
         ("status", text("finished")),
         ("class", coding(&kind.class)),
         ("type", list([concept(&kind.reason)])),
@@ -58,34 +58,34 @@ pub(super) fn encounter(
         ("period", period),
         ("serviceProvider", named_reference(ResourceType::ORGANIZATION, &person.organization)),
     ]);
-    (end, body)
+    (end, resource)
 }
 
-pub(super) fn condition(dice: &mut Dice, person: &Person, visit: &Visit) -> Body {
-    let finding = dice.pick(&FINDINGS);
-    let abated = visit.start.date() + Days::new(7 + dice.below(21));
+pub(super) fn condition(random: &mut Random, person: &Person, visit: &Visit) -> JsonObject {
+    let finding = random.pick(&FINDINGS);
+    let abated = visit.start.date() + Days::new(7 + random.below(21));
     let is_over = finding.passes && abated < world_start().date();
     let clinical = if is_over { "resolved" } else { "active" };
     let category = status("http://terminology.hl7.org/CodeSystem/condition-category", "encounter-diagnosis");
-    let body = Body::from([
+    let resource = JsonObject::from([
         ("clinicalStatus", status(CLINICAL, clinical)),
         ("verificationStatus", status("http://terminology.hl7.org/CodeSystem/condition-ver-status", "confirmed")),
         ("category", list([category])),
         ("code", concept(&finding.code)),
         ("subject", reference(ResourceType::PATIENT, &person.id)),
         ("encounter", reference(ResourceType::ENCOUNTER, &visit.id)),
-        ("onsetDateTime", onset(dice, visit.start)),
+        ("onsetDateTime", onset(random, visit.start)),
     ]);
-    let body = if is_over { body.with("abatementDateTime", date(abated)) } else { body };
-    body.with("recordedDate", date_time(visit.start))
+    let resource = if is_over { resource.with("abatementDateTime", date(abated)) } else { resource };
+    resource.with("recordedDate", date_time(visit.start))
 }
 
 /// The system of `Condition.clinicalStatus`.
 pub(super) const CLINICAL: &str = "http://terminology.hl7.org/CodeSystem/condition-clinical";
 
-pub(super) fn medication_request(dice: &mut Dice, person: &Person, visit: &Visit, condition: &str) -> Body {
-    let drug = dice.pick(&DRUGS);
-    let state = if dice.percent(30) { "active" } else { "completed" };
+pub(super) fn medication_request(random: &mut Random, person: &Person, visit: &Visit, condition: &str) -> JsonObject {
+    let drug = random.pick(&DRUGS);
+    let state = if random.percent(30) { "active" } else { "completed" };
     let sentence = format!("Take 1 by mouth, {} a day", drug.per_day);
     let repeat =
         object([("frequency", drug.per_day.to_string()), ("period", "1.0".to_owned()), ("periodUnit", text("d"))]);
@@ -96,8 +96,8 @@ pub(super) fn medication_request(dice: &mut Dice, person: &Person, visit: &Visit
         ("timing", object([("repeat", repeat)])),
         ("doseAndRate", list([dose])),
     ]);
-    let dispense = object([("numberOfRepeatsAllowed", dice.below(6).to_string())]);
-    Body::from([
+    let dispense = object([("numberOfRepeatsAllowed", random.below(6).to_string())]);
+    JsonObject::from([
         ("status", text(state)),
         ("intent", text("order")),
         ("medicationCodeableConcept", concept(&drug.code)),
@@ -111,26 +111,26 @@ pub(super) fn medication_request(dice: &mut Dice, person: &Person, visit: &Visit
     ])
 }
 
-/// The vital signs of a visit, and what the laboratory found.
-pub(super) fn observations(dice: &mut Dice, person: &Person, visit: &Visit) -> Vec<Body> {
-    let mut bodies = vec![blood_pressure(dice, person, visit)];
+/// The vital signs and the laboratory results of a visit.
+pub(super) fn observations(random: &mut Random, person: &Person, visit: &Visit) -> Vec<JsonObject> {
+    let mut resources = vec![blood_pressure(random, person, visit)];
     for vital in &VITALS {
-        bodies.push(measured(dice, person, visit, vital, "vital-signs"));
+        resources.push(measured(random, person, visit, vital, "vital-signs"));
     }
-    bodies.extend(height_and_weight(dice, person, visit));
-    for _ in 0..=u64::from(dice.percent(20)) {
-        let lab = dice.pick(&LABS);
-        bodies.push(measured(dice, person, visit, lab, "laboratory"));
+    resources.extend(height_and_weight(random, person, visit));
+    for _ in 0..=u64::from(random.percent(20)) {
+        let lab = random.pick(&LABS);
+        resources.push(measured(random, person, visit, lab, "laboratory"));
     }
-    if dice.percent(20) {
-        bodies.push(smoking(dice, person, visit));
+    if random.percent(20) {
+        resources.push(smoking(random, person, visit));
     }
-    bodies
+    resources
 }
 
-fn blood_pressure(dice: &mut Dice, person: &Person, visit: &Visit) -> Body {
-    let systolic = dice.between(98, 168);
-    let diastolic = (systolic * 10 / 16).clamp(58, 104) + dice.between(-4, 8);
+fn blood_pressure(random: &mut Random, person: &Person, visit: &Visit) -> JsonObject {
+    let systolic = random.between(98, 168);
+    let diastolic = (systolic * 10 / 16).clamp(58, 104) + random.between(-4, 8);
     let component = |code: Coding, value: i64| {
         object([("code", concept(&code)), ("valueQuantity", quantity(&value.to_string(), "mm[Hg]", "mm[Hg]"))])
     };
@@ -139,41 +139,44 @@ fn blood_pressure(dice: &mut Dice, person: &Person, visit: &Visit) -> Body {
         component(loinc("8480-6", "Systolic blood pressure"), systolic),
         component(loinc("8462-4", "Diastolic blood pressure"), diastolic),
     ]);
-    observation(dice, person, visit, &panel, "vital-signs").with("component", components)
+    observation(random, person, visit, &panel, "vital-signs").with("component", components)
 }
 
-fn height_and_weight(dice: &mut Dice, person: &Person, visit: &Visit) -> [Body; 2] {
+fn height_and_weight(random: &mut Random, person: &Person, visit: &Visit) -> [JsonObject; 2] {
     let age_years = (visit.start.date() - person.birth).num_days() / 365;
-    // Millimetres: children grow until about eighteen.
-    let height = (600 + age_years * 63).clamp(600, 1_690) + dice.between(-60, 130);
-    // Hundreds of grams, from a body mass index between 18 and 34.
-    let weight = height * height * dice.between(18, 34) / 100_000;
-    let of = |dice: &mut Dice, code: Coding, value: i64, unit: &'static str| {
-        let body = observation(dice, person, visit, &code, "vital-signs");
-        body.with("valueQuantity", quantity(&decimal(value, 1), unit, unit))
+    // In millimetres; children grow until about eighteen.
+    let height = (600 + age_years * 63).clamp(600, 1_690) + random.between(-60, 130);
+    // In hundreds of grams, from a body mass index between 18 and 34.
+    let weight = height * height * random.between(18, 34) / 100_000;
+    let of = |random: &mut Random, code: Coding, value: i64, unit: &'static str| {
+        let resource = observation(random, person, visit, &code, "vital-signs");
+        resource.with("valueQuantity", quantity(&decimal(value, 1), unit, unit))
     };
-    [of(dice, loinc("8302-2", "Body height"), height, "cm"), of(dice, loinc("29463-7", "Body weight"), weight, "kg")]
+    [
+        of(random, loinc("8302-2", "Body height"), height, "cm"),
+        of(random, loinc("29463-7", "Body weight"), weight, "kg"),
+    ]
 }
 
-fn measured(dice: &mut Dice, person: &Person, visit: &Visit, measure: &Measure, category: &str) -> Body {
-    let value = dice.between(measure.bounds.0, measure.bounds.1);
-    let body = observation(dice, person, visit, &measure.code, category);
-    body.with("valueQuantity", quantity(&decimal(value, measure.digits), measure.unit, measure.ucum))
+fn measured(random: &mut Random, person: &Person, visit: &Visit, measure: &Measure, category: &str) -> JsonObject {
+    let value = random.between(measure.bounds.0, measure.bounds.1);
+    let resource = observation(random, person, visit, &measure.code, category);
+    resource.with("valueQuantity", quantity(&decimal(value, measure.digits), measure.unit, measure.ucum))
 }
 
-fn smoking(dice: &mut Dice, person: &Person, visit: &Visit) -> Body {
+fn smoking(random: &mut Random, person: &Person, visit: &Visit) -> JsonObject {
     let code = loinc("72166-2", "Tobacco smoking status");
-    let body = observation(dice, person, visit, &code, "social-history");
+    let resource = observation(random, person, visit, &code, "social-history");
     let profile = object([("profile", list([text(&format!("{US_CORE}/us-core-smokingstatus"))]))]);
-    body.with("meta", profile).with("valueCodeableConcept", concept(dice.pick(&SMOKING)))
+    resource.with("meta", profile).with("valueCodeableConcept", concept(random.pick(&SMOKING)))
 }
 
-/// All of an Observation but its value.
-fn observation(dice: &mut Dice, person: &Person, visit: &Visit, code: &Coding, category: &str) -> Body {
-    let state = if dice.percent(3) { "preliminary" } else { "final" };
+/// An Observation without its value.
+fn observation(random: &mut Random, person: &Person, visit: &Visit, code: &Coding, category: &str) -> JsonObject {
+    let state = if random.percent(3) { "preliminary" } else { "final" };
     let category = status("http://terminology.hl7.org/CodeSystem/observation-category", category);
-    let issued = visit.end + TimeDelta::milliseconds(dice.between(0, 900_000));
-    Body::from([
+    let issued = visit.end + TimeDelta::milliseconds(random.between(0, 900_000));
+    JsonObject::from([
         ("status", text(state)),
         ("category", list([category])),
         ("code", concept(code)),
@@ -185,9 +188,9 @@ fn observation(dice: &mut Dice, person: &Person, visit: &Visit, code: &Coding, c
     ])
 }
 
-/// People remember the day of what began lately, and the year or the month of the rest.
-fn onset(dice: &mut Dice, start: NaiveDateTime) -> String {
-    match dice.below(10) {
+/// A condition's onset, with a precision between a year and a second.
+fn onset(random: &mut Random, start: NaiveDateTime) -> String {
+    match random.below(10) {
         0 => text(&start.format("%Y").to_string()),
         1 => text(&start.format("%Y-%m").to_string()),
         2..=4 => date(start.date()),

@@ -1,4 +1,4 @@
-//! A day in the life of the world: what is corrected, what is new, what is deleted.
+//! One day on the server: resources are created, updated and deleted.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,15 +13,15 @@ use super::{
     observations, patient,
     people::{self, Staff},
     put,
-    random::Dice,
+    random::Random,
     visit,
 };
 use crate::{
-    demo::{Body, World, json_object::text},
+    demo::{JsonObject, World, json_object::text},
     fhir::ResourceType,
 };
 
-/// How many resources of each type a day created, updated and deleted; none of them is counted twice.
+/// How many resources of each type one day created, updated and deleted; no resource is counted twice.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Changes {
     pub created: BTreeMap<ResourceType, usize>,
@@ -29,36 +29,36 @@ pub struct Changes {
     pub deleted: BTreeMap<ResourceType, usize>,
 }
 
-/// Lets a day go by, and changes data at its end. Days differ, even with the same seed. In a world that was not
-/// generated only what can be understood changes.
+/// Moves the clock by a day and changes data at its end. Days differ, even with the same seed. In a world that was not
+/// generated, resources that lack the expected elements are left unchanged.
 pub fn next_day(world: &mut World, seed: u64) -> Changes {
-    // By its instant each day has a stream of its own; stream 0 made the world.
-    let mut dice = Dice::new(seed, world.now().timestamp().unsigned_abs());
+    // The time of the day selects its stream of random numbers; stream 0 generated the world.
+    let mut random = Random::new(seed, world.now().timestamp().unsigned_abs());
     let today = world.now().date_naive();
     world.advance(Duration::from_hours(24));
     let mut changes = Changes::default();
-    // Before anything is new, so that nothing is created and deleted on one day.
-    delete(world, &mut dice, &mut changes, ResourceType::OBSERVATION, 3);
-    delete(world, &mut dice, &mut changes, ResourceType::MEDICATION_REQUEST, 1);
+    // Deletions first, so that no resource is created and deleted on the same day.
+    delete(world, &mut random, &mut changes, ResourceType::OBSERVATION, 3);
+    delete(world, &mut random, &mut changes, ResourceType::MEDICATION_REQUEST, 1);
     let patients = ids(world, ResourceType::PATIENT, |_| true);
-    let moving = dice.choose(patients.clone(), (patients.len() / 20).max(1));
-    update(world, &mut dice, &mut changes, ResourceType::PATIENT, &moving, |dice, body| {
-        body.set("address", format!("[{}]", people::address(dice)));
+    let moving = random.choose(patients.clone(), (patients.len() / 20).max(1));
+    update(world, &mut random, &mut changes, ResourceType::PATIENT, &moving, |random, resource| {
+        resource.set("address", format!("[{}]", people::address(random)));
     });
-    finish_observations(world, &mut dice, &mut changes);
-    resolve_conditions(world, &mut dice, &mut changes, today);
+    finish_observations(world, &mut random, &mut changes);
+    resolve_conditions(world, &mut random, &mut changes, today);
     let staff = staff(world);
-    let visitors = dice.choose(patients.clone(), (patients.len() * 3 / 100).max(2));
+    let visitors = random.choose(patients.clone(), (patients.len() * 3 / 100).max(2));
     let mut people: Vec<Person> =
         visitors.iter().filter_map(|id| person(world.line(ResourceType::PATIENT, id)?)).collect();
     if !staff.organizations.is_empty() && !staff.practitioners.is_empty() {
-        people.push(patient(world, &mut dice, &staff));
+        people.push(patient(world, &mut random, &staff));
         count(&mut changes.created, ResourceType::PATIENT, 1);
         for person in people {
-            let moment = NaiveDateTime::new(today, dice.office_hour());
-            let visit = visit(world, &mut dice, &staff, &person, &ENCOUNTERS[..SAME_DAY], moment);
+            let moment = NaiveDateTime::new(today, random.office_hour());
+            let visit = visit(world, &mut random, &staff, &person, &ENCOUNTERS[..SAME_DAY], moment);
             count(&mut changes.created, ResourceType::ENCOUNTER, 1);
-            let observations = observations(world, &mut dice, &person, &visit);
+            let observations = observations(world, &mut random, &person, &visit);
             count(&mut changes.created, ResourceType::OBSERVATION, observations);
         }
     }
@@ -66,44 +66,46 @@ pub fn next_day(world: &mut World, seed: u64) -> Changes {
     changes
 }
 
-fn delete(world: &mut World, dice: &mut Dice, changes: &mut Changes, resource_type: ResourceType, most: usize) {
-    let chosen = dice.choose(ids(world, resource_type, |_| true), most);
+fn delete(world: &mut World, random: &mut Random, changes: &mut Changes, resource_type: ResourceType, max: usize) {
+    let chosen = random.choose(ids(world, resource_type, |_| true), max);
     for id in &chosen {
         world.delete(resource_type, id);
     }
     count(&mut changes.deleted, resource_type, chosen.len());
 }
 
-/// What was preliminary becomes final.
-fn finish_observations(world: &mut World, dice: &mut Dice, changes: &mut Changes) {
+/// Preliminary observations become final.
+fn finish_observations(world: &mut World, random: &mut Random, changes: &mut Changes) {
     let preliminary = ids(world, ResourceType::OBSERVATION, |line| line.contains("\"status\":\"preliminary\""));
-    let most = (world.count(ResourceType::OBSERVATION) / 200).max(5);
-    let chosen = dice.choose(preliminary, most);
-    update(world, dice, changes, ResourceType::OBSERVATION, &chosen, |_, body| body.set("status", text("final")));
+    let max = (world.count(ResourceType::OBSERVATION) / 200).max(5);
+    let chosen = random.choose(preliminary, max);
+    update(world, random, changes, ResourceType::OBSERVATION, &chosen, |_, resource| {
+        resource.set("status", text("final"))
+    });
 }
 
-/// What was active has abated.
-fn resolve_conditions(world: &mut World, dice: &mut Dice, changes: &mut Changes, today: NaiveDate) {
+/// Active conditions are resolved.
+fn resolve_conditions(world: &mut World, random: &mut Random, changes: &mut Changes, today: NaiveDate) {
     let active = ids(world, ResourceType::CONDITION, |line| line.contains("\"code\":\"active\""));
-    let chosen = dice.choose(active, (world.count(ResourceType::CONDITION) / 100).max(3));
-    update(world, dice, changes, ResourceType::CONDITION, &chosen, |_, body| {
-        body.set("clinicalStatus", status(CLINICAL, "resolved"));
-        body.set("abatementDateTime", date(today));
+    let chosen = random.choose(active, (world.count(ResourceType::CONDITION) / 100).max(3));
+    update(world, random, changes, ResourceType::CONDITION, &chosen, |_, resource| {
+        resource.set("clinicalStatus", status(CLINICAL, "resolved"));
+        resource.set("abatementDateTime", date(today));
     });
 }
 
 fn update(
     world: &mut World,
-    dice: &mut Dice,
+    random: &mut Random,
     changes: &mut Changes,
     resource_type: ResourceType,
     ids: &[String],
-    mut change: impl FnMut(&mut Dice, &mut Body),
+    mut change: impl FnMut(&mut Random, &mut JsonObject),
 ) {
     for id in ids {
-        let Some(mut body) = world.line(resource_type, id).and_then(Body::read) else { continue };
-        change(dice, &mut body);
-        put(world, dice, resource_type, id, body);
+        let Some(mut resource) = world.line(resource_type, id).and_then(JsonObject::read) else { continue };
+        change(random, &mut resource);
+        put(world, random, resource_type, id, resource);
         count(&mut changes.updated, resource_type, 1);
     }
 }
@@ -133,7 +135,7 @@ fn staff(world: &World) -> Staff {
     }
 }
 
-/// The patient of a line, where it says everything that new resources refer to.
+/// The patient of a line; `None` if the line lacks an element that new resources refer to.
 fn person(line: &str) -> Option<Person> {
     let resource: Value = serde_json::from_str(line).ok()?;
     let birth = resource["birthDate"].as_str()?;

@@ -1,9 +1,9 @@
-//! The data types of FHIR as JSON text, and times as FHIR writes them.
+//! FHIR's data types as JSON text.
 
 use chrono::{Datelike, NaiveDate, NaiveDateTime};
 
 use crate::{
-    demo::json_object::{Body, text},
+    demo::json_object::{JsonObject, text},
     fhir::ResourceType,
 };
 
@@ -23,7 +23,7 @@ pub(super) struct NamedResource {
 }
 
 pub(super) fn object<const N: usize>(members: [(&str, String); N]) -> String {
-    Body::from(members).to_string()
+    JsonObject::from(members).to_string()
 }
 
 pub(super) fn list(items: impl IntoIterator<Item = String>) -> String {
@@ -38,7 +38,7 @@ pub(super) fn concept(code: &Coding) -> String {
     object([("coding", list([coding(code)])), ("text", text(code.display))])
 }
 
-/// A `CodeableConcept` of a status, which has no text of its own.
+/// A `CodeableConcept` without text, as for a status.
 pub(super) fn status(system: &str, code: &str) -> String {
     object([("coding", list([object([("system", text(system)), ("code", text(code))])]))])
 }
@@ -55,7 +55,7 @@ pub(super) fn identifier(system: &str, value: &str) -> String {
     object([("system", text(system)), ("value", text(value))])
 }
 
-/// A UCUM quantity; `value` is a decimal as it is to stand in the line.
+/// A UCUM quantity; `value` is the text of the decimal.
 pub(super) fn quantity(value: &str, unit: &str, ucum: &str) -> String {
     object([
         ("value", value.to_owned()),
@@ -65,7 +65,7 @@ pub(super) fn quantity(value: &str, unit: &str, ucum: &str) -> String {
     ])
 }
 
-/// So many units of the last digit as a decimal with that many digits: `(630, 2)` is `6.30`.
+/// The text of `units / 10^digits` with this many decimal places: `(630, 2)` is `6.30`.
 pub(super) fn decimal(units: i64, digits: u32) -> String {
     if digits == 0 {
         return units.to_string();
@@ -80,12 +80,12 @@ pub(super) fn date(date: NaiveDate) -> String {
     text(&date.format("%Y-%m-%d").to_string())
 }
 
-/// A dateTime on the clocks of the East Coast, near enough: an hour ahead from April to October.
+/// A dateTime in US Eastern time; daylight saving time is taken to be April to October.
 pub(super) fn date_time(moment: NaiveDateTime) -> String {
     text(&format!("{}{}", moment.format("%Y-%m-%dT%H:%M:%S"), offset(moment)))
 }
 
-/// An instant of the same clocks.
+/// An instant in the same time zone.
 pub(super) fn instant(moment: NaiveDateTime) -> String {
     text(&format!("{}{}", moment.format("%Y-%m-%dT%H:%M:%S%.3f"), offset(moment)))
 }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decimal_keeps_the_zeros_at_its_end() {
+    fn a_decimal_keeps_its_trailing_zeros() {
         for (units, digits, expected) in
             [(700, 1, "70.0"), (630, 2, "6.30"), (5, 2, "0.05"), (-5, 1, "-0.5"), (7, 0, "7")]
         {

@@ -1,7 +1,8 @@
-//! Synthetic patients and what happens to them: the same seed gives the same bytes, on every platform.
+//! Synthetic patients with their histories: the same seed gives the same bytes on every platform.
 //!
-//! Every reference in a generated world resolves, and every line has `id`, `meta.versionId` and `meta.lastUpdated`. The
-//! people are invented; codes and units are real (LOINC, SNOMED CT, `RxNorm`, UCUM), so that queries have something to find.
+//! Every reference in a generated world resolves, and every line has `id`, `meta.versionId` and `meta.lastUpdated`.
+//! The people are invented; the codes and units are real (LOINC, SNOMED CT, `RxNorm`, UCUM), so that realistic queries
+//! return rows.
 
 mod catalogue;
 mod chart;
@@ -20,22 +21,22 @@ use self::{
     chart::Visit,
     element::NamedResource,
     people::Staff,
-    random::Dice,
+    random::Random,
 };
 use super::World;
 use crate::fhir::ResourceType;
 
-/// A world of so many patients, each with about 8 encounters, 4 conditions, 60 observations and 5 medication requests.
-/// Their `lastUpdated` spread over [`SPREAD`], and the clock stands behind it.
+/// A world of this many patients, each with about 8 encounters, 4 conditions, 60 observations and 5 medication
+/// requests. Their `lastUpdated` are spread over [`SPREAD`]; the clock is at its end.
 pub fn world(patients: usize, seed: u64) -> World {
     let mut world = World::new();
-    let mut dice = Dice::new(seed, 0);
-    let staff = staff(&mut world, &mut dice, patients);
+    let mut random = Random::new(seed, 0);
+    let staff = staff(&mut world, &mut random, patients);
     let mean = SPREAD / u32::try_from(patients.max(1)).unwrap_or(u32::MAX);
     for _ in 0..patients {
         let before = world.now();
-        let person = patient(&mut world, &mut dice, &staff);
-        history(&mut world, &mut dice, &staff, &person);
+        let person = patient(&mut world, &mut random, &staff);
+        history(&mut world, &mut random, &staff, &person);
         let left = mean.saturating_sub((world.now() - before).to_std().unwrap_or_default());
         // Whole milliseconds, as `lastUpdated` has them.
         world.advance(Duration::new(left.as_secs(), left.subsec_millis() * 1_000_000));
@@ -43,10 +44,10 @@ pub fn world(patients: usize, seed: u64) -> World {
     world
 }
 
-/// Over so long a time the changes of a new world spread.
+/// The time span of the changes in a new world.
 pub const SPREAD: Duration = Duration::from_hours(24 * 30);
 
-/// A patient, as other resources speak of one.
+/// A patient, with what other resources refer to.
 struct Person {
     id: String,
     name: String,
@@ -55,101 +56,101 @@ struct Person {
     organization: NamedResource,
 }
 
-fn staff(world: &mut World, dice: &mut Dice, patients: usize) -> Staff {
+fn staff(world: &mut World, random: &mut Random, patients: usize) -> Staff {
     let mut organizations = Vec::new();
     for number in 0..(patients / 20).max(3) {
-        let (id, (name, body)) = (dice.id(), people::organization(dice, number));
-        put(world, dice, ResourceType::ORGANIZATION, &id, body);
+        let (id, (name, resource)) = (random.id(), people::organization(random, number));
+        put(world, random, ResourceType::ORGANIZATION, &id, resource);
         organizations.push(NamedResource { id, name });
     }
     let mut practitioners = Vec::new();
     for _ in 0..(patients / 10).max(3) {
-        let (id, (name, body)) = (dice.id(), people::practitioner(dice));
-        put(world, dice, ResourceType::PRACTITIONER, &id, body);
+        let (id, (name, resource)) = (random.id(), people::practitioner(random));
+        put(world, random, ResourceType::PRACTITIONER, &id, resource);
         practitioners.push(NamedResource { id, name });
     }
     Staff { organizations, practitioners }
 }
 
-fn patient(world: &mut World, dice: &mut Dice, staff: &Staff) -> Person {
+fn patient(world: &mut World, random: &mut Random, staff: &Staff) -> Person {
     let (practitioner, organization) =
-        (dice.pick(&staff.practitioners).clone(), dice.pick(&staff.organizations).clone());
-    let id = dice.id();
-    let (name, birth, body) = people::patient(dice, &practitioner, &organization);
-    if dice.percent(10) {
-        // Registered by hand first, and completed later.
-        put(world, dice, ResourceType::PATIENT, &id, body.clone());
+        (random.pick(&staff.practitioners).clone(), random.pick(&staff.organizations).clone());
+    let id = random.id();
+    let (name, birth, resource) = people::patient(random, &practitioner, &organization);
+    if random.percent(10) {
+        // Stored twice, as if the record was completed later.
+        put(world, random, ResourceType::PATIENT, &id, resource.clone());
     }
-    put(world, dice, ResourceType::PATIENT, &id, body);
+    put(world, random, ResourceType::PATIENT, &id, resource);
     Person { id, name, birth, practitioner, organization }
 }
 
-/// The years before the world's clock begins.
-fn history(world: &mut World, dice: &mut Dice, staff: &Staff, person: &Person) {
+/// The patient's encounters of the years before the world's clock starts.
+fn history(world: &mut World, random: &mut Random, staff: &Staff, person: &Person) {
     let start = world_start();
     let youngest = start.date() - Days::new(30);
-    let visits = 6 + dice.below(5);
+    let visits = 6 + random.below(5);
     let mut moments: Vec<NaiveDateTime> = (0..visits)
         .map(|_| {
             let days = (youngest - person.birth).num_days().clamp(30, 3_650).unsigned_abs();
-            let day = start.date() - Days::new(8 + dice.below(days));
-            day.and_time(dice.office_hour())
+            let day = start.date() - Days::new(8 + random.below(days));
+            day.and_time(random.office_hour())
         })
         .collect();
     moments.sort_unstable();
     let mut conditions = Vec::new();
     for (number, moment) in moments.into_iter().enumerate() {
-        let visit = visit(world, dice, staff, person, &ENCOUNTERS, moment);
-        observations(world, dice, person, &visit);
-        // Half of the visits find something; what is found is treated, then or later.
+        let visit = visit(world, random, staff, person, &ENCOUNTERS, moment);
+        observations(world, random, person, &visit);
+        // Every second visit ends with a diagnosis, and prescriptions refer to one of the diagnoses so far.
         if number % 2 == 0 {
-            conditions.push(condition(world, dice, person, &visit));
+            conditions.push(condition(world, random, person, &visit));
         }
-        if dice.percent(62) {
-            let reason = dice.pick(&conditions);
-            let (id, body) = (dice.id(), chart::medication_request(dice, person, &visit, reason));
-            put(world, dice, ResourceType::MEDICATION_REQUEST, &id, body);
+        if random.percent(62) {
+            let reason = random.pick(&conditions);
+            let (id, resource) = (random.id(), chart::medication_request(random, person, &visit, reason));
+            put(world, random, ResourceType::MEDICATION_REQUEST, &id, resource);
         }
     }
 }
 
 fn visit(
     world: &mut World,
-    dice: &mut Dice,
+    random: &mut Random,
     staff: &Staff,
     person: &Person,
     kinds: &[EncounterKind],
     moment: NaiveDateTime,
 ) -> Visit {
     let practitioner =
-        if dice.percent(70) { person.practitioner.clone() } else { dice.pick(&staff.practitioners).clone() };
-    let id = dice.id();
-    let (end, body) = chart::encounter(dice, person, &practitioner, kinds, moment);
-    put(world, dice, ResourceType::ENCOUNTER, &id, body);
+        if random.percent(70) { person.practitioner.clone() } else { random.pick(&staff.practitioners).clone() };
+    let id = random.id();
+    let (end, resource) = chart::encounter(random, person, &practitioner, kinds, moment);
+    put(world, random, ResourceType::ENCOUNTER, &id, resource);
     Visit { id, start: moment, end, practitioner }
 }
 
-fn observations(world: &mut World, dice: &mut Dice, person: &Person, visit: &Visit) -> usize {
-    let bodies = chart::observations(dice, person, visit);
-    let count = bodies.len();
-    for body in bodies {
-        let id = dice.id();
-        put(world, dice, ResourceType::OBSERVATION, &id, body);
+fn observations(world: &mut World, random: &mut Random, person: &Person, visit: &Visit) -> usize {
+    let resources = chart::observations(random, person, visit);
+    let count = resources.len();
+    for resource in resources {
+        let id = random.id();
+        put(world, random, ResourceType::OBSERVATION, &id, resource);
     }
     count
 }
 
-/// The id of the condition.
-fn condition(world: &mut World, dice: &mut Dice, person: &Person, visit: &Visit) -> String {
-    let (id, body) = (dice.id(), chart::condition(dice, person, visit));
-    put(world, dice, ResourceType::CONDITION, &id, body);
+/// Returns the id of the condition.
+fn condition(world: &mut World, random: &mut Random, person: &Person, visit: &Visit) -> String {
+    let (id, resource) = (random.id(), chart::condition(random, person, visit));
+    put(world, random, ResourceType::CONDITION, &id, resource);
     id
 }
 
-/// A resource takes its time, so that no two need have the same `lastUpdated`.
-fn put(world: &mut World, dice: &mut Dice, resource_type: ResourceType, id: &str, body: super::Body) {
-    world.advance(Duration::from_millis(dice.below(40)));
-    world.put(resource_type, id, body);
+/// Moves the clock a little before each resource, so that most of them differ in `lastUpdated`.
+fn put(world: &mut World, random: &mut Random, resource_type: ResourceType, id: &str, resource: super::JsonObject) {
+    world.advance(Duration::from_millis(random.below(40)));
+    world.put(resource_type, id, resource);
 }
 
 fn world_start() -> NaiveDateTime {

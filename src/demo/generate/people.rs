@@ -1,19 +1,19 @@
-//! Who and where: patients, practitioners, organizations.
+//! Patients, practitioners and organizations, with names and addresses.
 
 use chrono::{Days, NaiveDate};
 
 use super::{
     catalogue::{CITIES, FAMILY_NAMES, FEMALE_NAMES, HOUSES, MALE_NAMES, RACES, SPECIALTIES, STREETS, US_CORE},
     element::{NamedResource, coding, concept, date, identifier, list, named_reference, object, status},
-    random::Dice,
+    random::Random,
     world_start,
 };
 use crate::{
-    demo::json_object::{Body, text},
+    demo::json_object::{JsonObject, text},
     fhir::ResourceType,
 };
 
-/// Who works where; neither list is empty.
+/// The organizations and practitioners of a world; neither list is empty.
 #[derive(Debug)]
 pub(super) struct Staff {
     pub organizations: Vec<NamedResource>,
@@ -21,25 +21,25 @@ pub(super) struct Staff {
 }
 
 /// The name and the resource.
-pub(super) fn organization(dice: &mut Dice, number: usize) -> (String, Body) {
+pub(super) fn organization(random: &mut Random, number: usize) -> (String, JsonObject) {
     let (city, ..) = CITIES[number % CITIES.len()];
     let name = format!("{city} {}", HOUSES[number / CITIES.len() % HOUSES.len()]);
     let kind = status("http://terminology.hl7.org/CodeSystem/organization-type", "prov");
-    let body = Body::from([
-        ("identifier", list([npi(dice)])),
+    let resource = JsonObject::from([
+        ("identifier", list([npi(random)])),
         ("active", "true".to_owned()),
         ("type", list([kind])),
         ("name", text(&name)),
-        ("telecom", list([phone(dice, "work")])),
-        ("address", list([address_in(dice, number % CITIES.len())])),
+        ("telecom", list([phone(random, "work")])),
+        ("address", list([address_in(random, number % CITIES.len())])),
     ]);
-    (name, body)
+    (name, resource)
 }
 
 /// The name and the resource.
-pub(super) fn practitioner(dice: &mut Dice) -> (String, Body) {
-    let (gender, given) = gender_and_name(dice);
-    let family = dice.word(&FAMILY_NAMES);
+pub(super) fn practitioner(random: &mut Random) -> (String, JsonObject) {
+    let (gender, given) = gender_and_name(random);
+    let family = random.word(&FAMILY_NAMES);
     let email = format!("{given}.{family}@clinic.example").to_lowercase().replace(['\'', ' '], "");
     let name = object([
         ("use", text("official")),
@@ -48,55 +48,55 @@ pub(super) fn practitioner(dice: &mut Dice) -> (String, Body) {
         ("prefix", list([text("Dr.")])),
     ]);
     let contact = object([("system", text("email")), ("value", text(&email)), ("use", text("work"))]);
-    let qualification = object([("code", concept(dice.pick(&SPECIALTIES)))]);
-    let body = Body::from([
-        ("identifier", list([npi(dice)])),
+    let qualification = object([("code", concept(random.pick(&SPECIALTIES)))]);
+    let resource = JsonObject::from([
+        ("identifier", list([npi(random)])),
         ("active", "true".to_owned()),
         ("name", list([name])),
         ("telecom", list([contact])),
         ("gender", text(gender)),
         ("qualification", list([qualification])),
     ]);
-    (format!("Dr. {given} {family}"), body)
+    (format!("Dr. {given} {family}"), resource)
 }
 
 /// The name, the day of birth and the resource.
 pub(super) fn patient(
-    dice: &mut Dice,
+    random: &mut Random,
     practitioner: &NamedResource,
     organization: &NamedResource,
-) -> (String, NaiveDate, Body) {
-    let (gender, given) = gender_and_name(dice);
-    let family = dice.word(&FAMILY_NAMES);
-    let birth = world_start().date() - Days::new(400 + dice.below(90 * 365));
-    let body = Body::from([
+) -> (String, NaiveDate, JsonObject) {
+    let (gender, given) = gender_and_name(random);
+    let family = random.word(&FAMILY_NAMES);
+    let birth = world_start().date() - Days::new(400 + random.below(90 * 365));
+    let resource = JsonObject::from([
         ("meta", object([("profile", list([text(&format!("{US_CORE}/us-core-patient"))]))])),
         ("text", narrative(&format!("{given} {family}, {gender}, born {}", birth.format("%Y")))),
-        ("extension", list([race(dice), ethnicity(dice)])),
-        ("identifier", list(identifiers(dice))),
+        ("extension", list([race(random), ethnicity(random)])),
+        ("identifier", list(identifiers(random))),
         ("active", "true".to_owned()),
-        ("name", list([official_name(dice, family, given, gender)])),
-        ("telecom", list([phone(dice, "home")])),
+        ("name", list([official_name(random, family, given, gender)])),
+        ("telecom", list([phone(random, "home")])),
         ("gender", text(gender)),
-        ("birthDate", birth_date(dice, birth)),
-        ("address", list([address(dice)])),
-        ("maritalStatus", marital_status(dice)),
-        ("communication", list([language(dice)])),
+        ("birthDate", birth_date(random, birth)),
+        ("address", list([address(random)])),
+        ("maritalStatus", marital_status(random)),
+        ("communication", list([language(random)])),
         ("generalPractitioner", list([named_reference(ResourceType::PRACTITIONER, practitioner)])),
         ("managingOrganization", named_reference(ResourceType::ORGANIZATION, organization)),
     ]);
-    (format!("{given} {family}"), birth, body)
+    (format!("{given} {family}"), birth, resource)
 }
 
-/// A home anywhere in the catalogue's cities.
-pub(super) fn address(dice: &mut Dice) -> String {
-    let city = dice.place(CITIES.len());
-    address_in(dice, city)
+/// An address in any city of the catalogue.
+pub(super) fn address(random: &mut Random) -> String {
+    let city = random.index(CITIES.len());
+    address_in(random, city)
 }
 
-fn address_in(dice: &mut Dice, city: usize) -> String {
+fn address_in(random: &mut Random, city: usize) -> String {
     let (city, state, postal_code) = CITIES[city];
-    let line = format!("{} {}", 1 + dice.below(990), dice.word(&STREETS));
+    let line = format!("{} {}", 1 + random.below(990), random.word(&STREETS));
     object([
         ("line", list([text(&line)])),
         ("city", text(city)),
@@ -106,58 +106,58 @@ fn address_in(dice: &mut Dice, city: usize) -> String {
     ])
 }
 
-fn gender_and_name(dice: &mut Dice) -> (&'static str, &'static str) {
-    if dice.percent(51) { ("female", dice.word(&FEMALE_NAMES)) } else { ("male", dice.word(&MALE_NAMES)) }
+fn gender_and_name(random: &mut Random) -> (&'static str, &'static str) {
+    if random.percent(51) { ("female", random.word(&FEMALE_NAMES)) } else { ("male", random.word(&MALE_NAMES)) }
 }
 
-fn official_name(dice: &mut Dice, family: &str, given: &str, gender: &str) -> String {
+fn official_name(random: &mut Random, family: &str, given: &str, gender: &str) -> String {
     let names = if gender == "female" { &FEMALE_NAMES } else { &MALE_NAMES };
-    let middle = dice.percent(40).then(|| text(dice.word(names)));
+    let middle = random.percent(40).then(|| text(random.word(names)));
     let given = list([text(given)].into_iter().chain(middle));
     object([("use", text("official")), ("family", text(family)), ("given", given)])
 }
 
-/// To the day, mostly; some only know the month or the year.
-fn birth_date(dice: &mut Dice, birth: NaiveDate) -> String {
-    match dice.below(20) {
+/// Usually a full date; sometimes only the year or the month.
+fn birth_date(random: &mut Random, birth: NaiveDate) -> String {
+    match random.below(20) {
         0 => text(&birth.format("%Y").to_string()),
         1 => text(&birth.format("%Y-%m").to_string()),
         _ => date(birth),
     }
 }
 
-fn identifiers(dice: &mut Dice) -> [String; 2] {
-    let record = Body::from([
+fn identifiers(random: &mut Random) -> [String; 2] {
+    let record = JsonObject::from([
         ("use", text("usual")),
         ("type", status("http://terminology.hl7.org/CodeSystem/v2-0203", "MR")),
         ("system", text("urn:oid:2.999.1.1")),
-        ("value", text(&format!("MRN-{}", dice.digits(8)))),
+        ("value", text(&format!("MRN-{}", random.digits(8)))),
     ]);
-    // Numbers that begin with 999 are given to nobody.
-    let social = format!("999-{}-{}", dice.digits(2), dice.digits(4));
+    // Social security numbers that begin with 999 are never assigned.
+    let social = format!("999-{}-{}", random.digits(2), random.digits(4));
     [record.to_string(), identifier("http://hl7.org/fhir/sid/us-ssn", &social)]
 }
 
-fn npi(dice: &mut Dice) -> String {
-    identifier("http://hl7.org/fhir/sid/us-npi", &format!("99{}", dice.digits(8)))
+fn npi(random: &mut Random) -> String {
+    identifier("http://hl7.org/fhir/sid/us-npi", &format!("99{}", random.digits(8)))
 }
 
-fn phone(dice: &mut Dice, used: &str) -> String {
-    let number = format!("({}) 555-01{}", 201 + dice.below(700), dice.digits(2));
+fn phone(random: &mut Random, used: &str) -> String {
+    let number = format!("({}) 555-01{}", 201 + random.below(700), random.digits(2));
     object([("system", text("phone")), ("value", text(&number)), ("use", text(used))])
 }
 
-fn race(dice: &mut Dice) -> String {
-    // As in a waiting room: the first of the list are the many.
-    let place = dice.place(RACES.len()).min(dice.place(RACES.len()));
-    let race = &RACES[place];
+fn race(random: &mut Random) -> String {
+    // The minimum of two draws makes the first entries of the list more frequent.
+    let index = random.index(RACES.len()).min(random.index(RACES.len()));
+    let race = &RACES[index];
     let category = object([("url", text("ombCategory")), ("valueCoding", coding(race))]);
     extension("us-core-race", [category, text_extension(race.display)])
 }
 
-fn ethnicity(dice: &mut Dice) -> String {
+fn ethnicity(random: &mut Random) -> String {
     let (code, display) =
-        if dice.percent(19) { ("2135-2", "Hispanic or Latino") } else { ("2186-5", "Not Hispanic or Latino") };
+        if random.percent(19) { ("2135-2", "Hispanic or Latino") } else { ("2186-5", "Not Hispanic or Latino") };
     let system = RACES[0].system;
     let category = object([
         ("url", text("ombCategory")),
@@ -174,12 +174,12 @@ fn text_extension(display: &str) -> String {
     object([("url", text("text")), ("valueString", text(display))])
 }
 
-fn marital_status(dice: &mut Dice) -> String {
-    status("http://terminology.hl7.org/CodeSystem/v3-MaritalStatus", dice.word(&["M", "S", "D", "W"]))
+fn marital_status(random: &mut Random) -> String {
+    status("http://terminology.hl7.org/CodeSystem/v3-MaritalStatus", random.word(&["M", "S", "D", "W"]))
 }
 
-fn language(dice: &mut Dice) -> String {
-    let language = if dice.percent(85) { "en-US" } else { "es" };
+fn language(random: &mut Random) -> String {
+    let language = if random.percent(85) { "en-US" } else { "es" };
     object([("language", status("urn:ietf:bcp:47", language))])
 }
 

@@ -1,5 +1,5 @@
-//! Dice: everything that is left to chance, from one seed. Only 64-bit words of `ChaCha` and integer arithmetic, so a
-//! throw is the same on every platform and in every version of the libraries above.
+//! Random numbers from a seed. They use only 64-bit words of `ChaCha` and integer arithmetic, so the same seed gives
+//! the same numbers on every platform and with every version of the libraries.
 
 use chrono::{NaiveTime, TimeDelta};
 use rand_chacha::{
@@ -8,9 +8,9 @@ use rand_chacha::{
 };
 
 #[derive(Clone, Debug)]
-pub(super) struct Dice(ChaCha8Rng);
+pub(super) struct Random(ChaCha8Rng);
 
-impl Dice {
+impl Random {
     /// Two streams of one seed have nothing in common.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
         let mut chacha = ChaCha8Rng::seed_from_u64(seed);
@@ -24,19 +24,19 @@ impl Dice {
         (product >> 64) as u64
     }
 
-    /// Both ends included.
-    pub(super) fn between(&mut self, least: i64, most: i64) -> i64 {
-        least + self.below(most.abs_diff(least) + 1).cast_signed()
+    /// From `min` to `max`, both included.
+    pub(super) fn between(&mut self, min: i64, max: i64) -> i64 {
+        min + self.below(max.abs_diff(min) + 1).cast_signed()
     }
 
-    /// In so many of a hundred throws.
+    /// `true` with a probability of `percent` in a hundred.
     pub(super) fn percent(&mut self, percent: u64) -> bool {
         self.below(100) < percent
     }
 
     /// One of a list that is not empty.
     pub(super) fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.place(list.len())]
+        &list[self.index(list.len())]
     }
 
     /// One word of a list that is not empty.
@@ -44,24 +44,24 @@ impl Dice {
         self.pick::<&str>(list)
     }
 
-    /// A place in a list of such a length.
-    pub(super) fn place(&mut self, length: usize) -> usize {
+    /// An index into a list of this length; 0 for an empty list.
+    pub(super) fn index(&mut self, length: usize) -> usize {
         usize::try_from(self.below(length as u64)).unwrap_or_default()
     }
 
-    /// So many of a list, or all of a shorter one, each at most once.
-    pub(super) fn choose<T>(&mut self, mut list: Vec<T>, most: usize) -> Vec<T> {
+    /// Takes at most `max` items of a list, in random order, each at most once.
+    pub(super) fn choose<T>(&mut self, mut list: Vec<T>, max: usize) -> Vec<T> {
         let mut chosen = Vec::new();
-        while chosen.len() < most && !list.is_empty() {
-            let place = self.place(list.len());
-            chosen.push(list.swap_remove(place));
+        while chosen.len() < max && !list.is_empty() {
+            let index = self.index(list.len());
+            chosen.push(list.swap_remove(index));
         }
         chosen
     }
 
-    /// So many digits.
+    /// `count` decimal digits.
     pub(super) fn digits(&mut self, count: usize) -> String {
-        (0..count).map(|_| char::from(b"0123456789"[self.place(10)])).collect()
+        (0..count).map(|_| char::from(b"0123456789"[self.index(10)])).collect()
     }
 
     /// A logical id in the form of a UUID.

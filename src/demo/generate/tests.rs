@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Instant};
 use serde_json::Value;
 
 use super::*;
-use crate::demo::Body;
+use crate::demo::JsonObject;
 use crate::fhir::parse_instant;
 
 fn lines(world: &World) -> Vec<String> {
@@ -36,12 +36,12 @@ fn assert_that_references_resolve(world: &World) {
     }
     assert!(found.len() > resources.len());
     for reference in found {
-        assert!(known.contains(&reference), "{reference} leads nowhere");
+        assert!(known.contains(&reference), "{reference} does not resolve");
     }
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_seed_gives_others() {
+fn only_the_same_seed_gives_the_same_bytes() {
     let (mut one, mut same, mut other) = (world(5, 7), world(5, 7), world(5, 8));
     assert_eq!(lines(&one), lines(&same));
     assert_ne!(lines(&one), lines(&other));
@@ -50,9 +50,9 @@ fn the_same_seed_gives_the_same_bytes_and_another_seed_gives_others() {
     assert_eq!(lines(&one), lines(&same));
 }
 
-/// Whoever changes what is generated changes this number, and knows that the demo's and the benches' data changed.
+/// A change of the generated data changes this number, and with it the data of the demo and of the benches.
 #[test]
-fn the_bytes_are_those_of_every_other_platform() {
+fn the_bytes_are_the_same_on_every_platform() {
     let mut fnv = 0xcbf2_9ce4_8422_2325_u64;
     for byte in lines(&world(3, 42)).join("\n").bytes() {
         fnv = (fnv ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -61,7 +61,7 @@ fn the_bytes_are_those_of_every_other_platform() {
 }
 
 #[test]
-fn every_reference_resolves_also_after_a_day() {
+fn every_reference_resolves_before_and_after_a_day() {
     let mut world = world(12, 3);
     assert_that_references_resolve(&world);
     next_day(&mut world, 3);
@@ -69,7 +69,7 @@ fn every_reference_resolves_also_after_a_day() {
 }
 
 #[test]
-fn every_line_has_an_id_a_version_and_a_time_not_after_the_clock() {
+fn every_line_has_an_id_a_version_and_a_time_that_is_not_in_the_future() {
     let world = world(6, 1);
     for line in lines(&world) {
         let resource: Value = serde_json::from_str(&line).unwrap();
@@ -87,7 +87,7 @@ fn a_hundred_patients_make_about_eight_thousand_resources_quickly() {
     let begun = Instant::now();
     let world = world(100, 1);
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
-    for (resource_type, least, most) in [
+    for (resource_type, min, max) in [
         (ResourceType::PATIENT, 100, 100),
         (ResourceType::ORGANIZATION, 5, 5),
         (ResourceType::PRACTITIONER, 10, 10),
@@ -97,22 +97,24 @@ fn a_hundred_patients_make_about_eight_thousand_resources_quickly() {
         (ResourceType::MEDICATION_REQUEST, 430, 570),
     ] {
         let count = world.count(resource_type);
-        assert!((least..=most).contains(&count), "{resource_type}: {count}");
+        assert!((min..=max).contains(&count), "{resource_type}: {count}");
     }
 }
 
 #[test]
-fn decimals_end_in_zeros_and_dates_are_partial_now_and_then() {
+fn some_decimals_have_trailing_zeros_and_some_dates_are_partial() {
     let lines = lines(&world(20, 1)).join("\n");
     let value = |wanted: &str| lines.contains(wanted);
-    assert!(value("0,\"unit\":\"kg\""), "no decimal ends in a zero");
-    assert!(lines.lines().any(|line| Body::read(line).unwrap().get("birthDate").is_some_and(|date| date.len() < 12)));
+    assert!(value("0,\"unit\":\"kg\""), "no decimal has a trailing zero");
+    assert!(
+        lines.lines().any(|line| JsonObject::read(line).unwrap().get("birthDate").is_some_and(|date| date.len() < 12))
+    );
     assert!(value("\"system\":\"http://unitsofmeasure.org\",\"code\":\"mm[Hg]\""));
     assert!(value("us-core-race"));
 }
 
 #[test]
-fn a_day_changes_exactly_what_it_says() {
+fn a_day_changes_exactly_what_it_reports() {
     let mut world = world(40, 9);
     let since = world.now();
     let changes = next_day(&mut world, 9);
@@ -133,9 +135,9 @@ fn a_day_changes_exactly_what_it_says() {
 }
 
 #[test]
-fn a_world_that_was_not_generated_has_days_too() {
+fn a_day_can_pass_in_a_world_that_was_not_generated() {
     let mut world = World::new();
     assert_eq!(next_day(&mut world, 1), Changes::default());
-    world.put(ResourceType::PATIENT, "p1", Body::default());
+    world.put(ResourceType::PATIENT, "p1", JsonObject::default());
     assert_eq!(next_day(&mut world, 1).updated[&ResourceType::PATIENT], 1);
 }

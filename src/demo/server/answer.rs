@@ -1,4 +1,4 @@
-//! The answers that need no job: what the server is, how to get a token, what went wrong.
+//! The answers that need no job: metadata, SMART configuration, tokens and errors.
 
 use std::sync::Arc;
 
@@ -95,7 +95,7 @@ pub(super) async fn token(State(shared): State<Arc<Shared>>, form: Bytes) -> Res
 }
 
 pub(super) async fn not_found() -> Response {
-    outcome(StatusCode::NOT_FOUND, "not-found", "there is nothing at this address")
+    outcome(StatusCode::NOT_FOUND, "not-found", "no resource or operation has this address")
 }
 
 /// An `OperationOutcome` of one error.

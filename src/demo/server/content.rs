@@ -1,4 +1,4 @@
-//! The content of a file, as a body: streamed, compressed, in part, or held, as client and scenario want it.
+//! The files of an export as HTTP bodies: streamed, compressed, as a range, or held, as request and scenario say.
 
 use std::{io, sync::Arc};
 
@@ -22,7 +22,7 @@ use tokio_util::{
 
 use super::{
     Shared, answer,
-    job::{Content, Export},
+    job::{Export, FileContent},
     locked,
 };
 use crate::demo::Scenario;
@@ -35,32 +35,32 @@ pub(super) async fn file(
     headers: HeaderMap,
 ) -> Response {
     let found = locked(&shared.jobs).export(job).and_then(|export| {
-        let place = export.files.iter().position(|file| file.name == name)?;
-        Some((export, place))
+        let index = export.files.iter().position(|file| file.name == name)?;
+        Some((export, index))
     });
-    let Some((export, place)) = found else { return answer::not_found().await };
-    let bytes = export.files[place].content.bytes();
+    let Some((export, index)) = found else { return answer::not_found().await };
+    let bytes = export.files[index].content.bytes();
     let scenario = shared.scenario();
     let etag = format!("\"{job}-{name}\"");
-    let form = Form::of(&scenario, &headers, &etag, bytes);
-    let chunks = match text_of(export, place).await {
-        Ok(chunks) => form.shape(chunks),
+    let representation = Representation::of(&scenario, &headers, &etag, bytes);
+    let chunks = match text_of(export, index).await {
+        Ok(chunks) => representation.encode(chunks),
         Err(error) => {
-            tracing::warn!(%error, "a file of the folder cannot be read any more");
+            tracing::warn!(%error, "a file of the folder can no longer be read");
             return answer::outcome(StatusCode::INTERNAL_SERVER_ERROR, "exception", "the file cannot be read");
         }
     };
     let chunks = until_closed(held(chunks, shared.scenario.subscribe()), shared.closing.clone());
-    let mut said = form.headers(&scenario, bytes);
-    said.push((header::CONTENT_TYPE, scenario.content_type));
+    let mut response_headers = representation.headers(&scenario, bytes);
+    response_headers.push((header::CONTENT_TYPE, scenario.content_type));
     if scenario.ranges {
-        said.push((header::ACCEPT_RANGES, "bytes".to_owned()));
-        said.push((header::ETAG, etag));
+        response_headers.push((header::ACCEPT_RANGES, "bytes".to_owned()));
+        response_headers.push((header::ETAG, etag));
     }
-    (form.status(), AppendHeaders(said), Body::from_stream(chunks)).into_response()
+    (representation.status(), AppendHeaders(response_headers), Body::from_stream(chunks)).into_response()
 }
 
-/// The first bytes of a body.
+/// The first `bytes` bytes of a body.
 pub(super) fn first_bytes(
     chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     bytes: usize,
@@ -79,16 +79,16 @@ pub(super) fn first_bytes(
     })
 }
 
-/// In which form the content goes out.
+/// The representation of the file that is sent.
 #[derive(Clone, Copy)]
-enum Form {
+enum Representation {
     Whole,
     Gzip,
-    /// From this byte on.
+    /// The rest of the file, from this byte on.
     From(u64),
 }
 
-impl Form {
+impl Representation {
     fn of(scenario: &Scenario, headers: &HeaderMap, etag: &str, bytes: u64) -> Self {
         let accepts = answer::header_text(headers, &header::ACCEPT_ENCODING).unwrap_or_default();
         let from = range_start(headers, etag).filter(|from| scenario.ranges && *from < bytes);
@@ -118,7 +118,7 @@ impl Form {
         }
     }
 
-    fn shape(self, chunks: Chunks) -> Chunks {
+    fn encode(self, chunks: Chunks) -> Chunks {
         match self {
             Self::Whole => chunks,
             Self::Gzip => ReaderStream::new(GzipEncoder::new(StreamReader::new(chunks))).boxed(),
@@ -127,7 +127,7 @@ impl Form {
     }
 }
 
-/// Where `Range: bytes=N-` begins; `None` also where `If-Range` names another state of the file.
+/// N of `Range: bytes=N-`; `None` also if `If-Range` names another version of the file.
 fn range_start(headers: &HeaderMap, etag: &str) -> Option<u64> {
     if answer::header_text(headers, &header::IF_RANGE).is_some_and(|condition| condition != etag) {
         return None;
@@ -135,19 +135,19 @@ fn range_start(headers: &HeaderMap, etag: &str) -> Option<u64> {
     answer::header_text(headers, &header::RANGE)?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
 }
 
-async fn text_of(export: Arc<Export>, place: usize) -> io::Result<Chunks> {
-    match &export.files[place].content {
-        Content::Document(document) => document.text().await,
-        Content::Lines(_) => Ok(packed(export, place)),
+async fn text_of(export: Arc<Export>, index: usize) -> io::Result<Chunks> {
+    match &export.files[index].content {
+        FileContent::File(file) => file.text().await,
+        FileContent::Lines(_) => Ok(packed(export, index)),
     }
 }
 
-/// Lines go out in chunks of about so many bytes.
+/// Lines are sent in chunks of about this size.
 const CHUNK_BYTES: usize = 16 * 1024;
 
-fn packed(export: Arc<Export>, place: usize) -> Chunks {
+fn packed(export: Arc<Export>, index: usize) -> Chunks {
     let chunk = move |first: usize| {
-        let Content::Lines(lines) = &export.files[place].content else { return ready(None) };
+        let FileContent::Lines(lines) = &export.files[index].content else { return ready(None) };
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         let mut next = first;
         while let Some(line) = lines.get(next).filter(|_| chunk.len() < CHUNK_BYTES) {
@@ -171,7 +171,7 @@ fn skip(chunks: Chunks, bytes: u64) -> Chunks {
     rest.filter(|chunk| ready(chunk.as_ref().map_or(true, |bytes| !bytes.is_empty()))).boxed()
 }
 
-/// Stops in the middle of the first chunk for as long as the scenario holds files, so that no download is complete.
+/// Stops in the middle of the first chunk while the scenario holds files, so that no download can complete.
 fn held(mut chunks: Chunks, mut scenario: watch::Receiver<Scenario>) -> Chunks {
     let begin = async move {
         let mut first = match chunks.next().await {
@@ -180,7 +180,7 @@ fn held(mut chunks: Chunks, mut scenario: watch::Receiver<Scenario>) -> Chunks {
         };
         let rest = first.split_off(first.len() / 2);
         let released = async move {
-            // An error means that there is no scenario any more that could hold anything.
+            // An error means that the server has been dropped, and its scenario with it.
             let _ = scenario.wait_for(|scenario| !scenario.hold_files).await;
             Ok(rest)
         };
@@ -189,14 +189,14 @@ fn held(mut chunks: Chunks, mut scenario: watch::Receiver<Scenario>) -> Chunks {
     stream::once(begin).flatten().boxed()
 }
 
-/// A body that is under way when the server stops fails; it does not end as if it were whole.
+/// A body that is being sent when the server stops ends with an error, so that no client takes it for complete.
 fn until_closed(chunks: Chunks, closing: CancellationToken) -> Chunks {
     let next = |(mut chunks, closing): (Chunks, CancellationToken)| async move {
         let chunk = tokio::select! {
             biased;
             () = closing.cancelled() => {
                 chunks = stream::empty().boxed();
-                Some(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server stops")))
+                Some(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server is shutting down")))
             }
             chunk = chunks.next() => chunk,
         };

@@ -1,4 +1,4 @@
-//! A job: one export, from its kick-off to its DELETE. Its files are fixed at kick-off; the world goes on without it.
+//! A job: one export, from its kick-off to its DELETE. Its files are fixed at kick-off; later changes are not in them.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -6,28 +6,28 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::{
-    demo::{Scenario, World, folder::Document, world::instant},
+    demo::{Scenario, World, folder::NdjsonFile, world::instant},
     fhir::{Deletion, ResourceType},
 };
 
-/// A job, as a test sees it.
+/// A job, for assertions in tests.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct JobView {
-    /// Of the kick-off, without the query.
+    /// The path of the kick-off, without the query.
     pub path: String,
-    /// As it was sent.
+    /// `_since` as it was sent.
     pub since: Option<String>,
-    /// As they were asked for; none: all.
+    /// The requested types; empty: all.
     pub types: Vec<ResourceType>,
-    /// How often the status URL was asked for the (first page of the) manifest.
+    /// How often the status URL was requested, not counting further pages of the manifest.
     pub polls: u32,
     /// The client sent DELETE.
     pub deleted: bool,
 }
 
-/// What a kick-off asks for.
+/// The parameters of a kick-off.
 #[derive(Debug)]
-pub(super) struct Order {
+pub(super) struct ExportRequest {
     pub path: String,
     /// The URL of the request, for the manifest.
     pub request: String,
@@ -41,18 +41,18 @@ pub(super) struct Since {
     pub sent: String,
 }
 
-/// Jobs are numbered from 1 and never forgotten; of a deleted one only the order stays.
+/// Jobs are numbered from 1 and kept after their DELETE, without their files.
 #[derive(Debug, Default)]
 pub(super) struct Jobs(Vec<Job>);
 
 #[derive(Debug)]
 struct Job {
-    order: Order,
+    request: ExportRequest,
     polls: u32,
     result: Option<Arc<Export>>,
 }
 
-/// What a job has to give.
+/// The result of a job.
 #[derive(Debug)]
 pub(super) struct Export {
     pub request: String,
@@ -65,10 +65,10 @@ pub(super) struct OutputFile {
     pub name: String,
     pub section: Section,
     pub resource_type: ResourceType,
-    pub content: Content,
+    pub content: FileContent,
 }
 
-/// The list of the manifest in which a file stands.
+/// The list of the manifest that contains a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Section {
     Output,
@@ -77,23 +77,23 @@ pub(super) enum Section {
 }
 
 #[derive(Debug)]
-pub(super) enum Content {
+pub(super) enum FileContent {
     Lines(Vec<Arc<str>>),
-    Document(Document),
+    File(NdjsonFile),
 }
 
-impl Content {
+impl FileContent {
     pub(super) fn lines(&self) -> u64 {
         match self {
             Self::Lines(lines) => lines.len() as u64,
-            Self::Document(document) => document.lines,
+            Self::File(file) => file.lines,
         }
     }
 
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Lines(lines) => lines.iter().map(|line| line.len() as u64 + 1).sum(),
-            Self::Document(document) => document.bytes,
+            Self::File(file) => file.bytes,
         }
     }
 }
@@ -104,13 +104,13 @@ impl Jobs {
         self.0.iter().filter(|job| job.result.is_some()).count()
     }
 
-    /// The number of the new job.
-    pub(super) fn add(&mut self, order: Order, export: Export) -> usize {
-        self.0.push(Job { order, polls: 0, result: Some(Arc::new(export)) });
+    /// Returns the number of the new job.
+    pub(super) fn add(&mut self, request: ExportRequest, export: Export) -> usize {
+        self.0.push(Job { request, polls: 0, result: Some(Arc::new(export)) });
         self.0.len()
     }
 
-    /// Counts a poll; how many there were, and what the job has to give. `None`: no such job any more.
+    /// Counts a poll; returns the number of polls so far and the result. `None`: the job does not exist or was deleted.
     pub(super) fn poll(&mut self, number: usize) -> Option<(u32, Arc<Export>)> {
         let job = self.0.get_mut(number.checked_sub(1)?)?;
         let export = job.result.clone()?;
@@ -122,17 +122,17 @@ impl Jobs {
         self.0.get(number.checked_sub(1)?)?.result.clone()
     }
 
-    /// `false`: there was no such job any more.
+    /// `false`: the job does not exist, or was deleted before.
     pub(super) fn delete(&mut self, number: usize) -> bool {
-        let job = number.checked_sub(1).and_then(|place| self.0.get_mut(place));
+        let job = number.checked_sub(1).and_then(|index| self.0.get_mut(index));
         job.is_some_and(|job| job.result.take().is_some())
     }
 
     pub(super) fn views(&self) -> Vec<JobView> {
         let view = |job: &Job| JobView {
-            path: job.order.path.clone(),
-            since: job.order.since.as_ref().map(|since| since.sent.clone()),
-            types: job.order.types.clone(),
+            path: job.request.path.clone(),
+            since: job.request.since.as_ref().map(|since| since.sent.clone()),
+            types: job.request.types.clone(),
             polls: job.polls,
             deleted: job.result.is_none(),
         };
@@ -141,18 +141,18 @@ impl Jobs {
 }
 
 impl Export {
-    /// What the world has for an order, now.
-    pub(super) fn of(world: &World, documents: &[Document], scenario: &Scenario, order: &Order) -> Self {
-        let wanted = |resource_type: &ResourceType| order.types.is_empty() || order.types.contains(resource_type);
-        let known = world.types().chain(documents.iter().map(|document| document.resource_type));
+    /// The current data for a request.
+    pub(super) fn of(world: &World, folder_files: &[NdjsonFile], scenario: &Scenario, request: &ExportRequest) -> Self {
+        let wanted = |resource_type: &ResourceType| request.types.is_empty() || request.types.contains(resource_type);
+        let known = world.types().chain(folder_files.iter().map(|file| file.resource_type));
         let types: BTreeSet<ResourceType> = known.filter(wanted).collect();
-        let since = order.since.as_ref().map(|since| since.at);
+        let since = request.since.as_ref().map(|since| since.at);
         let mut files = Vec::new();
         for resource_type in &types {
             let lines = world.lines(*resource_type, since);
-            let parts = lines.chunks(scenario.lines_per_file.max(1)).map(|lines| Content::Lines(lines.to_vec()));
-            let own = documents.iter().filter(|document| document.resource_type == *resource_type);
-            let contents = parts.chain(own.cloned().map(Content::Document));
+            let parts = lines.chunks(scenario.lines_per_file.max(1)).map(|lines| FileContent::Lines(lines.to_vec()));
+            let own = folder_files.iter().filter(|file| file.resource_type == *resource_type);
+            let contents = parts.chain(own.cloned().map(FileContent::File));
             files.extend(numbered(Section::Output, *resource_type, resource_type.as_str(), contents));
         }
         if let Some(since) = since {
@@ -161,7 +161,7 @@ impl Export {
         }
         let outcomes = scenario.outcomes.iter().map(|outcome| Arc::from(outcome.to_string())).collect();
         files.extend(lines_file(Section::Error, ResourceType::OPERATION_OUTCOME, "error", outcomes));
-        Self { request: order.request.clone(), transaction_time: world.now(), files }
+        Self { request: request.request.clone(), transaction_time: world.now(), files }
     }
 }
 
@@ -171,7 +171,7 @@ fn lines_file(
     stem: &'static str,
     lines: Vec<Arc<str>>,
 ) -> impl Iterator<Item = OutputFile> {
-    let content = (!lines.is_empty()).then_some(Content::Lines(lines));
+    let content = (!lines.is_empty()).then_some(FileContent::Lines(lines));
     numbered(section, of, stem, content.into_iter())
 }
 
@@ -179,7 +179,7 @@ fn numbered(
     section: Section,
     resource_type: ResourceType,
     stem: &'static str,
-    contents: impl Iterator<Item = Content>,
+    contents: impl Iterator<Item = FileContent>,
 ) -> impl Iterator<Item = OutputFile> {
     contents.zip(1..).map(move |(content, number)| OutputFile {
         name: format!("{stem}.{number}.ndjson"),
@@ -189,13 +189,13 @@ fn numbered(
     })
 }
 
-/// Entries of one bundle, at most.
-const BUNDLE_ENTRIES: usize = 50;
+/// At most this many entries in one bundle.
+const MAX_BUNDLE_ENTRIES: usize = 50;
 
-/// Transactions of DELETEs; a bundle's `lastUpdated` is the time of all its deletions (rules 94 and 97).
+/// Transaction bundles of DELETEs; a bundle's `lastUpdated` is the time of all its deletions (rules 94 and 97).
 fn bundles(deletions: &[Deletion]) -> Vec<Arc<str>> {
     let same_time = deletions.chunk_by(|a, b| a.at == b.at);
-    let bundles = same_time.flat_map(|deletions| deletions.chunks(BUNDLE_ENTRIES));
+    let bundles = same_time.flat_map(|deletions| deletions.chunks(MAX_BUNDLE_ENTRIES));
     bundles.map(|deletions| Arc::from(bundle(deletions).to_string())).collect()
 }
 

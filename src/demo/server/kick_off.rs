@@ -1,4 +1,4 @@
-//! The kick-off: `$export` by GET or POST, answered at once with the address of the status.
+//! The kick-off: `$export` by GET or POST, answered at once with the status URL.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Shared,
     answer::{self, FHIR_JSON},
-    job::{Export, Order, Since},
+    job::{Export, ExportRequest, Since},
     locked,
 };
 use crate::fhir::ResourceType;
@@ -26,26 +26,26 @@ pub(super) async fn kick_off(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let order = parameters(&method, &uri, &body).and_then(|parameters| read(&shared, &uri, &headers, parameters));
-    match order {
-        Ok(order) => start(&shared, order),
-        Err(refusal) => answer::outcome(StatusCode::BAD_REQUEST, refusal.code, &refusal.diagnostics),
+    let request = parameters(&method, &uri, &body).and_then(|parameters| read(&shared, &uri, &headers, parameters));
+    match request {
+        Ok(request) => start(&shared, request),
+        Err(refused) => answer::outcome(StatusCode::BAD_REQUEST, refused.code, &refused.diagnostics),
     }
 }
 
-/// Why a kick-off is refused: an issue code and a sentence.
-struct Refusal {
+/// Why a kick-off is refused: an issue code and a sentence. Answered with status 400.
+struct BadRequest {
     code: &'static str,
     diagnostics: String,
 }
 
-fn refused(code: &'static str, diagnostics: impl Into<String>) -> Refusal {
-    Refusal { code, diagnostics: diagnostics.into() }
+fn refused(code: &'static str, diagnostics: impl Into<String>) -> BadRequest {
+    BadRequest { code, diagnostics: diagnostics.into() }
 }
 
-fn start(shared: &Shared, order: Order) -> Response {
+fn start(shared: &Shared, request: ExportRequest) -> Response {
     let scenario = shared.scenario();
-    // Whoever holds both locks takes the world's first, as a caller of `Server::world` does who asks for the jobs.
+    // The world's lock is always taken before the jobs' lock; a caller of `Server::world` may ask for the jobs inside.
     let mut world = locked(&shared.world);
     let mut jobs = locked(&shared.jobs);
     if jobs.kept() >= scenario.max_jobs {
@@ -55,23 +55,22 @@ fn start(shared: &Shared, order: Order) -> Response {
         response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
         return response;
     }
-    let export = Export::of(&world, &shared.documents, &scenario, &order);
-    if !shared.documents.is_empty() {
+    let export = Export::of(&world, &shared.folder_files, &scenario, &request);
+    if !shared.folder_files.is_empty() {
         world.advance(Duration::from_secs(1));
     }
-    let number = jobs.add(order, export);
+    let number = jobs.add(request, export);
     let status_url = format!("{}/bulkstatus/{number}", shared.base);
     (StatusCode::ACCEPTED, [(header::CONTENT_LOCATION, status_url)]).into_response()
 }
 
 /// Names and values, from the query or from a `Parameters` resource (rules 11 and 12).
-fn parameters(method: &Method, uri: &Uri, body: &[u8]) -> Result<Vec<(String, String)>, Refusal> {
+fn parameters(method: &Method, uri: &Uri, body: &[u8]) -> Result<Vec<(String, String)>, BadRequest> {
     if method != Method::POST {
         let query = uri.query().unwrap_or_default();
         return Ok(url::form_urlencoded::parse(query.as_bytes()).into_owned().collect());
     }
-    let parameters: Value =
-        serde_json::from_slice(body).map_err(|_| refused("structure", "the body is not a JSON document"))?;
+    let parameters: Value = serde_json::from_slice(body).map_err(|_| refused("structure", "the body is not JSON"))?;
     if parameters["resourceType"] != "Parameters" {
         return Err(refused("structure", "the body is not a Parameters resource"));
     }
@@ -89,43 +88,48 @@ fn string(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-fn read(shared: &Shared, uri: &Uri, headers: &HeaderMap, parameters: Vec<(String, String)>) -> Result<Order, Refusal> {
+fn read(
+    shared: &Shared,
+    uri: &Uri,
+    headers: &HeaderMap,
+    parameters: Vec<(String, String)>,
+) -> Result<ExportRequest, BadRequest> {
     let accept = answer::header_text(headers, &header::ACCEPT).unwrap_or_default();
     if accept.split(';').next().map(str::trim) != Some(FHIR_JSON) {
-        return Err(refused("invalid", "Accept is to be application/fhir+json"));
+        return Err(refused("invalid", "Accept must be application/fhir+json"));
     }
     let prefer = answer::header_text(headers, &HeaderName::from_static("prefer")).unwrap_or_default();
     let prefers = |preference| prefer.split([',', ';']).any(|part| part.trim() == preference);
     if !prefers("respond-async") {
-        return Err(refused("invalid", "Prefer is to contain respond-async"));
+        return Err(refused("invalid", "Prefer must contain respond-async"));
     }
     let target = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
     let request = format!("{}{}", shared.base.trim_end_matches("/fhir"), target);
-    let mut order = Order { path: uri.path().to_owned(), request, since: None, types: Vec::new() };
+    let mut request = ExportRequest { path: uri.path().to_owned(), request, since: None, types: Vec::new() };
     for (name, value) in parameters {
         match name.as_str() {
-            "_since" => order.since = Some(since(value)?),
-            "_type" => order.types.extend(types(&value)?),
+            "_since" => request.since = Some(since(value)?),
+            "_type" => request.types.extend(types(&value)?),
             "_outputFormat" if OUTPUT_FORMATS.contains(&value.as_str()) => {}
-            "_outputFormat" => return Err(refused("not-supported", "only NDJSON is written here")),
-            // A manifest is never partial here, so either value is honoured.
+            "_outputFormat" => return Err(refused("not-supported", "only NDJSON is supported")),
+            // Manifests are never partial here, so both values are correct.
             "allowPartialManifests" => {}
             _ if prefers("handling=lenient") => {}
             _ => return Err(refused("not-supported", format!("the parameter {name:?} is not supported"))),
         }
     }
-    Ok(order)
+    Ok(request)
 }
 
 const OUTPUT_FORMATS: [&str; 3] = ["application/fhir+ndjson", "application/ndjson", "ndjson"];
 
-fn since(sent: String) -> Result<Since, Refusal> {
+fn since(sent: String) -> Result<Since, BadRequest> {
     match DateTime::parse_from_rfc3339(&sent) {
         Ok(at) => Ok(Since { at: at.to_utc(), sent }),
-        Err(_) => Err(refused("value", "_since is no instant: date, time, seconds and zone")),
+        Err(_) => Err(refused("value", "_since is not an instant with date, time, seconds and time zone")),
     }
 }
 
-fn types(list: &str) -> Result<Vec<ResourceType>, Refusal> {
+fn types(list: &str) -> Result<Vec<ResourceType>, BadRequest> {
     list.split(',').map(|name| name.parse().map_err(|unknown| refused("value", format!("_type: {unknown}")))).collect()
 }

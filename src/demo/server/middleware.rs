@@ -1,5 +1,5 @@
-//! The door: what every request passes, whatever it asks for. Faults strike here, tokens are asked for here, and each
-//! answer gets the `Date` of the world and is noted.
+//! The middleware of every request: applies the scenario's faults, checks access tokens, sets `Date` from the world's
+//! clock and records the request.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -12,21 +12,21 @@ use axum::{
 };
 use futures::{Stream, StreamExt, TryStreamExt, future::ready, stream};
 
-use super::{FILES, Seen, Shared, answer, content::first_bytes, locked};
+use super::{FILES, RecordedRequest, Shared, answer, content::first_bytes, locked};
 use crate::demo::scenario::Fault;
 
-/// One of the server's ports.
+/// One of the ports on which the server listens.
 #[derive(Clone, Debug)]
-pub(super) struct Door {
+pub(super) struct Port {
     pub shared: Arc<Shared>,
-    /// Such as `http://127.0.0.1:8080`.
+    /// For example `http://127.0.0.1:8080`.
     pub origin: String,
 }
 
-pub(super) async fn pass(State(door): State<Door>, request: Request, next: Next) -> Response {
+pub(super) async fn handle(State(port): State<Port>, request: Request, next: Next) -> Response {
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let mut seen = Seen {
-        origin: door.origin,
+    let mut recorded = RecordedRequest {
+        origin: port.origin,
         method: request.method().to_string(),
         authorization: answer::header_text(request.headers(), &header::AUTHORIZATION),
         accept: answer::header_text(request.headers(), &header::ACCEPT),
@@ -35,25 +35,25 @@ pub(super) async fn pass(State(door): State<Door>, request: Request, next: Next)
         path,
         status: 0,
     };
-    let mut response = match door.shared.strike(&seen.path) {
+    let mut response = match port.shared.take_fault(&recorded.path) {
         Some(Fault::Status { status, retry_after, body, .. }) => {
             let retry_after = retry_after.map(|value| (header::RETRY_AFTER, value));
             (status, [(header::CONTENT_TYPE, content_type(&body))], AppendHeaders(retry_after), body).into_response()
         }
         Some(Fault::Redirect { status, location, .. }) => (status, [(header::LOCATION, location)]).into_response(),
         fault => {
-            let response = match refusal(&door.shared, &seen) {
+            let response = match refusal(&port.shared, &recorded) {
                 Some(refusal) => refusal,
                 None => next.run(request).await,
             };
-            spoil(response, fault.as_ref())
+            apply_fault(response, fault.as_ref())
         }
     };
-    if let Ok(date) = HeaderValue::try_from(date(&door.shared)) {
+    if let Ok(date) = HeaderValue::try_from(date(&port.shared)) {
         response.headers_mut().insert(header::DATE, date);
     }
-    seen.status = response.status().as_u16();
-    door.shared.note(seen);
+    recorded.status = response.status().as_u16();
+    port.shared.record(recorded);
     response
 }
 
@@ -61,15 +61,15 @@ fn date(shared: &Shared) -> String {
     locked(&shared.world).now().format("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
-/// The answer to a request that needs a token and has none that counts.
-fn refusal(shared: &Shared, seen: &Seen) -> Option<Response> {
+/// The answer to a request that needs a token and has no valid one.
+fn refusal(shared: &Shared, recorded: &RecordedRequest) -> Option<Response> {
     let scenario = shared.scenario();
     let auth = scenario.auth.as_ref()?;
-    let path = seen.path.split('?').next().unwrap_or_default();
+    let path = recorded.path.split('?').next().unwrap_or_default();
     if matches!(path, "/fhir/metadata" | "/fhir/.well-known/smart-configuration" | "/auth/token") {
         return None;
     }
-    let authorization = seen.authorization.as_deref();
+    let authorization = recorded.authorization.as_deref();
     let admitted = if path.starts_with(FILES) {
         !scenario.requires_access_token() || locked(&shared.tokens).admits_file(auth, authorization)
     } else {
@@ -78,7 +78,8 @@ fn refusal(shared: &Shared, seen: &Seen) -> Option<Response> {
     if admitted {
         return None;
     }
-    let mut refusal = answer::outcome(StatusCode::UNAUTHORIZED, "login", "there is no access token, or it has ended");
+    let mut refusal =
+        answer::outcome(StatusCode::UNAUTHORIZED, "login", "the access token is missing, invalid or expired");
     refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     Some(refusal)
 }
@@ -91,8 +92,8 @@ fn content_type(body: &str) -> &'static str {
     }
 }
 
-/// The answer, with its body as the fault leaves it.
-fn spoil(response: Response, fault: Option<&Fault>) -> Response {
+/// The answer with the fault applied to its body.
+fn apply_fault(response: Response, fault: Option<&Fault>) -> Response {
     let (mut parts, body) = response.into_parts();
     let body = match fault {
         Some(Fault::CutAfter { bytes, .. }) => Body::from_stream(first_bytes(body_chunks(body), *bytes).chain(cut())),
@@ -113,8 +114,8 @@ fn body_chunks(body: Body) -> impl Stream<Item = io::Result<Bytes>> + Send + 'st
     body.into_data_stream().map_err(io::Error::other)
 }
 
-/// An end that no client can take for a good one. What was sent before is flushed first: hyper writes what it has when
-/// the body makes it wait, and drops it when the body fails.
+/// An error at the end of a body, which no client can take for a regular end. The yield lets hyper send what it has
+/// buffered: it flushes when a body is not ready, and drops its buffer when a body fails.
 fn cut() -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     stream::once(async {
         tokio::task::yield_now().await;

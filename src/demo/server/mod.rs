@@ -1,7 +1,7 @@
-//! The server: Bulk Data `$export` over real HTTP, as the scenario wants it to behave.
+//! The server: Bulk Data `$export` over real HTTP, behaving as the scenario says.
 //!
-//! It owns its tasks and its ports: when it is stopped or dropped, nothing listens any more and every connection ends.
-//! Its `Date` header, `lastUpdated` and `transactionTime` all follow the clock of its world.
+//! It owns its tasks and its ports: when it is stopped or dropped, its ports are closed and every connection ends.
+//! `Date`, `lastUpdated` and `transactionTime` all follow the clock of its world.
 
 mod answer;
 mod content;
@@ -29,10 +29,10 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 pub use self::job::JobView;
-use self::{job::Jobs, middleware::Door};
+use self::{job::Jobs, middleware::Port};
 use super::{
     World,
-    folder::{self, Document},
+    folder::{self, NdjsonFile},
     scenario::{Fault, Scenario},
     token::Tokens,
 };
@@ -49,8 +49,8 @@ pub struct Server {
 
 /// A request that was answered.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Seen {
-    /// The origin that was asked, such as `http://127.0.0.1:8080`; there may be a second one for files.
+pub struct RecordedRequest {
+    /// The origin of the request, such as `http://127.0.0.1:8080`; there may be a second one for files.
     pub origin: String,
     pub method: String,
     /// With the query.
@@ -63,16 +63,15 @@ pub struct Seen {
 }
 
 impl Server {
-    /// Serves a world; port 0 takes any free port, and [`url`](Self::url) tells which. Fails where the address cannot
-    /// be had.
+    /// Serves a world. Port 0 takes any free port; [`url`](Self::url) has it. Fails if the address cannot be bound.
     pub async fn start(world: World, listen: SocketAddr) -> io::Result<Self> {
         Self::serve(world, Vec::new(), listen).await
     }
 
-    /// Serves the `*.ndjson` and `*.ndjson.gz` files of a folder as they are, all of them at every export: such lines
-    /// need not have a `lastUpdated` (rule 17). The clock moves on by a second at each kick-off.
+    /// Serves the `*.ndjson` and `*.ndjson.gz` files of a folder as they are, all of them in every export: the lines
+    /// need not have a `lastUpdated` (rule 17). The clock moves by a second at each kick-off.
     pub async fn start_folder(folder: &Path, listen: SocketAddr) -> io::Result<Self> {
-        Self::serve(World::new(), folder::documents(folder).await?, listen).await
+        Self::serve(World::new(), folder::files(folder).await?, listen).await
     }
 
     /// The base of the FHIR server, `http://…/fhir`.
@@ -80,36 +79,36 @@ impl Server {
         self.url.clone()
     }
 
-    /// Opens a second port that serves the files, and nothing but the files, and makes manifests link there (rule 92).
+    /// Opens a second port that serves only the files, and makes manifests link there (rule 92).
     pub async fn open_file_origin(&mut self, listen: SocketAddr) -> io::Result<Url> {
         let (listener, origin) = bind(listen).await?;
         let url = Url::parse(&origin).map_err(io::Error::other)?;
-        let door = Door { shared: self.shared.clone(), origin };
-        self.tasks.spawn(run(listener, files(self.shared.clone(), door), self.shared.closing.clone()));
+        let port = Port { shared: self.shared.clone(), origin };
+        self.tasks.spawn(run(listener, files(self.shared.clone(), port), self.shared.closing.clone()));
         self.scenario(|scenario| scenario.file_origin = Some(url.clone()));
         Ok(url)
     }
 
-    /// The resource types that there is something of, sorted.
+    /// The resource types of the data, sorted.
     pub fn types(&self) -> Vec<ResourceType> {
         let of_world: BTreeSet<_> = self.world(|world| world.types().collect());
-        let of_folder = self.shared.documents.iter().map(|document| document.resource_type);
+        let of_folder = self.shared.folder_files.iter().map(|file| file.resource_type);
         of_world.into_iter().chain(of_folder).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Looks at the data, or changes them. A job that runs keeps what it saw at its kick-off.
+    /// Reads or changes the data. A running job keeps the data of its kick-off.
     pub fn world<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
         change(&mut locked(&self.shared.world))
     }
 
-    /// Turns knobs; what waits for one (`hold_files`) goes on at once.
+    /// Changes the scenario; a body that waits for `hold_files` continues at once.
     pub fn scenario(&self, change: impl FnOnce(&mut Scenario)) {
         self.shared.scenario.send_modify(change);
     }
 
-    /// The requests so far, oldest first; of more than [`MAX_SEEN`] the newest.
-    pub fn seen(&self) -> Vec<Seen> {
-        locked(&self.shared.seen).iter().cloned().collect()
+    /// The requests so far, oldest first; only the newest [`MAX_RECORDED_REQUESTS`] are kept.
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        locked(&self.shared.requests).iter().cloned().collect()
     }
 
     /// The jobs so far, oldest first.
@@ -117,8 +116,7 @@ impl Server {
         locked(&self.shared.jobs).views()
     }
 
-    /// Ends every connection and waits until the ports are free; a connection that does not end is left after a few
-    /// seconds.
+    /// Ends every connection and waits until the ports are free, for a few seconds at most.
     pub async fn stop(mut self) {
         self.shared.closing.cancel();
         let ended = async { while self.tasks.join_next().await.is_some() {} };
@@ -127,44 +125,44 @@ impl Server {
         }
     }
 
-    async fn serve(world: World, documents: Vec<Document>, listen: SocketAddr) -> io::Result<Self> {
+    async fn serve(world: World, folder_files: Vec<NdjsonFile>, listen: SocketAddr) -> io::Result<Self> {
         let (listener, origin) = bind(listen).await?;
         let closing = CancellationToken::new();
         let shared = Arc::new(Shared {
             base: format!("{origin}/fhir"),
             token_url: format!("{origin}/auth/token"),
             world: Mutex::new(world),
-            documents,
+            folder_files,
             scenario: watch::Sender::new(Scenario::default()),
             jobs: Mutex::default(),
-            seen: Mutex::default(),
+            requests: Mutex::default(),
             tokens: Mutex::default(),
             closing: closing.clone(),
         });
-        let door = Door { shared: shared.clone(), origin };
+        let port = Port { shared: shared.clone(), origin };
         let mut tasks = JoinSet::new();
-        tasks.spawn(run(listener, router(shared.clone(), door), closing.clone()));
+        tasks.spawn(run(listener, router(shared.clone(), port), closing.clone()));
         let url = Url::parse(&shared.base).map_err(io::Error::other)?;
         Ok(Self { url, shared, tasks, _closing: closing.drop_guard() })
     }
 }
 
-/// So many requests are remembered.
-pub const MAX_SEEN: usize = 100_000;
+/// At most this many requests are recorded.
+pub const MAX_RECORDED_REQUESTS: usize = 100_000;
 
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the tasks of one server have in common.
+/// The state that the tasks of one server share.
 #[derive(Debug)]
 struct Shared {
     /// Without a slash at the end.
     base: String,
     token_url: String,
     world: Mutex<World>,
-    documents: Vec<Document>,
+    folder_files: Vec<NdjsonFile>,
     scenario: watch::Sender<Scenario>,
     jobs: Mutex<Jobs>,
-    seen: Mutex<VecDeque<Seen>>,
+    requests: Mutex<VecDeque<RecordedRequest>>,
     tokens: Mutex<Tokens>,
     closing: CancellationToken,
 }
@@ -175,43 +173,44 @@ impl Shared {
         self.scenario.borrow().clone()
     }
 
-    fn strike(&self, path: &str) -> Option<Fault> {
+    fn take_fault(&self, path: &str) -> Option<Fault> {
         let mut fault = None;
         self.scenario.send_if_modified(|scenario| {
-            fault = scenario.strike(path);
+            fault = scenario.take_fault(path);
             fault.is_some()
         });
         fault
     }
 
-    fn strike_manifest(&self) -> Option<String> {
+    fn take_manifest_fault(&self) -> Option<String> {
         let mut body = None;
         self.scenario.send_if_modified(|scenario| {
-            body = scenario.strike_manifest();
+            body = scenario.take_manifest_fault();
             body.is_some()
         });
         body
     }
 
-    fn note(&self, request: Seen) {
-        let mut seen = locked(&self.seen);
-        if seen.len() >= MAX_SEEN {
-            seen.pop_front();
+    fn record(&self, request: RecordedRequest) {
+        let mut requests = locked(&self.requests);
+        if requests.len() >= MAX_RECORDED_REQUESTS {
+            requests.pop_front();
         }
-        seen.push_back(request);
+        requests.push_back(request);
     }
 }
 
-/// A test that panicked while it held the lock leaves data that are whole: no change in here stops half-way.
+/// Ignores poisoning: a test that panics while it holds a lock leaves consistent data, because no change in this room
+/// can panic halfway.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The path below which the files are, and the path of one file.
+/// The path prefix of all files, and the route of one file.
 const FILES: &str = "/fhir/bulkfiles/";
 const FILE: &str = "/fhir/bulkfiles/{job}/{name}";
 
-fn router(shared: Arc<Shared>, door: Door) -> Router {
+fn router(shared: Arc<Shared>, port: Port) -> Router {
     Router::new()
         .route("/fhir/metadata", get(answer::metadata))
         .route("/fhir/.well-known/smart-configuration", get(answer::smart_configuration))
@@ -222,15 +221,15 @@ fn router(shared: Arc<Shared>, door: Door) -> Router {
         .route("/fhir/bulkstatus/{job}", get(status::poll).delete(status::delete))
         .route(FILE, get(content::file))
         .fallback(answer::not_found)
-        .layer(from_fn_with_state(door, middleware::pass))
+        .layer(from_fn_with_state(port, middleware::handle))
         .with_state(shared)
 }
 
-fn files(shared: Arc<Shared>, door: Door) -> Router {
+fn files(shared: Arc<Shared>, port: Port) -> Router {
     Router::new()
         .route(FILE, get(content::file))
         .fallback(answer::not_found)
-        .layer(from_fn_with_state(door, middleware::pass))
+        .layer(from_fn_with_state(port, middleware::handle))
         .with_state(shared)
 }
 
@@ -238,7 +237,7 @@ async fn run(listener: TcpListener, router: Router, closing: CancellationToken) 
     axum::serve(listener, router).with_graceful_shutdown(closing.cancelled_owned()).await
 }
 
-/// A port, and the origin by which a client on this machine reaches it.
+/// A listener, and the origin under which a client on this machine reaches it.
 async fn bind(listen: SocketAddr) -> io::Result<(TcpListener, String)> {
     let listener = TcpListener::bind(listen).await?;
     let mut address = listener.local_addr()?;

@@ -1,4 +1,4 @@
-//! The status of a job: in progress, then the manifest, in pages if the scenario says so; and the job's DELETE.
+//! The status URL of a job: in progress, then the manifest, in pages if the scenario says so; and its DELETE.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ pub(super) async fn poll(
     if scenario.hold || polls <= scenario.polls_before_done {
         return in_progress(&scenario, polls);
     }
-    if let Some(body) = shared.strike_manifest() {
+    if let Some(body) = shared.take_manifest_fault() {
         return (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response();
     }
     match manifest(&shared, &scenario, &export, job, page) {
@@ -48,7 +48,7 @@ pub(super) async fn delete(State(shared): State<Arc<Shared>>, Path(job): Path<us
 }
 
 fn gone() -> Response {
-    answer::outcome(StatusCode::NOT_FOUND, "not-found", "there is no such export, or not any more")
+    answer::outcome(StatusCode::NOT_FOUND, "not-found", "the export does not exist, or was deleted")
 }
 
 fn in_progress(scenario: &Scenario, polls: u32) -> Response {
@@ -62,14 +62,14 @@ fn in_progress(scenario: &Scenario, polls: u32) -> Response {
     (StatusCode::ACCEPTED, AppendHeaders(progress.into_iter().chain(retry_after))).into_response()
 }
 
-/// Counted from 0.
+/// The number of the requested page, counted from 0; the query counts from 1.
 fn page_asked(query: Option<&str>) -> usize {
     let pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     let page = pairs.filter(|(name, _)| name == "page").find_map(|(_, value)| value.parse::<usize>().ok());
     page.unwrap_or(1).saturating_sub(1)
 }
 
-/// `None`: there is no such page.
+/// `None`: the page does not exist.
 fn manifest(shared: &Shared, scenario: &Scenario, export: &Export, job: usize, page: usize) -> Option<Value> {
     let per_page = scenario.pages.unwrap_or(usize::MAX).max(1);
     let first = page.saturating_mul(per_page);
@@ -79,8 +79,8 @@ fn manifest(shared: &Shared, scenario: &Scenario, export: &Export, job: usize, p
     let after = first.saturating_add(per_page);
     let files = export.files.get(first..after.min(export.files.len()))?;
     let section = |section| -> Vec<Value> {
-        let of = files.iter().filter(|file| file.section == section);
-        of.map(|file| entry(shared, scenario, job, file)).collect()
+        let listed = files.iter().filter(|file| file.section == section);
+        listed.map(|file| entry(shared, scenario, job, file)).collect()
     };
     let mut manifest = json!({
         "transactionTime": scenario.transaction_time.clone().unwrap_or_else(|| instant(export.transaction_time)),

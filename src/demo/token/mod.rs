@@ -1,7 +1,7 @@
-//! The token endpoint of SMART Backend Services, strict where real servers are strict (rules 117 to 125 and 128).
+//! The token endpoint of SMART Backend Services, as strict as real servers (rules 117 to 125 and 128).
 //!
-//! An assertion counts once. Tokens end by tokio's clock, which a test can pause; an assertion's `exp` is compared with
-//! the wall clock, as its signer's is.
+//! An assertion is accepted once. Tokens expire by tokio's clock, which a test can pause; an assertion's `exp` is
+//! compared with the system clock, which its signer uses too.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,15 +9,15 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind, get_cu
 use serde::Deserialize;
 use tokio::time::Instant;
 
-/// The one client that is registered, and how long its tokens serve it.
+/// The one registered client, and the lifetime of its tokens.
 #[derive(Clone, Debug)]
 pub struct Auth {
     pub client_id: String,
     /// The client's public key: RSA for RS384, P-384 for ES384.
     pub jwk: Jwk,
-    /// Said as `expires_in`, in whole seconds.
+    /// Sent as `expires_in`, in whole seconds.
     pub token_lifetime: Duration,
-    /// A token is revoked after so many requests for files: 401 until there is a new one.
+    /// A token is revoked after this many requests for files: they are answered 401 until the client gets a new token.
     pub expire_tokens_after_file_requests: Option<u32>,
 }
 
@@ -33,22 +33,22 @@ impl Auth {
     }
 }
 
-/// What the token endpoint remembers.
+/// The tokens that were granted, and the assertions that were used.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
     granted: u64,
     live: HashMap<String, Token>,
-    /// The `jti` of the assertions that came, until their `exp` in seconds since the epoch.
+    /// The `jti` of each assertion that was used, with its `exp` in seconds since the epoch.
     assertions: HashMap<String, u64>,
 }
 
 #[derive(Debug)]
 struct Token {
-    ends: Instant,
+    expires_at: Instant,
     file_requests: u32,
 }
 
-/// A token, as the endpoint answers with it.
+/// The answer to a request for a token.
 #[derive(Debug)]
 pub(super) struct Granted {
     pub access_token: String,
@@ -56,16 +56,16 @@ pub(super) struct Granted {
     pub lifetime: Duration,
 }
 
-/// Why there is no token, in OAuth's words.
+/// Why a token was refused, as OAuth's error response says it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct TokenError {
     pub error: &'static str,
     pub description: &'static str,
 }
 
 impl Tokens {
-    /// Answers a request for a token; `form` is its body, `token_url` the only audience.
-    pub(super) fn grant(&mut self, auth: &Auth, token_url: &str, form: &[u8]) -> Result<Granted, Refusal> {
+    /// Answers a request for a token; `form` is its body, `token_url` the only audience that is accepted.
+    pub(super) fn grant(&mut self, auth: &Auth, token_url: &str, form: &[u8]) -> Result<Granted, TokenError> {
         let form = Form::read(form)?;
         let claims = verify(auth, token_url, &form.assertion)?;
         let now_seconds = get_current_timestamp();
@@ -74,29 +74,29 @@ impl Tokens {
             return Err(invalid_client("the jti was used before"));
         }
         let now = Instant::now();
-        self.live.retain(|_, token| token.ends > now);
+        self.live.retain(|_, token| token.expires_at > now);
         self.granted += 1;
         let access_token = format!("demo-token-{}", self.granted);
-        let token = Token { ends: now + auth.token_lifetime, file_requests: 0 };
+        let token = Token { expires_at: now + auth.token_lifetime, file_requests: 0 };
         self.live.insert(access_token.clone(), token);
         Ok(Granted { access_token, scope: form.scope, lifetime: auth.token_lifetime })
     }
 
-    /// Is this the value of an `Authorization` header that opens the door?
+    /// Whether this value of an `Authorization` header has a valid token.
     pub(super) fn admits(&self, authorization: Option<&str>) -> bool {
         let token = authorization.and_then(bearer).and_then(|token| self.live.get(token));
-        token.is_some_and(|token| token.ends > Instant::now())
+        token.is_some_and(|token| token.expires_at > Instant::now())
     }
 
-    /// As [`admits`](Self::admits), counting the request against the token.
+    /// As [`admits`](Self::admits), for a file; the request counts for `expire_tokens_after_file_requests`.
     pub(super) fn admits_file(&mut self, auth: &Auth, authorization: Option<&str>) -> bool {
         if !self.admits(authorization) {
             return false;
         }
         let token = authorization.and_then(bearer).unwrap_or_default();
-        let Some(of) = self.live.get_mut(token) else { return false };
-        of.file_requests += 1;
-        let is_live = auth.expire_tokens_after_file_requests.is_none_or(|limit| of.file_requests <= limit);
+        let Some(live) = self.live.get_mut(token) else { return false };
+        live.file_requests += 1;
+        let is_live = auth.expire_tokens_after_file_requests.is_none_or(|limit| live.file_requests <= limit);
         if !is_live {
             self.live.remove(token);
         }
@@ -110,18 +110,21 @@ struct Form {
 }
 
 impl Form {
-    fn read(form: &[u8]) -> Result<Self, Refusal> {
+    fn read(form: &[u8]) -> Result<Self, TokenError> {
         let fields: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
         let field = |name: &str| fields.get(name).map(String::as_str);
         if field("grant_type") != Some("client_credentials") {
-            return Err(Refusal { error: "unsupported_grant_type", description: "grant_type is client_credentials" });
+            return Err(TokenError {
+                error: "unsupported_grant_type",
+                description: "grant_type is client_credentials",
+            });
         }
         if field("client_assertion_type") != Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer") {
             return Err(invalid_client("client_assertion_type is jwt-bearer"));
         }
         let scope = field("scope").unwrap_or_default();
         if scope.is_empty() || !scope.split(' ').all(|scope| scope.starts_with("system/")) {
-            return Err(Refusal { error: "invalid_scope", description: "only system/ scopes are granted here" });
+            return Err(TokenError { error: "invalid_scope", description: "only system/ scopes are granted here" });
         }
         let assertion = field("client_assertion").ok_or(invalid_client("client_assertion is missing"))?;
         Ok(Self { scope: scope.to_owned(), assertion: assertion.to_owned() })
@@ -137,15 +140,15 @@ struct Claims {
     jti: String,
 }
 
-fn verify(auth: &Auth, token_url: &str, assertion: &str) -> Result<Claims, Refusal> {
-    let header = jsonwebtoken::decode_header(assertion).map_err(|_| invalid_client("the assertion is no JWT"))?;
+fn verify(auth: &Auth, token_url: &str, assertion: &str) -> Result<Claims, TokenError> {
+    let header = jsonwebtoken::decode_header(assertion).map_err(|_| invalid_client("the assertion is not a JWT"))?;
     if !matches!(header.alg, Algorithm::RS384 | Algorithm::ES384) {
         return Err(invalid_client("alg is neither RS384 nor ES384"));
     }
     if header.kid.is_none() || header.kid != auth.jwk.common.key_id {
         return Err(invalid_client("kid names no registered key"));
     }
-    let key = DecodingKey::from_jwk(&auth.jwk).map_err(|_| invalid_client("the registered key is of no use"))?;
+    let key = DecodingKey::from_jwk(&auth.jwk).map_err(|_| invalid_client("the registered key cannot be used"))?;
     let mut validation = Validation::new(header.alg);
     validation.leeway = 0;
     validation.set_audience(&[token_url]);
@@ -164,7 +167,7 @@ fn verify(auth: &Auth, token_url: &str, assertion: &str) -> Result<Claims, Refus
     Ok(claims)
 }
 
-/// An assertion ends at most so far ahead (rule 121).
+/// `exp` of an assertion is at most this far in the future (rule 121).
 const MAX_EXP_SECONDS: u64 = 300;
 
 fn reason(kind: &ErrorKind) -> &'static str {
@@ -177,8 +180,8 @@ fn reason(kind: &ErrorKind) -> &'static str {
     }
 }
 
-fn invalid_client(description: &'static str) -> Refusal {
-    Refusal { error: "invalid_client", description }
+fn invalid_client(description: &'static str) -> TokenError {
+    TokenError { error: "invalid_client", description }
 }
 
 fn bearer(authorization: &str) -> Option<&str> {

@@ -14,7 +14,7 @@ use super::*;
 
 const TOKEN_URL: &str = "http://127.0.0.1:1/auth/token";
 
-/// A client with a key of its own.
+/// A client with its own key.
 pub(in crate::demo) struct Client {
     key: EncodingKey,
     algorithm: Algorithm,
@@ -92,7 +92,7 @@ fn an_assertion_of_another_key_is_refused() {
 }
 
 #[tokio::test]
-async fn an_assertion_counts_once() {
+async fn an_assertion_is_accepted_once() {
     let client = Client::new(Algorithm::ES384);
     let mut tokens = Tokens::default();
     tokens.grant(&client.auth, TOKEN_URL, &client.form(&client.claims(TOKEN_URL, "jti-1"))).unwrap();
@@ -125,7 +125,7 @@ fn an_algorithm_that_the_guide_does_not_name_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_ends_when_it_said_it_would() {
+async fn a_token_expires_after_its_lifetime() {
     let client = Client::new(Algorithm::ES384);
     let mut tokens = Tokens::default();
     let granted = tokens.grant(&client.auth, TOKEN_URL, &client.form(&client.claims(TOKEN_URL, "jti-1"))).unwrap();
@@ -137,7 +137,7 @@ async fn a_token_ends_when_it_said_it_would() {
 }
 
 #[tokio::test]
-async fn a_token_is_revoked_after_so_many_files_until_there_is_a_new_one() {
+async fn a_token_is_revoked_after_the_configured_number_of_files() {
     let mut client = Client::new(Algorithm::ES384);
     client.auth.expire_tokens_after_file_requests = Some(2);
     let mut tokens = Tokens::default();
@@ -147,6 +147,6 @@ async fn a_token_is_revoked_after_so_many_files_until_there_is_a_new_one() {
         let authorization = format!("Bearer {}", granted.access_token);
         let admitted: Vec<bool> = (0..3).map(|_| tokens.admits_file(&client.auth, Some(&authorization))).collect();
         assert_eq!(admitted, [true, true, false]);
-        assert!(!tokens.admits(Some(&authorization)), "a revoked token opens nothing");
+        assert!(!tokens.admits(Some(&authorization)), "a revoked token is not admitted");
     }
 }

@@ -181,7 +181,7 @@ impl Stage {
 
     /// How many requests for files the server has seen.
     pub fn file_requests(&self) -> usize {
-        self.server.seen().iter().filter(|seen| seen.path.contains("/bulkfiles/")).count()
+        self.server.requests().iter().filter(|seen| seen.path.contains("/bulkfiles/")).count()
     }
 
     pub fn root(&self) -> Root {

@@ -90,7 +90,7 @@ async fn the_date_follows_the_clock_of_the_world() {
 }
 
 #[tokio::test]
-async fn a_kick_off_that_is_not_as_the_guide_wants_it_is_refused() {
+async fn a_kick_off_that_violates_the_guide_is_refused() {
     let server = server().await;
     let url = format!("{}/$export", server.url());
     for (query, headers) in [
@@ -112,7 +112,7 @@ async fn a_kick_off_that_is_not_as_the_guide_wants_it_is_refused() {
 }
 
 #[tokio::test]
-async fn since_lets_through_what_changed_at_its_instant_or_later() {
+async fn since_selects_what_changed_at_its_instant_or_later() {
     let server = server().await;
     let manifest = manifest(&server, "?_since=2026-01-01T02:00:01.000%2B02:00").await;
     let file = get(url_of(&manifest["output"][0])).await;
@@ -123,7 +123,7 @@ async fn since_lets_through_what_changed_at_its_instant_or_later() {
 }
 
 #[tokio::test]
-async fn patients_and_groups_and_posts_are_levels_and_methods_of_the_same_export() {
+async fn patient_and_group_exports_and_post_are_supported() {
     let server = server().await;
     for path in ["/Patient/$export", "/Group/a%20b/$export"] {
         assert_eq!(kick_off(&server, path).await.status, 202, "{path}");
@@ -142,7 +142,7 @@ async fn patients_and_groups_and_posts_are_levels_and_methods_of_the_same_export
 }
 
 #[tokio::test]
-async fn deletions_come_as_transactions_of_delete_and_only_with_a_since() {
+async fn deletions_are_sent_as_transaction_bundles_and_only_with_a_since() {
     let server = server().await;
     server.world(|world| world.delete(PATIENT, "p2"));
     assert_eq!(manifest(&server, "").await["deleted"], json!([]));
@@ -155,7 +155,7 @@ async fn deletions_come_as_transactions_of_delete_and_only_with_a_since() {
 }
 
 #[tokio::test]
-async fn a_job_gives_what_it_saw_at_its_kick_off() {
+async fn a_job_returns_the_data_of_its_kick_off() {
     let server = server().await;
     let status = export(&server, "").await;
     server.world(|world| world.put(PATIENT, "p4", json!({})));
@@ -197,11 +197,11 @@ async fn files_and_pages_are_as_long_as_the_scenario_says() {
     assert_eq!(second["output"].as_array().unwrap().len(), 1);
     assert_eq!(second["error"][0]["type"], "OperationOutcome");
     assert_eq!((second.get("link"), &second["transactionTime"]), (None, &first["transactionTime"]));
-    assert_eq!(server.jobs()[0].polls, 1, "further pages are no polls");
+    assert_eq!(server.jobs()[0].polls, 1, "further pages are not polls");
 }
 
 #[tokio::test]
-async fn a_file_is_compressed_for_whoever_accepts_it() {
+async fn a_file_is_compressed_for_clients_that_accept_it() {
     let server = server().await;
     let manifest = manifest(&server, "").await;
     let url = url_of(&manifest["output"][0]);
@@ -217,7 +217,7 @@ async fn a_file_is_compressed_for_whoever_accepts_it() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_file_can_be_had_while_the_file_is_the_same() {
+async fn a_range_of_a_file_is_served_while_the_file_is_unchanged() {
     let server = server().await;
     server.scenario(|scenario| scenario.ranges = true);
     let manifest = manifest(&server, "").await;
@@ -236,7 +236,7 @@ async fn the_rest_of_a_file_can_be_had_while_the_file_is_the_same() {
 }
 
 #[tokio::test]
-async fn faults_strike_as_they_are_told_and_then_the_server_is_friendly_again() {
+async fn faults_happen_as_configured_and_then_the_server_behaves_again() {
     let server = server().await;
     let manifest = manifest(&server, "").await;
     let url = url_of(&manifest["output"][0]);
@@ -269,15 +269,15 @@ async fn faults_strike_as_they_are_told_and_then_the_server_is_friendly_again() 
     assert_eq!((short.body.len(), short.whole), (60, true));
     assert_eq!(get(url).await.header("location"), Some("http://elsewhere.example/x"));
     let slow = get(url).await;
-    let friendly = get(url).await;
-    assert!(slow.whole && friendly.whole);
-    assert_eq!(slow.body, friendly.body);
-    let seen: Vec<u16> = server.seen().iter().map(|seen| seen.status).collect();
-    assert_eq!(seen, [202, 200, 503, 200, 200, 307, 200, 200]);
+    let again = get(url).await;
+    assert!(slow.whole && again.whole);
+    assert_eq!(slow.body, again.body);
+    let statuses: Vec<u16> = server.requests().iter().map(|request| request.status).collect();
+    assert_eq!(statuses, [202, 200, 503, 200, 200, 307, 200, 200]);
 }
 
 #[tokio::test]
-async fn something_else_than_a_manifest_comes_once() {
+async fn another_body_replaces_the_manifest_once() {
     let server = server().await;
     server.scenario(|scenario| scenario.faults = vec![Fault::NotAManifest { body: "[]".to_owned(), times: 1 }]);
     let status = export(&server, "").await;
@@ -286,7 +286,7 @@ async fn something_else_than_a_manifest_comes_once() {
 }
 
 #[tokio::test]
-async fn a_held_file_begins_and_goes_on_when_it_is_released() {
+async fn a_held_file_begins_and_continues_when_it_is_released() {
     let server = server().await;
     let manifest = manifest(&server, "").await;
     server.scenario(|scenario| scenario.hold_files = true);
@@ -300,7 +300,7 @@ async fn a_held_file_begins_and_goes_on_when_it_is_released() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_cuts_what_is_under_way_and_frees_its_port() {
+async fn a_server_that_stops_cuts_running_downloads_and_frees_its_port() {
     let server = server().await;
     let manifest = manifest(&server, "").await;
     server.scenario(|scenario| scenario.hold_files = true);
@@ -315,7 +315,7 @@ async fn a_server_that_stops_cuts_what_is_under_way_and_frees_its_port() {
 }
 
 #[tokio::test]
-async fn with_auth_everything_but_the_way_to_a_token_needs_one() {
+async fn with_auth_everything_except_metadata_and_the_token_endpoint_needs_a_token() {
     let server = server().await;
     let configuration = format!("{}/.well-known/smart-configuration", server.url());
     assert_eq!(get(&configuration).await.status, 404);
@@ -336,7 +336,7 @@ async fn with_auth_everything_but_the_way_to_a_token_needs_one() {
 }
 
 #[tokio::test]
-async fn a_token_opens_the_way_to_the_data_until_it_is_revoked() {
+async fn a_token_is_accepted_until_it_is_revoked() {
     let server = server().await;
     let mut client = Client::new(Algorithm::ES384);
     client.auth.expire_tokens_after_file_requests = Some(1);
@@ -358,7 +358,7 @@ async fn a_token_opens_the_way_to_the_data_until_it_is_revoked() {
 }
 
 #[tokio::test]
-async fn an_answer_can_be_lost_after_the_work_was_done() {
+async fn a_lost_answer_leaves_the_job_behind() {
     let server = server().await;
     let path_contains = "$export".to_owned();
     server.scenario(|scenario| scenario.faults = vec![Fault::LoseAnswer { path_contains, times: 1 }]);
@@ -369,7 +369,7 @@ async fn an_answer_can_be_lost_after_the_work_was_done() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_dropped_ends_connections_that_wait_for_a_next_request() {
+async fn a_dropped_server_ends_idle_connections() {
     let server = server().await;
     let mut stream = TcpStream::connect(("127.0.0.1", server.url().port().unwrap())).await.unwrap();
     stream.write_all(b"GET /fhir/metadata HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -381,7 +381,7 @@ async fn a_server_that_is_dropped_ends_connections_that_wait_for_a_next_request(
 }
 
 #[tokio::test]
-async fn a_second_origin_serves_files_and_notes_what_it_was_told() {
+async fn a_second_origin_serves_files_and_records_requests() {
     let mut server = server().await;
     let origin = server.open_file_origin(ANY_PORT.parse().unwrap()).await.unwrap();
     let manifest = manifest(&server, "").await;
@@ -389,14 +389,14 @@ async fn a_second_origin_serves_files_and_notes_what_it_was_told() {
     assert!(url.starts_with(origin.as_str()) && !url.starts_with(server.url().as_str()));
     let file = send("GET", url, &[("Authorization", "Bearer leaked")], "").await;
     assert_eq!(file.text().lines().count(), 3);
-    let seen = server.seen().pop().unwrap();
-    assert_eq!(seen.authorization.as_deref(), Some("Bearer leaked"));
-    assert_eq!(format!("{}/", seen.origin), origin.as_str());
+    let request = server.requests().pop().unwrap();
+    assert_eq!(request.authorization.as_deref(), Some("Bearer leaked"));
+    assert_eq!(format!("{}/", request.origin), origin.as_str());
     assert_eq!(get(&format!("{origin}fhir/metadata")).await.status, 404);
 }
 
 #[tokio::test]
-async fn an_export_waits_while_another_one_has_not_been_deleted() {
+async fn a_kick_off_is_refused_while_another_job_has_not_been_deleted() {
     let server = server().await;
     server.scenario(|scenario| scenario.max_jobs = 1);
     let status = export(&server, "").await;
@@ -407,7 +407,7 @@ async fn an_export_waits_while_another_one_has_not_been_deleted() {
 }
 
 #[tokio::test]
-async fn a_folder_is_served_byte_for_byte_at_every_export() {
+async fn a_folder_is_served_byte_for_byte_in_every_export() {
     let folder = tempfile::tempdir().unwrap();
     let text = "{\"resourceType\":\"Organization\",\"id\":\"1\"}\r\n\nnonsense";
     let mut packed = async_compression::tokio::write::GzipEncoder::new(Vec::new());

@@ -1,4 +1,4 @@
-//! A client of a few lines: what was sent is what was on the wire, whole or cut.
+//! A minimal HTTP client that shows the bytes of a response as they were sent, complete or cut.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ pub(super) struct Answer {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
-    /// The body came to the end that its headers promise.
+    /// The body is as long as its headers say.
     pub whole: bool,
 }
 
@@ -32,11 +32,11 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on a new connection.
 pub(super) async fn send(method: &str, url: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut stream = open(method, url, headers, body).await;
     let mut bytes = Vec::new();
-    // A connection that is cut may end in an error; what came before counts.
+    // A connection that is cut may end with an error; the bytes before it count.
     let _ = stream.read_to_end(&mut bytes).await;
     answer(&bytes)
 }
