@@ -26,7 +26,7 @@ use crate::{
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, ExportView, LastComplete, View},
     state::ExportState,
-    sync::{self, DryRun, Mode, Outcome, Progress, Report, Sync, TableName, TablesMaintained, Watch},
+    sync::{self, DryRun, Mode, Outcome, Progress, ProgressSender, Report, Syncer, TableName, TablesMaintained},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -76,15 +76,15 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         return Err(Error::NoSchedule);
     }
     let mut signals = Signals::listen().map_err(Error::Signals)?;
-    let (watch, progress) = Watch::new();
+    let (sender, progress) = ProgressSender::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
-    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch).await?;
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
     let (views, seen) = watch::channel(View { ready: false, beat: Instant::now(), exports: Vec::new() });
     let server = serve::Server::start(&config.health, seen)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
     let mut scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
-    let mut daemon = Daemon::new(sync, config.exports, config.maintenance, views, progress);
+    let mut daemon = Daemon::new(syncer, config.exports, config.maintenance, views, progress);
     daemon.catch_up(&ticks);
     daemon.publish(true);
     tracing::info!(health = %server.address, exports = exports.len(), "ready");
@@ -98,7 +98,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
 }
 
 struct Daemon {
-    sync: Arc<Sync>,
+    syncer: Arc<Syncer>,
     exports: Vec<Scheduled>,
     maintenance: Maintenance,
     views: watch::Sender<View>,
@@ -117,13 +117,13 @@ enum Done {
 
 impl Daemon {
     fn new(
-        sync: Sync,
+        syncer: Syncer,
         exports: Vec<Scheduled>,
         maintenance: Maintenance,
         views: watch::Sender<View>,
         progress: watch::Receiver<Progress>,
     ) -> Self {
-        let state = sync.state();
+        let state = syncer.state();
         let (now, anchor) = (now(), Instant::now());
         views.send_modify(|view| {
             view.exports = exports
@@ -143,7 +143,7 @@ impl Daemon {
                 .collect();
         });
         Self {
-            sync: Arc::new(sync),
+            syncer: Arc::new(syncer),
             exports,
             maintenance,
             views,
@@ -156,7 +156,7 @@ impl Daemon {
 
     /// What the schedule asked for while nobody listened is done once, now.
     fn catch_up(&self, ticks: &Ticks) {
-        let state = self.sync.state();
+        let state = self.syncer.state();
         for scheduled in &self.exports {
             let name = &scheduled.export.name;
             let known = state.exports.get(name).cloned().unwrap_or_default();
@@ -199,7 +199,7 @@ impl Daemon {
     }
 
     fn begin(&mut self, tick: Tick) {
-        let (sync, stop) = (Arc::clone(&self.sync), self.stop.clone());
+        let (syncer, stop) = (Arc::clone(&self.syncer), self.stop.clone());
         match &tick {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
@@ -209,7 +209,7 @@ impl Daemon {
                 let maintenance = self.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {
-                    Done::Maintenance(sync.maintain(&tables, &maintenance, DryRun::No, &stop).await)
+                    Done::Maintenance(syncer.maintain(&tables, &maintenance, DryRun::No, &stop).await)
                 });
             }
             Tick::Sync { export, mode } => {
@@ -217,7 +217,7 @@ impl Daemon {
                     return;
                 };
                 let (export, mode) = (scheduled.export.clone(), *mode);
-                self.running.spawn(async move { Done::Sync(sync.run(&export, mode, &stop).await) });
+                self.running.spawn(async move { Done::Sync(syncer.run(&export, mode, &stop).await) });
             }
         }
         self.running_tick = Some(tick);

@@ -16,7 +16,7 @@ use crate::{
     demo::{Server, generate},
     export::Level,
     fhir::ResourceType,
-    sync::{Export, Mode, Outcome, Report, Sync, Watch, chain},
+    sync::{Export, Mode, Outcome, ProgressSender, Report, Syncer, chain},
     telemetry,
 };
 
@@ -94,7 +94,7 @@ async fn play(arguments: Arguments, stop: &CancellationToken) -> Result<(), Ends
 
 /// A sync between the server and a folder.
 struct Stage {
-    sync: Sync,
+    syncer: Syncer,
     export: Export,
     progress: tokio::sync::watch::Receiver<crate::sync::Progress>,
 }
@@ -116,15 +116,16 @@ impl Stage {
         let config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
         let reconciled = types.iter().copied().collect();
         let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
-        let (watch, progress) = Watch::new();
+        let (sender, progress) = ProgressSender::new();
         let exports = [export];
-        let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch).await;
+        let syncer =
+            Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await;
         let [export] = exports;
-        Ok(Self { sync: sync.map_err(|error| failed(&chain(&error)))?, export, progress })
+        Ok(Self { syncer: syncer.map_err(|error| failed(&chain(&error)))?, export, progress })
     }
 
     async fn act(&self, mode: Mode, stop: &CancellationToken) -> Result<Report, Ends> {
-        let report = show::with_progress(self.sync.run(&self.export, mode, stop), self.progress.clone()).await;
+        let report = show::with_progress(self.syncer.run(&self.export, mode, stop), self.progress.clone()).await;
         show::report(&report);
         match report.outcome {
             Outcome::Complete => Ok(report),
@@ -140,7 +141,7 @@ impl Stage {
         let observation = types.iter().find(|resource_type| resource_type.as_str() == "Observation");
         let (resource_type, column) =
             observation.map_or((types[0], "resourceType"), |observation| (*observation, "status"));
-        let counts = self.sync.root.value_counts(resource_type, column).await;
+        let counts = self.syncer.root.value_counts(resource_type, column).await;
         let counts = counts.map_err(|error| failed(&chain(&error)))?;
         println!("\nThe rows of {resource_type} now, by {column}:");
         for (value, rows) in counts {

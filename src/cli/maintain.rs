@@ -10,7 +10,7 @@ use super::{Ends, FAILED, STOPPED, did_not_start, misconfigured, show, stoppable
 use crate::{
     config,
     fhir::ResourceType,
-    sync::{DryRun, Maintained, Maintenance, Sync, TableName, TablesMaintained, Watch, chain},
+    sync::{DryRun, Maintained, MaintenanceRun, ProgressSender, Syncer, TableName, TablesMaintained, chain},
     table::Retention,
     telemetry,
 };
@@ -39,12 +39,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
     let config = config::load(&arguments.config).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (watch, progress) = Watch::new();
-    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch)
+    let (sender, progress) = ProgressSender::new();
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
         .await
         .map_err(|error| did_not_start(&error))?;
     if !arguments.rebuild.is_empty() {
-        return rebuild(&sync, &arguments.rebuild).await;
+        return rebuild(&syncer, &arguments.rebuild).await;
     }
     let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
     let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Deletions]).collect();
@@ -57,7 +57,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
     }
     let dry_run = if arguments.dry_run { DryRun::Yes } else { DryRun::No };
     let stop = CancellationToken::new();
-    let work = sync.maintain(&tables, &maintenance, dry_run, &stop);
+    let work = syncer.maintain(&tables, &maintenance, dry_run, &stop);
     let tables = stoppable(show::with_progress(work, progress), &stop).await?;
     print(&tables, dry_run, &maintenance);
     if tables.iter().any(|(_, result)| result.is_err()) {
@@ -66,9 +66,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
     if stop.is_cancelled() { Err(STOPPED) } else { Ok(()) }
 }
 
-async fn rebuild(sync: &Sync, types: &[ResourceType]) -> Result<(), Ends> {
+async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Ends> {
     for resource_type in types {
-        match sync.rebuild(*resource_type).await {
+        match syncer.rebuild(*resource_type).await {
             Ok(Some(committed)) => {
                 println!("{resource_type}: {} rows made anew, version {}", committed.counts.updated, committed.version);
             }
@@ -82,7 +82,7 @@ async fn rebuild(sync: &Sync, types: &[ResourceType]) -> Result<(), Ends> {
     Ok(())
 }
 
-fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &Maintenance) {
+fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRun) {
     let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
     println!(
         "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",

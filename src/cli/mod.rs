@@ -18,7 +18,7 @@ use crate::{
     config::{self, Config, Flags, Key, Mistakes},
     daemon::{self, Ended, Signals},
     serve, state,
-    sync::{self, Mode, Outcome, Sync, Watch, chain},
+    sync::{self, Mode, Outcome, ProgressSender, Syncer, chain},
     telemetry,
 };
 
@@ -164,14 +164,14 @@ async fn sync_once(arguments: SyncArguments) -> Result<(), Ends> {
         return Err(CONFIGURATION);
     }
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (watch, progress) = Watch::new();
-    let sync = Sync::open(config.server, config.tables, &config.state_file, config.sync, &exports, watch)
+    let (sender, progress) = ProgressSender::new();
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
         .await
         .map_err(|error| did_not_start(&error))?;
     let stop = CancellationToken::new();
     let mut worst = Outcome::Complete;
     for export in &exports {
-        let run = show::with_progress(sync.run(export, mode, &stop), progress.clone());
+        let run = show::with_progress(syncer.run(export, mode, &stop), progress.clone());
         let report = stoppable(run, &stop).await?;
         show::report(&report);
         worst = worse(worst, report.outcome);

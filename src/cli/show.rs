@@ -65,9 +65,9 @@ pub fn report(report: &Report) {
         }
         match &of.end {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
-            TypeEnd::Held { version } => println!(" {version:>8}  the watermark stays"),
+            TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark stays"),
             TypeEnd::Failed(reason) => println!(" {:>8}  {reason}", "-"),
-            TypeEnd::Open => println!(" {:>8}", "-"),
+            TypeEnd::NotReached => println!(" {:>8}", "-"),
         }
     }
     for remark in &report.remarks {

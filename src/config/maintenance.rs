@@ -14,7 +14,7 @@ use crate::{
 pub struct Maintenance {
     /// `None`: only by hand.
     pub schedule: Option<Pattern>,
-    pub of_tables: sync::Maintenance,
+    pub of_tables: sync::MaintenanceRun,
 }
 
 pub(super) fn read(mut section: Section) -> Option<Maintenance> {
@@ -41,5 +41,5 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
         vacuum_retention: Retention::Checked(vacuum_retention?),
         log_retention: log_retention?,
     };
-    Some(Maintenance { schedule: schedule?, of_tables: sync::Maintenance { tables, time_limit: time_limit? } })
+    Some(Maintenance { schedule: schedule?, of_tables: sync::MaintenanceRun { tables, time_limit: time_limit? } })
 }

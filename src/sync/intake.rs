@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, Step, Sync, Watch, blocking, chain, quarantine::Quarantine};
+use super::{Error, ProgressSender, Step, Syncer, blocking, chain, quarantine::Quarantine};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
@@ -64,7 +64,7 @@ struct Context {
     client: Arc<Client>,
     intakes: BTreeMap<ResourceType, Arriving>,
     quarantine: Arc<Quarantine>,
-    watch: Watch,
+    progress: ProgressSender,
     stamp: Stamp,
     max_line_bytes: usize,
     workers: Arc<Semaphore>,
@@ -98,26 +98,26 @@ pub(super) struct Stamp {
 
 /// Streams every file of the manifest into the change sets of `types`.
 pub(super) async fn receive(
-    sync: &Sync,
+    syncer: &Syncer,
     manifest: &Manifest,
     types: &[ResourceType],
     stamp: Stamp,
     quarantine: &Arc<Quarantine>,
 ) -> Result<Received, Error> {
     let files = manifest.output.len() + manifest.deleted.len();
-    sync.watch.update(|progress| {
+    syncer.progress.update(|progress| {
         progress.step = Step::Streaming;
         progress.files = files as u64;
         progress.files_done = 0;
     });
     let context = Arc::new(Context {
-        client: Arc::clone(&sync.client),
-        intakes: intakes(sync, types, manifest).await?,
+        client: Arc::clone(&syncer.client),
+        intakes: intakes(syncer, types, manifest).await?,
         quarantine: Arc::clone(quarantine),
-        watch: sync.watch.clone(),
+        progress: syncer.progress.clone(),
         stamp,
-        max_line_bytes: sync.config.max_line_bytes,
-        workers: Arc::new(Semaphore::new(sync.config.parallel_downloads)),
+        max_line_bytes: syncer.config.max_line_bytes,
+        workers: Arc::new(Semaphore::new(syncer.config.parallel_downloads)),
     });
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
@@ -155,7 +155,7 @@ pub(super) async fn receive(
 
 /// Change sets for all types, which share the memory.
 async fn intakes(
-    sync: &Sync,
+    syncer: &Syncer,
     types: &[ResourceType],
     manifest: &Manifest,
 ) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
@@ -164,14 +164,14 @@ async fn intakes(
         types: types.len(),
         waiting: 0,
         appending: 0,
-        at_once: sync.config.parallel_downloads,
-        read_at_once: sync.config.parallel_upserts,
+        at_once: syncer.config.parallel_downloads,
+        read_at_once: syncer.config.parallel_upserts,
     };
     for resource_type in types {
-        let shape = sync.shape(*resource_type).await;
+        let shape = syncer.shape(*resource_type).await;
         let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
         // A table of which nothing comes waits for its commit.
-        let table = if files == 0 { None } else { Some(table(sync, *resource_type, &shape).await) };
+        let table = if files == 0 { None } else { Some(table(syncer, *resource_type, &shape).await) };
         match &table {
             Some(Ok((_, true))) => sharers.appending += 1,
             Some(Ok((_, false)) | Err(_)) => sharers.waiting += 1,
@@ -179,8 +179,8 @@ async fn intakes(
         }
         opened.push((*resource_type, shape, files as u64, table));
     }
-    let share = Share::of(sync.config.change_set_memory_bytes, sharers);
-    let spool_folder = &sync.config.spool_folder;
+    let share = Share::of(syncer.config.change_set_memory_bytes, sharers);
+    let spool_folder = &syncer.config.spool_folder;
     let mut intakes = BTreeMap::new();
     for (resource_type, shape, files_left, table) in opened {
         let schema = shape.schema();
@@ -200,9 +200,9 @@ async fn intakes(
 }
 
 /// The table of a type, and whether it is appended to.
-async fn table(sync: &Sync, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
+async fn table(syncer: &Syncer, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
     let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
-    let table = sync.root.open_or_create(resource_type, &layout).await?;
+    let table = syncer.root.open_or_create(resource_type, &layout).await?;
     let appends = table.appends().await?;
     Ok((table, appends))
 }
@@ -236,7 +236,7 @@ async fn output_file(
         Ok(arriving.changes.push(index, decoded.keys, decoded.rows)?)
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
-    context.watch.update(|progress| progress.files_done += 1);
+    context.progress.update(|progress| progress.files_done += 1);
     let arriving = context.intakes.get(&resource_type)?;
     let last = arriving.tally().end(checked);
     if last {
@@ -270,7 +270,7 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
         context.quarantine.keep(None, &file.name, &bad)
     });
     let result = result.await;
-    context.watch.update(|progress| progress.files_done += 1);
+    context.progress.update(|progress| progress.files_done += 1);
     match (result, misunderstood.load(Ordering::Relaxed)) {
         (Err(error), _) => Some(Remark::Hold(format!("deletions are missing: {}", chain(&error)))),
         (Ok(_), 0) => None,
@@ -363,13 +363,13 @@ struct Streamed {
 }
 
 /// What becomes of some lines of a file. Runs on a thread that may block.
-type Decode = dyn Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + std::marker::Sync;
+type Decode = dyn Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + Sync;
 
 /// Downloads a file and gives its lines, some at a time and in order, to `decode`.
 async fn stream(
     context: &Arc<Context>,
     file: &File,
-    decode: impl Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + std::marker::Sync + 'static,
+    decode: impl Fn(&Context, &File, Vec<Line>) -> Result<(), Error> + Send + Sync + 'static,
 ) -> Result<Streamed, Error> {
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let download = context.client.download(file, sender);
@@ -399,7 +399,7 @@ async fn consume(
     while let Some(chunk) = chunks.recv().await {
         waiting_bytes += chunk.len();
         splitter.push(&chunk, &mut lines).map_err(|source| Error::LongLine { file: file.name.clone(), source })?;
-        context.watch.update(|progress| progress.bytes += chunk.len() as u64);
+        context.progress.update(|progress| progress.bytes += chunk.len() as u64);
         if waiting_bytes >= DECODE_BYTES {
             count += lines.len() as u64;
             waiting_bytes = 0;
@@ -416,7 +416,7 @@ async fn consume(
 
 async fn hand_over(context: &Arc<Context>, file: &File, lines: Vec<Line>, decode: &Arc<Decode>) -> Result<(), Error> {
     let (context, file, decode) = (Arc::clone(context), file.clone(), Arc::clone(decode));
-    context.watch.update(|progress| progress.lines += lines.len() as u64);
+    context.progress.update(|progress| progress.lines += lines.len() as u64);
     blocking(move || decode(&context, &file, lines)).await
 }
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Step, Sync, advice, blocking, chain, now};
+use super::{Error, Step, Syncer, advice, blocking, chain, now};
 use crate::table::{self, DryRun, Maintained, TableName};
 
 /// How the tables are maintained, and how long that may take.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Maintenance {
+pub struct MaintenanceRun {
     pub tables: table::Maintenance,
     /// When this is over, no further files are put together; the next time goes on there. What has begun is finished.
     pub time_limit: Duration,
@@ -22,12 +22,12 @@ pub struct Maintenance {
 /// What became of each table that there is.
 pub type TablesMaintained = Vec<(TableName, Result<Maintained, Error>)>;
 
-impl Sync {
+impl Syncer {
     /// Maintains these tables; those that are left when `stop` is cancelled are left out.
     pub async fn maintain(
         &self,
         tables: &[TableName],
-        maintenance: &Maintenance,
+        maintenance: &MaintenanceRun,
         dry_run: DryRun,
         stop: &CancellationToken,
     ) -> TablesMaintained {
@@ -38,19 +38,19 @@ impl Sync {
                 tracing::info!("maintenance is stopped; the next one goes on");
                 break;
             }
-            self.watch.step(Step::Maintaining(*table));
+            self.progress.step(Step::Maintaining(*table));
             let result = self.maintain_table(*table, maintenance, dry_run, ends_at, stop).await;
             log(*table, dry_run, &result);
             done.extend(result.transpose().map(|result| (*table, result)));
         }
-        self.watch.step(Step::Idle);
+        self.progress.step(Step::Idle);
         done
     }
 
     async fn maintain_table(
         &self,
         table: TableName,
-        maintenance: &Maintenance,
+        maintenance: &MaintenanceRun,
         dry_run: DryRun,
         ends_at: Instant,
         stop: &CancellationToken,

@@ -35,9 +35,9 @@ use self::{
 pub use self::{
     error::{Advice, Error, advice, chain},
     intake::DECODE_BYTES,
-    maintain::{Maintenance, TablesMaintained},
-    plan::{Mode, Request, requests},
-    progress::{Progress, Step, Watch},
+    maintain::{MaintenanceRun, TablesMaintained},
+    plan::{Mode, PlannedRequest, requests},
+    progress::{Progress, ProgressSender, Step},
     report::{Outcome, Report, TypeEnd, TypeReport},
 };
 use crate::{
@@ -95,17 +95,17 @@ impl Export {
 }
 
 /// Everything that a run works with. One run at a time.
-pub struct Sync {
+pub struct Syncer {
     pub client: Arc<Client>,
     pub root: Root,
     pub store: Arc<Mutex<Store>>,
     pub config: Config,
-    pub watch: Watch,
+    pub progress: ProgressSender,
     /// Whether the server speaks R4, whose elements have columns; asked once.
     pub speaks_r4: OnceCell<bool>,
 }
 
-impl Sync {
+impl Syncer {
     /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, a
     /// waiting export is left to be resumed.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
@@ -127,7 +127,7 @@ impl Sync {
             report.outcome = Outcome::Failed;
         }
         log(&report, result.err().as_ref());
-        self.watch.step(Step::Idle);
+        self.progress.step(Step::Idle);
         report
     }
 
@@ -138,7 +138,7 @@ impl Sync {
         stop: &CancellationToken,
         report: &mut Report,
     ) -> Result<(), Error> {
-        self.watch.step(Step::Planning);
+        self.progress.step(Step::Planning);
         let run = report.run;
         self.remember(move |state| state.run = run).await?;
         let resumed = self.resume(export, mode, stop, report).await?;
@@ -190,9 +190,9 @@ impl Sync {
     }
 
     /// Asks for an export; its status URL is in the state file before anybody polls it.
-    async fn kick_off(&self, export: &Export, request: Request, mode: Mode) -> Result<JobInFlight, Error> {
-        self.watch.step(Step::KickingOff);
-        let Request { types, since } = request;
+    async fn kick_off(&self, export: &Export, request: PlannedRequest, mode: Mode) -> Result<JobInFlight, Error> {
+        self.progress.step(Step::KickingOff);
+        let PlannedRequest { types, since } = request;
         tracing::info!(export = export.name, ?types, since, "asking for an export");
         let ask = export::Request { level: export.level.clone(), types: types.clone(), since: since.clone() };
         let job = self.client.kick_off(&ask).await?;
@@ -247,10 +247,10 @@ impl Sync {
             kicked_off_at: job.kicked_off_at,
             polling_since: job.polling_since,
         };
-        self.watch.step(Step::Waiting { polls: 0, server_says: None });
+        self.progress.step(Step::Waiting { polls: 0, server_says: None });
         let progress = |progress: export::Progress| {
             tracing::debug!(polls = progress.polls, server_says = progress.x_progress, "the server is at work");
-            self.watch.step(Step::Waiting { polls: progress.polls, server_says: progress.x_progress });
+            self.progress.step(Step::Waiting { polls: progress.polls, server_says: progress.x_progress });
         };
         Ok(job.wait(&self.client, &progress).await?)
     }
@@ -274,7 +274,7 @@ impl Sync {
     /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
     /// could not be made again.
     async fn settle(&self, export: &Export, job: Job, stop: &CancellationToken, report: &Report) -> Result<(), Error> {
-        self.watch.step(Step::Settling);
+        self.progress.step(Step::Settling);
         let root = self.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         let watermarks: Vec<_> = report
@@ -417,7 +417,7 @@ fn now() -> DateTime<Utc> {
 }
 
 fn log(report: &Report, error: Option<&Error>) {
-    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.end != TypeEnd::Open) {
+    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.end != TypeEnd::NotReached) {
         let counts = &of.counts;
         tracing::info!(
             export = report.export, run = report.run, %resource_type, received = of.received, inserted = counts.inserted,

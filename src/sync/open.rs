@@ -7,14 +7,14 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{Config, Error, Export, Sync, Watch, lock};
+use super::{Config, Error, Export, ProgressSender, Syncer, lock};
 use crate::{
     export::{self, Client},
     state::{Found, Store},
     table::{self, Root, probe_spool_folder},
 };
 
-impl Sync {
+impl Syncer {
     /// Opens the state file first: whoever holds it is the one who may go on.
     pub async fn open(
         server: export::Config,
@@ -22,21 +22,21 @@ impl Sync {
         state_file: &Path,
         config: Config,
         exports: &[Export],
-        watch: Watch,
+        progress: ProgressSender,
     ) -> Result<Self, Error> {
         let (store, found) = Store::open(state_file)?;
         probe_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
-        let sync = Self {
+        let syncer = Self {
             client: Arc::new(Client::new(server)?),
             root: Root::new(tables)?,
             store: Arc::new(Mutex::new(store)),
             config,
-            watch,
+            progress,
             speaks_r4: OnceCell::new(),
         };
-        sync.greet(state_file, found, exports).await?;
-        Ok(sync)
+        syncer.greet(state_file, found, exports).await?;
+        Ok(syncer)
     }
 
     async fn greet(&self, state_file: &Path, found: Found, exports: &[Export]) -> Result<(), Error> {

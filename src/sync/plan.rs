@@ -10,7 +10,7 @@ use crate::fhir::{ResourceType, TransactionTime};
 
 /// What is asked for in one kick-off.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct PlannedRequest {
     pub types: Vec<ResourceType>,
     /// `_since`; absent in a full load.
     pub since: Option<String>,
@@ -37,13 +37,13 @@ pub fn requests(
     watermarks: &[(ResourceType, Option<TransactionTime>)],
     mode: Mode,
     overlap: TimeDelta,
-) -> Vec<Request> {
+) -> Vec<PlannedRequest> {
     let (known, unknown): (Vec<_>, Vec<_>) =
         watermarks.iter().copied().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
     let types = |of: &[(ResourceType, _)]| of.iter().map(|(resource_type, _)| *resource_type).collect::<Vec<_>>();
     let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
-    let full = Request { types: types(&unknown), since: None };
-    let incremental = Request { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };
+    let full = PlannedRequest { types: types(&unknown), since: None };
+    let incremental = PlannedRequest { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };
     [incremental, full].into_iter().filter(|request| !request.types.is_empty()).collect()
 }
 

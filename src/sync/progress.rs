@@ -52,9 +52,9 @@ impl fmt::Display for Step {
 
 /// The writing end, shared by the tasks of a run.
 #[derive(Clone, Debug)]
-pub struct Watch(watch::Sender<Progress>);
+pub struct ProgressSender(watch::Sender<Progress>);
 
-impl Watch {
+impl ProgressSender {
     pub fn new() -> (Self, watch::Receiver<Progress>) {
         let (sender, receiver) = watch::channel(Progress::default());
         (Self(sender), receiver)

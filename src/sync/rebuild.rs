@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{Error, Sync, blocking, now};
+use super::{Error, Syncer, blocking, now};
 use crate::{
     fhir::ResourceType,
     resource::{Decoder, Line},
     table::{Committed, Layout},
 };
 
-impl Sync {
+impl Syncer {
     /// Makes every row of a table anew, with the columns that the configuration asks for; `None` where there is no table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };

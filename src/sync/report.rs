@@ -42,16 +42,15 @@ pub struct TypeReport {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TypeEnd {
-    /// Not reached.
     #[default]
-    Open,
+    NotReached,
     /// Committed, and how far the table has come.
     Committed {
         version: u64,
         watermark: TransactionTime,
     },
     /// Committed, but the rows may not be all: the watermark stays.
-    Held {
+    WatermarkHeld {
         version: u64,
     },
     Failed(String),
@@ -60,9 +59,9 @@ pub enum TypeEnd {
 impl fmt::Display for TypeEnd {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Open => out.write_str("not reached"),
+            Self::NotReached => out.write_str("not reached"),
             Self::Committed { version, watermark } => write!(out, "version {version}, watermark {watermark}"),
-            Self::Held { version } => write!(out, "version {version}, the watermark stays"),
+            Self::WatermarkHeld { version } => write!(out, "version {version}, the watermark stays"),
             Self::Failed(reason) => write!(out, "failed: {reason}"),
         }
     }
@@ -119,7 +118,7 @@ impl Report {
         if self.types.values().all(|of| committed(&of.end) && of.quarantined == 0) && self.remarks.is_empty() {
             return Outcome::Complete;
         }
-        let written = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::Held { .. });
+        let written = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::WatermarkHeld { .. });
         if self.types.values().any(|of| written(&of.end)) { Outcome::Partial } else { Outcome::Failed }
     }
 

@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Config, Error, Export, Report, Step, Sync, TypeEnd, TypeReport, advice, chain,
+    Config, Error, Export, Report, Step, Syncer, TypeEnd, TypeReport, advice, chain,
     intake::{Intake, Received, Remark},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) struct Commits<'run> {
 
 /// Commits what was received. [`Error::Stopped`] where `stop` left types to the next run.
 pub(super) async fn upsert(
-    sync: &Sync,
+    syncer: &Syncer,
     commits: Commits<'_>,
     received: Received,
     stop: &CancellationToken,
@@ -38,7 +38,7 @@ pub(super) async fn upsert(
     report.remarks.extend(received.remarks.into_iter().map(|(Remark::Hold(text) | Remark::Note(text))| text));
     let upsert = Upsert {
         app_id: commits.export.app_id(),
-        source: sync.config.source.to_string(),
+        source: syncer.config.source.to_string(),
         watermark: commits.watermark.filter(|_| !hold),
         exported_at: commits.watermark,
         run_started_micros: report.started_at.timestamp_micros(),
@@ -46,22 +46,23 @@ pub(super) async fn upsert(
         run: report.run,
         reconcile: None,
     };
-    let reconcile = Reconcile { max_gone: sync.config.max_missing, max_gone_percent: sync.config.max_missing_percent };
+    let reconcile =
+        Reconcile { max_gone: syncer.config.max_missing, max_gone_percent: syncer.config.max_missing_percent };
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
-        while running.len() < sync.config.parallel_upserts && !stop.is_cancelled() {
+        while running.len() < syncer.config.parallel_upserts && !stop.is_cancelled() {
             let Some((resource_type, intake)) = waiting.next() else { break };
             // Only what is whole can say that something is gone: no file missing, no line in quarantine, no type that
             // the server left out (rules 21 and 98).
             let whole = commits.everything && !hold && intake.files > 0 && intake.bad == 0;
             let reconcile = (whole && commits.export.reconciled.contains(&resource_type)).then_some(reconcile);
             let upsert = Upsert { reconcile, ..upsert.clone() };
-            let (root, watch) = (sync.root.clone(), sync.watch.clone());
-            let (config, since, runtime) = (sync.config.clone(), commits.since, Handle::current());
+            let (root, progress) = (syncer.root.clone(), syncer.progress.clone());
+            let (config, since, runtime) = (syncer.config.clone(), commits.since, Handle::current());
             // Encoding takes the whole of a core for minutes: not on a thread that others wait for.
             running.spawn_blocking(move || {
-                watch.step(Step::Upserting(resource_type));
+                progress.step(Step::Upserting(resource_type));
                 (resource_type, runtime.block_on(upsert_type(&root, resource_type, intake, upsert, since, &config)))
             });
         }
@@ -123,7 +124,7 @@ async fn upsert_type(
             report.foreign_commits = committed.foreign;
             report.end = match watermark {
                 Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
-                None => TypeEnd::Held { version: committed.version },
+                None => TypeEnd::WatermarkHeld { version: committed.version },
             };
         }
         Err(error) => report.end = failed(&error.into()),
@@ -145,5 +146,6 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         let limit = "more than sync.max_missing and sync.max_missing_percent allow";
         return Some(format!("{gone} rows of {resource_type} no longer come, {limit}; they are kept"));
     }
-    matches!(report.end, TypeEnd::Held { .. }).then(|| format!("{resource_type} has rows, but its watermark stays"))
+    matches!(report.end, TypeEnd::WatermarkHeld { .. })
+        .then(|| format!("{resource_type} has rows, but its watermark stays"))
 }

@@ -104,7 +104,7 @@ async fn without_a_transaction_time_the_rows_come_and_the_watermark_stays() {
     stage.server.scenario(|scenario| scenario.omit_transaction_time = true);
     let report = stage.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
-    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Held { .. }), "{report:#?}");
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
     assert!(report.remarks.iter().any(|remark| remark.contains("transactionTime")), "{report:#?}");
     stage.assert_in_step().await;
     assert_eq!(stage.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
@@ -121,7 +121,7 @@ async fn an_error_among_the_outcomes_keeps_the_watermark_and_the_rows() {
     stage.server.scenario(|scenario| scenario.outcomes = vec![outcome("information"), outcome("error")]);
     let report = stage.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
-    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Held { .. }), "{report:#?}");
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
     assert!(report.remarks.iter().any(|remark| remark.contains("1 errors, first error (processing)")), "{report:#?}");
     assert_eq!(stage.watermark(PATIENT).await, None);
     stage.assert_in_step().await;

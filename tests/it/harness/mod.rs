@@ -13,7 +13,7 @@ use fhir_sync::{
     export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
-    sync::{self, Export, Mode, Outcome, Report, Sync, TypeEnd, Watch},
+    sync::{self, Export, Mode, Outcome, ProgressSender, Report, Syncer, TypeEnd},
     table::{self, Location, Root},
 };
 use serde_json::json;
@@ -101,10 +101,10 @@ impl Stage {
     }
 
     /// As a process that starts.
-    pub async fn open(&self) -> Result<Sync, sync::Error> {
+    pub async fn open(&self) -> Result<Syncer, sync::Error> {
         let exports = [self.export.clone()];
         let (client, config) = (self.client.clone(), self.config.clone());
-        Sync::open(client, self.tables(), &self.state_file(), config, &exports, Watch::new().0).await
+        Syncer::open(client, self.tables(), &self.state_file(), config, &exports, ProgressSender::new().0).await
     }
 
     /// An incremental sync, whatever comes of it.
@@ -123,7 +123,7 @@ impl Stage {
     pub async fn run(&self, mode: Mode) -> Report {
         let report = self.open().await.unwrap().run(&self.export, mode, &CancellationToken::new()).await;
         for (resource_type, of) in &report.types {
-            let is_written = matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::Held { .. });
+            let is_written = matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::WatermarkHeld { .. });
             assert!(!is_written || of.is_balanced(), "{resource_type}: {of:#?}");
         }
         report
