@@ -18,7 +18,7 @@ use fhir_sync::{
         shape::{self, Options},
     },
     sync::DECODE_BYTES,
-    table::{ChangeSet, Committed, Config, Layout, Location, Merge, Root, Share, Upsert},
+    table::{ChangeSet, Committed, Config, Location, Root, Share, TableDefinition, UpdateMode, Upsert},
 };
 use tokio::runtime::Runtime;
 
@@ -33,7 +33,7 @@ pub const CHANGED: i64 = LOADED + 1_000_000;
 /// Folder, lines, rows: a table of so many rows, from the lines again and again with fresh ids.
 pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
     let [folder, lines, rows] = arguments else { anyhow::bail!("three arguments") };
-    let bench = Bench::new(folder, Merge::DeletionVectors)?;
+    let bench = Bench::new(folder, UpdateMode::DeletionVectors)?;
     let ids = 0..rows.parse()?;
     let committed = bench.upsert(Path::new(lines), LOADED, ids.map(Some))?;
     ensure!(committed.counts.inserted == rows.parse::<u64>()?, "not all rows were new: {:?}", committed.counts);
@@ -42,32 +42,32 @@ pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
 
 /// Folder, lines, rows of the table, changes.
 pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::DeletionVectors, 1, ids)
+    changes(arguments, UpdateMode::DeletionVectors, 1, ids)
 }
 
 /// The same with new rows only.
 pub fn new(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::DeletionVectors, 1, new_ids)
+    changes(arguments, UpdateMode::DeletionVectors, 1, new_ids)
 }
 
 pub fn copy_on_write(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::CopyOnWrite, 1, ids)
+    changes(arguments, UpdateMode::CopyOnWrite, 1, ids)
 }
 
 /// The same twice: what the second time costs is what is told, but for the first one's part of the time.
 pub fn again(arguments: &[String]) -> anyhow::Result<Work> {
-    changes(arguments, Merge::DeletionVectors, 2, ids)
+    changes(arguments, UpdateMode::DeletionVectors, 2, ids)
 }
 
 fn changes<Ids: Iterator<Item = Option<u64>> + Send>(
     arguments: &[String],
-    merge: Merge,
+    update_mode: UpdateMode,
     times: usize,
     ids: impl Fn(u64, u64) -> Ids,
 ) -> anyhow::Result<Work> {
     let [folder, lines, rows, changes] = arguments else { anyhow::bail!("four arguments") };
     let (rows, changes) = (rows.parse()?, changes.parse::<u64>()?);
-    let bench = Bench::new(folder, merge)?;
+    let bench = Bench::new(folder, update_mode)?;
     let mut last = None;
     for _ in 0..times {
         let committed = bench.upsert(Path::new(lines), CHANGED, ids(rows, changes))?;
@@ -98,11 +98,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(folder: &str, merge: Merge) -> anyhow::Result<Self> {
+    fn new(folder: &str, update_mode: UpdateMode) -> anyhow::Result<Self> {
         let root = Location::Folder(folder.into());
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?,
-            root: Root::new(Config { merge, ..Config::new(root) })?,
+            root: Root::new(Config { update_mode, ..Config::new(root) })?,
             shape: Shape::of(ResourceType::OBSERVATION, Options { layout: shape::Layout::Pathling, raw_json: true }),
             spool: tempfile::tempdir()?,
             bytes_in: AtomicU64::new(0),
@@ -116,10 +116,14 @@ impl Bench {
         ids: impl Iterator<Item = Option<u64>> + Send,
     ) -> anyhow::Result<Committed> {
         let shape = &self.shape;
-        let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
-        let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &layout));
-        let changes =
-            self.runtime.block_on(open()?.change_set(&layout.schema, Share::alone(MEMORY_BYTES), self.spool.path()))?;
+        let definition =
+            TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &definition));
+        let changes = self.runtime.block_on(open()?.change_set(
+            &definition.schema,
+            Share::alone(MEMORY_BYTES),
+            self.spool.path(),
+        ))?;
         let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });
         let pushed: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> =

@@ -38,7 +38,7 @@ use crate::{
     resource::{Options, shape::Layout},
     schedule::Pattern,
     serve, sync,
-    table::{self, Location, Merge, OBJECT_STORES},
+    table::{self, Location, OBJECT_STORES, UpdateMode},
     telemetry,
 };
 
@@ -227,9 +227,9 @@ fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Co
 fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
-    let merge = section.or("update_mode", "deletion-vectors", |text| match text {
-        "deletion-vectors" => Ok(Merge::DeletionVectors),
-        "copy-on-write" => Ok(Merge::CopyOnWrite),
+    let update_mode = section.or("update_mode", "deletion-vectors", |text| match text {
+        "deletion-vectors" => Ok(UpdateMode::DeletionVectors),
+        "copy-on-write" => Ok(UpdateMode::CopyOnWrite),
         _ => Err(format!("{text:?} is none of deletion-vectors, copy-on-write")),
     });
     let change_data_feed = section.or("change_data_feed", "false", boolean);
@@ -238,7 +238,7 @@ fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option
     section.end();
     Some(table::Config {
         storage_options,
-        merge: merge?,
+        update_mode: update_mode?,
         change_data_feed: change_data_feed?,
         partitions: partitions?,
         ..table::Config::new(root?)

@@ -24,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, Lines, Order, Shape},
-    table::{self, ChangeSet, Layout, Share, Sharers, Table},
+    table::{self, ChangeSet, Share, Sharers, Table, TableDefinition},
 };
 
 /// What came of one resource type.
@@ -201,8 +201,9 @@ async fn intakes(
 
 /// The table of a type, and whether it is appended to.
 async fn table(syncer: &Syncer, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
-    let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
-    let table = syncer.root.open_or_create(resource_type, &layout).await?;
+    let definition =
+        TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+    let table = syncer.root.open_or_create(resource_type, &definition).await?;
     let appends = table.appends().await?;
     Ok((table, appends))
 }

@@ -8,7 +8,7 @@ use super::{Error, Syncer, blocking, now};
 use crate::{
     fhir::ResourceType,
     resource::{Decoder, Line},
-    table::{Committed, Layout},
+    table::{Committed, TableDefinition},
 };
 
 impl Syncer {
@@ -31,9 +31,10 @@ impl Syncer {
                 Some(bad) => Err(format!("a line is no row any more: {}", bad.reason)),
             }
         };
-        let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let definition =
+            TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
         let runtime = Handle::current();
-        let committed = blocking(move || runtime.block_on(table.rebuild(&layout, &decode))).await?;
+        let committed = blocking(move || runtime.block_on(table.rebuild(&definition, &decode))).await?;
         let root = self.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         Ok(Some(committed))

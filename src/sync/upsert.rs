@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    table::{self, Layout, Reconcile, Root, Upsert},
+    table::{self, Reconcile, Root, TableDefinition, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -107,9 +107,10 @@ async fn upsert_type(
         return report;
     }
     let shape = &intake.shape;
-    let layout = Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+    let definition =
+        TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
     let committed = async {
-        let table = root.open_or_create(resource_type, &layout).await?;
+        let table = root.open_or_create(resource_type, &definition).await?;
         // What lies between a table's watermark and `_since` was not asked for. That happens when the table was deleted
         // or set back after the kick-off; then it must not claim to be complete.
         let known = table.watermark(&upsert.app_id).await?;

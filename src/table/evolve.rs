@@ -7,30 +7,67 @@ use std::collections::{BTreeMap, BTreeSet};
 use arrow::datatypes::{FieldRef, Schema};
 use deltalake::{
     kernel::{Action, Metadata, Protocol, StructField, StructType},
+    operations::create::CreateBuilder,
     protocol::DeltaOperation,
 };
 use serde_json::{Value, json};
 
 use super::{
-    Error, Layout, Merge, OWN_COLUMNS, Table,
+    Error, Root, Table, TableDefinition, TableName, UpdateMode,
     commit::{self, Outcome},
-    kernel_schema,
-    upsert::{change_feed::ENABLE_CHANGE_DATA_FEED, write::ENABLE_DELETION_VECTORS},
+    properties::{ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, PARTITION_DATE},
+    root::{OWN_COLUMNS, columns, kernel_schema},
 };
+use crate::fhir::ResourceType;
 
 /// How often a table that other writers change at the same moment is looked at again.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The table with everything that `layout` and the configuration ask for.
-pub(super) async fn evolve(mut table: Table, layout: &Layout) -> Result<Table, Error> {
+impl Root {
+    /// The table of a resource type; an empty first commit makes it where there is none.
+    pub async fn open_or_create(
+        &self,
+        resource_type: ResourceType,
+        definition: &TableDefinition,
+    ) -> Result<Table, Error> {
+        let name = TableName::from(resource_type);
+        let place = self.place_of(&name.directory());
+        let by = self.partitions.get(&resource_type);
+        if let Some(by) = by
+            && definition.schema.field_with_name(&by.source()).is_err()
+        {
+            return Err(Error::Unsupported {
+                place,
+                feature: format!("partitions by {}, for which it has no column", by.date),
+                way_out: "tables are typed only where the server speaks R4; take its [tables.<type>] out of the configuration",
+            });
+        }
+        if let Some(table) = self.open(resource_type).await? {
+            return evolve(table, definition).await;
+        }
+        let schema = columns(definition, by);
+        let schema = kernel_schema(&schema, &place)?;
+        let of_partition = by.map(|by| (PARTITION_DATE, Some(by.date.clone())));
+        let create = CreateBuilder::new()
+            .with_table_name(name.as_str())
+            .with_columns(schema.fields().cloned())
+            .with_partition_columns(by.iter().flat_map(|by| by.columns()))
+            .with_configuration(self.properties(definition).into_iter().chain(of_partition));
+        // Another process may have made it at the same moment, with fewer columns.
+        evolve(self.create(name, create).await?, definition).await
+    }
+}
+
+/// The table with everything that `definition` and the configuration ask for.
+pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Result<Table, Error> {
     // A table without our keys was made by other writers, and is not ours to change.
     let there = table.columns()?;
-    if !layout.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
+    if !definition.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
         return Ok(table);
     }
     table.check_partitions()?;
     for _ in 0..MAX_ATTEMPTS {
-        let changes = Changes::of(&table, layout)?;
+        let changes = Changes::of(&table, definition)?;
         if changes.is_empty() {
             return Ok(table);
         }
@@ -53,18 +90,18 @@ struct Changes {
 }
 
 impl Changes {
-    fn of(table: &Table, layout: &Layout) -> Result<Self, Error> {
+    fn of(table: &Table, definition: &TableDefinition) -> Result<Self, Error> {
         let there = table.columns()?;
         let is_missing = |field: &&FieldRef| there.field_with_name(field.name()).is_err();
-        let columns: Vec<_> = layout.schema.fields().iter().filter(is_missing).cloned().collect();
+        let columns: Vec<_> = definition.schema.fields().iter().filter(is_missing).cloned().collect();
         let mut properties = BTreeMap::new();
         if !columns.is_empty() {
-            properties.extend(layout.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+            properties.extend(definition.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         }
         let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
         let undecided = |property: &str| !snapshot.metadata().configuration().contains_key(property);
         // Dropping the feature leaves `checkpointProtection` behind.
-        let wants_vectors = table.root.merge == Merge::DeletionVectors;
+        let wants_vectors = table.root.update_mode == UpdateMode::DeletionVectors;
         if wants_vectors && undecided(ENABLE_DELETION_VECTORS) && !table.has_feature("checkpointProtection")? {
             properties.insert(ENABLE_DELETION_VECTORS.to_owned(), "true".to_owned());
         }

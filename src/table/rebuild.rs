@@ -14,12 +14,12 @@ use deltalake::kernel::{Action, Add, MetadataExt as _};
 use futures::StreamExt as _;
 
 use super::{
-    Committed, Counts, Error, Layout, Table, Upsert, columns,
+    Committed, Counts, Error, Table, TableDefinition, Upsert,
     commit::{self, Outcome},
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::Target,
     data_file::stored::StoredFile,
-    kernel_schema,
+    root::{columns, kernel_schema},
     upsert::write::remove,
 };
 
@@ -30,12 +30,12 @@ const KEPT: [&str; 4] = ["_sync_source", "_sync_at", "_sync_transaction_time", "
 const PARTITIONS_PER_FILE: usize = 4;
 
 impl Table {
-    /// Gives the table exactly the columns of `layout`. `decode` makes a row of each line, in order, or says why not.
+    /// Gives the table exactly the columns of `definition`. `decode` makes a row of each line, in order, or says why not.
     /// Blocks on encoding and decoding; the caller gives this a thread of its own. An upsert that comes first wins: the
     /// rebuild is then refused as a conflict.
     pub async fn rebuild(
         mut self,
-        layout: &Layout,
+        definition: &TableDefinition,
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
     ) -> Result<Committed, Error> {
         self.check_partitions()?;
@@ -43,15 +43,15 @@ impl Table {
         let mut metadata = snapshot
             .metadata()
             .clone()
-            .with_schema(&kernel_schema(&columns(layout, self.partitioned_by()), &self.place)?)
+            .with_schema(&kernel_schema(&columns(definition, self.partitioned_by()), &self.place)?)
             .map_err(|error| self.failed(error))?;
-        for (name, value) in &layout.properties {
+        for (name, value) in &definition.properties {
             metadata =
                 metadata.add_config_key((*name).to_owned(), value.clone()).map_err(|error| self.failed(error))?;
         }
         let mut actions = vec![Action::Metadata(metadata)];
         let mut rows = 0;
-        let target = Target { columns: Arc::clone(&layout.schema), leading: layout.leading, ..self.target()? };
+        let target = Target { columns: Arc::clone(&definition.schema), leading: definition.leading, ..self.target()? };
         for stored in self.stored_files().await? {
             actions.push(remove(&stored));
             let (adds, count) = self.rebuild_file(&stored, &target, decode).await?;

@@ -4,7 +4,8 @@ use arrow::datatypes::SchemaRef;
 
 use super::{
     Error, Table, TableName,
-    data_file::partitioned::{DatePartition, PARTITION_DATE},
+    date_partition::DatePartition,
+    properties::{APPEND_ONLY, COLUMN_MAPPING_MODE, CONSTRAINT_PREFIX, PARTITION_DATE},
     tombstones,
 };
 
@@ -52,13 +53,13 @@ impl Table {
         let properties = snapshot.metadata().configuration();
         let is = |name: &str, value: &str| properties.get(name).is_some_and(|found| found.eq_ignore_ascii_case(value));
         let unset = "unset that table property, or move the table away, so that it is made anew";
-        if is("delta.appendOnly", "true") {
-            return Err(self.unsupported("delta.appendOnly", unset));
+        if is(APPEND_ONLY, "true") {
+            return Err(self.unsupported(APPEND_ONLY, unset));
         }
-        if properties.get("delta.columnMapping.mode").is_some_and(|mode| mode != "none") {
+        if properties.get(COLUMN_MAPPING_MODE).is_some_and(|mode| mode != "none") {
             return Err(self.unsupported("column mapping", "move it away, so that it is made anew"));
         }
-        if let Some(constraint) = properties.keys().find(|name| name.starts_with("delta.constraints.")) {
+        if let Some(constraint) = properties.keys().find(|name| name.starts_with(CONSTRAINT_PREFIX)) {
             return Err(self.unsupported(constraint, "drop it with ALTER TABLE … DROP CONSTRAINT"));
         }
         let demanding = ["delta.invariants", "delta.generationExpression", "delta.identity.start"];

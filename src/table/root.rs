@@ -1,33 +1,14 @@
-//! Delta tables: one per resource type. The only room that names deltalake.
-//!
-//! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand for
-//! (an application transaction), so the two cannot disagree.
-
-mod change_set;
-mod commit;
-mod data_file;
-mod error;
-mod evolve;
-mod maintain;
-mod name;
-mod parallel;
-#[cfg(feature = "sql")]
-mod query;
-mod rebuild;
-mod requirements;
-mod tombstones;
-mod upsert;
-mod value_counts;
+//! The root: where all tables lie, and a table as one version of it has been read.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
 use arrow::datatypes::{Schema, SchemaRef};
 use deltalake::{
-    DeltaTable, DeltaTableBuilder,
+    DeltaTable, DeltaTableBuilder, DeltaTableError,
     kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _, transaction::CommitProperties},
     operations::create::CreateBuilder,
     protocol::SaveMode,
@@ -35,29 +16,12 @@ use deltalake::{
 use tokio::sync::Mutex;
 use url::Url;
 
-use self::{
-    change_set::first_load::LEAST_WRITER_BYTES,
-    data_file::ROW_GROUP_BYTES,
-    data_file::partitioned::{PARTITION_DATE, of_data_files},
-    data_file::rolling::{Kind, Target},
-    evolve::evolve,
-    upsert::change_feed::ENABLE_CHANGE_DATA_FEED,
-    upsert::write::ENABLE_DELETION_VECTORS,
-};
-pub use self::{
-    change_set::memory_budget::{Share, Sharers},
-    change_set::{ChangeSet, probe_spool_folder},
-    data_file::partitioned::{DatePart, DatePartition},
-    data_file::writer_properties,
-    error::Error,
-    maintain::{Amount, DryRun, Maintained, Maintenance, Retention, Step},
-    name::TableName,
-    upsert::{Committed, Counts, Reconcile, Upsert},
+use super::{
+    Error, TableName,
+    date_partition::DatePartition,
+    properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::fhir::{ResourceType, TransactionTime};
-
-#[cfg(test)]
-mod tests;
 
 /// Where the tables are and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +30,7 @@ pub struct Config {
     pub root: Location,
     /// deltalake's names, such as `aws_endpoint`; environment variables of the same names count as well.
     pub storage_options: HashMap<String, String>,
-    pub merge: Merge,
+    pub update_mode: UpdateMode,
     /// Whether tables are told to record what happens to their rows. Those that others have told otherwise are not.
     pub change_data_feed: bool,
     /// The types whose tables are partitioned.
@@ -79,7 +43,7 @@ impl Config {
         Self {
             root,
             storage_options: HashMap::new(),
-            merge: Merge::default(),
+            update_mode: UpdateMode::default(),
             change_data_feed: false,
             partitions: BTreeMap::new(),
         }
@@ -88,7 +52,7 @@ impl Config {
 
 /// How rows leave a data file that stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Merge {
+pub enum UpdateMode {
     /// They are named as dead: writes little, and needs readers that know deletion vectors.
     #[default]
     DeletionVectors,
@@ -104,7 +68,7 @@ pub enum Location {
 
 /// The columns of a new table; the first `leading` of them get statistics in the log.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct TableDefinition {
     pub schema: SchemaRef,
     pub leading: usize,
     /// What the table says of itself, such as the version of its schema.
@@ -114,14 +78,14 @@ pub struct Layout {
 /// The folder of all tables.
 #[derive(Clone, Debug)]
 pub struct Root {
-    url: Url,
-    folder: Option<PathBuf>,
-    storage_options: HashMap<String, String>,
-    merge: Merge,
-    change_data_feed: bool,
-    partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
+    pub(super) url: Url,
+    pub(super) folder: Option<PathBuf>,
+    pub(super) storage_options: HashMap<String, String>,
+    pub(super) update_mode: UpdateMode,
+    pub(super) change_data_feed: bool,
+    pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
     /// Held while somebody writes to the table of deletions, which all types share.
-    deletions: Arc<Mutex<()>>,
+    pub(super) deletions: Arc<Mutex<()>>,
 }
 
 impl Root {
@@ -142,9 +106,9 @@ impl Root {
             Location::ObjectStore(url) => (with_trailing_slash(url), None),
         };
         register_object_stores();
-        let Config { storage_options, merge, change_data_feed, partitions, .. } = config;
+        let Config { storage_options, update_mode, change_data_feed, partitions, .. } = config;
         let (partitions, deletions) = (Arc::new(partitions), Arc::default());
-        Ok(Self { url, folder, storage_options, merge, change_data_feed, partitions, deletions })
+        Ok(Self { url, folder, storage_options, update_mode, change_data_feed, partitions, deletions })
     }
 
     /// The table of a resource type, as of now; `None` before its first commit.
@@ -152,7 +116,7 @@ impl Root {
         self.load(resource_type.into()).await
     }
 
-    async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
+    pub(super) async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
         if self.folder.as_ref().is_some_and(|folder| !folder.join(&directory).join("_delta_log").exists()) {
@@ -166,37 +130,8 @@ impl Root {
         Ok(Some(Table { name, place, delta, root: self.clone() }))
     }
 
-    /// The table of a resource type; an empty first commit makes it where there is none.
-    pub async fn open_or_create(&self, resource_type: ResourceType, layout: &Layout) -> Result<Table, Error> {
-        let name = TableName::from(resource_type);
-        let place = self.place_of(&name.directory());
-        let by = self.partitions.get(&resource_type);
-        if let Some(by) = by
-            && layout.schema.field_with_name(&by.source()).is_err()
-        {
-            return Err(Error::Unsupported {
-                place,
-                feature: format!("partitions by {}, for which it has no column", by.date),
-                way_out: "tables are typed only where the server speaks R4; take its [tables.<type>] out of the configuration",
-            });
-        }
-        if let Some(table) = self.open(resource_type).await? {
-            return evolve(table, layout).await;
-        }
-        let schema = columns(layout, by);
-        let schema = kernel_schema(&schema, &place)?;
-        let of_partition = by.map(|by| (PARTITION_DATE, Some(by.date.clone())));
-        let create = CreateBuilder::new()
-            .with_table_name(name.as_str())
-            .with_columns(schema.fields().cloned())
-            .with_partition_columns(by.iter().flat_map(|by| by.columns()))
-            .with_configuration(self.properties(layout).into_iter().chain(of_partition));
-        // Another process may have made it at the same moment, with fewer columns.
-        evolve(self.create(name, create).await?, layout).await
-    }
-
     /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
-    async fn create(&self, name: TableName, create: CreateBuilder) -> Result<Table, Error> {
+    pub(super) async fn create(&self, name: TableName, create: CreateBuilder) -> Result<Table, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
         if let Some(folder) = &self.folder {
@@ -226,14 +161,14 @@ impl Root {
         rustix::fs::syncfs(&directory).map_err(|error| Error::delta(&place, std::io::Error::from(error)))
     }
 
-    fn place_of(&self, directory: &str) -> String {
+    pub(super) fn place_of(&self, directory: &str) -> String {
         match &self.folder {
             Some(folder) => folder.join(directory).display().to_string(),
             None => format!("{}{directory}", self.url),
         }
     }
 
-    fn delta(&self, directory: &str) -> Result<DeltaTable, Error> {
+    pub(super) fn delta(&self, directory: &str) -> Result<DeltaTable, Error> {
         let place = self.place_of(directory);
         let url = self
             .url
@@ -245,15 +180,15 @@ impl Root {
             .map_err(|error| Error::delta(&place, error))
     }
 
-    fn properties(&self, layout: &Layout) -> Vec<(&'static str, Option<String>)> {
-        let own = layout.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
-        let vectors = (self.merge == Merge::DeletionVectors).then_some(ENABLE_DELETION_VECTORS);
+    pub(super) fn properties(&self, definition: &TableDefinition) -> Vec<(&'static str, Option<String>)> {
+        let own = definition.properties.iter().map(|(name, value)| (*name, Some(value.clone())));
+        let vectors = (self.update_mode == UpdateMode::DeletionVectors).then_some(ENABLE_DELETION_VECTORS);
         let feed = self.change_data_feed.then_some(ENABLE_CHANGE_DATA_FEED);
         own.chain(vectors.into_iter().chain(feed).map(|name| (name, Some("true".to_owned()))))
             .chain([
-                ("delta.dataSkippingNumIndexedCols", Some(layout.leading.to_string())),
+                (INDEXED_COLUMNS, Some(definition.leading.to_string())),
                 // Two commits an hour would make 17,000 files a year in each log; every hundredth becomes a checkpoint.
-                ("delta.checkpointInterval", Some("100".to_owned())),
+                (CHECKPOINT_INTERVAL, Some("100".to_owned())),
             ])
             .collect()
     }
@@ -261,10 +196,10 @@ impl Root {
 
 /// One table at one version.
 pub struct Table {
-    name: TableName,
-    place: String,
-    delta: DeltaTable,
-    root: Root,
+    pub(super) name: TableName,
+    pub(super) place: String,
+    pub(super) delta: DeltaTable,
+    pub(super) root: Root,
 }
 
 impl Table {
@@ -272,57 +207,33 @@ impl Table {
         self.delta.version().unwrap_or_default()
     }
 
-    fn columns(&self) -> Result<SchemaRef, Error> {
+    pub(super) fn columns(&self) -> Result<SchemaRef, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         Ok(Arc::clone(&snapshot.snapshot().arrow_schema()))
     }
 
-    /// Do the rows of a change set become data files as they come? While the table is empty, unless it has partitions: most
-    /// of them will be what the commit brings.
-    pub async fn appends(&self) -> Result<bool, Error> {
-        Ok(self.partitioned_by().is_none() && self.files().await?.is_empty())
-    }
-
-    /// A change set for this table, of rows with `schema`. See [`ChangeSet::new`].
-    pub async fn change_set(&self, schema: &SchemaRef, share: Share, spool_folder: &Path) -> Result<ChangeSet, Error> {
-        if share.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
-            return Ok(ChangeSet::new(schema, share, spool_folder));
-        }
-        let changes = ChangeSet::new(schema, Share { waiting_bytes: 0, ..share }, spool_folder);
-        Ok(changes.appending(self.target()?, share.appending_bytes))
-    }
-
     /// How many columns from the left have statistics, as the table itself says.
-    fn leading_columns(&self) -> Result<usize, Error> {
+    pub(super) fn leading_columns(&self) -> Result<usize, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let stated = snapshot.metadata().configuration().get("delta.dataSkippingNumIndexedCols");
+        let stated = snapshot.metadata().configuration().get(INDEXED_COLUMNS);
         Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
     }
 
-    /// What new data files of the table are made by.
-    fn target(&self) -> Result<Target, Error> {
-        Ok(Target {
-            kind: Kind::Data,
-            store: self.delta.object_store(),
-            columns: Arc::new(of_data_files(&self.columns()?, &self.partition_columns()?)),
-            by: self.partitioned_by().cloned(),
-            leading: self.leading_columns()?,
-            file_bytes: TARGET_FILE_BYTES,
-            row_group_bytes: ROW_GROUP_BYTES,
-        })
-    }
-
     /// How the configuration wants the table to be partitioned; [`Self::check_writable`] holds the table to it.
-    fn partitioned_by(&self) -> Option<&DatePartition> {
+    pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
             TableName::Deletions => None,
         }
     }
 
-    fn partition_columns(&self) -> Result<Vec<String>, Error> {
+    pub(super) fn partition_columns(&self) -> Result<Vec<String>, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         Ok(snapshot.metadata().partition_columns().to_vec())
+    }
+
+    pub(super) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
+        Error::delta(&self.place, error)
     }
 
     /// How far the export with this application id has brought the table.
@@ -336,18 +247,15 @@ impl Table {
     }
 }
 
-/// Files of about this size are what readers of a lake like.
-const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
-
 /// `id` and the columns of the sync itself: a table without one of them was made by others.
-const OWN_COLUMNS: usize = 4;
+pub(super) const OWN_COLUMNS: usize = 4;
 
 /// All columns of a table: those of the rows, then those of the partitions.
-fn columns(layout: &Layout, by: Option<&DatePartition>) -> SchemaRef {
-    by.map_or_else(|| Arc::clone(&layout.schema), |by| Arc::new(by.with_columns(&layout.schema)))
+pub(super) fn columns(definition: &TableDefinition, by: Option<&DatePartition>) -> SchemaRef {
+    by.map_or_else(|| Arc::clone(&definition.schema), |by| Arc::new(by.with_columns(&definition.schema)))
 }
 
-fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, Error> {
+pub(super) fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, Error> {
     schema.try_into_kernel().map_err(|error| Error::Root {
         place: place.to_owned(),
         reason: format!("its columns cannot be Delta columns: {error}"),

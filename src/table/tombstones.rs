@@ -32,7 +32,7 @@ use super::{
     change_set::newest::Newest,
     commit::{self, Outcome},
     data_file::rolling::{DataFiles, Target},
-    kernel_schema,
+    root::kernel_schema,
 };
 use crate::fhir::{TransactionTime, Version};
 

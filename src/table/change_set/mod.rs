@@ -25,10 +25,10 @@ use chrono::{DateTime, Utc};
 
 use crate::fhir::RowKey;
 use crate::table::{
-    Error,
+    Error, Table,
     change_set::batch::Part,
     change_set::entry::{Entry, Keys, Place, Row},
-    change_set::first_load::Appended,
+    change_set::first_load::{Appended, LEAST_WRITER_BYTES},
     change_set::ids::Ids,
     change_set::memory_budget::Share,
     change_set::newest::{Index, Limits, Newest},
@@ -52,6 +52,23 @@ struct Held {
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
     ids: Ids,
+}
+
+impl Table {
+    /// Do the rows of a change set become data files as they come? While the table is empty, unless it has partitions: most
+    /// of them will be what the commit brings.
+    pub async fn appends(&self) -> Result<bool, Error> {
+        Ok(self.partitioned_by().is_none() && self.files().await?.is_empty())
+    }
+
+    /// A change set for this table, of rows with `schema`. See [`ChangeSet::new`].
+    pub async fn change_set(&self, schema: &SchemaRef, share: Share, spool_folder: &Path) -> Result<ChangeSet, Error> {
+        if share.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
+            return Ok(ChangeSet::new(schema, share, spool_folder));
+        }
+        let changes = ChangeSet::new(schema, Share { waiting_bytes: 0, ..share }, spool_folder);
+        Ok(changes.appending(self.target()?, share.appending_bytes))
+    }
 }
 
 impl ChangeSet {

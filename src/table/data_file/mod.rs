@@ -29,6 +29,8 @@ use parquet::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::table::date_partition::Partition;
+
 /// One file, to be read.
 #[derive(Clone)]
 pub(in crate::table) struct DataFile {
@@ -133,9 +135,6 @@ pub(in crate::table) async fn forget(store: &dyn ObjectStore, path: &Path) {
         tracing::debug!(%error, %path, "a data file without a commit stays until the vacuum");
     }
 }
-
-/// The partition columns of a file and their values, as the log writes them.
-pub(in crate::table) type Partition = Vec<(String, Option<String>)>;
 
 /// Tells our files from those of other writers, whose rows may have changed without their `_sync_hash`.
 const OWN_PREFIX: &str = "fhir-sync-";

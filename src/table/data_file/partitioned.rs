@@ -1,121 +1,30 @@
-//! Partitions: data files by the parts of a date, in folders as Hive names them, for sites that ask for that.
+//! Partitioned files: rows of several partitions become data files, each in the folder of its partition, as Hive names it.
 //!
-//! The date is the start of one of the derived dates, in UTC. The columns `year`, `month` and `day` stand at the end of the
-//! table and in no data file. A row without the date is in the partition of null. Ids are looked for in all partitions, so
-//! a row whose date changes moves.
+//! Ids are looked for in all partitions, so a row whose date changes moves.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch},
-    compute::{cast, interleave_record_batch},
-    datatypes::{DataType, Field, FieldRef, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType},
+    array::{Array as _, RecordBatch},
+    compute::interleave_record_batch,
+    datatypes::SchemaRef,
     error::ArrowError,
 };
-use chrono::{DateTime, Datelike as _};
 use deltalake::{DeltaTableError, kernel::Add};
 
 use crate::table::{
-    data_file::Partition,
     data_file::rolling::{DataFiles, Target, align, bytes_of, columns_of_file},
+    date_partition::{DatePartition, PartitionKey},
 };
-
-/// By which date a table is partitioned, and how finely.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DatePartition {
-    /// `effective` for the column `__effective_start`.
-    pub date: String,
-    pub finest: DatePart,
-}
-
-/// A partition column; those before it in this order are there too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DatePart {
-    Year,
-    Month,
-    Day,
-}
-
-impl DatePart {
-    pub const ALL: [Self; 3] = [Self::Year, Self::Month, Self::Day];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Year => "year",
-            Self::Month => "month",
-            Self::Day => "day",
-        }
-    }
-}
-
-/// The table property that says of which date the columns are parts.
-pub(in crate::table) const PARTITION_DATE: &str = "fhirsync.partitionDate";
-
-/// Year, month and day; zero where the partitions are not so fine. `None` for rows without the date, and for all rows of a
-/// table without partitions.
-pub(in crate::table) type Key = Option<(i32, u32, u32)>;
-
-impl DatePartition {
-    pub(in crate::table) fn columns(&self) -> impl Iterator<Item = &'static str> {
-        DatePart::ALL.into_iter().filter(|part| *part <= self.finest).map(DatePart::as_str)
-    }
-
-    /// The column that the date stands in.
-    pub(in crate::table) fn source(&self) -> String {
-        format!("__{}_start", self.date)
-    }
-
-    /// `schema` and the partition columns.
-    pub(in crate::table) fn with_columns(&self, schema: &Schema) -> Schema {
-        let own = self.columns().map(|name| FieldRef::from(Field::new(name, DataType::Int32, true)));
-        Schema::new(schema.fields().iter().cloned().chain(own).collect::<Vec<_>>())
-    }
-
-    /// What the log says of the files of a key.
-    pub(in crate::table) fn partition(&self, key: Key) -> Partition {
-        let value = |name: &str| {
-            let (year, month, day) = key?;
-            Some(match name {
-                "year" => year.to_string(),
-                "month" => month.to_string(),
-                _ => day.to_string(),
-            })
-        };
-        self.columns().map(|name| (name.to_owned(), value(name))).collect()
-    }
-
-    fn keys(&self, rows: &RecordBatch) -> Result<Vec<Key>, ArrowError> {
-        let Some(dates) = rows.column_by_name(&self.source()) else { return Ok(vec![None; rows.num_rows()]) };
-        let dates = cast(dates, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
-        let dates = dates.as_primitive::<TimestampMicrosecondType>();
-        let date =
-            |row: usize| dates.is_valid(row).then(|| DateTime::from_timestamp_micros(dates.value(row))).flatten();
-        let month_of = |date: &DateTime<_>| if self.finest >= DatePart::Month { date.month() } else { 0 };
-        let day_of = |date: &DateTime<_>| if self.finest >= DatePart::Day { date.day() } else { 0 };
-        let key = |row| date(row).map(|date| (date.year(), month_of(&date), day_of(&date)));
-        Ok((0..rows.num_rows()).map(key).collect())
-    }
-}
-
-/// `columns` without those that no data file has.
-pub(in crate::table) fn of_data_files(columns: &SchemaRef, partition_columns: &[String]) -> Schema {
-    let own = columns.fields().iter().filter(|field| !partition_columns.contains(field.name()));
-    Schema::new(own.cloned().collect::<Vec<_>>())
-}
-
-/// The partitions that rows are of; just `None` without `by`.
-pub(in crate::table) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTreeSet<Key>, ArrowError> {
-    by.map_or_else(|| Ok(BTreeSet::from([None])), |by| Ok(by.keys(rows)?.into_iter().collect()))
-}
 
 /// The rows of each partition that is `meant`, in their order, with those of `columns` that some of the rows fill.
 fn split(
     batches: &[RecordBatch],
     columns: &SchemaRef,
     by: &DatePartition,
-    meant: impl Fn(&Key) -> bool,
-) -> Result<BTreeMap<Key, RecordBatch>, ArrowError> {
-    let mut places: BTreeMap<Key, Vec<(usize, usize)>> = BTreeMap::new();
+    meant: impl Fn(&PartitionKey) -> bool,
+) -> Result<BTreeMap<PartitionKey, RecordBatch>, ArrowError> {
+    let mut places: BTreeMap<PartitionKey, Vec<(usize, usize)>> = BTreeMap::new();
     for (number, rows) in batches.iter().enumerate() {
         for (row, key) in by.keys(rows)?.into_iter().enumerate().filter(|(_, key)| meant(key)) {
             places.entry(key).or_default().push((number, row));
@@ -142,14 +51,14 @@ pub(in crate::table) struct PartitionedFiles {
     meant: Meant,
     waiting: Vec<RecordBatch>,
     waiting_bytes: usize,
-    growing: BTreeMap<Key, DataFiles>,
+    growing: BTreeMap<PartitionKey, DataFiles>,
     done: Vec<Add>,
 }
 
 /// The partitions whose rows are written. They share the memory of one file.
 pub(in crate::table) enum Meant {
     /// Only these; all of them grow at the same time.
-    Only(BTreeSet<Key>),
+    Only(BTreeSet<PartitionKey>),
     /// All, and so many grow at the same time.
     All { most: usize },
 }
@@ -162,7 +71,7 @@ impl Meant {
         }
     }
 
-    fn has(&self, key: &Key) -> bool {
+    fn has(&self, key: &PartitionKey) -> bool {
         match self {
             Self::Only(keys) => keys.contains(key),
             Self::All { .. } => true,
@@ -202,7 +111,7 @@ impl PartitionedFiles {
         Ok(())
     }
 
-    async fn write_into(&mut self, key: Key, rows: &RecordBatch) -> Result<(), DeltaTableError> {
+    async fn write_into(&mut self, key: PartitionKey, rows: &RecordBatch) -> Result<(), DeltaTableError> {
         self.make_room(key).await?;
         let (target, filled) = (&self.target, &self.filled);
         let files = self.growing.entry(key).or_insert_with(|| {
@@ -222,7 +131,7 @@ impl PartitionedFiles {
     }
 
     /// Ends the smallest file where there is none for `key` and no room for one: what strays comes in small numbers.
-    async fn make_room(&mut self, key: Key) -> Result<(), DeltaTableError> {
+    async fn make_room(&mut self, key: PartitionKey) -> Result<(), DeltaTableError> {
         if self.growing.contains_key(&key) || self.growing.len() < self.meant.most() {
             return Ok(());
         }

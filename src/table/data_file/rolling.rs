@@ -14,10 +14,12 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
-    data_file::partitioned::DatePartition,
+    Error, Table,
     data_file::{
-        DataFileWriter, Partition, change_path, data_path, with_bloom_filter, with_small_compressors, writer_properties,
+        DataFileWriter, ROW_GROUP_BYTES, change_path, data_path, with_bloom_filter, with_small_compressors,
+        writer_properties,
     },
+    date_partition::{DatePartition, Partition, of_data_files},
 };
 
 /// What the data files of a table have in common.
@@ -35,6 +37,24 @@ pub(in crate::table) struct Target {
     /// What of a file waits in memory until it is a row group.
     pub row_group_bytes: usize,
 }
+
+impl Table {
+    /// What new data files of the table are made by.
+    pub(in crate::table) fn target(&self) -> Result<Target, Error> {
+        Ok(Target {
+            kind: Kind::Data,
+            store: self.delta.object_store(),
+            columns: Arc::new(of_data_files(&self.columns()?, &self.partition_columns()?)),
+            by: self.partitioned_by().cloned(),
+            leading: self.leading_columns()?,
+            file_bytes: TARGET_FILE_BYTES,
+            row_group_bytes: ROW_GROUP_BYTES,
+        })
+    }
+}
+
+/// Files of about this size are what readers of a lake like.
+const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
 /// What the rows are.
 #[derive(Clone, Copy)]

@@ -25,8 +25,8 @@ use crate::table::{
     Error, Table,
     change_set::ids::{Bounds, Ids},
     data_file::deletion_vector::{self, DeadRows},
-    data_file::partitioned::DatePart,
-    data_file::{DataFile, Partition, is_own},
+    data_file::{DataFile, is_own},
+    date_partition::{DatePart, Partition},
 };
 
 /// A data file that a version of the table has, or that the next one will have.

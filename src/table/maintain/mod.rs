@@ -16,7 +16,7 @@ use chrono::{DateTime, Utc};
 use deltalake::{checkpoints::create_checkpoint, table::config::TablePropertiesExt as _};
 
 use self::log::Log;
-use super::{Error, Root, Table, TableName};
+use super::{Amount, Error, Root, Table, TableName};
 
 /// How tables are maintained.
 #[derive(Clone, Debug, PartialEq)]
@@ -105,30 +105,6 @@ pub struct Maintained {
     pub checkpoint: Option<u64>,
     pub log_deleted: Amount,
     pub vacuumed: Amount,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Amount {
-    pub files: u64,
-    pub bytes: u64,
-}
-
-impl Extend<u64> for Amount {
-    /// One file for each size in bytes.
-    fn extend<T: IntoIterator<Item = u64>>(&mut self, sizes_bytes: T) {
-        for bytes in sizes_bytes {
-            self.files += 1;
-            self.bytes += bytes;
-        }
-    }
-}
-
-impl FromIterator<u64> for Amount {
-    fn from_iter<T: IntoIterator<Item = u64>>(sizes_bytes: T) -> Self {
-        let mut amount = Self::default();
-        amount.extend(sizes_bytes);
-        amount
-    }
 }
 
 /// A checkpoint is worth its size only after some commits.

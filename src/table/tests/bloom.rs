@@ -25,7 +25,9 @@ use parquet::{
 };
 
 use super::*;
-use crate::table::{change_set::ids::Ids, data_file::stored::StoredFile, data_file::with_bloom_filter};
+use crate::table::{
+    change_set::ids::Ids, data_file::rolling::Target, data_file::stored::StoredFile, data_file::with_bloom_filter,
+};
 
 /// Enough for a filter to pay.
 const ROWS: u32 = 25_000;

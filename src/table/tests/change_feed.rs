@@ -113,7 +113,7 @@ async fn a_commit_that_only_brings_rows_writes_no_change_file_and_is_told_all_th
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_would_take_for_inserts() {
     let lake = Lake::with(with_feed);
-    let table = lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.unwrap();
+    let table = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let mut file: Vec<_> = (0..20).map(|id| line(&format!("id{id}"), 2, "")).collect();
     file.push(line("id7", 1, "superseded"));
     let changes = lake.appending(&table, &[file], 5).await;
@@ -132,7 +132,7 @@ async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_woul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_load_that_another_one_overtook_tells_what_it_did_to_its_rows() {
     let lake = Lake::with(with_feed);
-    let late = lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.unwrap();
+    let late = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let file = vec![line("a", 2, "late"), line("a", 1, ""), line("c", 1, "")];
     let changes = lake.appending(&late, &[file], 7).await;
     lake.upsert(&[vec![line("a", 1, "first"), line("b", 1, "")]], 6).await;
@@ -163,8 +163,11 @@ async fn copies_that_others_made_of_a_row_are_no_deletions_of_the_resource() {
     stored.path = copy;
     let mut delta = late.delta.clone();
     let double = vec![deltalake::kernel::Action::Add(stored)];
-    let operation =
-        deltalake::protocol::DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+    let operation = deltalake::protocol::DeltaOperation::Write {
+        mode: deltalake::protocol::SaveMode::Append,
+        partition_by: None,
+        predicate: None,
+    };
     commit::attempt(&mut delta, "", double, operation, Vec::new(), BTreeMap::new()).await.unwrap();
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
     let expected = [("update_postimage", "a"), ("update_preimage", "a"), ("update_preimage", "a")];
@@ -245,7 +248,7 @@ async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
         Ok(lake.decoder(6).decode(lines).unwrap().rows)
     };
-    let version = lake.table().await.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().version;
+    let version = lake.table().await.rebuild(&definition_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
     assert_eq!(lake.changes_of(version), pairs(&expected));
 }
@@ -269,10 +272,10 @@ proptest! {
         copy_on_write in any::<bool>(),
     ) {
         const IDS: [&str; 6] = ["id0", "id1", "id2", "id3", "id4", "id5"];
-        let merge = if copy_on_write { Merge::CopyOnWrite } else { Merge::DeletionVectors };
+        let update_mode = if copy_on_write { UpdateMode::CopyOnWrite } else { UpdateMode::DeletionVectors };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
-            let lake = Lake::with(|config| Config { merge, ..with_feed(config) });
+            let lake = Lake::with(|config| Config { update_mode, ..with_feed(config) });
             let mut followed = BTreeMap::new();
             for (transaction_time, export) in (1..).zip(&exports) {
                 let file = export.iter().map(|(id, version, kind)| match kind {

@@ -25,9 +25,9 @@ fn stats(add: &Value) -> Value {
 }
 
 /// The actions of an upsert that replaces `dead` of ten rows in one file.
-async fn replace(merge: Merge, dead: u32) -> (Lake, Vec<Value>) {
+async fn replace(update_mode: UpdateMode, dead: u32) -> (Lake, Vec<Value>) {
     let lake = Lake::new();
-    let lake = Lake { root: lake.root_with(merge), ..lake };
+    let lake = Lake { root: lake.root_with(update_mode), ..lake };
     lake.upsert(&[rows(10, 1)], 5).await;
     lake.upsert(&[rows(dead, 2)], 6).await;
     let actions = lake.actions(2);
@@ -36,7 +36,7 @@ async fn replace(merge: Merge, dead: u32) -> (Lake, Vec<Value>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_with_up_to_thirty_percent_dead_rows_is_marked() {
-    let (lake, actions) = replace(Merge::DeletionVectors, 3).await;
+    let (lake, actions) = replace(UpdateMode::DeletionVectors, 3).await;
     let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
     assert!(removed["deletionVector"].is_null() && removed["dataChange"] == true, "{removed}");
     let adds = of(&actions, "add");
@@ -68,11 +68,14 @@ async fn a_vector_that_grows_takes_the_place_of_the_one_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_with_more_dead_rows_or_one_that_no_reader_may_have_to_look_through_is_written_again() {
-    for (merge, dead) in [(Merge::DeletionVectors, 4), (Merge::CopyOnWrite, 1)] {
-        let (lake, actions) = replace(merge, dead).await;
+    for (update_mode, dead) in [(UpdateMode::DeletionVectors, 4), (UpdateMode::CopyOnWrite, 1)] {
+        let (lake, actions) = replace(update_mode, dead).await;
         let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
         let adds = of(&actions, "add");
-        assert!(adds.iter().all(|add| add["path"] != removed["path"] && add["deletionVector"].is_null()), "{merge:?}");
+        assert!(
+            adds.iter().all(|add| add["path"] != removed["path"] && add["deletionVector"].is_null()),
+            "{update_mode:?}"
+        );
         let mut records: Vec<_> = adds.iter().map(|add| stats(add)["numRecords"].as_u64().unwrap()).collect();
         records.sort_unstable();
         let (dead, alive) = (u64::from(dead), u64::from(10 - dead));
@@ -83,9 +86,9 @@ async fn a_file_with_more_dead_rows_or_one_that_no_reader_may_have_to_look_throu
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_whose_rows_are_all_dead_is_only_removed() {
-    for merge in [Merge::DeletionVectors, Merge::CopyOnWrite] {
-        let (lake, actions) = replace(merge, 10).await;
-        assert_eq!((of(&actions, "remove").len(), of(&actions, "add").len()), (1, 1), "{merge:?}");
+    for update_mode in [UpdateMode::DeletionVectors, UpdateMode::CopyOnWrite] {
+        let (lake, actions) = replace(update_mode, 10).await;
+        assert_eq!((of(&actions, "remove").len(), of(&actions, "add").len()), (1, 1), "{update_mode:?}");
         assert_eq!(lake.rows().await.len(), 10);
     }
 }

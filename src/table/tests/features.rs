@@ -144,7 +144,7 @@ async fn a_table_whose_columns_have_other_names_in_the_files_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_protocol_with_numbers_is_read_as_the_features_that_it_stands_for() {
     let lake = Lake::new();
-    let root = lake.root_with(Merge::CopyOnWrite);
+    let root = lake.root_with(UpdateMode::CopyOnWrite);
     let lake = Lake { root, ..lake };
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
     let version_5 = json!({"minReaderVersion": 1, "minWriterVersion": 6});

@@ -144,7 +144,7 @@ async fn a_table_is_made_once_although_the_answer_was_lost() {
     for fault in LANDED {
         let lake = Lake::new();
         let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| config);
-        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        let table = root.open_or_create(patient(), &definition_of(&shape())).await.unwrap();
         assert_eq!(commits(&lake, "Patient.parquet").len(), 1, "{fault:?}");
         table.upsert(&lake.change_set(&[vec![line("a", 1, "")]], 5), &upsert(5)).await.unwrap();
         assert_eq!((lake.rows().await.len(), commits(&lake, "Patient.parquet").len()), (1, 2), "{fault:?}");
@@ -159,7 +159,7 @@ async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
     for fault in [Fault::Overtaken(made[0].clone()), Fault::OvertakenAndAnswerLost(made[0].clone())] {
         let lake = Lake::new();
         let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| config);
-        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        let table = root.open_or_create(patient(), &definition_of(&shape())).await.unwrap();
         assert_eq!((table.version(), &commits(&lake, "Patient.parquet")), (0, &made), "{fault:?}");
         table.upsert(&lake.change_set(&[vec![line("a", 1, "")]], 5), &upsert(5)).await.unwrap();
         assert_eq!(lake.rows().await.len(), 1, "{fault:?}");
@@ -169,11 +169,11 @@ async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_what_it_lacks() {
     let other = Lake::new();
-    other.root_with(Merge::CopyOnWrite).open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    other.root_with(UpdateMode::CopyOnWrite).open_or_create(patient(), &definition_of(&shape())).await.unwrap();
     let fault = Fault::Overtaken(commits(&other, "Patient.parquet")[0].clone());
     let lake = Lake::new();
     let root = unreliable_root(&lake, "Patient.parquet", &[fault], |config| config);
-    let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+    let table = root.open_or_create(patient(), &definition_of(&shape())).await.unwrap();
     assert!(table.version() == 1 && table.has_feature("deletionVectors").unwrap());
 }
 
@@ -181,9 +181,9 @@ async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_wh
 async fn a_table_that_could_not_be_made_is_an_error_and_made_the_next_time() {
     let lake = Lake::new();
     let root = unreliable_root(&lake, "Patient.parquet", &[Fault::Refused], |config| config);
-    let error = root.open_or_create(patient(), &layout_of(&shape())).await.err();
+    let error = root.open_or_create(patient(), &definition_of(&shape())).await.err();
     assert!(matches!(error, Some(Error::Delta { .. })), "{error:?}");
-    assert_eq!(root.open_or_create(patient(), &layout_of(&shape())).await.unwrap().version(), 0);
+    assert_eq!(root.open_or_create(patient(), &definition_of(&shape())).await.unwrap().version(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +194,7 @@ async fn a_table_gains_what_it_lacks_once_although_the_answer_was_lost() {
             change_data_feed: true,
             ..config
         });
-        let table = root.open_or_create(patient(), &layout_of(&shape())).await.unwrap();
+        let table = root.open_or_create(patient(), &definition_of(&shape())).await.unwrap();
         assert_eq!((table.version(), commits(&lake, "Patient.parquet").len()), (2, 3), "{fault:?}");
         table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
         assert_applied(&lake).await;

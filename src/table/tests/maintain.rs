@@ -322,7 +322,7 @@ async fn a_wish_to_stop_leaves_the_rest_for_the_next_time() {
 async fn tables_of_others_are_not_maintained() {
     let lake = Lake::new();
     let others = Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
-    let foreign = Layout { schema: Arc::new(others), leading: 1, properties: Vec::new() };
+    let foreign = TableDefinition { schema: Arc::new(others), leading: 1, properties: Vec::new() };
     lake.root.open_or_create(patient(), &foreign).await.unwrap();
     let error = lake.try_maintain(&maintenance(&Step::ALL), DryRun::No, in_days(60)).await.unwrap_err();
     assert!(matches!(error, Error::NotOurs { .. }), "{error}");

@@ -1,11 +1,19 @@
 //! What an upsert does to a real table, read back by another reader.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use arrow::datatypes::Schema;
 use proptest::prelude::*;
 
 use super::*;
-use crate::resource::{Decoder, Line, Shape, shape};
+use crate::{
+    fhir::{ResourceType, TransactionTime},
+    resource::{Decoder, Line, Shape, shape},
+};
 
 mod bloom;
 mod convergence;
@@ -54,8 +62,8 @@ fn shape_of(resource_type: ResourceType) -> Arc<Shape> {
     Shape::of(resource_type, shape::Options { layout: shape::Layout::Pathling, raw_json: true })
 }
 
-fn layout_of(shape: &Shape) -> Layout {
-    Layout { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
+fn definition_of(shape: &Shape) -> TableDefinition {
+    TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
 }
 
 fn time(micros: i64) -> TransactionTime {
@@ -72,12 +80,12 @@ fn deletion(id: &str, at: Option<&str>) -> Change {
     Change::Delete { id: id.to_owned(), at: at.map(ToOwned::to_owned) }
 }
 
-fn config(folder: &Path, merge: Merge) -> Config {
-    Config { merge, ..Config::new(Location::Folder(folder.join("lake"))) }
+fn config(folder: &Path, update_mode: UpdateMode) -> Config {
+    Config { update_mode, ..Config::new(Location::Folder(folder.join("lake"))) }
 }
 
-fn root(folder: &Path, merge: Merge) -> Root {
-    Root::new(config(folder, merge)).unwrap()
+fn root(folder: &Path, update_mode: UpdateMode) -> Root {
+    Root::new(config(folder, update_mode)).unwrap()
 }
 
 impl Lake {
@@ -87,18 +95,18 @@ impl Lake {
 
     fn of(resource_type: ResourceType) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self { root: root(folder.path(), Merge::default()), folder, resource_type }
+        Self { root: root(folder.path(), UpdateMode::default()), folder, resource_type }
     }
 
     fn with(change: impl FnOnce(Config) -> Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let root = Root::new(change(config(folder.path(), Merge::default()))).unwrap();
+        let root = Root::new(change(config(folder.path(), UpdateMode::default()))).unwrap();
         Self { root, folder, resource_type: patient() }
     }
 
     /// Another process over the same tables.
-    fn root_with(&self, merge: Merge) -> Root {
-        root(self.folder.path(), merge)
+    fn root_with(&self, update_mode: UpdateMode) -> Root {
+        root(self.folder.path(), update_mode)
     }
 
     fn shape(&self) -> Arc<Shape> {
@@ -142,7 +150,7 @@ impl Lake {
     }
 
     async fn table(&self) -> Table {
-        self.root.open_or_create(self.resource_type, &layout_of(&self.shape())).await.unwrap()
+        self.root.open_or_create(self.resource_type, &definition_of(&self.shape())).await.unwrap()
     }
 
     async fn upsert(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
@@ -334,7 +342,7 @@ async fn a_table_of_others_is_refused_with_the_way_out() {
     let lake = Lake::new();
     let others =
         arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
-    let foreign = Layout { schema: Arc::new(others), leading: 1, properties: Vec::new() };
+    let foreign = TableDefinition { schema: Arc::new(others), leading: 1, properties: Vec::new() };
     let table = lake.root.open_or_create(patient(), &foreign).await.unwrap();
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
     let error = table.upsert(&changes, &upsert(5)).await.unwrap_err().to_string();
@@ -360,7 +368,7 @@ async fn a_table_of_an_older_schema_gains_its_columns_in_a_commit_of_its_own_and
     let typed = shape().schema();
     let old = ["id", "_sync_source", "_sync_at", "_sync_transaction_time", "resourceType", "resource_json"];
     let old = old.map(|name| typed.field_with_name(name).unwrap().clone());
-    let old = Layout { schema: Arc::new(Schema::new(old.to_vec())), leading: 4, properties: Vec::new() };
+    let old = TableDefinition { schema: Arc::new(Schema::new(old.to_vec())), leading: 4, properties: Vec::new() };
     let table = lake.root.open_or_create(patient(), &old).await.unwrap();
     let changes = lake.change_set(&[], 5);
     assert!(table.upsert(&changes, &upsert(5)).await.is_err(), "a change set has more columns than that");
@@ -428,7 +436,7 @@ async fn a_table_gives_back_the_columns_that_it_was_made_with() {
     for (at, name) in names.into_iter().enumerate() {
         let resource_type = name.parse().unwrap();
         let shape = Shape::of(resource_type, shape::Options { layout: layouts[at % 2], raw_json: at % 3 != 0 });
-        let layout = layout_of(&shape);
+        let layout = definition_of(&shape);
         lake.root.open_or_create(resource_type, &layout).await.unwrap();
         let table = lake.root.open(resource_type).await.unwrap().unwrap();
         assert_eq!(table.columns().unwrap(), shape.schema(), "{name}");

@@ -66,12 +66,12 @@ async fn rows_that_another_writer_only_moved_are_unchanged_and_write_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_another_writer_moved_and_we_moved_again_are_still_compared_by_content() {
-    for merge in [Merge::DeletionVectors, Merge::CopyOnWrite] {
+    for update_mode in [UpdateMode::DeletionVectors, UpdateMode::CopyOnWrite] {
         let lake = Lake::new();
         lake.upsert(&[patients()], 5).await;
         update(delta(&lake).await, "b", "gender", "male").await;
         // Enough dead rows for a file of ours to take the place of the other writer's.
-        let table = lake.root_with(merge).open(patient()).await.unwrap().unwrap();
+        let table = lake.root_with(update_mode).open(patient()).await.unwrap().unwrap();
         let gone = ["d", "e"].map(|id| deletion(id, Some("2026-01-01T00:00:02Z")));
         let committed = table.upsert(&lake.change_set(&[gone.to_vec()], 6), &upsert(6)).await.unwrap();
         assert_eq!(committed.counts.deleted, 2);

@@ -117,7 +117,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
         Ok(lake.decoder(9).decode(lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
-    assert_eq!(table.rebuild(&layout_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);
+    assert_eq!(table.rebuild(&definition_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of(&["year", "month"]), before);
     for name in ["year=1970/month=1/killed.parquet#1", "_change_data/killed.parquet#7", "_delta_log/kept.parquet#1"] {
@@ -138,7 +138,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
     let refused = async |lake: &mut Lake, partitions| {
         lake.root.partitions = Arc::new(partitions);
         let error =
-            lake.root.open_or_create(patient(), &layout_of(&shape_of(patient()))).await.err().unwrap().to_string();
+            lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.err().unwrap().to_string();
         assert!(error.contains("move it away") && error.contains("partition_by"), "{error}");
         let maintenance = maintain::maintenance(&[Step::Compact]);
         let maintained = lake.root.maintain(patient(), &maintenance, DryRun::No, in_days(0), &|| true).await;
@@ -160,7 +160,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
 async fn a_type_without_the_column_is_refused_before_a_table_is_made() {
     let lake = partitioned(DatePart::Year);
     let untyped = Shape::untyped(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true });
-    let error = lake.root.open_or_create(patient(), &layout_of(&untyped)).await.err().unwrap().to_string();
+    let error = lake.root.open_or_create(patient(), &definition_of(&untyped)).await.err().unwrap().to_string();
     assert!(error.contains("birthDate") && error.contains("typed"), "{error}");
     assert!(!lake.table_folder().exists());
 }
@@ -197,12 +197,12 @@ proptest! {
     ) {
         const IDS: [&str; 6] = ["id0", "id1", "id2", "id3", "id4", "id5"];
         const DATES: [Option<&str>; 4] = [None, Some("1970-05-03"), Some("1970-06"), Some("1971")];
-        let merge = if copy_on_write { Merge::CopyOnWrite } else { Merge::DeletionVectors };
+        let update_mode = if copy_on_write { UpdateMode::CopyOnWrite } else { UpdateMode::DeletionVectors };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let lakes = [
-                Lake::with(|config| Config { merge, ..config }),
-                Lake::with(|config| Config { merge, partitions: by(finest), change_data_feed: true, ..config }),
+                Lake::with(|config| Config { update_mode, ..config }),
+                Lake::with(|config| Config { update_mode, partitions: by(finest), change_data_feed: true, ..config }),
             ];
             for (number, export) in exports.iter().enumerate() {
                 let file: Vec<_> = export

@@ -125,8 +125,8 @@ proptest! {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let (ours, theirs) = (Lake::of("Binary".parse().unwrap()), Lake::of("Binary".parse().unwrap()));
-            let merge = if copies { Merge::CopyOnWrite } else { Merge::DeletionVectors };
-            let ours = Lake { root: ours.root_with(merge), ..ours };
+            let update_mode = if copies { UpdateMode::CopyOnWrite } else { UpdateMode::DeletionVectors };
+            let ours = Lake { root: ours.root_with(update_mode), ..ours };
             for (number, round) in (1..).zip(&rounds).filter(|(_, round)| !round.is_empty()) {
                 ours.upsert(&[changes(number, round)], number.into()).await;
                 theirs.merge(round, number.into()).await;

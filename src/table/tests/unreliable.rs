@@ -4,7 +4,7 @@ use std::{collections::VecDeque, fmt, ops::Range, pin::Pin, sync::Mutex as StdMu
 
 use bytes::Bytes;
 use deltalake::{
-    DeltaResult,
+    DeltaResult, DeltaTable,
     logstore::{
         LogStore, LogStoreFactory, ObjectStoreFactory, ObjectStoreRef, StorageConfig, default_logstore,
         logstore_factories, logstore_with, object_store_factories,
@@ -18,6 +18,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, local::LocalFileSystem, path::Path as StorePath,
 };
+use url::Url;
 
 use super::*;
 

@@ -24,11 +24,10 @@ use crate::table::{
     data_file::rolling::{DataFiles, Kind, Target},
     data_file::stored::StoredFile,
     parallel::cores,
+    properties::ENABLE_CHANGE_DATA_FEED,
     upsert::decide::Decision,
     upsert::write::Lot,
 };
-
-pub(in crate::table) const ENABLE_CHANGE_DATA_FEED: &str = "delta.enableChangeDataFeed";
 
 /// What readers of the feed tell apart, and a table without one need not.
 #[derive(Default)]

@@ -16,13 +16,15 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::table::{
-    ChangeSet, Error, Merge, Table,
+    ChangeSet, Error, Table, UpdateMode,
     data_file::deletion_vector::{self, DeadRows},
-    data_file::partitioned::{DatePartition, Key, Meant, PartitionedFiles, keys},
+    data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
     data_file::{ROW_GROUP_BYTES, now_millis},
+    date_partition::{DatePartition, PartitionKey, keys},
     parallel::{cores, in_parallel},
+    properties::ENABLE_DELETION_VECTORS,
     upsert::change_feed::{Feed, Images},
     upsert::decide::Decision,
 };
@@ -191,7 +193,7 @@ impl Table {
     fn writes_vectors(&self) -> Result<bool, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let enabled = snapshot.metadata().configuration().get(ENABLE_DELETION_VECTORS).is_some_and(|on| on == "true");
-        Ok(self.root.merge == Merge::DeletionVectors && enabled)
+        Ok(self.root.update_mode == UpdateMode::DeletionVectors && enabled)
     }
 
     /// Dead ones included.
@@ -209,8 +211,6 @@ impl Table {
 fn row_group_bytes(threads: usize) -> usize {
     (ROW_GROUPS_BYTES / threads.max(1)).clamp(LEAST_ROW_GROUP_BYTES, ROW_GROUP_BYTES)
 }
-
-pub(in crate::table) const ENABLE_DELETION_VECTORS: &str = "delta.enableDeletionVectors";
 
 impl Touched<'_> {
     fn is_rewritten(&self, vectors: bool, decision: &Decision) -> bool {
@@ -260,7 +260,7 @@ fn loose(stats: Option<&str>, rows: u64) -> String {
 /// Rows of the change set that one thread writes: those of these parts that are of these partitions.
 pub(in crate::table) struct Lot {
     pub parts: Vec<u32>,
-    pub partitions: BTreeSet<Key>,
+    pub partitions: BTreeSet<PartitionKey>,
 }
 
 impl Table {
@@ -280,7 +280,7 @@ impl Table {
             Ok((*part, keys))
         };
         // Which parts have rows of a partition, as a bitmap: days make many of both.
-        let mut parts_of: BTreeMap<Key, DeadRows> = BTreeMap::new();
+        let mut parts_of: BTreeMap<PartitionKey, DeadRows> = BTreeMap::new();
         for (part, keys) in in_parallel(&parts, keys_of)? {
             for key in keys {
                 parts_of.entry(key).or_default().insert(part.into());
@@ -288,7 +288,7 @@ impl Table {
         }
         let parts_of: Vec<_> = parts_of.into_iter().collect();
         let lots = parts_of.chunks(parts_of.len().div_ceil(writers).clamp(1, PARTITIONS_PER_LOT));
-        let lot = |of: &[(Key, DeadRows)]| {
+        let lot = |of: &[(PartitionKey, DeadRows)]| {
             let parts = of.iter().fold(DeadRows::new(), |all, (_, parts)| all | parts);
             let parts = parts.iter().filter_map(|part| u32::try_from(part).ok()).collect();
             Lot { parts, partitions: of.iter().map(|(key, _)| *key).collect() }

@@ -23,7 +23,7 @@ enum Step {
         purge_percent: f64,
     },
     Switch {
-        merge: Merge,
+        update_mode: UpdateMode,
         change_data_feed: bool,
     },
 }
@@ -82,8 +82,9 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn switch() -> impl Strategy<Value = Step> {
-    let merge = prop_oneof![Just(Merge::DeletionVectors), Just(Merge::CopyOnWrite)];
-    (merge, any::<bool>()).prop_map(|(merge, change_data_feed)| Step::Switch { merge, change_data_feed })
+    let update_mode = prop_oneof![Just(UpdateMode::DeletionVectors), Just(UpdateMode::CopyOnWrite)];
+    (update_mode, any::<bool>())
+        .prop_map(|(update_mode, change_data_feed)| Step::Switch { update_mode, change_data_feed })
 }
 
 /// A minute of the year 2026.
@@ -168,8 +169,8 @@ impl Lake {
 
 async fn take(lake: &mut Lake, model: &mut Model, step: &Step) {
     match step {
-        Step::Switch { merge, change_data_feed } => {
-            let config = Config { change_data_feed: *change_data_feed, ..config(lake.folder.path(), *merge) };
+        Step::Switch { update_mode, change_data_feed } => {
+            let config = Config { change_data_feed: *change_data_feed, ..config(lake.folder.path(), *update_mode) };
             lake.root = Root::new(config).unwrap();
         }
         Step::Maintain { target_file_bytes, purge_percent } => {

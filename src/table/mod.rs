@@ -1,0 +1,59 @@
+//! Delta tables: one per resource type. The only room that names deltalake.
+//!
+//! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand for
+//! (an application transaction), so the two cannot disagree.
+//!
+//! The modules, from the ground up: a module names only modules above it in this list.
+
+// The words.
+mod counts;
+mod date_partition;
+mod error;
+mod name;
+mod parallel;
+mod properties;
+
+/// The folder of all tables, and a table at one version.
+mod root;
+
+/// One Parquet file, and what belongs to it.
+mod data_file;
+
+/// What one run received for one table.
+mod change_set;
+
+/// One attempt at a commit, recognised by its identifier.
+mod commit;
+/// What a table demands of its writers.
+mod requirements;
+/// A table is created, and gains columns.
+mod evolve;
+/// The table of deletions.
+mod tombstones;
+
+/// The engine: a change set and a table become one commit.
+mod upsert;
+/// Compaction, checkpoints, vacuum.
+mod maintain;
+/// All rows decoded again, in one commit.
+mod rebuild;
+
+// For people who look at a result.
+#[cfg(feature = "sql")]
+mod query;
+mod value_counts;
+
+pub use self::{
+    change_set::memory_budget::{Share, Sharers},
+    change_set::{ChangeSet, probe_spool_folder},
+    counts::{Amount, Committed, Counts, Reconcile, Upsert},
+    data_file::writer_properties,
+    date_partition::{DatePart, DatePartition},
+    error::Error,
+    maintain::{DryRun, Maintained, Maintenance, Retention, Step},
+    name::TableName,
+    root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode},
+};
+
+#[cfg(test)]
+mod tests;
