@@ -19,7 +19,7 @@ use arrow::{
 };
 use bytes::Bytes;
 
-pub(in crate::table) struct Part {
+pub struct Part {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
     /// How many columns there are, their indices, the length of the Arrow IPC message, the message, its buffers.

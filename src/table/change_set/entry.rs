@@ -11,7 +11,7 @@ use crate::fhir::Version;
 
 /// Stands for an id: 128 bits of a hash that is seeded at random for each change set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(in crate::table) struct Key {
+pub struct Key {
     pub high: u64,
     low: u64,
 }
@@ -24,7 +24,7 @@ impl Hash for Key {
 
 /// Makes keys of ids.
 #[derive(Clone)]
-pub(in crate::table) struct Keys(RandomState);
+pub struct Keys(RandomState);
 
 impl Keys {
     pub fn new() -> Self {
@@ -44,23 +44,23 @@ impl Keys {
 }
 
 /// Where in the export a row stood: the index of its file in the manifest, then its line.
-pub(in crate::table) type Position = (u32, u64);
+pub type Position = (u32, u64);
 
 /// Where the columns of a row are: which part of the change set, and which row of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(in crate::table) struct Place {
+pub struct Place {
     pub part: u32,
     pub row: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::table) enum Entry {
+pub enum Entry {
     Row(Row),
     Deletion { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::table) struct Row {
+pub struct Row {
     pub version: Version,
     pub hash: u64,
     pub position: Position,

@@ -17,14 +17,14 @@ use tokio::runtime::Handle;
 
 use crate::table::{
     change_set::entry::Place,
-    data_file::deletion_vector::DeadRows,
+    data_file::deletion_vector::RowSet,
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
     data_file::{DataFile, forget},
     parallel::cores,
 };
 
-pub(in crate::table) struct Appended {
+pub struct Appended {
     target: Target,
     writers: Vec<Mutex<Writer>>,
     next_writer: AtomicUsize,
@@ -83,7 +83,7 @@ impl Appended {
                     size_bytes: u64::try_from(add.size).unwrap_or_default(),
                 },
                 add,
-                dead: DeadRows::new(),
+                dead: RowSet::new(),
                 own: true,
             });
             self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(parts.into_iter().zip(stored));
@@ -111,4 +111,4 @@ impl Appended {
 /// One writer less is better than smaller row groups: each has a part of the footer.
 const WRITER_BYTES: usize = 16 * 1024 * 1024;
 /// With less than this, rows are better off in the spool.
-pub(in crate::table) const LEAST_WRITER_BYTES: usize = 512 * 1024;
+pub const LEAST_WRITER_BYTES: usize = 512 * 1024;

@@ -8,7 +8,7 @@ use std::{
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::table) enum Ids {
+pub enum Ids {
     Few {
         ids: BTreeSet<Box<str>>,
         /// What they take, with their places in the set.
@@ -20,7 +20,7 @@ pub(in crate::table) enum Ids {
 
 /// From which to which ids lie, both included, as far as that is known.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::table) struct Bounds<'a> {
+pub struct Bounds<'a> {
     pub first: Option<&'a str>,
     pub last: Option<&'a str>,
 }
@@ -103,7 +103,7 @@ impl Ids {
 /// Sixteen bits for each id of a set, one of which is set. The key of an id costs more than to read the id does, and nearly
 /// all ids of a table are not in a small change set; to whoever chooses ids so that they all look likely, they cost what
 /// keys do.
-pub(in crate::table) struct Likely {
+pub struct Likely {
     words: Vec<u64>,
     shift: u32,
 }

@@ -5,13 +5,13 @@
 //! memory as far as it fits there: a row costs at most 69 bytes until the change set is read, and then about 145 more for
 //! each id of the shards that are loaded.
 
-pub(in crate::table) mod batch;
-pub(in crate::table) mod entry;
-pub(in crate::table) mod first_load;
-pub(in crate::table) mod ids;
-pub(in crate::table) mod memory_budget;
-pub(in crate::table) mod newest;
-pub(in crate::table) mod spool;
+pub mod batch;
+pub mod entry;
+pub mod first_load;
+pub mod ids;
+pub mod memory_budget;
+pub mod newest;
+pub mod spool;
 
 use std::{
     collections::BTreeSet,
@@ -82,7 +82,7 @@ impl ChangeSet {
 
     /// One that spills all the time, and never has more than a few ids in one shard.
     #[cfg(test)]
-    pub(in crate::table) fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
+    pub fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
         Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Ids::default(), Spool::new(500, folder))
     }
 
@@ -92,7 +92,7 @@ impl ChangeSet {
     }
 
     /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
-    pub(in crate::table) fn appending(self, target: Target, memory_bytes: usize) -> Self {
+    pub fn appending(self, target: Target, memory_bytes: usize) -> Self {
         Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
     }
 
@@ -144,7 +144,7 @@ impl ChangeSet {
     }
 
     /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
-    pub(in crate::table) fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
+    pub fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
         self.appended.as_ref().map(Appended::files)
     }
 
@@ -161,27 +161,27 @@ impl ChangeSet {
         self.read().index.count()
     }
 
-    pub(in crate::table) fn schema(&self) -> &SchemaRef {
+    pub fn schema(&self) -> &SchemaRef {
         &self.schema
     }
 
     /// The ids of the change set, or where they lie.
-    pub(in crate::table) fn ids(&self) -> Ids {
+    pub fn ids(&self) -> Ids {
         self.read().ids.clone()
     }
 
     /// The names of the columns that are not null in all rows so far.
-    pub(in crate::table) fn filled_columns(&self) -> BTreeSet<String> {
+    pub fn filled_columns(&self) -> BTreeSet<String> {
         self.read().filled.iter().map(|index| self.schema.field(*index).name().clone()).collect()
     }
 
-    pub(in crate::table) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.received() == 0
     }
 
     /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
     /// asked; each blocks on the disk.
-    pub(in crate::table) fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
+    pub fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
         let spans = self.read().index.spans();
         spans.into_iter().map(|span| {
             let held = self.read();
@@ -191,7 +191,7 @@ impl ChangeSet {
 
     /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked,
     /// several at the same time. Blocks on the disk.
-    pub(in crate::table) fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
+    pub fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();
             let block =

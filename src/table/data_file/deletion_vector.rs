@@ -13,8 +13,8 @@ use object_store::ObjectStoreExt as _;
 use roaring::RoaringTreemap;
 use uuid::Uuid;
 
-/// Rows by their place in the file, from 0.
-pub(in crate::table) type DeadRows = RoaringTreemap;
+/// Rows of a data file or of a batch, by their index from 0: the bitmap that a deletion vector stores.
+pub type RowSet = RoaringTreemap;
 
 const MAGIC: u32 = 1_681_511_377;
 const VERSION: u8 = 1;
@@ -22,10 +22,7 @@ const VERSION: u8 = 1;
 const ENCODED_UUID: usize = 20;
 
 /// Reads the vector that the log points to, wherever the log keeps it.
-pub(in crate::table) async fn read(
-    store: &dyn ObjectStore,
-    descriptor: &DeletionVectorDescriptor,
-) -> Result<DeadRows, DeltaTableError> {
+pub async fn read(store: &dyn ObjectStore, descriptor: &DeletionVectorDescriptor) -> Result<RowSet, DeltaTableError> {
     let damaged = |what: &str| DeltaTableError::generic(format!("a deletion vector {what}"));
     let rows = match descriptor.storage_type {
         StorageType::Inline => {
@@ -46,9 +43,9 @@ pub(in crate::table) async fn read(
 }
 
 /// Writes the vectors into one new file; their descriptors in the same order.
-pub(in crate::table) async fn write(
+pub async fn write(
     store: &dyn ObjectStore,
-    vectors: &[DeadRows],
+    vectors: &[RowSet],
 ) -> Result<Vec<DeletionVectorDescriptor>, DeltaTableError> {
     let uuid = Uuid::new_v4();
     let mut file = vec![VERSION];
@@ -73,7 +70,7 @@ pub(in crate::table) async fn write(
 }
 
 /// Where a vector of the log lies; `None` for those that have no file of their own in the table.
-pub(in crate::table) fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
+pub fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
     matches!(descriptor.storage_type, StorageType::UuidRelativePath)
         .then(|| relative_path(&descriptor.path_or_inline_dv))
         .flatten()
@@ -97,7 +94,7 @@ fn checked(stored: &[u8]) -> Option<&[u8]> {
     (checksum == crc32fast::hash(data).to_be_bytes()).then_some(data)
 }
 
-fn parse(data: &[u8]) -> Option<DeadRows> {
+fn parse(data: &[u8]) -> Option<RowSet> {
     let (magic, bitmap) = data.split_first_chunk::<4>()?;
     (u32::from_le_bytes(*magic) == MAGIC).then(|| RoaringTreemap::deserialize_from(bitmap).ok())?
 }
@@ -111,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn vectors_that_share_a_file_are_read_back_as_they_were_written() {
         let store = InMemory::new();
-        let vectors: [DeadRows; 2] = [[0, 7, 1 << 33].into_iter().collect(), (0..100_000).collect()];
+        let vectors: [RowSet; 2] = [[0, 7, 1 << 33].into_iter().collect(), (0..100_000).collect()];
         let descriptors = write(&store, &vectors).await.unwrap();
         assert_eq!(file_of(&descriptors[0]), file_of(&descriptors[1]));
         for (descriptor, rows) in descriptors.iter().zip(&vectors) {
@@ -122,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn a_damaged_vector_is_an_error_and_never_a_row_that_comes_back() {
         let store = InMemory::new();
-        let descriptors = write(&store, &[DeadRows::from_iter([3, 5])]).await.unwrap();
+        let descriptors = write(&store, &[RowSet::from_iter([3, 5])]).await.unwrap();
         let path = file_of(&descriptors[0]).unwrap();
         let mut bytes = store.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
         let last = bytes.len() - 6;

@@ -1,9 +1,9 @@
 //! A data file: one Parquet file of a table, read by ranges and written as a stream, wherever the table lies.
 
-pub(in crate::table) mod deletion_vector;
-pub(in crate::table) mod partitioned;
-pub(in crate::table) mod rolling;
-pub(in crate::table) mod stored;
+pub mod deletion_vector;
+pub mod partitioned;
+pub mod rolling;
+pub mod stored;
 
 use std::{ops::Range, sync::Arc};
 
@@ -33,7 +33,7 @@ use crate::table::date_partition::Partition;
 
 /// One file, to be read.
 #[derive(Clone)]
-pub(in crate::table) struct DataFile {
+pub struct DataFile {
     pub store: Arc<dyn ObjectStore>,
     pub path: Path,
     pub size_bytes: u64,
@@ -72,7 +72,7 @@ impl AsyncFileReader for DataFile {
 }
 
 /// One file that is being written. Nobody sees it before its [`Add`] is committed; dropped or aborted, it is not there.
-pub(in crate::table) struct DataFileWriter {
+pub struct DataFileWriter {
     path: Path,
     writer: AsyncArrowWriter<BufWriter>,
     leading: usize,
@@ -130,7 +130,7 @@ impl DataFileWriter {
 }
 
 /// Takes back a file that no commit names. What cannot be taken back is left to the vacuum.
-pub(in crate::table) async fn forget(store: &dyn ObjectStore, path: &Path) {
+pub async fn forget(store: &dyn ObjectStore, path: &Path) {
     if let Err(error) = store.delete(path).await {
         tracing::debug!(%error, %path, "a data file without a commit stays until the vacuum");
     }
@@ -140,17 +140,17 @@ pub(in crate::table) async fn forget(store: &dyn ObjectStore, path: &Path) {
 const OWN_PREFIX: &str = "fhir-sync-";
 
 /// A new data file in `folder` of the table: its root, or a partition.
-pub(in crate::table) fn data_path(folder: &Path) -> Path {
+pub fn data_path(folder: &Path) -> Path {
     folder.clone().join(format!("{OWN_PREFIX}{}.zstd.parquet", uuid::Uuid::new_v4()))
 }
 
 /// A new change file; `folder` is that of the data files that it tells of.
-pub(in crate::table) fn change_path(folder: &Path) -> Path {
+pub fn change_path(folder: &Path) -> Path {
     let folder: Path = [Path::from("_change_data"), folder.clone()].iter().flat_map(Path::parts).collect();
     folder.join(format!("cdc-{}.zstd.parquet", uuid::Uuid::new_v4()))
 }
 
-pub(in crate::table) fn is_own(path: &str) -> bool {
+pub fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
 
@@ -159,7 +159,7 @@ pub(in crate::table) fn is_own(path: &str) -> bool {
 const PARTS_IN_FLIGHT: usize = 2;
 
 /// Two of them are in memory while a file is rewritten.
-pub(in crate::table) const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
+pub const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
 
 /// Rows that are looked at together by most readers.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
@@ -192,10 +192,7 @@ const FALSE_POSITIVES: f64 = 0.001;
 
 /// The same with a Bloom filter of the ids for each row group, unless the file has fewer rows than are worth it. The
 /// filters stand side by side at the end of the file, so that they are read at once.
-pub(in crate::table) fn with_bloom_filter(
-    properties: WriterPropertiesBuilder,
-    most_rows: u64,
-) -> WriterPropertiesBuilder {
+pub fn with_bloom_filter(properties: WriterPropertiesBuilder, most_rows: u64) -> WriterPropertiesBuilder {
     if most_rows < FILTER_LEAST_ROWS {
         return properties;
     }
@@ -208,10 +205,7 @@ pub(in crate::table) fn with_bloom_filter(
 
 /// For files that grow side by side: each leaf has a compressor of its own, and the hundreds of zstd, most of them for
 /// leaves with hardly a value, would hold 60 MB per file. Snappy holds nothing; the columns that are large keep zstd.
-pub(in crate::table) fn with_small_compressors(
-    properties: WriterPropertiesBuilder,
-    schema: &SchemaRef,
-) -> WriterPropertiesBuilder {
+pub fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
     let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
     large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {
         properties.set_column_compression(ColumnPath::from(field.name().as_str()), zstd())
@@ -309,7 +303,7 @@ fn instant(micros: i64) -> Value {
 }
 
 /// By the local clock: only for the log's book-keeping, which vacuum reads.
-pub(in crate::table) fn now_millis() -> i64 {
+pub fn now_millis() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "the log states when a file was made; no data decision uses it")]
     chrono::Utc::now().timestamp_millis()
 }

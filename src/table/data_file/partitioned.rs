@@ -45,7 +45,7 @@ fn split(
 const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Growing files, one at a time for each partition that rows are of.
-pub(in crate::table) struct PartitionedFiles {
+pub struct PartitionedFiles {
     target: Target,
     filled: BTreeSet<String>,
     meant: Meant,
@@ -56,7 +56,7 @@ pub(in crate::table) struct PartitionedFiles {
 }
 
 /// The partitions whose rows are written. They share the memory of one file.
-pub(in crate::table) enum Meant {
+pub enum Meant {
     /// Only these; all of them grow at the same time.
     Only(BTreeSet<PartitionKey>),
     /// All, and so many grow at the same time.

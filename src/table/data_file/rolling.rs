@@ -24,7 +24,7 @@ use crate::table::{
 
 /// What the data files of a table have in common.
 #[derive(Clone)]
-pub(in crate::table) struct Target {
+pub struct Target {
     pub kind: Kind,
     pub store: Arc<dyn ObjectStore>,
     /// All columns of the table but those that it is partitioned by.
@@ -40,7 +40,7 @@ pub(in crate::table) struct Target {
 
 impl Table {
     /// What new data files of the table are made by.
-    pub(in crate::table) fn target(&self) -> Result<Target, Error> {
+    pub fn target(&self) -> Result<Target, Error> {
         Ok(Target {
             kind: Kind::Data,
             store: self.delta.object_store(),
@@ -58,7 +58,7 @@ const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
 /// What the rows are.
 #[derive(Clone, Copy)]
-pub(in crate::table) enum Kind {
+pub enum Kind {
     /// Those of the table.
     Data,
     /// What happened to rows, for those who follow the table.
@@ -68,7 +68,7 @@ pub(in crate::table) enum Kind {
 /// Rows that wait until it is known which columns are filled, in Arrow's bytes.
 const UNDECIDED_BYTES: usize = 16 * 1024 * 1024;
 
-pub(in crate::table) struct DataFiles {
+pub struct DataFiles {
     target: Target,
     partition: Partition,
     /// Columns that some row has filled; only grows.
@@ -210,14 +210,14 @@ impl DataFiles {
 }
 
 /// Without what else lies in the same buffers: the columns of a part that was read back share one.
-pub(in crate::table) fn bytes_of(rows: &RecordBatch) -> usize {
+pub fn bytes_of(rows: &RecordBatch) -> usize {
     let columns = rows.columns().iter();
     columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }
 
 /// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
 /// statistics are counted from the left.
-pub(in crate::table) fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(&str) -> bool) -> SchemaRef {
+pub fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(&str) -> bool) -> SchemaRef {
     let fields = columns.fields().iter().enumerate();
     let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
@@ -232,7 +232,7 @@ fn folder(partition: &Partition) -> Path {
 }
 
 /// The columns of the file, in its order and types; a top-level column that the rows do not have is null.
-pub(in crate::table) fn align(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+pub fn align(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
         Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
         Some(column) => cast(column, field.data_type()),

@@ -24,18 +24,18 @@ use serde_json::Value;
 use crate::table::{
     Error, Table,
     change_set::ids::{Bounds, Ids},
-    data_file::deletion_vector::{self, DeadRows},
+    data_file::deletion_vector::{self, RowSet},
     data_file::{DataFile, is_own},
     date_partition::{DatePart, Partition},
 };
 
 /// A data file that a version of the table has, or that the next one will have.
 #[derive(Clone)]
-pub(in crate::table) struct StoredFile {
+pub struct StoredFile {
     pub add: Add,
     pub file: DataFile,
     /// Those that the log says are dead.
-    pub dead: DeadRows,
+    pub dead: RowSet,
     /// Other writers keep our columns as they were when they change a row; only what is in our own files is told by its
     /// hash.
     pub own: bool,
@@ -73,7 +73,7 @@ const VECTORS_IN_FLIGHT: usize = 16;
 
 impl Table {
     /// The files of this version, with their deletion vectors.
-    pub(in crate::table) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
+    pub async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
         let files = self.files().await?;
         let store = self.delta.object_store();
         let files = files.into_iter().map(|view| {
@@ -84,7 +84,7 @@ impl Table {
                 let add = view.add_action();
                 let dead = match &add.deletion_vector {
                     Some(vector) => deletion_vector::read(store.as_ref(), vector).await?,
-                    None => DeadRows::new(),
+                    None => RowSet::new(),
                 };
                 Ok(StoredFile { file, dead, own: is_own(&add.path), add })
             }
@@ -96,7 +96,7 @@ impl Table {
             .map_err(|error: DeltaTableError| self.failed(error))
     }
 
-    pub(in crate::table) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
+    pub async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let log_store = self.delta.log_store();
         let files = snapshot.snapshot().file_views(log_store.as_ref(), None);
@@ -104,7 +104,7 @@ impl Table {
     }
 
     /// The rows of a file that are alive, in order, with the columns that the file has.
-    pub(in crate::table) async fn rows(
+    pub async fn rows(
         &self,
         stored: &StoredFile,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
@@ -113,11 +113,11 @@ impl Table {
     }
 
     /// The same, where others are dead.
-    pub(in crate::table) fn rows_without(
+    pub fn rows_without(
         &self,
         stored: &StoredFile,
         footer: ArrowReaderMetadata,
-        dead: &DeadRows,
+        dead: &RowSet,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
         let batch_rows = batch_rows(builder.metadata());
@@ -138,10 +138,10 @@ impl Table {
 
 impl Table {
     /// Only the rows at these places, alive or not.
-    pub(in crate::table) async fn rows_of(
+    pub async fn rows_of(
         &self,
         stored: &StoredFile,
-        places: &DeadRows,
+        places: &RowSet,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
         let footer = stored.footer().await.map_err(|error| self.failed(error))?;
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
@@ -155,7 +155,7 @@ impl Table {
     }
 
     /// The ids of the rows at these places.
-    pub(in crate::table) async fn ids(&self, stored: &StoredFile, places: &DeadRows) -> Result<Vec<String>, Error> {
+    pub async fn ids(&self, stored: &StoredFile, places: &RowSet) -> Result<Vec<String>, Error> {
         let footer = stored.footer().await.map_err(|error| self.failed(error))?;
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["id"]);
@@ -182,7 +182,7 @@ fn batch_rows(metadata: &ParquetMetaData) -> usize {
 }
 
 /// The rows at these places, in ascending order, as what is read and what is passed over.
-pub(in crate::table) fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
+pub fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
     let mut selectors = Vec::new();
     let mut next = 0;
     for place in places {
@@ -196,7 +196,7 @@ pub(in crate::table) fn selection(places: impl Iterator<Item = u64>) -> RowSelec
 }
 
 /// Which of `rows` rows from `first_row` on are alive; `None` when all are.
-fn alive(dead: &DeadRows, first_row: u64, rows: usize) -> Option<BooleanArray> {
+fn alive(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
     let rows = first_row..first_row + rows as u64;
     if dead.range_cardinality(rows.clone()) == 0 {
         return None;

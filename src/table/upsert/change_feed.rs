@@ -19,7 +19,7 @@ use futures::{Stream, StreamExt as _};
 
 use crate::table::{
     ChangeSet, Error, Table,
-    data_file::deletion_vector::DeadRows,
+    data_file::deletion_vector::RowSet,
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::{DataFiles, Kind, Target},
     data_file::stored::StoredFile,
@@ -33,9 +33,9 @@ use crate::table::{
 #[derive(Default)]
 pub(in crate::table) struct Feed {
     /// The dead rows of resources that are gone, by file. Other dead rows were replaced.
-    pub deleted: BTreeMap<u32, DeadRows>,
+    pub deleted: BTreeMap<u32, RowSet>,
     /// The rows of the change set that replace others, by part.
-    pub updated: BTreeMap<u32, DeadRows>,
+    pub updated: BTreeMap<u32, RowSet>,
 }
 
 /// What one change file tells.
@@ -64,7 +64,7 @@ impl Decision {
 
     /// The files that lose rows, for as many threads as that is worth.
     pub(in crate::table) fn losing_files(&self) -> impl Iterator<Item = Vec<u32>> {
-        let rows: u64 = self.dead.values().map(DeadRows::len).sum();
+        let rows: u64 = self.dead.values().map(RowSet::len).sum();
         let writers = usize::try_from(rows / ROWS_PER_WRITER).unwrap_or(usize::MAX).clamp(1, cores());
         let mut files: Vec<_> = self.dead.keys().copied().collect();
         files.sort_by_cached_key(|file| self.files[*file as usize].partition());
@@ -158,7 +158,7 @@ impl Table {
     async fn told_rows(
         &self,
         stored: &StoredFile,
-        places: &DeadRows,
+        places: &RowSet,
         change: impl Fn(u64) -> &'static str,
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>>, Error> {
         let batches = self.rows_of(stored, places).await?;
@@ -170,7 +170,7 @@ impl Table {
     }
 }
 
-fn has(rows: Option<&DeadRows>, row: u64) -> bool {
+fn has(rows: Option<&RowSet>, row: u64) -> bool {
     rows.is_some_and(|rows| rows.contains(row))
 }
 

@@ -16,7 +16,7 @@ use crate::table::{
     ChangeSet, Error, Table,
     change_set::entry::Place,
     change_set::newest::{Newest, Slot},
-    data_file::deletion_vector::DeadRows,
+    data_file::deletion_vector::RowSet,
     data_file::stored::StoredFile,
     upsert::probe::Hit,
 };
@@ -60,7 +60,7 @@ impl Table {
         rows: &[(u64, usize, Place)],
         equal: &mut [bool],
     ) -> Result<(), Error> {
-        let only: DeadRows = rows.iter().map(|(row, ..)| *row).collect();
+        let only: RowSet = rows.iter().map(|(row, ..)| *row).collect();
         let mut batches = self.rows_of(stored, &only).await?;
         let mut rows = rows.iter();
         let mut part: Option<(u32, RecordBatch)> = None;

@@ -10,7 +10,7 @@ use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Reconcile, Table, Upsert,
     change_set::newest::{Newest, Slot},
-    data_file::deletion_vector::DeadRows,
+    data_file::deletion_vector::RowSet,
     data_file::stored::StoredFile,
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesBySlot},
     upsert::change_feed::Feed,
@@ -22,9 +22,9 @@ use crate::table::{
 pub(in crate::table) struct Decision {
     pub files: Vec<StoredFile>,
     /// Rows that die, by file.
-    pub dead: BTreeMap<u32, DeadRows>,
+    pub dead: BTreeMap<u32, RowSet>,
     /// Rows of the change set that are written, by the part that holds them.
-    pub write: BTreeMap<u32, DeadRows>,
+    pub write: BTreeMap<u32, RowSet>,
     /// What is to be remembered of resources that are gone.
     pub tombstones: Vec<NewTombstone>,
     /// Only where the table records its changes.
@@ -82,7 +82,7 @@ impl Table {
             return Ok(());
         }
         decision.counts.removed = count;
-        let mut rows: BTreeMap<u32, DeadRows> = BTreeMap::new();
+        let mut rows: BTreeMap<u32, RowSet> = BTreeMap::new();
         for (file, row) in gone {
             decision.kill(file, row, Fate::Delete);
             rows.entry(file).or_default().insert(row);

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use crate::table::{
     ChangeSet, Error, Table, UpdateMode,
-    data_file::deletion_vector::{self, DeadRows},
+    data_file::deletion_vector::{self, RowSet},
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
@@ -36,7 +36,7 @@ struct Touched<'files> {
     committed: bool,
     rows: u64,
     /// All that are dead now.
-    dead: DeadRows,
+    dead: RowSet,
 }
 
 /// Of a file with more dead rows than this, readers read too much in vain.
@@ -70,7 +70,7 @@ impl Table {
         let appended = changes.files();
         for (part, stored) in appended.iter().flatten() {
             let rows = self.row_count(stored).await?;
-            let mut dead = DeadRows::new();
+            let mut dead = RowSet::new();
             dead.insert_range(0..rows);
             if let Some(written) = decision.write.get(part) {
                 dead -= written;
@@ -178,7 +178,7 @@ impl Table {
         &self,
         changes: &ChangeSet,
         part: u32,
-        chosen: &DeadRows,
+        chosen: &RowSet,
     ) -> Result<RecordBatch, Error> {
         let rows = changes.batch(part)?;
         let all = rows.num_rows() as u64;
@@ -280,7 +280,7 @@ impl Table {
             Ok((*part, keys))
         };
         // Which parts have rows of a partition, as a bitmap: days make many of both.
-        let mut parts_of: BTreeMap<PartitionKey, DeadRows> = BTreeMap::new();
+        let mut parts_of: BTreeMap<PartitionKey, RowSet> = BTreeMap::new();
         for (part, keys) in in_parallel(&parts, keys_of)? {
             for key in keys {
                 parts_of.entry(key).or_default().insert(part.into());
@@ -288,8 +288,8 @@ impl Table {
         }
         let parts_of: Vec<_> = parts_of.into_iter().collect();
         let lots = parts_of.chunks(parts_of.len().div_ceil(writers).clamp(1, PARTITIONS_PER_LOT));
-        let lot = |of: &[(PartitionKey, DeadRows)]| {
-            let parts = of.iter().fold(DeadRows::new(), |all, (_, parts)| all | parts);
+        let lot = |of: &[(PartitionKey, RowSet)]| {
+            let parts = of.iter().fold(RowSet::new(), |all, (_, parts)| all | parts);
             let parts = parts.iter().filter_map(|part| u32::try_from(part).ok()).collect();
             Lot { parts, partitions: of.iter().map(|(key, _)| *key).collect() }
         };

@@ -23,13 +23,13 @@ use crate::table::{
 
 /// The newest that is known of one id.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(in crate::table) enum Slot {
+pub enum Slot {
     Row { version: Version, hash: u64, place: Place },
     Deleted { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
 /// The newest of the ids of some shards. An id of another shard is not found.
-pub(in crate::table) struct Newest {
+pub struct Newest {
     keys: Keys,
     span: Span,
     of: HashMap<Key, u32, BuildHasherDefault<Low>>,
@@ -67,7 +67,7 @@ impl Newest {
 
 /// How much memory an [`Index`] and what is loaded of it take.
 #[derive(Clone, Copy)]
-pub(in crate::table) struct Limits {
+pub struct Limits {
     /// Of entries before they go to the spool.
     pub entries_bytes: usize,
     /// Of one [`Newest`].
@@ -83,7 +83,7 @@ const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 const NEWEST_BYTES: usize = size_of::<Slot>() + size_of::<Position>() + (size_of::<(Key, u32)>() + 1) * 16 / 7;
 
 /// All rows and deletions that were pushed, unsorted.
-pub(in crate::table) struct Index {
+pub struct Index {
     limits: Limits,
     shards: Vec<Shard>,
     entries_bytes: usize,
@@ -99,7 +99,7 @@ struct Shard {
 
 /// Some of the key space, small enough to be loaded.
 #[derive(Clone)]
-pub(in crate::table) struct Span {
+pub struct Span {
     shards: Range<usize>,
     /// Of one shard that is too large: which part of its keys, of how many.
     slice: u32,

@@ -19,14 +19,14 @@ use zeroize::Zeroizing;
 
 use crate::table::Error;
 
-pub(in crate::table) struct Spool {
+pub struct Spool {
     folder: PathBuf,
     memory_left_bytes: usize,
     sealed: Option<SealedFile>,
 }
 
 /// What finds a block again, in the spool that it was appended to.
-pub(in crate::table) struct Block(Place);
+pub struct Block(Place);
 
 enum Place {
     Memory(Bytes),
