@@ -1,0 +1,337 @@
+//! SMART Backend Services: an access token in exchange for a signed assertion.
+//!
+//! What always holds: at most one request for a token is under way (Q-59); a token that is handed out is not about to
+//! expire; an assertion is used once (rule 122). Neither is ever printed.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use reqwest::{
+    Method, StatusCode,
+    header::{HeaderMap, HeaderValue},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::{sync::Mutex, time::Instant};
+use url::Url;
+use uuid::Uuid;
+
+use super::Config;
+use crate::export::{
+    Client, Error, Issues,
+    error::{code, shown},
+    http::{self, Exchange, Failure, Fault, Redirects, Retries, TokenUse, may_pass},
+    local_instant,
+    request::under,
+};
+
+/// The access token of one client at one server.
+pub struct Tokens {
+    config: Config,
+    /// Held across the request for a token: whoever comes meanwhile waits for that one.
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    endpoint: Option<Endpoint>,
+    token: Option<Arc<Token>>,
+}
+
+/// An access token and until when it is good to use.
+pub struct Token {
+    /// The whole value of the header.
+    authorization: SecretString,
+    renew_at: Instant,
+}
+
+/// Where tokens come from, and what is asked for.
+struct Endpoint {
+    token_url: Url,
+    scope: String,
+}
+
+/// How long an assertion is valid. The guide allows five minutes; one is left for the clocks (rule 121).
+const ASSERTION_LIFETIME_SECONDS: i64 = 240;
+/// What a token lives where the server does not say (rule 125).
+const LIFETIME: Duration = Duration::from_mins(5);
+const LIFETIME_MAX: Duration = Duration::from_hours(24);
+const RENEW_BEFORE: Duration = Duration::from_secs(30);
+/// A `CapabilityStatement` can be long.
+const DISCOVERY_MAX_BYTES: u64 = 16 << 20;
+const CLOCK_SKEW_SECONDS: i64 = 60;
+const OAUTH_URIS: &str = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris";
+
+impl Tokens {
+    /// # Errors
+    /// [`Error::UnusableUrl`] when the assertion would go to `token_url` in clear; [`Error::Config`].
+    pub fn new(config: Config, allow_http: bool) -> Result<Self, Error> {
+        if config.client_id.is_empty() {
+            return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
+        }
+        if let Some(token_url) = &config.token_url {
+            http::admit(token_url, None, allow_http)
+                .map_err(|reason| Error::UnusableUrl { place: "server.token_url".to_owned(), reason })?;
+        }
+        Ok(Self { config, state: Mutex::default() })
+    }
+
+    /// A token that is good for a while.
+    pub async fn current(&self, client: &Client) -> Result<Arc<Token>, Error> {
+        let mut state = self.state.lock().await;
+        match &state.token {
+            Some(token) if Instant::now() < token.renew_at => Ok(Arc::clone(token)),
+            _ => self.renew(client, &mut state).await,
+        }
+    }
+
+    /// Another token than the one that was refused; the one that somebody else got meanwhile, if so.
+    pub async fn renewed(&self, client: &Client, refused: &Arc<Token>) -> Result<Arc<Token>, Error> {
+        let mut state = self.state.lock().await;
+        match &state.token {
+            Some(token) if !Arc::ptr_eq(token, refused) => Ok(Arc::clone(token)),
+            _ => self.renew(client, &mut state).await,
+        }
+    }
+
+    async fn renew(&self, client: &Client, state: &mut State) -> Result<Arc<Token>, Error> {
+        state.token = None;
+        // Taken, so that after a failure the endpoint is looked up again: it may have moved.
+        let endpoint = match state.endpoint.take() {
+            Some(endpoint) => endpoint,
+            None => self.discover(client).await?,
+        };
+        let token = Arc::new(self.token(client, &endpoint).await?);
+        state.endpoint = Some(endpoint);
+        state.token = Some(Arc::clone(&token));
+        Ok(token)
+    }
+
+    async fn token(&self, client: &Client, endpoint: &Endpoint) -> Result<Token, Error> {
+        let place = format!("token endpoint {}", shown(&endpoint.token_url));
+        let mut retries = Retries::new(&client.config);
+        loop {
+            let fault = match self.ask(client, endpoint, &place).await {
+                Ok(token) => return Ok(token),
+                Err(Failure::Again(fault)) => fault,
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            retries.pause(&place, fault).await?;
+        }
+    }
+
+    /// Asks once, with an assertion of its own (rules 122 and 123).
+    async fn ask(&self, client: &Client, endpoint: &Endpoint, place: &str) -> Result<Token, Failure> {
+        let assertion = self.assertion(&endpoint.token_url)?;
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("scope", &endpoint.scope),
+            ("client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"),
+            ("client_assertion", assertion.expose_secret()),
+        ];
+        let asked_at = Instant::now();
+        let response = client.http.post_form(&endpoint.token_url, &form).await?;
+        warn_of_skew(place, response.headers());
+        let (status, retry_after) = (response.status(), http::retry_after(response.headers()));
+        if may_pass(status) {
+            return Err(client.http.fault(response).await.into());
+        }
+        let body = client.http.read(response, http::OUTCOME_MAX_BYTES).await?.unwrap_or_default();
+        if status.is_success() {
+            return Ok(Token::read(&body, asked_at, place, &endpoint.scope)?);
+        }
+        match oauth_error(&body) {
+            Some(code) => Err(denied(place, code).into()),
+            // Epic answers a bare 400 now and then (Q-62).
+            None if status == StatusCode::BAD_REQUEST => {
+                Err(Fault::Status { status, retry_after, issues: Issues::default() }.into())
+            }
+            None => Err(denied(place, status.as_str().to_owned()).into()),
+        }
+    }
+
+    /// The client, this endpoint and a short life, signed (rules 120 and 121).
+    fn assertion(&self, token_url: &Url) -> Result<SecretString, Error> {
+        let now = local_instant::now().timestamp();
+        let client_id = &self.config.client_id;
+        self.config.key.sign(&json!({
+            "iss": client_id,
+            "sub": client_id,
+            "aud": token_url.as_str(),
+            "exp": now + ASSERTION_LIFETIME_SECONDS,
+            "iat": now,
+            "jti": Uuid::new_v4().to_string(),
+        }))
+    }
+
+    /// Where tokens come from, and which scopes to ask for; without a token (rules 114 to 116).
+    async fn discover(&self, client: &Client) -> Result<Endpoint, Error> {
+        let server = &client.config.server;
+        let well_known = under(server, [".well-known", "smart-configuration"]);
+        let smart = match (&self.config.token_url, self.config.scopes.is_empty()) {
+            (Some(_), false) => None,
+            _ => document(client, &well_known, "application/json").await.unwrap_or_else(|error| {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "no SMART configuration; the CapabilityStatement is asked"
+                );
+                None
+            }),
+        };
+        let published = smart.as_ref().and_then(|smart| smart.get("token_endpoint")?.as_str()).map(str::to_owned);
+        let token_url = match (&self.config.token_url, published) {
+            (Some(token_url), _) => token_url.clone(),
+            (None, Some(published)) => admitted(client, &published)?,
+            (None, None) => {
+                let metadata = document(client, &under(server, ["metadata"]), "application/fhir+json").await?;
+                let published = metadata.as_ref().and_then(oauth_uris_token);
+                let place = format!("{} or in its CapabilityStatement", shown(&well_known));
+                admitted(client, published.ok_or(Error::NoTokenEndpoint { place })?)?
+            }
+        };
+        let scope = match self.config.scopes.as_slice() {
+            [] if smart.as_ref().is_some_and(knows_scopes_v2) => "system/*.rs".to_owned(),
+            [] => "system/*.read".to_owned(),
+            scopes => scopes.join(" "),
+        };
+        Ok(Endpoint { token_url, scope })
+    }
+}
+
+impl Token {
+    /// # Errors
+    /// Never with the server's own words: they may be the token.
+    fn read(body: &[u8], asked_at: Instant, place: &str, scope: &str) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Answer {
+            access_token: String,
+            token_type: Option<String>,
+            expires_in: Option<Value>,
+            scope: Option<String>,
+        }
+        let answer: Answer =
+            serde_json::from_slice(body).map_err(|_| denied(place, "no access_token in its answer".to_owned()))?;
+        if answer.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+            return Err(denied(place, "a token_type other than bearer".to_owned()));
+        }
+        warn_of_scopes(place, scope, answer.scope.as_deref());
+        let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(LIFETIME).min(LIFETIME_MAX);
+        let margin = if lifetime < 4 * RENEW_BEFORE { lifetime / 4 } else { RENEW_BEFORE };
+        let authorization = SecretString::from(format!("Bearer {}", answer.access_token));
+        let token = Self { authorization, renew_at: asked_at + lifetime.saturating_sub(margin) };
+        token.authorization(place)?;
+        Ok(token)
+    }
+
+    /// The header, marked sensitive.
+    pub fn authorization(&self, place: &str) -> Result<HeaderValue, Error> {
+        let mut header = HeaderValue::from_str(self.authorization.expose_secret())
+            .map_err(|_| denied(place, "a token that fits into no header".to_owned()))?;
+        header.set_sensitive(true);
+        Ok(header)
+    }
+}
+
+/// A number, or a number as text (Q-58).
+fn lifetime(expires_in: &Value) -> Option<Duration> {
+    let seconds = match expires_in {
+        Value::String(text) => text.trim().parse().ok()?,
+        number => number.as_f64()?,
+    };
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// The `error` of an OAuth answer, without its description (rule 128).
+fn oauth_error(body: &[u8]) -> Option<String> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    Some(code(answer.get("error")?.as_str()?.to_owned()))
+}
+
+fn denied(place: &str, code: String) -> Error {
+    Error::TokenDenied { place: place.to_owned(), code }
+}
+
+/// A published JSON document; `None` when the server answers with something else.
+async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
+    let place = format!("discovery at {}", shown(url));
+    let exchange = Exchange {
+        method: Method::GET,
+        url,
+        accept,
+        headers: &[],
+        token: TokenUse::Never,
+        redirects: Redirects::Follow,
+        place: &place,
+    };
+    let mut retries = Retries::new(&client.config);
+    loop {
+        let fault = match client.send_untokened(&exchange).await {
+            Ok(response) if response.status() == StatusCode::NOT_IMPLEMENTED => return Ok(None),
+            Ok(response) if may_pass(response.status()) => client.http.fault(response).await,
+            Ok(response) if !response.status().is_success() => return Ok(None),
+            Ok(response) => match client.http.read(response, DISCOVERY_MAX_BYTES).await {
+                Ok(body) => return Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
+                Err(fault) => fault,
+            },
+            Err(Failure::Again(fault)) => fault,
+            Err(Failure::Final(error)) => return Err(error),
+        };
+        retries.pause(&place, fault).await?;
+    }
+}
+
+/// A published URL, absolute or relative to the FHIR base (rule 115).
+fn admitted(client: &Client, published: &str) -> Result<Url, Error> {
+    let config = &client.config;
+    let unusable = |reason| Error::UnusableUrl { place: "published token endpoint".to_owned(), reason };
+    let url = config.server.join(published.trim()).map_err(|error| unusable(error.to_string()))?;
+    http::admit(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
+    Ok(url)
+}
+
+fn oauth_uris_token(metadata: &Value) -> Option<&str> {
+    let named = |extensions: &'_ Value, url: &str| -> Option<usize> {
+        extensions.as_array()?.iter().position(|extension| extension.get("url").and_then(Value::as_str) == Some(url))
+    };
+    metadata.get("rest")?.as_array()?.iter().find_map(|rest| {
+        let security = rest.get("security")?.get("extension")?;
+        let uris = security.get(named(security, OAUTH_URIS)?)?.get("extension")?;
+        uris.get(named(uris, "token")?)?.get("valueUri")?.as_str()
+    })
+}
+
+/// Scopes such as `system/*.rs`, where version 1 has `.read` (rule 124).
+fn knows_scopes_v2(smart: &Value) -> bool {
+    let words = |name: &str| smart.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let is_v2 = |scope: &str| {
+        let permissions =
+            scope.rsplit_once('.').map(|(_, permissions)| permissions.split('?').next().unwrap_or_default());
+        permissions.is_some_and(|letters| !letters.is_empty() && letters.chars().all(|letter| "cruds".contains(letter)))
+    };
+    words("capabilities").any(|capability| capability == "permission-v2")
+        || words("scopes_supported").any(|scope| scope.starts_with("system/") && is_v2(scope))
+}
+
+/// Fewer scopes are fewer resource types, silently (rule 126). Servers may spell a wildcard out: that is no loss.
+fn warn_of_scopes(place: &str, requested: &str, granted: Option<&str>) {
+    let Some(granted) = granted else { return };
+    let granted: HashSet<_> = granted.split_whitespace().collect();
+    let missing: Vec<_> =
+        requested.split_whitespace().filter(|scope| !scope.contains('*') && !granted.contains(scope)).collect();
+    if !missing.is_empty() {
+        tracing::warn!(place, ?missing, "fewer scopes were granted than requested");
+    }
+}
+
+/// An assertion of a clock that is off is refused, and no message says why (rule 132).
+fn warn_of_skew(place: &str, headers: &HeaderMap) {
+    let Some(theirs) = http::date(headers) else { return };
+    let skew_seconds = (local_instant::now() - theirs).num_seconds();
+    if skew_seconds.abs() > CLOCK_SKEW_SECONDS {
+        tracing::warn!(
+            place,
+            skew_seconds,
+            "our clock differs from the token endpoint's; signed assertions may be refused"
+        );
+    }
+}
