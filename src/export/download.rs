@@ -20,7 +20,10 @@ use tokio_util::io::{ReaderStream, StreamReader};
 use super::{
     Client, Error, File,
     error::code,
-    http::{self, Exchange, Failure, Fault, Redirects, Retries, TokenUse, may_pass, next_within},
+    failure::{Failure, Fault},
+    http::{Exchange, Redirects, TokenUse, next_within},
+    redirect::admit,
+    retry::{Retries, may_pass},
 };
 
 /// A file that has been read to its end.
@@ -49,7 +52,7 @@ impl Client {
     /// manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when the
     /// receiver was dropped.
     pub async fn download(&self, file: &File, into: Sender<Bytes>) -> Result<Receipt, Error> {
-        http::admit(&file.url, Some(&self.config.server), self.config.allow_http)
+        admit(&file.url, Some(&self.config.server), self.config.allow_http)
             .map_err(|reason| Error::UnusableUrl { place: file.name.clone(), reason })?;
         let token = self.token_for(file)?;
         let receiver = into.clone();

@@ -51,7 +51,7 @@ impl fmt::Debug for File {
 
 /// The pages read so far.
 #[derive(Default)]
-pub(super) struct Pages {
+pub struct Pages {
     time: Time,
     requires_access_token: Option<bool>,
     output: Vec<Entry>,
@@ -82,7 +82,7 @@ impl Pages {
     ///
     /// # Errors
     /// Why this is no manifest, without quoting it.
-    pub(super) fn add(&mut self, body: &[u8], at: &Url) -> Result<Option<Url>, String> {
+    pub fn add(&mut self, body: &[u8], at: &Url) -> Result<Option<Url>, String> {
         let page = Page::read(body)?;
         let requires_access_token = page.requires_access_token.as_ref().and_then(truth);
         let entries = |name: &str, files: Option<Vec<RawFile>>| {
@@ -118,7 +118,7 @@ impl Pages {
     }
 
     /// `token_by_default`: what holds where the server does not say.
-    pub(super) fn manifest(self, token_by_default: bool) -> Manifest {
+    pub fn manifest(self, token_by_default: bool) -> Manifest {
         let default = self.requires_access_token.unwrap_or(token_by_default);
         Manifest {
             transaction_time: match self.time {

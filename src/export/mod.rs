@@ -17,17 +17,23 @@ use tokio::time::{Instant, sleep};
 use url::{Origin, Url};
 
 use crate::fhir::{TransactionTime, parse_instant};
-use http::{Backoff, Exchange, Failure, Http, Redirects, Retries, Route, TokenUse, may_pass};
+use failure::Failure;
+use http::{Exchange, Http, Redirects, TokenUse};
+use redirect::{Route, admit};
+use retry::{Backoff, Retries, may_pass, retry_after};
 
 pub mod auth;
 mod capability;
 mod config;
 mod download;
 mod error;
+mod failure;
 mod http;
 mod manifest;
 mod poll;
+mod redirect;
 mod request;
+mod retry;
 
 #[cfg(test)]
 mod tests;
@@ -83,7 +89,7 @@ impl Client {
         if server.query().is_some() || server.fragment().is_some() {
             return Err(refused("must be a FHIR base, without ? and #"));
         }
-        http::admit(server, None, config.allow_http)
+        admit(server, None, config.allow_http)
             .map_err(|reason| Error::UnusableUrl { place: "server.url".to_owned(), reason })?;
         if !server.path().ends_with('/') {
             server.set_path(&format!("{}/", server.path()));
@@ -120,7 +126,7 @@ impl Client {
             let fault = match self.send(&exchange).await {
                 Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, place, &response),
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    let wait = busy.wait(http::retry_after(response.headers()));
+                    let wait = busy.wait(retry_after(response.headers()));
                     if started.elapsed() + wait > self.config.poll.kick_off_deadline {
                         return Err(Error::Busy { place, waited: started.elapsed() });
                     }
@@ -202,10 +208,10 @@ impl Client {
         else {
             return Err(Error::NoStatusUrl { place });
         };
-        if let Err(reason) = http::admit(&status_url, Some(kick_off), self.config.allow_http) {
+        if let Err(reason) = admit(&status_url, Some(kick_off), self.config.allow_http) {
             return Err(Error::UnusableUrl { place, reason });
         }
-        let kicked_off_at = http::date(response.headers()).map(TransactionTime::from);
+        let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
         Ok(Job { status_url, kicked_off_at, polling_since: local_instant::now() })
     }
 }

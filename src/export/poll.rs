@@ -12,9 +12,11 @@ use url::Url;
 use super::{
     Client, Completed, Error, Issues, Job,
     error::shown,
-    http::{self, Backoff, Exchange, Failure, Fault, Redirects, Retries, TokenUse},
+    failure::{Failure, Fault},
+    http::{Exchange, Redirects, TokenUse},
     local_instant,
     manifest::Pages,
+    retry::{Backoff, Retries, may_pass, retry_after},
 };
 
 /// A server may not know its own job for so long after it accepted it (rule 45, Q-19).
@@ -140,7 +142,7 @@ impl<'a> Wait<'a> {
             Err(Failure::Again(fault)) => return Ok(Polled::Failed(fault)),
             Err(Failure::Final(error)) => return Err(error),
         };
-        let retry_after = http::retry_after(response.headers());
+        let retry_after = retry_after(response.headers());
         match export_status(&response) {
             StatusCode::OK => self.manifest(url, response, pages).await,
             StatusCode::ACCEPTED => Ok(Polled::Later { retry_after, x_progress: x_progress(response.headers()) }),
@@ -188,7 +190,7 @@ impl<'a> Wait<'a> {
         match status {
             _ if issues.are_transient() => Ok(Polled::Later { retry_after, x_progress: None }),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.client.denial(place, url, status, issues)),
-            _ if http::may_pass(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
+            _ if may_pass(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
             _ if status.is_success() => {
                 Ok(Polled::Failed(Fault::NotAManifest(format!("the server answered {status}"))))
             }

@@ -20,9 +20,12 @@ use super::Config;
 use crate::export::{
     Client, Error, Issues,
     error::{code, shown},
-    http::{self, Exchange, Failure, Fault, Redirects, Retries, TokenUse, may_pass},
+    failure::{Failure, Fault},
+    http::{Exchange, OUTCOME_MAX_BYTES, Redirects, TokenUse},
     local_instant,
+    redirect::admit,
     request::under,
+    retry::{Retries, date, may_pass, retry_after},
 };
 
 /// The access token of one client at one server.
@@ -70,7 +73,7 @@ impl Tokens {
             return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
         }
         if let Some(token_url) = &config.token_url {
-            http::admit(token_url, None, allow_http)
+            admit(token_url, None, allow_http)
                 .map_err(|reason| Error::UnusableUrl { place: "server.token_url".to_owned(), reason })?;
         }
         Ok(Self { config, state: Mutex::default() })
@@ -132,11 +135,11 @@ impl Tokens {
         let asked_at = Instant::now();
         let response = client.http.post_form(&endpoint.token_url, &form).await?;
         warn_of_skew(place, response.headers());
-        let (status, retry_after) = (response.status(), http::retry_after(response.headers()));
+        let (status, retry_after) = (response.status(), retry_after(response.headers()));
         if may_pass(status) {
             return Err(client.http.fault(response).await.into());
         }
-        let body = client.http.read(response, http::OUTCOME_MAX_BYTES).await?.unwrap_or_default();
+        let body = client.http.read(response, OUTCOME_MAX_BYTES).await?.unwrap_or_default();
         if status.is_success() {
             return Ok(Token::read(&body, asked_at, place, &endpoint.scope)?);
         }
@@ -285,7 +288,7 @@ fn admitted(client: &Client, published: &str) -> Result<Url, Error> {
     let config = &client.config;
     let unusable = |reason| Error::UnusableUrl { place: "published token endpoint".to_owned(), reason };
     let url = config.server.join(published.trim()).map_err(|error| unusable(error.to_string()))?;
-    http::admit(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
+    admit(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
     Ok(url)
 }
 
@@ -325,7 +328,7 @@ fn warn_of_scopes(place: &str, requested: &str, granted: Option<&str>) {
 
 /// An assertion of a clock that is off is refused, and no message says why (rule 132).
 fn warn_of_skew(place: &str, headers: &HeaderMap) {
-    let Some(theirs) = http::date(headers) else { return };
+    let Some(theirs) = date(headers) else { return };
     let skew_seconds = (local_instant::now() - theirs).num_seconds();
     if skew_seconds.abs() > CLOCK_SKEW_SECONDS {
         tracing::warn!(

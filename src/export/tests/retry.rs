@@ -2,7 +2,10 @@
 
 use reqwest::header::{HeaderMap, HeaderValue};
 
-use super::super::http::{Backoff, admit, date, retry_after};
+use super::super::{
+    redirect::admit,
+    retry::{Backoff, date, retry_after},
+};
 use super::*;
 
 fn read(retry_after_header: &str) -> Option<Duration> {

@@ -1,0 +1,81 @@
+//! Redirects: where a request may go, and where an answer sends it on to.
+//!
+//! What always holds: no request goes down from https to http, or unencrypted to another host unless that is allowed.
+
+use reqwest::{Response, header::LOCATION};
+use url::{Host, Url};
+
+use super::{Config, Error, error::shown, http::Exchange, http::Redirects};
+
+/// How many hops a redirected request may take (rule 91).
+const REDIRECTS_MAX: usize = 5;
+
+/// The hops of one request, each of them admitted before it is made.
+pub struct Route<'a> {
+    exchange: &'a Exchange<'a>,
+    allow_http: bool,
+    from: Url,
+    url: Url,
+    hops: usize,
+}
+
+impl<'a> Route<'a> {
+    pub fn new(exchange: &'a Exchange<'a>, config: &Config) -> Self {
+        let (from, url) = (config.server.clone(), exchange.url.clone());
+        Self { exchange, allow_http: config.allow_http, from, url, hops: 0 }
+    }
+
+    /// Where the request goes now.
+    pub fn url(&self) -> Result<&Url, Error> {
+        match admit(&self.url, Some(&self.from), self.allow_http) {
+            Ok(()) => Ok(&self.url),
+            Err(reason) => Err(Error::UnusableUrl { place: self.exchange.place.to_owned(), reason }),
+        }
+    }
+
+    /// Does the answer send us on? Then the next `url` is another one.
+    pub fn goes_on(&mut self, response: &Response) -> Result<bool, Error> {
+        let next = match self.exchange.redirects {
+            Redirects::Follow => redirected(response, &self.url),
+            Redirects::Refuse => None,
+        };
+        let Some(next) = next else { return Ok(false) };
+        if self.hops == REDIRECTS_MAX {
+            return Err(Error::Redirects { place: self.exchange.place.to_owned(), limit: REDIRECTS_MAX });
+        }
+        self.hops += 1;
+        self.from = std::mem::replace(&mut self.url, next);
+        Ok(true)
+    }
+}
+
+/// Where an answer sends us on to; `None` when it is an answer to keep.
+fn redirected(response: &Response, from: &Url) -> Option<Url> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    from.join(location).ok()
+}
+
+/// May we go to `url`, which `from` led us to? Only by HTTP, in clear only where that is allowed, and never down from
+/// https (rule 1). The reason if not.
+pub fn admit(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {
+    let refused = |why: &str| Err(format!("{} {why}", shown(url)));
+    match (url.scheme(), from.map(Url::scheme)) {
+        ("https", _) => Ok(()),
+        ("http", Some("https")) => refused("is a step down from https; the server's base URL setting is wrong"),
+        ("http", _) if allow_http || is_loopback(url) => Ok(()),
+        ("http", _) => refused("would go in clear; use https, or set server.allow_http"),
+        (scheme, _) => Err(format!("a {scheme}: URL cannot be fetched, only https and http can")),
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
