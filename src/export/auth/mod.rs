@@ -2,6 +2,7 @@
 
 use url::Url;
 
+mod discovery;
 mod key;
 mod tokens;
 

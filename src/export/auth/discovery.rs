@@ -1,0 +1,120 @@
+//! Discovery: where tokens come from, as the server publishes it, and which scopes it knows.
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use url::Url;
+
+use super::Config;
+use crate::export::{
+    Client, Error,
+    error::shown,
+    failure::Failure,
+    http::{Exchange, Redirects, TokenUse},
+    redirect::admit,
+    request::under,
+    retry::{Retries, may_pass},
+};
+
+/// Where tokens come from, and what is asked for.
+pub struct Endpoint {
+    pub token_url: Url,
+    pub scope: String,
+}
+
+/// A `CapabilityStatement` can be long.
+const DISCOVERY_MAX_BYTES: u64 = 16 << 20;
+const OAUTH_URIS: &str = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris";
+
+/// Where tokens come from, and which scopes to ask for; without a token (rules 114 to 116).
+pub async fn discover(config: &Config, client: &Client) -> Result<Endpoint, Error> {
+    let server = &client.config.server;
+    let well_known = under(server, [".well-known", "smart-configuration"]);
+    let smart = match (&config.token_url, config.scopes.is_empty()) {
+        (Some(_), false) => None,
+        _ => document(client, &well_known, "application/json").await.unwrap_or_else(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "no SMART configuration; the CapabilityStatement is asked"
+            );
+            None
+        }),
+    };
+    let published = smart.as_ref().and_then(|smart| smart.get("token_endpoint")?.as_str()).map(str::to_owned);
+    let token_url = match (&config.token_url, published) {
+        (Some(token_url), _) => token_url.clone(),
+        (None, Some(published)) => admitted(client, &published)?,
+        (None, None) => {
+            let metadata = document(client, &under(server, ["metadata"]), "application/fhir+json").await?;
+            let published = metadata.as_ref().and_then(oauth_uris_token);
+            let place = format!("{} or in its CapabilityStatement", shown(&well_known));
+            admitted(client, published.ok_or(Error::NoTokenEndpoint { place })?)?
+        }
+    };
+    let scope = match config.scopes.as_slice() {
+        [] if smart.as_ref().is_some_and(knows_scopes_v2) => "system/*.rs".to_owned(),
+        [] => "system/*.read".to_owned(),
+        scopes => scopes.join(" "),
+    };
+    Ok(Endpoint { token_url, scope })
+}
+
+/// A published JSON document; `None` when the server answers with something else.
+async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
+    let place = format!("discovery at {}", shown(url));
+    let exchange = Exchange {
+        method: Method::GET,
+        url,
+        accept,
+        headers: &[],
+        token: TokenUse::Never,
+        redirects: Redirects::Follow,
+        place: &place,
+    };
+    let mut retries = Retries::new(&client.config);
+    loop {
+        let fault = match client.send_untokened(&exchange).await {
+            Ok(response) if response.status() == StatusCode::NOT_IMPLEMENTED => return Ok(None),
+            Ok(response) if may_pass(response.status()) => client.http.fault(response).await,
+            Ok(response) if !response.status().is_success() => return Ok(None),
+            Ok(response) => match client.http.read(response, DISCOVERY_MAX_BYTES).await {
+                Ok(body) => return Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
+                Err(fault) => fault,
+            },
+            Err(Failure::Again(fault)) => fault,
+            Err(Failure::Final(error)) => return Err(error),
+        };
+        retries.pause(&place, fault).await?;
+    }
+}
+
+/// A published URL, absolute or relative to the FHIR base (rule 115).
+fn admitted(client: &Client, published: &str) -> Result<Url, Error> {
+    let config = &client.config;
+    let unusable = |reason| Error::UnusableUrl { place: "published token endpoint".to_owned(), reason };
+    let url = config.server.join(published.trim()).map_err(|error| unusable(error.to_string()))?;
+    admit(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
+    Ok(url)
+}
+
+fn oauth_uris_token(metadata: &Value) -> Option<&str> {
+    let named = |extensions: &'_ Value, url: &str| -> Option<usize> {
+        extensions.as_array()?.iter().position(|extension| extension.get("url").and_then(Value::as_str) == Some(url))
+    };
+    metadata.get("rest")?.as_array()?.iter().find_map(|rest| {
+        let security = rest.get("security")?.get("extension")?;
+        let uris = security.get(named(security, OAUTH_URIS)?)?.get("extension")?;
+        uris.get(named(uris, "token")?)?.get("valueUri")?.as_str()
+    })
+}
+
+/// Scopes such as `system/*.rs`, where version 1 has `.read` (rule 124).
+fn knows_scopes_v2(smart: &Value) -> bool {
+    let words = |name: &str| smart.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let is_v2 = |scope: &str| {
+        let permissions =
+            scope.rsplit_once('.').map(|(_, permissions)| permissions.split('?').next().unwrap_or_default());
+        permissions.is_some_and(|letters| !letters.is_empty() && letters.chars().all(|letter| "cruds".contains(letter)))
+    };
+    words("capabilities").any(|capability| capability == "permission-v2")
+        || words("scopes_supported").any(|scope| scope.starts_with("system/") && is_v2(scope))
+}
