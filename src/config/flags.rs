@@ -54,7 +54,7 @@ impl Flags {
         };
         let mut config = read(settings, KeyFile::MustBeThere).0?;
         let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
-        config.server.auth = Some(auth::Config { client_id, key, token_url: None, scopes: Vec::new() });
+        config.server.auth = Some(auth::AuthConfig { client_id, key, token_url: None, scopes: Vec::new() });
         Ok(config)
     }
 }

@@ -190,7 +190,7 @@ fn read_server(mut section: Section, key_file: KeyFile) -> Option<export::Config
 
 /// `None` for a mistake, `Some(None)` for a server without authorization.
 #[expect(clippy::option_option, reason = "a mistake and an open server are two things")]
-fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Config>> {
+fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::AuthConfig>> {
     let client_id = section.optional("client_id", text);
     let key_path = section.optional("private_key_file", path);
     let key_id = section.optional("key_id", text);
@@ -215,7 +215,7 @@ fn read_auth(section: &mut Section, key_file: KeyFile) -> Option<Option<auth::Co
     match SigningKey::read(&key_path) {
         Ok(mut key) => {
             key.kid = key_id.or(key.kid);
-            Some(Some(auth::Config { client_id, key, token_url, scopes }))
+            Some(Some(auth::AuthConfig { client_id, key, token_url, scopes }))
         }
         Err(error) => {
             section.mistake("private_key_file", &said(&error));

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde::Deserialize;
 
-use super::{Client, Exchange, Redirects, TokenUse, error, request::under};
+use super::{Client, OnRedirect, RequestSpec, TokenUse, error, request::under};
 
 /// Larger than any that was seen; HAPI's has 2 MB.
 const MAX_BYTES: u64 = 32 << 20;
@@ -19,17 +19,17 @@ impl Client {
     /// servers say little of themselves (rule 6), and the export tells soon enough whether they are there.
     pub async fn fhir_version(&self) -> Option<String> {
         let url = under(&self.config.server, ["metadata"]);
-        let place = format!("capabilities at {}", error::shown(&url));
-        let exchange = Exchange {
+        let context = format!("capabilities at {}", error::shown(&url));
+        let spec = RequestSpec {
             method: Method::GET,
             url: &url,
             accept: "application/fhir+json",
             headers: &[],
             token: TokenUse::WhereAllowed,
-            redirects: Redirects::Follow,
-            place: &place,
+            on_redirect: OnRedirect::Follow,
+            context: &context,
         };
-        let response = self.send(&exchange).await.ok().filter(|response| response.status().is_success())?;
+        let response = self.send(&spec).await.ok().filter(|response| response.status().is_success())?;
         let body = self.http.read(response, MAX_BYTES).await.ok()??;
         let statement: CapabilityStatement = serde_json::from_slice(&body).ok()?;
         statement.fhir_version

@@ -16,7 +16,7 @@ pub struct Config {
     /// Without it `http:` is accepted for loopback addresses only (rule 1).
     pub allow_http: bool,
     /// Without it no request carries an `Authorization`.
-    pub auth: Option<auth::Config>,
+    pub auth: Option<auth::AuthConfig>,
     /// Further origins that may receive the token; of each URL only the origin counts (rule 92).
     pub token_origins: Vec<Url>,
     pub poll: PollConfig,

@@ -21,9 +21,9 @@ use super::{
     Client, Error, File,
     error::code,
     failure::{Failure, Fault},
-    http::{Exchange, Redirects, TokenUse, next_within},
-    redirect::admit,
-    retry::{Retries, may_pass},
+    http::{OnRedirect, RequestSpec, TokenUse, next_within},
+    redirect::check_url,
+    retry::{Retries, is_transient},
 };
 
 /// A file that has been read to its end.
@@ -52,8 +52,8 @@ impl Client {
     /// manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when the
     /// receiver was dropped.
     pub async fn download(&self, file: &File, into: Sender<Bytes>) -> Result<Receipt, Error> {
-        admit(&file.url, Some(&self.config.server), self.config.allow_http)
-            .map_err(|reason| Error::UnusableUrl { place: file.name.clone(), reason })?;
+        check_url(&file.url, Some(&self.config.server), self.config.allow_http)
+            .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
         let token = self.token_for(file)?;
         let receiver = into.clone();
         tokio::select! {
@@ -71,7 +71,7 @@ impl Client {
         }
         if !self.may_have_token(&file.url) {
             let origin = file.url.origin().ascii_serialization();
-            return Err(Error::ForeignOrigin { place: file.name.clone(), origin });
+            return Err(Error::ForeignOrigin { context: file.name.clone(), origin });
         }
         Ok(TokenUse::WhereAllowed)
     }
@@ -84,8 +84,8 @@ impl Client {
             let bytes_before = delivery.bytes;
             let fault = match self.read_through(file, token, &mut delivery).await {
                 Ok(wire_bytes) => return Ok(delivery.receipt(wire_bytes)),
-                Err(Failure::Again(fault)) => fault,
-                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Retry(fault)) => fault,
+                Err(Failure::Fatal(error)) => return Err(error),
             };
             if delivery.bytes > bytes_before && attempts_left > 0 {
                 retries.reset();
@@ -97,23 +97,23 @@ impl Client {
 
     /// Reads the file once, from its first byte to its last; how many bytes came over the wire.
     async fn read_through(&self, file: &File, token: TokenUse, delivery: &mut Delivery<'_>) -> Result<u64, Failure> {
-        let exchange = Exchange {
+        let spec = RequestSpec {
             method: Method::GET,
             url: &file.url,
             // HAPI sends the Binary resource in an envelope otherwise.
             accept: "application/fhir+ndjson",
             headers: FILE,
             token,
-            redirects: Redirects::Follow,
-            place: &file.name,
+            on_redirect: OnRedirect::Follow,
+            context: &file.name,
         };
-        let response = self.send(&exchange).await?;
+        let response = self.send(&spec).await?;
         match response.status() {
             StatusCode::OK => {}
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
                 return Err(Error::FileGone { file: file.name.clone(), status }.into());
             }
-            status if may_pass(status) => return Err(self.http.fault(response).await.into()),
+            status if is_transient(status) => return Err(self.http.fault(response).await.into()),
             _ => return Err(self.file_refusal(file, response).await.into()),
         }
         let encoding = Encoding::of(&response).map_err(|reason| not_ndjson(file, reason))?;
@@ -131,11 +131,11 @@ impl Client {
 
     /// A denial is told with its status: the origin was judged before anything was sent (rule 93).
     async fn file_refusal(&self, file: &File, response: Response) -> Error {
-        let (place, status) = (file.name.clone(), response.status());
+        let (context, status) = (file.name.clone(), response.status());
         let issues = self.http.issues(response).await;
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { place, status, issues },
-            _ => Error::Refused { place, status, issues },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { context, status, issues },
+            _ => Error::Refused { context, status, issues },
         }
     }
 }
@@ -212,8 +212,8 @@ impl Wire {
 /// The fault that an error of the byte stream stands for.
 fn fault(error: io::Error) -> Failure {
     match error.downcast::<Fault>() {
-        Ok(fault) => Failure::Again(fault),
-        Err(_) => Failure::Again(Fault::GzipCut),
+        Ok(fault) => Failure::Retry(fault),
+        Err(_) => Failure::Retry(Fault::GzipCut),
     }
 }
 
@@ -223,11 +223,11 @@ fn failure(file: &File, error: io::Error) -> Failure {
     if is_ours || error.kind() == io::ErrorKind::UnexpectedEof {
         return fault(error);
     }
-    Failure::Final(Error::Corrupt { file: file.name.clone(), source: error.into() })
+    Failure::Fatal(Error::Corrupt { file: file.name.clone(), source: error.into() })
 }
 
 fn not_ndjson(file: &File, reason: String) -> Failure {
-    Failure::Final(Error::NotNdjson { file: file.name.clone(), reason })
+    Failure::Fatal(Error::NotNdjson { file: file.name.clone(), reason })
 }
 
 /// What the reader has got so far.
@@ -241,14 +241,14 @@ struct Delivery<'a> {
 
 /// One reading of the file: first over what the reader already has, then on.
 struct Reading {
-    opening: Opening,
+    first_bytes: FirstBytes,
     /// How many of the bytes that the reader has were read again.
     again_bytes: u64,
     hash: Context,
 }
 
 /// How far the beginning is understood.
-enum Opening {
+enum FirstBytes {
     /// This many bytes of a BOM were read.
     Bom(usize),
     Blank,
@@ -263,7 +263,7 @@ impl<'a> Delivery<'a> {
     }
 
     async fn take(&mut self, reading: &mut Reading, mut chunk: Bytes) -> Result<(), Failure> {
-        reading.opening.read(&chunk).map_err(|reason| not_ndjson(self.file, reason.to_owned()))?;
+        reading.first_bytes.read(&chunk).map_err(|reason| not_ndjson(self.file, reason.to_owned()))?;
         let again = usize::try_from(self.bytes - reading.again_bytes).unwrap_or(usize::MAX).min(chunk.len());
         if again > 0 {
             reading.hash.update(&chunk[..again]);
@@ -277,7 +277,7 @@ impl<'a> Delivery<'a> {
             return Ok(());
         }
         if self.bytes + chunk.len() as u64 > self.max_bytes {
-            return Err(Error::TooLarge { place: self.file.name.clone(), limit_bytes: self.max_bytes }.into());
+            return Err(Error::TooLarge { context: self.file.name.clone(), limit_bytes: self.max_bytes }.into());
         }
         self.hash.update(&chunk);
         self.bytes += chunk.len() as u64;
@@ -299,7 +299,7 @@ impl<'a> Delivery<'a> {
     }
 
     fn changed(&self) -> Failure {
-        Failure::Final(Error::FileChanged { file: self.file.name.clone() })
+        Failure::Fatal(Error::FileChanged { file: self.file.name.clone() })
     }
 }
 
@@ -312,11 +312,11 @@ fn digest(hash: &Context) -> [u8; 32] {
 
 impl Reading {
     fn new() -> Self {
-        Self { opening: Opening::Bom(0), again_bytes: 0, hash: Context::new(&SHA256) }
+        Self { first_bytes: FirstBytes::Bom(0), again_bytes: 0, hash: Context::new(&SHA256) }
     }
 }
 
-impl Opening {
+impl FirstBytes {
     /// The first byte that is not blank opens a JSON object; a BOM may come before (rule 86).
     fn read(&mut self, chunk: &[u8]) -> Result<(), &'static str> {
         for byte in chunk {

@@ -25,51 +25,53 @@ pub enum Error {
     Setup { source: Cause },
 
     /// The server gave a URL that we do not go to: not HTTP, in clear, or a step down from https (rule 1).
-    #[error("{place}: {reason}")]
-    UnusableUrl { place: String, reason: String },
+    #[error("{context}: {reason}")]
+    UnusableUrl { context: String, reason: String },
     /// A token is wanted by an origin that may not have it (rule 92).
     #[error(
-        "{place}: {origin} wants an access token and is not allowed one; if it is to be trusted, add it to server.token_origins"
+        "{context}: {origin} wants an access token and is not allowed one; if it is to be trusted, add it to server.token_origins"
     )]
-    ForeignOrigin { place: String, origin: String },
-    #[error("{place}: more than {limit} redirects; ask the server for its real address")]
-    Redirects { place: String, limit: usize },
+    ForeignOrigin { context: String, origin: String },
+    #[error("{context}: more than {limit} redirects; ask the server for its real address")]
+    TooManyRedirects { context: String, limit: usize },
 
     /// Neither discovery document names a token endpoint.
-    #[error("no token endpoint is published at {place}; set server.token_url")]
-    NoTokenEndpoint { place: String },
+    #[error("no token endpoint is published at {context}; set server.token_url")]
+    NoTokenEndpoint { context: String },
     /// The token endpoint refused us: a fault of configuration, which time does not heal (rule 128).
-    #[error("{place} refused a token: {code}; check the client id, the registered public key and the scopes")]
-    TokenDenied { place: String, code: String },
+    #[error("{context} refused a token: {code}; check the client id, the registered public key and the scopes")]
+    TokenDenied { context: String, code: String },
     /// 401 or 403, also with a fresh token. For a file: its link may have expired (rule 61).
-    #[error("{place}: access denied, {status}, {issues}; check that the scopes cover the requested types and the job")]
-    Denied { place: String, status: StatusCode, issues: Issues },
+    #[error(
+        "{context}: access denied, {status}, {issues}; check that the scopes cover the requested types and the job"
+    )]
+    Denied { context: String, status: StatusCode, issues: Issues },
 
     /// Another export was still running when our patience ended (rule 34).
-    #[error("{place}: the server was busy with another export for {}; it is asked again at the next run", waited.as_secs_f64())]
-    Busy { place: String, waited: Duration },
+    #[error("{context}: the server was busy with another export for {}; it is asked again at the next run", waited.as_secs_f64())]
+    Busy { context: String, waited: Duration },
     /// An answer that no repetition makes better.
-    #[error("{place}: the server answered {status}, {issues}")]
-    Refused { place: String, status: StatusCode, issues: Issues },
+    #[error("{context}: the server answered {status}, {issues}")]
+    Refused { context: String, status: StatusCode, issues: Issues },
     /// 202 without a `Content-Location` (rule 32).
-    #[error("{place}: accepted, but no Content-Location says where to ask for the result")]
-    NoStatusUrl { place: String },
+    #[error("{context}: accepted, but no Content-Location says where to ask for the result")]
+    NoStatusUrl { context: String },
     /// The network or the server failed as often as we try. Whatever was begun there may still be running.
-    #[error("{place}: no usable answer in {attempts} attempts; the next run goes on from here")]
-    Unreachable { place: String, attempts: u32, source: Cause },
+    #[error("{context}: no usable answer in {attempts} attempts; the next run goes on from here")]
+    Unreachable { context: String, attempts: u32, source: Cause },
 
     /// The server no longer knows the job (rule 45): start afresh with the old `_since`.
-    #[error("{place}: the server no longer has this export, {status}; it is started afresh")]
-    JobLost { place: String, status: StatusCode },
+    #[error("{context}: the server no longer has this export, {status}; it is started afresh")]
+    JobLost { context: String, status: StatusCode },
     /// The export itself failed (rule 43).
-    #[error("{place}: the export failed on the server, {status}, {issues}")]
-    ExportFailed { place: String, status: StatusCode, issues: Issues },
+    #[error("{context}: the export failed on the server, {status}, {issues}")]
+    ExportFailed { context: String, status: StatusCode, issues: Issues },
     /// The export took longer than `poll_deadline`.
-    #[error("{place}: the export is not done after {} h; raise server.poll.deadline or cancel it", deadline.as_secs() / 3600)]
-    Deadline { place: String, deadline: Duration },
+    #[error("{context}: the export is not done after {} h; raise server.poll.deadline or cancel it", deadline.as_secs() / 3600)]
+    Deadline { context: String, deadline: Duration },
     /// 200 with something that is no completion manifest (rule 46): never an empty export.
-    #[error("{place}: not a completion manifest, {reason}")]
-    NotAManifest { place: String, reason: String },
+    #[error("{context}: not a completion manifest, {reason}")]
+    NotAManifest { context: String, reason: String },
 
     /// 404 or 410 for a file of a complete export (rule 61).
     #[error("{file}: the server no longer has it, {status}; a fresh manifest may name it anew")]
@@ -82,8 +84,8 @@ pub enum Error {
     Corrupt { file: String, source: Cause },
     #[error("{file}: not NDJSON, {reason}")]
     NotNdjson { file: String, reason: String },
-    #[error("{place}: larger than {limit_bytes} bytes; raise the limit if this size is right")]
-    TooLarge { place: String, limit_bytes: u64 },
+    #[error("{context}: larger than {limit_bytes} bytes; raise the limit if this size is right")]
+    TooLarge { context: String, limit_bytes: u64 },
     /// The receiver of the bytes went away; nobody wants the rest.
     #[error("{file}: the download was abandoned by its reader")]
     Abandoned { file: String },

@@ -9,19 +9,19 @@ use super::{Error, Issues};
 /// Why there is no answer.
 pub enum Failure {
     /// Another attempt may help.
-    Again(Fault),
-    Final(Error),
+    Retry(Fault),
+    Fatal(Error),
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Final(error)
+        Self::Fatal(error)
     }
 }
 
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Self {
-        Self::Again(fault)
+        Self::Retry(fault)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One exchange with a server: a request goes out, an answer or a fault comes back.
+//! One spec with a server: a request goes out, an answer or a fault comes back.
 //!
 //! What always holds: each wait ends within `idle_timeout`; a body is read up to a limit; errors carry no URL. Which
 //! origin gets a token is decided in `mod.rs` for every hop anew.
@@ -16,18 +16,18 @@ use url::Url;
 use super::{Config, Error, Issues, failure::Fault, retry::retry_after};
 
 /// How much of an error's body is read.
-pub const OUTCOME_MAX_BYTES: u64 = 64 * 1024;
+pub const MAX_OUTCOME_BYTES: u64 = 64 * 1024;
 
 /// A request as it goes out, before anything is known about tokens and redirects.
-pub struct Exchange<'a> {
+pub struct RequestSpec<'a> {
     pub method: Method,
     pub url: &'a Url,
     pub accept: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
     pub token: TokenUse,
-    pub redirects: Redirects,
+    pub on_redirect: OnRedirect,
     /// For people: what is being asked, and where.
-    pub place: &'a str,
+    pub context: &'a str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum TokenUse {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Redirects {
+pub enum OnRedirect {
     Follow,
     Refuse,
 }
@@ -66,19 +66,19 @@ impl Http {
     /// One request to one URL; any status is an answer.
     pub async fn send(
         &self,
-        exchange: &Exchange<'_>,
+        spec: &RequestSpec<'_>,
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Fault> {
         let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_static(exchange.accept));
-        for (name, value) in exchange.headers {
+        headers.insert(ACCEPT, HeaderValue::from_static(spec.accept));
+        for (name, value) in spec.headers {
             headers.insert(*name, HeaderValue::from_static(value));
         }
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        self.within_idle(self.client.request(exchange.method.clone(), url.clone()).headers(headers).send()).await
+        self.within_idle(self.client.request(spec.method.clone(), url.clone()).headers(headers).send()).await
     }
 
     /// POST `application/x-www-form-urlencoded`, without a token and without redirects.
@@ -102,7 +102,7 @@ impl Http {
 
     /// The `OperationOutcome` of an answer, if it is one. Reading it may fail: the status says enough.
     pub async fn issues(&self, response: Response) -> Issues {
-        match self.read(response, OUTCOME_MAX_BYTES).await {
+        match self.read(response, MAX_OUTCOME_BYTES).await {
             Ok(Some(body)) => Issues::read(&body),
             Ok(None) | Err(_) => Issues::default(),
         }

@@ -18,9 +18,9 @@ use url::{Origin, Url};
 
 use crate::fhir::{TransactionTime, parse_instant};
 use failure::Failure;
-use http::{Exchange, Http, Redirects, TokenUse};
-use redirect::{Route, admit};
-use retry::{Backoff, Retries, may_pass, retry_after};
+use http::{Http, OnRedirect, RequestSpec, TokenUse};
+use redirect::{Redirects, check_url};
+use retry::{Backoff, Retries, is_transient, retry_after};
 
 pub mod auth;
 mod capability;
@@ -42,8 +42,8 @@ pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange};
 pub use download::Receipt;
 pub use error::{Cause, Error, Issues};
 pub use manifest::{File, Manifest};
-pub use poll::Progress;
-pub use request::{Level, Request};
+pub use poll::PollProgress;
+pub use request::{ExportRequest, Level};
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
 pub struct Client {
@@ -89,8 +89,8 @@ impl Client {
         if server.query().is_some() || server.fragment().is_some() {
             return Err(refused("must be a FHIR base, without ? and #"));
         }
-        admit(server, None, config.allow_http)
-            .map_err(|reason| Error::UnusableUrl { place: "server.url".to_owned(), reason })?;
+        check_url(server, None, config.allow_http)
+            .map_err(|reason| Error::UnusableUrl { context: "server.url".to_owned(), reason })?;
         if !server.path().ends_with('/') {
             server.set_path(&format!("{}/", server.path()));
         }
@@ -106,78 +106,78 @@ impl Client {
     /// # Errors
     /// [`Error::Busy`] when other exports keep the server busy for `kick_off_deadline`; [`Error::Denied`],
     /// [`Error::Refused`] with the issues of its `OperationOutcome`; [`Error::Unreachable`].
-    pub async fn kick_off(&self, request: &Request) -> Result<Job, Error> {
+    pub async fn kick_off(&self, request: &ExportRequest) -> Result<Job, Error> {
         let url = request.url(&self.config.server)?;
-        let place = format!("kick-off at {}", error::shown(&url));
-        let exchange = Exchange {
+        let context = format!("kick-off at {}", error::shown(&url));
+        let spec = RequestSpec {
             method: Method::GET,
             url: &url,
             // Exactly this: the reference server answers 400 to any other (rule 8, Q-4).
             accept: "application/fhir+json",
             headers: KICK_OFF,
             token: TokenUse::WhereAllowed,
-            redirects: Redirects::Refuse,
-            place: &place,
+            on_redirect: OnRedirect::Refuse,
+            context: &context,
         };
         let mut retries = Retries::new(&self.config);
         let mut busy = Backoff::new(self.config.poll.interval);
         let started = Instant::now();
         loop {
-            let fault = match self.send(&exchange).await {
-                Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, place, &response),
+            let fault = match self.send(&spec).await {
+                Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, context, &response),
                 Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                     let wait = busy.wait(retry_after(response.headers()));
                     if started.elapsed() + wait > self.config.poll.kick_off_deadline {
-                        return Err(Error::Busy { place, waited: started.elapsed() });
+                        return Err(Error::Busy { context, waited: started.elapsed() });
                     }
-                    tracing::info!(place, wait_ms = wait.as_millis(), "the server is busy with another export");
+                    tracing::info!(context, wait_ms = wait.as_millis(), "the server is busy with another export");
                     sleep(wait).await;
                     continue;
                 }
-                Ok(response) if may_pass(response.status()) => self.http.fault(response).await,
-                Ok(response) => return Err(self.refusal(place, &url, response).await),
-                Err(Failure::Again(fault)) => fault,
-                Err(Failure::Final(error)) => return Err(error),
+                Ok(response) if is_transient(response.status()) => self.http.fault(response).await,
+                Ok(response) => return Err(self.refusal(context, &url, response).await),
+                Err(Failure::Retry(fault)) => fault,
+                Err(Failure::Fatal(error)) => return Err(error),
             };
-            retries.pause(&place, fault).await?;
+            retries.pause(&context, fault).await?;
         }
     }
 
     /// Sends where the origin rules allow it, with a token where they allow that, renewed once after a 401 (rule 44), and
     /// follows redirects if asked to.
-    async fn send(&self, exchange: &Exchange<'_>) -> Result<Response, Failure> {
-        let mut route = Route::new(exchange, &self.config);
+    async fn send(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
+        let mut redirects = Redirects::new(spec, &self.config);
         loop {
-            let response = self.send_to(exchange, route.url()?).await?;
-            if !route.goes_on(&response)? {
+            let response = self.send_to(spec, redirects.url()?).await?;
+            if !redirects.follow(&response)? {
                 return Ok(response);
             }
         }
     }
 
     /// As [`Client::send`], for the documents that tell where tokens come from.
-    async fn send_untokened(&self, exchange: &Exchange<'_>) -> Result<Response, Failure> {
-        let mut route = Route::new(exchange, &self.config);
+    async fn send_untokened(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
+        let mut redirects = Redirects::new(spec, &self.config);
         loop {
-            let response = self.http.send(exchange, route.url()?, None).await?;
-            if !route.goes_on(&response)? {
+            let response = self.http.send(spec, redirects.url()?, None).await?;
+            if !redirects.follow(&response)? {
                 return Ok(response);
             }
         }
     }
 
-    async fn send_to(&self, exchange: &Exchange<'_>, url: &Url) -> Result<Response, Failure> {
-        let tokens = match (&self.tokens, exchange.token) {
+    async fn send_to(&self, spec: &RequestSpec<'_>, url: &Url) -> Result<Response, Failure> {
+        let tokens = match (&self.tokens, spec.token) {
             (Some(tokens), TokenUse::WhereAllowed) if self.may_have_token(url) => tokens,
-            _ => return Ok(self.http.send(exchange, url, None).await?),
+            _ => return Ok(self.http.send(spec, url, None).await?),
         };
         let token = tokens.current(self).await?;
-        let response = self.http.send(exchange, url, Some(token.authorization(exchange.place)?)).await?;
+        let response = self.http.send(spec, url, Some(token.authorization(spec.context)?)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let token = tokens.renewed(self, &token).await?;
-        Ok(self.http.send(exchange, url, Some(token.authorization(exchange.place)?)).await?)
+        Ok(self.http.send(spec, url, Some(token.authorization(spec.context)?)).await?)
     }
 
     fn may_have_token(&self, url: &Url) -> bool {
@@ -185,31 +185,31 @@ impl Client {
     }
 
     /// The error of an answer that no repetition makes better.
-    async fn refusal(&self, place: String, url: &Url, response: Response) -> Error {
+    async fn refusal(&self, context: String, url: &Url, response: Response) -> Error {
         let status = response.status();
         let issues = self.http.issues(response).await;
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denial(place, url, status, issues),
-            _ => Error::Refused { place, status, issues },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denial(context, url, status, issues),
+            _ => Error::Refused { context, status, issues },
         }
     }
 
-    fn denial(&self, place: String, url: &Url, status: StatusCode, issues: Issues) -> Error {
+    fn denial(&self, context: String, url: &Url, status: StatusCode, issues: Issues) -> Error {
         if self.tokens.is_some() && !self.may_have_token(url) {
-            return Error::ForeignOrigin { place, origin: url.origin().ascii_serialization() };
+            return Error::ForeignOrigin { context, origin: url.origin().ascii_serialization() };
         }
-        Error::Denied { place, status, issues }
+        Error::Denied { context, status, issues }
     }
 
     /// The job behind a 202. Its URL is made absolute (rule 32, Q-6).
-    fn job(&self, kick_off: &Url, place: String, response: &Response) -> Result<Job, Error> {
+    fn job(&self, kick_off: &Url, context: String, response: &Response) -> Result<Job, Error> {
         let location = response.headers().get(CONTENT_LOCATION).map(HeaderValue::to_str);
         let Some(status_url) = location.and_then(Result::ok).and_then(|location| kick_off.join(location.trim()).ok())
         else {
-            return Err(Error::NoStatusUrl { place });
+            return Err(Error::NoStatusUrl { context });
         };
-        if let Err(reason) = admit(&status_url, Some(kick_off), self.config.allow_http) {
-            return Err(Error::UnusableUrl { place, reason });
+        if let Err(reason) = check_url(&status_url, Some(kick_off), self.config.allow_http) {
+            return Err(Error::UnusableUrl { context, reason });
         }
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
         Ok(Job { status_url, kicked_off_at, polling_since: local_instant::now() })
@@ -220,26 +220,26 @@ impl Job {
     /// Tells the server that its files are no longer needed, or its work not wanted (rules 103 and 105). A server that
     /// does not know the job, or does not know the method, counts as done.
     pub async fn delete(self, client: &Client) -> Result<(), Error> {
-        let place = format!("deleting the export at {}", error::shown(&self.status_url));
-        let exchange = Exchange {
+        let context = format!("deleting the export at {}", error::shown(&self.status_url));
+        let spec = RequestSpec {
             method: Method::DELETE,
             url: &self.status_url,
             accept: "application/json",
             headers: &[],
             token: TokenUse::WhereAllowed,
-            redirects: Redirects::Refuse,
-            place: &place,
+            on_redirect: OnRedirect::Refuse,
+            context: &context,
         };
         let mut retries = Retries::new(&client.config);
         loop {
-            let fault = match client.send(&exchange).await {
+            let fault = match client.send(&spec).await {
                 Ok(response) if is_done(response.status()) => return Ok(()),
-                Ok(response) if may_pass(response.status()) => client.http.fault(response).await,
-                Ok(response) => return Err(client.refusal(place, &self.status_url, response).await),
-                Err(Failure::Again(fault)) => fault,
-                Err(Failure::Final(error)) => return Err(error),
+                Ok(response) if is_transient(response.status()) => client.http.fault(response).await,
+                Ok(response) => return Err(client.refusal(context, &self.status_url, response).await),
+                Err(Failure::Retry(fault)) => fault,
+                Err(Failure::Fatal(error)) => return Err(error),
             };
-            retries.pause(&place, fault).await?;
+            retries.pause(&context, fault).await?;
         }
     }
 }

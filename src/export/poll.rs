@@ -13,21 +13,21 @@ use super::{
     Client, Completed, Error, Issues, Job,
     error::shown,
     failure::{Failure, Fault},
-    http::{Exchange, Redirects, TokenUse},
+    http::{OnRedirect, RequestSpec, TokenUse},
     local_instant,
     manifest::Pages,
-    retry::{Backoff, Retries, may_pass, retry_after},
+    retry::{Backoff, Retries, is_transient, retry_after},
 };
 
 /// A server may not know its own job for so long after it accepted it (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
 /// How often a server must say that an export failed, where it may be a passing fault (rule 44, Q-22, Q-81).
-const VERDICTS_BELIEVED: u32 = 3;
-const X_PROGRESS_MAX_CHARS: usize = 100;
+const REPORTS_BELIEVED: u32 = 3;
+const MAX_X_PROGRESS_CHARS: usize = 100;
 
 /// What is known of a job that is not done.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Progress {
+pub struct PollProgress {
     /// Since this wait began.
     pub polls: u32,
     /// The server's own words, for people only (rule 41): at most 100 characters, none of them a control character.
@@ -43,7 +43,7 @@ impl Job {
     /// [`Error::JobLost`] and [`Error::ExportFailed`]: start afresh with the old `_since`. [`Error::Unreachable`] and
     /// [`Error::Denied`]: the job may still be running, wait for it again later. [`Error::Deadline`],
     /// [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
-    pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(Progress) + Sync)) -> Result<Completed, Error> {
+    pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(PollProgress) + Sync)) -> Result<Completed, Error> {
         let mut wait = Wait::new(client, &self, on_progress);
         let mut pages = Pages::default();
         let mut seen = HashSet::new();
@@ -53,7 +53,7 @@ impl Job {
             seen.insert(url);
             let Some(next) = next else { break };
             let not_a_manifest =
-                |reason: &str| Error::NotAManifest { place: wait.place.clone(), reason: reason.to_owned() };
+                |reason: &str| Error::NotAManifest { context: wait.context.clone(), reason: reason.to_owned() };
             if seen.contains(&next) {
                 return Err(not_a_manifest("its pages form a cycle"));
             }
@@ -69,8 +69,8 @@ impl Job {
 /// One wait for one job: its clock, what it may still read, whom it tells.
 struct Wait<'a> {
     client: &'a Client,
-    on_progress: &'a (dyn Fn(Progress) + Sync),
-    place: String,
+    on_progress: &'a (dyn Fn(PollProgress) + Sync),
+    context: String,
     /// The age of the job when the wait began.
     age: Duration,
     started: Instant,
@@ -93,11 +93,11 @@ enum Polled {
 }
 
 impl<'a> Wait<'a> {
-    fn new(client: &'a Client, job: &Job, on_progress: &'a (dyn Fn(Progress) + Sync)) -> Self {
+    fn new(client: &'a Client, job: &Job, on_progress: &'a (dyn Fn(PollProgress) + Sync)) -> Self {
         Self {
             client,
             on_progress,
-            place: format!("export status at {}", shown(&job.status_url)),
+            context: format!("export status at {}", shown(&job.status_url)),
             // A clock that was set back makes the job young, never old.
             age: (local_instant::now() - job.polling_since).to_std().unwrap_or_default(),
             started: Instant::now(),
@@ -110,37 +110,37 @@ impl<'a> Wait<'a> {
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
         let mut interval = Backoff::new(config.poll.interval);
-        let mut setbacks = Setbacks { retries: Retries::new(config), verdicts: 0 };
+        let mut failures = PollFailures { retries: Retries::new(config), reported: 0 };
         loop {
             self.polls = self.polls.saturating_add(1);
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
                 Polled::Manifest { next } => return Ok(next),
                 Polled::Later { retry_after, x_progress } => {
-                    setbacks.reset();
+                    failures.reset();
                     (interval.wait(retry_after), x_progress)
                 }
-                Polled::Failed(fault) => (setbacks.failed(&self.place, fault)?, None),
+                Polled::Failed(fault) => (failures.failed(&self.context, fault)?, None),
             };
             self.before_deadline()?;
-            (self.on_progress)(Progress { polls: self.polls, x_progress, retry_in });
+            (self.on_progress)(PollProgress { polls: self.polls, x_progress, retry_in });
             sleep(retry_in).await;
         }
     }
 
     async fn poll(&mut self, url: &Url, pages: &mut Pages) -> Result<Polled, Error> {
-        let exchange = Exchange {
+        let spec = RequestSpec {
             method: Method::GET,
             url,
             accept: "application/json",
             headers: &[],
             token: TokenUse::WhereAllowed,
-            redirects: Redirects::Follow,
-            place: &self.place,
+            on_redirect: OnRedirect::Follow,
+            context: &self.context,
         };
-        let response = match self.client.send(&exchange).await {
+        let response = match self.client.send(&spec).await {
             Ok(response) => response,
-            Err(Failure::Again(fault)) => return Ok(Polled::Failed(fault)),
-            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
+            Err(Failure::Fatal(error)) => return Err(error),
         };
         let retry_after = retry_after(response.headers());
         match export_status(&response) {
@@ -151,7 +151,7 @@ impl<'a> Wait<'a> {
                 Ok(Polled::Later { retry_after, x_progress: None })
             }
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
-                Err(Error::JobLost { place: self.place.clone(), status })
+                Err(Error::JobLost { context: self.context.clone(), status })
             }
             status => {
                 let issues = self.client.http.issues(response).await;
@@ -165,7 +165,7 @@ impl<'a> Wait<'a> {
             Ok(Some(body)) => body,
             Ok(None) => {
                 let limit_bytes = self.client.config.limits.max_manifest_bytes;
-                return Err(Error::TooLarge { place: self.place.clone(), limit_bytes });
+                return Err(Error::TooLarge { context: self.context.clone(), limit_bytes });
             }
             Err(fault) => return Ok(Polled::Failed(fault)),
         };
@@ -186,16 +186,16 @@ impl<'a> Wait<'a> {
         retry_after: Option<Duration>,
         issues: Issues,
     ) -> Result<Polled, Error> {
-        let place = self.place.clone();
+        let context = self.context.clone();
         match status {
             _ if issues.are_transient() => Ok(Polled::Later { retry_after, x_progress: None }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.client.denial(place, url, status, issues)),
-            _ if may_pass(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.client.denial(context, url, status, issues)),
+            _ if is_transient(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
             _ if status.is_success() => {
                 Ok(Polled::Failed(Fault::NotAManifest(format!("the server answered {status}"))))
             }
-            _ if status.is_redirection() => Err(Error::Refused { place, status, issues }),
-            _ => Err(Error::ExportFailed { place, status, issues }),
+            _ if status.is_redirection() => Err(Error::Refused { context, status, issues }),
+            _ => Err(Error::ExportFailed { context, status, issues }),
         }
     }
 
@@ -206,41 +206,45 @@ impl<'a> Wait<'a> {
     /// Asked after a poll, so that a job which was done while we were down is still fetched.
     fn before_deadline(&self) -> Result<(), Error> {
         let deadline = self.client.config.poll.deadline;
-        if self.job_age() < deadline { Ok(()) } else { Err(Error::Deadline { place: self.place.clone(), deadline }) }
+        if self.job_age() < deadline {
+            Ok(())
+        } else {
+            Err(Error::Deadline { context: self.context.clone(), deadline })
+        }
     }
 }
 
 /// Polls of one page that failed in a row.
-struct Setbacks {
+struct PollFailures {
     retries: Retries,
     /// Those that spoke about the export, rather than about the way to it.
-    verdicts: u32,
+    reported: u32,
 }
 
-impl Setbacks {
+impl PollFailures {
     /// The wait before another poll, or what the failures so far amount to.
-    fn failed(&mut self, place: &str, fault: Fault) -> Result<Duration, Error> {
-        let is_verdict = match &fault {
+    fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
+        let is_report = match &fault {
             Fault::NotAManifest(_) => true,
             Fault::Status { issues, .. } => !issues.0.is_empty(),
             Fault::Transport(_) | Fault::Idle(_) | Fault::GzipCut => false,
         };
-        self.verdicts += u32::from(is_verdict);
-        let place = place.to_owned();
+        self.reported += u32::from(is_report);
+        let context = context.to_owned();
         match fault {
-            Fault::NotAManifest(reason) if self.verdicts >= VERDICTS_BELIEVED => {
-                Err(Error::NotAManifest { place, reason })
+            Fault::NotAManifest(reason) if self.reported >= REPORTS_BELIEVED => {
+                Err(Error::NotAManifest { context, reason })
             }
-            Fault::Status { status, issues, .. } if is_verdict && self.verdicts >= VERDICTS_BELIEVED => {
-                Err(Error::ExportFailed { place, status, issues })
+            Fault::Status { status, issues, .. } if is_report && self.reported >= REPORTS_BELIEVED => {
+                Err(Error::ExportFailed { context, status, issues })
             }
-            fault => self.retries.failed(&place, fault),
+            fault => self.retries.failed(&context, fault),
         }
     }
 
     fn reset(&mut self) {
         self.retries.reset();
-        self.verdicts = 0;
+        self.reported = 0;
     }
 }
 
@@ -255,6 +259,6 @@ fn export_status(response: &Response) -> StatusCode {
 
 fn x_progress(headers: &HeaderMap) -> Option<String> {
     let text = String::from_utf8_lossy(headers.get("x-progress")?.as_bytes()).into_owned();
-    let text: String = text.chars().filter(|char| !char.is_control()).take(X_PROGRESS_MAX_CHARS).collect();
+    let text: String = text.chars().filter(|char| !char.is_control()).take(MAX_X_PROGRESS_CHARS).collect();
     (!text.trim().is_empty()).then(|| text.trim().to_owned())
 }

@@ -5,43 +5,43 @@
 use reqwest::{Response, header::LOCATION};
 use url::{Host, Url};
 
-use super::{Config, Error, error::shown, http::Exchange, http::Redirects};
+use super::{Config, Error, error::shown, http::OnRedirect, http::RequestSpec};
 
 /// How many hops a redirected request may take (rule 91).
-const REDIRECTS_MAX: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 
 /// The hops of one request, each of them admitted before it is made.
-pub struct Route<'a> {
-    exchange: &'a Exchange<'a>,
+pub struct Redirects<'a> {
+    spec: &'a RequestSpec<'a>,
     allow_http: bool,
     from: Url,
     url: Url,
     hops: usize,
 }
 
-impl<'a> Route<'a> {
-    pub fn new(exchange: &'a Exchange<'a>, config: &Config) -> Self {
-        let (from, url) = (config.server.clone(), exchange.url.clone());
-        Self { exchange, allow_http: config.allow_http, from, url, hops: 0 }
+impl<'a> Redirects<'a> {
+    pub fn new(spec: &'a RequestSpec<'a>, config: &Config) -> Self {
+        let (from, url) = (config.server.clone(), spec.url.clone());
+        Self { spec, allow_http: config.allow_http, from, url, hops: 0 }
     }
 
     /// Where the request goes now.
     pub fn url(&self) -> Result<&Url, Error> {
-        match admit(&self.url, Some(&self.from), self.allow_http) {
+        match check_url(&self.url, Some(&self.from), self.allow_http) {
             Ok(()) => Ok(&self.url),
-            Err(reason) => Err(Error::UnusableUrl { place: self.exchange.place.to_owned(), reason }),
+            Err(reason) => Err(Error::UnusableUrl { context: self.spec.context.to_owned(), reason }),
         }
     }
 
     /// Does the answer send us on? Then the next `url` is another one.
-    pub fn goes_on(&mut self, response: &Response) -> Result<bool, Error> {
-        let next = match self.exchange.redirects {
-            Redirects::Follow => redirected(response, &self.url),
-            Redirects::Refuse => None,
+    pub fn follow(&mut self, response: &Response) -> Result<bool, Error> {
+        let next = match self.spec.on_redirect {
+            OnRedirect::Follow => redirected(response, &self.url),
+            OnRedirect::Refuse => None,
         };
         let Some(next) = next else { return Ok(false) };
-        if self.hops == REDIRECTS_MAX {
-            return Err(Error::Redirects { place: self.exchange.place.to_owned(), limit: REDIRECTS_MAX });
+        if self.hops == MAX_REDIRECTS {
+            return Err(Error::TooManyRedirects { context: self.spec.context.to_owned(), limit: MAX_REDIRECTS });
         }
         self.hops += 1;
         self.from = std::mem::replace(&mut self.url, next);
@@ -60,7 +60,7 @@ fn redirected(response: &Response, from: &Url) -> Option<Url> {
 
 /// May we go to `url`, which `from` led us to? Only by HTTP, in clear only where that is allowed, and never down from
 /// https (rule 1). The reason if not.
-pub fn admit(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {
+pub fn check_url(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {
     let refused = |why: &str| Err(format!("{} {why}", shown(url)));
     match (url.scheme(), from.map(Url::scheme)) {
         ("https", _) => Ok(()),

@@ -20,7 +20,7 @@ pub enum Level {
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Request {
+pub struct ExportRequest {
     pub level: Level,
     /// Without any the server decides, which hardly ever means "all".
     pub types: Vec<ResourceType>,
@@ -28,7 +28,7 @@ pub struct Request {
     pub since: Option<String>,
 }
 
-impl Request {
+impl ExportRequest {
     /// # Errors
     /// A Group id that is no path segment.
     pub(super) fn url(&self, base: &Url) -> Result<Url, Error> {

@@ -12,14 +12,14 @@ use tokio::time::sleep;
 use super::{Config, Error, WaitRange, failure::Fault};
 
 /// Statuses that may pass by themselves (rule 78).
-pub fn may_pass(status: StatusCode) -> bool {
+pub fn is_transient(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
 /// Counts the attempts at one thing, and waits longer and longer between them.
 pub struct Retries {
     attempts: u32,
-    attempts_max: u32,
+    max_attempts: u32,
     backoff: Backoff,
 }
 
@@ -27,7 +27,7 @@ impl Retries {
     pub fn new(config: &Config) -> Self {
         Self {
             attempts: 0,
-            attempts_max: config.http.retry_attempts.saturating_add(1),
+            max_attempts: config.http.retry_attempts.saturating_add(1),
             backoff: Backoff::new(config.http.retry_wait),
         }
     }
@@ -36,20 +36,24 @@ impl Retries {
     ///
     /// # Errors
     /// [`Error::Unreachable`] when there is no next attempt.
-    pub async fn pause(&mut self, place: &str, fault: Fault) -> Result<(), Error> {
-        let wait = self.failed(place, fault)?;
+    pub async fn pause(&mut self, context: &str, fault: Fault) -> Result<(), Error> {
+        let wait = self.failed(context, fault)?;
         sleep(wait).await;
         Ok(())
     }
 
     /// Notes a failed attempt, and says how long to wait before the next.
-    pub fn failed(&mut self, place: &str, fault: Fault) -> Result<Duration, Error> {
+    pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
         self.attempts += 1;
-        if self.attempts >= self.attempts_max {
-            return Err(Error::Unreachable { place: place.to_owned(), attempts: self.attempts, source: fault.into() });
+        if self.attempts >= self.max_attempts {
+            return Err(Error::Unreachable {
+                context: context.to_owned(),
+                attempts: self.attempts,
+                source: fault.into(),
+            });
         }
         let wait = self.backoff.wait(fault.retry_after());
-        tracing::debug!(place, attempt = self.attempts, wait_ms = wait.as_millis(), %fault, "trying again");
+        tracing::debug!(context, attempt = self.attempts, wait_ms = wait.as_millis(), %fault, "trying again");
         Ok(wait)
     }
 
@@ -89,16 +93,16 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let now = || date(headers).unwrap_or_else(local_now);
     match text.parse::<i64>() {
         Ok(..0) => None,
-        Ok(seconds @ ..=EPOCH_FROM_SECONDS) => Some(Duration::from_secs(seconds.unsigned_abs())),
-        Ok(epoch @ ..=EPOCH_MAX_SECONDS) => Some(until(DateTime::from_timestamp_secs(epoch)?, now())),
+        Ok(seconds @ ..=MIN_EPOCH_SECONDS) => Some(Duration::from_secs(seconds.unsigned_abs())),
+        Ok(epoch @ ..=MAX_EPOCH_SECONDS) => Some(until(DateTime::from_timestamp_secs(epoch)?, now())),
         Ok(epoch_ms) => Some(until(DateTime::from_timestamp_millis(epoch_ms)?, now())),
         Err(_) => Some(until(http_date(text)?, now())),
     }
 }
 
 /// A delta of more than 31 years is an epoch time, and an epoch time beyond the year 5138 is in milliseconds.
-const EPOCH_FROM_SECONDS: i64 = 1_000_000_000;
-const EPOCH_MAX_SECONDS: i64 = 100_000_000_000;
+const MIN_EPOCH_SECONDS: i64 = 1_000_000_000;
+const MAX_EPOCH_SECONDS: i64 = 100_000_000_000;
 
 fn until(instant: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (instant - now).to_std().unwrap_or_default()

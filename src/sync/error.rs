@@ -88,7 +88,7 @@ fn advice_on_export(error: &export::Error) -> Advice {
         E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => Advice::Operator(Keep),
         E::UnusableUrl { .. }
         | E::ForeignOrigin { .. }
-        | E::Redirects { .. }
+        | E::TooManyRedirects { .. }
         | E::Refused { .. }
         | E::NoStatusUrl { .. }
         | E::Deadline { .. }

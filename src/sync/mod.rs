@@ -194,7 +194,7 @@ impl Syncer {
         self.progress.step(Step::KickingOff);
         let PlannedRequest { types, since } = request;
         tracing::info!(export = export.name, ?types, since, "asking for an export");
-        let ask = export::Request { level: export.level.clone(), types: types.clone(), since: since.clone() };
+        let ask = export::ExportRequest { level: export.level.clone(), types: types.clone(), since: since.clone() };
         let job = self.client.kick_off(&ask).await?;
         let job = JobInFlight {
             status_url: job.status_url,
@@ -248,7 +248,7 @@ impl Syncer {
             polling_since: job.polling_since,
         };
         self.progress.step(Step::Waiting { polls: 0, server_says: None });
-        let progress = |progress: export::Progress| {
+        let progress = |progress: export::PollProgress| {
             tracing::debug!(polls = progress.polls, server_says = progress.x_progress, "the server is at work");
             self.progress.step(Step::Waiting { polls: progress.polls, server_says: progress.x_progress });
         };

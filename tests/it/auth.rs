@@ -70,7 +70,8 @@ async fn guarded() -> Stage {
     let registered = es384();
     stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
     let key = SigningKey::parse(&registered.private).unwrap();
-    stage.client.auth = Some(auth::Config { client_id: CLIENT.to_owned(), key, token_url: None, scopes: Vec::new() });
+    stage.client.auth =
+        Some(auth::AuthConfig { client_id: CLIENT.to_owned(), key, token_url: None, scopes: Vec::new() });
     stage
 }
 

@@ -4,15 +4,15 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use url::Url;
 
-use super::Config;
+use super::AuthConfig;
 use crate::export::{
     Client, Error,
     error::shown,
     failure::Failure,
-    http::{Exchange, Redirects, TokenUse},
-    redirect::admit,
+    http::{OnRedirect, RequestSpec, TokenUse},
+    redirect::check_url,
     request::under,
-    retry::{Retries, may_pass},
+    retry::{Retries, is_transient},
 };
 
 /// Where tokens come from, and what is asked for.
@@ -22,11 +22,11 @@ pub struct Endpoint {
 }
 
 /// A `CapabilityStatement` can be long.
-const DISCOVERY_MAX_BYTES: u64 = 16 << 20;
+const MAX_DISCOVERY_BYTES: u64 = 16 << 20;
 const OAUTH_URIS: &str = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris";
 
 /// Where tokens come from, and which scopes to ask for; without a token (rules 114 to 116).
-pub async fn discover(config: &Config, client: &Client) -> Result<Endpoint, Error> {
+pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, Error> {
     let server = &client.config.server;
     let well_known = under(server, [".well-known", "smart-configuration"]);
     let smart = match (&config.token_url, config.scopes.is_empty()) {
@@ -42,12 +42,12 @@ pub async fn discover(config: &Config, client: &Client) -> Result<Endpoint, Erro
     let published = smart.as_ref().and_then(|smart| smart.get("token_endpoint")?.as_str()).map(str::to_owned);
     let token_url = match (&config.token_url, published) {
         (Some(token_url), _) => token_url.clone(),
-        (None, Some(published)) => admitted(client, &published)?,
+        (None, Some(published)) => checked_url(client, &published)?,
         (None, None) => {
             let metadata = document(client, &under(server, ["metadata"]), "application/fhir+json").await?;
             let published = metadata.as_ref().and_then(oauth_uris_token);
-            let place = format!("{} or in its CapabilityStatement", shown(&well_known));
-            admitted(client, published.ok_or(Error::NoTokenEndpoint { place })?)?
+            let context = format!("{} or in its CapabilityStatement", shown(&well_known));
+            checked_url(client, published.ok_or(Error::NoTokenEndpoint { context })?)?
         }
     };
     let scope = match config.scopes.as_slice() {
@@ -60,39 +60,39 @@ pub async fn discover(config: &Config, client: &Client) -> Result<Endpoint, Erro
 
 /// A published JSON document; `None` when the server answers with something else.
 async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
-    let place = format!("discovery at {}", shown(url));
-    let exchange = Exchange {
+    let context = format!("discovery at {}", shown(url));
+    let spec = RequestSpec {
         method: Method::GET,
         url,
         accept,
         headers: &[],
         token: TokenUse::Never,
-        redirects: Redirects::Follow,
-        place: &place,
+        on_redirect: OnRedirect::Follow,
+        context: &context,
     };
     let mut retries = Retries::new(&client.config);
     loop {
-        let fault = match client.send_untokened(&exchange).await {
+        let fault = match client.send_untokened(&spec).await {
             Ok(response) if response.status() == StatusCode::NOT_IMPLEMENTED => return Ok(None),
-            Ok(response) if may_pass(response.status()) => client.http.fault(response).await,
+            Ok(response) if is_transient(response.status()) => client.http.fault(response).await,
             Ok(response) if !response.status().is_success() => return Ok(None),
-            Ok(response) => match client.http.read(response, DISCOVERY_MAX_BYTES).await {
+            Ok(response) => match client.http.read(response, MAX_DISCOVERY_BYTES).await {
                 Ok(body) => return Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
                 Err(fault) => fault,
             },
-            Err(Failure::Again(fault)) => fault,
-            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Retry(fault)) => fault,
+            Err(Failure::Fatal(error)) => return Err(error),
         };
-        retries.pause(&place, fault).await?;
+        retries.pause(&context, fault).await?;
     }
 }
 
 /// A published URL, absolute or relative to the FHIR base (rule 115).
-fn admitted(client: &Client, published: &str) -> Result<Url, Error> {
+fn checked_url(client: &Client, published: &str) -> Result<Url, Error> {
     let config = &client.config;
-    let unusable = |reason| Error::UnusableUrl { place: "published token endpoint".to_owned(), reason };
+    let unusable = |reason| Error::UnusableUrl { context: "published token endpoint".to_owned(), reason };
     let url = config.server.join(published.trim()).map_err(|error| unusable(error.to_string()))?;
-    admit(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
+    check_url(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
     Ok(url)
 }
 

@@ -31,7 +31,7 @@ enum Pair {
 }
 
 /// Keys are small; what is larger is another file.
-const KEY_FILE_MAX_BYTES: u64 = 1 << 20;
+const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 /// The length of a number of P-384.
 const P384_BYTES: usize = 48;
 
@@ -48,7 +48,7 @@ impl SigningKey {
             return Err(refused(format!("others can read {0}; run chmod 600 {0}", path.display())));
         }
         let mut text = Zeroizing::new(String::new());
-        file.take(KEY_FILE_MAX_BYTES).read_to_string(&mut text).map_err(unreadable)?;
+        file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(unreadable)?;
         Self::parse(&text)
     }
 

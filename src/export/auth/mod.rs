@@ -11,7 +11,7 @@ pub(super) use tokens::Tokens;
 
 /// How we prove who we are.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct AuthConfig {
     pub client_id: String,
     pub key: SigningKey,
     /// Instead of what the server publishes (rule 116).

@@ -1,4 +1,4 @@
-//! SMART Backend Services: an access token in exchange for a signed assertion.
+//! SMART Backend Services: an access token in spec for a signed assertion.
 //!
 //! What always holds: at most one request for a token is under way; a token that is handed out is not about to
 //! expire; an assertion is used once (rule 122). Neither is ever printed.
@@ -17,22 +17,22 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Config,
+    AuthConfig,
     discovery::{Endpoint, discover},
 };
 use crate::export::{
     Client, Error, Issues,
     error::{code, shown},
     failure::{Failure, Fault},
-    http::OUTCOME_MAX_BYTES,
+    http::MAX_OUTCOME_BYTES,
     local_instant,
-    redirect::admit,
-    retry::{Retries, date, may_pass, retry_after},
+    redirect::check_url,
+    retry::{Retries, date, is_transient, retry_after},
 };
 
 /// The access token of one client at one server.
 pub struct Tokens {
-    config: Config,
+    config: AuthConfig,
     /// Held across the request for a token: whoever comes meanwhile waits for that one.
     state: Mutex<State>,
 }
@@ -54,19 +54,19 @@ pub struct Token {
 const ASSERTION_LIFETIME_SECONDS: i64 = 240;
 /// What a token lives where the server does not say (rule 125).
 const LIFETIME: Duration = Duration::from_mins(5);
-const LIFETIME_MAX: Duration = Duration::from_hours(24);
+const MAX_LIFETIME: Duration = Duration::from_hours(24);
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 const CLOCK_SKEW_SECONDS: i64 = 60;
 impl Tokens {
     /// # Errors
     /// [`Error::UnusableUrl`] when the assertion would go to `token_url` in clear; [`Error::Config`].
-    pub fn new(config: Config, allow_http: bool) -> Result<Self, Error> {
+    pub fn new(config: AuthConfig, allow_http: bool) -> Result<Self, Error> {
         if config.client_id.is_empty() {
             return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
         }
         if let Some(token_url) = &config.token_url {
-            admit(token_url, None, allow_http)
-                .map_err(|reason| Error::UnusableUrl { place: "server.token_url".to_owned(), reason })?;
+            check_url(token_url, None, allow_http)
+                .map_err(|reason| Error::UnusableUrl { context: "server.token_url".to_owned(), reason })?;
         }
         Ok(Self { config, state: Mutex::default() })
     }
@@ -103,20 +103,20 @@ impl Tokens {
     }
 
     async fn token(&self, client: &Client, endpoint: &Endpoint) -> Result<Token, Error> {
-        let place = format!("token endpoint {}", shown(&endpoint.token_url));
+        let context = format!("token endpoint {}", shown(&endpoint.token_url));
         let mut retries = Retries::new(&client.config);
         loop {
-            let fault = match self.ask(client, endpoint, &place).await {
+            let fault = match self.ask(client, endpoint, &context).await {
                 Ok(token) => return Ok(token),
-                Err(Failure::Again(fault)) => fault,
-                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Retry(fault)) => fault,
+                Err(Failure::Fatal(error)) => return Err(error),
             };
-            retries.pause(&place, fault).await?;
+            retries.pause(&context, fault).await?;
         }
     }
 
     /// Asks once, with an assertion of its own (rules 122 and 123).
-    async fn ask(&self, client: &Client, endpoint: &Endpoint, place: &str) -> Result<Token, Failure> {
+    async fn ask(&self, client: &Client, endpoint: &Endpoint, context: &str) -> Result<Token, Failure> {
         let assertion = self.assertion(&endpoint.token_url)?;
         let form = [
             ("grant_type", "client_credentials"),
@@ -126,22 +126,22 @@ impl Tokens {
         ];
         let asked_at = Instant::now();
         let response = client.http.post_form(&endpoint.token_url, &form).await?;
-        warn_of_skew(place, response.headers());
+        warn_of_skew(context, response.headers());
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
-        if may_pass(status) {
+        if is_transient(status) {
             return Err(client.http.fault(response).await.into());
         }
-        let body = client.http.read(response, OUTCOME_MAX_BYTES).await?.unwrap_or_default();
+        let body = client.http.read(response, MAX_OUTCOME_BYTES).await?.unwrap_or_default();
         if status.is_success() {
-            return Ok(Token::read(&body, asked_at, place, &endpoint.scope)?);
+            return Ok(Token::read(&body, asked_at, context, &endpoint.scope)?);
         }
         match oauth_error(&body) {
-            Some(code) => Err(denied(place, code).into()),
+            Some(code) => Err(denied(context, code).into()),
             // Epic answers a bare 400 now and then.
             None if status == StatusCode::BAD_REQUEST => {
                 Err(Fault::Status { status, retry_after, issues: Issues::default() }.into())
             }
-            None => Err(denied(place, status.as_str().to_owned()).into()),
+            None => Err(denied(context, status.as_str().to_owned()).into()),
         }
     }
 
@@ -163,7 +163,7 @@ impl Tokens {
 impl Token {
     /// # Errors
     /// Never with the server's own words: they may be the token.
-    fn read(body: &[u8], asked_at: Instant, place: &str, scope: &str) -> Result<Self, Error> {
+    fn read(body: &[u8], asked_at: Instant, context: &str, scope: &str) -> Result<Self, Error> {
         #[derive(Deserialize)]
         struct Answer {
             access_token: String,
@@ -172,23 +172,23 @@ impl Token {
             scope: Option<String>,
         }
         let answer: Answer =
-            serde_json::from_slice(body).map_err(|_| denied(place, "no access_token in its answer".to_owned()))?;
+            serde_json::from_slice(body).map_err(|_| denied(context, "no access_token in its answer".to_owned()))?;
         if answer.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-            return Err(denied(place, "a token_type other than bearer".to_owned()));
+            return Err(denied(context, "a token_type other than bearer".to_owned()));
         }
-        warn_of_scopes(place, scope, answer.scope.as_deref());
-        let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(LIFETIME).min(LIFETIME_MAX);
+        warn_of_scopes(context, scope, answer.scope.as_deref());
+        let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(LIFETIME).min(MAX_LIFETIME);
         let margin = if lifetime < 4 * RENEW_BEFORE { lifetime / 4 } else { RENEW_BEFORE };
         let authorization = SecretString::from(format!("Bearer {}", answer.access_token));
         let token = Self { authorization, renew_at: asked_at + lifetime.saturating_sub(margin) };
-        token.authorization(place)?;
+        token.authorization(context)?;
         Ok(token)
     }
 
     /// The header, marked sensitive.
-    pub fn authorization(&self, place: &str) -> Result<HeaderValue, Error> {
+    pub fn authorization(&self, context: &str) -> Result<HeaderValue, Error> {
         let mut header = HeaderValue::from_str(self.authorization.expose_secret())
-            .map_err(|_| denied(place, "a token that fits into no header".to_owned()))?;
+            .map_err(|_| denied(context, "a token that fits into no header".to_owned()))?;
         header.set_sensitive(true);
         Ok(header)
     }
@@ -209,28 +209,28 @@ fn oauth_error(body: &[u8]) -> Option<String> {
     Some(code(answer.get("error")?.as_str()?.to_owned()))
 }
 
-fn denied(place: &str, code: String) -> Error {
-    Error::TokenDenied { place: place.to_owned(), code }
+fn denied(context: &str, code: String) -> Error {
+    Error::TokenDenied { context: context.to_owned(), code }
 }
 
 /// Fewer scopes are fewer resource types, silently (rule 126). Servers may spell a wildcard out: that is no loss.
-fn warn_of_scopes(place: &str, requested: &str, granted: Option<&str>) {
+fn warn_of_scopes(context: &str, requested: &str, granted: Option<&str>) {
     let Some(granted) = granted else { return };
     let granted: HashSet<_> = granted.split_whitespace().collect();
     let missing: Vec<_> =
         requested.split_whitespace().filter(|scope| !scope.contains('*') && !granted.contains(scope)).collect();
     if !missing.is_empty() {
-        tracing::warn!(place, ?missing, "fewer scopes were granted than requested");
+        tracing::warn!(context, ?missing, "fewer scopes were granted than requested");
     }
 }
 
 /// An assertion of a clock that is off is refused, and no message says why (rule 132).
-fn warn_of_skew(place: &str, headers: &HeaderMap) {
+fn warn_of_skew(context: &str, headers: &HeaderMap) {
     let Some(theirs) = date(headers) else { return };
     let skew_seconds = (local_instant::now() - theirs).num_seconds();
     if skew_seconds.abs() > CLOCK_SKEW_SECONDS {
         tracing::warn!(
-            place,
+            context,
             skew_seconds,
             "our clock differs from the token endpoint's; signed assertions may be refused"
         );

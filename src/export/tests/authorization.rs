@@ -32,7 +32,7 @@ async fn smart_server(
 
 fn smart_config(server: &Server) -> Config {
     let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
-    let auth = auth::Config { client_id: "me".to_owned(), key, token_url: None, scopes: Vec::new() };
+    let auth = auth::AuthConfig { client_id: "me".to_owned(), key, token_url: None, scopes: Vec::new() };
     Config { auth: Some(auth), ..config(server) }
 }
 

@@ -301,7 +301,7 @@ async fn redirects_are_followed_but_not_for_ever() {
         assert_eq!(download(&server).await.0, TWO_LINES, "{status}");
     }
     let server = Server::start(|_| Answer::status(302).header("location", "/file")).await;
-    assert!(matches!(download(&server).await.1, Err(Error::Redirects { limit: 5, .. })));
+    assert!(matches!(download(&server).await.1, Err(Error::TooManyRedirects { limit: 5, .. })));
     assert_eq!(server.asked().len(), 6);
     let server = Server::start(|_| Answer::status(302).header("location", "http://files.example.org/1")).await;
     assert!(matches!(download(&server).await.1, Err(Error::UnusableUrl { .. })));

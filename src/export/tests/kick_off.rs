@@ -9,7 +9,7 @@ fn accepted(location: &str) -> Answer {
 #[tokio::test]
 async fn a_kick_off_says_exactly_what_servers_want_to_hear() {
     let server = Server::start(|_| accepted("/status/1")).await;
-    let request = Request {
+    let request = ExportRequest {
         level: Level::Group("a b/c".to_owned()),
         types: ["Patient", "Condition", "Patient"].map(|name| name.parse().unwrap()).to_vec(),
         since: Some("2026-11-20T08:00:00.999+02:00".to_owned()),
@@ -32,7 +32,7 @@ async fn a_kick_off_says_exactly_what_servers_want_to_hear() {
 async fn each_level_has_its_own_path() {
     let server = Server::start(|_| accepted("/status/1")).await;
     for level in [Level::System, Level::Patient, Level::Group("7".to_owned())] {
-        client(&server).kick_off(&Request { level, ..request(&[]) }).await.unwrap();
+        client(&server).kick_off(&ExportRequest { level, ..request(&[]) }).await.unwrap();
     }
     let paths: Vec<_> = server.asked().into_iter().map(|asked| asked.path).collect();
     assert_eq!(paths, ["/fhir/$export", "/fhir/Patient/$export", "/fhir/Group/7/$export"]);
@@ -42,7 +42,7 @@ async fn each_level_has_its_own_path() {
 async fn a_group_id_that_would_ask_for_something_else_is_refused() {
     let server = Server::start(|_| accepted("/status/1")).await;
     for id in ["", ".", ".."] {
-        let request = Request { level: Level::Group(id.to_owned()), ..request(&[]) };
+        let request = ExportRequest { level: Level::Group(id.to_owned()), ..request(&[]) };
         assert!(matches!(client(&server).kick_off(&request).await, Err(Error::Config { .. })), "{id:?}");
     }
     assert!(server.asked().is_empty());

@@ -8,7 +8,9 @@ use async_compression::tokio::write::GzipEncoder;
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
-use super::{Client, Completed, Config, Error, File, Job, Level, Progress, Request, WaitRange, auth, local_instant};
+use super::{
+    Client, Completed, Config, Error, ExportRequest, File, Job, Level, PollProgress, WaitRange, auth, local_instant,
+};
 use server::{Answer, Server};
 
 mod authorization;
@@ -41,8 +43,8 @@ fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-fn request(types: &[&str]) -> Request {
-    Request { level: Level::System, types: types.iter().map(|name| name.parse().unwrap()).collect(), since: None }
+fn request(types: &[&str]) -> ExportRequest {
+    ExportRequest { level: Level::System, types: types.iter().map(|name| name.parse().unwrap()).collect(), since: None }
 }
 
 fn job(server: &Server) -> Job {
@@ -50,7 +52,7 @@ fn job(server: &Server) -> Job {
 }
 
 async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
-    job.wait(client, &|_: Progress| {}).await
+    job.wait(client, &|_: PollProgress| {}).await
 }
 
 fn file(url: Url) -> File {

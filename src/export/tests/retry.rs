@@ -3,7 +3,7 @@
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::super::{
-    redirect::admit,
+    redirect::check_url,
     retry::{Backoff, date, retry_after},
 };
 use super::*;
@@ -66,7 +66,7 @@ fn a_shortest_wait_above_the_longest_is_not_a_range() {
 #[test]
 fn nothing_goes_down_from_https_or_to_another_scheme() {
     let may =
-        |url: &str, from: &str, allow_http| admit(&url.parse().unwrap(), Some(&from.parse().unwrap()), allow_http);
+        |url: &str, from: &str, allow_http| check_url(&url.parse().unwrap(), Some(&from.parse().unwrap()), allow_http);
     assert!(may("https://b.example.org/", "http://a.example.org/", false).is_ok());
     assert!(may("http://b.example.org/", "http://a.example.org/", false).is_err());
     assert!(may("http://b.example.org/", "http://a.example.org/", true).is_ok());
