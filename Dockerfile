@@ -1,4 +1,4 @@
-# Both bases can be replaced, by a mirror's or by one without a registry:
+# Both bases can be replaced, for example by images of a mirror:
 #   BUILD_BASE    Rust 1.95, a C compiler and CA certificates
 #   RUNTIME_BASE  glibc and libgcc of the same Debian release or a later one; no shell is needed
 ARG BUILD_BASE=rust:1.95-bookworm
@@ -10,7 +10,7 @@ ARG FEATURES="s3,azure,gcs"
 WORKDIR /build
 
 # The dependencies alone, so that this layer, by far the longest, is built again only when they change.
-# Tests and benches are not there yet: cargo minds only where Cargo.toml does not name their `path`.
+# Tests and benches are not copied yet; cargo accepts that because Cargo.toml names their `path`.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src \
  && touch src/lib.rs \
@@ -18,7 +18,7 @@ RUN mkdir src \
  && cargo build --locked --profile "${PROFILE}" --features "${FEATURES}" --bin fhir-sync \
  && rm -r src
 
-# The stub is younger than the sources: without `touch` cargo would take it for the finished program.
+# The stub is newer than the sources: without `touch` cargo would consider it up to date.
 COPY . .
 RUN find src -name '*.rs' -exec touch {} + \
  && cargo build --locked --profile "${PROFILE}" --features "${FEATURES}" --bin fhir-sync \
@@ -30,21 +30,21 @@ FROM ${RUNTIME_BASE}
 # Only COPY, no RUN: the base may have no shell.
 # TLS trusts the system's certificates; without them every handshake fails.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-# A named volume takes owner and mode of the folder that it covers.
+# A named volume takes owner and mode from the folder that it covers.
 COPY --from=build --chown=65532:65532 /out/state /var/lib/fhir-sync
 COPY --from=build --chown=65532:65532 /out/lake /srv/lake
 COPY --from=build /out/fhir-sync /usr/bin/fhir-sync
 
-# glibc gives each thread an arena of its own; what short-lived threads leave in theirs is a third of the peak.
+# glibc gives each thread its own arena; memory that short-lived threads leave in theirs is a third of the peak.
 ENV MALLOC_ARENA_MAX=2
 USER 65532:65532
 # The engine marks the container unhealthy when data are older than health.max_age. The first load may take
-# hours: until it is done that is the truth, and failures in the start period do not count.
+# hours: it is unhealthy until then, but failures in the start period do not count.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=6h --retries=3 CMD ["fhir-sync", "healthcheck"]
 ENTRYPOINT ["fhir-sync"]
 CMD ["run", "--config", "/etc/fhir-sync/fhir-sync.toml"]
 
-# Last: a layer cache that overlooks a changed argument then names the revision of the same program at least.
+# Last: if a layer cache overlooks a changed argument, at worst the label names another revision of the same program.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="fhir-sync" \
