@@ -18,18 +18,18 @@ use fhir_sync::{
 use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
 use serde_json::json;
 
-use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Stage, failure};
+use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Setup, failure};
 
 const CLIENT: &str = "hospital-warehouse";
 const KEY_ID: &str = "key-1";
 /// How the demo server's tokens begin.
 const TOKEN: &str = "demo-token-";
 
-/// A client's key in the form in which it is kept, and its public half as the server knows it.
+/// A client's private key as it is stored, and its public key as the server knows it.
 struct Registered {
     /// A PEM or a JWK.
     private: String,
-    /// Parts of it that must never be seen.
+    /// A part of it that must never be printed.
     secret: String,
     jwk: Jwk,
 }
@@ -64,184 +64,185 @@ impl Registered {
     }
 }
 
-/// A stage whose server wants tokens, and whose client can get them.
-async fn guarded() -> Stage {
-    let mut stage = Stage::set().await;
+/// A setup whose server requires tokens and whose client can get them.
+async fn guarded() -> Setup {
+    let mut setup = Setup::new().await;
     let registered = es384();
-    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
     let key = SigningKey::parse(&registered.private).unwrap();
-    stage.client.auth =
+    setup.client.auth =
         Some(auth::AuthConfig { client_id: CLIENT.to_owned(), key, token_url: None, scopes: Vec::new() });
-    stage
+    setup
 }
 
-/// The private key in a file that only its owner can read.
-fn key_file(stage: &Stage, registered: &Registered) -> String {
-    let path = stage.folder.path().join("key");
+/// Writes the private key to a file that only its owner can read.
+fn key_file(setup: &Setup, registered: &Registered) -> String {
+    let path = setup.folder.path().join("key");
     fs::write(&path, &registered.private).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
 fn assert_silent(ended: &Ended, registered: &Registered) {
-    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
     for secret in [TOKEN, &registered.secret, "client_assertion", "eyJ"] {
-        assert!(!ended.said().contains(secret), "{secret:?} was printed:\n{}", ended.said());
+        assert!(!ended.output().contains(secret), "{secret:?} was printed:\n{}", ended.output());
     }
 }
 
-fn at_origin(stage: &Stage, origin: &url::Url) -> Vec<RecordedRequest> {
+fn at_origin(setup: &Setup, origin: &url::Url) -> Vec<RecordedRequest> {
     let origin = origin.as_str().trim_end_matches('/');
-    stage.server.requests().into_iter().filter(|seen| seen.origin == origin).collect()
+    setup.server.requests().into_iter().filter(|request| request.origin == origin).collect()
 }
 
 #[tokio::test]
 async fn with_a_key_of_either_kind_a_sync_completes_and_prints_neither_key_nor_token() {
     for registered in [rs384(), es384()] {
-        let stage = Stage::set().await;
-        stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
-        let key_file = key_file(&stage, &registered);
+        let setup = Setup::new().await;
+        setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+        let key_file = key_file(&setup, &registered);
         let settings = [
             ("FHIR_SYNC__SERVER__CLIENT_ID", CLIENT),
             ("FHIR_SYNC__SERVER__PRIVATE_KEY_FILE", key_file.as_str()),
             ("FHIR_SYNC__SERVER__KEY_ID", KEY_ID),
         ];
-        let ended = stage.process(&settings).await;
+        let ended = setup.process(&settings).await;
         assert_silent(&ended, &registered);
         assert!(ended.stderr.contains("DEBUG"), "{}", ended.stderr);
-        stage.assert_in_step().await;
+        setup.assert_same_as_server().await;
     }
 }
 
-/// `fhir-sync sync` as a cron line for the script before us would call it.
-async fn drop_in(stage: &Stage, more: &[&str], environment: &[(&str, &str)]) -> Ended {
-    let (url, lake, state_file) = (stage.server.url(), stage.lake(), stage.state_file());
+/// `fhir-sync sync` with the flags of the script that it replaces.
+async fn drop_in(setup: &Setup, more: &[&str], environment: &[(&str, &str)]) -> Ended {
+    let (url, lake, state_file) = (setup.server.url(), setup.lake(), setup.state_file());
     let (lake, state_file) = (lake.to_str().unwrap(), state_file.to_str().unwrap());
     let mut arguments = vec!["sync", "--fhir-endpoint", url.as_str(), "--delta-path", lake, "--state-file", state_file];
     arguments.extend(["--resource-types", "Patient", "Observation"]);
     arguments.extend(more);
-    stage.server.scenario(|scenario| scenario.polls_before_done = 0);
+    setup.server.scenario(|scenario| scenario.polls_before_done = 0);
     Process::start(&arguments, environment).end().await
 }
 
 #[tokio::test]
 async fn the_drop_in_flags_take_client_id_and_key_from_the_environment() {
-    let (stage, registered) = (Stage::set().await, es384());
-    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let (setup, registered) = (Setup::new().await, es384());
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
     let environment = [("FHIR_CLIENT_ID", CLIENT), ("FHIR_PRIVATE_KEY", registered.private.as_str())];
-    assert_silent(&drop_in(&stage, &[], &environment).await, &registered);
-    stage.assert_in_step().await;
+    assert_silent(&drop_in(&setup, &[], &environment).await, &registered);
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
 async fn the_drop_in_flags_take_client_id_and_key_file_from_the_command_line() {
-    let (stage, registered) = (Stage::set().await, es384());
-    stage.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
-    let key_file = key_file(&stage, &registered);
-    let ended = drop_in(&stage, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
+    let (setup, registered) = (Setup::new().await, es384());
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let key_file = key_file(&setup, &registered);
+    let ended = drop_in(&setup, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
     assert_silent(&ended, &registered);
-    stage.assert_in_step().await;
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
 async fn the_drop_in_flags_need_no_key_where_the_server_is_open() {
-    let stage = Stage::set().await;
-    let ended = drop_in(&stage, &["--group-id", "all", "--full-refresh"], &[]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.said());
-    assert_eq!(stage.server.jobs()[0].path, "/fhir/Group/all/$export");
-    stage.assert_in_step().await;
+    let setup = Setup::new().await;
+    let ended = drop_in(&setup, &["--group-id", "all", "--full-refresh"], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert_eq!(setup.server.jobs()[0].path, "/fhir/Group/all/$export");
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
 async fn a_client_id_in_the_environment_does_not_disturb_a_configuration_file() {
-    let stage = Stage::set().await;
-    let ended = stage.process(&[("FHIR_CLIENT_ID", CLIENT), ("FHIR_PRIVATE_KEY", "of the script before us")]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    let setup = Setup::new().await;
+    let ended = setup.process(&[("FHIR_CLIENT_ID", CLIENT), ("FHIR_PRIVATE_KEY", "of the script before us")]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
 }
 
 #[tokio::test]
-async fn a_private_key_without_a_client_id_is_a_mistake_with_a_way_out() {
-    let stage = Stage::set().await;
-    let ended = drop_in(&stage, &["--auth-private-key", "/nowhere/key"], &[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.said());
+async fn a_private_key_without_a_client_id_is_an_error_that_says_what_to_do() {
+    let setup = Setup::new().await;
+    let ended = drop_in(&setup, &["--auth-private-key", "/nowhere/key"], &[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
     assert!(ended.stderr.contains("--auth-private-key needs --auth-client-id"), "{}", ended.stderr);
-    assert!(stage.server.requests().is_empty());
+    assert!(setup.server.requests().is_empty());
 }
 
 #[tokio::test]
-async fn a_key_file_that_others_can_read_is_refused_with_the_way_out() {
-    let (stage, registered) = (Stage::set().await, es384());
-    let key_file = key_file(&stage, &registered);
+async fn a_key_file_that_other_users_can_read_is_refused_with_the_command_that_fixes_it() {
+    let (setup, registered) = (Setup::new().await, es384());
+    let key_file = key_file(&setup, &registered);
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o644)).unwrap();
-    let ended = drop_in(&stage, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.said());
+    let ended = drop_in(&setup, &["--auth-client-id", CLIENT, "--auth-private-key", &key_file], &[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
     assert!(ended.stderr.contains(&format!("chmod 600 {key_file}")), "{}", ended.stderr);
-    assert!(stage.server.requests().is_empty());
+    assert!(setup.server.requests().is_empty());
 }
 
 #[tokio::test]
-async fn a_token_that_ends_in_the_middle_of_the_downloads_is_renewed() {
-    let stage = guarded().await;
-    stage.server.scenario(|scenario| {
+async fn a_token_that_expires_during_the_downloads_is_renewed() {
+    let setup = guarded().await;
+    setup.server.scenario(|scenario| {
         scenario.lines_per_file = 1;
-        // One more than there are downloads at once: whoever is refused once is served with the next token.
+        // One more than the parallel downloads: a download that is refused once succeeds with the next token.
         scenario.auth.as_mut().unwrap().expire_tokens_after_file_requests = Some(5);
     });
-    stage.complete().await;
-    stage.assert_in_step().await;
-    let seen = stage.server.requests();
-    assert!(seen.iter().any(|seen| seen.path.contains("/bulkfiles/") && seen.status == 401));
-    assert!(seen.iter().filter(|seen| seen.path == "/auth/token").count() >= 2);
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let requests = setup.server.requests();
+    assert!(requests.iter().any(|request| request.path.contains("/bulkfiles/") && request.status == 401));
+    assert!(requests.iter().filter(|request| request.path == "/auth/token").count() >= 2);
 }
 
 #[tokio::test]
-async fn nothing_is_asked_of_an_origin_that_wants_a_token_and_may_not_have_it() {
-    let mut stage = guarded().await;
-    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
-    let report = stage.sync().await;
+async fn no_request_goes_to_an_origin_that_requires_a_token_but_may_not_receive_it() {
+    let mut setup = guarded().await;
+    let origin = setup.server.open_file_origin(ANY_PORT).await.unwrap();
+    let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Failed);
     for resource_type in [PATIENT, OBSERVATION] {
         let reason = failure(&report, resource_type);
         let place = origin.as_str().trim_end_matches('/');
         assert!(reason.contains(place) && reason.contains("server.token_origins"), "{reason}");
-        assert!(stage.lines(resource_type).await.is_empty());
+        assert!(setup.lines(resource_type).await.is_empty());
     }
-    assert_eq!(at_origin(&stage, &origin), []);
+    assert_eq!(at_origin(&setup, &origin), []);
 }
 
 #[tokio::test]
-async fn files_on_another_origin_that_want_no_token_are_fetched_without_one() {
-    let mut stage = guarded().await;
-    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
-    stage.server.scenario(|scenario| scenario.requires_access_token = Some(false));
-    stage.complete().await;
-    stage.assert_in_step().await;
-    let seen = at_origin(&stage, &origin);
-    assert_eq!(seen.len(), 2);
-    assert!(seen.iter().all(|seen| seen.status == 200 && seen.authorization.is_none()), "{seen:#?}");
+async fn files_on_another_origin_that_need_no_token_are_requested_without_one() {
+    let mut setup = guarded().await;
+    let origin = setup.server.open_file_origin(ANY_PORT).await.unwrap();
+    setup.server.scenario(|scenario| scenario.requires_access_token = Some(false));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let requests = at_origin(&setup, &origin);
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|request| request.status == 200 && request.authorization.is_none()), "{requests:#?}");
 }
 
 #[tokio::test]
-async fn an_origin_in_token_origins_gets_the_token() {
-    let mut stage = guarded().await;
-    let origin = stage.server.open_file_origin(ANY_PORT).await.unwrap();
-    stage.client.token_origins.push(origin.clone());
-    stage.complete().await;
-    stage.assert_in_step().await;
-    let seen = at_origin(&stage, &origin);
-    assert_eq!(seen.len(), 2);
-    let has_token = |seen: &RecordedRequest| seen.authorization.as_ref().is_some_and(|value| value.contains(TOKEN));
-    assert!(seen.iter().all(|seen| seen.status == 200 && has_token(seen)), "{seen:#?}");
+async fn an_origin_in_token_origins_receives_the_token() {
+    let mut setup = guarded().await;
+    let origin = setup.server.open_file_origin(ANY_PORT).await.unwrap();
+    setup.client.token_origins.push(origin.clone());
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let requests = at_origin(&setup, &origin);
+    assert_eq!(requests.len(), 2);
+    let has_token =
+        |request: &RecordedRequest| request.authorization.as_ref().is_some_and(|value| value.contains(TOKEN));
+    assert!(requests.iter().all(|request| request.status == 200 && has_token(request)), "{requests:#?}");
 }
 
 #[tokio::test]
-async fn a_client_that_the_server_does_not_know_is_told_what_to_check() {
-    let stage = guarded().await;
-    stage.server.scenario(|scenario| scenario.auth.as_mut().unwrap().client_id = "another".to_owned());
-    let report = stage.sync().await;
+async fn a_client_id_that_the_server_does_not_know_is_reported_with_what_to_check() {
+    let setup = guarded().await;
+    setup.server.scenario(|scenario| scenario.auth.as_mut().unwrap().client_id = "another".to_owned());
+    let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Failed);
     let remark = report.remarks.join("; ");
     assert!(remark.contains("refused a token: invalid_client; check the client id"), "{remark}");
     let types: Vec<ResourceType> = report.types.keys().copied().collect();
-    assert_eq!((types, stage.server.jobs().len()), (vec![OBSERVATION, PATIENT], 0));
+    assert_eq!((types, setup.server.jobs().len()), (vec![OBSERVATION, PATIENT], 0));
 }

@@ -5,26 +5,26 @@ use fhir_sync::{
 use serde_json::json;
 
 use crate::{
-    harness::{PATIENT, Stage},
+    harness::{PATIENT, Setup},
     read_back,
 };
 
-fn patients(stage: &Stage, columns: &[&str]) -> String {
-    read_back::draw(&read_back::read(&stage.table_folder(PATIENT), columns).unwrap())
+fn patients(setup: &Setup, columns: &[&str]) -> String {
+    read_back::draw(&read_back::read(&setup.table_folder(PATIENT), columns).unwrap())
 }
 
-fn has_column(stage: &Stage, column: &str) -> bool {
-    read_back::read(&stage.table_folder(PATIENT), &[column]).is_ok()
+fn has_column(setup: &Setup, column: &str) -> bool {
+    read_back::read(&setup.table_folder(PATIENT), &[column]).is_ok()
 }
 
 #[tokio::test]
 async fn each_element_has_a_column() {
-    let stage = Stage::set().await;
-    stage.server.world(|world| {
+    let setup = Setup::new().await;
+    setup.server.world(|world| {
         world.put(PATIENT, "p1", json!({"gender": "female", "birthDate": "1970-05", "colour": "red"}));
     });
-    stage.complete().await;
-    let drawn = patients(&stage, &["id", "gender", "birthDate", "__birthDate_end", "_sync_issues"]);
+    setup.complete().await;
+    let drawn = patients(&setup, &["id", "gender", "birthDate", "__birthDate_end", "_sync_issues"]);
     let row = drawn.lines().find(|line| line.contains("p1")).unwrap();
     for cell in ["female", "1970-05 ", "1970-05-31T23:59:59.999999Z", "unmapped: Patient.colour"] {
         assert!(row.contains(cell), "{cell} is not in {row}");
@@ -32,8 +32,8 @@ async fn each_element_has_a_column() {
 }
 
 #[tokio::test]
-async fn a_server_of_another_fhir_version_gets_the_leading_columns_and_the_line() {
-    let stage = Stage::set().await;
+async fn tables_of_another_fhir_version_have_the_leading_columns_and_the_line() {
+    let setup = Setup::new().await;
     let statement = json!({"resourceType": "CapabilityStatement", "fhirVersion": "5.0.0"});
     let fault = Fault::Status {
         path_contains: "/metadata".to_owned(),
@@ -42,82 +42,82 @@ async fn a_server_of_another_fhir_version_gets_the_leading_columns_and_the_line(
         retry_after: None,
         body: statement.to_string(),
     };
-    stage.server.scenario(|scenario| scenario.faults.push(fault));
-    let ended = stage.process(&[]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.said());
+    setup.server.scenario(|scenario| scenario.faults.push(fault));
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert_eq!(ended.stderr.matches("does not speak FHIR R4").count(), 1, "{}", ended.stderr);
-    stage.assert_in_step().await;
-    assert!(!has_column(&stage, "gender"));
+    setup.assert_same_as_server().await;
+    assert!(!has_column(&setup, "gender"));
 }
 
 #[tokio::test]
-async fn tables_without_types_need_not_ask_for_the_version() {
-    let mut stage = Stage::set().await;
-    stage.config.typed = false;
-    stage.complete().await;
-    stage.assert_in_step().await;
-    assert!(stage.server.requests().iter().all(|seen| !seen.path.contains("metadata")));
-    assert!(!has_column(&stage, "gender"));
+async fn for_untyped_tables_the_server_is_not_asked_for_its_version() {
+    let mut setup = Setup::new().await;
+    setup.config.typed = false;
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    assert!(setup.server.requests().iter().all(|request| !request.path.contains("metadata")));
+    assert!(!has_column(&setup, "gender"));
 }
 
 #[tokio::test]
-async fn untyped_tables_gain_their_columns_when_types_are_switched_on() {
-    let mut stage = Stage::set().await;
-    stage.config.typed = false;
-    stage.complete().await;
-    stage.config.typed = true;
-    stage.later(|world| {
+async fn untyped_tables_get_their_columns_when_typed_is_switched_on() {
+    let mut setup = Setup::new().await;
+    setup.config.typed = false;
+    setup.complete().await;
+    setup.config.typed = true;
+    setup.later(|world| {
         world.put(PATIENT, "p1", json!({"gender": "female"}));
     });
-    stage.complete().await;
-    stage.assert_in_step().await;
-    assert!(patients(&stage, &["id", "gender"]).contains("female"));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    assert!(patients(&setup, &["id", "gender"]).contains("female"));
     assert_eq!(
-        patients(&stage, &["id", "id_versioned"]).matches("Patient/").count(),
+        patients(&setup, &["id", "id_versioned"]).matches("Patient/").count(),
         1,
         "the others were not written again"
     );
-    let before = patients(&stage, &["id", "_sync_at", "_sync_source", "_sync_hash", "resource_json"]);
-    let watermark = stage.watermark(PATIENT).await;
-    let rebuilt = stage.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
+    let before = patients(&setup, &["id", "_sync_at", "_sync_source", "_sync_hash", "resource_json"]);
+    let watermark = setup.watermark(PATIENT).await;
+    let rebuilt = setup.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
     assert_eq!(rebuilt.counts.updated, 5);
-    assert_eq!(patients(&stage, &["id", "id_versioned"]).matches("Patient/").count(), 5);
-    assert_eq!(patients(&stage, &["id", "_sync_at", "_sync_source", "_sync_hash", "resource_json"]), before);
-    assert_eq!(stage.watermark(PATIENT).await, watermark);
-    stage.later(|_| ());
-    assert_eq!(stage.complete().await.changed(), 0);
+    assert_eq!(patients(&setup, &["id", "id_versioned"]).matches("Patient/").count(), 5);
+    assert_eq!(patients(&setup, &["id", "_sync_at", "_sync_source", "_sync_hash", "resource_json"]), before);
+    assert_eq!(setup.watermark(PATIENT).await, watermark);
+    setup.later(|_| ());
+    assert_eq!(setup.complete().await.changed(), 0);
 }
 
 #[tokio::test]
-async fn a_rebuild_changes_what_lies_inside_a_struct_in_one_commit() {
-    let mut stage = Stage::set().await;
-    stage.complete().await;
-    let version = async |stage: &Stage| stage.root().open(PATIENT).await.unwrap().unwrap().version();
-    let before = version(&stage).await;
-    stage.config.columns = Options { layout: Layout::Wide, raw_json: true };
-    stage.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
-    assert_eq!(version(&stage).await, before + 1);
-    stage.assert_in_step().await;
-    stage.later(|world| {
+async fn a_rebuild_changes_fields_inside_structs_in_one_commit() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    let version = async |setup: &Setup| setup.root().open(PATIENT).await.unwrap().unwrap().version();
+    let before = version(&setup).await;
+    setup.config.columns = Options { layout: Layout::Wide, raw_json: true };
+    setup.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
+    assert_eq!(version(&setup).await, before + 1);
+    setup.assert_same_as_server().await;
+    setup.later(|world| {
         world.put(PATIENT, "p1", json!({"gender": "female"}));
     });
-    stage.complete().await;
-    stage.assert_in_step().await;
+    setup.complete().await;
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
-async fn without_the_line_older_versions_are_still_told_from_newer_ones() {
-    let mut stage = Stage::set().await;
-    stage.config.columns = Options { layout: Layout::Wide, raw_json: false };
-    let old = stage.server.world(|world| world.line(PATIENT, "p1").unwrap().to_owned());
-    stage.later(|world| {
+async fn an_older_version_is_still_recognised_without_the_stored_line() {
+    let mut setup = Setup::new().await;
+    setup.config.columns = Options { layout: Layout::Wide, raw_json: false };
+    let old = setup.server.world(|world| world.line(PATIENT, "p1").unwrap().to_owned());
+    setup.later(|world| {
         world.put(PATIENT, "p1", json!({"gender": "male"}));
         world.advance(crate::harness::HOUR);
     });
-    stage.complete().await;
-    stage.later(|world| world.push_line(PATIENT, old));
-    let report = stage.complete().await;
+    setup.complete().await;
+    setup.later(|world| world.push_line(PATIENT, old));
+    let report = setup.complete().await;
     assert_eq!((report.types[&PATIENT].counts.stale, report.changed()), (1, 0));
-    assert!(patients(&stage, &["id", "gender"]).contains("male"));
-    assert!(!has_column(&stage, "resource_json"));
+    assert!(patients(&setup, &["id", "gender"]).contains("male"));
+    assert!(!has_column(&setup, "resource_json"));
 }

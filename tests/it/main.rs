@@ -1,39 +1,39 @@
-//! What holds of the whole program: real HTTP, real tables, and where it matters the real binary.
+//! Tests of the whole program: real HTTP, real tables and, where it matters, the real binary.
 //!
-//! A test's name is the sentence that it proves.
+//! The name of a test is the sentence that it proves.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-/// A small server, a sync against it, and a reader of the tables that is not their writer. Proves nothing itself.
+/// The setup that the tests share: a small server, a sync against it, and a reader of the tables.
 mod harness;
-/// The reader of the tables: shared with the tests of the room `table`.
+/// The Delta kernel as a reader of the tables; shared with the tests of the room `table`.
 #[path = "../../src/table/tests/read_back.rs"]
 #[expect(dead_code, reason = "the room `table` reads the change data feed, these tests do not")]
 mod read_back;
 
-/// The rules of the house that the compiler does not hold: who may name whom.
+/// The structure that the compiler does not check: which room may import which.
 mod architecture;
-/// Access tokens: who gets one, who does not, and that nobody sees it.
+/// Access tokens: which origins receive one, and that neither token nor key is printed.
 mod auth;
 /// The numbers in comments and docs, and the line of `docs/rules.md` that each leads to.
 mod citations;
-/// What the tables hold after exports in any order, repeated, late, with deletions.
+/// The content of the tables after exports in any order: repeated, late, with deletions.
 mod convergence;
-/// Which columns the tables get, and what they hold.
+/// The columns of the tables.
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
-/// Lines and files that are not as they should be.
+/// Invalid lines and damaged files.
 mod lines;
-/// Maintenance by hand and by the daemon, and never beside a sync.
+/// Maintenance by the command and by the daemon, never during a sync.
 mod maintain;
-/// What the operator reads when something is in the way, and that it goes on when that is gone.
+/// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;
-/// A process that was killed, a job that was lost, two processes at once.
+/// Killed processes, lost jobs, and two processes at once.
 mod resume;
-/// The state file: lost, broken, old.
+/// A lost, broken or old state file.
 mod state;
-/// SIGTERM at every point.
+/// SIGTERM at every step of a sync.
 mod stop;
-/// How far a table is, and what is asked for next.
+/// The watermarks, and the `_since` of the next export.
 mod watermark;

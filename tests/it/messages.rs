@@ -4,100 +4,100 @@ use fhir_sync::demo::Fault;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::harness::{BINARY, Ended, OBSERVATION, PATIENT, Process, Stage};
+use crate::harness::{BINARY, Ended, OBSERVATION, PATIENT, Process, Setup};
 
-/// The exit code, and a sentence with all of these parts in one line of what was printed for people.
-fn assert_says(ended: &Ended, code: i32, parts: &[&str]) {
-    assert_eq!(ended.code, Some(code), "{}", ended.said());
+/// The process ended with this exit code, and one line of its output that is not JSON contains all of these parts.
+fn assert_printed(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!(ended.code, Some(code), "{}", ended.output());
     let for_people = ended.stdout.lines().chain(ended.stderr.lines().filter(|line| !line.starts_with('{')));
     let mut sentences = for_people.filter(|line| parts.iter().all(|part| line.contains(part)));
-    assert!(sentences.next().is_some(), "no line with {parts:?} in\n{}", ended.said());
+    assert!(sentences.next().is_some(), "no line with {parts:?} in\n{}", ended.output());
 }
 
-/// Once the cause is gone, the next sync brings everything.
-async fn assert_mended(stage: &Stage) {
-    let ended = stage.process(&[]).await;
-    assert_eq!(ended.code, Some(0), "{}", ended.said());
-    stage.assert_in_step().await;
+/// The cause is removed: the next sync completes.
+async fn assert_next_sync_completes(setup: &Setup) {
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
 async fn a_server_that_is_down_is_named_and_the_next_sync_completes() {
-    let stage = Stage::set().await;
+    let setup = Setup::new().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let ended = stage.process(&[("FHIR_SYNC__SERVER__URL", &format!("http://{closed}/fhir"))]).await;
+    let ended = setup.process(&[("FHIR_SYNC__SERVER__URL", &format!("http://{closed}/fhir"))]).await;
     let place = format!("kick-off at http://{closed}/fhir/$export");
-    assert_says(&ended, 1, &[&place, "no usable answer in 3 attempts", "the next run goes on from here"]);
-    assert_mended(&stage).await;
+    assert_printed(&ended, 1, &[&place, "no usable answer in 3 attempts", "the next run goes on from here"]);
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn what_is_no_manifest_is_said_and_asked_for_anew() {
-    let stage = Stage::set().await;
+async fn an_invalid_manifest_is_reported_and_the_next_sync_starts_a_new_export() {
+    let setup = Setup::new().await;
     let body = "<html>Mustermann</html>".to_owned();
-    stage.server.scenario(|scenario| scenario.faults = vec![Fault::NotAManifest { body, times: 3 }]);
+    setup.server.scenario(|scenario| scenario.faults = vec![Fault::NotAManifest { body, times: 3 }]);
     let settings = [("FHIR_SYNC__SERVER__HTTP__RETRY_ATTEMPTS", "5")];
-    let ended = stage.process(&settings).await;
-    assert_says(&ended, 1, &["export status at http://", "not a completion manifest", "no JSON object"]);
-    assert!(!ended.said().contains("Mustermann"), "{}", ended.said());
-    assert_mended(&stage).await;
-    assert_eq!(stage.server.jobs().len(), 2);
+    let ended = setup.process(&settings).await;
+    assert_printed(&ended, 1, &["export status at http://", "not a completion manifest", "no JSON object"]);
+    assert!(!ended.output().contains("Mustermann"), "{}", ended.output());
+    assert_next_sync_completes(&setup).await;
+    assert_eq!(setup.server.jobs().len(), 2);
 }
 
 #[tokio::test]
-async fn http_to_another_machine_is_refused_before_anything_is_sent() {
-    let stage = Stage::set().await;
-    let ended = stage.process(&[("FHIR_SYNC__SERVER__URL", "http://192.0.2.1/fhir")]).await;
-    assert_says(&ended, 78, &["server.url", "http://192.0.2.1", "use https, or set server.allow_http"]);
-    assert_mended(&stage).await;
+async fn plain_http_to_another_machine_is_refused_before_any_request() {
+    let setup = Setup::new().await;
+    let ended = setup.process(&[("FHIR_SYNC__SERVER__URL", "http://192.0.2.1/fhir")]).await;
+    assert_printed(&ended, 78, &["server.url", "http://192.0.2.1", "use https, or set server.allow_http"]);
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn a_file_in_the_place_of_the_tables_is_named_before_anybody_is_asked() {
-    let stage = Stage::set().await;
-    fs::write(stage.lake(), "in the way").unwrap();
-    let ended = stage.process(&[]).await;
-    assert_says(&ended, 78, &[stage.lake().to_str().unwrap(), "cannot be used", "or choose another `tables.root`"]);
-    assert!(stage.server.requests().is_empty());
-    fs::remove_file(stage.lake()).unwrap();
-    assert_mended(&stage).await;
+async fn a_file_in_the_place_of_the_tables_is_named_before_any_request() {
+    let setup = Setup::new().await;
+    fs::write(setup.lake(), "in the way").unwrap();
+    let ended = setup.process(&[]).await;
+    assert_printed(&ended, 78, &[setup.lake().to_str().unwrap(), "cannot be used", "or choose another `tables.root`"]);
+    assert!(setup.server.requests().is_empty());
+    fs::remove_file(setup.lake()).unwrap();
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn a_file_in_the_place_of_one_table_fails_that_type_alone() {
-    let stage = Stage::set().await;
-    fs::create_dir(stage.lake()).unwrap();
-    let in_the_way = stage.lake().join("Patient.parquet");
+async fn a_file_in_the_place_of_one_table_fails_that_type_only() {
+    let setup = Setup::new().await;
+    fs::create_dir(setup.lake()).unwrap();
+    let in_the_way = setup.lake().join("Patient.parquet");
     fs::write(&in_the_way, "in the way").unwrap();
-    let ended = stage.process(&[]).await;
-    assert_says(&ended, 3, &["Patient", in_the_way.to_str().unwrap()]);
-    assert!(stage.watermark(OBSERVATION).await.is_some());
+    let ended = setup.process(&[]).await;
+    assert_printed(&ended, 3, &["Patient", in_the_way.to_str().unwrap()]);
+    assert!(setup.watermark(OBSERVATION).await.is_some());
     fs::remove_file(in_the_way).unwrap();
-    assert_mended(&stage).await;
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn a_table_that_others_wrote_is_refused_with_a_way_out_and_left_alone() {
-    let stage = Stage::set().await;
-    stage.complete().await;
-    // As a table of another writer: without our columns.
-    let place = stage.lake().join("Patient.parquet");
+async fn a_table_of_another_writer_is_refused_and_not_changed() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    // Without our columns it looks like a table of another writer.
+    let place = setup.lake().join("Patient.parquet");
     let log = place.join("_delta_log/00000000000000000000.json");
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("_sync_source"));
     fs::write(&log, text.replace("_sync_source", "source")).unwrap();
-    stage.later(|world| {
+    setup.later(|world| {
         world.put(PATIENT, "p6", json!({}));
     });
-    let ended = stage.process(&[]).await;
-    assert_says(&ended, 3, &["Patient", place.to_str().unwrap(), "was not written by fhir-sync", "move it away"]);
+    let ended = setup.process(&[]).await;
+    assert_printed(&ended, 3, &["Patient", place.to_str().unwrap(), "was not written by fhir-sync", "move it away"]);
     fs::write(&log, text).unwrap();
-    assert_mended(&stage).await;
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn all_mistakes_of_a_configuration_are_said_at_once() {
-    let stage = Stage::set().await;
+async fn all_mistakes_of_a_configuration_are_reported_at_once() {
+    let setup = Setup::new().await;
     let settings = [
         ("FHIR_SYNC__SERVER__URL", "ehr"),
         ("FHIR_SYNC__HEALTH__MAX_AGE", "soon"),
@@ -105,40 +105,40 @@ async fn all_mistakes_of_a_configuration_are_said_at_once() {
         ("FHIR_SYNC__COLOUR", "red"),
     ];
     for command in ["sync", "run", "check"] {
-        let ended = stage.start(command, &settings).end().await;
+        let ended = setup.start(command, &settings).end().await;
         for part in ["server.url", "health.max_age", "sync.parallel_downloads", "colour: is not a key"] {
-            assert_says(&ended, 78, &[part]);
+            assert_printed(&ended, 78, &[part]);
         }
     }
-    assert!(stage.server.requests().is_empty());
-    assert_mended(&stage).await;
+    assert!(setup.server.requests().is_empty());
+    assert_next_sync_completes(&setup).await;
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_not_there_is_named() {
+async fn a_missing_configuration_file_is_named() {
     let ended = Process::start(&["sync", "--config", "/nowhere/fhir-sync.toml"], &[]).end().await;
-    assert_says(&ended, 78, &["/nowhere/fhir-sync.toml"]);
+    assert_printed(&ended, 78, &["/nowhere/fhir-sync.toml"]);
 }
 
 #[tokio::test]
-async fn check_accepts_a_configuration_without_mistakes_and_asks_nobody() {
-    let stage = Stage::set().await;
-    let ended = stage.start("check", &[]).end().await;
-    assert_says(&ended, 0, &["fhir-sync.toml: 1 exports, no mistakes"]);
-    assert!(stage.server.requests().is_empty());
-    assert!(!stage.state_file().exists());
+async fn check_accepts_a_correct_configuration_without_any_request() {
+    let setup = Setup::new().await;
+    let ended = setup.start("check", &[]).end().await;
+    assert_printed(&ended, 0, &["fhir-sync.toml: 1 exports, no mistakes"]);
+    assert!(setup.server.requests().is_empty());
+    assert!(!setup.state_file().exists());
 }
 
 #[tokio::test]
 async fn an_export_that_is_not_configured_is_named() {
-    let stage = Stage::set().await;
-    let path = stage.folder.path().join("fhir-sync.toml");
-    fs::write(&path, stage.config()).unwrap();
+    let setup = Setup::new().await;
+    let path = setup.folder.path().join("fhir-sync.toml");
+    fs::write(&path, setup.config()).unwrap();
     let arguments = ["sync", "--config", path.to_str().unwrap(), "--export", "nightly"];
-    assert_says(&Process::start(&arguments, &[]).end().await, 78, &["no export \"nightly\""]);
+    assert_printed(&Process::start(&arguments, &[]).end().await, 78, &["no export \"nightly\""]);
 }
 
-/// Two syncs in a mount namespace of their own: the first with a disk of 256 KiB under the tables, the second with more.
+/// Two syncs in a new mount namespace: the first with a disk of 256 KiB under the tables, the second with more.
 const SMALL_DISK: &str = r#"
 mkdir -p "$LAKE" && mount -t tmpfs -o size=256k tmpfs "$LAKE" || exit 99
 "$BINARY" sync --config "$CONFIG"; echo "first: $?"
@@ -147,7 +147,7 @@ mount -o remount,size=64m "$LAKE"
 cp -r "$LAKE" "$LAKE.kept"
 "#;
 
-/// Text that no compression makes much shorter: a kilobyte of hexadecimal digits.
+/// Text that does not compress well: a kilobyte of hexadecimal digits.
 fn noise(seed: u64) -> String {
     let step =
         |state: &u64| Some(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
@@ -160,17 +160,17 @@ fn hexadecimal(byte: u8) -> char {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_named_and_nothing_is_lost_or_doubled_when_there_is_room_again() {
-    let stage = Stage::set().await;
-    stage.server.world(|world| {
+async fn a_full_disk_is_named_and_no_row_is_lost_or_doubled_afterwards() {
+    let setup = Setup::new().await;
+    setup.server.world(|world| {
         for number in 0..800 {
             world.put(PATIENT, &format!("n{number}"), json!({"text": noise(number)}));
         }
     });
-    let path = stage.folder.path().join("fhir-sync.toml");
-    fs::write(&path, stage.config()).unwrap();
+    let path = setup.folder.path().join("fhir-sync.toml");
+    fs::write(&path, setup.config()).unwrap();
     let mut command = Command::new("unshare");
-    command.args(["-m", "sh", "-c", SMALL_DISK]).env("LAKE", stage.lake()).env("BINARY", BINARY).env("CONFIG", path);
+    command.args(["-m", "sh", "-c", SMALL_DISK]).env("LAKE", setup.lake()).env("BINARY", BINARY).env("CONFIG", path);
     if !Command::new("unshare").args(["-m", "true"]).status().await.is_ok_and(|status| status.success()) {
         println!("skipped: this user may not mount a small disk");
         return;
@@ -180,11 +180,11 @@ async fn a_full_disk_is_named_and_nothing_is_lost_or_doubled_when_there_is_room_
         println!("skipped: a small disk cannot be mounted here");
         return;
     }
-    let place = stage.lake().join("Patient.parquet").display().to_string();
-    assert_says(&ended, 0, &["Patient", &format!("the disk under {place} is full; make room")]);
-    assert!(ended.stdout.contains("first: 3") || ended.stdout.contains("first: 1"), "{}", ended.said());
-    assert!(ended.stdout.contains("second: 0"), "{}", ended.said());
-    fs::remove_dir(stage.lake()).unwrap();
-    fs::rename(stage.lake().with_extension("kept"), stage.lake()).unwrap();
-    stage.assert_in_step().await;
+    let place = setup.lake().join("Patient.parquet").display().to_string();
+    assert_printed(&ended, 0, &["Patient", &format!("the disk under {place} is full; make room")]);
+    assert!(ended.stdout.contains("first: 3") || ended.stdout.contains("first: 1"), "{}", ended.output());
+    assert!(ended.stdout.contains("second: 0"), "{}", ended.output());
+    fs::remove_dir(setup.lake()).unwrap();
+    fs::rename(setup.lake().with_extension("kept"), setup.lake()).unwrap();
+    setup.assert_same_as_server().await;
 }

@@ -1,6 +1,6 @@
-//! A stage: a small world behind a real server, and a folder for the state file and the tables.
+//! A setup: a real server with a small world, and a folder for the state file and the tables.
 //!
-//! Each sync of a stage opens everything anew, so that it knows what is on the disk and nothing else.
+//! Each sync opens state file and tables again, so that it knows only what is on the disk.
 
 mod process;
 
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::read_back;
 
-pub use self::process::{BINARY, Ended, FAR, Process};
+pub use self::process::{BINARY, Ended, Process, RARELY};
 
 pub const PATIENT: ResourceType = ResourceType::PATIENT;
 pub const OBSERVATION: ResourceType = ResourceType::OBSERVATION;
@@ -30,23 +30,24 @@ pub const CONDITION: ResourceType = ResourceType::CONDITION;
 pub const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 pub const HOUR: Duration = Duration::from_hours(1);
 
-/// How long a test waits for anything at all.
+/// The longest that a test waits for anything.
 pub const LIMIT: Duration = Duration::from_secs(40);
 
-pub struct Stage {
+pub struct Setup {
     pub server: Server,
     pub folder: TempDir,
     pub export: Export,
-    /// How a sync in this process speaks to the server; one in a process of its own reads [`Stage::config`].
+    /// The export's settings of a sync in this process; another process reads [`Setup::config`].
     pub client: export::Config,
     pub config: sync::Config,
-    /// When a daemon syncs.
+    /// The schedule of a daemon.
     pub schedule: &'static str,
 }
 
-impl Stage {
-    /// Five patients and four observations of midnight; it is one o'clock now, so that no overlap asks for them again.
-    pub async fn set() -> Self {
+impl Setup {
+    /// Five patients and four observations of midnight. It is one o'clock now, so that the overlap of the next sync does
+    /// not include them.
+    pub async fn new() -> Self {
         let mut world = World::new();
         for number in 1..=5 {
             world.put(PATIENT, &format!("p{number}"), json!({"gender": "female", "birthDate": "1970-01-01"}));
@@ -55,10 +56,10 @@ impl Stage {
             world.put(OBSERVATION, &format!("o{number}"), json!({"status": "final", "valueInteger": number}));
         }
         world.advance(HOUR);
-        Self::with(world).await
+        Self::with_world(world).await
     }
 
-    pub async fn with(world: World) -> Self {
+    pub async fn with_world(world: World) -> Self {
         install_crypto();
         let folder = TempDir::new().unwrap();
         let server = Server::start(world, ANY_PORT).await.unwrap();
@@ -81,7 +82,7 @@ impl Stage {
         let types = vec![OBSERVATION, PATIENT];
         let reconciled = types.iter().copied().collect();
         let export = Export { name: "all".to_owned(), level: Level::System, types, reconciled };
-        Self { server, folder, export, client, config, schedule: FAR }
+        Self { server, folder, export, client, config, schedule: RARELY }
     }
 
     pub fn state_file(&self) -> PathBuf {
@@ -92,7 +93,7 @@ impl Stage {
         self.folder.path().join("lake")
     }
 
-    /// An hour passes on the server, then something changes.
+    /// Moves the server's clock by an hour, then changes its data.
     pub fn later(&self, change: impl FnOnce(&mut World)) {
         self.server.world(|world| {
             world.advance(HOUR);
@@ -100,26 +101,26 @@ impl Stage {
         });
     }
 
-    /// As a process that starts.
+    /// Opens everything, as a process does when it starts.
     pub async fn open(&self) -> Result<Syncer, sync::Error> {
         let exports = [self.export.clone()];
         let (client, config) = (self.client.clone(), self.config.clone());
         Syncer::open(client, self.tables(), &self.state_file(), config, &exports, ProgressSender::new().0).await
     }
 
-    /// An incremental sync, whatever comes of it.
+    /// An incremental sync with any outcome.
     pub async fn sync(&self) -> Report {
         self.run(Mode::Incremental).await
     }
 
-    /// An incremental sync of which nothing but success is expected.
+    /// An incremental sync that must be complete.
     pub async fn complete(&self) -> Report {
         let report = self.sync().await;
         assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
         report
     }
 
-    /// Nothing that came is unaccounted for, whatever the test is about (promise 4).
+    /// A sync in this process. Checks in every test that all received resources are accounted for.
     pub async fn run(&self, mode: Mode) -> Report {
         let report = self.open().await.unwrap().run(&self.export, mode, &CancellationToken::new()).await;
         for (resource_type, of) in &report.types {
@@ -129,8 +130,8 @@ impl Stage {
         report
     }
 
-    /// The tables hold exactly the lines that the server has, each once.
-    pub async fn assert_in_step(&self) {
+    /// The tables hold exactly the lines of the server, each once.
+    pub async fn assert_same_as_server(&self) {
         for resource_type in &self.export.types {
             let mut expected: Vec<String> =
                 self.server.world(|world| world.resources(*resource_type).map(|(_, line)| line.to_owned()).collect());
@@ -139,13 +140,12 @@ impl Stage {
         }
     }
 
-    /// Every stored line of a type, sorted; none where there is no table.
+    /// All stored lines of a type, sorted; none if there is no table.
     pub async fn lines(&self, of: ResourceType) -> Vec<String> {
         let root = self.root();
         if root.open(of).await.unwrap().is_none() {
             return Vec::new();
         }
-        // The Delta kernel reads what our own writer wrote.
         let rows = read_back::read(&self.table_folder(of), &["resource_json"]).unwrap();
         let Some(lines) = rows.column_by_name("resource_json") else { return Vec::new() };
         let lines = arrow::compute::cast(lines, &arrow::datatypes::DataType::Utf8).unwrap();
@@ -170,7 +170,7 @@ impl Stage {
         names.filter(|name| name.ends_with(".parquet")).collect()
     }
 
-    /// What went into quarantine, oldest run first.
+    /// The quarantined lines, oldest run first.
     pub fn quarantine(&self) -> Vec<serde_json::Value> {
         let Ok(entries) = fs::read_dir(self.folder.path().join("state/quarantine")) else { return Vec::new() };
         let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -179,9 +179,9 @@ impl Stage {
         texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// How many requests for files the server has seen.
+    /// The number of requests for files so far.
     pub fn file_requests(&self) -> usize {
-        self.server.requests().iter().filter(|seen| seen.path.contains("/bulkfiles/")).count()
+        self.server.requests().iter().filter(|request| request.path.contains("/bulkfiles/")).count()
     }
 
     pub fn root(&self) -> Root {
@@ -193,7 +193,7 @@ impl Stage {
     }
 }
 
-/// As it is by default, but for waits that suit a test.
+/// The default settings, with waits that suit a test.
 pub fn client(server: &Server) -> export::Config {
     let wait = WaitRange::new(Duration::from_millis(10), Duration::from_millis(50)).unwrap();
     let mut config = export::Config::new(server.url());
@@ -208,7 +208,7 @@ pub fn end_of(report: &Report, of: ResourceType) -> &TypeEnd {
     &report.types[&of].end
 }
 
-/// The reason why a type failed; a type that did not fails the test.
+/// The reason why a type failed. Panics if it did not fail.
 pub fn failure(report: &Report, of: ResourceType) -> &str {
     match end_of(report, of) {
         TypeEnd::Failed(reason) => reason,
@@ -216,22 +216,22 @@ pub fn failure(report: &Report, of: ResourceType) -> &str {
     }
 }
 
-/// Looks again and again, until there is something to see.
+/// Calls `look` every 10 ms until it returns something.
 pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let mut glances = tokio::time::interval(Duration::from_millis(10));
-    let seen = async {
+    let found = async {
         loop {
             glances.tick().await;
-            if let Some(seen) = look().await {
-                return seen;
+            if let Some(found) = look().await {
+                return found;
             }
         }
     };
-    let Ok(seen) = tokio::time::timeout(LIMIT, seen).await else { panic!("waited in vain: {what}") };
-    seen
+    let Ok(found) = tokio::time::timeout(LIMIT, found).await else { panic!("not within {LIMIT:?}: {what}") };
+    found
 }
 
 fn install_crypto() {
-    // Another test of this binary may have been faster; one provider is what is wanted.
+    // An error means that another test of this binary has installed it before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }

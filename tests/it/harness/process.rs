@@ -1,4 +1,4 @@
-//! A process: the real binary, with a configuration file, and everything that it prints.
+//! A process: the real binary with a configuration file, and everything that it prints.
 
 use std::{
     fs,
@@ -14,14 +14,14 @@ use tokio::{
     time::timeout,
 };
 
-use super::{LIMIT, Stage, eventually};
+use super::{LIMIT, Setup, eventually};
 
-/// A schedule that comes true once in four years.
-pub const FAR: &str = "0 0 5 29 2 *";
+/// A schedule that is due once in four years.
+pub const RARELY: &str = "0 0 5 29 2 *";
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_fhir-sync");
 
-/// A running binary. Killed when it is dropped.
+/// The running binary. It is killed when this is dropped.
 pub struct Process {
     child: Child,
     stdout: Arc<Mutex<String>>,
@@ -29,24 +29,24 @@ pub struct Process {
     readers: JoinSet<()>,
 }
 
-/// A binary that has ended.
+/// The result of a process that has ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// `None` where a signal ended it.
+    /// `None` if a signal ended it.
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
 }
 
 impl Ended {
-    /// Everything that it printed.
-    pub fn said(&self) -> String {
+    /// Everything that it printed, stdout first.
+    pub fn output(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }
 }
 
-impl Stage {
-    /// A configuration with which a process does what [`Stage::sync`] does, and logs everything.
+impl Setup {
+    /// A configuration with which a process does the same as [`Setup::sync`] and logs everything.
     pub fn config(&self) -> String {
         let types: Vec<_> = self.export.types.iter().map(|of| format!("\"{of}\"")).collect();
         format!(
@@ -80,7 +80,7 @@ impl Stage {
 impl Process {
     pub fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut command = Command::new(BINARY);
-        // What the machine sets must not change what is proved.
+        // The environment of the machine must not change the result.
         command.args(arguments).env_clear().envs(environment.iter().copied());
         Self::spawn(command)
     }
@@ -94,22 +94,22 @@ impl Process {
         Self { child, stdout, stderr, readers }
     }
 
-    /// SIGTERM.
+    /// Sends SIGTERM.
     pub async fn terminate(&self) {
         let id = self.child.id().unwrap();
-        // The shell's own `kill`: there may be no other.
+        // `kill` is built into the shell; the command may not be installed.
         let status = Command::new("sh").arg("-c").arg(format!("kill -TERM {id}")).status().await.unwrap();
         assert!(status.success());
     }
 
-    /// SIGKILL, and gone.
+    /// Sends SIGKILL and waits for the end.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
     pub async fn end(mut self) -> Ended {
         let Ok(status) = timeout(LIMIT, self.child.wait()).await else {
-            panic!("the process did not end; it said:\n{}", text(&self.stderr));
+            panic!("the process did not end; it printed:\n{}", text(&self.stderr));
         };
         while self.readers.join_next().await.is_some() {}
         Ended { code: status.unwrap().code(), stdout: text(&self.stdout), stderr: text(&self.stderr) }
@@ -119,7 +119,7 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for an event of the log with this message.
+    /// Waits for a log event with this message.
     pub async fn logged(&self, message: &str) -> Value {
         let find = async || {
             let events = text(&self.stderr);
@@ -129,7 +129,7 @@ impl Process {
         eventually(&format!("{message:?} in the log of\n{}", text(&self.stderr)), find).await
     }
 
-    /// Waits until the health listener is there: its origin.
+    /// Waits for the health listener; returns its origin.
     pub async fn health(&self) -> String {
         format!("http://{}", self.logged("ready").await["health"].as_str().unwrap())
     }
