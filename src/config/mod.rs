@@ -306,10 +306,11 @@ fn read_sync(
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),
-        max_quarantined: max_quarantined?,
-        max_quarantined_percent: max_quarantined_percent?,
-        max_missing: max_missing?,
-        max_missing_percent: max_missing_percent?,
+        quarantine: sync::QuarantineLimit {
+            max_quarantined: max_quarantined?,
+            max_quarantined_percent: max_quarantined_percent?,
+        },
+        reconcile: table::Reconcile { max_gone: max_missing?, max_gone_percent: max_missing_percent? },
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
     })

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, ProgressSender, Step, Syncer, blocking, chain, quarantine::Quarantine};
+use super::{Error, ProgressSender, Step, Syncer, blocking::blocking, chain, quarantine::Quarantine};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},

@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Step, Syncer, advice, blocking, chain, now};
+use super::{
+    Error, Step, Syncer, advice,
+    blocking::{blocking, now},
+    chain,
+};
 use crate::table::{self, DryRun, Maintained, TableName};
 
 /// How the tables are maintained, and how long that may take.

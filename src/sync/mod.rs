@@ -4,9 +4,14 @@
 //! watermark moves only in the commit that completes the rows it stands for; one failing type, file or line does not
 //! stop the others; and whatever interrupts a run, the next one goes on where this one stood.
 
+mod blocking;
+mod columns;
+mod config;
 mod error;
 mod intake;
+mod log;
 mod maintain;
+mod memory;
 mod open;
 mod plan;
 mod progress;
@@ -16,23 +21,22 @@ mod report;
 mod upsert;
 
 use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{sync::OnceCell, task::JoinSet};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    blocking::{REQUEST_PATIENCE, blocking, now, until},
     error::JobFate,
     intake::{Received, Stamp},
     quarantine::Quarantine,
     upsert::Commits,
 };
 pub use self::{
+    config::{Config, Export, QuarantineLimit},
     error::{Advice, Error, advice, chain},
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
@@ -41,68 +45,24 @@ pub use self::{
     report::{Outcome, Report, TypeEnd, TypeReport},
 };
 use crate::{
-    export::{self, Client, Completed, Job, Level},
+    export::{self, Client, Completed, Job},
     fhir::{ResourceType, TransactionTime, parse_instant},
-    resource::{self, Shape},
-    state::{ExportState, JobInFlight, State, Store},
+    state::{JobInFlight, Store},
     table::Root,
 };
 
 /// What a maintenance did to which table, or would; and which of the two was asked.
 pub use crate::table::{DryRun, Maintained, TableName};
 
-/// How every export is synced.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// `_sync_source` of all rows.
-    pub source: Arc<str>,
-    /// How far a request reaches back behind the watermark.
-    pub overlap: TimeDelta,
-    pub parallel_downloads: usize,
-    pub parallel_upserts: usize,
-    pub max_line_bytes: usize,
-    /// Lines of one type and export that are no resources: the type fails when there are more than this many, and they
-    /// are more than this share. Few must never stop the many that came with them.
-    pub max_quarantined: u64,
-    pub max_quarantined_percent: f64,
-    /// When a full refresh lacks more rows of a table than this, and more than this share, none is removed.
-    pub max_missing: u64,
-    pub max_missing_percent: f64,
-    /// Received rows beyond this go to the disk; of all types together.
-    pub change_set_memory_bytes: usize,
-    pub spool_folder: PathBuf,
-    /// A column for each FHIR element, where the server speaks R4; else only the leading columns and the line.
-    pub typed: bool,
-    pub columns: resource::Options,
-}
-
-/// What is kept in step with the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
-    /// Names the watermarks in the tables: another name begins anew.
-    pub name: String,
-    pub level: Level,
-    pub types: Vec<ResourceType>,
-    /// Types whose rows nobody else brings: what a full refresh lacks of them is gone from the server.
-    pub reconciled: BTreeSet<ResourceType>,
-}
-
-impl Export {
-    /// How the tables know this export.
-    pub fn app_id(&self) -> String {
-        format!("fhir-sync/{}", self.name)
-    }
-}
-
 /// Everything that a run works with. One run at a time.
 pub struct Syncer {
-    pub client: Arc<Client>,
+    client: Arc<Client>,
     pub root: Root,
-    pub store: Arc<Mutex<Store>>,
-    pub config: Config,
-    pub progress: ProgressSender,
+    store: Arc<Mutex<Store>>,
+    config: Config,
+    progress: ProgressSender,
     /// Whether the server speaks R4, whose elements have columns; asked once.
-    pub speaks_r4: OnceCell<bool>,
+    speaks_r4: OnceCell<bool>,
 }
 
 impl Syncer {
@@ -126,7 +86,7 @@ impl Syncer {
             report.remarks.push(chain(&error));
             report.outcome = Outcome::Failed;
         }
-        log(&report, result.err().as_ref());
+        log::end(&report, result.err().as_ref());
         self.progress.step(Step::Idle);
         report
     }
@@ -303,65 +263,6 @@ impl Syncer {
         let name = export.name.clone();
         self.remember(move |state| state.exports.entry(name).or_default().job = None).await
     }
-
-    /// The columns of a type's table.
-    async fn shape(&self, resource_type: ResourceType) -> Arc<Shape> {
-        if self.config.typed && *self.speaks_r4.get_or_init(|| self.ask_version()).await {
-            Shape::of(resource_type, self.config.columns)
-        } else {
-            Shape::untyped(resource_type, self.config.columns)
-        }
-    }
-
-    /// A server that does not say is taken for R4: its lines are kept whatever they are.
-    async fn ask_version(&self) -> bool {
-        let Some(version) = self.client.fhir_version().await else { return true };
-        let is_r4 = version.starts_with("4.0");
-        if !is_r4 {
-            tracing::warn!(
-                fhir_version = version,
-                "the server does not speak FHIR R4 (4.0): its tables get the leading columns and resource_json only; \
-                 tables.typed = false says the same without asking"
-            );
-        }
-        is_r4
-    }
-
-    async fn remember_end(&self, report: &Report) -> Result<(), Error> {
-        if report.outcome != Outcome::Complete {
-            return Ok(());
-        }
-        let (name, ended_at) = (report.export.clone(), report.ended_at);
-        let full_refresh = report.mode == Mode::FullRefresh;
-        self.remember(move |state| {
-            let export = state.exports.entry(name).or_default();
-            // The first complete sync has loaded everything, whatever it was called.
-            if full_refresh || export.last_complete_at.is_none() {
-                export.last_full_refresh_at = Some(ended_at);
-            }
-            export.last_complete_at = Some(ended_at);
-            state.last_sync_before_migration = None;
-        })
-        .await
-    }
-
-    async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
-        let store = Arc::clone(&self.store);
-        Ok(blocking(move || lock(&store).update(change)).await?)
-    }
-
-    /// What is remembered just now.
-    pub fn state(&self) -> State {
-        lock(&self.store).state().clone()
-    }
-
-    fn state_folder(&self) -> PathBuf {
-        lock(&self.store).folder().to_owned()
-    }
-
-    fn export_state(&self, export: &Export) -> ExportState {
-        self.state().exports.remove(&export.name).unwrap_or_default()
-    }
 }
 
 /// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers
@@ -369,73 +270,4 @@ impl Syncer {
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
     let transaction_time = completed.manifest.transaction_time?;
     Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
-}
-
-/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so they have a moment
-/// to end.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Waits for `step`, or until the wish to stop has lasted for `patience`.
-async fn until<T>(
-    stop: &CancellationToken,
-    patience: Duration,
-    step: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let stopped = async {
-        stop.cancelled().await;
-        tokio::time::sleep(patience).await;
-    };
-    tokio::select! {
-        biased;
-        () = stopped => Err(Error::Stopped),
-        result = step => result,
-    }
-}
-
-/// Does `work` on a thread that may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let mut thread = JoinSet::new();
-    thread.spawn_blocking(work);
-    loop {
-        match thread.join_next().await {
-            Some(Ok(result)) => return result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-            // One thread was started, so there is one to wait for; a runtime that shuts down never answers.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The local clock: for people and for `/health`, never for a decision about data.
-#[expect(clippy::disallowed_methods, reason = "when a run began and ended is a matter of our own clock")]
-fn now() -> DateTime<Utc> {
-    Utc::now()
-}
-
-fn log(report: &Report, error: Option<&Error>) {
-    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.end != TypeEnd::NotReached) {
-        let counts = &of.counts;
-        tracing::info!(
-            export = report.export, run = report.run, %resource_type, received = of.received, inserted = counts.inserted,
-            updated = counts.updated, unchanged = counts.unchanged, stale = counts.stale, duplicate = counts.duplicate,
-            deleted = counts.deleted, quarantined = of.quarantined, end = %of.end, "table"
-        );
-    }
-    let duration_ms = (report.ended_at - report.started_at).num_milliseconds();
-    let (export, run, outcome) = (&report.export, report.run, report.outcome);
-    match (outcome, error) {
-        (Outcome::Complete | Outcome::Stopped, _) => {
-            tracing::info!(export, run, %outcome, duration_ms, changed = report.changed(), "sync ends");
-        }
-        (_, Some(error)) => {
-            tracing::error!(export, run, %outcome, duration_ms, advice = ?advice(error), error = chain(error), "sync ends");
-        }
-        (_, None) => {
-            tracing::error!(export, run, %outcome, duration_ms, remarks = report.remarks.join("; "), "sync ends");
-        }
-    }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{Config, Error, Export, ProgressSender, Syncer, lock};
+use super::{Config, Error, Export, ProgressSender, Syncer, blocking::blocking, memory::lock};
 use crate::{
     export::{self, Client},
     state::{Found, Store},
@@ -82,7 +82,7 @@ impl Syncer {
         }
         // Writing now shows a folder that cannot be written before anything is asked of the server.
         let store = Arc::clone(&self.store);
-        super::blocking(move || lock(&store).update(|_| ())).await?;
+        blocking(move || lock(&store).update(|_| ())).await?;
         Ok(any)
     }
 }

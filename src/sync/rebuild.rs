@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{Error, Syncer, blocking, now};
+use super::{
+    Error, Syncer,
+    blocking::{blocking, now},
+};
 use crate::{
     fhir::ResourceType,
     resource::{Decoder, Line},

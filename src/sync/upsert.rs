@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    table::{self, Reconcile, Root, TableDefinition, Upsert},
+    table::{self, Root, TableDefinition, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -46,8 +46,6 @@ pub(super) async fn upsert(
         run: report.run,
         reconcile: None,
     };
-    let reconcile =
-        Reconcile { max_gone: syncer.config.max_missing, max_gone_percent: syncer.config.max_missing_percent };
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -56,7 +54,8 @@ pub(super) async fn upsert(
             // Only what is whole can say that something is gone: no file missing, no line in quarantine, no type that
             // the server left out (rules 21 and 98).
             let whole = commits.everything && !hold && intake.files > 0 && intake.bad == 0;
-            let reconcile = (whole && commits.export.reconciled.contains(&resource_type)).then_some(reconcile);
+            let reconcile =
+                (whole && commits.export.reconciled.contains(&resource_type)).then_some(syncer.config.reconcile);
             let upsert = Upsert { reconcile, ..upsert.clone() };
             let (root, progress) = (syncer.root.clone(), syncer.progress.clone());
             let (config, since, runtime) = (syncer.config.clone(), commits.since, Handle::current());
@@ -134,9 +133,7 @@ async fn upsert_type(
 }
 
 fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: &Config) -> Option<Error> {
-    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-    let share_percent = report.quarantined as f64 * 100.0 / report.received.max(1) as f64;
-    let too_many = report.quarantined > config.max_quarantined && share_percent > config.max_quarantined_percent;
+    let too_many = config.quarantine.is_exceeded(report.quarantined, report.received);
     too_many.then_some(Error::TooManyBadLines { resource_type, bad: report.quarantined, received: report.received })
 }
 

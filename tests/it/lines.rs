@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    sync::{Outcome, TypeEnd},
+    sync::{Outcome, QuarantineLimit, TypeEnd},
 };
 use serde_json::json;
 
@@ -23,7 +23,7 @@ fn push_bad_lines(setup: &Setup) {
 #[tokio::test]
 async fn bad_lines_within_the_limit_are_quarantined_and_nothing_else_is_lost() {
     let mut setup = Setup::new().await;
-    setup.config.max_quarantined_percent = 50.0;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
     push_bad_lines(&setup);
     let report = setup.sync().await;
     assert_eq!((report.outcome, report.types[&PATIENT].quarantined), (Outcome::Partial, 3));
@@ -43,7 +43,7 @@ async fn bad_lines_within_the_limit_are_quarantined_and_nothing_else_is_lost() {
 #[tokio::test]
 async fn a_few_bad_lines_do_not_fail_even_a_small_type() {
     let mut setup = Setup::new().await;
-    (setup.config.max_quarantined, setup.config.max_quarantined_percent) = (3, 0.0);
+    setup.config.quarantine = QuarantineLimit { max_quarantined: 3, max_quarantined_percent: 0.0 };
     push_bad_lines(&setup);
     let report = setup.sync().await;
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
@@ -53,7 +53,7 @@ async fn a_few_bad_lines_do_not_fail_even_a_small_type() {
 #[tokio::test]
 async fn the_quarantine_is_readable_by_its_owner_only() {
     let mut setup = Setup::new().await;
-    setup.config.max_quarantined_percent = 50.0;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
     push_bad_lines(&setup);
     setup.sync().await;
     let folder = setup.folder.path().join("state/quarantine");

@@ -14,7 +14,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{Options, shape::Layout},
     sync::{self, Export, Mode, Outcome, ProgressSender, Report, Syncer, TypeEnd},
-    table::{self, Location, Root},
+    table::{self, Location, Reconcile, Root},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -70,10 +70,8 @@ impl Setup {
             parallel_downloads: 4,
             parallel_upserts: 2,
             max_line_bytes: 1 << 20,
-            max_quarantined: 0,
-            max_quarantined_percent: 1.0,
-            max_missing: 0,
-            max_missing_percent: 10.0,
+            quarantine: sync::QuarantineLimit { max_quarantined: 0, max_quarantined_percent: 1.0 },
+            reconcile: Reconcile { max_gone: 0, max_gone_percent: 10.0 },
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
             typed: true,

@@ -1,0 +1,50 @@
+//! Waiting: for work that blocks its thread, and for a stop. And the local clock.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+
+/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so they have a moment
+/// to end.
+pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Waits for `step`, or until the wish to stop has lasted for `patience`.
+pub async fn until<T>(
+    stop: &CancellationToken,
+    patience: Duration,
+    step: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let stopped = async {
+        stop.cancelled().await;
+        tokio::time::sleep(patience).await;
+    };
+    tokio::select! {
+        biased;
+        () = stopped => Err(Error::Stopped),
+        result = step => result,
+    }
+}
+
+/// Does `work` on a thread that may block.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let mut thread = JoinSet::new();
+    thread.spawn_blocking(work);
+    loop {
+        match thread.join_next().await {
+            Some(Ok(result)) => return result,
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            // One thread was started, so there is one to wait for; a runtime that shuts down never answers.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// The local clock: for people and for `/health`, never for a decision about data.
+#[expect(clippy::disallowed_methods, reason = "when a run began and ended is a matter of our own clock")]
+pub fn now() -> DateTime<Utc> {
+    Utc::now()
+}

@@ -1,0 +1,63 @@
+//! Settings: which exports are kept in step with the server, and how each is synced.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+
+use chrono::TimeDelta;
+
+use crate::{export::Level, fhir::ResourceType, resource, table::Reconcile};
+
+/// How every export is synced.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `_sync_source` of all rows.
+    pub source: Arc<str>,
+    /// `_since` is this much earlier than the watermark.
+    pub overlap: TimeDelta,
+    pub parallel_downloads: usize,
+    pub parallel_upserts: usize,
+    pub max_line_bytes: usize,
+    pub quarantine: QuarantineLimit,
+    /// When a full refresh removes the rows that the server no longer sends.
+    pub reconcile: Reconcile,
+    /// Received rows beyond this are spooled to the disk; for all types together.
+    pub change_set_memory_bytes: usize,
+    pub spool_folder: PathBuf,
+    /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.
+    pub typed: bool,
+    pub columns: resource::Options,
+}
+
+/// How many lines of one type may be in quarantine. The type fails only when both limits are exceeded: a few bad lines must
+/// never stop the many good ones that arrived with them.
+#[derive(Clone, Copy, Debug)]
+pub struct QuarantineLimit {
+    pub max_quarantined: u64,
+    /// Of the lines that were received.
+    pub max_quarantined_percent: f64,
+}
+
+impl QuarantineLimit {
+    pub fn is_exceeded(self, quarantined: u64, received: u64) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more than 52 bits")]
+        let percent = quarantined as f64 * 100.0 / received.max(1) as f64;
+        quarantined > self.max_quarantined && percent > self.max_quarantined_percent
+    }
+}
+
+/// What is kept in step with the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// Names the watermarks in the tables: under another name every type starts with a full load.
+    pub name: String,
+    pub level: Level,
+    pub types: Vec<ResourceType>,
+    /// Types that no other export brings: of these, what a full refresh lacks was deleted on the server.
+    pub reconciled: BTreeSet<ResourceType>,
+}
+
+impl Export {
+    /// The application id of the watermarks: the `appId` of a Delta `txn` action.
+    pub fn app_id(&self) -> String {
+        format!("fhir-sync/{}", self.name)
+    }
+}
