@@ -6,7 +6,7 @@ use super::{Section, bytes, duration, parsed, percent};
 use crate::{
     schedule::Pattern,
     sync,
-    table::{self, Retention, Step},
+    table::{self, MaintenanceStep, Retention},
 };
 
 /// When the tables are maintained, and how.
@@ -23,7 +23,7 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
         text => Pattern::from_str(text).map(Some),
     });
     let time_limit = section.or("time_limit", "30m", duration);
-    let steps = section.list("steps", parsed::<Step>);
+    let steps = section.list("steps", parsed::<MaintenanceStep>);
     let target_file_bytes = section.or("target_file_size", "128MiB", bytes);
     let purge_percent = section.or("purge_percent", "10", percent);
     let vacuum_retention = section.or("vacuum_retention", "7days", duration);
@@ -34,8 +34,8 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
         section.mistake("log_retention", "is shorter than vacuum_retention; the log says which files are still needed");
     }
     section.end();
-    let tables = table::Maintenance {
-        steps: if steps.is_empty() { Step::ALL.into() } else { steps.into_iter().collect() },
+    let tables = table::MaintenanceOptions {
+        steps: if steps.is_empty() { MaintenanceStep::ALL.into() } else { steps.into_iter().collect() },
         target_file_bytes: target_file_bytes?,
         purge_percent: purge_percent?,
         vacuum_retention: Retention::Checked(vacuum_retention?),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     fhir::ResourceType,
-    table::{DatePart, DatePartition, Step},
+    table::{DatePart, DatePartition, MaintenanceStep},
 };
 
 const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");
@@ -157,10 +157,10 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
     let of = |settings: &str| parse(&format!("{SMALLEST}[maintenance]\n{settings}"), &[]).0;
     let usual = parse(SMALLEST, &[]).0.unwrap().maintenance;
     assert!(usual.schedule.is_some());
-    assert_eq!(usual.of_tables.tables.steps, Step::ALL.into());
+    assert_eq!(usual.of_tables.tables.steps, MaintenanceStep::ALL.into());
     assert!(of("schedule = \"off\"").unwrap().maintenance.schedule.is_none());
     let some = of("steps = [\"vacuum\", \"compact\"]").unwrap().maintenance;
-    assert_eq!(some.of_tables.tables.steps, [Step::Compact, Step::Vacuum].into());
+    assert_eq!(some.of_tables.tables.steps, [MaintenanceStep::Compact, MaintenanceStep::Vacuum].into());
     let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().0;
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.log_retention: is shorter")), "{found:?}");
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is none of compact")));

@@ -18,7 +18,7 @@ use crate::table::{self, DryRun, Maintained, TableName};
 /// How the tables are maintained, and how long that may take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MaintenanceRun {
-    pub tables: table::Maintenance,
+    pub tables: table::MaintenanceOptions,
     /// When this is over, no further files are put together; the next time goes on there. What has begun is finished.
     pub time_limit: Duration,
 }

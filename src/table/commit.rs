@@ -1,16 +1,16 @@
 //! A commit: actions and watermark become one version of the table, or nothing does.
 //!
-//! A lost answer is the rule to prepare for: a commit that was reported as failed may have landed. Every commit carries an
-//! identifier of its own, and after any error the log is asked for it; only that tells.
+//! The answer of an object store may be lost: a commit that was reported as failed may have landed. So every commit carries
+//! an identifier of its own, and after any error the log is searched for it. Only the log decides.
 
 use std::collections::BTreeMap;
 
 use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
 use deltalake::{
-    DeltaTable, DeltaTableError,
+    DeltaTable, DeltaTableError, Path,
     kernel::{
-        Action, EagerSnapshot, Metadata, Protocol, Transaction,
+        Action, EagerSnapshot, Metadata, Protocol, Remove, Transaction,
         transaction::{CommitBuilder, CommitProperties, TableReference},
     },
     protocol::DeltaOperation,
@@ -18,48 +18,49 @@ use deltalake::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Amount, Counts, Error, Table, Upsert};
+use super::{
+    Amount, Counts, Error, Table, Upsert,
+    data_file::stored::StoredFile,
+    data_file::{forget, now_millis},
+};
 use crate::fhir::TransactionTime;
 
-/// What became of the attempt.
-pub(super) enum Outcome {
+/// What became of an attempt.
+pub(super) enum CommitOutcome {
     Committed {
         bytes_written: u64,
     },
-    /// Somebody else's commit came first; `delta` is now at that version.
+    /// Another writer's commit came first; the table is now at that version.
     Overtaken,
 }
 
+/// One attempt at the commit of an upsert: its actions and, if it has one, its watermark.
 pub(super) async fn commit(
-    delta: &mut DeltaTable,
-    place: &str,
+    table: &mut Table,
     actions: Vec<Action>,
     counts: &Counts,
     upsert: &Upsert,
-) -> Result<Outcome, Error> {
-    let failed = |error: DeltaTableError| Error::delta(place, error);
-    let before = transaction_version(delta, &upsert.app_id).await.map_err(failed)?;
+) -> Result<CommitOutcome, Error> {
+    let before = transaction_version(&table.delta, &upsert.app_id).await.map_err(|error| table.failed(error))?;
     // A watermark never goes backwards (rule 52).
     let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(before.unwrap_or(i64::MIN)));
     if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
-        return Ok(Outcome::Committed { bytes_written: 0 });
+        return Ok(CommitOutcome::Committed { bytes_written: 0 });
     }
     let metadata = metadata(counts, &actions, upsert);
     let transactions = watermark.map(|version| Transaction::new(&upsert.app_id, version)).into_iter().collect();
-    attempt(delta, place, actions, operation(), transactions, metadata).await
+    attempt(table, actions, operation(), transactions, metadata).await
 }
 
-/// One attempt at a commit; `metadata` goes into its `commitInfo`. Afterwards `delta` is at the newest version.
+/// One attempt at a commit; `metadata` is written into its `commitInfo`. Afterwards the table is at its newest version.
 pub(super) async fn attempt(
-    delta: &mut DeltaTable,
-    place: &str,
+    table: &mut Table,
     actions: Vec<Action>,
     operation: DeltaOperation,
     transactions: Vec<Transaction>,
     mut metadata: BTreeMap<String, Value>,
-) -> Result<Outcome, Error> {
-    let failed = |error: DeltaTableError| Error::delta(place, error);
-    let read_version = delta.version().unwrap_or_default();
+) -> Result<CommitOutcome, Error> {
+    let read_version = table.version();
     let bytes_written = actions.iter().map(added_bytes).sum();
     let commit = Uuid::new_v4().to_string();
     let ours = metadata.entry(OURS.to_owned()).or_insert_with(|| json!({}));
@@ -67,33 +68,61 @@ pub(super) async fn attempt(
     metadata.insert("readVersion".to_owned(), read_version.into());
     metadata.entry("isBlindAppend".to_owned()).or_insert_with(|| false.into());
     let properties = CommitProperties::default()
-        // deltalake's own retry rebases by a conflict check that lets compactions pass: of two that put the same files
-        // together, and of one whose answer was lost, both would land.
+        // deltalake's own retry would rebase the commit, and its conflict check lets compactions pass. Two compactions of
+        // the same files would then both land, and so would one whose answer was lost and that is sent again.
         .with_max_retries(0)
         .with_cleanup_expired_logs(Some(false))
         .with_application_transactions(transactions)
         .with_metadata(metadata);
-    let snapshot = Checked::new(delta.snapshot().map_err(failed)?.snapshot().clone()).map_err(failed)?;
+    let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?.snapshot().clone();
+    let snapshot = Checked::new(snapshot).map_err(|error| table.failed(error))?;
     let attempt = CommitBuilder::from(properties)
         .with_actions(actions)
-        .build(Some(&snapshot), delta.log_store(), operation)
+        .build(Some(&snapshot), table.delta.log_store(), operation)
         .await;
-    delta.load().await.map_err(failed)?;
-    let Err(error) = attempt else { return Ok(Outcome::Committed { bytes_written }) };
-    let version = delta.version().unwrap_or_default();
+    let loaded = table.delta.load().await;
+    loaded.map_err(|error| table.failed(error))?;
+    let Err(error) = attempt else { return Ok(CommitOutcome::Committed { bytes_written }) };
+    let version = table.version();
     for version in read_version + 1..=version {
-        if commit_info(delta, version).await.map_err(failed)?.is_some_and(|info| info[OURS]["commit"] == commit) {
-            tracing::warn!(%error, version, "the commit landed although its answer was lost");
-            return Ok(Outcome::Committed { bytes_written });
+        let info = commit_info(&table.delta, version).await.map_err(|error| table.failed(error))?;
+        if info.is_some_and(|info| info[OURS]["commit"] == commit) {
+            tracing::warn!(table = %table.name, %error, version, "the commit landed although its answer was lost");
+            return Ok(CommitOutcome::Committed { bytes_written });
         }
     }
-    if version > read_version { Ok(Outcome::Overtaken) } else { Err(failed(error)) }
+    if version > read_version { Ok(CommitOutcome::Overtaken) } else { Err(table.failed(error)) }
+}
+
+/// The action that removes a file of the table, its deletion vector included.
+pub(super) fn remove(stored: &StoredFile) -> Remove {
+    let add = &stored.add;
+    Remove {
+        path: add.path.clone(),
+        data_change: true,
+        deletion_timestamp: Some(now_millis()),
+        extended_file_metadata: Some(true),
+        size: Some(add.size),
+        partition_values: Some(add.partition_values.clone()),
+        deletion_vector: add.deletion_vector.clone(),
+        tags: None,
+        base_row_id: None,
+        default_row_commit_version: None,
+    }
+}
+
+/// Deletes files that were written for a commit that did not land.
+pub(super) async fn discard(table: &Table, paths: impl Iterator<Item = String>) {
+    let store = table.delta.object_store();
+    for path in paths {
+        forget(store.as_ref(), &Path::from(path.as_str())).await;
+    }
 }
 
 /// A version of a table whose demands on writers [`requirements`](super::requirements) has checked.
 ///
-/// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves them to
-/// DataFusion. It would not check them in a commit either: so what it is shown of the protocol demands nothing.
+/// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves both to
+/// DataFusion. A commit of ours needs neither: so this shows deltalake a protocol that demands nothing.
 struct Checked {
     snapshot: EagerSnapshot,
     protocol: Protocol,
@@ -124,7 +153,7 @@ impl TableReference for Checked {
     }
 }
 
-/// What a commit says of itself; `None` where the log no longer has it, or it says nothing.
+/// The `commitInfo` of a commit; `None` where the log no longer has the commit, or the commit has none.
 async fn commit_info(delta: &DeltaTable, version: u64) -> Result<Option<Value>, DeltaTableError> {
     Ok(entries(delta, version).await?.into_iter().find_map(|mut entry| match entry["commitInfo"].take() {
         Value::Null => None,
@@ -142,43 +171,41 @@ async fn entries(delta: &DeltaTable, version: u64) -> Result<Vec<Value>, DeltaTa
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
-/// So far back the log is searched for our last commit.
-const MOST_FOREIGN: u64 = 1000;
+/// How many commits back the log is searched for our last commit.
+const MAX_FOREIGN_COMMITS: u64 = 1000;
 
-impl Table {
-    /// How many commits of others since our last one have changed rows. They are told, and their rows compared by content.
-    pub(super) async fn foreign_commits(&self) -> Result<u64, Error> {
-        let mut foreign = 0;
-        let newest = self.version();
-        for version in (newest.saturating_sub(MOST_FOREIGN)..=newest).rev() {
-            let entries = entries(&self.delta, version).await.map_err(|error| self.failed(error))?;
-            let info = entries.iter().map(|entry| &entry["commitInfo"]).find(|info| !info.is_null());
-            if version == 0 || info.is_none_or(|info| !info[OURS].is_null()) {
-                break;
-            }
-            let changes_rows =
-                |entry: &Value| [&entry["add"], &entry["remove"]].iter().any(|action| action["dataChange"] == true);
-            if entries.iter().any(changes_rows) {
-                foreign += 1;
-                let operation = info.and_then(|info| info["operation"].as_str()).unwrap_or("unknown");
-                tracing::warn!(
-                    table = %self.name, version, operation,
-                    "another writer changed rows of the table; what comes again is compared by content"
-                );
-            }
+/// How many commits of other writers since our last one have changed rows. Each is logged.
+pub(super) async fn foreign_commits(table: &Table) -> Result<u64, Error> {
+    let mut foreign = 0;
+    let newest = table.version();
+    for version in (newest.saturating_sub(MAX_FOREIGN_COMMITS)..=newest).rev() {
+        let entries = entries(&table.delta, version).await.map_err(|error| table.failed(error))?;
+        let info = entries.iter().map(|entry| &entry["commitInfo"]).find(|info| !info.is_null());
+        if version == 0 || info.is_none_or(|info| !info[OURS].is_null()) {
+            break;
         }
-        Ok(foreign)
+        let changes_rows =
+            |entry: &Value| [&entry["add"], &entry["remove"]].iter().any(|action| action["dataChange"] == true);
+        if entries.iter().any(changes_rows) {
+            foreign += 1;
+            let operation = info.and_then(|info| info["operation"].as_str()).unwrap_or("unknown");
+            tracing::warn!(
+                table = %table.name, version, operation,
+                "another writer changed rows of the table; they are compared with received rows by content"
+            );
+        }
     }
+    Ok(foreign)
 }
 
-/// The part of `commitInfo` that is ours.
+/// The member of `commitInfo` that is ours.
 pub(super) const OURS: &str = "fhirSync";
 
 async fn transaction_version(delta: &DeltaTable, app_id: &str) -> Result<Option<i64>, DeltaTableError> {
     delta.snapshot()?.transaction_version(delta.log_store().as_ref(), app_id).await
 }
 
-/// As a merge, also where nothing was there to merge with: it is the operation whose conflicts others check in full.
+/// Always MERGE, also for a first load: it is the operation that other writers check for conflicts in full.
 fn operation() -> DeltaOperation {
     DeltaOperation::Merge {
         predicate: None,
@@ -222,7 +249,7 @@ fn change_bytes(action: &Action) -> Option<u64> {
     }
 }
 
-/// Of files that this commit brings; one whose deletion vector alone is new was there before.
+/// The size of a data file that the commit adds; a file that only gets a new deletion vector was there before.
 fn added_bytes(action: &Action) -> u64 {
     match action {
         Action::Add(add) if add.deletion_vector.is_none() => u64::try_from(add.size).unwrap_or_default(),

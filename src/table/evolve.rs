@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{
     Error, Root, Table, TableDefinition, TableName, UpdateMode,
-    commit::{self, Outcome},
+    commit::{self, CommitOutcome},
     properties::{ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, PARTITION_DATE},
     root::{OWN_COLUMNS, columns, kernel_schema},
 };
@@ -74,10 +74,9 @@ pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Re
         table.check_features()?;
         let (actions, operation) = changes.actions(&table)?;
         tracing::info!(table = %table.name, columns = changes.columns.len(), properties = ?changes.switched_on(), "the table evolves");
-        let place = table.place.clone();
-        match commit::attempt(&mut table.delta, &place, actions, operation, Vec::new(), BTreeMap::new()).await? {
-            Outcome::Committed { .. } => return Ok(table),
-            Outcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
+        match commit::attempt(&mut table, actions, operation, Vec::new(), BTreeMap::new()).await? {
+            CommitOutcome::Committed { .. } => return Ok(table),
+            CommitOutcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
         }
     }
     Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })

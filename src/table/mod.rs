@@ -50,7 +50,7 @@ pub use self::{
     data_file::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,
-    maintain::{DryRun, Maintained, Maintenance, Retention, Step},
+    maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     name::TableName,
     root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode},
 };

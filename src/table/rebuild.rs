@@ -15,12 +15,11 @@ use futures::StreamExt as _;
 
 use super::{
     Committed, Counts, Error, Table, TableDefinition, Upsert,
-    commit::{self, Outcome},
+    commit::{self, CommitOutcome, remove},
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::Target,
     data_file::stored::StoredFile,
     root::{columns, kernel_schema},
-    upsert::write::remove,
 };
 
 /// What is kept of a row as it was.
@@ -53,17 +52,17 @@ impl Table {
         let mut rows = 0;
         let target = Target { columns: Arc::clone(&definition.schema), leading: definition.leading, ..self.target()? };
         for stored in self.stored_files().await? {
-            actions.push(remove(&stored));
+            actions.push(Action::Remove(remove(&stored)));
             let (adds, count) = self.rebuild_file(&stored, &target, decode).await?;
             actions.extend(adds.into_iter().map(Action::Add));
             rows += count;
         }
         let counts = Counts { updated: rows, ..Counts::default() };
-        match commit::commit(&mut self.delta, &self.place, actions, &counts, &Upsert::default()).await? {
-            Outcome::Committed { bytes_written } => {
+        match commit::commit(&mut self, actions, &counts, &Upsert::default()).await? {
+            CommitOutcome::Committed { bytes_written } => {
                 Ok(Committed { version: self.version(), counts, bytes_written, foreign: 0 })
             }
-            Outcome::Overtaken => Err(Error::Conflict { table: self.name, attempts: 1 }),
+            CommitOutcome::Overtaken => Err(Error::Conflict { table: self.name, attempts: 1 }),
         }
     }
 

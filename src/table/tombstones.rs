@@ -30,7 +30,7 @@ use super::{
     Amount, Error, Root, Table, TableName, Upsert,
     change_set::ids::Ids,
     change_set::newest::Newest,
-    commit::{self, Outcome},
+    commit::{self, CommitOutcome},
     data_file::rolling::{DataFiles, Target},
     root::kernel_schema,
 };
@@ -202,12 +202,12 @@ async fn append(table: &mut Table, adds: Vec<Add>, upsert: &Upsert) -> Result<()
     let actions: Vec<_> = adds.iter().cloned().map(Action::Add).collect();
     for _ in 0..MAX_ATTEMPTS {
         let (actions, metadata) = (actions.clone(), metadata.clone());
-        match commit::attempt(&mut table.delta, &table.place, actions, operation(), Vec::new(), metadata).await? {
-            Outcome::Committed { .. } => return Ok(()),
-            Outcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
+        match commit::attempt(table, actions, operation(), Vec::new(), metadata).await? {
+            CommitOutcome::Committed { .. } => return Ok(()),
+            CommitOutcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
         }
     }
-    table.forget(adds.into_iter().map(|add| add.path)).await;
+    commit::discard(table, adds.into_iter().map(|add| add.path)).await;
     Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
 }
 

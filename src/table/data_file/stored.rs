@@ -58,6 +58,16 @@ impl StoredFile {
         ids.may_lie_between(Bounds { first: bound("minValues"), last: bound("maxValues") })
     }
 
+    /// How many rows the file has, deleted ones included: as its statistics say, else as its footer does.
+    pub async fn row_count(&self) -> Result<u64, DeltaTableError> {
+        let stated = self.add.stats.as_deref().and_then(|stats| serde_json::from_str::<Value>(stats).ok());
+        if let Some(rows) = stated.and_then(|stats| stats.get("numRecords")?.as_u64()) {
+            return Ok(rows);
+        }
+        let footer = self.footer().await?;
+        Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
+    }
+
     /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.
     pub async fn footer(&self) -> Result<ArrowReaderMetadata, DeltaTableError> {
         Ok(ArrowReaderMetadata::load_async(&mut self.file.clone(), ArrowReaderOptions::default()).await?)

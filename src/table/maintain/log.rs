@@ -1,7 +1,7 @@
 //! The log folder of a table: commits, checkpoints, and which of them are too old to be needed.
 //!
-//! A version is readable from a checkpoint at or before it, and the commits from there on. The commit of the checkpoint's
-//! own version is always kept with it: Spark refuses a checkpoint that has lost it, though deltalake does not.
+//! A version is read from a checkpoint at or before it and from the commits after that. The commit of the checkpoint's own
+//! version is always kept with it: Spark refuses a checkpoint without that commit, deltalake does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,20 +17,20 @@ pub(super) struct Log {
 }
 
 struct LogFile {
-    /// The highest one that the file speaks of.
+    /// The highest version that the file is about.
     version: u64,
-    kind: Kind,
+    kind: LogFileKind,
     meta: ObjectMeta,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum LogFileKind {
     Commit,
-    /// One of so many parts.
+    /// One of this many parts.
     Checkpoint {
         parts: usize,
     },
-    /// Checksums and commits that somebody has put together: never needed, only useful.
+    /// Checksums and compacted commits: useful, but never needed.
     Other,
 }
 
@@ -49,26 +49,28 @@ impl Log {
 
     /// The versions whose commits were written at `instant` or later.
     pub(super) fn commits_since(&self, instant: DateTime<Utc>) -> Vec<u64> {
-        let commits = self.files.iter().filter(|file| file.kind == Kind::Commit && file.meta.last_modified >= instant);
+        let commits =
+            self.files.iter().filter(|file| file.kind == LogFileKind::Commit && file.meta.last_modified >= instant);
         commits.map(|file| file.version).collect()
     }
 
-    /// What is not needed for any version that was current at `cutoff` or later. The table is at `version`.
+    /// The files that no version needs that was current at `cutoff` or later. The table is at `version`.
     pub(super) fn expired(self, version: u64, cutoff: DateTime<Utc>) -> Expired {
-        let young = self.files.iter().filter(|file| file.kind != Kind::Other && file.meta.last_modified >= cutoff);
+        let young =
+            self.files.iter().filter(|file| file.kind != LogFileKind::Other && file.meta.last_modified >= cutoff);
         // The version before the first young commit was still current at the cutoff.
         let first_needed = young.map(|file| file.version.saturating_sub(1)).min().unwrap_or(version);
         let Some(start) = self.checkpoints().range(..=first_needed).last().copied() else { return Expired::default() };
         let old = self.files.into_iter().filter(|file| file.version < start);
-        let (checkpoints, others) = old.partition(|file| matches!(file.kind, Kind::Checkpoint { .. }));
+        let (checkpoints, others) = old.partition(|file| matches!(file.kind, LogFileKind::Checkpoint { .. }));
         Expired { checkpoints, others }
     }
 
-    /// Those that are whole.
+    /// The versions of the checkpoints that have all their parts.
     fn checkpoints(&self) -> BTreeSet<u64> {
         let mut found: BTreeMap<(u64, usize), usize> = BTreeMap::new();
         for file in &self.files {
-            if let Kind::Checkpoint { parts } = file.kind {
+            if let LogFileKind::Checkpoint { parts } = file.kind {
                 *found.entry((file.version, parts)).or_default() += 1;
             }
         }
@@ -77,7 +79,7 @@ impl Log {
     }
 }
 
-/// Files of the log that may go.
+/// Files of the log that may be deleted.
 #[derive(Default)]
 pub(super) struct Expired {
     checkpoints: Vec<LogFile>,
@@ -89,7 +91,7 @@ impl Expired {
         self.checkpoints.iter().chain(&self.others).map(|file| file.meta.size).collect()
     }
 
-    /// Checkpoints first: whenever this is interrupted, none has lost its commit.
+    /// Checkpoints first: if this is interrupted, no checkpoint has lost its commit.
     pub(super) async fn delete(self, table: &Table) -> Result<Amount, Error> {
         let mut amount = Amount::default();
         for files in [self.checkpoints, self.others] {
@@ -102,7 +104,7 @@ impl Expired {
     }
 }
 
-/// Deletes files of a table; one that is gone already counts as deleted.
+/// Deletes files of a table; one that is missing already counts as deleted.
 pub(super) async fn delete(table: &Table, files: Vec<ObjectMeta>) -> Result<Amount, Error> {
     let amount = files.iter().map(|file| file.size).collect();
     let locations = stream::iter(files).map(|file| Ok(file.location)).boxed();
@@ -121,23 +123,23 @@ fn log_file(meta: ObjectMeta) -> Option<LogFile> {
     Some(LogFile { version, kind, meta })
 }
 
-/// `None` for what is not a file of the log, or not one of a version.
-fn read_name(location: &Path) -> Option<(u64, Kind)> {
+/// The version and the kind of a file; `None` if it is not a file of the log, or not of a version.
+fn read_name(location: &Path) -> Option<(u64, LogFileKind)> {
     let path = location.as_ref().strip_prefix("_delta_log/")?;
     let (digits, rest) = path.split_once('.').filter(|_| !path.contains('/'))?;
     let version = version(digits)?;
     if rest == "json" {
-        return Some((version, Kind::Commit));
+        return Some((version, LogFileKind::Commit));
     }
     if let Some(rest) = rest.strip_prefix("checkpoint.") {
-        // <part>.<parts>.parquet; everything else is whole in one file.
+        // <part>.<parts>.parquet; all other names are of checkpoints in one file.
         let parts = rest.split('.').nth(1).and_then(|parts| parts.parse().ok()).unwrap_or(1);
-        return Some((version, Kind::Checkpoint { parts }));
+        return Some((version, LogFileKind::Checkpoint { parts }));
     }
     if let Some(last) = rest.strip_suffix(".compacted.json") {
-        return Some((self::version(last)?, Kind::Other));
+        return Some((self::version(last)?, LogFileKind::Other));
     }
-    (rest == "crc").then_some((version, Kind::Other))
+    (rest == "crc").then_some((version, LogFileKind::Other))
 }
 
 fn version(digits: &str) -> Option<u64> {
@@ -151,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// Each file is as many days old as is said.
+    /// Files of these names and ages in days.
     fn log(files: &[(&str, i64)]) -> Log {
         let meta = |name: &str, days| ObjectMeta {
             location: Path::from(format!("_delta_log/{name}")),
@@ -177,23 +179,23 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_log_are_told_apart() {
+    fn the_name_of_a_log_file_tells_its_version_and_kind() {
         let kind = |name: &str| read_name(&Path::from(format!("_delta_log/{name}")));
-        assert_eq!(kind(&name(7, "json")), Some((7, Kind::Commit)));
-        assert_eq!(kind(&name(7, "checkpoint.parquet")), Some((7, Kind::Checkpoint { parts: 1 })));
+        assert_eq!(kind(&name(7, "json")), Some((7, LogFileKind::Commit)));
+        assert_eq!(kind(&name(7, "checkpoint.parquet")), Some((7, LogFileKind::Checkpoint { parts: 1 })));
         let uuid = "checkpoint.80a083e8-7026-4e79-81be-64bd76c43a11.parquet";
-        assert_eq!(kind(&name(7, uuid)), Some((7, Kind::Checkpoint { parts: 1 })));
+        assert_eq!(kind(&name(7, uuid)), Some((7, LogFileKind::Checkpoint { parts: 1 })));
         let part = "checkpoint.0000000002.0000000003.parquet";
-        assert_eq!(kind(&name(7, part)), Some((7, Kind::Checkpoint { parts: 3 })));
-        assert_eq!(kind(&name(7, "crc")), Some((7, Kind::Other)));
-        assert_eq!(kind(&name(7, &name(9, "compacted.json"))), Some((9, Kind::Other)));
+        assert_eq!(kind(&name(7, part)), Some((7, LogFileKind::Checkpoint { parts: 3 })));
+        assert_eq!(kind(&name(7, "crc")), Some((7, LogFileKind::Other)));
+        assert_eq!(kind(&name(7, &name(9, "compacted.json"))), Some((9, LogFileKind::Other)));
         for other in ["_last_checkpoint", "_sidecars/a.parquet", "7.json", "_commits/00000000000000000007.a.json"] {
             assert_eq!(kind(other), None, "{other}");
         }
     }
 
     #[test]
-    fn the_commit_of_a_live_checkpoint_stays_and_older_checkpoints_go_with_theirs() {
+    fn the_commit_of_a_needed_checkpoint_stays_and_older_checkpoints_are_deleted_with_theirs() {
         let mut files: Vec<_> =
             (0..=6).map(|version| (name(version, "json"), 60 - 5 * i64::try_from(version).unwrap())).collect();
         files.push((name(2, "checkpoint.parquet"), 50));
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_without_a_whole_checkpoint() {
+    fn nothing_is_deleted_without_a_complete_checkpoint() {
         let mut files: Vec<_> = (0..=6).map(|version| (name(version, "json"), 60)).collect();
         assert_eq!(left(&files, 6, 30).len(), files.len());
         files.push((name(5, "checkpoint.0000000001.0000000002.parquet"), 60));

@@ -1,9 +1,9 @@
 //! Vacuum: files that no version within the retention needs are deleted.
 //!
-//! A file is needed that is active now, or that a commit within the retention removed; and a file that was written
-//! within the retention may belong to a commit that is still to come. The same holds for change files, and for deletion
-//! vectors, which is why this is not deltalake's own vacuum: that one deletes a replaced vector by its age alone, under
-//! readers of the version before. No commit is made.
+//! A file stays if it is active, if a commit within the retention removed it, or if it was written within the retention: it
+//! may belong to a commit that is still to come. The same holds for change files and deletion vectors. That is why this is
+//! not deltalake's own vacuum, which deletes a replaced vector by its age alone, while readers of the version before still
+//! need it. No commit is made.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -21,78 +21,77 @@ use crate::table::{Error, data_file::deletion_vector::file_of};
 /// Commits that are read at the same time.
 const PARALLEL_READS: usize = 8;
 
-impl Table {
-    pub(super) async fn vacuum(
-        &self,
-        retention: Duration,
-        dry_run: DryRun,
-        now: DateTime<Utc>,
-    ) -> Result<Amount, Error> {
-        let cutoff = now - retention;
-        let needed = self.needed_since(cutoff).await?;
-        let store = self.delta.object_store();
-        let old = store.list(None).try_filter(|file| {
-            let goes = is_data(&file.location) && file.last_modified < cutoff && !needed.contains(&file.location);
-            std::future::ready(goes)
-        });
-        let old: Vec<ObjectMeta> = old.try_collect().await.map_err(|error| self.failed(error))?;
-        let unfinished = self.unfinished_uploads(cutoff)?;
-        let mut amount = match dry_run {
-            DryRun::Yes => old.iter().map(|file| file.size).collect(),
-            DryRun::No => log::delete(self, old).await?,
-        };
-        for (path, bytes) in unfinished {
-            if dry_run == DryRun::No {
-                std::fs::remove_file(path).map_err(|error| self.failed(error))?;
-            }
-            amount.extend([bytes]);
+/// Deletes the files that no version since `now - retention` needs.
+pub(super) async fn vacuum(
+    table: &Table,
+    retention: Duration,
+    dry_run: DryRun,
+    now: DateTime<Utc>,
+) -> Result<Amount, Error> {
+    let cutoff = now - retention;
+    let needed = needed_since(table, cutoff).await?;
+    let store = table.delta.object_store();
+    let old = store.list(None).try_filter(|file| {
+        let is_unneeded = is_data(&file.location) && file.last_modified < cutoff && !needed.contains(&file.location);
+        std::future::ready(is_unneeded)
+    });
+    let old: Vec<ObjectMeta> = old.try_collect().await.map_err(|error| table.failed(error))?;
+    let unfinished = unfinished_uploads(table, cutoff)?;
+    let mut amount = match dry_run {
+        DryRun::Yes => old.iter().map(|file| file.size).collect(),
+        DryRun::No => log::delete(table, old).await?,
+    };
+    for (path, bytes) in unfinished {
+        if dry_run == DryRun::No {
+            std::fs::remove_file(path).map_err(|error| table.failed(error))?;
         }
-        Ok(amount)
+        amount.extend([bytes]);
     }
-
-    /// The files of every version that was current at `cutoff` or later.
-    async fn needed_since(&self, cutoff: DateTime<Utc>) -> Result<Needed, Error> {
-        let mut needed = Needed::default();
-        for file in self.files().await? {
-            needed.keep(file.object_store_path(), file.deletion_vector_descriptor().as_ref());
-        }
-        let log_store = self.delta.log_store();
-        let versions = log::Log::list(self).await?.commits_since(cutoff);
-        let commits = versions.into_iter().map(|version| {
-            let log_store = log_store.clone();
-            async move {
-                let commit = log_store.read_commit_entry(version).await?;
-                commit.map_or_else(|| Ok(Vec::new()), |commit| get_actions(version, &commit))
-            }
-        });
-        let mut commits = stream::iter(commits).buffer_unordered(PARALLEL_READS);
-        while let Some(actions) = commits.next().await {
-            for action in actions.map_err(|error| self.failed(error))? {
-                match action {
-                    Action::Remove(remove) => needed.keep(path(&remove.path), remove.deletion_vector.as_ref()),
-                    Action::Cdc(file) => needed.keep(path(&file.path), None),
-                    _ => {}
-                }
-            }
-        }
-        Ok(needed)
-    }
-
-    /// What a killed process left of files that it had not finished, on a local disk: `….parquet#1`. Object stores do not
-    /// list theirs, and forget them by a rule of the bucket.
-    fn unfinished_uploads(&self, cutoff: DateTime<Utc>) -> Result<Vec<(std::path::PathBuf, u64)>, Error> {
-        let log_store = self.delta.log_store();
-        let Ok(folder) = log_store.root_url().to_file_path() else { return Ok(Vec::new()) };
-        let mut found = Vec::new();
-        let mut folders = vec![folder];
-        while let Some(folder) = folders.pop() {
-            unfinished_in(&folder, cutoff, &mut folders, &mut found).map_err(|error| self.failed(error))?;
-        }
-        Ok(found)
-    }
+    Ok(amount)
 }
 
-/// Looks into one folder; those of partitions and of change files in it are for later.
+/// The files of every version that was current at `cutoff` or later.
+async fn needed_since(table: &Table, cutoff: DateTime<Utc>) -> Result<NeededFiles, Error> {
+    let mut needed = NeededFiles::default();
+    for file in table.files().await? {
+        needed.keep(file.object_store_path(), file.deletion_vector_descriptor().as_ref());
+    }
+    let log_store = table.delta.log_store();
+    let versions = log::Log::list(table).await?.commits_since(cutoff);
+    let commits = versions.into_iter().map(|version| {
+        let log_store = log_store.clone();
+        async move {
+            let commit = log_store.read_commit_entry(version).await?;
+            commit.map_or_else(|| Ok(Vec::new()), |commit| get_actions(version, &commit))
+        }
+    });
+    let mut commits = stream::iter(commits).buffer_unordered(PARALLEL_READS);
+    while let Some(actions) = commits.next().await {
+        for action in actions.map_err(|error| table.failed(error))? {
+            match action {
+                Action::Remove(remove) => needed.keep(path(&remove.path), remove.deletion_vector.as_ref()),
+                Action::Cdc(file) => needed.keep(path(&file.path), None),
+                _ => {}
+            }
+        }
+    }
+    Ok(needed)
+}
+
+/// The files that a killed process had not finished on a local disk: `….parquet#1`. Object stores do not list theirs; a
+/// rule of the bucket removes them.
+fn unfinished_uploads(table: &Table, cutoff: DateTime<Utc>) -> Result<Vec<(std::path::PathBuf, u64)>, Error> {
+    let log_store = table.delta.log_store();
+    let Ok(folder) = log_store.root_url().to_file_path() else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    let mut folders = vec![folder];
+    while let Some(folder) = folders.pop() {
+        unfinished_in(&folder, cutoff, &mut folders, &mut found).map_err(|error| table.failed(error))?;
+    }
+    Ok(found)
+}
+
+/// Adds the unfinished files of one folder to `found`, and its folders of partitions and change files to `folders`.
 fn unfinished_in(
     folder: &std::path::Path,
     cutoff: DateTime<Utc>,
@@ -122,14 +121,14 @@ fn path(stated: &str) -> Path {
     Path::parse(stated).unwrap_or_else(|_| Path::from(stated))
 }
 
-/// Files that must stay.
+/// The files that must stay.
 #[derive(Default)]
-struct Needed {
+struct NeededFiles {
     data: HashSet<Path>,
     vectors: HashSet<String>,
 }
 
-impl Needed {
+impl NeededFiles {
     fn keep(&mut self, data: Path, vector: Option<&DeletionVectorDescriptor>) {
         self.data.insert(data);
         self.vectors.extend(vector.and_then(vector_name));
@@ -140,7 +139,7 @@ impl Needed {
     }
 }
 
-/// Only what a table's writers make; the log, and whatever else somebody put there, is left alone.
+/// Data files, change files and deletion vectors. The log, and any other file that somebody put there, is left alone.
 fn is_data(location: &Path) -> bool {
     let is_hidden = |(depth, name): (usize, &str)| {
         name.starts_with('.') || (name.starts_with('_') && !(depth == 0 && name == "_change_data"))
@@ -151,8 +150,8 @@ fn is_data(location: &Path) -> bool {
     !hidden && (is_vector || location.extension() == Some("parquet"))
 }
 
-/// The name of the file that a deletion vector lies in; it has a UUID, so where that file is does not matter. `None` for a
-/// vector in the log itself.
+/// The name of the file that a deletion vector is in. It has a UUID, so its folder does not matter. `None` for a vector in
+/// the log itself.
 fn vector_name(vector: &DeletionVectorDescriptor) -> Option<String> {
     match vector.storage_type {
         StorageType::AbsolutePath => vector.path_or_inline_dv.rsplit('/').next().map(str::to_owned),
@@ -177,8 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_is_found_where_the_protocol_says() {
-        // The example of the protocol.
+    fn the_file_name_of_a_deletion_vector_follows_the_protocol() {
+        // The example of the Delta protocol, section "Deletion Vectors".
         let name = Some("deletion_vector_d2c639aa-8816-431a-aaf6-d3fe2512ff61.bin".to_owned());
         assert_eq!(vector(StorageType::UuidRelativePath, "ab^-aqEH.-t@S}K{vb[*k^"), name);
         assert_eq!(vector(StorageType::UuidRelativePath, "^-aqEH.-t@S}K{vb[*k^"), name);

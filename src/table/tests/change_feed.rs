@@ -3,7 +3,7 @@
 use deltalake::kernel::Add;
 
 use super::{maintain::in_days, *};
-use crate::table::Step;
+use crate::table::MaintenanceStep;
 
 /// A change: what happened, to which resource, and the line.
 type Told = (String, String, String);
@@ -155,20 +155,19 @@ async fn what_a_full_refresh_removes_is_told_as_deleted() {
 async fn copies_that_others_made_of_a_row_are_no_deletions_of_the_resource() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
-    let late = lake.root.open(patient()).await.unwrap().unwrap();
+    let mut late = lake.root.open(patient()).await.unwrap().unwrap();
     // Another program doubles the row: the same data file under a second name.
     let mut stored = late.stored_files().await.unwrap().remove(0).add;
     let copy = format!("copy-{}", stored.path);
     std::fs::copy(lake.table_folder().join(&stored.path), lake.table_folder().join(&copy)).unwrap();
     stored.path = copy;
-    let mut delta = late.delta.clone();
     let double = vec![deltalake::kernel::Action::Add(stored)];
     let operation = deltalake::protocol::DeltaOperation::Write {
         mode: deltalake::protocol::SaveMode::Append,
         partition_by: None,
         predicate: None,
     };
-    commit::attempt(&mut delta, "", double, operation, Vec::new(), BTreeMap::new()).await.unwrap();
+    commit::attempt(&mut late, double, operation, Vec::new(), BTreeMap::new()).await.unwrap();
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
     let expected = [("update_postimage", "a"), ("update_preimage", "a"), ("update_preimage", "a")];
     assert_eq!(lake.changes_of(version), pairs(&expected));
@@ -210,11 +209,11 @@ async fn maintenance_tells_nothing_and_keeps_the_change_files_of_the_retention()
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
-    lake.maintain(&Step::ALL, in_days(1)).await;
+    lake.maintain(&MaintenanceStep::ALL, in_days(1)).await;
     assert!(lake.table().await.version() > version, "something was put together");
     assert_eq!(lake.told(version + 1, &["_change_type"]), Vec::<Vec<String>>::new());
     assert_eq!(lake.told_by(version).len(), 2);
-    lake.maintain(&[Step::Vacuum], in_days(8)).await;
+    lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await;
     let left = std::fs::read_dir(lake.table_folder().join("_change_data")).unwrap().count();
     assert_eq!(left, 0, "after the retention they go");
 }

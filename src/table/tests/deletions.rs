@@ -12,7 +12,7 @@ use super::{
     *,
 };
 use crate::table::{
-    maintain::{DryRun, Maintained, Step},
+    maintain::{DryRun, Maintained, MaintenanceStep},
     tombstones::{NewTombstone, TombstoneTable},
 };
 
@@ -27,7 +27,7 @@ fn at(second: u32) -> String {
 
 impl Lake {
     async fn fold(&self) -> Maintained {
-        let all = maintenance(&Step::ALL);
+        let all = maintenance(&MaintenanceStep::ALL);
         self.root.maintain(TableName::Deletions, &all, DryRun::No, in_days(0), &|| true).await.unwrap().unwrap()
     }
 
@@ -126,7 +126,7 @@ async fn the_table_of_deletions_is_maintained_in_every_step() {
     for second in 1..=12 {
         lake.upsert(&[vec![deletion(&format!("id{second}"), None)]], micros(second)).await;
     }
-    let all = maintenance(&Step::ALL);
+    let all = maintenance(&MaintenanceStep::ALL);
     let maintain = async |dry_run, days| {
         lake.root.maintain(TableName::Deletions, &all, dry_run, in_days(days), &|| true).await.unwrap().unwrap()
     };

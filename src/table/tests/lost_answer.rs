@@ -7,7 +7,7 @@ use super::{
     unreliable::{Fault, unreliable, unreliable_root},
     *,
 };
-use crate::table::{DryRun, Maintained, Step, tombstones::TombstoneTable};
+use crate::table::{DryRun, Maintained, MaintenanceStep, tombstones::TombstoneTable};
 
 async fn lake() -> Lake {
     let lake = Lake::new();
@@ -273,7 +273,7 @@ async fn to_be_maintained() -> Lake {
 
 async fn maintain(lake: &Lake, faults: &[Fault]) -> Result<Maintained, Error> {
     let root = unreliable_root(lake, "Patient.parquet", faults, |config| config);
-    let all = maintenance(&Step::ALL);
+    let all = maintenance(&MaintenanceStep::ALL);
     root.maintain(patient(), &all, DryRun::No, in_days(0), &|| true).await.map(Option::unwrap)
 }
 
@@ -286,7 +286,7 @@ async fn a_compaction_whose_answer_was_lost_counts_once_and_keeps_its_file() {
         assert_eq!((done.rewritten.files, done.written.files), (3, 1), "{fault:?}");
         assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(7))), "{fault:?}");
         assert_eq!(commits(&lake, "Patient.parquet").len(), 5, "{fault:?}");
-        assert_eq!(lake.maintain(&Step::ALL, in_days(0)).await, Maintained::default(), "{fault:?}");
+        assert_eq!(lake.maintain(&MaintenanceStep::ALL, in_days(0)).await, Maintained::default(), "{fault:?}");
     }
 }
 

@@ -9,12 +9,12 @@ use futures::StreamExt as _;
 use super::*;
 #[cfg(feature = "sql")]
 use crate::table::data_file::rolling;
-use crate::table::{DryRun, Error, Maintained, Maintenance, Retention, Step};
+use crate::table::{DryRun, Error, Maintained, MaintenanceOptions, MaintenanceStep, Retention};
 
 const DAY: Duration = Duration::from_hours(24);
 
-pub(super) fn maintenance(steps: &[Step]) -> Maintenance {
-    Maintenance {
+pub(super) fn maintenance(steps: &[MaintenanceStep]) -> MaintenanceOptions {
+    MaintenanceOptions {
         steps: steps.iter().copied().collect(),
         target_file_bytes: 128 << 20,
         purge_percent: 10.0,
@@ -36,13 +36,13 @@ impl Lake {
         }
     }
 
-    pub(super) async fn maintain(&self, steps: &[Step], now: DateTime<Utc>) -> Maintained {
+    pub(super) async fn maintain(&self, steps: &[MaintenanceStep], now: DateTime<Utc>) -> Maintained {
         self.try_maintain(&maintenance(steps), DryRun::No, now).await.unwrap()
     }
 
     async fn try_maintain(
         &self,
-        maintenance: &Maintenance,
+        maintenance: &MaintenanceOptions,
         dry_run: DryRun,
         now: DateTime<Utc>,
     ) -> Result<Maintained, Error> {
@@ -88,14 +88,18 @@ async fn maintenance_puts_small_files_together_and_changes_no_row_and_no_waterma
     let lake = Lake::new();
     lake.small_files(12).await;
     let before = lake.rows().await;
-    let done = lake.maintain(&Step::ALL, in_days(0)).await;
+    let done = lake.maintain(&MaintenanceStep::ALL, in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files, done.left), (12, 1, 0));
     assert_eq!(done.checkpoint, Some(lake.version().await));
     assert_eq!(lake.rows().await, before);
     assert_eq!(lake.active_files().await, 1);
     assert_eq!(lake.watermark().await, Some(time(12)));
     let version = lake.version().await;
-    assert_eq!(lake.maintain(&Step::ALL, in_days(0)).await, Maintained::default(), "the second one has nothing to do");
+    assert_eq!(
+        lake.maintain(&MaintenanceStep::ALL, in_days(0)).await,
+        Maintained::default(),
+        "the second one has nothing to do"
+    );
     assert_eq!(lake.version().await, version);
     let again = lake.upsert(&[vec![line("p1", 1, ""), line("p2", 2, "new")]], 13).await;
     assert_eq!(again.counts, Counts { unchanged: 1, updated: 1, ..Counts::default() });
@@ -109,7 +113,7 @@ async fn a_file_of_many_has_every_column_that_any_of_them_had_and_their_order() 
     };
     lake.upsert(&[vec![line("b", r#""gender":"female""#)]], 1).await;
     lake.upsert(&[vec![line("a", r#""birthDate":"1970-01-01""#)]], 2).await;
-    lake.maintain(&[Step::Compact], in_days(0)).await;
+    lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
     assert_eq!(lake.active_files().await, 1);
     let rows = read_back::read(&lake.table_folder(), &["id", "gender", "birthDate", "active"]).unwrap();
     let drawn = arrow::util::pretty::pretty_format_batches(&[rows]).unwrap().to_string();
@@ -121,7 +125,7 @@ async fn a_file_of_many_has_every_column_that_any_of_them_had_and_their_order() 
 async fn a_compaction_is_told_as_one_that_changes_no_data() {
     let lake = Lake::new();
     lake.small_files(2).await;
-    lake.maintain(&[Step::Compact], in_days(0)).await;
+    lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
     let commit = lake.table_folder().join(format!("_delta_log/{:020}.json", lake.version().await));
     let commit = fs::read_to_string(commit).unwrap();
     let actions: Vec<serde_json::Value> = commit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -141,7 +145,7 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
     fs::write(lake.table_folder().join("part-orphan.parquet"), "orphan").unwrap();
     lake.age("part-orphan.parquet", 9);
     let before = lake.files_on_disk();
-    let done = lake.try_maintain(&maintenance(&Step::ALL), DryRun::Yes, in_days(0)).await.unwrap();
+    let done = lake.try_maintain(&maintenance(&MaintenanceStep::ALL), DryRun::Yes, in_days(0)).await.unwrap();
     assert_eq!((done.rewritten.files, done.written.files, done.checkpoint), (12, 0, Some(12)));
     assert_eq!((done.vacuumed.files, done.vacuumed.bytes), (1, 6));
     assert_eq!(lake.files_on_disk(), before);
@@ -161,16 +165,16 @@ async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
     for name in old.iter().map(String::as_str).chain(["README.md", "part-orphan.parquet", "part-killed.parquet#1"]) {
         lake.age(name, 60);
     }
-    lake.maintain(&[Step::Compact], in_days(0)).await;
-    let done = lake.maintain(&[Step::Vacuum], in_days(0)).await;
+    lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
+    let done = lake.maintain(&[MaintenanceStep::Vacuum], in_days(0)).await;
     assert_eq!(done.vacuumed.files, 2, "the orphan and what a killed process left");
     assert!(old.iter().all(|name| lake.files_on_disk().contains(name)), "readers of the version before need them");
-    let done = lake.maintain(&[Step::Vacuum], in_days(8)).await;
+    let done = lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await;
     assert_eq!(done.vacuumed.files, 4, "the old files, and what nobody committed in a week");
     assert_eq!(lake.data_files_on_disk(), 1);
     assert!(lake.files_on_disk().contains("README.md"));
     assert_eq!(lake.rows().await.len(), 3);
-    assert_eq!(lake.maintain(&[Step::Vacuum], in_days(8)).await, Maintained::default());
+    assert_eq!(lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await, Maintained::default());
 }
 
 /// Twenty patients in a file, of which three have changed since.
@@ -186,9 +190,9 @@ async fn dead_rows_are_purged_from_their_share_on() {
     let lake = Lake::new();
     three_dead_of_twenty(&lake).await;
     let before = lake.rows().await;
-    let stricter = Maintenance { purge_percent: 16.0, ..maintenance(&[Step::Purge]) };
+    let stricter = MaintenanceOptions { purge_percent: 16.0, ..maintenance(&[MaintenanceStep::Purge]) };
     assert_eq!(lake.try_maintain(&stricter, DryRun::No, in_days(0)).await.unwrap(), Maintained::default());
-    let done = lake.maintain(&[Step::Purge], in_days(0)).await;
+    let done = lake.maintain(&[MaintenanceStep::Purge], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files, done.purged_rows), (1, 1, 3));
     assert_eq!((lake.dead_rows().await, lake.active_files().await), (0, 2));
     assert_eq!(lake.rows().await, before);
@@ -201,7 +205,7 @@ async fn a_file_put_together_has_no_dead_row_however_few_they_were() {
     let lake = Lake::new();
     three_dead_of_twenty(&lake).await;
     let before = lake.rows().await;
-    let done = lake.maintain(&[Step::Compact], in_days(0)).await;
+    let done = lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files, done.purged_rows), (2, 1, 3));
     assert_eq!(lake.dead_rows().await, 0);
     assert_eq!(lake.rows().await, before);
@@ -215,11 +219,11 @@ async fn vacuum_keeps_a_replaced_deletion_vector_as_long_as_its_version() {
         || lake.files_on_disk().into_iter().filter(|name| name.starts_with("deletion_vector_")).collect::<Vec<_>>();
     let [vector] = &vectors()[..] else { panic!("{:?}", lake.files_on_disk()) };
     lake.age(vector, 60);
-    assert_eq!(lake.maintain(&[Step::Vacuum], in_days(0)).await, Maintained::default(), "it is active");
-    lake.maintain(&[Step::Purge], in_days(0)).await;
-    lake.maintain(&[Step::Vacuum], in_days(0)).await;
+    assert_eq!(lake.maintain(&[MaintenanceStep::Vacuum], in_days(0)).await, Maintained::default(), "it is active");
+    lake.maintain(&[MaintenanceStep::Purge], in_days(0)).await;
+    lake.maintain(&[MaintenanceStep::Vacuum], in_days(0)).await;
     assert_eq!(vectors().len(), 1, "readers of the version before need it");
-    assert_eq!(lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed.files, 2);
+    assert_eq!(lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await.vacuumed.files, 2);
     assert!(vectors().is_empty());
     assert_eq!(lake.rows().await.len(), 20);
 }
@@ -235,7 +239,7 @@ async fn files_of_other_engines_are_left_as_they_are() {
     let columns = table.columns().unwrap();
     let rows = rows.iter().map(|rows| rolling::align(rows, &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
-    let done = lake.maintain(&[Step::Compact], in_days(0)).await;
+    let done = lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files), (3, 1));
     assert_eq!(lake.active_files().await, 2);
 }
@@ -244,7 +248,7 @@ async fn files_of_other_engines_are_left_as_they_are() {
 async fn a_retention_shorter_than_the_tables_is_refused_unless_forced() {
     let lake = Lake::new();
     lake.small_files(2).await;
-    let short = |vacuum_retention| Maintenance { vacuum_retention, ..maintenance(&Step::ALL) };
+    let short = |vacuum_retention| MaintenanceOptions { vacuum_retention, ..maintenance(&MaintenanceStep::ALL) };
     let error = lake.try_maintain(&short(Retention::Checked(DAY)), DryRun::No, in_days(0)).await.unwrap_err();
     let said = error.to_string();
     assert!(said.contains("7days") && said.contains("1day") && said.contains("vacuum_retention"), "{said}");
@@ -258,11 +262,11 @@ async fn a_retention_shorter_than_the_tables_is_refused_unless_forced() {
 async fn a_cleaned_log_keeps_the_commit_of_its_checkpoint_and_the_watermark() {
     let lake = Lake::new();
     lake.small_files(12).await;
-    let checkpoint = lake.maintain(&Step::ALL, in_days(0)).await.checkpoint.unwrap();
+    let checkpoint = lake.maintain(&MaintenanceStep::ALL, in_days(0)).await.checkpoint.unwrap();
     lake.upsert(&[vec![line("late", 1, "")]], 20).await;
-    let done = lake.maintain(&[Step::CleanLog], in_days(29)).await;
+    let done = lake.maintain(&[MaintenanceStep::CleanLog], in_days(29)).await;
     assert_eq!(done.log_deleted.files, 0);
-    let done = lake.maintain(&[Step::CleanLog, Step::Vacuum], in_days(31)).await;
+    let done = lake.maintain(&[MaintenanceStep::CleanLog, MaintenanceStep::Vacuum], in_days(31)).await;
     assert_eq!(done.log_deleted.files, checkpoint, "every commit before the checkpoint");
     assert_eq!(done.vacuumed.files, 12);
     let log = lake.files_on_disk();
@@ -278,8 +282,8 @@ async fn a_cleaned_log_keeps_the_commit_of_its_checkpoint_and_the_watermark() {
 async fn a_watermark_that_only_the_checkpoint_carries_is_still_there() {
     let lake = Lake::new();
     lake.small_files(12).await;
-    lake.maintain(&Step::ALL, in_days(0)).await;
-    lake.maintain(&[Step::CleanLog], in_days(31)).await;
+    lake.maintain(&MaintenanceStep::ALL, in_days(0)).await;
+    lake.maintain(&[MaintenanceStep::CleanLog], in_days(31)).await;
     assert_eq!(lake.watermark().await, Some(time(12)));
     assert_eq!(lake.upsert(&[vec![line("p1", 1, "")]], 11).await.counts.unchanged, 1);
     assert_eq!(lake.watermark().await, Some(time(12)), "and never goes backwards");
@@ -297,13 +301,13 @@ async fn another_writer_between_listing_and_commit_wins_and_nothing_is_lost() {
         std::thread::scope(|scope| scope.spawn(upsert).join().unwrap());
         true
     };
-    let all = maintenance(&Step::ALL);
+    let all = maintenance(&MaintenanceStep::ALL);
     let error = lake.root.maintain(patient(), &all, DryRun::No, in_days(0), &overtake).await.unwrap_err();
     assert!(matches!(error, Error::Conflict { .. }), "{error}");
     let rows = lake.rows().await;
     assert_eq!(rows.len(), 4);
     assert!(rows["p1"].contains("newer"));
-    lake.maintain(&Step::ALL, in_days(0)).await;
+    lake.maintain(&MaintenanceStep::ALL, in_days(0)).await;
     assert_eq!(lake.rows().await, rows);
     assert_eq!((lake.active_files().await, lake.watermark().await), (1, Some(time(9))));
 }
@@ -312,7 +316,7 @@ async fn another_writer_between_listing_and_commit_wins_and_nothing_is_lost() {
 async fn a_wish_to_stop_leaves_the_rest_for_the_next_time() {
     let lake = Lake::new();
     lake.small_files(3).await;
-    let all = maintenance(&Step::ALL);
+    let all = maintenance(&MaintenanceStep::ALL);
     let done = lake.root.maintain(patient(), &all, DryRun::No, in_days(0), &|| false).await.unwrap().unwrap();
     assert_eq!((done.left, done.rewritten.files), (1, 0));
     assert_eq!(lake.active_files().await, 3);
@@ -324,13 +328,13 @@ async fn tables_of_others_are_not_maintained() {
     let others = Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
     let foreign = TableDefinition { schema: Arc::new(others), leading: 1, properties: Vec::new() };
     lake.root.open_or_create(patient(), &foreign).await.unwrap();
-    let error = lake.try_maintain(&maintenance(&Step::ALL), DryRun::No, in_days(60)).await.unwrap_err();
+    let error = lake.try_maintain(&maintenance(&MaintenanceStep::ALL), DryRun::No, in_days(60)).await.unwrap_err();
     assert!(matches!(error, Error::NotOurs { .. }), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_without_a_table_needs_no_maintenance() {
     let lake = Lake::new();
-    let all = maintenance(&Step::ALL);
+    let all = maintenance(&MaintenanceStep::ALL);
     assert_eq!(lake.root.maintain(patient(), &all, DryRun::No, in_days(0), &|| true).await.unwrap(), None);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{maintain::in_days, *};
-use crate::table::Step;
+use crate::table::MaintenanceStep;
 
 fn by(finest: DatePart) -> BTreeMap<ResourceType, DatePartition> {
     BTreeMap::from([(patient(), DatePartition { date: "birthDate".to_owned(), finest })])
@@ -108,7 +108,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     }
     let before = lake.partitions_of(&["year", "month"]);
     assert_eq!(lake.folders().await.len(), 4);
-    let done = lake.maintain(&Step::ALL, in_days(0)).await;
+    let done = lake.maintain(&MaintenanceStep::ALL, in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files), (4, 2));
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of(&["year", "month"]), before);
@@ -125,7 +125,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, "x").unwrap();
     }
-    let vacuumed = lake.maintain(&[Step::Vacuum], in_days(8)).await.vacuumed;
+    let vacuumed = lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await.vacuumed;
     assert_eq!(vacuumed.files, 8, "in the folders of the partitions and of change files too");
     assert!(lake.table_folder().join("_delta_log/kept.parquet#1").exists());
     assert_eq!(lake.partitions_of(&["year", "month"]), before);
@@ -140,7 +140,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
         let error =
             lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.err().unwrap().to_string();
         assert!(error.contains("move it away") && error.contains("partition_by"), "{error}");
-        let maintenance = maintain::maintenance(&[Step::Compact]);
+        let maintenance = maintain::maintenance(&[MaintenanceStep::Compact]);
         let maintained = lake.root.maintain(patient(), &maintenance, DryRun::No, in_days(0), &|| true).await;
         assert!(matches!(maintained, Err(Error::Unsupported { .. })));
         error
@@ -219,7 +219,7 @@ proptest! {
                 let counts = plain.upsert(&files, time).await.counts;
                 assert_eq!(partitioned.upsert(&files, time).await.counts, counts);
                 if number == maintained {
-                    partitioned.maintain(&Step::ALL, in_days(0)).await;
+                    partitioned.maintain(&MaintenanceStep::ALL, in_days(0)).await;
                 }
                 assert_eq!(plain.rows().await, partitioned.rows().await);
                 for row in partitioned.partitions_of(&["year", "birthDate"]) {

@@ -12,8 +12,8 @@ use super::{
     *,
 };
 use crate::table::{
-    DryRun, Step,
-    commit::{self, Outcome},
+    DryRun, MaintenanceStep,
+    commit::{self, CommitOutcome},
     tombstones::TombstoneTable,
 };
 
@@ -121,7 +121,7 @@ async fn assert_contents(lake: &Lake, other: Other) {
 }
 
 /// Each step of an upsert, with the other writer before one of them.
-async fn one_attempt(lake: &Lake, other: Other, point: Point) -> Outcome {
+async fn one_attempt(lake: &Lake, other: Other, point: Point) -> CommitOutcome {
     let changes = lake.change_set(&[ours()], 7);
     let upsert = upsert(7);
     let mut table = lake.root.open(patient()).await.unwrap().unwrap();
@@ -137,8 +137,7 @@ async fn one_attempt(lake: &Lake, other: Other, point: Point) -> Outcome {
     if point == Point::Commit {
         other.act(lake).await;
     }
-    let place = table.place.clone();
-    commit::commit(&mut table.delta, &place, actions, &decision.counts, &upsert).await.unwrap()
+    commit::commit(&mut table, actions, &decision.counts, &upsert).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +145,7 @@ async fn whatever_another_writer_commits_at_whatever_step_overtakes_the_attempt_
     for (other, point) in OTHERS.into_iter().flat_map(|other| POINTS.map(|point| (other, point))) {
         let lake = lake().await;
         let outcome = one_attempt(&lake, other, point).await;
-        assert!(matches!(outcome, Outcome::Overtaken), "{other:?} {point:?}");
+        assert!(matches!(outcome, CommitOutcome::Overtaken), "{other:?} {point:?}");
         assert_eq!(
             lake.watermark().await,
             Some(time(if matches!(other, Other::UpsertsOtherIds | Other::UpsertsTheSameIds) { 6 } else { 5 }))
@@ -243,7 +242,7 @@ async fn two_compactions_at_the_same_time_double_no_row() {
         let overtake = || {
             let act = || async {
                 if other_is_ours {
-                    lake.maintain(&[Step::Compact], in_days(0)).await;
+                    lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
                 } else {
                     Other::Optimizes.act(&lake).await;
                 }
@@ -253,7 +252,7 @@ async fn two_compactions_at_the_same_time_double_no_row() {
             });
             true
         };
-        let compact = maintenance(&[Step::Compact]);
+        let compact = maintenance(&[MaintenanceStep::Compact]);
         let overtaken = lake.root.maintain(patient(), &compact, DryRun::No, in_days(0), &overtake).await;
         assert_eq!(lake.rows().await, before, "the other one is ours: {other_is_ours}");
         assert!(matches!(overtaken, Err(Error::Conflict { .. })), "{overtaken:?}");

@@ -13,15 +13,11 @@ pub(in crate::table) mod write;
 
 use std::collections::BTreeSet;
 
-use deltalake::{
-    Path,
-    kernel::{Action, Add, AddCDCFile},
-};
+use deltalake::kernel::{Action, Add, AddCDCFile};
 
 use crate::table::{
     ChangeSet, Committed, Counts, Error, Table, Upsert,
-    commit::{self, Outcome},
-    data_file::forget,
+    commit::{self, CommitOutcome},
     tombstones::TombstoneTable,
 };
 
@@ -36,23 +32,23 @@ impl Table {
         let mut tombstones = TombstoneTable::open(&self.root).await?;
         for _ in 0..ATTEMPTS {
             // What overtakes an attempt lies before our commit, where the next run no longer looks.
-            foreign = self.foreign_commits().await?.max(foreign);
+            foreign = commit::foreign_commits(&self).await?.max(foreign);
             self.check_writable(changes.schema())?;
             let decision = self.decide(changes, upsert, &tombstones).await?;
             self.check_balance(changes, &decision.counts)?;
             let actions = self.write(changes, &decision).await?;
             tombstones.append(self.name, &decision.tombstones, upsert).await?;
             let written = new_files(&actions);
-            match commit::commit(&mut self.delta, &self.place, actions, &decision.counts, upsert).await? {
-                Outcome::Committed { bytes_written } => {
+            match commit::commit(&mut self, actions, &decision.counts, upsert).await? {
+                CommitOutcome::Committed { bytes_written } => {
                     let version = self.version();
                     return Ok(Committed { version, counts: decision.counts, bytes_written, foreign });
                 }
-                Outcome::Overtaken => {
+                CommitOutcome::Overtaken => {
                     tracing::warn!(table = %self.name, "another writer changed the table, merging again");
                     let appended: BTreeSet<_> =
                         changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
-                    self.forget(written.into_iter().filter(|path| !appended.contains(path))).await;
+                    commit::discard(&self, written.into_iter().filter(|path| !appended.contains(path))).await;
                 }
             }
         }
@@ -67,14 +63,6 @@ impl Table {
             table: self.name,
             counts: format!("received {}, accounted for {counts:?}", changes.received()),
         })
-    }
-
-    /// Takes back data files that no commit names.
-    pub(in crate::table) async fn forget(&self, paths: impl Iterator<Item = String>) {
-        let store = self.delta.object_store();
-        for path in paths {
-            forget(store.as_ref(), &Path::from(path.as_str())).await;
-        }
     }
 }
 

@@ -10,18 +10,19 @@ use arrow::{
     compute::filter_record_batch,
     error::ArrowError,
 };
-use deltalake::kernel::{Action, Add, Remove};
+use deltalake::kernel::{Action, Add};
 use futures::StreamExt as _;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::table::{
     ChangeSet, Error, Table, UpdateMode,
+    commit::remove,
+    data_file::ROW_GROUP_BYTES,
     data_file::deletion_vector::{self, RowSet},
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
-    data_file::{ROW_GROUP_BYTES, now_millis},
     date_partition::{DatePartition, PartitionKey, keys},
     parallel::{cores, in_parallel},
     properties::ENABLE_DELETION_VECTORS,
@@ -64,12 +65,12 @@ impl Table {
         let mut touched = Vec::new();
         for (file, dead) in &decision.dead {
             let stored = &decision.files[*file as usize];
-            let rows = self.row_count(stored).await?;
+            let rows = stored.row_count().await.map_err(|error| self.failed(error))?;
             touched.push(Touched { stored, committed: true, rows, dead: dead | &stored.dead });
         }
         let appended = changes.files();
         for (part, stored) in appended.iter().flatten() {
-            let rows = self.row_count(stored).await?;
+            let rows = stored.row_count().await.map_err(|error| self.failed(error))?;
             let mut dead = RowSet::new();
             dead.insert_range(0..rows);
             if let Some(written) = decision.write.get(part) {
@@ -98,7 +99,9 @@ impl Table {
             Unit::Images(feed, images) => runtime.block_on(self.write_images(&target, changes, decision, feed, images)),
         })?;
         let mut actions = self.mark(marked).await?;
-        actions.extend(survivors.iter().filter(|touched| touched.committed).map(|touched| remove(touched.stored)));
+        actions.extend(
+            survivors.iter().filter(|touched| touched.committed).map(|touched| Action::Remove(remove(touched.stored))),
+        );
         actions.extend(written.into_iter().flatten());
         Ok(actions)
     }
@@ -109,7 +112,7 @@ impl Table {
         let mut with_dead = Vec::new();
         for touched in marked {
             if touched.committed {
-                actions.push(remove(touched.stored));
+                actions.push(Action::Remove(remove(touched.stored)));
             }
             if touched.dead.is_empty() {
                 actions.push(Action::Add(touched.stored.add.clone()));
@@ -195,16 +198,6 @@ impl Table {
         let enabled = snapshot.metadata().configuration().get(ENABLE_DELETION_VECTORS).is_some_and(|on| on == "true");
         Ok(self.root.update_mode == UpdateMode::DeletionVectors && enabled)
     }
-
-    /// Dead ones included.
-    pub(in crate::table) async fn row_count(&self, stored: &StoredFile) -> Result<u64, Error> {
-        let stated = stored.add.stats.as_deref().and_then(|stats| serde_json::from_str::<Value>(stats).ok());
-        if let Some(rows) = stated.and_then(|stats| stats.get("numRecords")?.as_u64()) {
-            return Ok(rows);
-        }
-        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
-        Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
-    }
 }
 
 /// Memory must not grow with the cores.
@@ -229,22 +222,6 @@ fn without_hash(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
         _ => Arc::clone(column),
     });
     RecordBatch::try_new(Arc::clone(&schema), columns.collect())
-}
-
-pub(in crate::table) fn remove(stored: &StoredFile) -> Action {
-    let add = &stored.add;
-    Action::Remove(Remove {
-        path: add.path.clone(),
-        data_change: true,
-        deletion_timestamp: Some(now_millis()),
-        extended_file_metadata: Some(true),
-        size: Some(add.size),
-        partition_values: Some(add.partition_values.clone()),
-        deletion_vector: add.deletion_vector.clone(),
-        tags: None,
-        base_row_id: None,
-        default_row_commit_version: None,
-    })
 }
 
 /// The statistics of a file with dead rows: its bounds may be those of rows that nobody sees.

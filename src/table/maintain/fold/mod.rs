@@ -18,10 +18,6 @@ use arrow::{
 };
 use futures::{StreamExt as _, stream::BoxStream};
 
-use super::{
-    Maintenance, Step,
-    compact::{Weighed, is_dying},
-};
 use crate::table::{
     Error, Table,
     data_file::rolling::{DataFiles, align},
@@ -29,78 +25,45 @@ use crate::table::{
     tombstones::{self, Tombstone},
 };
 
-/// Files that are merged at the same time.
-const MOST_FILES: usize = 32;
-/// How much larger than the smaller ones together a file may be to be merged with them.
-const MOST_TIMES: u64 = 2;
 /// Rows that are written at once.
 const BATCH_ROWS: usize = 8192;
 
-/// Which files of a partition are merged, by group. From the smallest on, a file joins those before it unless it is far
-/// larger than all of them together: so a row is written again only when many others have come, and what stays is few.
-pub(super) fn groups(mut files: Vec<Weighed>, maintenance: &Maintenance) -> Vec<Vec<Weighed>> {
-    files.sort_by_key(|file| (file.alive_bytes(), file.modified_millis, file.index));
-    let mut runs: Vec<Vec<Weighed>> = Vec::new();
-    let mut bytes = 0;
-    for file in files {
-        match runs.last_mut().filter(|run| run.len() < MOST_FILES && file.alive_bytes() <= bytes * MOST_TIMES) {
-            Some(run) => {
-                bytes += file.alive_bytes();
-                run.push(file);
-            }
-            None => {
-                bytes = file.alive_bytes();
-                runs.push(vec![file]);
+/// Merges the files into `written`; returns how many rows were dropped because another one covers them.
+pub(super) async fn fold(table: &Table, files: &[&StoredFile], written: &mut DataFiles) -> Result<u64, Error> {
+    let mut rows = Merge::new(table, files).await?;
+    let (mut dropped, mut kept, mut of_resource) = (0, Vec::new(), Vec::<MergedRow>::new());
+    while let Some(row) = rows.next().await? {
+        if of_resource.first().is_some_and(|known| known.key() != row.key()) {
+            kept.append(&mut of_resource);
+            if kept.len() >= BATCH_ROWS {
+                write_rows(table, &std::mem::take(&mut kept), written).await?;
             }
         }
+        dropped += keep(&mut of_resource, row);
     }
-    let become_fewer = |run: &[Weighed]| {
-        let bytes: u64 = run.iter().map(Weighed::alive_bytes).sum();
-        maintenance.steps.contains(&Step::Compact)
-            && bytes.div_ceil(maintenance.target_file_bytes.max(1)) < run.len() as u64
-    };
-    let dying = |run: &[Weighed]| run.iter().any(|file| is_dying(file, maintenance));
-    runs.into_iter().filter(|run| become_fewer(run) || dying(run)).collect()
+    kept.append(&mut of_resource);
+    write_rows(table, &kept, written).await?;
+    Ok(dropped)
 }
 
-impl Table {
-    /// Merges the files; says how many rows went because another one stands for them.
-    pub(super) async fn fold(&self, files: &[&StoredFile], written: &mut DataFiles) -> Result<u64, Error> {
-        let mut rows = Merge::of(self, files).await?;
-        let (mut gone, mut kept, mut of_one) = (0, Vec::new(), Vec::<Row>::new());
-        while let Some(row) = rows.next().await? {
-            if of_one.first().is_some_and(|known| known.key() != row.key()) {
-                kept.append(&mut of_one);
-                if kept.len() >= BATCH_ROWS {
-                    self.write_rows(&std::mem::take(&mut kept), written).await?;
-                }
-            }
-            gone += keep(&mut of_one, row);
-        }
-        kept.append(&mut of_one);
-        self.write_rows(&kept, written).await?;
-        Ok(gone)
+async fn write_rows(table: &Table, rows: &[MergedRow], written: &mut DataFiles) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
     }
-
-    async fn write_rows(&self, rows: &[Row], written: &mut DataFiles) -> Result<(), Error> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let rows = collected(rows).map_err(|error| self.failed(error))?;
-        written.write(&rows).await.map_err(|error| self.failed(error))?;
-        Ok(())
-    }
+    let rows = collected(rows).map_err(|error| table.failed(error))?;
+    written.write(&rows).await.map_err(|error| table.failed(error))?;
+    Ok(())
 }
 
-/// Adds a row of a resource to those that are needed of it; says how many are not, itself included.
-fn keep(of_one: &mut Vec<Row>, row: Row) -> u64 {
-    let before = of_one.len() as u64 + 1;
-    let new = row.tombstone_row();
-    if !of_one.iter().any(|known| known.tombstone_row().covers(&new)) {
-        of_one.retain(|known| !new.covers(&known.tombstone_row()));
-        of_one.push(row);
+/// Adds a row to the needed rows of its resource; returns how many rows are not needed, itself included.
+fn keep(of_resource: &mut Vec<MergedRow>, row: MergedRow) -> u64 {
+    let before = of_resource.len() as u64 + 1;
+    let new = row.tombstone();
+    if !of_resource.iter().any(|known| known.tombstone().covers(&new)) {
+        of_resource.retain(|known| !new.covers(&known.tombstone()));
+        of_resource.push(row);
     }
-    before - of_one.len() as u64
+    before - of_resource.len() as u64
 }
 
 /// What one row of the table says of its resource.
@@ -124,8 +87,8 @@ impl TombstoneRow {
     }
 }
 
-/// Some rows of a file.
-struct Batch {
+/// Some rows of a file, with the columns that the fold compares.
+struct TombstoneBatch {
     rows: RecordBatch,
     ids: StringArray,
     sources: StringArray,
@@ -134,11 +97,11 @@ struct Batch {
     run_started: Int64Array,
 }
 
-impl Batch {
+impl TombstoneBatch {
     fn try_new(rows: RecordBatch) -> Result<Self, ArrowError> {
-        let column = |name: &str, of: &DataType| -> Result<ArrayRef, ArrowError> {
+        let column = |name: &str, data_type: &DataType| -> Result<ArrayRef, ArrowError> {
             let column = rows.column_by_name(name);
-            cast(column.ok_or_else(|| ArrowError::SchemaError(format!("no column {name}")))?, of)
+            cast(column.ok_or_else(|| ArrowError::SchemaError(format!("no column {name}")))?, data_type)
         };
         let text = |name: &str| Ok::<_, ArrowError>(column(name, &DataType::Utf8)?.as_string::<i32>().clone());
         let micros = |name: &str| {
@@ -156,20 +119,20 @@ impl Batch {
     }
 }
 
-/// One row, where it lies.
+/// One row: its batch and its index there.
 #[derive(Clone)]
-struct Row {
-    batch: Arc<Batch>,
-    place: usize,
+struct MergedRow {
+    batch: Arc<TombstoneBatch>,
+    index: usize,
 }
 
-impl Row {
+impl MergedRow {
     fn key(&self) -> (Option<&str>, Option<&str>) {
-        (text(&self.batch.ids, self.place), text(&self.batch.sources, self.place))
+        (text(&self.batch.ids, self.index), text(&self.batch.sources, self.index))
     }
 
-    fn tombstone_row(&self) -> TombstoneRow {
-        let micros = |of: &Int64Array| of.is_valid(self.place).then(|| of.value(self.place));
+    fn tombstone(&self) -> TombstoneRow {
+        let micros = |column: &Int64Array| column.is_valid(self.index).then(|| column.value(self.index));
         TombstoneRow {
             tombstone: Tombstone {
                 deleted_at_micros: micros(&self.batch.deleted_at),
@@ -180,55 +143,55 @@ impl Row {
     }
 }
 
-impl PartialEq for Row {
+impl PartialEq for MergedRow {
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
 }
 
-impl Eq for Row {}
+impl Eq for MergedRow {}
 
-impl PartialOrd for Row {
+impl PartialOrd for MergedRow {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Row {
+impl Ord for MergedRow {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.key().cmp(&other.key())
     }
 }
 
-fn text(of: &StringArray, place: usize) -> Option<&str> {
-    of.is_valid(place).then(|| of.value(place))
+fn text(column: &StringArray, row: usize) -> Option<&str> {
+    column.is_valid(row).then(|| column.value(row))
 }
 
 /// The rows in one batch.
-fn collected(rows: &[Row]) -> Result<RecordBatch, ArrowError> {
+fn collected(rows: &[MergedRow]) -> Result<RecordBatch, ArrowError> {
     let (mut batches, mut known) = (Vec::new(), HashMap::new());
-    let places = rows.iter().map(|row| {
+    let indices = rows.iter().map(|row| {
         let batch = *known.entry(Arc::as_ptr(&row.batch)).or_insert_with(|| {
             batches.push(&row.batch.rows);
             batches.len() - 1
         });
-        (batch, row.place)
+        (batch, row.index)
     });
-    let places: Vec<_> = places.collect();
-    interleave_record_batch(&batches, &places)
+    let indices: Vec<_> = indices.collect();
+    interleave_record_batch(&batches, &indices)
 }
 
-/// The rows of several files, those of a resource together. Where a file is not sorted, some of them come apart: they are
-/// then folded another time.
+/// The rows of several files in the order of their ids. If a file is not sorted, the rows of a resource may come apart: what
+/// could not be dropped for that reason is dropped by a later fold.
 struct Merge<'table> {
     table: &'table Table,
     files: Vec<BoxStream<'table, Result<RecordBatch, Error>>>,
     /// The next row of each file that has one.
-    next: BinaryHeap<Reverse<(Row, usize)>>,
+    next: BinaryHeap<Reverse<(MergedRow, usize)>>,
 }
 
 impl<'table> Merge<'table> {
-    async fn of(table: &'table Table, files: &[&StoredFile]) -> Result<Self, Error> {
+    async fn new(table: &'table Table, files: &[&StoredFile]) -> Result<Self, Error> {
         let mut merge = Self { table, files: Vec::new(), next: BinaryHeap::new() };
         for (index, stored) in files.iter().enumerate() {
             merge.files.push(table.rows(stored).await?.boxed());
@@ -237,10 +200,10 @@ impl<'table> Merge<'table> {
         Ok(merge)
     }
 
-    async fn next(&mut self) -> Result<Option<Row>, Error> {
+    async fn next(&mut self) -> Result<Option<MergedRow>, Error> {
         let Some(Reverse((row, file))) = self.next.pop() else { return Ok(None) };
-        let following = Row { batch: Arc::clone(&row.batch), place: row.place + 1 };
-        if following.place < following.batch.rows.num_rows() {
+        let following = MergedRow { batch: Arc::clone(&row.batch), index: row.index + 1 };
+        if following.index < following.batch.rows.num_rows() {
             self.next.push(Reverse((following, file)));
         } else {
             self.read(file).await?;
@@ -248,15 +211,15 @@ impl<'table> Merge<'table> {
         Ok(Some(row))
     }
 
-    /// Goes on with the next batch of a file.
+    /// Reads the next batch of a file.
     async fn read(&mut self, file: usize) -> Result<(), Error> {
         let columns = tombstones::target(self.table)?.columns;
         while let Some(rows) = self.files[file].next().await {
             let rows = rows?;
             if rows.num_rows() > 0 {
-                let batch = align(&rows, &columns).and_then(Batch::try_new);
+                let batch = align(&rows, &columns).and_then(TombstoneBatch::try_new);
                 let batch = Arc::new(batch.map_err(|error| self.table.failed(error))?);
-                self.next.push(Reverse((Row { batch, place: 0 }, file)));
+                self.next.push(Reverse((MergedRow { batch, index: 0 }, file)));
                 return Ok(());
             }
         }

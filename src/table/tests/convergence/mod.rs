@@ -11,7 +11,7 @@ use proptest::{collection::vec, option::weighted, sample::subsequence};
 
 use self::model::{Entry, Export, Model};
 use super::*;
-use crate::table::{DryRun, Maintenance, Retention, Step as MaintenanceStep};
+use crate::table::{DryRun, MaintenanceOptions, MaintenanceStep, Retention};
 
 /// What happens to the table.
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ impl Lake {
     }
 
     async fn small_maintenance(&self, target_file_bytes: u64, purge_percent: f64) {
-        let maintenance = Maintenance {
+        let maintenance = MaintenanceOptions {
             steps: MaintenanceStep::ALL.into(),
             target_file_bytes,
             purge_percent,
