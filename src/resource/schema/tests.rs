@@ -17,7 +17,8 @@ const LAYOUTS: [Layout; 2] = [Layout::Pathling, Layout::Wide];
 
 #[test]
 fn every_r4_type_has_exactly_the_columns_that_pathling_writes() {
-    let pathling: BTreeMap<&str, (usize, &str)> = include_str!("../golden/pathling.txt")
+    let golden = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pathling.txt"));
+    let pathling: BTreeMap<&str, (usize, &str)> = golden
         .lines()
         .map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
             [name, leaves, sha256] => (name, (leaves.parse().unwrap(), sha256)),
@@ -47,7 +48,7 @@ fn the_columns_are_the_ones_that_were_reviewed() {
     ] {
         let mut found = String::new();
         outline(shape(name, Layout::Pathling).schema().fields(), 0, &mut found);
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("src/resource/golden/{name}.txt"));
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.txt"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
             std::fs::write(&golden, &found).unwrap();
         }
