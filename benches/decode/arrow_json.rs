@@ -10,10 +10,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
 use arrow_json::reader::{Decoder, ReaderBuilder};
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{
-        Shape,
-        shape::{Layout, Options},
-    },
+    resource::{Layout, Options, Shape},
 };
 
 use super::in_parts;

@@ -16,10 +16,7 @@ use arrow::{
 };
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{
-        Decoder, Line, Lines, Order, Shape,
-        shape::{Layout, Options},
-    },
+    resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape},
     sync::DECODE_BYTES,
     table::writer_properties,
 };
@@ -53,7 +50,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
         };
         std::fs::create_dir_all(&files.folder)?;
         Ok(Part {
-            order: Order::of(&shape),
+            grouping: LineGrouping::of(&shape),
             decoder,
             lines: Lines::new(16 << 20),
             waiting: Vec::new(),
@@ -66,7 +63,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
 }
 
 struct Part {
-    order: Order,
+    grouping: LineGrouping,
     decoder: Decoder,
     lines: Lines,
     waiting: Vec<Line>,
@@ -84,7 +81,7 @@ impl Part {
 
     fn decode(&mut self) -> anyhow::Result<()> {
         self.waiting_bytes = 0;
-        self.order.group(&mut self.waiting);
+        self.grouping.group(&mut self.waiting);
         let decoded = self.decoder.decode(std::mem::take(&mut self.waiting))?;
         ensure!(decoded.bad.is_empty(), "a line is bad: {}", decoded.bad[0].reason);
         self.rows += decoded.rows.num_rows() as u64;

@@ -8,10 +8,7 @@ use deltalake::{
 };
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{
-        Shape,
-        shape::{Layout, Options},
-    },
+    resource::{Layout, Options, Shape},
 };
 
 use super::ours::{Batches, decoder, ids};

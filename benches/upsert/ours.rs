@@ -13,10 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
-    resource::{
-        Decoder, Line, Order, Shape,
-        shape::{self, Options},
-    },
+    resource::{self, Decoder, Line, LineGrouping, Options, Shape},
     sync::DECODE_BYTES,
     table::{ChangeSet, Committed, Config, Location, Root, Share, TableDefinition, UpdateMode, Upsert},
 };
@@ -103,7 +100,7 @@ impl Bench {
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?,
             root: Root::new(Config { update_mode, ..Config::new(root) })?,
-            shape: Shape::of(ResourceType::OBSERVATION, Options { layout: shape::Layout::Pathling, raw_json: true }),
+            shape: Shape::of(ResourceType::OBSERVATION, Options { layout: resource::Layout::Pathling, raw_json: true }),
             spool: tempfile::tempdir()?,
             bytes_in: AtomicU64::new(0),
         })
@@ -153,7 +150,7 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let _runtime = self.runtime.enter();
         let decoder = decoder(&self.shape, run_started_micros);
-        let order = Order::of(&self.shape);
+        let grouping = LineGrouping::of(&self.shape);
         loop {
             let (number, mut lines) =
                 batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(run_started_micros)?;
@@ -161,7 +158,7 @@ impl Bench {
                 return Ok(());
             }
             self.bytes_in.fetch_add(lines.iter().map(|line| line.bytes.len() as u64).sum(), Ordering::Relaxed);
-            order.group(&mut lines);
+            grouping.group(&mut lines);
             let decoded = decoder.decode(lines)?;
             ensure!(decoded.bad.is_empty(), "a line is bad");
             changes.push(number, decoded.keys, decoded.rows)?;

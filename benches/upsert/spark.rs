@@ -5,10 +5,7 @@ use std::{fs::File, path::Path};
 use anyhow::Context as _;
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{
-        Shape,
-        shape::{Layout, Options},
-    },
+    resource::{Layout, Options, Shape},
     table::writer_properties,
 };
 use parquet::arrow::ArrowWriter;

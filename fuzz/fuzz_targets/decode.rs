@@ -16,10 +16,7 @@ use libfuzzer_sys::fuzz_target;
 // Where they name each other by.
 use source::{fhir, resource};
 
-use crate::resource::{
-    Decoder, Lines, Shape,
-    shape::{Layout, Options},
-};
+use crate::resource::{Decoder, Layout, Lines, Options, Shape};
 
 static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
     let options = Options { layout: Layout::Pathling, raw_json: true };

@@ -35,7 +35,7 @@ use crate::{
         self, Level,
         auth::{self, SigningKey},
     },
-    resource::{Options, shape::Layout},
+    resource::{Layout, Options},
     schedule::Pattern,
     serve, sync,
     table::{self, Location, OBJECT_STORES, UpdateMode},

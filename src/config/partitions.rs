@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::section::Section;
 use crate::{
     fhir::{RESOURCE_TYPES, ResourceType},
-    resource::{Options, Shape, shape::Derived},
+    resource::{Derived, Options, Shape},
     table::{DatePart, DatePartition},
 };
 

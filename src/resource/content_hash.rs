@@ -5,7 +5,7 @@
 
 use std::{cmp::Ordering, fmt::Write};
 
-use super::json::{At, Document, Kind};
+use super::json::{At, Document, TokenKind};
 
 /// Hashes documents; its memory serves for the next one.
 #[derive(Default)]
@@ -33,8 +33,8 @@ impl ContentHash {
     /// Recursion ends: a document has a limited depth.
     fn value(&mut self, document: Document<'_>, at: At) {
         match document.kind(at) {
-            Kind::Object => self.object(document, at),
-            Kind::Array => {
+            TokenKind::Object => self.object(document, at),
+            TokenKind::Array => {
                 self.canonical.push('[');
                 for item in document.items(at) {
                     self.value(document, item);
@@ -42,8 +42,8 @@ impl ContentHash {
                 }
                 self.canonical.push(']');
             }
-            Kind::Escaped => self.escaped(document, at),
-            Kind::String | Kind::Number | Kind::True | Kind::False | Kind::Null => {
+            TokenKind::Escaped => self.escaped(document, at),
+            TokenKind::String | TokenKind::Number | TokenKind::True | TokenKind::False | TokenKind::Null => {
                 self.canonical.push_str(document.json(at));
             }
         }
@@ -60,7 +60,7 @@ impl ContentHash {
         for index in first..self.members.len() {
             let Member { name, value, .. } = self.members[index];
             match document.kind(name) {
-                Kind::Escaped => self.escaped(document, name),
+                TokenKind::Escaped => self.escaped(document, name),
                 _ => self.canonical.push_str(document.json(name)),
             }
             self.canonical.push(':');
@@ -105,7 +105,7 @@ fn beginning(text: &str) -> u64 {
 fn order(document: Document<'_>, a: &Member, b: &Member) -> Ordering {
     let text = || document.text(a.name).cmp(document.text(b.name));
     match (document.kind(a.name), document.kind(b.name)) {
-        (Kind::String, Kind::String) => a.beginning.cmp(&b.beginning).then_with(text),
+        (TokenKind::String, TokenKind::String) => a.beginning.cmp(&b.beginning).then_with(text),
         _ => document.string(a.name).cmp(&document.string(b.name)).then_with(text),
     }
 }

@@ -23,7 +23,7 @@ use super::{Error, ProgressSender, Step, Syncer, blocking::blocking, chain, quar
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
-    resource::{self, BadLine, Decoder, Line, Lines, Order, Shape},
+    resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
     table::{self, ChangeSet, Share, Sharers, Table, TableDefinition},
 };
 
@@ -227,9 +227,9 @@ async fn output_file(
     _worker: OwnedSemaphorePermit,
 ) -> Option<Remark> {
     let decoder = context.decoder(resource_type)?;
-    let order = Order::of(&decoder.shape);
+    let grouping = LineGrouping::of(&decoder.shape);
     let result = stream(&context, &file, move |context, file, mut lines| {
-        order.group(&mut lines);
+        grouping.group(&mut lines);
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
         let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     fhir::ResourceType,
-    resource::{Options, Shape, shape::Layout},
+    resource::{Layout, Options, Shape},
 };
 
 const DIALECTS: [Dialect; 2] = [Dialect::Duckdb, Dialect::Spark];

@@ -1,6 +1,6 @@
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    resource::{Options, shape::Layout},
+    resource::{Layout, Options},
 };
 use serde_json::json;
 

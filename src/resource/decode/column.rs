@@ -8,16 +8,10 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{
-    complex::ComplexColumn,
-    issues::Code,
-    leaf::{Digits, Leaf},
-    offsets::Offsets,
-    walk::Walk,
-};
+use super::{complex::ComplexColumn, issues::IssueCode, leaf::Leaf, offsets::Offsets, walk::Walk};
 use crate::resource::{
-    json::{At, Kind},
-    shape::{Content, Element},
+    element::{Digits, Element, ElementContent},
+    json::{At, TokenKind},
 };
 
 pub struct Column<'shape> {
@@ -38,8 +32,8 @@ enum Many {
 impl<'shape> Column<'shape> {
     pub fn new(element: &'shape Element) -> Self {
         let items = match &element.content {
-            Content::Primitive(primitive) => Items::Leaf(Leaf::new(*primitive)),
-            Content::Complex(complex) => Items::Complex(ComplexColumn::new(complex)),
+            ElementContent::Primitive(primitive) => Items::Leaf(Leaf::new(*primitive)),
+            ElementContent::Complex(complex) => Items::Complex(ComplexColumn::new(complex)),
         };
         let list = || Many::List { offsets: Offsets::default(), present: NullBufferBuilder::new(0), items: 0 };
         Self { items, kind: if element.repeated { list() } else { Many::One { len: 0 } } }
@@ -75,8 +69,8 @@ impl<'shape> Column<'shape> {
                 *len += 1;
                 self.items.append(walk, at)
             }
-            Many::List { .. } if walk.document.kind(at) != Kind::Array => {
-                walk.issue(Code::Invalid);
+            Many::List { .. } if walk.document.kind(at) != TokenKind::Array => {
+                walk.issue(IssueCode::Invalid);
                 self.append_nulls(1);
                 false
             }
@@ -125,13 +119,13 @@ impl<'shape> Items<'shape> {
     fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) -> bool {
         match self {
             Self::Leaf(leaf) => leaf.append(walk, at),
-            Self::Complex(complex) if walk.document.kind(at) == Kind::Object => {
+            Self::Complex(complex) if walk.document.kind(at) == TokenKind::Object => {
                 complex.append(walk, at);
                 true
             }
             Self::Complex(complex) => {
                 complex.append_nulls(1);
-                walk.issue(Code::Invalid);
+                walk.issue(IssueCode::Invalid);
                 false
             }
         }
@@ -140,7 +134,7 @@ impl<'shape> Items<'shape> {
     /// In an array of primitives a null stands where the value is in the extensions alone.
     fn append_item(&mut self, walk: &mut Walk<'_, 'shape>, at: At) {
         match self {
-            Self::Leaf(leaf) if walk.document.kind(at) == Kind::Null => leaf.append_nulls(1),
+            Self::Leaf(leaf) if walk.document.kind(at) == TokenKind::Null => leaf.append_nulls(1),
             _ => {
                 self.append(walk, at);
             }

@@ -11,10 +11,10 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{column::Column, issues::Code, leaf::Digits, walk::Walk};
+use super::{column::Column, issues::IssueCode, walk::Walk};
 use crate::resource::{
-    json::{At, Document, Kind},
-    shape::{Complex, Content, Element, Primitive, Special},
+    element::{Complex, Digits, Element, ElementContent, Primitive, Special},
+    json::{At, Document, TokenKind},
     value::{
         decimal::Decimal,
         quantity::{CanonicalValue, UCUM},
@@ -33,7 +33,7 @@ pub struct ComplexColumn<'shape> {
     /// By element; those that never had a value have none.
     columns: Vec<Option<Box<Column<'shape>>>>,
     canonical: Canonical,
-    order: Order,
+    order: MemberOrder,
     /// The choices that the open structure has made.
     chosen: Vec<&'static str>,
 }
@@ -61,7 +61,7 @@ impl<'shape> ComplexColumn<'shape> {
             fids: Vec::new(),
             columns: std::iter::repeat_with(|| None).take(elements.len()).collect(),
             canonical: Canonical::default(),
-            order: Order::new(elements.len()),
+            order: MemberOrder::new(elements.len()),
             chosen: Vec::new(),
         }
     }
@@ -104,14 +104,14 @@ impl<'shape> ComplexColumn<'shape> {
 
     /// A member of the open structure, wherever it goes; the place of the element that has taken a value from it.
     pub fn member(&mut self, walk: &mut Walk<'_, 'shape>, fid: i32, name: At, value: At) -> Option<usize> {
-        if walk.document.kind(name) == Kind::String {
+        if walk.document.kind(name) == TokenKind::String {
             let text = walk.document.text(name);
             if let Some(index) = self.order.guess(self.elements, text) {
                 return self.element(walk, index, value).then_some(index);
             }
         }
         let Some(text) = walk.document.string(name) else {
-            walk.issue_of(Code::Unmapped, walk.document.text(name));
+            walk.issue_of(IssueCode::Unmapped, walk.document.text(name));
             return None;
         };
         match text.as_ref() {
@@ -119,10 +119,10 @@ impl<'shape> ComplexColumn<'shape> {
                 if self.choose("extension") {
                     walk.extensions(fid, value);
                 } else {
-                    walk.issue_of(Code::Invalid, "extension");
+                    walk.issue_of(IssueCode::Invalid, "extension");
                 }
             }
-            "modifierExtension" => walk.issue(Code::ModifierExtension),
+            "modifierExtension" => walk.issue(IssueCode::ModifierExtension),
             text => match self.order.find(self.elements, text) {
                 Some(index) => return self.element(walk, index, value).then_some(index),
                 None => self.no_element(walk, text, value),
@@ -180,7 +180,7 @@ impl<'shape> ComplexColumn<'shape> {
         let element = &self.elements[index];
         let taken = self.columns[index].as_ref().is_some_and(|column| column.len() > self.len);
         if taken || !element.choice.is_none_or(|choice| self.choose(choice)) {
-            walk.issue_of(Code::Invalid, element.name);
+            walk.issue_of(IssueCode::Invalid, element.name);
             return false;
         }
         let column = self.columns[index].get_or_insert_with(|| Box::new(Column::new(element)));
@@ -204,12 +204,12 @@ impl<'shape> ComplexColumn<'shape> {
         let (primitive, bare) = name.strip_prefix('_').map_or((false, name), |bare| (true, bare));
         let element = self.elements.iter().find(|element| primitive && element.name == bare);
         match element {
-            Some(Element { content: Content::Primitive(_), repeated, .. }) => {
+            Some(Element { content: ElementContent::Primitive(_), repeated, .. }) => {
                 walk.primitive_ext(bare, value, *repeated);
             }
-            _ if !self.without_column.contains(&bare) => walk.issue_of(Code::Unmapped, name),
-            _ if self.is_extension && bare.starts_with("value") => walk.issue_of(Code::ExtensionType, name),
-            _ => walk.issue_of(Code::TooDeep, name),
+            _ if !self.without_column.contains(&bare) => walk.issue_of(IssueCode::Unmapped, name),
+            _ if self.is_extension && bare.starts_with("value") => walk.issue_of(IssueCode::ExtensionType, name),
+            _ => walk.issue_of(IssueCode::TooDeep, name),
         }
     }
 }
@@ -217,8 +217,8 @@ impl<'shape> ComplexColumn<'shape> {
 /// How many columns an element has.
 fn width(element: &Element) -> usize {
     match element.content {
-        Content::Primitive(Primitive::Decimal | Primitive::Id) => 2,
-        Content::Primitive(_) | Content::Complex(_) => 1,
+        ElementContent::Primitive(Primitive::Decimal | Primitive::Id) => 2,
+        ElementContent::Primitive(_) | ElementContent::Complex(_) => 1,
     }
 }
 
@@ -252,13 +252,13 @@ impl Nulls {
 }
 
 /// The order in which the members of the last structure came: servers do not change it from one to the next.
-struct Order {
+struct MemberOrder {
     /// By the place of an element plus one, 0 for the beginning: the place of the one that came next.
     next: Vec<u16>,
     last: usize,
 }
 
-impl Order {
+impl MemberOrder {
     fn new(elements: usize) -> Self {
         Self { next: (0..=u16::try_from(elements).unwrap_or(u16::MAX)).collect(), last: 0 }
     }
@@ -303,7 +303,7 @@ impl Canonical {
     fn append(&mut self, walk: &mut Walk<'_, '_>, row: usize, at: At) {
         let document = walk.document;
         let of_ucum = text(document, at, "system").is_some_and(|system| system == UCUM);
-        let value = document.member(at, "value").filter(|value| document.kind(*value) == Kind::Number);
+        let value = document.member(at, "value").filter(|value| document.kind(*value) == TokenKind::Number);
         let code = text(document, at, "code").filter(|_| of_ucum);
         let (Some(value), Some(code)) = (value.and_then(|value| Decimal::parse(document.text(value))), code) else {
             return;

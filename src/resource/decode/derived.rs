@@ -6,25 +6,25 @@ use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 
 use super::leaf::instant_micros;
 use crate::resource::{
+    element::{Derived, DerivedFrom, Element},
     json::{At, Document},
-    shape::{Derived, DerivedFrom, Element},
     value::{date, reference},
 };
 
 /// The derived columns of a batch. A row without the element has nulls in them.
 pub struct DerivedColumns {
-    columns: Vec<Columns>,
+    columns: Vec<ColumnPair>,
     /// By the place of an element: which columns are made from it, and how.
-    from: Vec<Vec<(usize, From)>>,
+    from: Vec<Vec<(usize, Derivation)>>,
 }
 
-enum Columns {
+enum ColumnPair {
     Bounds { starts: TimestampMicrosecondBuilder, ends: TimestampMicrosecondBuilder, len: usize },
     Reference { types: StringBuilder, ids: StringBuilder, len: usize },
 }
 
 #[derive(Clone, Copy)]
-enum From {
+enum Derivation {
     Time(DerivedFrom),
     Reference,
 }
@@ -38,13 +38,13 @@ impl DerivedColumns {
             let made: Vec<_> = match derived {
                 Derived::Bounds { members, .. } => {
                     let (starts, ends) = (TimestampMicrosecondBuilder::new(), TimestampMicrosecondBuilder::new());
-                    columns.push(Columns::Bounds { starts, ends, len: 0 });
-                    members.iter().map(|(member, of)| (*member, From::Time(*of))).collect()
+                    columns.push(ColumnPair::Bounds { starts, ends, len: 0 });
+                    members.iter().map(|(member, of)| (*member, Derivation::Time(*of))).collect()
                 }
                 Derived::Reference { members, .. } => {
                     let (types, ids) = (StringBuilder::new(), StringBuilder::new());
-                    columns.push(Columns::Reference { types, ids, len: 0 });
-                    members.iter().map(|member| (*member, From::Reference)).collect()
+                    columns.push(ColumnPair::Reference { types, ids, len: 0 });
+                    members.iter().map(|member| (*member, Derivation::Reference)).collect()
                 }
             };
             for (member, how) in made {
@@ -60,7 +60,7 @@ impl DerivedColumns {
     pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) {
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
-                (Columns::Bounds { starts, ends, len }, From::Time(of)) => {
+                (ColumnPair::Bounds { starts, ends, len }, Derivation::Time(of)) => {
                     let (start, end) = bounds(*of, document, at);
                     starts.append_nulls(row - *len);
                     starts.append_option(start);
@@ -68,7 +68,7 @@ impl DerivedColumns {
                     ends.append_option(end);
                     *len = row + 1;
                 }
-                (Columns::Reference { types, ids, len }, From::Reference) => {
+                (ColumnPair::Reference { types, ids, len }, Derivation::Reference) => {
                     let text = document.member(at, "reference").and_then(|at| document.string(at));
                     let target = text.as_deref().and_then(reference::target);
                     types.append_nulls(row - *len);
@@ -77,7 +77,8 @@ impl DerivedColumns {
                     ids.append_option(target.map(|target| target.id));
                     *len = row + 1;
                 }
-                (Columns::Bounds { .. }, From::Reference) | (Columns::Reference { .. }, From::Time(_)) => {}
+                (ColumnPair::Bounds { .. }, Derivation::Reference)
+                | (ColumnPair::Reference { .. }, Derivation::Time(_)) => {}
             }
         }
     }
@@ -86,13 +87,13 @@ impl DerivedColumns {
     pub fn finish(self, rows: usize) -> Vec<Option<ArrayRef>> {
         let finish = |columns| -> [Option<ArrayRef>; 2] {
             match columns {
-                Columns::Bounds { len: 0, .. } | Columns::Reference { len: 0, .. } => [None, None],
-                Columns::Bounds { mut starts, mut ends, len } => {
+                ColumnPair::Bounds { len: 0, .. } | ColumnPair::Reference { len: 0, .. } => [None, None],
+                ColumnPair::Bounds { mut starts, mut ends, len } => {
                     starts.append_nulls(rows - len);
                     ends.append_nulls(rows - len);
                     [starts, ends].map(|mut column| Some(Arc::new(column.finish().with_timezone("UTC")) as ArrayRef))
                 }
-                Columns::Reference { mut types, mut ids, len } => {
+                ColumnPair::Reference { mut types, mut ids, len } => {
                     types.append_nulls(rows - len);
                     ids.append_nulls(rows - len);
                     [types, ids].map(|mut column| Some(Arc::new(column.finish()) as ArrayRef))
@@ -117,11 +118,12 @@ fn bounds(of: DerivedFrom, document: Document<'_>, at: At) -> (Option<i64>, Opti
     }
 }
 
-fn time(of: DerivedFrom, text: &str) -> Option<date::Bounds> {
+fn time(of: DerivedFrom, text: &str) -> Option<date::TimeBounds> {
     match of {
         DerivedFrom::Date => date::date(text),
         DerivedFrom::DateTime | DerivedFrom::Period => date::date_time(text),
-        DerivedFrom::Instant => date::date_time(text)
-            .or_else(|| instant_micros(text).map(|micros| date::Bounds { start_micros: micros, end_micros: micros })),
+        DerivedFrom::Instant => date::date_time(text).or_else(|| {
+            instant_micros(text).map(|micros| date::TimeBounds { start_micros: micros, end_micros: micros })
+        }),
     }
 }

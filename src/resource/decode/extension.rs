@@ -13,14 +13,13 @@ use arrow::{
 
 use super::{
     complex::ComplexColumn,
-    issues::{Code, Path},
-    leaf::Digits,
+    issues::{ElementPath, IssueCode},
     offsets::Offsets,
     walk::Walk,
 };
 use crate::resource::{
-    json::{At, Kind},
-    shape::Complex,
+    element::{Complex, Digits},
+    json::{At, TokenKind},
 };
 
 /// A structure with extensions.
@@ -28,7 +27,7 @@ pub struct Carrier {
     pub fid: i32,
     /// The array of its extensions.
     pub at: At,
-    pub path: Path,
+    pub path: ElementPath,
 }
 
 pub struct ExtensionColumn<'shape> {
@@ -50,11 +49,11 @@ impl<'shape> ExtensionColumn<'shape> {
         walk.path.enter("extension");
         for (index, item) in walk.document.items(carrier.at).enumerate() {
             walk.path.enter_item(index);
-            if walk.document.kind(item) == Kind::Object {
+            if walk.document.kind(item) == TokenKind::Object {
                 self.items.append(walk, item);
             } else {
                 self.items.append_nulls(1);
-                walk.issue(Code::Invalid);
+                walk.issue(IssueCode::Invalid);
             }
             walk.path.leave();
         }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::Reason;
 use crate::{
     fhir::{Meta, ResourceType, Tag},
-    resource::json::{At, Document, Kind},
+    resource::json::{At, Document, TokenKind},
 };
 
 /// Of one resource of the expected type; `id` is not empty.
@@ -18,7 +18,7 @@ pub struct Head<'line> {
 impl<'line> Head<'line> {
     /// Reads the members of the root alone. Who says twice what a resource is says nothing.
     pub fn read(document: Document<'line>, expected: ResourceType) -> Result<Self, Reason> {
-        if document.kind(Document::ROOT) != Kind::Object {
+        if document.kind(Document::ROOT) != TokenKind::Object {
             return Err(Reason::NotJson { at_byte: document.at_byte(Document::ROOT) });
         }
         let (mut resource_type, mut id, mut meta) = (None, None, None);
@@ -43,7 +43,7 @@ impl<'line> Head<'line> {
 }
 
 fn text(document: Document<'_>, at: Option<At>) -> Result<Option<Cow<'_, str>>, Reason> {
-    let Some(at) = at.filter(|at| document.kind(*at) != Kind::Null) else { return Ok(None) };
+    let Some(at) = at.filter(|at| document.kind(*at) != TokenKind::Null) else { return Ok(None) };
     let text = document.string(at).ok_or(Reason::NotJson { at_byte: document.at_byte(at) })?;
     Ok(Some(text))
 }
@@ -60,6 +60,6 @@ fn meta(document: Document<'_>, at: At) -> Meta {
 
 /// Some servers send their version as a number.
 fn number(document: Document<'_>, at: At, name: &str) -> Option<String> {
-    let value = document.member(at, name).filter(|value| document.kind(*value) == Kind::Number)?;
+    let value = document.member(at, name).filter(|value| document.kind(*value) == TokenKind::Number)?;
     Some(document.text(value).to_owned())
 }

@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt::Write};
 
 /// Why a value is only in the line; the codes of `_sync_issues`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Code {
+pub enum IssueCode {
     /// FHIR does not know the element.
     Unmapped,
     /// No value of its type, a second one where one may be, or a list where none may be.
@@ -20,7 +20,7 @@ pub enum Code {
     ModifierExtension,
 }
 
-impl Code {
+impl IssueCode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Unmapped => "unmapped",
@@ -35,29 +35,29 @@ impl Code {
 
 /// The way from the root to a value: `Patient.name[0].given`.
 #[derive(Clone, Default, Debug)]
-pub struct Path {
-    steps: Vec<Step>,
+pub struct ElementPath {
+    steps: Vec<PathStep>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum PathStep {
     Member(&'static str),
     Item(usize),
 }
 
-impl Path {
+impl ElementPath {
     pub fn of(root: &'static str) -> Self {
         let mut steps = Vec::with_capacity(16);
-        steps.push(Step::Member(root));
+        steps.push(PathStep::Member(root));
         Self { steps }
     }
 
     pub fn enter(&mut self, member: &'static str) {
-        self.steps.push(Step::Member(member));
+        self.steps.push(PathStep::Member(member));
     }
 
     pub fn enter_item(&mut self, index: usize) {
-        self.steps.push(Step::Item(index));
+        self.steps.push(PathStep::Item(index));
     }
 
     pub fn leave(&mut self) {
@@ -69,12 +69,12 @@ impl Path {
         let mut text = String::with_capacity(64);
         for step in &self.steps {
             match step {
-                Step::Member(name) if text.is_empty() => text.push_str(name),
-                Step::Member(name) => {
+                PathStep::Member(name) if text.is_empty() => text.push_str(name),
+                PathStep::Member(name) => {
                     text.push('.');
                     text.push_str(name);
                 }
-                Step::Item(index) => {
+                PathStep::Item(index) => {
                     // Writing to a String cannot fail.
                     let _ = write!(text, "[{index}]");
                 }
@@ -96,14 +96,14 @@ pub struct Issues {
 }
 
 impl Issues {
-    const MOST: usize = 1000;
+    const MAX_ISSUES: usize = 1000;
 
-    pub fn add(&mut self, code: Code, path: &Path, member: Option<&str>) {
+    pub fn add(&mut self, code: IssueCode, path: &ElementPath, member: Option<&str>) {
         self.add_at(code, || path.text(member));
     }
 
-    pub fn add_at(&mut self, code: Code, place: impl FnOnce() -> String) {
-        if self.texts.len() < Self::MOST {
+    pub fn add_at(&mut self, code: IssueCode, place: impl FnOnce() -> String) {
+        if self.texts.len() < Self::MAX_ISSUES {
             self.texts.push(format!("{}: {}", code.as_str(), place()));
         } else {
             self.beyond += 1;
@@ -121,8 +121,8 @@ impl Issues {
 
 /// A name that somebody else chose may be of any length.
 fn shortened(member: &str) -> Cow<'_, str> {
-    const MOST_CHARACTERS: usize = 100;
-    match member.char_indices().nth(MOST_CHARACTERS) {
+    const MAX_CHARACTERS: usize = 100;
+    match member.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => Cow::Owned(format!("{}…", &member[..end])),
         None => Cow::Borrowed(member),
     }
@@ -134,22 +134,22 @@ mod tests {
 
     #[test]
     fn an_issue_names_its_place() {
-        let mut path = Path::of("Patient");
+        let mut path = ElementPath::of("Patient");
         path.enter("name");
         path.enter_item(2);
         assert_eq!(path.text(None), "Patient.name[2]");
         path.leave();
         let mut issues = Issues::default();
-        issues.add(Code::Unmapped, &path, Some("colour"));
+        issues.add(IssueCode::Unmapped, &path, Some("colour"));
         assert_eq!(issues.take(), ["unmapped: Patient.name.colour"]);
         assert!(issues.take().is_empty());
     }
 
     #[test]
     fn a_line_has_a_limited_number_of_issues_of_limited_length() {
-        let (path, mut issues) = (Path::of("Patient"), Issues::default());
+        let (path, mut issues) = (ElementPath::of("Patient"), Issues::default());
         for _ in 0..1005 {
-            issues.add(Code::Invalid, &path, Some(&"é".repeat(100_000)));
+            issues.add(IssueCode::Invalid, &path, Some(&"é".repeat(100_000)));
         }
         let texts = issues.take();
         assert_eq!((texts.len(), texts[1000].as_str()), (1001, "more: 5"));

@@ -10,31 +10,15 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{issues::Code, walk::Walk};
+use super::{issues::IssueCode, walk::Walk};
 use crate::{
     fhir::parse_instant,
     resource::{
-        json::{At, Kind},
-        shape::{Layout, Primitive},
+        element::{Digits, Primitive},
+        json::{At, TokenKind},
         value::{self, date, decimal::Decimal},
     },
 };
-
-/// Digits of a decimal column: all of them, and those behind the point.
-#[derive(Clone, Copy, Debug)]
-pub struct Digits {
-    pub precision: u8,
-    pub scale: u8,
-}
-
-impl From<Layout> for Digits {
-    fn from(layout: Layout) -> Self {
-        match layout {
-            Layout::Pathling => Self { precision: 32, scale: 6 },
-            Layout::Wide => Self { precision: 38, scale: 12 },
-        }
-    }
-}
 
 pub enum Leaf {
     Boolean(BooleanBuilder),
@@ -105,7 +89,7 @@ impl Leaf {
         };
         if appended.is_none() {
             self.append_nulls(1);
-            walk.issue(Code::Invalid);
+            walk.issue(IssueCode::Invalid);
         }
         appended.is_some()
     }
@@ -134,8 +118,7 @@ impl Leaf {
             Self::Boolean(values) => (Arc::new(values.finish()), None),
             Self::Integer(values) => (Arc::new(values.finish()), None),
             Self::Decimal { values, scales } => {
-                let scale = i8::try_from(digits.scale).unwrap_or_default();
-                let values = mem::take(values).with_precision_and_scale(digits.precision, scale)?.finish();
+                let values = mem::take(values).with_precision_and_scale(digits.precision, digits.scale)?.finish();
                 (Arc::new(values), Some(Arc::new(scales.finish())))
             }
             Self::Id { values, versioned } => (Arc::new(values.finish()), Some(Arc::new(versioned.finish()))),
@@ -154,14 +137,14 @@ pub fn instant_micros(text: &str) -> Option<i64> {
 
 fn boolean(walk: &Walk<'_, '_>, at: At) -> Option<bool> {
     match walk.document.kind(at) {
-        Kind::True => Some(true),
-        Kind::False => Some(false),
+        TokenKind::True => Some(true),
+        TokenKind::False => Some(false),
         _ => None,
     }
 }
 
 fn number<'line>(walk: &Walk<'line, '_>, at: At) -> Option<&'line str> {
-    (walk.document.kind(at) == Kind::Number).then(|| walk.document.text(at))
+    (walk.document.kind(at) == TokenKind::Number).then(|| walk.document.text(at))
 }
 
 /// At the scale of the column, and the scale of the text as far as the column has it.
@@ -170,7 +153,7 @@ fn decimal(walk: &mut Walk<'_, '_>, at: At) -> Option<(i128, i32)> {
     let decimal = Decimal::parse(number(walk, at)?)?;
     let scaled = decimal.at_scale(scale, precision)?;
     if scaled.rounded {
-        walk.issue(Code::DecimalRounded);
+        walk.issue(IssueCode::DecimalRounded);
     }
     Some((scaled.unscaled, decimal.lexical_scale().min(i32::from(scale))))
 }

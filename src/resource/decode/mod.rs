@@ -23,7 +23,7 @@ use self::{head::Head, rows::Rows};
 use super::{
     Line,
     content_hash::ContentHash,
-    json::{Document, Fault, Tape},
+    json::{Document, SyntaxError, Tape},
     shape::Shape,
 };
 use crate::fhir::{ResourceType, RowKey, TransactionTime, Version};
@@ -146,19 +146,19 @@ impl Decoder {
     }
 }
 
-struct Read<'line> {
+struct ParsedLine<'line> {
     text: &'line str,
     document: Document<'line>,
     head: Head<'line>,
 }
 
-fn read<'line>(tape: &'line mut Tape, line: &'line Line, expected: ResourceType) -> Result<Read<'line>, Reason> {
+fn read<'line>(tape: &'line mut Tape, line: &'line Line, expected: ResourceType) -> Result<ParsedLine<'line>, Reason> {
     let text = std::str::from_utf8(&line.bytes).map_err(|error| Reason::NotUtf8 { at_byte: error.valid_up_to() })?;
     let document = tape.read(text).map_err(|fault| match fault {
-        Fault::Syntax { at_byte } => Reason::NotJson { at_byte },
-        Fault::TooDeep { at_byte } => Reason::TooDeepJson { at_byte },
+        SyntaxError::Invalid { at_byte } => Reason::NotJson { at_byte },
+        SyntaxError::TooDeep { at_byte } => Reason::TooDeepJson { at_byte },
     })?;
-    Ok(Read { text, document, head: Head::read(document, expected)? })
+    Ok(ParsedLine { text, document, head: Head::read(document, expected)? })
 }
 
 #[cfg(test)]

@@ -16,12 +16,12 @@ use super::{
     derived::DerivedColumns,
     extension::ExtensionColumn,
     head::Head,
-    issues::{Code, Issues},
-    string_columns::{TextMap, Texts},
+    issues::{IssueCode, Issues},
+    string_columns::{StringListColumn, StringMapColumn},
     walk::{Batch, Walk},
 };
 use crate::resource::{
-    json::{At, Document, Kind},
+    json::{At, Document, TokenKind},
     value::quantity::Units,
 };
 
@@ -33,9 +33,9 @@ pub struct Rows<'shape> {
     ids: StringBuilder,
     ids_versioned: StringBuilder,
     hashes: Vec<i64>,
-    contained: Texts,
-    primitive_ext: TextMap,
-    issues: Texts,
+    contained: StringListColumn,
+    primitive_ext: StringMapColumn,
+    issues: StringListColumn,
     json: StringBuilder,
 }
 
@@ -47,7 +47,7 @@ impl<'shape> Rows<'shape> {
         Self {
             decoder,
             batch: Batch {
-                digits: shape.options.layout.into(),
+                digits: shape.options.layout.digits(),
                 units: Units::default(),
                 issues: Issues::default(),
                 extensions,
@@ -57,9 +57,9 @@ impl<'shape> Rows<'shape> {
             ids: StringBuilder::new(),
             ids_versioned: StringBuilder::new(),
             hashes: Vec::with_capacity(lines),
-            contained: Texts::new(),
-            primitive_ext: TextMap::new(),
-            issues: Texts::new(),
+            contained: StringListColumn::new(),
+            primitive_ext: StringMapColumn::new(),
+            issues: StringListColumn::new(),
             json: if shape.options.raw_json {
                 StringBuilder::with_capacity(lines, lines_bytes)
             } else {
@@ -145,7 +145,7 @@ fn members<'shape>(
             Some("resourceType" | "id") => {}
             Some("_id") => walk.primitive_ext("id", value, false),
             Some("contained") if contained.is_none() => contained = Some(value),
-            Some("contained") => walk.issue_of(Code::Invalid, "contained"),
+            Some("contained") => walk.issue_of(IssueCode::Invalid, "contained"),
             _ => {
                 if let Some(element) = root.member(walk, fid, name, value) {
                     derived.append(row, element, document, value);
@@ -161,16 +161,16 @@ fn members<'shape>(
 fn resources<'line>(walk: &mut Walk<'line, '_>, at: At) -> Option<Vec<Option<&'line str>>> {
     let document = walk.document;
     walk.path.enter("contained");
-    let mut texts = (document.kind(at) == Kind::Array).then(Vec::new);
+    let mut texts = (document.kind(at) == TokenKind::Array).then(Vec::new);
     if texts.is_none() {
-        walk.issue(Code::Invalid);
+        walk.issue(IssueCode::Invalid);
     }
     for (index, item) in document.items(at).enumerate() {
-        let is_resource = document.kind(item) == Kind::Object;
+        let is_resource = document.kind(item) == TokenKind::Object;
         texts.get_or_insert_default().push(is_resource.then(|| document.json(item)));
         if !is_resource {
             walk.path.enter_item(index);
-            walk.issue(Code::Invalid);
+            walk.issue(IssueCode::Invalid);
             walk.path.leave();
         }
     }
@@ -184,7 +184,7 @@ fn distinct<'line>(walk: &mut Walk<'line, '_>) -> Vec<(String, &'line str)> {
     let (first, again): (Vec<_>, Vec<_>) =
         std::mem::take(&mut walk.primitive_ext).into_iter().partition(|(path, _)| seen.insert(path.clone()));
     for (path, _) in again {
-        walk.batch.issues.add_at(Code::Invalid, || path);
+        walk.batch.issues.add_at(IssueCode::Invalid, || path);
     }
     first
 }

@@ -13,15 +13,15 @@ use arrow::{
 use super::offsets::Offsets;
 
 /// A column of lists.
-pub struct Texts {
-    values: Values,
+pub struct StringListColumn {
+    values: StringValues,
     offsets: Offsets,
     present: NullBufferBuilder,
 }
 
-impl Texts {
+impl StringListColumn {
     pub fn new() -> Self {
-        Self { values: Values::default(), offsets: Offsets::default(), present: NullBufferBuilder::new(0) }
+        Self { values: StringValues::default(), offsets: Offsets::default(), present: NullBufferBuilder::new(0) }
     }
 
     pub fn append<'text>(&mut self, texts: Option<impl Iterator<Item = Option<&'text str>>>) -> Result<(), ArrowError> {
@@ -43,17 +43,17 @@ impl Texts {
 }
 
 /// A column of maps; the keys of a row are distinct.
-pub struct TextMap {
-    keys: Values,
-    values: Values,
+pub struct StringMapColumn {
+    keys: StringValues,
+    values: StringValues,
     offsets: Offsets,
     present: NullBufferBuilder,
 }
 
-impl TextMap {
+impl StringMapColumn {
     pub fn new() -> Self {
         let present = NullBufferBuilder::new(0);
-        Self { keys: Values::default(), values: Values::default(), offsets: Offsets::default(), present }
+        Self { keys: StringValues::default(), values: StringValues::default(), offsets: Offsets::default(), present }
     }
 
     pub fn append(&mut self, entries: &[(String, &str)]) -> Result<(), ArrowError> {
@@ -78,12 +78,12 @@ impl TextMap {
 }
 
 #[derive(Default)]
-struct Values {
+struct StringValues {
     builder: StringBuilder,
     bytes: usize,
 }
 
-impl Values {
+impl StringValues {
     fn append(&mut self, text: Option<&str>) -> Result<(), ArrowError> {
         self.bytes = self.bytes.saturating_add(text.map_or(0, str::len));
         if i32::try_from(self.bytes).is_err() {

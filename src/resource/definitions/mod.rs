@@ -16,15 +16,15 @@ pub struct Structure(u16);
 
 /// An element of a structure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Element {
+pub struct ElementDefinition {
     /// Without the `[x]` of a choice.
     pub name: &'static str,
     pub repeated: bool,
-    pub content: Content,
+    pub content: DefinedContent,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Content {
+pub enum DefinedContent {
     Of(Type),
     Choice(Choice),
 }
@@ -100,17 +100,17 @@ impl Structure {
     }
 
     /// All elements, the inherited ones first, as FHIR orders them.
-    pub fn elements(self) -> Vec<Element> {
+    pub fn elements(self) -> Vec<ElementDefinition> {
         let mut elements = self.base().map(Self::elements).unwrap_or_default();
         elements.extend(self.own_elements());
         elements
     }
 
     /// The elements that it adds to its base.
-    pub fn own_elements(self) -> impl Iterator<Item = Element> {
+    pub fn own_elements(self) -> impl Iterator<Item = ElementDefinition> {
         let StructureRow { first, count, .. } = row(self);
         let first = usize::from(first);
-        ELEMENTS[first..first + usize::from(count)].iter().map(|&Row { name, content, repeated }| Element {
+        ELEMENTS[first..first + usize::from(count)].iter().map(|&Row { name, content, repeated }| ElementDefinition {
             name: self::name(usize::from(name)),
             repeated,
             content,
@@ -154,7 +154,7 @@ struct StructureRow {
 #[derive(Clone, Copy)]
 struct Row {
     name: u16,
-    content: Content,
+    content: DefinedContent,
     repeated: bool,
 }
 
@@ -171,16 +171,16 @@ const fn part(base: u16, first: u16, count: u8) -> StructureRow {
 }
 
 const fn one(name: u16, of: Type) -> Row {
-    Row { name, content: Content::Of(of), repeated: false }
+    Row { name, content: DefinedContent::Of(of), repeated: false }
 }
 
 const fn many(name: u16, of: Type) -> Row {
-    Row { name, content: Content::Of(of), repeated: true }
+    Row { name, content: DefinedContent::Of(of), repeated: true }
 }
 
 /// No choice of R4 repeats.
 const fn choice(name: u16, number: u16) -> Row {
-    Row { name, content: Content::Choice(Choice(number)), repeated: false }
+    Row { name, content: DefinedContent::Choice(Choice(number)), repeated: false }
 }
 
 #[cfg(test)]
@@ -201,8 +201,8 @@ mod tests {
             write!(said, "{} {kind} {base}", structure.name()).unwrap();
             for element in structure.own_elements() {
                 let (choice, types) = match element.content {
-                    Content::Of(of) => ("", type_name(of)),
-                    Content::Choice(choice) => {
+                    DefinedContent::Of(of) => ("", type_name(of)),
+                    DefinedContent::Choice(choice) => {
                         ("[x]", choice.types().map(|(_, of)| type_name(of)).collect::<Vec<_>>().join("|"))
                     }
                 };
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn the_members_of_a_choice_are_named_after_their_types() {
         for element in structures().flat_map(Structure::own_elements) {
-            let Content::Choice(choice) = element.content else { continue };
+            let DefinedContent::Choice(choice) = element.content else { continue };
             for (member, of) in choice.types() {
                 assert_eq!(member.to_lowercase(), format!("{}{}", element.name, type_name(of)).to_lowercase());
             }
@@ -238,7 +238,7 @@ mod tests {
         let is_open = |structure: Structure| {
             structure
                 .own_elements()
-                .any(|element| matches!(element.content, Content::Choice(choice) if choice.is_open()))
+                .any(|element| matches!(element.content, DefinedContent::Choice(choice) if choice.is_open()))
         };
         let open: Vec<_> = structures().filter(|known| is_open(*known)).map(Structure::name).collect();
         assert_eq!(

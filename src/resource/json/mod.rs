@@ -6,17 +6,17 @@
 use std::borrow::Cow;
 
 /// Objects and arrays inside each other, at most.
-pub const MOST_LEVELS: usize = 100;
+pub const MAX_LEVELS: usize = 100;
 
 /// Why a line is no document. The place is counted in bytes from its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fault {
-    Syntax { at_byte: usize },
+pub enum SyntaxError {
+    Invalid { at_byte: usize },
     TooDeep { at_byte: usize },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Kind {
+pub enum TokenKind {
     Object,
     Array,
     String,
@@ -31,7 +31,7 @@ pub enum Kind {
 /// A value or a member's name. `start..end` is its text; for strings what stands between the quotes.
 #[derive(Clone, Copy, Debug)]
 pub struct Token {
-    pub kind: Kind,
+    pub kind: TokenKind,
     start: u32,
     end: u32,
     /// The token after this one and everything in it.
@@ -56,11 +56,11 @@ pub struct Document<'line> {
 
 impl Tape {
     /// Reads one line. Lines beyond 4 GiB are a syntax error where they exceed that.
-    pub fn read<'line>(&'line mut self, text: &'line str) -> Result<Document<'line>, Fault> {
+    pub fn read<'line>(&'line mut self, text: &'line str) -> Result<Document<'line>, SyntaxError> {
         self.tokens.clear();
         self.open.clear();
         if u32::try_from(text.len()).is_err() {
-            return Err(Fault::Syntax { at_byte: u32::MAX as usize });
+            return Err(SyntaxError::Invalid { at_byte: u32::MAX as usize });
         }
         Reader {
             bytes: text.as_bytes(),
@@ -78,7 +78,7 @@ impl<'line> Document<'line> {
     pub const ROOT: At = 0;
 
     #[inline]
-    pub fn kind(self, at: At) -> Kind {
+    pub fn kind(self, at: At) -> TokenKind {
         self.tokens[at].kind
     }
 
@@ -91,8 +91,8 @@ impl<'line> Document<'line> {
     #[inline]
     pub fn string(self, at: At) -> Option<Cow<'line, str>> {
         match self.kind(at) {
-            Kind::String => Some(Cow::Borrowed(self.text(at))),
-            Kind::Escaped => unescaped(self.text(at)).map(Cow::Owned),
+            TokenKind::String => Some(Cow::Borrowed(self.text(at))),
+            TokenKind::Escaped => unescaped(self.text(at)).map(Cow::Owned),
             _ => None,
         }
     }
@@ -108,14 +108,14 @@ impl<'line> Document<'line> {
     #[inline]
     pub fn json(self, at: At) -> &'line str {
         let Token { kind, start, end, .. } = self.tokens[at];
-        let quote = usize::from(matches!(kind, Kind::String | Kind::Escaped));
+        let quote = usize::from(matches!(kind, TokenKind::String | TokenKind::Escaped));
         &self.text[start as usize - quote..end as usize + quote]
     }
 
     /// The names and values of an object, in the order in which they stand; nothing for other values.
     #[inline]
     pub fn members(self, at: At) -> impl Iterator<Item = (At, At)> {
-        let mut name = if self.kind(at) == Kind::Object { at + 1 } else { self.after(at) };
+        let mut name = if self.kind(at) == TokenKind::Object { at + 1 } else { self.after(at) };
         let end = self.after(at);
         std::iter::from_fn(move || {
             let member = (name < end).then_some((name, name + 1))?;
@@ -133,7 +133,7 @@ impl<'line> Document<'line> {
     /// The items of an array; nothing for other values.
     #[inline]
     pub fn items(self, at: At) -> impl Iterator<Item = At> {
-        let mut item = if self.kind(at) == Kind::Array { at + 1 } else { self.after(at) };
+        let mut item = if self.kind(at) == TokenKind::Array { at + 1 } else { self.after(at) };
         let end = self.after(at);
         std::iter::from_fn(move || {
             let found = (item < end).then_some(item)?;
@@ -178,7 +178,7 @@ enum Expected {
     reason = "a document is shorter than 4 GiB, and has fewer tokens than bytes"
 )]
 impl Reader<'_> {
-    fn document(&mut self) -> Result<(), Fault> {
+    fn document(&mut self) -> Result<(), SyntaxError> {
         let mut expected = Expected::Value;
         loop {
             self.skip_space();
@@ -198,28 +198,28 @@ impl Reader<'_> {
         }
     }
 
-    fn value(&mut self, byte: u8) -> Result<Expected, Fault> {
+    fn value(&mut self, byte: u8) -> Result<Expected, SyntaxError> {
         match byte {
-            b'{' => return self.open(Kind::Object, Inside::Object, Expected::MemberOrEnd),
-            b'[' => return self.open(Kind::Array, Inside::Array, Expected::ItemOrEnd),
+            b'{' => return self.open(TokenKind::Object, Inside::Object, Expected::MemberOrEnd),
+            b'[' => return self.open(TokenKind::Array, Inside::Array, Expected::ItemOrEnd),
             b'"' => self.string()?,
-            b't' => self.word("true", Kind::True)?,
-            b'f' => self.word("false", Kind::False)?,
-            b'n' => self.word("null", Kind::Null)?,
+            b't' => self.word("true", TokenKind::True)?,
+            b'f' => self.word("false", TokenKind::False)?,
+            b'n' => self.word("null", TokenKind::Null)?,
             _ => self.number()?,
         }
         Ok(Expected::CommaOrEnd)
     }
 
-    fn name(&mut self) -> Result<Expected, Fault> {
+    fn name(&mut self) -> Result<Expected, SyntaxError> {
         self.string()?;
         self.skip_space();
         if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.fault()) }
     }
 
-    fn open(&mut self, kind: Kind, inside: Inside, expected: Expected) -> Result<Expected, Fault> {
-        if self.open.len() == MOST_LEVELS {
-            return Err(Fault::TooDeep { at_byte: self.at });
+    fn open(&mut self, kind: TokenKind, inside: Inside, expected: Expected) -> Result<Expected, SyntaxError> {
+        if self.open.len() == MAX_LEVELS {
+            return Err(SyntaxError::TooDeep { at_byte: self.at });
         }
         self.open.push(self.tokens.len());
         self.inside = inside;
@@ -236,22 +236,22 @@ impl Reader<'_> {
         }
         self.inside = match self.open.last().map(|at| self.tokens[*at].kind) {
             None => Inside::Nothing,
-            Some(Kind::Array) => Inside::Array,
+            Some(TokenKind::Array) => Inside::Array,
             Some(_) => Inside::Object,
         };
         Expected::CommaOrEnd
     }
 
-    fn string(&mut self) -> Result<(), Fault> {
+    fn string(&mut self) -> Result<(), SyntaxError> {
         let start = self.at + 1;
-        let mut kind = Kind::String;
+        let mut kind = TokenKind::String;
         self.at = start;
         loop {
             self.at += plain(&self.bytes[self.at..]);
             match self.peek() {
                 b'"' => break,
                 b'\\' => {
-                    kind = Kind::Escaped;
+                    kind = TokenKind::Escaped;
                     self.escape()?;
                 }
                 // A control character, or what stands for the end of the line.
@@ -263,7 +263,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn escape(&mut self) -> Result<(), Fault> {
+    fn escape(&mut self) -> Result<(), SyntaxError> {
         self.at += 1;
         self.at += match self.peek() {
             b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 1,
@@ -279,7 +279,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn number(&mut self) -> Result<(), Fault> {
+    fn number(&mut self) -> Result<(), SyntaxError> {
         let start = self.at;
         self.at += usize::from(self.peek() == b'-');
         match self.peek() {
@@ -295,11 +295,11 @@ impl Reader<'_> {
             self.at += usize::from(matches!(self.peek(), b'+' | b'-'));
             self.digits()?;
         }
-        self.token(Kind::Number, start, self.at);
+        self.token(TokenKind::Number, start, self.at);
         Ok(())
     }
 
-    fn digits(&mut self) -> Result<(), Fault> {
+    fn digits(&mut self) -> Result<(), SyntaxError> {
         let start = self.at;
         while self.peek().is_ascii_digit() {
             self.at += 1;
@@ -307,7 +307,7 @@ impl Reader<'_> {
         if self.at == start { Err(self.fault()) } else { Ok(()) }
     }
 
-    fn word(&mut self, word: &str, kind: Kind) -> Result<(), Fault> {
+    fn word(&mut self, word: &str, kind: TokenKind) -> Result<(), SyntaxError> {
         if !self.bytes[self.at..].starts_with(word.as_bytes()) {
             return Err(self.fault());
         }
@@ -317,7 +317,7 @@ impl Reader<'_> {
     }
 
     #[inline]
-    fn token(&mut self, kind: Kind, start: usize, end: usize) {
+    fn token(&mut self, kind: TokenKind, start: usize, end: usize) {
         let next = self.tokens.len() as u32 + 1;
         self.tokens.push(Token { kind, start: start as u32, end: end as u32, next });
     }
@@ -340,8 +340,8 @@ impl Reader<'_> {
         self.bytes.get(self.at).copied().unwrap_or(0)
     }
 
-    fn fault(&self) -> Fault {
-        Fault::Syntax { at_byte: self.at }
+    fn fault(&self) -> SyntaxError {
+        SyntaxError::Invalid { at_byte: self.at }
     }
 }
 

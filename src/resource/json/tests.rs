@@ -3,22 +3,24 @@ use serde_json::Value;
 
 use super::*;
 
-fn fault(text: &str) -> Option<Fault> {
+fn fault(text: &str) -> Option<SyntaxError> {
     Tape::default().read(text).err()
 }
 
 /// What `serde_json` would have made of it.
 fn value(document: Document<'_>, at: At) -> Option<Value> {
     Some(match document.kind(at) {
-        Kind::Object => Value::Object(
+        TokenKind::Object => Value::Object(
             document
                 .members(at)
                 .map(|(name, member)| Some((document.string(name)?.into_owned(), value(document, member)?)))
                 .collect::<Option<_>>()?,
         ),
-        Kind::Array => Value::Array(document.items(at).map(|item| value(document, item)).collect::<Option<_>>()?),
-        Kind::String | Kind::Escaped => Value::String(document.string(at)?.into_owned()),
-        Kind::Number | Kind::True | Kind::False | Kind::Null => serde_json::from_str(document.json(at)).ok()?,
+        TokenKind::Array => Value::Array(document.items(at).map(|item| value(document, item)).collect::<Option<_>>()?),
+        TokenKind::String | TokenKind::Escaped => Value::String(document.string(at)?.into_owned()),
+        TokenKind::Number | TokenKind::True | TokenKind::False | TokenKind::Null => {
+            serde_json::from_str(document.json(at)).ok()?
+        }
     })
 }
 
@@ -64,16 +66,16 @@ fn what_is_no_json_is_a_fault_with_its_place() {
         ("\u{0}", 0),
         ("{}\u{0}", 2),
     ] {
-        assert_eq!(fault(text), Some(Fault::Syntax { at_byte }), "{text}");
+        assert_eq!(fault(text), Some(SyntaxError::Invalid { at_byte }), "{text}");
     }
 }
 
 #[test]
 fn a_hundred_levels_are_read_and_one_more_is_not() {
     let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-    assert_eq!(fault(&nested(MOST_LEVELS)), None);
-    assert_eq!(fault(&nested(MOST_LEVELS + 1)), Some(Fault::TooDeep { at_byte: MOST_LEVELS }));
-    assert_eq!(fault(&"[".repeat(1_000_000)), Some(Fault::TooDeep { at_byte: MOST_LEVELS }));
+    assert_eq!(fault(&nested(MAX_LEVELS)), None);
+    assert_eq!(fault(&nested(MAX_LEVELS + 1)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
+    assert_eq!(fault(&"[".repeat(1_000_000)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
-use super::shape::{Complex, Content, Derived, Element, Layout, Options, Primitive, Shape, Special};
+use super::element::{Complex, Derived, Digits, Element, ElementContent, Layout, Options, Primitive, Special};
 
 /// All columns of a table, in order.
 pub fn schema(options: Options, elements: &[Element], extension: Option<&Complex>, derived: &[Derived]) -> SchemaRef {
@@ -33,15 +33,8 @@ pub fn schema(options: Options, elements: &[Element], extension: Option<&Complex
     Arc::new(Schema::new(fields))
 }
 
-impl Shape {
-    /// How many columns at the left carry statistics.
-    pub fn leading(&self) -> usize {
-        leading_fields(&self.derived).len()
-    }
-}
-
 /// Groups 1 and 2.
-fn leading_fields(derived: &[Derived]) -> Vec<Field> {
+pub fn leading_fields(derived: &[Derived]) -> Vec<Field> {
     let bookkeeping = [
         text("id"),
         text("_sync_source"),
@@ -60,18 +53,18 @@ fn element_fields(element: &Element, layout: Layout) -> Vec<Field> {
     let field = |name: &str, of| nullable(name, if element.repeated { list(of) } else { of });
     let name = element.name;
     match &element.content {
-        Content::Complex(complex) => vec![field(name, DataType::Struct(complex_fields(complex, layout)))],
-        Content::Primitive(Primitive::Decimal) => {
+        ElementContent::Complex(complex) => vec![field(name, DataType::Struct(complex_fields(complex, layout)))],
+        ElementContent::Primitive(Primitive::Decimal) => {
             vec![field(name, decimal(layout)), field(&format!("{name}_scale"), DataType::Int32)]
         }
-        Content::Primitive(Primitive::Id) => {
+        ElementContent::Primitive(Primitive::Id) => {
             vec![field(name, DataType::Utf8), field(&format!("{name}_versioned"), DataType::Utf8)]
         }
-        Content::Primitive(Primitive::Boolean) => vec![field(name, DataType::Boolean)],
-        Content::Primitive(Primitive::Integer) => vec![field(name, DataType::Int32)],
-        Content::Primitive(Primitive::Instant) => vec![field(name, instant())],
-        Content::Primitive(Primitive::Base64) => vec![field(name, DataType::Binary)],
-        Content::Primitive(Primitive::Date | Primitive::DateTime | Primitive::Time | Primitive::Text) => {
+        ElementContent::Primitive(Primitive::Boolean) => vec![field(name, DataType::Boolean)],
+        ElementContent::Primitive(Primitive::Integer) => vec![field(name, DataType::Int32)],
+        ElementContent::Primitive(Primitive::Instant) => vec![field(name, instant())],
+        ElementContent::Primitive(Primitive::Base64) => vec![field(name, DataType::Binary)],
+        ElementContent::Primitive(Primitive::Date | Primitive::DateTime | Primitive::Time | Primitive::Text) => {
             vec![field(name, DataType::Utf8)]
         }
     }
@@ -99,12 +92,9 @@ fn instant() -> DataType {
     DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
 }
 
-/// `wide` keeps 4.1e-7 mol/L; more places behind the point would make products overflow.
 fn decimal(layout: Layout) -> DataType {
-    match layout {
-        Layout::Pathling => DataType::Decimal128(32, 6),
-        Layout::Wide => DataType::Decimal128(38, 12),
-    }
+    let Digits { precision, scale } = layout.digits();
+    DataType::Decimal128(precision, scale)
 }
 
 fn list(of: DataType) -> DataType {

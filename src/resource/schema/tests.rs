@@ -10,7 +10,7 @@ use aws_lc_rs::digest;
 use super::*;
 use crate::{
     fhir::{RESOURCE_TYPES, ResourceType},
-    resource::shape::Options,
+    resource::Shape,
 };
 
 const LAYOUTS: [Layout; 2] = [Layout::Pathling, Layout::Wide];

@@ -9,30 +9,14 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 
 use super::{
-    definitions::{self, Content as Defined, PrimitiveType, Structure, Type},
-    schema::schema,
+    definitions::{self, DefinedContent, ElementDefinition, PrimitiveType, Structure, Type},
+    element::{Complex, Derived, DerivedFrom, Element, ElementContent, Layout, Options, Primitive, Special},
+    schema,
 };
 use crate::fhir::ResourceType;
 
 /// Changes when columns do: a new one to the right, or, in a rebuilt table, anything.
 const SCHEMA_VERSION: &str = "1";
-
-/// What a table is made with; cannot change later without a rebuild.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Options {
-    pub layout: Layout,
-    /// Whether the line itself is kept in `resource_json`.
-    pub raw_json: bool,
-}
-
-/// `tables.layout`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Layout {
-    /// Exactly Pathling's structs: DECIMAL(32,6).
-    Pathling,
-    /// DECIMAL(38,12), and nine more types of value in extensions; not for Pathling's decoder.
-    Wide,
-}
 
 /// The FHIR columns of one resource type. Made once per type, then shared.
 #[derive(PartialEq, Eq, Debug)]
@@ -47,85 +31,6 @@ pub struct Shape {
     /// In element order; the bounds of a choice before its reference.
     pub derived: Vec<Derived>,
     schema: SchemaRef,
-}
-
-/// A JSON member that has a column.
-#[derive(PartialEq, Eq, Debug)]
-pub struct Element {
-    /// The member's name: `status`, `valueQuantity`. A choice is one element per type.
-    pub name: &'static str,
-    /// The choice it belongs to (`value` for `valueQuantity`): at most one of a choice may be there.
-    pub choice: Option<&'static str>,
-    pub repeated: bool,
-    pub content: Content,
-}
-
-#[derive(PartialEq, Eq, Debug)]
-pub enum Content {
-    Primitive(Primitive),
-    Complex(Arc<Complex>),
-}
-
-/// How the value of a primitive type is kept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Primitive {
-    Boolean,
-    /// integer, positiveInt and unsignedInt: INT.
-    Integer,
-    /// Two columns, `x` and `x_scale`; two parallel arrays where it repeats.
-    Decimal,
-    /// Two columns, `x` and `x_versioned`.
-    Id,
-    /// TIMESTAMP, microseconds UTC.
-    Instant,
-    /// BINARY, decoded.
-    Base64,
-    /// STRING as sent, like [`Self::DateTime`] and [`Self::Time`].
-    Date,
-    DateTime,
-    Time,
-    /// Everything else that is text: string, code, markdown, xhtml and the family of uri.
-    Text,
-}
-
-/// A data type or backbone element at one place of a resource.
-#[derive(PartialEq, Eq, Debug)]
-pub struct Complex {
-    /// `Quantity`, `Observation.component`.
-    pub type_name: &'static str,
-    pub special: Special,
-    /// In column order; `_fid` is implied last.
-    pub elements: Vec<Element>,
-    /// Members that FHIR knows here but that have no column: cut by the nesting limit, a Reference inside a Reference,
-    /// or of an open type that is left out. `extension` and `modifierExtension` are not among them.
-    pub without_column: Vec<&'static str>,
-}
-
-/// What a complex type has beyond its elements.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Special {
-    Plain,
-    /// Quantity and its specializations: `_value_canonicalized` and `_code_canonicalized` before `_fid`.
-    Quantity,
-    Reference,
-    Period,
-}
-
-/// Columns of group 2, made from a root element that does not repeat. Of a choice, whichever member is there.
-#[derive(PartialEq, Eq, Debug)]
-pub enum Derived {
-    /// `__<name>_start` and `__<name>_end`: the inclusive bounds in UTC.
-    Bounds { name: &'static str, members: Vec<(&'static str, DerivedFrom)> },
-    /// `__<name>_type` and `__<name>_id`.
-    Reference { name: &'static str, members: Vec<&'static str> },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DerivedFrom {
-    Date,
-    DateTime,
-    Instant,
-    Period,
 }
 
 /// How often a type may stand below itself.
@@ -193,7 +98,7 @@ impl Shape {
         let name = resource_type.as_str();
         let root = definitions::resource(name).filter(|_| !WITHOUT_TYPED_COLUMNS.contains(&name));
         let extension = definitions::structure("Extension").filter(|_| root.is_some());
-        let complex = |structure| Walk { layout: options.layout, above: Vec::new() }.complex(structure);
+        let complex = |structure| Expansion { layout: options.layout, above: Vec::new() }.complex(structure);
         let elements = root.map(|root| complex(root).elements.into_iter().skip(1).collect()).unwrap_or_default();
         let extension = extension.map(|extension| Arc::new(complex(extension)));
         Self::new(resource_type, options, elements, extension, root.map(derived).unwrap_or_default())
@@ -206,13 +111,18 @@ impl Shape {
         extension: Option<Arc<Complex>>,
         derived: Vec<Derived>,
     ) -> Arc<Self> {
-        let schema = schema(options, &elements, extension.as_deref(), &derived);
+        let schema = schema::schema(options, &elements, extension.as_deref(), &derived);
         Arc::new(Self { resource_type, options, elements, extension, derived, schema })
     }
 
     /// All columns of the table, in order. Made once, so that the arrays of all batches share their types.
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
+    }
+
+    /// How many columns at the left carry statistics in the log (`delta.dataSkippingNumIndexedCols`).
+    pub fn leading(&self) -> usize {
+        schema::leading_fields(&self.derived).len()
     }
 }
 
@@ -233,19 +143,19 @@ impl Layout {
 }
 
 /// The way down from a root through the definitions.
-struct Walk {
+struct Expansion {
     layout: Layout,
     /// The structures on the way, this one included.
     above: Vec<Structure>,
 }
 
-impl Walk {
+impl Expansion {
     fn complex(&mut self, structure: Structure) -> Complex {
         self.above.push(structure);
         let mut elements = Vec::new();
         let mut without_column = Vec::new();
         for defined in elements_of(structure) {
-            let choice = matches!(defined.content, Defined::Choice(_)).then_some(defined.name);
+            let choice = matches!(defined.content, DefinedContent::Choice(_)).then_some(defined.name);
             for (name, of) in self.members(structure, &defined) {
                 match of.and_then(|of| self.content(of)) {
                     Some(content) => elements.push(Element { name, choice, repeated: defined.repeated, content }),
@@ -258,7 +168,7 @@ impl Walk {
     }
 
     /// The JSON members of an element, in column order; `None` for those that are left out whatever their depth.
-    fn members(&self, structure: Structure, defined: &definitions::Element) -> Vec<(&'static str, Option<Type>)> {
+    fn members(&self, structure: Structure, defined: &ElementDefinition) -> Vec<(&'static str, Option<Type>)> {
         match (structure.name(), defined.name) {
             // Not a member of a resource's typed columns: one has its own column, the others go into `_extension`
             // or stay in the line.
@@ -268,8 +178,8 @@ impl Walk {
             _ => {}
         }
         match defined.content {
-            Defined::Of(of) => vec![(defined.name, Some(of))],
-            Defined::Choice(choice) => {
+            DefinedContent::Of(of) => vec![(defined.name, Some(of))],
+            DefinedContent::Choice(choice) => {
                 let open_types = match structure.name() {
                     "Extension" => self.layout.open_types(),
                     _ => Layout::Pathling.open_types(),
@@ -286,19 +196,19 @@ impl Walk {
     }
 
     /// `None` where the type already stands above as often as it may.
-    fn content(&mut self, of: Type) -> Option<Content> {
+    fn content(&mut self, of: Type) -> Option<ElementContent> {
         let structure = match of {
-            Type::Primitive(primitive) => return Some(Content::Primitive(primitive.into())),
+            Type::Primitive(primitive) => return Some(ElementContent::Primitive(primitive.into())),
             Type::Structure(structure) => structure,
         };
         let most_above = if structure.name() == "Reference" { 0 } else { NESTING_LEVEL };
         let above = self.above.iter().filter(|above| **above == structure).count();
-        (above <= most_above).then(|| Content::Complex(Arc::new(self.complex(structure))))
+        (above <= most_above).then(|| ElementContent::Complex(Arc::new(self.complex(structure))))
     }
 }
 
 /// The elements in column order: what stands beyond R4 comes between the inherited and the own ones.
-fn elements_of(structure: Structure) -> Vec<definitions::Element> {
+fn elements_of(structure: Structure) -> Vec<ElementDefinition> {
     let mut elements = structure.base().map(Structure::elements).unwrap_or_default();
     if let Some((_, beyond)) = BEYOND_R4.iter().find(|(name, _)| *name == structure.name()) {
         let knowledge = definitions::structure("StructureDefinition").into_iter().flat_map(Structure::own_elements);
@@ -332,8 +242,8 @@ fn derived(root: Structure) -> Vec<Derived> {
         .flat_map(|element| {
             let name = element.name;
             let members = match element.content {
-                Defined::Of(of) => vec![(name, of)],
-                Defined::Choice(choice) => choice.types().collect(),
+                DefinedContent::Of(of) => vec![(name, of)],
+                DefinedContent::Choice(choice) => choice.types().collect(),
             };
             let from =
                 members.iter().filter_map(|(member, of)| Some((*member, derived_from(*of)?))).collect::<Vec<_>>();

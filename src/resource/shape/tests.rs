@@ -11,9 +11,9 @@ fn element<'a>(elements: &'a [Element], name: &str) -> &'a Element {
 /// The complex at the end of a path.
 fn complex<'a>(elements: &'a [Element], path: &[&str]) -> &'a Complex {
     match (&element(elements, path[0]).content, &path[1..]) {
-        (Content::Complex(complex), []) => complex,
-        (Content::Complex(found), rest) => complex(&found.elements, rest),
-        (Content::Primitive(_), _) => panic!("{} has nothing inside", path[0]),
+        (ElementContent::Complex(complex), []) => complex,
+        (ElementContent::Complex(found), rest) => complex(&found.elements, rest),
+        (ElementContent::Primitive(_), _) => panic!("{} has nothing inside", path[0]),
     }
 }
 
@@ -90,11 +90,11 @@ fn a_quantity_is_special_whatever_it_is_called() {
 fn the_primitives_that_make_more_than_one_column_are_told_apart() {
     let shape = shape("Observation", Layout::Pathling);
     let meta = complex(&shape.elements, &["meta"]);
-    assert_eq!(element(&meta.elements, "versionId").content, Content::Primitive(Primitive::Id));
-    assert_eq!(element(&meta.elements, "lastUpdated").content, Content::Primitive(Primitive::Instant));
-    assert_eq!(element(&meta.elements, "id").content, Content::Primitive(Primitive::Text));
+    assert_eq!(element(&meta.elements, "versionId").content, ElementContent::Primitive(Primitive::Id));
+    assert_eq!(element(&meta.elements, "lastUpdated").content, ElementContent::Primitive(Primitive::Instant));
+    assert_eq!(element(&meta.elements, "id").content, ElementContent::Primitive(Primitive::Text));
     let quantity = complex(&shape.elements, &["valueQuantity"]);
-    assert_eq!(element(&quantity.elements, "value").content, Content::Primitive(Primitive::Decimal));
+    assert_eq!(element(&quantity.elements, "value").content, ElementContent::Primitive(Primitive::Decimal));
 }
 
 #[test]

@@ -7,18 +7,18 @@ use chrono::{NaiveDate, TimeDelta};
 
 /// The first and the last microsecond of what a date or time states, in UTC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
+pub struct TimeBounds {
     pub start_micros: i64,
     pub end_micros: i64,
 }
 
 /// The bounds of a `date`: `YYYY`, `YYYY-MM` or `YYYY-MM-DD`.
-pub fn date(text: &str) -> Option<Bounds> {
+pub fn date(text: &str) -> Option<TimeBounds> {
     (text.len() <= 10).then(|| date_time(text)).flatten()
 }
 
 /// The bounds of a `dateTime`: a date, or a date with a time to the second or finer.
-pub fn date_time(text: &str) -> Option<Bounds> {
+pub fn date_time(text: &str) -> Option<TimeBounds> {
     let bytes = text.as_bytes();
     let year = i32::from(number(bytes, 0..4)?);
     if bytes.len() <= 10 {
@@ -31,7 +31,7 @@ pub fn date_time(text: &str) -> Option<Bounds> {
     let (clock, rest) = clock(&bytes[11..])?;
     let offset_minutes = offset_minutes(rest)?;
     let start = i64::from(days(day)) * DAY_MICROS + clock.micros - offset_minutes * 60 * SECOND_MICROS;
-    Some(Bounds { start_micros: start, end_micros: start + clock.width_micros - 1 })
+    Some(TimeBounds { start_micros: start, end_micros: start + clock.width_micros - 1 })
 }
 
 /// The microsecond of an `instant`, rounded down. Unlike in a `dateTime` time and offset must be there.
@@ -49,7 +49,7 @@ pub fn is_time(text: &str) -> bool {
 const SECOND_MICROS: i64 = 1_000_000;
 const DAY_MICROS: i64 = 86_400 * SECOND_MICROS;
 
-fn partial(bytes: &[u8], year: i32) -> Option<Bounds> {
+fn partial(bytes: &[u8], year: i32) -> Option<TimeBounds> {
     let (first, after) = match bytes.len() {
         4 => (first_of(year, 1)?, first_of(year.checked_add(1)?, 1)?),
         7 if bytes[4] == b'-' => {
@@ -64,7 +64,7 @@ fn partial(bytes: &[u8], year: i32) -> Option<Bounds> {
         _ => return None,
     };
     let micros = |day| i64::from(days(day)) * DAY_MICROS;
-    Some(Bounds { start_micros: micros(first), end_micros: micros(after) - 1 })
+    Some(TimeBounds { start_micros: micros(first), end_micros: micros(after) - 1 })
 }
 
 fn first_of(year: i32, month: u32) -> Option<NaiveDate> {
@@ -162,7 +162,7 @@ mod tests {
             ("2026-11-18T01:00:00", "2026-11-18T01:00:00Z", "2026-11-18T01:00:00.999999Z"),
             ("2016-12-31T23:59:60Z", "2017-01-01T00:00:00Z", "2017-01-01T00:00:00.999999Z"),
         ] {
-            let expected = Bounds { start_micros: micros(start), end_micros: micros(end) };
+            let expected = TimeBounds { start_micros: micros(start), end_micros: micros(end) };
             assert_eq!(date_time(text), Some(expected), "{text}");
         }
         assert_eq!(date_time("0001").unwrap().start_micros, -62_135_596_800_000_000);

@@ -44,7 +44,7 @@ impl<'text> Decimal<'text> {
     }
 
     /// At `scale`; `None` where it needs more than `precision` digits then.
-    pub fn at_scale(self, scale: u8, precision: u8) -> Option<Scaled> {
+    pub fn at_scale(self, scale: i8, precision: u8) -> Option<Scaled> {
         let count = self.integer.len() + self.fraction.len();
         let shift = i64::from(scale) - i64::from(self.lexical_scale());
         let kept = match usize::try_from(shift.saturating_neg()) {

@@ -4,19 +4,19 @@ use crate::fhir::ResourceType;
 
 /// A resource of a known type by its logical id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Target<'text> {
+pub struct ReferenceTarget<'text> {
     pub resource_type: ResourceType,
     pub id: &'text str,
 }
 
 /// From `Type/id`, an absolute URL, either with `/_history/version`; `None` for `#contained`, `urn:`, a search and
 /// whatever else names no one resource.
-pub fn target(reference: &str) -> Option<Target<'_>> {
+pub fn target(reference: &str) -> Option<ReferenceTarget<'_>> {
     // Nearly all of them, in one pass over the id.
     if let Some((name, id)) = reference.split_once('/')
         && is_id(id)
     {
-        return name.parse().ok().map(|resource_type| Target { resource_type, id });
+        return name.parse().ok().map(|resource_type| ReferenceTarget { resource_type, id });
     }
     if reference.starts_with("urn:") || reference.bytes().any(|byte| matches!(byte, b'#' | b'?')) {
         return None;
@@ -26,7 +26,7 @@ pub fn target(reference: &str) -> Option<Target<'_>> {
     let path = versioned.map_or(reference, |(path, _)| path);
     let (rest, id) = path.rsplit_once('/')?;
     let resource_type = rest.rsplit('/').next()?.parse().ok()?;
-    is_id(id).then_some(Target { resource_type, id })
+    is_id(id).then_some(ReferenceTarget { resource_type, id })
 }
 
 /// An id of FHIR has no slash, and neither `#` nor `?`.

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{Decoder, Line, Shape, shape},
+    resource::{self, Decoder, Line, Shape},
 };
 
 mod bloom;
@@ -59,7 +59,7 @@ fn shape() -> Arc<Shape> {
 }
 
 fn shape_of(resource_type: ResourceType) -> Arc<Shape> {
-    Shape::of(resource_type, shape::Options { layout: shape::Layout::Pathling, raw_json: true })
+    Shape::of(resource_type, resource::Options { layout: resource::Layout::Pathling, raw_json: true })
 }
 
 fn definition_of(shape: &Shape) -> TableDefinition {
@@ -430,12 +430,12 @@ proptest! {
 #[tokio::test]
 async fn a_table_gives_back_the_columns_that_it_was_made_with() {
     let lake = Lake::new();
-    let layouts = [shape::Layout::Pathling, shape::Layout::Wide];
+    let layouts = [resource::Layout::Pathling, resource::Layout::Wide];
     let names =
         ["Binary", "Bundle", "Contract", "ExplanationOfBenefit", "Observation", "Patient", "QuestionnaireResponse"];
     for (at, name) in names.into_iter().enumerate() {
         let resource_type = name.parse().unwrap();
-        let shape = Shape::of(resource_type, shape::Options { layout: layouts[at % 2], raw_json: at % 3 != 0 });
+        let shape = Shape::of(resource_type, resource::Options { layout: layouts[at % 2], raw_json: at % 3 != 0 });
         let layout = definition_of(&shape);
         lake.root.open_or_create(resource_type, &layout).await.unwrap();
         let table = lake.root.open(resource_type).await.unwrap().unwrap();

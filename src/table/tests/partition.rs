@@ -159,7 +159,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
 #[tokio::test]
 async fn a_type_without_the_column_is_refused_before_a_table_is_made() {
     let lake = partitioned(DatePart::Year);
-    let untyped = Shape::untyped(patient(), shape::Options { layout: shape::Layout::Pathling, raw_json: true });
+    let untyped = Shape::untyped(patient(), resource::Options { layout: resource::Layout::Pathling, raw_json: true });
     let error = lake.root.open_or_create(patient(), &definition_of(&untyped)).await.err().unwrap().to_string();
     assert!(error.contains("birthDate") && error.contains("typed"), "{error}");
     assert!(!lake.table_folder().exists());

@@ -12,7 +12,7 @@ use fhir_sync::{
     demo::{Server, World},
     export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
-    resource::{Options, shape::Layout},
+    resource::{Layout, Options},
     sync::{self, Export, Mode, Outcome, ProgressSender, Report, Syncer, TypeEnd},
     table::{self, Location, Reconcile, Root},
 };

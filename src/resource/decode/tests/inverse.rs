@@ -9,8 +9,9 @@ use arrow::{
 
 use crate::resource::{
     decode::leaf,
-    json::{At, Document, Kind, Tape},
-    shape::{Complex, Content, Element, Primitive, Shape},
+    element::{Complex, Element, ElementContent, Primitive},
+    json::{At, Document, Tape, TokenKind},
+    shape::Shape,
     value::{base64, decimal::Decimal},
 };
 
@@ -124,11 +125,11 @@ impl Reader<'_> {
         Typed::List(items.collect())
     }
 
-    fn value(&mut self, content: &Content, column: &ArrayRef, scales: Option<&ArrayRef>, row: usize) -> Typed {
+    fn value(&mut self, content: &ElementContent, column: &ArrayRef, scales: Option<&ArrayRef>, row: usize) -> Typed {
         let primitive = match content {
             _ if column.is_null(row) => return Typed::Null,
-            Content::Complex(complex) => return self.complex(complex, column, row),
-            Content::Primitive(primitive) => primitive,
+            ElementContent::Complex(complex) => return self.complex(complex, column, row),
+            ElementContent::Primitive(primitive) => primitive,
         };
         match primitive {
             Primitive::Boolean => Typed::Boolean(column.as_boolean().value(row)),
@@ -198,8 +199,8 @@ impl Compare<'_> {
         let document = self.document;
         let text = || document.string(at);
         let is_same = match typed {
-            Typed::Object(object) if document.kind(at) == Kind::Object => return self.object(at, object, place),
-            Typed::List(list) if document.kind(at) == Kind::Array => {
+            Typed::Object(object) if document.kind(at) == TokenKind::Object => return self.object(at, object, place),
+            Typed::List(list) if document.kind(at) == TokenKind::Array => {
                 let items: Vec<_> = document.items(at).collect();
                 if items.len() != list.len() {
                     return Err(format!("{place} has {} items of {}", list.len(), items.len()));
@@ -209,7 +210,7 @@ impl Compare<'_> {
                 }
                 return Ok(());
             }
-            Typed::Null => self.is_listed(place) || document.kind(at) == Kind::Null,
+            Typed::Null => self.is_listed(place) || document.kind(at) == TokenKind::Null,
             Typed::Boolean(flag) => document.json(at) == flag.to_string(),
             Typed::Integer(number) => document.json(at) == number.to_string(),
             Typed::Decimal { unscaled, column_scale, scale } => self.decimal(at, place, unscaled, column_scale, scale),

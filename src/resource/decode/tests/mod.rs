@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use super::*;
 use crate::{
     fhir::parse_instant,
-    resource::shape::{Layout, Options},
+    resource::{Layout, Options},
 };
 
 fn decoder(resource_type: &str, layout: Layout) -> Decoder {

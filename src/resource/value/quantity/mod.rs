@@ -49,8 +49,8 @@ pub const UCUM: &str = "http://unitsofmeasure.org";
 impl Units {
     /// `None` where the code is not one of UCUM.
     pub fn unit(&mut self, code: &str) -> Option<&Unit> {
-        const MOST_CODE_BYTES: usize = 256;
-        if code.len() > MOST_CODE_BYTES {
+        const MAX_CODE_BYTES: usize = 256;
+        if code.len() > MAX_CODE_BYTES {
             return None;
         }
         if !self.by_code.contains_key(code) {
@@ -71,8 +71,8 @@ fn known(code: &str) -> Option<Arc<Unit>> {
 }
 
 fn remember(by_code: &mut ByCode, code: &str, unit: Option<Arc<Unit>>) {
-    const MOST_CODES: usize = 10_000;
-    if by_code.len() >= MOST_CODES {
+    const MAX_CODES: usize = 10_000;
+    if by_code.len() >= MAX_CODES {
         by_code.clear();
     }
     by_code.insert(code.into(), unit);
