@@ -15,7 +15,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{self, Decoder, Line, LineGrouping, Options, Shape},
     sync::DECODE_BYTES,
-    table::{ChangeSet, Committed, Config, Location, Root, Share, TableDefinition, UpdateMode, Upsert},
+    table::{ChangeSet, Committed, Config, Location, OutputIndex, Root, Share, TableDefinition, UpdateMode, Upsert},
 };
 use tokio::runtime::Runtime;
 
@@ -161,7 +161,7 @@ impl Bench {
             grouping.group(&mut lines);
             let decoded = decoder.decode(lines)?;
             ensure!(decoded.bad.is_empty(), "a line is bad");
-            changes.push(number, decoded.keys, decoded.rows)?;
+            changes.push(OutputIndex(number), decoded.keys, decoded.rows)?;
         }
     }
 

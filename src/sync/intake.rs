@@ -24,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
-    table::{self, ChangeSet, Share, Sharers, Table, TableDefinition},
+    table::{self, ChangeSet, OutputIndex, Share, Sharers, Table, TableDefinition},
 };
 
 /// What came of one resource type.
@@ -234,7 +234,7 @@ async fn output_file(
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
         let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };
         arriving.tally().bad += decoded.bad.len() as u64;
-        Ok(arriving.changes.push(index, decoded.keys, decoded.rows)?)
+        Ok(arriving.changes.push(OutputIndex(index), decoded.keys, decoded.rows)?)
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
     context.progress.update(|progress| progress.files_done += 1);

@@ -45,7 +45,7 @@ mod value_counts;
 
 pub use self::{
     change_set::memory_budget::{Share, Sharers},
-    change_set::{ChangeSet, probe_spool_folder},
+    change_set::{ChangeSet, OutputIndex, probe_spool_folder},
     counts::{Amount, Committed, Counts, Reconcile, Upsert},
     data_file::writer_properties,
     date_partition::{DatePart, DatePartition},

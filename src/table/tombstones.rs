@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use super::{
     Amount, Error, Root, Table, TableName, Upsert,
     change_set::ids::Ids,
-    change_set::newest::Newest,
+    change_set::newest::{Shard, WinnerIndex},
     commit::{self, CommitOutcome},
     data_file::rolling::{DataFiles, Target},
     root::kernel_schema,
@@ -111,8 +111,8 @@ impl Tombstones {
     }
 }
 
-/// The tombstones of each id of a change set, by its slot there.
-pub(super) type TombstonesBySlot = HashMap<u32, Tombstones>;
+/// The tombstones of each id of a change set, by its winner there.
+pub(super) type TombstonesByWinner = HashMap<WinnerIndex, Tombstones>;
 
 /// The partition column; its value names the table that the resource was in.
 pub(super) const PARTITION: &str = "resource_type";
@@ -133,15 +133,15 @@ impl TombstoneTable {
         Ok(Self { root: root.clone(), table: root.load(TableName::Deletions).await? })
     }
 
-    /// The tombstones of the ids of `newest`, which holds all or some of `ids`.
+    /// The tombstones of the ids of `shard`, which holds all or some of `ids`.
     pub async fn find(
         &self,
         of: TableName,
         source: &str,
-        newest: &Newest,
+        shard: &Shard,
         ids: &Ids,
-    ) -> Result<TombstonesBySlot, Error> {
-        let mut found = TombstonesBySlot::new();
+    ) -> Result<TombstonesByWinner, Error> {
+        let mut found = TombstonesByWinner::new();
         let Some(table) = &self.table else { return Ok(found) };
         for stored in table.stored_files().await? {
             let partition = stored.add.partition_values.get(PARTITION).cloned().flatten();
@@ -150,7 +150,7 @@ impl TombstoneTable {
             }
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                collect(&batch?, source, newest, &mut found).map_err(|error| table.failed(error))?;
+                collect(&batch?, source, shard, &mut found).map_err(|error| table.failed(error))?;
             }
         }
         Ok(found)
@@ -287,12 +287,12 @@ fn rows(tombstones: &[&NewTombstone], upsert: &Upsert) -> Result<RecordBatch, ar
     )
 }
 
-/// Adds the rows of `source` whose id is in `newest`.
+/// Adds the rows of `source` whose id is in `shard`.
 fn collect(
     batch: &RecordBatch,
     source: &str,
-    newest: &Newest,
-    found: &mut TombstonesBySlot,
+    shard: &Shard,
+    found: &mut TombstonesByWinner,
 ) -> Result<(), DeltaTableError> {
     let column = |name: &str, data_type: &DataType| {
         let column = batch.column_by_name(name);
@@ -311,12 +311,12 @@ fn collect(
         if ids.is_null(row) || sources.is_null(row) || sources.value(row) != source {
             continue;
         }
-        let Some(slot) = newest.get(ids.value(row)) else { continue };
+        let Some(winner) = shard.get(ids.value(row)) else { continue };
         let tombstone = Tombstone {
             deleted_at_micros: value(&deleted_at, row),
             transaction_time_micros: value(&transaction_times, row),
         };
-        let known = found.entry(slot).or_default();
+        let known = found.entry(winner).or_default();
         *known = known.with(tombstone);
     }
     Ok(())

@@ -19,7 +19,7 @@ use arrow::{
 };
 use bytes::Bytes;
 
-pub struct Part {
+pub struct SpooledBatch {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
     /// How many columns there are, their indices, the length of the Arrow IPC message, the message, its buffers.
@@ -29,7 +29,7 @@ pub struct Part {
 /// What the buffers of a message are aligned to, so that arrow need not copy those that are not compressed.
 const ALIGNMENT: usize = 64;
 
-impl Part {
+impl SpooledBatch {
     /// `rows` has columns of `schema`; those that it lacks are null.
     pub fn encode(schema: &SchemaRef, rows: &RecordBatch) -> Result<Self, ArrowError> {
         let there = rows.schema();

@@ -1,6 +1,6 @@
 //! An entry: what the index keeps of one row or deletion as it came.
 //!
-//! Ids are known by their [`Key`], so that an entry is small whatever the id; only a deletion keeps the text. Entries exist
+//! Ids are known by their [`IdHash`], so that an entry is small whatever the id; only a deletion keeps the text. Entries exist
 //! as bytes, little endian and back to back, at most 69 for a row; values that a version lacks take none.
 
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
@@ -11,12 +11,12 @@ use crate::fhir::Version;
 
 /// Stands for an id: 128 bits of a hash that is seeded at random for each change set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Key {
+pub struct IdHash {
     pub high: u64,
     low: u64,
 }
 
-impl Hash for Key {
+impl Hash for IdHash {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.low);
     }
@@ -24,47 +24,59 @@ impl Hash for Key {
 
 /// Makes keys of ids.
 #[derive(Clone)]
-pub struct Keys(RandomState);
+pub struct IdHasher(RandomState);
 
-impl Keys {
+impl IdHasher {
     pub fn new() -> Self {
         Self(RandomState::new())
     }
 
-    /// Two ids with one key would be one row, so whoever chooses ids must not be able to find such: the standard hasher is
+    /// Two ids with one id_hash would be one row, so whoever chooses ids must not be able to find such: the standard hasher is
     /// a keyed one for just that, where fast hashes with a seed promise nothing. Its 64 bits are asked for twice, the
     /// second time behind a byte that no id can end with.
-    pub fn of(&self, id: &str) -> Key {
+    pub fn of(&self, id: &str) -> IdHash {
         let mut hasher = self.0.build_hasher();
         hasher.write(id.as_bytes());
         let low = hasher.finish();
         hasher.write_u8(0xff);
-        Key { high: hasher.finish(), low }
+        IdHash { high: hasher.finish(), low }
     }
 }
 
-/// Where in the export a row stood: the index of its file in the manifest, then its line.
-pub type Position = (u32, u64);
+/// The index of a file in the `output` of the manifest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct OutputIndex(pub u32);
 
-/// Where the columns of a row are: which part of the change set, and which row of it.
+/// Where a row is in the export.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub struct Position {
+    pub output: OutputIndex,
+    pub line: u64,
+}
+
+/// Numbers the chunks of a change set: spooled batches, or the data files of a first load.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChunkIndex(pub u32);
+
+/// Where the columns of a row are: in which chunk of the change set, and as which row of it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Place {
-    pub part: u32,
+pub struct RowLocation {
+    pub chunk: ChunkIndex,
     pub row: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Entry {
-    Row(Row),
+pub enum IndexEntry {
+    Row(RowEntry),
     Deletion { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Row {
+pub struct RowEntry {
     pub version: Version,
     pub hash: u64,
     pub position: Position,
-    pub place: Place,
+    pub location: RowLocation,
 }
 
 const DELETION: u8 = 1;
@@ -74,13 +86,13 @@ const FIRST: u8 = 4;
 const SECOND: u8 = 8;
 const THIRD: u8 = 16;
 
-impl Entry {
+impl IndexEntry {
     /// Appends the entry to `out`. The time of a deletion keeps its microseconds.
-    pub fn encode(&self, key: Key, out: &mut Vec<u8>) {
-        out.extend(key.high.to_le_bytes());
-        out.extend(key.low.to_le_bytes());
+    pub fn encode(&self, id_hash: IdHash, out: &mut Vec<u8>) {
+        out.extend(id_hash.high.to_le_bytes());
+        out.extend(id_hash.low.to_le_bytes());
         match self {
-            Self::Row(Row { version, hash, position, place }) => {
+            Self::Row(RowEntry { version, hash, position, location }) => {
                 let numbers = [
                     (FIRST, version.last_updated_micros.map(i64::to_le_bytes)),
                     (SECOND, version.version_id.map(u64::to_le_bytes)),
@@ -91,10 +103,10 @@ impl Entry {
                 out.push(there | if version.subsetted { SUBSETTED } else { 0 });
                 out.extend(numbers.into_iter().filter_map(|(_, number)| number).flatten());
                 out.extend(hash.to_le_bytes());
-                out.extend(position.0.to_le_bytes());
-                out.extend(position.1.to_le_bytes());
-                out.extend(place.part.to_le_bytes());
-                out.extend(place.row.to_le_bytes());
+                out.extend(position.output.0.to_le_bytes());
+                out.extend(position.line.to_le_bytes());
+                out.extend(location.chunk.0.to_le_bytes());
+                out.extend(location.row.to_le_bytes());
             }
             Self::Deletion { id, at } => {
                 out.push(DELETION | if at.is_some() { FIRST } else { 0 });
@@ -106,8 +118,8 @@ impl Entry {
     }
 
     /// Takes the first entry off `bytes`; `None` where they are no entry.
-    pub fn decode(bytes: &mut &[u8]) -> Option<(Key, Self)> {
-        let key = Key { high: number(bytes)?, low: number(bytes)? };
+    pub fn decode(bytes: &mut &[u8]) -> Option<(IdHash, Self)> {
+        let id_hash = IdHash { high: number(bytes)?, low: number(bytes)? };
         let [flags] = take(bytes)?;
         let numbers = |bytes: &mut &[u8], flag| if flags & flag == 0 { Some(None) } else { take(bytes).map(Some) };
         let first = numbers(bytes, FIRST)?.map(i64::from_le_bytes);
@@ -119,7 +131,7 @@ impl Entry {
             let id_bytes = usize::try_from(number(bytes)?).ok()?;
             let (id, rest) = bytes.split_at_checked(id_bytes)?;
             *bytes = rest;
-            return Some((key, Self::Deletion { id: std::str::from_utf8(id).ok()?.into(), at }));
+            return Some((id_hash, Self::Deletion { id: std::str::from_utf8(id).ok()?.into(), at }));
         }
         let version = Version {
             last_updated_micros: first,
@@ -128,9 +140,10 @@ impl Entry {
             subsetted: flags & SUBSETTED != 0,
         };
         let hash = number(bytes)?;
-        let position = (u32::from_le_bytes(take(bytes)?), number(bytes)?);
-        let place = Place { part: u32::from_le_bytes(take(bytes)?), row: u32::from_le_bytes(take(bytes)?) };
-        Some((key, Self::Row(Row { version, hash, position, place })))
+        let position = Position { output: OutputIndex(u32::from_le_bytes(take(bytes)?)), line: number(bytes)? };
+        let chunk = ChunkIndex(u32::from_le_bytes(take(bytes)?));
+        let location = RowLocation { chunk, row: u32::from_le_bytes(take(bytes)?) };
+        Some((id_hash, Self::Row(RowEntry { version, hash, position, location })))
     }
 }
 
@@ -150,23 +163,25 @@ mod tests {
 
     use super::*;
 
-    fn any_row() -> impl Strategy<Value = Entry> {
+    fn any_row() -> impl Strategy<Value = IndexEntry> {
         let version = (any::<Option<i64>>(), any::<Option<u64>>(), any::<Option<i64>>(), any::<bool>());
         let version = version.prop_map(|(last_updated_micros, version_id, transaction_time_micros, subsetted)| {
             Version { last_updated_micros, version_id, transaction_time_micros, subsetted }
         });
-        (version, any::<u64>(), any::<Position>(), any::<(u32, u32)>()).prop_map(
-            |(version, hash, position, (part, row))| {
-                Entry::Row(Row { version, hash, position, place: Place { part, row } })
+        (version, any::<u64>(), any::<(u32, u64)>(), any::<(u32, u32)>()).prop_map(
+            |(version, hash, (output, line), (chunk, row))| {
+                let position = Position { output: OutputIndex(output), line };
+                let location = RowLocation { chunk: ChunkIndex(chunk), row };
+                IndexEntry::Row(RowEntry { version, hash, position, location })
             },
         )
     }
 
-    fn any_deletion() -> impl Strategy<Value = Entry> {
+    fn any_deletion() -> impl Strategy<Value = IndexEntry> {
         let at = proptest::option::of(
             (-1i64 << 50..1 << 50).prop_map(|micros| DateTime::from_timestamp_micros(micros).unwrap()),
         );
-        (".{0,9}", at).prop_map(|(id, at)| Entry::Deletion { id: id.into(), at })
+        (".{0,9}", at).prop_map(|(id, at)| IndexEntry::Deletion { id: id.into(), at })
     }
 
     proptest! {
@@ -174,23 +189,23 @@ mod tests {
         fn entries_come_back_as_they_were_and_a_cut_one_is_none(
             entries in proptest::collection::vec(prop_oneof![any_row(), any_deletion()], 0..20),
         ) {
-            let keys = Keys::new();
+            let hasher = IdHasher::new();
             let mut bytes = Vec::new();
             for (index, entry) in entries.iter().enumerate() {
-                entry.encode(keys.of(&index.to_string()), &mut bytes);
+                entry.encode(hasher.of(&index.to_string()), &mut bytes);
             }
             let mut rest = bytes.as_slice();
             for (index, entry) in entries.iter().enumerate() {
-                prop_assert_eq!(Entry::decode(&mut rest), Some((keys.of(&index.to_string()), entry.clone())));
+                prop_assert_eq!(IndexEntry::decode(&mut rest), Some((hasher.of(&index.to_string()), entry.clone())));
             }
             prop_assert!(rest.is_empty());
             let last = entries.last().map_or(0, |entry| {
                 let mut last = Vec::new();
-                entry.encode(keys.of("x"), &mut last);
+                entry.encode(hasher.of("x"), &mut last);
                 last.len()
             });
             for cut in 1..last {
-                prop_assert_eq!(Entry::decode(&mut &bytes[bytes.len() - last..bytes.len() - cut]), None);
+                prop_assert_eq!(IndexEntry::decode(&mut &bytes[bytes.len() - last..bytes.len() - cut]), None);
             }
         }
     }
@@ -203,18 +218,19 @@ mod tests {
             transaction_time_micros: Some(1),
             subsetted: true,
         };
-        let row = Row { version, hash: 1, position: (1, 1), place: Place { part: 1, row: 1 } };
+        let position = Position { output: OutputIndex(1), line: 1 };
+        let row = RowEntry { version, hash: 1, position, location: RowLocation { chunk: ChunkIndex(1), row: 1 } };
         let mut bytes = Vec::new();
-        Entry::Row(row).encode(Keys::new().of("a"), &mut bytes);
+        IndexEntry::Row(row).encode(IdHasher::new().of("a"), &mut bytes);
         assert_eq!(bytes.len(), 69);
     }
 
     #[test]
     fn keys_are_the_same_within_a_change_set_and_others_in_the_next() {
-        let keys = Keys::new();
-        assert_eq!(keys.of("a"), keys.clone().of("a"));
-        assert_ne!(keys.of("a"), keys.of("A"), "ids are case-sensitive");
-        assert_ne!(keys.of("a"), Keys::new().of("a"));
-        assert_ne!(keys.of("a").high, keys.of("a").low);
+        let hasher = IdHasher::new();
+        assert_eq!(hasher.of("a"), hasher.clone().of("a"));
+        assert_ne!(hasher.of("a"), hasher.of("A"), "ids are case-sensitive");
+        assert_ne!(hasher.of("a"), IdHasher::new().of("a"));
+        assert_ne!(hasher.of("a").high, hasher.of("a").low);
     }
 }

@@ -1,4 +1,4 @@
-//! Appended rows: those of a first load become data files while the download runs, not after it.
+//! FirstLoad rows: those of a first load become data files while the download runs, not after it.
 //!
 //! Nothing names the files before the commit. Which of their rows are superseded by others of the same export is known
 //! only then, so the commit brings the files together with their deletion vectors.
@@ -16,7 +16,7 @@ use deltalake::DeltaTableError;
 use tokio::runtime::Handle;
 
 use crate::table::{
-    change_set::entry::Place,
+    change_set::entry::{ChunkIndex, RowLocation},
     data_file::deletion_vector::RowSet,
     data_file::rolling::{DataFiles, Target},
     data_file::stored::StoredFile,
@@ -24,12 +24,12 @@ use crate::table::{
     parallel::cores,
 };
 
-pub struct Appended {
+pub struct FirstLoad {
     target: Target,
     writers: Vec<Mutex<Writer>>,
     next_writer: AtomicUsize,
-    next_part: AtomicU32,
-    closed: Mutex<Vec<(u32, StoredFile)>>,
+    next_chunk: AtomicU32,
+    closed: Mutex<Vec<(ChunkIndex, StoredFile)>>,
 }
 
 /// Grows one file at a time.
@@ -37,10 +37,10 @@ pub struct Appended {
 struct Writer {
     files: Option<DataFiles>,
     /// The numbers of its files, as the change set knows them.
-    parts: Vec<u32>,
+    chunks: Vec<ChunkIndex>,
 }
 
-impl Appended {
+impl FirstLoad {
     /// As many writers as cores share `memory_bytes`, or fewer where that is little. Half of a writer's part is for the rows
     /// that wait until its columns are decided.
     pub fn new(target: Target, memory_bytes: usize) -> Self {
@@ -48,32 +48,32 @@ impl Appended {
         let row_group_bytes = (memory_bytes / writers / 2).clamp(1, target.row_group_bytes);
         let target = Target { row_group_bytes, ..target };
         let writers = (0..writers).map(|_| Mutex::default()).collect();
-        let (next_writer, next_part, closed) = Default::default();
-        Self { target, writers, next_writer, next_part, closed }
+        let (next_writer, next_chunk, closed) = Default::default();
+        Self { target, writers, next_writer, next_chunk, closed }
     }
 
     /// Writes the rows into one file, side by side; the place of the first of them. Blocks, on a thread without a runtime
     /// of its own.
-    pub fn write(&self, rows: &RecordBatch) -> Result<Place, DeltaTableError> {
+    pub fn write(&self, rows: &RecordBatch) -> Result<RowLocation, DeltaTableError> {
         let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
         let mut writer = free.unwrap_or_else(|| {
             let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
             self.writers[next % self.writers.len()].lock().unwrap_or_else(PoisonError::into_inner)
         });
-        let Writer { files, parts } = &mut *writer;
+        let Writer { files, chunks } = &mut *writer;
         let files = files.get_or_insert_with(|| DataFiles::new(self.target.clone(), Vec::new(), BTreeSet::new()));
         let (file, row) = Handle::current().block_on(files.write(rows))?;
-        while parts.len() <= file {
-            parts.push(self.next_part.fetch_add(1, Ordering::Relaxed));
+        while chunks.len() <= file {
+            chunks.push(ChunkIndex(self.next_chunk.fetch_add(1, Ordering::Relaxed)));
         }
         let row = u32::try_from(row).map_err(|_| DeltaTableError::generic("a data file of more than 2^32 rows"))?;
-        Ok(Place { part: parts[file], row })
+        Ok(RowLocation { chunk: chunks[file], row })
     }
 
     /// Ends the files that still grow. What comes later begins new ones.
     pub async fn close(&self) -> Result<(), DeltaTableError> {
         for writer in &self.writers {
-            let Writer { files, parts } = std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
+            let Writer { files, chunks } = std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(files) = files else { continue };
             let adds = files.finish().await?;
             let stored = adds.into_iter().map(|add| StoredFile {
@@ -86,7 +86,7 @@ impl Appended {
                 dead: RowSet::new(),
                 own: true,
             });
-            self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(parts.into_iter().zip(stored));
+            self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(chunks.into_iter().zip(stored));
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Appended {
     }
 
     /// The files that were closed, with their numbers.
-    pub fn files(&self) -> Vec<(u32, StoredFile)> {
+    pub fn files(&self) -> Vec<(ChunkIndex, StoredFile)> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

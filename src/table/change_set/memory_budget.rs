@@ -28,7 +28,7 @@ pub struct Share {
     /// Entries of the index before they go to the spool.
     pub entries_bytes: usize,
     /// What is loaded of the index at once.
-    pub newest_bytes: usize,
+    pub shard_bytes: usize,
     /// Ids that are known one by one.
     pub ids_bytes: usize,
 }
@@ -41,13 +41,13 @@ impl Share {
     pub fn of(memory_bytes: usize, sharers: Sharers) -> Self {
         let Sharers { types, waiting, appending, at_once, read_at_once } = sharers;
         let entries_bytes = memory_bytes / 12;
-        let (newest_bytes, ids_bytes) = (memory_bytes / 8, memory_bytes / 24);
-        let waiting_bytes = (memory_bytes - entries_bytes - newest_bytes - ids_bytes) / (waiting + appending).max(1);
+        let (shard_bytes, ids_bytes) = (memory_bytes / 8, memory_bytes / 24);
+        let waiting_bytes = (memory_bytes - entries_bytes - shard_bytes - ids_bytes) / (waiting + appending).max(1);
         Self {
             waiting_bytes,
             appending_bytes: waiting_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
             entries_bytes: entries_bytes / types.max(1),
-            newest_bytes: newest_bytes / read_at_once.max(1),
+            shard_bytes: shard_bytes / read_at_once.max(1),
             // Whoever reads has another copy.
             ids_bytes: ids_bytes / (types + read_at_once).max(1),
         }
@@ -75,7 +75,7 @@ mod tests {
             let types = waiting + appending + deletions_only;
             let share = Share::of(memory_bytes, Sharers { types, waiting, appending, at_once, read_at_once });
             let rows = waiting * share.waiting_bytes + appending.min(at_once) * share.appending_bytes;
-            let index = types * share.entries_bytes + read_at_once * share.newest_bytes;
+            let index = types * share.entries_bytes + read_at_once * share.shard_bytes;
             let ids = (types + read_at_once) * share.ids_bytes;
             prop_assert!(rows + index + ids <= memory_bytes, "{share:?}");
         }
@@ -86,6 +86,6 @@ mod tests {
         let sharers = Sharers { types: 140, waiting: 0, appending: 140, at_once: 4, read_at_once: 2 };
         let share = Share::of(256 << 20, sharers);
         assert!(share.appending_bytes >= 47 << 20, "{share:?}");
-        assert!(share.entries_bytes >= 150 << 10 && share.newest_bytes >= 15 << 20, "{share:?}");
+        assert!(share.entries_bytes >= 150 << 10 && share.shard_bytes >= 15 << 20, "{share:?}");
     }
 }

@@ -26,29 +26,31 @@ use chrono::{DateTime, Utc};
 use crate::fhir::RowKey;
 use crate::table::{
     Error, Table,
-    change_set::batch::Part,
-    change_set::entry::{Entry, Keys, Place, Row},
-    change_set::first_load::{Appended, LEAST_WRITER_BYTES},
+    change_set::batch::SpooledBatch,
+    change_set::entry::{ChunkIndex, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
+    change_set::first_load::{FirstLoad, LEAST_WRITER_BYTES},
     change_set::ids::Ids,
     change_set::memory_budget::Share,
-    change_set::newest::{Index, Limits, Newest},
+    change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
     data_file::rolling::Target,
     data_file::stored::StoredFile,
 };
 
+pub use self::entry::OutputIndex;
+
 pub struct ChangeSet {
     schema: SchemaRef,
-    keys: Keys,
-    /// Where rows go instead of the spool.
-    appended: Option<Appended>,
+    hasher: IdHasher,
+    /// Takes the rows instead of the spool.
+    first_load: Option<FirstLoad>,
     held: RwLock<Held>,
 }
 
 struct Held {
     spool: Spool,
     index: Index,
-    parts: Vec<Block>,
+    chunks: Vec<Block>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
     ids: Ids,
@@ -75,85 +77,86 @@ impl ChangeSet {
     /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
     /// `folder`, which is gone when the change set is dropped, or the process.
     pub fn new(schema: &SchemaRef, share: Share, folder: &Path) -> Self {
-        let Share { waiting_bytes, entries_bytes, newest_bytes, ids_bytes, .. } = share;
-        let limits = Limits { entries_bytes, newest_bytes };
+        let Share { waiting_bytes, entries_bytes, shard_bytes, ids_bytes, .. } = share;
+        let limits = Limits { entries_bytes, shard_bytes };
         Self::with(schema, limits, Ids::within(ids_bytes), Spool::new(waiting_bytes, folder))
     }
 
     /// One that spills all the time, and never has more than a few ids in one shard.
     #[cfg(test)]
     pub fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
-        Self::with(schema, Limits { entries_bytes: 200, newest_bytes: 400 }, Ids::default(), Spool::new(500, folder))
+        Self::with(schema, Limits { entries_bytes: 200, shard_bytes: 400 }, Ids::default(), Spool::new(500, folder))
     }
 
     fn with(schema: &SchemaRef, limits: Limits, ids: Ids, spool: Spool) -> Self {
-        let held = Held { spool, index: Index::new(limits), parts: Vec::new(), filled: BTreeSet::new(), ids };
-        Self { schema: schema.clone(), keys: Keys::new(), appended: None, held: RwLock::new(held) }
+        let held = Held { spool, index: Index::new(limits), chunks: Vec::new(), filled: BTreeSet::new(), ids };
+        Self { schema: schema.clone(), hasher: IdHasher::new(), first_load: None, held: RwLock::new(held) }
     }
 
     /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
     pub fn appending(self, target: Target, memory_bytes: usize) -> Self {
-        Self { appended: Some(Appended::new(target, memory_bytes)), ..self }
+        Self { first_load: Some(FirstLoad::new(target, memory_bytes)), ..self }
     }
 
-    /// Takes the rows of some lines of the file with index `file`; `keys` and `rows` run in parallel. Blocks on the disk.
-    pub fn push(&self, file: u32, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
+    /// Takes the rows of some lines of the file `output`; `keys` and `rows` run in parallel. Blocks on the disk.
+    pub fn push(&self, output: OutputIndex, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
         if keys.is_empty() {
             return Ok(());
         }
-        let first = match &self.appended {
-            Some(appended) => appended.write(&rows).map_err(Error::spool)?,
+        let first = match &self.first_load {
+            Some(first_load) => first_load.write(&rows).map_err(Error::spool)?,
             None => self.spool(&rows)?,
         };
         // Its memory is not needed while others are waited for.
         drop(rows);
-        let keys: Vec<_> = keys.into_iter().map(|key| (self.keys.of(&key.id), key)).collect();
+        let keys: Vec<_> = keys.into_iter().map(|key| (self.hasher.of(&key.id), key)).collect();
         let Held { spool, index, ids, .. } = &mut *self.write();
         ids.extend(keys.iter().map(|(_, key)| key.id.as_str()));
-        for (row, (hashed, key)) in (first.row..).zip(keys) {
-            let (position, place) = ((file, key.line), Place { row, ..first });
-            let row = Row { version: key.version, hash: key.hash, position, place };
-            index.push(spool, hashed, &Entry::Row(row))?;
+        for (row, (id_hash, key)) in (first.row..).zip(keys) {
+            let position = Position { output, line: key.line };
+            let row =
+                RowEntry { version: key.version, hash: key.hash, position, location: RowLocation { row, ..first } };
+            index.push(spool, id_hash, &IndexEntry::Row(row))?;
         }
         Ok(())
     }
 
-    /// Keeps the rows as a part of their own; the place of the first of them.
-    fn spool(&self, rows: &RecordBatch) -> Result<Place, Error> {
-        let Part { columns, block } = Part::encode(&self.schema, rows).map_err(Error::spool)?;
-        let Held { spool, parts, filled, .. } = &mut *self.write();
-        let part = u32::try_from(parts.len()).map_err(Error::spool)?;
-        parts.push(spool.append(&block)?);
+    /// Keeps the rows as a chunk of their own; the location of the first of them.
+    fn spool(&self, rows: &RecordBatch) -> Result<RowLocation, Error> {
+        let SpooledBatch { columns, block } = SpooledBatch::encode(&self.schema, rows).map_err(Error::spool)?;
+        let Held { spool, chunks, filled, .. } = &mut *self.write();
+        let chunk = ChunkIndex(u32::try_from(chunks.len()).map_err(Error::spool)?);
+        chunks.push(spool.append(&block)?);
         filled.extend(columns);
-        Ok(Place { part, row: 0 })
+        Ok(RowLocation { chunk, row: 0 })
     }
 
-    /// Ends the data files that still grow, where rows are appended. More may come afterwards.
+    /// Ends the data files that still grow, where rows are first_load. More may come afterwards.
     pub async fn close(&self) -> Result<(), Error> {
-        match &self.appended {
-            Some(appended) => appended.close().await.map_err(Error::spool),
+        match &self.first_load {
+            Some(first_load) => first_load.close().await.map_err(Error::spool),
             None => Ok(()),
         }
     }
 
     /// Gives up: data files that no commit will name are taken back. Those that cannot be are left to the vacuum.
     pub async fn abandon(&self) {
-        if let Some(appended) = &self.appended {
-            appended.abandon().await;
+        if let Some(first_load) = &self.first_load {
+            first_load.abandon().await;
         }
     }
 
-    /// The data files that the rows have become, with the numbers of the parts; none where they are in the spool.
-    pub fn files(&self) -> Option<Vec<(u32, StoredFile)>> {
-        self.appended.as_ref().map(Appended::files)
+    /// The data files that the rows have become, with the numbers of the chunks; none where they are in the spool.
+    pub fn files(&self) -> Option<Vec<(ChunkIndex, StoredFile)>> {
+        self.first_load.as_ref().map(FirstLoad::files)
     }
 
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
-        let key = self.keys.of(&id);
+        let id_hash = self.hasher.of(&id);
         let Held { spool, index, ids, .. } = &mut *self.write();
         ids.extend(std::iter::once(id.as_str()));
-        index.push(spool, key, &Entry::Deletion { id: id.into(), at })
+        index.push(spool, id_hash, &IndexEntry::Deletion { id: id.into(), at })
     }
 
     /// Rows and deletions taken so far, duplicates included.
@@ -181,24 +184,26 @@ impl ChangeSet {
 
     /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
     /// asked; each blocks on the disk.
-    pub fn shards(&self) -> impl Iterator<Item = Result<Newest, Error>> {
+    pub fn shards(&self) -> impl Iterator<Item = Result<Shard, Error>> {
         let spans = self.read().index.spans();
         spans.into_iter().map(|span| {
             let held = self.read();
-            held.index.load(&held.spool, &self.keys, &span)
+            held.index.load(&held.spool, &self.hasher, &span)
         })
     }
 
-    /// The rows of the batch `part`, without the columns that are null in all of them. In any order, as often as asked,
+    /// The rows of a spooled chunk, without the columns that are null in all of them. In any order, as often as asked,
     /// several at the same time. Blocks on the disk.
-    pub fn batch(&self, part: u32) -> Result<RecordBatch, Error> {
+    pub fn batch(&self, chunk: ChunkIndex) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();
-            let block =
-                held.parts.get(part as usize).ok_or_else(|| Error::spool("there is no such batch of received rows"))?;
+            let block = held
+                .chunks
+                .get(chunk.0 as usize)
+                .ok_or_else(|| Error::spool("there is no such batch of received rows"))?;
             held.spool.read(block)?
         };
-        Part::decode(&self.schema, block).map_err(Error::spool)
+        SpooledBatch::decode(&self.schema, block).map_err(Error::spool)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Held> {

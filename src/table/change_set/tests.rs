@@ -7,7 +7,7 @@ use arrow::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{fhir::Version, table::change_set::newest::Slot};
+use crate::{fhir::Version, table::change_set::newest::Winner};
 
 /// A row or a deletion, with the place in the export where it stands.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ fn push(changes: &ChangeSet, all: &[Change]) {
             }
         }
         if let Some(file) = file_of(&together[0]) {
-            changes.push(file, keys, rows(&lines)).unwrap();
+            changes.push(OutputIndex(file), keys, rows(&lines)).unwrap();
         }
     }
 }
@@ -79,13 +79,13 @@ fn read(changes: &ChangeSet) -> (HashMap<u8, Kept>, u64) {
         duplicate += newest.duplicate();
         for id in 0..IDS {
             let Some(index) = newest.get(&format!("id{id}")) else { continue };
-            let what = match newest.slot(index) {
-                Slot::Deleted { id: text, at } => {
+            let what = match newest.winner(index) {
+                Winner::Deleted { id: text, at } => {
                     assert_eq!(**text, format!("id{id}"));
                     Kept::Deleted(at.map(|at| at.timestamp_micros()))
                 }
-                Slot::Row { version, hash, place } => {
-                    assert_eq!(line_at(changes, *place), *hash);
+                Winner::Row { version, hash, location } => {
+                    assert_eq!(line_at(changes, *location), *hash);
                     Kept::Row(*version, 0, *hash)
                 }
             };
@@ -95,9 +95,9 @@ fn read(changes: &ChangeSet) -> (HashMap<u8, Kept>, u64) {
     (kept, duplicate)
 }
 
-fn line_at(changes: &ChangeSet, place: Place) -> u64 {
-    let batch = changes.batch(place.part).unwrap();
-    let row = place.row as usize;
+fn line_at(changes: &ChangeSet, location: RowLocation) -> u64 {
+    let batch = changes.batch(location.chunk).unwrap();
+    let row = location.row as usize;
     assert!(batch.column_by_name("never").is_none());
     let line = batch.column_by_name("line").unwrap().as_primitive::<Int64Type>().value(row);
     let nested = batch.column_by_name("struct").unwrap().as_struct();
@@ -252,7 +252,7 @@ fn workers_push_and_read_at_the_same_time_through_a_shared_reference() {
                 for line in 0..50 {
                     let version = Version { version_id: Some(u64::from(worker)), ..Version::default() };
                     push(changes, &[Change::Row { id: IDS - 1, version, file: worker, line }]);
-                    assert!(changes.batch(0).unwrap().num_rows() > 0);
+                    assert!(changes.batch(ChunkIndex(0)).unwrap().num_rows() > 0);
                 }
             });
         }
@@ -270,13 +270,13 @@ fn only_the_columns_that_hold_something_are_kept_and_named() {
     let changes = ChangeSet::new(&schema(), Share::alone(1 << 20), folder.path());
     let even = Change::Row { id: 1, version: Version::default(), file: 0, line: 2 };
     push(&changes, &[even]);
-    assert_eq!(changes.batch(0).unwrap().num_columns(), 2);
+    assert_eq!(changes.batch(ChunkIndex(0)).unwrap().num_columns(), 2);
     assert_eq!(Vec::from_iter(changes.filled_columns()), ["line", "struct"]);
     let odd = Change::Row { id: 2, version: Version::default(), file: 0, line: 3 };
     push(&changes, &[odd]);
     assert_eq!(Vec::from_iter(changes.filled_columns()), ["line", "sometimes", "struct"]);
     assert_eq!(changes.shards().count(), 1);
-    assert!(changes.batch(2).is_err());
+    assert!(changes.batch(ChunkIndex(2)).is_err());
 }
 
 #[test]
@@ -286,6 +286,6 @@ fn rows_of_another_schema_are_refused() {
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
     let other = RecordBatch::try_from_iter([("sometimes", numbers)]).unwrap();
     let key = RowKey { id: "a".to_owned(), version: Version::default(), line: 1, hash: 1 };
-    assert!(changes.push(0, vec![key], other).is_err());
+    assert!(changes.push(OutputIndex(0), vec![key], other).is_err());
     assert!(changes.is_empty());
 }

@@ -29,6 +29,10 @@ use crate::table::{
     date_partition::{DatePart, Partition},
 };
 
+/// Numbers the stored files of one attempt at an upsert.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FileIndex(pub u32);
+
 /// A data file that a version of the table has, or that the next one will have.
 #[derive(Clone)]
 pub struct StoredFile {

@@ -145,7 +145,7 @@ impl Lake {
                 }
             }
             let decoded = decoder.decode(lines).unwrap();
-            changes.push(u32::try_from(index).unwrap(), decoded.keys, decoded.rows).unwrap();
+            changes.push(OutputIndex(u32::try_from(index).unwrap()), decoded.keys, decoded.rows).unwrap();
         }
     }
 

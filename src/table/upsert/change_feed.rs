@@ -19,10 +19,11 @@ use futures::{Stream, StreamExt as _};
 
 use crate::table::{
     ChangeSet, Error, Table,
+    change_set::entry::ChunkIndex,
     data_file::deletion_vector::RowSet,
     data_file::partitioned::{Meant, PartitionedFiles},
     data_file::rolling::{DataFiles, Kind, Target},
-    data_file::stored::StoredFile,
+    data_file::stored::{FileIndex, StoredFile},
     parallel::cores,
     properties::ENABLE_CHANGE_DATA_FEED,
     upsert::decide::Decision,
@@ -33,15 +34,15 @@ use crate::table::{
 #[derive(Default)]
 pub(in crate::table) struct Feed {
     /// The dead rows of resources that are gone, by file. Other dead rows were replaced.
-    pub deleted: BTreeMap<u32, RowSet>,
-    /// The rows of the change set that replace others, by part.
-    pub updated: BTreeMap<u32, RowSet>,
+    pub deleted: BTreeMap<FileIndex, RowSet>,
+    /// The rows of the change set that replace others, by chunk.
+    pub updated: BTreeMap<ChunkIndex, RowSet>,
 }
 
 /// What one change file tells.
 pub(in crate::table) enum Images<'lots> {
     /// The rows that these files lose.
-    Before(Vec<u32>),
+    Before(Vec<FileIndex>),
     /// The rows that are written.
     After(&'lots Lot),
 }
@@ -63,13 +64,13 @@ impl Decision {
     }
 
     /// The files that lose rows, for as many threads as that is worth.
-    pub(in crate::table) fn losing_files(&self) -> impl Iterator<Item = Vec<u32>> {
+    pub(in crate::table) fn losing_files(&self) -> impl Iterator<Item = Vec<FileIndex>> {
         let rows: u64 = self.dead.values().map(RowSet::len).sum();
         let writers = usize::try_from(rows / ROWS_PER_WRITER).unwrap_or(usize::MAX).clamp(1, cores());
         let mut files: Vec<_> = self.dead.keys().copied().collect();
-        files.sort_by_cached_key(|file| self.files[*file as usize].partition());
+        files.sort_by_cached_key(|file| self.file(*file).partition());
         let length = files.len().div_ceil(writers).max(1);
-        files.chunks(length).map(<[u32]>::to_vec).collect::<Vec<_>>().into_iter()
+        files.chunks(length).map(<[FileIndex]>::to_vec).collect::<Vec<_>>().into_iter()
     }
 }
 
@@ -105,9 +106,9 @@ impl Table {
         filled: &BTreeSet<String>,
         decision: &Decision,
         feed: &Feed,
-        files: &[u32],
+        files: &[FileIndex],
     ) -> Result<Vec<Add>, Error> {
-        let stored = |file: &u32| &decision.files[*file as usize];
+        let stored = |file: &FileIndex| decision.file(*file);
         let mut written = Vec::new();
         for same in files.chunk_by(|one, other| stored(one).partition() == stored(other).partition()) {
             let partition = same.first().map(|file| stored(file).partition()).unwrap_or_default();
@@ -134,19 +135,19 @@ impl Table {
         feed: &Feed,
         lot: &Lot,
     ) -> Result<Vec<Add>, Error> {
-        let appended: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
+        let first_load: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
         let meant = Meant::Only(lot.partitions.clone());
         let mut files = PartitionedFiles::new(target, changes.filled_columns(), meant);
-        for part in &lot.parts {
-            let (Some(chosen), updated) = (decision.write.get(part), feed.updated.get(part)) else { continue };
+        for chunk in &lot.chunks {
+            let (Some(chosen), updated) = (decision.write.get(chunk), feed.updated.get(chunk)) else { continue };
             let change = |row| if has(updated, row) { "update_postimage" } else { "insert" };
-            if let Some(stored) = appended.get(part) {
+            if let Some(stored) = first_load.get(chunk) {
                 let mut batches = pin!(self.told_rows(stored, chosen, change).await?);
                 while let Some(batch) = batches.next().await {
                     files.write(&batch?).await.map_err(|error| self.failed(error))?;
                 }
             } else {
-                let rows = self.chosen_rows(changes, *part, chosen)?;
+                let rows = self.chosen_rows(changes, *chunk, chosen)?;
                 let rows = told(&rows, chosen.iter().map(change)).map_err(|error| self.failed(error))?;
                 files.write(&rows).await.map_err(|error| self.failed(error))?;
             }

@@ -14,10 +14,10 @@ use futures::StreamExt as _;
 
 use crate::table::{
     ChangeSet, Error, Table,
-    change_set::entry::Place,
-    change_set::newest::{Newest, Slot},
+    change_set::entry::{ChunkIndex, RowLocation},
+    change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
-    data_file::stored::StoredFile,
+    data_file::stored::{FileIndex, StoredFile},
     upsert::probe::Hit,
 };
 
@@ -29,25 +29,25 @@ impl Table {
     pub(in crate::table) async fn compare(
         &self,
         changes: &ChangeSet,
-        newest: &Newest,
+        shard: &Shard,
         files: &[StoredFile],
         hits: &[Hit],
     ) -> Result<Vec<bool>, Error> {
         let mut equal = Vec::with_capacity(hits.len());
-        let mut unvouched: BTreeMap<u32, Vec<(u64, usize, Place)>> = BTreeMap::new();
+        let mut unvouched: BTreeMap<FileIndex, Vec<(u64, usize, RowLocation)>> = BTreeMap::new();
         for (index, hit) in hits.iter().enumerate() {
-            let Slot::Row { hash, place, .. } = newest.slot(hit.slot) else {
+            let Winner::Row { hash, location, .. } = shard.winner(hit.winner) else {
                 equal.push(false);
                 continue;
             };
             equal.push(hit.hash == Some(*hash));
             // Rows of a first load are in no batch any more; they are taken for others.
             if hit.hash.is_none() && changes.files().is_none() {
-                unvouched.entry(hit.file).or_default().push((hit.row, index, *place));
+                unvouched.entry(hit.file).or_default().push((hit.row, index, *location));
             }
         }
         for (file, rows) in unvouched {
-            self.compare_rows(changes, &files[file as usize], &rows, &mut equal).await?;
+            self.compare_rows(changes, &files[file.0 as usize], &rows, &mut equal).await?;
         }
         Ok(equal)
     }
@@ -57,22 +57,22 @@ impl Table {
         &self,
         changes: &ChangeSet,
         stored: &StoredFile,
-        rows: &[(u64, usize, Place)],
+        rows: &[(u64, usize, RowLocation)],
         equal: &mut [bool],
     ) -> Result<(), Error> {
         let only: RowSet = rows.iter().map(|(row, ..)| *row).collect();
         let mut batches = self.rows_of(stored, &only).await?;
         let mut rows = rows.iter();
-        let mut part: Option<(u32, RecordBatch)> = None;
+        let mut chunk: Option<(ChunkIndex, RecordBatch)> = None;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            for (row, (_, hit, place)) in (0..batch.num_rows()).zip(&mut rows) {
-                let came = match part.take() {
-                    Some((number, rows)) if number == place.part => rows,
-                    _ => changes.batch(place.part)?,
+            for (row, (_, hit, location)) in (0..batch.num_rows()).zip(&mut rows) {
+                let came = match chunk.take() {
+                    Some((number, rows)) if number == location.chunk => rows,
+                    _ => changes.batch(location.chunk)?,
                 };
-                equal[*hit] = same(&batch, row, &came, place.row as usize).map_err(|error| self.failed(error))?;
-                part = Some((place.part, came));
+                equal[*hit] = same(&batch, row, &came, location.row as usize).map_err(|error| self.failed(error))?;
+                chunk = Some((location.chunk, came));
             }
         }
         Ok(())

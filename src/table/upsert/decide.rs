@@ -9,10 +9,11 @@ use chrono::{DateTime, Utc};
 use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Reconcile, Table, Upsert,
-    change_set::newest::{Newest, Slot},
+    change_set::entry::ChunkIndex,
+    change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
-    data_file::stored::StoredFile,
-    tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesBySlot},
+    data_file::stored::{FileIndex, StoredFile},
+    tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
     upsert::change_feed::Feed,
     upsert::probe::{Hit, Probed},
 };
@@ -22,15 +23,15 @@ use crate::table::{
 pub(in crate::table) struct Decision {
     pub files: Vec<StoredFile>,
     /// Rows that die, by file.
-    pub dead: BTreeMap<u32, RowSet>,
-    /// Rows of the change set that are written, by the part that holds them.
-    pub write: BTreeMap<u32, RowSet>,
+    pub dead: BTreeMap<FileIndex, RowSet>,
+    /// Rows of the change set that are written, by the chunk that holds them.
+    pub write: BTreeMap<ChunkIndex, RowSet>,
     /// What is to be remembered of resources that are gone.
     pub tombstones: Vec<NewTombstone>,
     /// Only where the table records its changes.
     pub feed: Option<Feed>,
     pub counts: Counts,
-    gone: Vec<(u32, u64)>,
+    gone: Vec<(FileIndex, u64)>,
     /// Rows of our source that were there.
     stored: u64,
 }
@@ -58,12 +59,12 @@ impl Table {
             decision.files = self.stored_files().await?;
         }
         let ids = changes.ids();
-        for newest in changes.shards() {
-            let newest = newest?;
-            let probed = self.probe(&decision.files, &newest, &ids, upsert)?;
-            let tombstones = tombstone_table.find(self.name, &upsert.source, &newest, &ids).await?;
-            let equal = self.compare(changes, &newest, &decision.files, &probed.hits).await?;
-            decision.settle(&newest, probed, &equal, &tombstones, upsert);
+        for shard in changes.shards() {
+            let shard = shard?;
+            let probed = self.probe(&decision.files, &shard, &ids, upsert)?;
+            let tombstones = tombstone_table.find(self.name, &upsert.source, &shard, &ids).await?;
+            let equal = self.compare(changes, &shard, &decision.files, &probed.hits).await?;
+            decision.settle(&shard, probed, &equal, &tombstones, upsert);
         }
         if let Some(reconcile) = upsert.reconcile {
             self.reconcile(&mut decision, reconcile).await?;
@@ -82,13 +83,13 @@ impl Table {
             return Ok(());
         }
         decision.counts.removed = count;
-        let mut rows: BTreeMap<u32, RowSet> = BTreeMap::new();
+        let mut rows: BTreeMap<FileIndex, RowSet> = BTreeMap::new();
         for (file, row) in gone {
             decision.kill(file, row, Fate::Delete);
             rows.entry(file).or_default().insert(row);
         }
         for (file, rows) in &rows {
-            for id in self.ids(&decision.files[*file as usize], rows).await? {
+            for id in self.ids(decision.file(*file), rows).await? {
                 decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
             }
         }
@@ -97,27 +98,31 @@ impl Table {
 }
 
 impl Decision {
+    pub fn file(&self, index: FileIndex) -> &StoredFile {
+        &self.files[index.0 as usize]
+    }
+
     fn settle(
         &mut self,
-        newest: &Newest,
+        shard: &Shard,
         probed: Probed,
         equal: &[bool],
-        tombstones: &TombstonesBySlot,
+        tombstones: &TombstonesByWinner,
         upsert: &Upsert,
     ) {
-        self.counts.duplicate += newest.duplicate();
+        self.counts.duplicate += shard.duplicate();
         self.stored += probed.stored;
         self.gone.extend(probed.gone);
         let mut hits: Vec<_> = probed.hits.iter().zip(equal).collect();
-        hits.sort_by_key(|(hit, _)| hit.slot);
+        hits.sort_by_key(|(hit, _)| hit.winner);
         let mut hits = hits.as_slice();
-        for (index, slot) in (0u32..).zip(newest.slots()) {
-            let copies = hits.partition_point(|(hit, _)| hit.slot == index);
+        for (index, winner) in shard.winners() {
+            let copies = hits.partition_point(|(hit, _)| hit.winner == index);
             let (copies, rest) = hits.split_at(copies);
             hits = rest;
-            let fate = self.settle_one(slot, copies, tombstones.get(&index), upsert);
-            self.count(slot, fate);
-            if let Slot::Deleted { id, at } = slot
+            let fate = self.settle_one(winner, copies, tombstones.get(&index), upsert);
+            self.count(winner, fate);
+            if let Winner::Deleted { id, at } = winner
                 && fate != Fate::Stale
                 && tombstones.get(&index).is_none_or(|known| !known.includes(tombstone(*at, upsert)))
             {
@@ -132,12 +137,12 @@ impl Decision {
     /// A table that others doubled may have several copies of one row; what is written takes the place of all of them.
     fn settle_one(
         &mut self,
-        slot: &Slot,
+        winner: &Winner,
         copies: &[(&Hit, &bool)],
         gone: Option<&Tombstones>,
         upsert: &Upsert,
     ) -> Fate {
-        let fates = copies.iter().map(|(hit, equal)| fate(slot, hit, **equal, upsert));
+        let fates = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, upsert));
         let fates: Vec<_> = fates.collect();
         let newer_is_there = fates.contains(&Fate::Stale);
         let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
@@ -153,14 +158,14 @@ impl Decision {
                 dying.push(*hit);
             }
         }
-        let fate = match slot {
+        let fate = match winner {
             _ if newer_is_there => Fate::Stale,
             _ if kept.is_some() => Fate::Unchanged,
-            Slot::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
-            Slot::Deleted { .. } => Fate::Delete,
-            Slot::Row { .. } if !copies.is_empty() => Fate::Update,
-            Slot::Row { version, .. } if gone.is_some_and(|gone| gone.covers(version)) => Fate::Stale,
-            Slot::Row { .. } => Fate::Insert,
+            Winner::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
+            Winner::Deleted { .. } => Fate::Delete,
+            Winner::Row { .. } if !copies.is_empty() => Fate::Update,
+            Winner::Row { version, .. } if gone.is_some_and(|gone| gone.covers(version)) => Fate::Stale,
+            Winner::Row { .. } => Fate::Insert,
         };
         for hit in dying {
             self.kill(hit.file, hit.row, fate);
@@ -169,18 +174,18 @@ impl Decision {
     }
 
     /// A stored row dies because of what becomes of its resource. Where that stays, in whatever row, it is no deletion.
-    fn kill(&mut self, file: u32, row: u64, fate: Fate) {
+    fn kill(&mut self, file: FileIndex, row: u64, fate: Fate) {
         self.dead.entry(file).or_default().insert(row);
         if let (Fate::Delete, Some(feed)) = (fate, &mut self.feed) {
             feed.deleted.entry(file).or_default().insert(row);
         }
     }
 
-    fn count(&mut self, slot: &Slot, fate: Fate) {
-        if let (Slot::Row { place, .. }, Fate::Insert | Fate::Update) = (slot, fate) {
-            self.write.entry(place.part).or_default().insert(u64::from(place.row));
+    fn count(&mut self, winner: &Winner, fate: Fate) {
+        if let (Winner::Row { location, .. }, Fate::Insert | Fate::Update) = (winner, fate) {
+            self.write.entry(location.chunk).or_default().insert(u64::from(location.row));
             if let (Fate::Update, Some(feed)) = (fate, &mut self.feed) {
-                feed.updated.entry(place.part).or_default().insert(u64::from(place.row));
+                feed.updated.entry(location.chunk).or_default().insert(u64::from(location.row));
             }
         }
         let counter = match fate {
@@ -195,14 +200,14 @@ impl Decision {
 }
 
 /// What a row or deletion does to one stored copy.
-fn fate(slot: &Slot, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
-    match slot {
-        Slot::Row { .. } if equal => Fate::Unchanged,
-        Slot::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
-        Slot::Row { .. } => Fate::Stale,
+fn fate(winner: &Winner, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
+    match winner {
+        Winner::Row { .. } if equal => Fate::Unchanged,
+        Winner::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
+        Winner::Row { .. } => Fate::Stale,
         // A deletion that comes late must not remove what was created again since (rule 97).
-        Slot::Deleted { at, .. } if tombstone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
-        Slot::Deleted { .. } => Fate::Delete,
+        Winner::Deleted { at, .. } if tombstone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
+        Winner::Deleted { .. } => Fate::Delete,
     }
 }
 

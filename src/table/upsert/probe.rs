@@ -27,20 +27,20 @@ use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
     Error, Table, Upsert,
     change_set::ids::{Ids, Likely},
-    change_set::newest::Newest,
+    change_set::newest::{Shard, WinnerIndex},
     data_file::DataFile,
-    data_file::stored::{StoredFile, selection},
+    data_file::stored::{FileIndex, StoredFile, selection},
     parallel::in_parallel,
 };
 
 /// A stored row whose id the change set has.
 pub(in crate::table) struct Hit {
     /// Index of the file.
-    pub file: u32,
-    /// Its place in the file.
+    pub file: FileIndex,
+    /// Its index in the file.
     pub row: u64,
-    /// Its place in the change set.
-    pub slot: u32,
+    /// Its row or deletion in the change set.
+    pub winner: WinnerIndex,
     pub version: Version,
     /// `None` where nothing vouches for it: then only the columns tell whether the row is another one.
     pub hash: Option<u64>,
@@ -51,7 +51,7 @@ pub(in crate::table) struct Probed {
     /// In the order of the files, then of the rows.
     pub hits: Vec<Hit>,
     /// Rows that an export of everything does not have; only looked for where that is asked.
-    pub gone: Vec<(u32, u64)>,
+    pub gone: Vec<(FileIndex, u64)>,
     /// Living rows of our source.
     pub stored: u64,
 }
@@ -67,7 +67,7 @@ const RAW_VERSION_COLUMNS: [&str; 3] = ["_sync_transaction_time", "_sync_hash", 
 
 /// A row group to be looked at.
 struct Unit<'files> {
-    index: u32,
+    index: FileIndex,
     stored: &'files StoredFile,
     footer: ArrowReaderMetadata,
     row_group: usize,
@@ -78,19 +78,19 @@ struct Unit<'files> {
 const FILES_AT_ONCE: usize = 16;
 
 impl Table {
-    /// Finds the rows of `newest`, which is all or some of `ids`, in `files`. Blocks.
+    /// Finds the rows of `shard`, which is all or some of `ids`, in `files`. Blocks.
     pub(in crate::table) fn probe(
         &self,
         files: &[StoredFile],
-        newest: &Newest,
+        shard: &Shard,
         ids: &Ids,
         upsert: &Upsert,
     ) -> Result<Probed, Error> {
         // What is gone may lie anywhere.
         let ids = upsert.reconcile.is_none().then_some(ids);
-        let mut indexed: Vec<_> = (0u32..).zip(files).collect();
+        let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
         indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
-        let wanted = Wanted { newest, likely: ids.and_then(Ids::likely) };
+        let wanted = Wanted { shard, likely: ids.and_then(Ids::likely) };
         let mut all = Probed::default();
         for indexed in indexed.chunks(FILES_AT_ONCE) {
             for of in self.probe_some(indexed, &wanted, ids, upsert)? {
@@ -104,7 +104,7 @@ impl Table {
 
     fn probe_some(
         &self,
-        indexed: &[(u32, &StoredFile)],
+        indexed: &[(FileIndex, &StoredFile)],
         wanted: &Wanted<'_>,
         ids: Option<&Ids>,
         upsert: &Upsert,
@@ -120,19 +120,19 @@ impl Table {
 
 /// What is looked for.
 struct Wanted<'a> {
-    newest: &'a Newest,
+    shard: &'a Shard,
     likely: Option<Likely>,
 }
 
 impl Wanted<'_> {
-    fn slot(&self, id: &str) -> Option<u32> {
-        if self.likely.as_ref().is_none_or(|likely| likely.has(id)) { self.newest.get(id) } else { None }
+    fn winner(&self, id: &str) -> Option<WinnerIndex> {
+        if self.likely.as_ref().is_none_or(|likely| likely.has(id)) { self.shard.get(id) } else { None }
     }
 }
 
 /// The row groups of a file that may have one of the ids.
 async fn units<'files>(
-    index: u32,
+    index: FileIndex,
     stored: &'files StoredFile,
     ids: Option<&Ids>,
 ) -> Result<Vec<Unit<'files>>, DeltaTableError> {
@@ -180,7 +180,7 @@ impl Unit<'_> {
         wanted: &Wanted<'_>,
         upsert: &Upsert,
         probed: &mut Probed,
-    ) -> Result<Vec<(u64, u32)>, DeltaTableError> {
+    ) -> Result<Vec<(u64, WinnerIndex)>, DeltaTableError> {
         let all_ours = is_only(self.footer.metadata().row_group(self.row_group), "_sync_source", &upsert.source);
         let mut columns = vec!["id"];
         if !all_ours {
@@ -199,9 +199,9 @@ impl Unit<'_> {
                 let Some(id) = rows.id(row, &upsert.source) else { continue };
                 let place = first_row + row as u64;
                 let dead = || self.stored.dead.contains(self.first_row + place);
-                match wanted.slot(id) {
-                    Some(slot) if !dead() => found.push((place, slot)),
-                    None if upsert.reconcile.is_some() && wanted.newest.covers(id) && !dead() => {
+                match wanted.winner(id) {
+                    Some(winner) if !dead() => found.push((place, winner)),
+                    None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
                         probed.stored += 1;
                         if rows.transaction_time(row) <= upsert.watermark {
                             probed.gone.push((self.index, self.first_row + place));
@@ -216,7 +216,7 @@ impl Unit<'_> {
         Ok(found)
     }
 
-    async fn read_versions(&self, found: &[(u64, u32)], probed: &mut Probed) -> Result<(), DeltaTableError> {
+    async fn read_versions(&self, found: &[(u64, WinnerIndex)], probed: &mut Probed) -> Result<(), DeltaTableError> {
         let typed = self.footer.schema().field_with_name("meta").is_ok();
         let columns = if typed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
         let mut batches = self.read(columns, Some(selection(found.iter().map(|(place, _)| *place))))?;
@@ -224,11 +224,11 @@ impl Unit<'_> {
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
-            for (row, (place, slot)) in (0..batch.num_rows()).zip(&mut next) {
+            for (row, (place, winner)) in (0..batch.num_rows()).zip(&mut next) {
                 probed.hits.push(Hit {
                     file: self.index,
                     row: self.first_row + place,
-                    slot: *slot,
+                    winner: *winner,
                     version: rows.version(row),
                     hash: rows.hash(row).filter(|_| self.stored.own),
                 });

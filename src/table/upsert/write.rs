@@ -12,11 +12,13 @@ use arrow::{
 };
 use deltalake::kernel::{Action, Add};
 use futures::StreamExt as _;
+use roaring::RoaringBitmap;
 use serde_json::json;
 use tokio::runtime::Handle;
 
 use crate::table::{
     ChangeSet, Error, Table, UpdateMode,
+    change_set::entry::ChunkIndex,
     commit::remove,
     data_file::ROW_GROUP_BYTES,
     data_file::deletion_vector::{self, RowSet},
@@ -42,8 +44,8 @@ struct Touched<'files> {
 
 /// Of a file with more dead rows than this, readers read too much in vain.
 const MOST_DEAD_PERCENT: u64 = 30;
-/// Fewer parts of a change set than this become one file: two small ones serve nobody.
-const PARTS_PER_WRITER: usize = 8;
+/// Fewer chunks of a change set than this become one file: two small ones serve nobody.
+const CHUNKS_PER_WRITER: usize = 8;
 
 /// Partitions that one thread writes side by side.
 const PARTITIONS_PER_LOT: usize = 16;
@@ -64,16 +66,16 @@ impl Table {
     pub(in crate::table) async fn write(&self, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
         let mut touched = Vec::new();
         for (file, dead) in &decision.dead {
-            let stored = &decision.files[*file as usize];
+            let stored = decision.file(*file);
             let rows = stored.row_count().await.map_err(|error| self.failed(error))?;
             touched.push(Touched { stored, committed: true, rows, dead: dead | &stored.dead });
         }
-        let appended = changes.files();
-        for (part, stored) in appended.iter().flatten() {
+        let first_load = changes.files();
+        for (chunk, stored) in first_load.iter().flatten() {
             let rows = stored.row_count().await.map_err(|error| self.failed(error))?;
             let mut dead = RowSet::new();
             dead.insert_range(0..rows);
-            if let Some(written) = decision.write.get(part) {
+            if let Some(written) = decision.write.get(chunk) {
                 dead -= written;
             }
             touched.push(Touched { stored, committed: false, rows, dead });
@@ -83,7 +85,7 @@ impl Table {
             touched.into_iter().partition(|touched| touched.is_rewritten(vectors, decision));
         let mut units: Vec<_> = survivors.iter().map(Unit::Survivors).collect();
         let lots = self.lots(changes, decision, self.partitioned_by())?;
-        if appended.is_none() {
+        if first_load.is_none() {
             units.extend(lots.iter().map(Unit::Changes));
         }
         if let Some(feed) = decision.told() {
@@ -167,23 +169,23 @@ impl Table {
     ) -> Result<Vec<Action>, Error> {
         let meant = Meant::Only(lot.partitions.clone());
         let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), meant);
-        for part in &lot.parts {
-            let Some(chosen) = decision.write.get(part) else { continue };
-            let rows = self.chosen_rows(changes, *part, chosen)?;
+        for chunk in &lot.chunks {
+            let Some(chosen) = decision.write.get(chunk) else { continue };
+            let rows = self.chosen_rows(changes, *chunk, chosen)?;
             files.write(&rows).await.map_err(|error| self.failed(error))?;
         }
         let written = files.finish().await.map_err(|error| self.failed(error))?;
         Ok(written.into_iter().map(Action::Add).collect())
     }
 
-    /// Of a part of the change set, in order.
+    /// The chosen rows of a chunk of the change set, in order.
     pub(in crate::table) fn chosen_rows(
         &self,
         changes: &ChangeSet,
-        part: u32,
+        chunk: ChunkIndex,
         chosen: &RowSet,
     ) -> Result<RecordBatch, Error> {
-        let rows = changes.batch(part)?;
+        let rows = changes.batch(chunk)?;
         let all = rows.num_rows() as u64;
         if chosen.len() == all {
             return Ok(rows);
@@ -234,41 +236,41 @@ fn loose(stats: Option<&str>, rows: u64) -> String {
     stats.to_string()
 }
 
-/// Rows of the change set that one thread writes: those of these parts that are of these partitions.
+/// Rows of the change set that one thread writes: those of these chunks that are of these partitions.
 pub(in crate::table) struct Lot {
-    pub parts: Vec<u32>,
+    pub chunks: Vec<ChunkIndex>,
     pub partitions: BTreeSet<PartitionKey>,
 }
 
 impl Table {
     /// All rows that are to be written, for as many threads as that is worth. Where there are partitions, each belongs to
-    /// one lot, which reads the parts that have rows of it: more reading, but no small files.
+    /// one lot, which reads the chunks that have rows of it: more reading, but no small files.
     fn lots(&self, changes: &ChangeSet, decision: &Decision, by: Option<&DatePartition>) -> Result<Vec<Lot>, Error> {
-        let parts: Vec<_> = decision.write.keys().copied().collect();
-        let writers = (parts.len() / PARTS_PER_WRITER).clamp(1, cores());
-        let chunks: Vec<_> = parts.chunks(parts.len().div_ceil(writers).max(1)).collect();
+        let chunks: Vec<_> = decision.write.keys().copied().collect();
+        let writers = (chunks.len() / CHUNKS_PER_WRITER).clamp(1, cores());
+        let shares: Vec<_> = chunks.chunks(chunks.len().div_ceil(writers).max(1)).collect();
         if by.is_none() {
-            let whole = |parts: &&[u32]| Lot { parts: parts.to_vec(), partitions: BTreeSet::from([None]) };
-            return Ok(chunks.iter().map(whole).collect());
+            let whole = |chunks: &&[ChunkIndex]| Lot { chunks: chunks.to_vec(), partitions: BTreeSet::from([None]) };
+            return Ok(shares.iter().map(whole).collect());
         }
-        let keys_of = |part: &u32| {
-            let Some(chosen) = decision.write.get(part) else { return Ok((*part, BTreeSet::new())) };
-            let keys = keys(&self.chosen_rows(changes, *part, chosen)?, by).map_err(|error| self.failed(error))?;
-            Ok((*part, keys))
+        let keys_of = |chunk: &ChunkIndex| {
+            let Some(chosen) = decision.write.get(chunk) else { return Ok((*chunk, BTreeSet::new())) };
+            let keys = keys(&self.chosen_rows(changes, *chunk, chosen)?, by).map_err(|error| self.failed(error))?;
+            Ok((*chunk, keys))
         };
-        // Which parts have rows of a partition, as a bitmap: days make many of both.
-        let mut parts_of: BTreeMap<PartitionKey, RowSet> = BTreeMap::new();
-        for (part, keys) in in_parallel(&parts, keys_of)? {
+        // Which chunks have rows of a partition, as a bitmap: days make many of both.
+        let mut chunks_of: BTreeMap<PartitionKey, RoaringBitmap> = BTreeMap::new();
+        for (chunk, keys) in in_parallel(&chunks, keys_of)? {
             for key in keys {
-                parts_of.entry(key).or_default().insert(part.into());
+                chunks_of.entry(key).or_default().insert(chunk.0);
             }
         }
-        let parts_of: Vec<_> = parts_of.into_iter().collect();
-        let lots = parts_of.chunks(parts_of.len().div_ceil(writers).clamp(1, PARTITIONS_PER_LOT));
-        let lot = |of: &[(PartitionKey, RowSet)]| {
-            let parts = of.iter().fold(RowSet::new(), |all, (_, parts)| all | parts);
-            let parts = parts.iter().filter_map(|part| u32::try_from(part).ok()).collect();
-            Lot { parts, partitions: of.iter().map(|(key, _)| *key).collect() }
+        let chunks_of: Vec<_> = chunks_of.into_iter().collect();
+        let lots = chunks_of.chunks(chunks_of.len().div_ceil(writers).clamp(1, PARTITIONS_PER_LOT));
+        let lot = |of: &[(PartitionKey, RoaringBitmap)]| {
+            let chunks = of.iter().fold(RoaringBitmap::new(), |all, (_, chunks)| all | chunks);
+            let chunks = chunks.iter().map(ChunkIndex).collect();
+            Lot { chunks, partitions: of.iter().map(|(key, _)| *key).collect() }
         };
         Ok(lots.map(lot).collect())
     }

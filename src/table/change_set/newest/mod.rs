@@ -1,7 +1,7 @@
 //! The newest of each id: what remains of the rows and deletions of one run, in bounded memory.
 //!
-//! The [`Index`] takes entries unsorted, up to 69 bytes each, into 64 shards by their key; beyond its budget it gives them
-//! to the spool. [`Index::load`] then makes a [`Newest`] of as many shards as fit into memory, usually of all, at about 145
+//! The [`Index`] takes entries unsorted, up to 69 bytes each, into 64 shards by their id_hash; beyond its budget it gives them
+//! to the spool. [`Index::load`] then makes a [`Shard`] of as many shards as fit into memory, usually of all, at about 145
 //! bytes per id. Neither the order in which entries were pushed nor their repetition changes what it holds: a row that a
 //! deletion certainly follows is out, versions decide between the others, and between equal versions the place in the
 //! export (file, then line).
@@ -17,46 +17,50 @@ use chrono::{DateTime, Utc};
 use crate::fhir::Version;
 use crate::table::{
     Error,
-    change_set::entry::{Entry, Key, Keys, Place, Position, Row},
+    change_set::entry::{IdHash, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
     change_set::spool::{Block, Spool},
 };
 
-/// The newest that is known of one id.
+/// Numbers the winners of a [`Shard`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct WinnerIndex(u32);
+
+/// The newest row or deletion of one id.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Slot {
-    Row { version: Version, hash: u64, place: Place },
+pub enum Winner {
+    Row { version: Version, hash: u64, location: RowLocation },
     Deleted { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
 /// The newest of the ids of some shards. An id of another shard is not found.
-pub struct Newest {
-    keys: Keys,
+pub struct Shard {
+    hasher: IdHasher,
     span: Span,
-    of: HashMap<Key, u32, BuildHasherDefault<Low>>,
-    slots: Vec<Slot>,
+    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<Low>>,
+    winners: Vec<Winner>,
     duplicate: u64,
 }
 
-impl Newest {
-    /// The index of the slot of an id.
-    pub fn get(&self, id: &str) -> Option<u32> {
-        self.of.get(&self.keys.of(id)).copied()
+impl Shard {
+    /// The index of the winner of an id.
+    pub fn get(&self, id: &str) -> Option<WinnerIndex> {
+        self.of.get(&self.hasher.of(id)).copied()
     }
 
     /// Would an id be found here if the change set had it?
     pub fn covers(&self, id: &str) -> bool {
-        let key = self.keys.of(id);
-        self.span.shards.contains(&shard_of(key)) && self.span.covers(key)
+        let id_hash = self.hasher.of(id);
+        self.span.buckets.contains(&bucket_of(id_hash)) && self.span.covers(id_hash)
     }
 
-    /// The slot with an index that [`Newest::get`] gave.
-    pub fn slot(&self, index: u32) -> &Slot {
-        &self.slots[index as usize]
+    /// The winner with an index that [`Shard::get`] gave.
+    pub fn winner(&self, index: WinnerIndex) -> &Winner {
+        &self.winners[index.0 as usize]
     }
 
-    /// All slots, in the order of their indices.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
+    /// All winners, in the order of their indices.
+    pub fn winners(&self) -> impl Iterator<Item = (WinnerIndex, &Winner)> {
+        (0..).map(WinnerIndex).zip(&self.winners)
     }
 
     /// Rows and deletions that another one of the same id made superfluous.
@@ -70,37 +74,38 @@ impl Newest {
 pub struct Limits {
     /// Of entries before they go to the spool.
     pub entries_bytes: usize,
-    /// Of one [`Newest`].
-    pub newest_bytes: usize,
+    /// Of one [`Shard`].
+    pub shard_bytes: usize,
 }
 
-/// A power of two, and the number of the leading bits of a key that choose the shard.
-const SHARDS: usize = 64;
-const SHARD_BITS: u32 = SHARDS.trailing_zeros();
+/// A power of two, and the number of the leading bits of a id_hash that choose the shard.
+const BUCKETS: usize = 64;
+const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
-/// What an id takes in a [`Newest`]: a slot, and a place in a map that may be a little less than half full, as it is just
+/// What an id takes in a [`Shard`]: a winner, and a place in a map that may be a little less than half full, as it is just
 /// after its size was rounded up; while loading, its position as well.
-const NEWEST_BYTES: usize = size_of::<Slot>() + size_of::<Position>() + (size_of::<(Key, u32)>() + 1) * 16 / 7;
+const BYTES_PER_ID: usize =
+    size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, WinnerIndex)>() + 1) * 16 / 7;
 
 /// All rows and deletions that were pushed, unsorted.
 pub struct Index {
     limits: Limits,
-    shards: Vec<Shard>,
+    buckets: Vec<Bucket>,
     entries_bytes: usize,
 }
 
 #[derive(Default)]
-struct Shard {
+struct Bucket {
     spooled: Vec<Block>,
     /// Entries that are not in the spool yet.
     recent: Vec<u8>,
     count: u64,
 }
 
-/// Some of the key space, small enough to be loaded.
+/// Some of the id_hash space, small enough to be loaded.
 #[derive(Clone)]
 pub struct Span {
-    shards: Range<usize>,
+    buckets: Range<usize>,
     /// Of one shard that is too large: which part of its keys, of how many.
     slice: u32,
     slices: u32,
@@ -109,88 +114,88 @@ pub struct Span {
 
 impl Index {
     pub fn new(limits: Limits) -> Self {
-        let shards = (0..SHARDS).map(|_| Shard::default()).collect();
-        Self { limits, shards, entries_bytes: 0 }
+        let buckets = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        Self { limits, buckets, entries_bytes: 0 }
     }
 
     /// Takes an entry; beyond the budget all go to the spool, which blocks on the disk. An error is the spool's: the entry
     /// was taken, and those that could not be spooled are still here.
-    pub fn push(&mut self, spool: &mut Spool, key: Key, entry: &Entry) -> Result<(), Error> {
-        let shard = &mut self.shards[shard_of(key)];
-        self.entries_bytes -= shard.recent.capacity();
-        entry.encode(key, &mut shard.recent);
-        self.entries_bytes += shard.recent.capacity();
-        shard.count += 1;
+    pub fn push(&mut self, spool: &mut Spool, id_hash: IdHash, entry: &IndexEntry) -> Result<(), Error> {
+        let bucket = &mut self.buckets[bucket_of(id_hash)];
+        self.entries_bytes -= bucket.recent.capacity();
+        entry.encode(id_hash, &mut bucket.recent);
+        self.entries_bytes += bucket.recent.capacity();
+        bucket.count += 1;
         if self.entries_bytes <= self.limits.entries_bytes {
             return Ok(());
         }
-        for shard in self.shards.iter_mut().filter(|shard| !shard.recent.is_empty()) {
-            shard.spooled.push(spool.append(&shard.recent)?);
-            self.entries_bytes -= shard.recent.capacity();
-            shard.recent = Vec::new();
+        for bucket in self.buckets.iter_mut().filter(|bucket| !bucket.recent.is_empty()) {
+            bucket.spooled.push(spool.append(&bucket.recent)?);
+            self.entries_bytes -= bucket.recent.capacity();
+            bucket.recent = Vec::new();
         }
         Ok(())
     }
 
     /// How many entries were pushed.
     pub fn count(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.count).sum()
+        self.buckets.iter().map(|bucket| bucket.count).sum()
     }
 
     /// Divides the keys so that what is loaded of each span fits into the budget. Together the spans cover every id, also
     /// those that were never pushed; there is always one.
     pub fn spans(&self) -> Vec<Span> {
-        let most = (self.limits.newest_bytes / NEWEST_BYTES).clamp(1, u32::MAX as usize) as u64;
+        let most = (self.limits.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
         let mut spans: Vec<Span> = Vec::new();
-        for (index, shard) in self.shards.iter().enumerate() {
-            if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + shard.count <= most) {
-                span.shards.end = index + 1;
-                span.count += shard.count;
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + bucket.count <= most) {
+                span.buckets.end = index + 1;
+                span.count += bucket.count;
                 continue;
             }
-            let slices = u32::try_from(shard.count.div_ceil(most).max(1)).unwrap_or(u32::MAX);
-            let count = shard.count.div_ceil(slices.into());
-            spans.extend((0..slices).map(|slice| Span { shards: index..index + 1, slice, slices, count }));
+            let slices = u32::try_from(bucket.count.div_ceil(most).max(1)).unwrap_or(u32::MAX);
+            let count = bucket.count.div_ceil(slices.into());
+            spans.extend((0..slices).map(|slice| Span { buckets: index..index + 1, slice, slices, count }));
         }
         spans
     }
 
     /// The newest of each id of a span. Blocks on the disk.
-    pub fn load(&self, spool: &Spool, keys: &Keys, span: &Span) -> Result<Newest, Error> {
+    pub fn load(&self, spool: &Spool, hasher: &IdHasher, span: &Span) -> Result<Shard, Error> {
         let mut loading = Loading::new(span);
-        for shard in &self.shards[span.shards.clone()] {
-            for block in &shard.spooled {
+        for bucket in &self.buckets[span.buckets.clone()] {
+            for block in &bucket.spooled {
                 loading.take(&spool.read(block)?)?;
             }
-            loading.take(&shard.recent)?;
+            loading.take(&bucket.recent)?;
             loading.settle();
         }
-        let Loading { of, slots, duplicate, .. } = loading;
-        Ok(Newest { keys: keys.clone(), span: span.clone(), of, slots, duplicate })
+        let Loading { of, winners, duplicate, .. } = loading;
+        Ok(Shard { hasher: hasher.clone(), span: span.clone(), of, winners, duplicate })
     }
 }
 
-fn shard_of(key: Key) -> usize {
-    // The shift leaves the leading bits, so the number is below SHARDS.
-    usize::try_from(key.high >> (u64::BITS - SHARD_BITS)).unwrap_or_default()
+fn bucket_of(id_hash: IdHash) -> usize {
+    // The shift leaves the leading bits, so the number is below BUCKETS.
+    usize::try_from(id_hash.high >> (u64::BITS - BUCKET_BITS)).unwrap_or_default()
 }
 
 impl Span {
-    fn covers(&self, key: Key) -> bool {
-        let slice = (u128::from(key.high << SHARD_BITS) * u128::from(self.slices)) >> u64::BITS;
+    fn covers(&self, id_hash: IdHash) -> bool {
+        let slice = (u128::from(id_hash.high << BUCKET_BITS) * u128::from(self.slices)) >> u64::BITS;
         slice == u128::from(self.slice)
     }
 }
 
-/// A [`Newest`] in the making.
+/// A [`Shard`] in the making.
 struct Loading<'span> {
     span: &'span Span,
-    of: HashMap<Key, u32, BuildHasherDefault<Low>>,
-    slots: Vec<Slot>,
-    /// Of the rows in `slots`.
+    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<Low>>,
+    winners: Vec<Winner>,
+    /// Of the rows in `winners`.
     positions: Vec<Position>,
     /// Entries of ids that were met before.
-    again: Vec<(Key, Entry)>,
+    again: Vec<(IdHash, IndexEntry)>,
     duplicate: u64,
 }
 
@@ -201,7 +206,7 @@ impl<'span> Loading<'span> {
         Self {
             span,
             of: HashMap::with_capacity_and_hasher(ids, BuildHasherDefault::default()),
-            slots: Vec::with_capacity(ids),
+            winners: Vec::with_capacity(ids),
             positions: Vec::with_capacity(ids),
             again: Vec::new(),
             duplicate: 0,
@@ -210,18 +215,19 @@ impl<'span> Loading<'span> {
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         while !bytes.is_empty() {
-            let entry = Entry::decode(&mut bytes);
-            let (key, entry) = entry.ok_or_else(|| Error::spool("the index of received rows cannot be read back"))?;
-            if !self.span.covers(key) {
+            let entry = IndexEntry::decode(&mut bytes);
+            let (id_hash, entry) =
+                entry.ok_or_else(|| Error::spool("the index of received rows cannot be read back"))?;
+            if !self.span.covers(id_hash) {
                 continue;
             }
-            match self.of.entry(key) {
+            match self.of.entry(id_hash) {
                 Known::Vacant(vacant) => {
-                    vacant.insert(u32::try_from(self.slots.len()).map_err(Error::spool)?);
+                    vacant.insert(WinnerIndex(u32::try_from(self.winners.len()).map_err(Error::spool)?));
                     self.positions.push(entry.position());
-                    self.slots.push(entry.into_slot());
+                    self.winners.push(entry.into_winner());
                 }
-                Known::Occupied(_) => self.again.push((key, entry)),
+                Known::Occupied(_) => self.again.push((id_hash, entry)),
             }
         }
         Ok(())
@@ -231,25 +237,25 @@ impl<'span> Loading<'span> {
     /// where values are missing, so they are taken in the order of the export, whatever the order in which they came.
     fn settle(&mut self) {
         self.duplicate += self.again.len() as u64;
-        self.again.sort_unstable_by_key(|(key, _)| *key);
+        self.again.sort_unstable_by_key(|(id_hash, _)| *id_hash);
         for again in self.again.chunk_by(|(a, _), (b, _)| a == b) {
-            let Some(index) = again.first().and_then(|(key, _)| self.of.get(key)) else { continue };
-            let index = *index as usize;
-            let first = Entry::of(self.slots[index].clone(), self.positions[index]);
+            let Some(index) = again.first().and_then(|(id_hash, _)| self.of.get(id_hash)) else { continue };
+            let index = index.0 as usize;
+            let first = IndexEntry::of(self.winners[index].clone(), self.positions[index]);
             let entries = again.iter().map(|(_, entry)| entry.clone());
-            if let Some(slot) = newest(entries.chain([first])) {
-                self.slots[index] = slot;
+            if let Some(winner) = newest(entries.chain([first])) {
+                self.winners[index] = winner;
             }
         }
         self.again = Vec::new();
     }
 }
 
-impl Entry {
-    fn of(slot: Slot, position: Position) -> Self {
-        match slot {
-            Slot::Row { version, hash, place } => Self::Row(Row { version, hash, position, place }),
-            Slot::Deleted { id, at } => Self::Deletion { id, at },
+impl IndexEntry {
+    fn of(winner: Winner, position: Position) -> Self {
+        match winner {
+            Winner::Row { version, hash, location } => Self::Row(RowEntry { version, hash, position, location }),
+            Winner::Deleted { id, at } => Self::Deletion { id, at },
         }
     }
 
@@ -260,10 +266,10 @@ impl Entry {
         }
     }
 
-    fn into_slot(self) -> Slot {
+    fn into_winner(self) -> Winner {
         match self {
-            Self::Row(Row { version, hash, place, .. }) => Slot::Row { version, hash, place },
-            Self::Deletion { id, at } => Slot::Deleted { id, at },
+            Self::Row(RowEntry { version, hash, location, .. }) => Winner::Row { version, hash, location },
+            Self::Deletion { id, at } => Winner::Deleted { id, at },
         }
     }
 }
@@ -272,14 +278,14 @@ impl Entry {
 ///
 /// A row of the same export as a deletion stays: it was created again (rule 96), unless both say when and the deletion is
 /// the later one.
-fn newest(entries: impl Iterator<Item = Entry>) -> Option<Slot> {
+fn newest(entries: impl Iterator<Item = IndexEntry>) -> Option<Winner> {
     let mut rows = Vec::new();
     let mut deleted: Option<(Box<str>, Option<DateTime<Utc>>)> = None;
     for entry in entries {
         match entry {
-            Entry::Row(row) => rows.push(row),
-            Entry::Deletion { at, .. } if deleted.as_ref().is_some_and(|(_, known)| *known >= at) => {}
-            Entry::Deletion { id, at } => deleted = Some((id, at)),
+            IndexEntry::Row(row) => rows.push(row),
+            IndexEntry::Deletion { at, .. } if deleted.as_ref().is_some_and(|(_, known)| *known >= at) => {}
+            IndexEntry::Deletion { id, at } => deleted = Some((id, at)),
         }
     }
     if let Some((_, at)) = &deleted {
@@ -288,13 +294,13 @@ fn newest(entries: impl Iterator<Item = Entry>) -> Option<Slot> {
     rows.sort_by_key(|row| row.position);
     let row = rows.into_iter().reduce(|known, new| if row_wins(&new, &known) { new } else { known });
     match (row, deleted) {
-        (Some(row), _) => Some(Entry::Row(row).into_slot()),
-        (None, Some((id, at))) => Some(Slot::Deleted { id, at }),
+        (Some(row), _) => Some(IndexEntry::Row(row).into_winner()),
+        (None, Some((id, at))) => Some(Winner::Deleted { id, at }),
         (None, None) => None,
     }
 }
 
-fn row_wins(new: &Row, known: &Row) -> bool {
+fn row_wins(new: &RowEntry, known: &RowEntry) -> bool {
     if new.version.subsetted != known.version.subsetted {
         return known.version.subsetted;
     }
@@ -309,7 +315,7 @@ fn deletion_wins(at: Option<DateTime<Utc>>, row: &Version) -> bool {
     }
 }
 
-/// Keys are hashes already: their lower half serves as it is.
+/// IdHasher are hashes already: their lower half serves as it is.
 #[derive(Default)]
 struct Low(u64);
 
@@ -322,7 +328,7 @@ impl Hasher for Low {
         self.0 = low;
     }
 
-    /// A key hashes as one number; anything else would still come out right, only slower.
+    /// A id_hash hashes as one number; anything else would still come out right, only slower.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);

@@ -1,33 +1,39 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::table::change_set::entry::{ChunkIndex, OutputIndex};
 
-const ROOMY: Limits = Limits { entries_bytes: 1 << 20, newest_bytes: 8 << 20 };
-const TINY: Limits = Limits { entries_bytes: 400, newest_bytes: 3 * NEWEST_BYTES };
+const ROOMY: Limits = Limits { entries_bytes: 1 << 20, shard_bytes: 8 << 20 };
+const TINY: Limits = Limits { entries_bytes: 400, shard_bytes: 3 * BYTES_PER_ID };
 
-fn row(line: u64, last_updated_micros: Option<i64>) -> Entry {
+fn row(line: u64, last_updated_micros: Option<i64>) -> IndexEntry {
     let version = Version { last_updated_micros, ..Version::default() };
-    Entry::Row(Row { version, hash: line, position: (0, line), place: Place { part: 0, row: 0 } })
+    IndexEntry::Row(RowEntry {
+        version,
+        hash: line,
+        position: Position { output: OutputIndex(0), line },
+        location: RowLocation { chunk: ChunkIndex(0), row: 0 },
+    })
 }
 
-fn deletion(id: &str, deleted_at_micros: Option<i64>) -> Entry {
-    Entry::Deletion { id: id.into(), at: deleted_at_micros.and_then(DateTime::from_timestamp_micros) }
+fn deletion(id: &str, deleted_at_micros: Option<i64>) -> IndexEntry {
+    IndexEntry::Deletion { id: id.into(), at: deleted_at_micros.and_then(DateTime::from_timestamp_micros) }
 }
 
 /// All that is loaded of an index with these entries, by the hash of the row; a deletion is `None`.
-fn load(limits: Limits, entries: &[(String, Entry)]) -> (Vec<Newest>, BTreeMap<String, Option<u64>>) {
+fn load(limits: Limits, entries: &[(String, IndexEntry)]) -> (Vec<Shard>, BTreeMap<String, Option<u64>>) {
     let folder = tempfile::tempdir().unwrap();
-    let (keys, mut spool, mut index) = (Keys::new(), Spool::new(0, folder.path()), Index::new(limits));
+    let (hasher, mut spool, mut index) = (IdHasher::new(), Spool::new(0, folder.path()), Index::new(limits));
     for (id, entry) in entries {
-        index.push(&mut spool, keys.of(id), entry).unwrap();
+        index.push(&mut spool, hasher.of(id), entry).unwrap();
     }
-    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &keys, span).unwrap()).collect();
+    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &hasher, span).unwrap()).collect();
     let mut hashes = BTreeMap::new();
     for (id, _) in entries {
-        let mut found = loaded.iter().filter_map(|newest| newest.get(id).map(|index| newest.slot(index)));
+        let mut found = loaded.iter().filter_map(|newest| newest.get(id).map(|index| newest.winner(index)));
         let hash = match found.next() {
-            Some(Slot::Row { hash, .. }) => Some(*hash),
-            Some(Slot::Deleted { id: text, .. }) => {
+            Some(Winner::Row { hash, .. }) => Some(*hash),
+            Some(Winner::Deleted { id: text, .. }) => {
                 assert_eq!(&**text, id);
                 None
             }
@@ -39,7 +45,7 @@ fn load(limits: Limits, entries: &[(String, Entry)]) -> (Vec<Newest>, BTreeMap<S
     (loaded, hashes)
 }
 
-fn entries(of: &[(&str, Entry)]) -> Vec<(String, Entry)> {
+fn entries(of: &[(&str, IndexEntry)]) -> Vec<(String, IndexEntry)> {
     of.iter().map(|(id, entry)| ((*id).to_owned(), entry.clone())).collect()
 }
 
@@ -49,22 +55,22 @@ fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
     let (at_once, hashes) = load(ROOMY, &rows);
     assert_eq!(at_once.len(), 1);
     assert_eq!(hashes.len(), 900);
-    assert_eq!(at_once[0].slots().len(), 900);
+    assert_eq!(at_once[0].winners().count(), 900);
     assert_eq!(at_once[0].duplicate(), 100);
     let (sharded, the_same) = load(TINY, &rows);
     assert_eq!(the_same, hashes);
-    assert_eq!(sharded.iter().map(Newest::duplicate).sum::<u64>(), 100);
+    assert_eq!(sharded.iter().map(Shard::duplicate).sum::<u64>(), 100);
     // About 15 ids of a shard fall into slices of 3 by chance, so now and then a few more are in one.
-    assert!(sharded.len() >= 300 && sharded.iter().all(|newest| newest.slots().len() < 20), "{}", sharded.len());
+    assert!(sharded.len() >= 300 && sharded.iter().all(|newest| newest.winners().count() < 20), "{}", sharded.len());
 }
 
 #[test]
 fn an_empty_index_is_loaded_once_and_covers_every_id() {
-    let (keys, spool, index) = (Keys::new(), Spool::new(0, std::path::Path::new("/")), Index::new(ROOMY));
+    let (hasher, spool, index) = (IdHasher::new(), Spool::new(0, std::path::Path::new("/")), Index::new(ROOMY));
     let spans = index.spans();
     assert_eq!(spans.len(), 1);
-    let newest = index.load(&spool, &keys, &spans[0]).unwrap();
-    assert!(newest.slots().is_empty() && newest.covers("any") && newest.covers("other"));
+    let newest = index.load(&spool, &hasher, &spans[0]).unwrap();
+    assert!(newest.winners().count() == 0 && newest.covers("any") && newest.covers("other"));
 }
 
 #[test]
@@ -96,7 +102,12 @@ fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
     let rows: Vec<_> = (1..)
         .zip(versions)
         .map(|(line, version)| {
-            Entry::Row(Row { version, hash: line, position: (0, line), place: Place { part: 0, row: 0 } })
+            IndexEntry::Row(RowEntry {
+                version,
+                hash: line,
+                position: Position { output: OutputIndex(0), line },
+                location: RowLocation { chunk: ChunkIndex(0), row: 0 },
+            })
         })
         .collect();
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
@@ -109,26 +120,27 @@ fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
 fn of_two_deletions_the_later_one_counts() {
     let all = entries(&[("a", deletion("a", Some(5))), ("a", deletion("a", None)), ("a", deletion("a", Some(3)))]);
     let (loaded, _) = load(TINY, &all);
-    assert_eq!(loaded[0].slots(), [Slot::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
+    assert_eq!(loaded[0].winners, [Winner::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
     assert_eq!(loaded[0].duplicate(), 2);
 }
 
 #[test]
 fn the_memory_per_id_is_the_one_in_the_head_of_the_module() {
-    assert_eq!(size_of::<Slot>(), 72);
-    assert_eq!(NEWEST_BYTES, 145);
+    assert_eq!(size_of::<Winner>(), 72);
+    assert_eq!(BYTES_PER_ID, 145);
 }
 
 #[test]
 fn a_disk_that_refuses_the_entries_loses_none_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("gone");
-    let (keys, mut spool, mut index) = (Keys::new(), Spool::new(0, &gone), Index::new(TINY));
-    let refused = (0..50).filter(|n| index.push(&mut spool, keys.of(&n.to_string()), &row(*n, None)).is_err()).count();
+    let (hasher, mut spool, mut index) = (IdHasher::new(), Spool::new(0, &gone), Index::new(TINY));
+    let refused =
+        (0..50).filter(|n| index.push(&mut spool, hasher.of(&n.to_string()), &row(*n, None)).is_err()).count();
     assert!(refused > 0);
     assert_eq!(index.count(), 50);
     std::fs::create_dir(gone).unwrap();
-    index.push(&mut spool, keys.of("50"), &row(50, None)).unwrap();
-    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &keys, span).unwrap()).collect();
-    assert_eq!(loaded.iter().map(|newest| newest.slots().len()).sum::<usize>(), 51);
+    index.push(&mut spool, hasher.of("50"), &row(50, None)).unwrap();
+    let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &hasher, span).unwrap()).collect();
+    assert_eq!(loaded.iter().map(|newest| newest.winners().count()).sum::<usize>(), 51);
 }
