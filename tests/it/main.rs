@@ -35,5 +35,7 @@ mod resume;
 mod state;
 /// SIGTERM at every step of a sync.
 mod stop;
+/// Tables and state file of the version before.
+mod version_before;
 /// The watermarks, and the `_since` of the next export.
 mod watermark;
