@@ -1,4 +1,4 @@
-//! A column of an element: one value for each structure it belongs to, or a list of them.
+//! A column of an element: for each structure that the element belongs to, one value or one list of values.
 
 use std::sync::Arc;
 
@@ -8,7 +8,13 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{complex::ComplexColumn, issues::IssueCode, leaf::Leaf, offsets::Offsets, walk::Walk};
+use super::{
+    complex::ComplexColumn,
+    issues::IssueCode,
+    leaf::Leaf,
+    offsets::Offsets,
+    walk::{Walk, WriteExtensions},
+};
 use crate::resource::{
     element::{Digits, Element, ElementContent},
     json::{At, TokenKind},
@@ -63,11 +69,11 @@ impl<'shape> Column<'shape> {
     }
 
     /// Appends the value of a member, or a null and an issue; says whether there was a value.
-    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) -> bool {
+    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) -> bool {
         match &mut self.kind {
             Many::One { len } => {
                 *len += 1;
-                self.items.append(walk, at)
+                self.items.append(walk, write_extensions, at)
             }
             Many::List { .. } if walk.document.kind(at) != TokenKind::Array => {
                 walk.issue(IssueCode::Invalid);
@@ -77,7 +83,7 @@ impl<'shape> Column<'shape> {
             Many::List { offsets, present, items } => {
                 for (index, item) in walk.document.items(at).enumerate() {
                     walk.path.enter_item(index);
-                    self.items.append_item(walk, item);
+                    self.items.append_item(walk, write_extensions, item);
                     walk.path.leave();
                     *items += 1;
                 }
@@ -111,16 +117,16 @@ impl<'shape> Column<'shape> {
 fn item(field: &Field) -> Result<&FieldRef, ArrowError> {
     match field.data_type() {
         DataType::List(item) => Ok(item),
-        _ => Err(ArrowError::SchemaError(format!("{} is no list", field.name()))),
+        _ => Err(ArrowError::SchemaError(format!("{} is not a list", field.name()))),
     }
 }
 
-impl<'shape> Items<'shape> {
-    fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) -> bool {
+impl Items<'_> {
+    fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) -> bool {
         match self {
             Self::Leaf(leaf) => leaf.append(walk, at),
             Self::Complex(complex) if walk.document.kind(at) == TokenKind::Object => {
-                complex.append(walk, at);
+                complex.append(walk, write_extensions, at);
                 true
             }
             Self::Complex(complex) => {
@@ -131,12 +137,12 @@ impl<'shape> Items<'shape> {
         }
     }
 
-    /// In an array of primitives a null stands where the value is in the extensions alone.
-    fn append_item(&mut self, walk: &mut Walk<'_, 'shape>, at: At) {
+    /// In an array of primitives, a null means that the item has extensions and no value.
+    fn append_item(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) {
         match self {
             Self::Leaf(leaf) if walk.document.kind(at) == TokenKind::Null => leaf.append_nulls(1),
             _ => {
-                self.append(walk, at);
+                self.append(walk, write_extensions, at);
             }
         }
     }

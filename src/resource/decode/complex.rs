@@ -1,7 +1,7 @@
-//! A complex column: the structures of one type at one place of a resource.
+//! A complex column: the structures of one type at one path of a resource.
 //!
 //! Elements that no line of the batch has cost nothing until the end; those that some line has are filled up with nulls
-//! when the next value comes. Each structure has a `_fid`, and no two of a row have the same.
+//! when the next value arrives. Each structure has an element number (`_fid`), unique in its row.
 
 use std::{mem, sync::Arc};
 
@@ -11,7 +11,11 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{column::Column, issues::IssueCode, walk::Walk};
+use super::{
+    column::Column,
+    issues::IssueCode,
+    walk::{Walk, WriteExtensions},
+};
 use crate::resource::{
     element::{Complex, Digits, Element, ElementContent, Primitive, Special},
     json::{At, Document, TokenKind},
@@ -30,11 +34,11 @@ pub struct ComplexColumn<'shape> {
     len: usize,
     present: NullBufferBuilder,
     fids: Vec<i32>,
-    /// By element; those that never had a value have none.
+    /// By element; `None` for those that never had a value.
     columns: Vec<Option<Box<Column<'shape>>>>,
     canonical: Canonical,
     order: MemberOrder,
-    /// The choices that the open structure has made.
+    /// The choices of the open structure that have a value already.
     chosen: Vec<&'static str>,
 }
 
@@ -77,10 +81,10 @@ impl<'shape> ComplexColumn<'shape> {
     }
 
     /// Appends an object.
-    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, at: At) {
+    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) {
         let fid = self.begin(walk);
         for (name, value) in walk.document.members(at) {
-            self.member(walk, fid, name, value);
+            self.member(walk, write_extensions, fid, (name, value));
         }
         if self.special == Special::Quantity {
             self.canonical.append(walk, self.len, at);
@@ -88,8 +92,8 @@ impl<'shape> ComplexColumn<'shape> {
         self.end();
     }
 
-    /// Opens a structure and gives it its number.
-    pub fn begin(&mut self, walk: &mut Walk<'_, 'shape>) -> i32 {
+    /// Opens a structure; gives back its element number.
+    pub fn begin(&mut self, walk: &mut Walk<'_>) -> i32 {
         let fid = walk.next_fid();
         self.fids.push(fid);
         self.order.begin();
@@ -102,12 +106,19 @@ impl<'shape> ComplexColumn<'shape> {
         self.len += 1;
     }
 
-    /// A member of the open structure, wherever it goes; the place of the element that has taken a value from it.
-    pub fn member(&mut self, walk: &mut Walk<'_, 'shape>, fid: i32, name: At, value: At) -> Option<usize> {
+    /// Appends a member of the open structure to whatever column it belongs to; gives back the index of its element, if that
+    /// has received a value.
+    pub fn member(
+        &mut self,
+        walk: &mut Walk<'_>,
+        write_extensions: &mut WriteExtensions<'_>,
+        fid: i32,
+        (name, value): (At, At),
+    ) -> Option<usize> {
         if walk.document.kind(name) == TokenKind::String {
             let text = walk.document.text(name);
             if let Some(index) = self.order.guess(self.elements, text) {
-                return self.element(walk, index, value).then_some(index);
+                return self.element(walk, write_extensions, index, value).then_some(index);
             }
         }
         let Some(text) = walk.document.string(name) else {
@@ -117,14 +128,15 @@ impl<'shape> ComplexColumn<'shape> {
         match text.as_ref() {
             "extension" => {
                 if self.choose("extension") {
-                    walk.extensions(fid, value);
+                    walk.add_carrier(fid, value);
+                    write_extensions(walk);
                 } else {
                     walk.issue_of(IssueCode::Invalid, "extension");
                 }
             }
             "modifierExtension" => walk.issue(IssueCode::ModifierExtension),
             text => match self.order.find(self.elements, text) {
-                Some(index) => return self.element(walk, index, value).then_some(index),
+                Some(index) => return self.element(walk, write_extensions, index, value).then_some(index),
                 None => self.no_element(walk, text, value),
             },
         }
@@ -134,7 +146,7 @@ impl<'shape> ComplexColumn<'shape> {
     /// `fields` is the struct's item or field.
     pub fn finish(self, field: &Field, digits: Digits) -> Result<StructArray, ArrowError> {
         let DataType::Struct(fields) = field.data_type() else {
-            return Err(ArrowError::SchemaError(format!("{} is no struct", field.name())));
+            return Err(ArrowError::SchemaError(format!("{} is not a struct", field.name())));
         };
         let fields = fields.clone();
         let special = self.special;
@@ -176,7 +188,13 @@ impl<'shape> ComplexColumn<'shape> {
         Ok(Finished { arrays, canonical: self.canonical, present: self.present, fids: self.fids, len: self.len })
     }
 
-    fn element(&mut self, walk: &mut Walk<'_, 'shape>, index: usize, at: At) -> bool {
+    fn element(
+        &mut self,
+        walk: &mut Walk<'_>,
+        write_extensions: &mut WriteExtensions<'_>,
+        index: usize,
+        at: At,
+    ) -> bool {
         let element = &self.elements[index];
         let taken = self.columns[index].as_ref().is_some_and(|column| column.len() > self.len);
         if taken || !element.choice.is_none_or(|choice| self.choose(choice)) {
@@ -186,12 +204,12 @@ impl<'shape> ComplexColumn<'shape> {
         let column = self.columns[index].get_or_insert_with(|| Box::new(Column::new(element)));
         column.append_nulls(self.len - column.len());
         walk.path.enter(element.name);
-        let appended = column.append(walk, at);
+        let appended = column.append(walk, write_extensions, at);
         walk.path.leave();
         appended
     }
 
-    /// Whether this is the first time.
+    /// Whether this is the first member of the choice.
     fn choose(&mut self, choice: &'static str) -> bool {
         let first = !self.chosen.contains(&choice);
         if first {
@@ -200,7 +218,7 @@ impl<'shape> ComplexColumn<'shape> {
         first
     }
 
-    fn no_element(&self, walk: &mut Walk<'_, 'shape>, name: &str, value: At) {
+    fn no_element(&self, walk: &mut Walk<'_>, name: &str, value: At) {
         let (primitive, bare) = name.strip_prefix('_').map_or((false, name), |bare| (true, bare));
         let element = self.elements.iter().find(|element| primitive && element.name == bare);
         match element {
@@ -251,9 +269,9 @@ impl Nulls {
     }
 }
 
-/// The order in which the members of the last structure came: servers do not change it from one to the next.
+/// The order of the members in the last structure: servers seldom change it from one structure to the next.
 struct MemberOrder {
-    /// By the place of an element plus one, 0 for the beginning: the place of the one that came next.
+    /// By the index of an element plus one, with 0 for the beginning: the index of the element that followed.
     next: Vec<u16>,
     last: usize,
 }
@@ -267,7 +285,8 @@ impl MemberOrder {
         self.last = 0;
     }
 
-    /// Where it came the last time, if that is right again. No element is called as what has no column.
+    /// The element that followed the last time, if it has this name. Members without a column (`extension`, or what FHIR does
+    /// not know) are never found, because no element has their name.
     #[inline]
     fn guess(&mut self, elements: &[Element], name: &str) -> Option<usize> {
         let guess = self.next.get(self.last).map(|next| usize::from(*next))?;
@@ -278,11 +297,11 @@ impl MemberOrder {
         })
     }
 
-    /// Wherever it is; the next guess will be right.
+    /// The element with this name, which the next guess will try first.
     fn find(&mut self, elements: &[Element], name: &str) -> Option<usize> {
         let found = elements.iter().position(|element| element.name == name)?;
-        if let (Some(next), Ok(place)) = (self.next.get_mut(self.last), u16::try_from(found)) {
-            *next = place;
+        if let (Some(next), Ok(index)) = (self.next.get_mut(self.last), u16::try_from(found)) {
+            *next = index;
         }
         self.last = found + 1;
         Some(found)
@@ -299,8 +318,8 @@ struct Canonical {
 }
 
 impl Canonical {
-    /// The quantity at `row`. Only one of UCUM, with a value and a code, has a canonical form.
-    fn append(&mut self, walk: &mut Walk<'_, '_>, row: usize, at: At) {
+    /// Appends the quantity of a row. Only a quantity with the system of UCUM, a value and a code has a canonical form.
+    fn append(&mut self, walk: &mut Walk<'_>, row: usize, at: At) {
         let document = walk.document;
         let of_ucum = text(document, at, "system").is_some_and(|system| system == UCUM);
         let value = document.member(at, "value").filter(|value| document.kind(*value) == TokenKind::Number);
@@ -343,7 +362,7 @@ impl Canonical {
         let mantissas = Decimal128Array::new(self.mantissas.into(), present.clone()).with_precision_and_scale(38, 0)?;
         let scales = Int32Array::new(self.scales.into(), present.clone());
         let DataType::Struct(parts) = value.data_type() else {
-            return Err(ArrowError::SchemaError(format!("{} is no struct", value.name())));
+            return Err(ArrowError::SchemaError(format!("{} is not a struct", value.name())));
         };
         let values = StructArray::try_new(parts.clone(), vec![Arc::new(mantissas), Arc::new(scales)], present)?;
         Ok(vec![Arc::new(values), Arc::new(self.codes.finish())])

@@ -1,6 +1,7 @@
-//! The `_extension` column: for each row a map from the `_fid` of a structure to the extensions that it carries.
+//! The `_extension` column: for each row a map from the `_fid` of a structure to the extensions of that structure.
 //!
-//! An extension inside another stands under the other's own `_fid`. A row without extensions has an empty map.
+//! An extension is a structure itself: extensions inside it are under its own `_fid`. A row without extensions has an empty
+//! map.
 
 use std::sync::Arc;
 
@@ -13,22 +14,14 @@ use arrow::{
 
 use super::{
     complex::ComplexColumn,
-    issues::{ElementPath, IssueCode},
+    issues::IssueCode,
     offsets::Offsets,
-    walk::Walk,
+    walk::{Carrier, Walk},
 };
 use crate::resource::{
     element::{Complex, Digits},
-    json::{At, TokenKind},
+    json::TokenKind,
 };
-
-/// A structure with extensions.
-pub struct Carrier {
-    pub fid: i32,
-    /// The array of its extensions.
-    pub at: At,
-    pub path: ElementPath,
-}
 
 pub struct ExtensionColumn<'shape> {
     rows: Offsets,
@@ -43,14 +36,22 @@ impl<'shape> ExtensionColumn<'shape> {
         Self { rows: Offsets::default(), fids: Vec::new(), lists: Offsets::default(), items }
     }
 
-    /// One entry of the row's map.
-    pub fn append(&mut self, walk: &mut Walk<'_, 'shape>, carrier: Carrier) {
+    /// Writes the extensions of all carriers of the walk, those inside of extensions included. Such a one waits until the list
+    /// that is being written has ended, and comes before any other carrier.
+    pub fn write(&mut self, walk: &mut Walk<'_>) {
+        while let Some(carrier) = walk.carriers.pop_front() {
+            self.append(walk, carrier);
+        }
+    }
+
+    /// Appends one entry of the row's map.
+    fn append(&mut self, walk: &mut Walk<'_>, carrier: Carrier) {
         let outside = std::mem::replace(&mut walk.path, carrier.path);
         walk.path.enter("extension");
         for (index, item) in walk.document.items(carrier.at).enumerate() {
             walk.path.enter_item(index);
             if walk.document.kind(item) == TokenKind::Object {
-                self.items.append(walk, item);
+                self.items.append(walk, &mut |_| {}, item);
             } else {
                 self.items.append_nulls(1);
                 walk.issue(IssueCode::Invalid);
@@ -67,7 +68,7 @@ impl<'shape> ExtensionColumn<'shape> {
     }
 
     pub fn finish(self, field: &Field, digits: Digits) -> Result<ArrayRef, ArrowError> {
-        let wrong = || ArrowError::SchemaError(format!("{} is no map from numbers to lists", field.name()));
+        let wrong = || ArrowError::SchemaError(format!("{} is not a map from numbers to lists", field.name()));
         let DataType::Map(entry, ordered) = field.data_type() else { return Err(wrong()) };
         let DataType::Struct(fields) = entry.data_type() else { return Err(wrong()) };
         let Some(DataType::List(item)) = fields.get(1).map(|value| value.data_type()) else { return Err(wrong()) };

@@ -18,7 +18,7 @@ use super::{
     head::Head,
     issues::{IssueCode, Issues},
     string_columns::{StringListColumn, StringMapColumn},
-    walk::{Batch, Walk},
+    walk::{Batch, Walk, WriteExtensions},
 };
 use crate::resource::{
     json::{At, Document, TokenKind},
@@ -27,7 +27,8 @@ use crate::resource::{
 
 pub struct Rows<'shape> {
     decoder: &'shape Decoder,
-    batch: Batch<'shape>,
+    batch: Batch,
+    extensions: Option<ExtensionColumn<'shape>>,
     root: ComplexColumn<'shape>,
     derived: DerivedColumns,
     ids: StringBuilder,
@@ -43,15 +44,10 @@ impl<'shape> Rows<'shape> {
     /// For lines of so many bytes and such a number.
     pub fn new(decoder: &'shape Decoder, lines: usize, lines_bytes: usize) -> Self {
         let shape = &decoder.shape;
-        let extensions = shape.extension.as_deref().map(ExtensionColumn::new);
         Self {
             decoder,
-            batch: Batch {
-                digits: shape.options.layout.digits(),
-                units: Units::default(),
-                issues: Issues::default(),
-                extensions,
-            },
+            batch: Batch { digits: shape.options.layout.digits(), units: Units::default(), issues: Issues::default() },
+            extensions: shape.extension.as_deref().map(ExtensionColumn::new),
             root: ComplexColumn::of(&shape.elements),
             derived: DerivedColumns::new(&shape.derived, &shape.elements),
             ids: StringBuilder::new(),
@@ -81,7 +77,13 @@ impl<'shape> Rows<'shape> {
         let contained = if self.decoder.shape.elements.is_empty() {
             document.member(Document::ROOT, "contained")
         } else {
-            members(&mut self.root, &mut self.derived, &mut walk)
+            let extensions = &mut self.extensions;
+            let mut write_extensions = |walk: &mut Walk<'_>| {
+                if let Some(column) = extensions {
+                    column.write(walk);
+                }
+            };
+            root_members(&mut self.root, &mut self.derived, &mut walk, &mut write_extensions)
         };
         let contained = contained.and_then(|at| resources(&mut walk, at));
         let primitive_ext = distinct(&mut walk);
@@ -89,7 +91,7 @@ impl<'shape> Rows<'shape> {
         self.primitive_ext.append(&primitive_ext)?;
         let issues = self.batch.issues.take();
         self.issues.append((!issues.is_empty()).then(|| issues.iter().map(|issue| Some(issue.as_str()))))?;
-        if let Some(extensions) = &mut self.batch.extensions {
+        if let Some(extensions) = &mut self.extensions {
             extensions.end_row();
         }
         Ok(())
@@ -106,7 +108,7 @@ impl<'shape> Rows<'shape> {
             decoder.transaction_time.map(|time| instants(time.as_micros(), rows)),
         ];
         columns.extend(self.derived.finish(rows));
-        if let Some(extensions) = self.batch.extensions {
+        if let Some(extensions) = self.extensions {
             columns.push(Some(repeated(decoder.shape.resource_type.as_str(), rows)));
             columns.push(Some(Arc::new(self.ids_versioned.finish())));
             let (arrays, fids) = self.root.finish_root(&fields[columns.len()..], self.batch.digits)?;
@@ -129,11 +131,12 @@ impl<'shape> Rows<'shape> {
     }
 }
 
-/// Walks the members of the resource; the `contained` one comes back.
-fn members<'shape>(
-    root: &mut ComplexColumn<'shape>,
+/// Walks the members of the resource; gives back `contained`.
+fn root_members(
+    root: &mut ComplexColumn<'_>,
     derived: &mut DerivedColumns,
-    walk: &mut Walk<'_, 'shape>,
+    walk: &mut Walk<'_>,
+    write_extensions: &mut WriteExtensions<'_>,
 ) -> Option<At> {
     let document = walk.document;
     let row = root.len();
@@ -147,7 +150,7 @@ fn members<'shape>(
             Some("contained") if contained.is_none() => contained = Some(value),
             Some("contained") => walk.issue_of(IssueCode::Invalid, "contained"),
             _ => {
-                if let Some(element) = root.member(walk, fid, name, value) {
+                if let Some(element) = root.member(walk, write_extensions, fid, (name, value)) {
                     derived.append(row, element, document, value);
                 }
             }
@@ -158,7 +161,7 @@ fn members<'shape>(
 }
 
 /// The JSON of each contained resource, as it was sent.
-fn resources<'line>(walk: &mut Walk<'line, '_>, at: At) -> Option<Vec<Option<&'line str>>> {
+fn resources<'line>(walk: &mut Walk<'line>, at: At) -> Option<Vec<Option<&'line str>>> {
     let document = walk.document;
     walk.path.enter("contained");
     let mut texts = (document.kind(at) == TokenKind::Array).then(Vec::new);
@@ -179,7 +182,7 @@ fn resources<'line>(walk: &mut Walk<'line, '_>, at: At) -> Option<Vec<Option<&'l
 }
 
 /// The primitive extensions of the row: the first of those that came twice, as a map's keys must be distinct.
-fn distinct<'line>(walk: &mut Walk<'line, '_>) -> Vec<(String, &'line str)> {
+fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
     let mut seen = HashSet::new();
     let (first, again): (Vec<_>, Vec<_>) =
         std::mem::take(&mut walk.primitive_ext).into_iter().partition(|(path, _)| seen.insert(path.clone()));

@@ -1,6 +1,7 @@
-//! Text columns of the fidelity group: lists of texts, and maps from text to text. Null where a row has none.
+//! String columns of a row's bookkeeping: lists of strings, and maps from string to string. Null where a row has none.
 //!
-//! Paths are longer than what they point to, so the size of these columns is checked: one array holds 2 GiB of text.
+//! They hold paths, which are longer than what they point to. So their size is checked: one array holds at most 2 GiB of
+//! text.
 
 use std::sync::Arc;
 
@@ -35,7 +36,7 @@ impl StringListColumn {
 
     pub fn finish(mut self, field: &Field) -> Result<ArrayRef, ArrowError> {
         let DataType::List(item) = field.data_type() else {
-            return Err(ArrowError::SchemaError(format!("{} is no list", field.name())));
+            return Err(ArrowError::SchemaError(format!("{} is not a list", field.name())));
         };
         let values = Arc::new(self.values.builder.finish());
         Ok(Arc::new(ListArray::try_new(Arc::clone(item), self.offsets.finish(), values, self.present.finish())?))
@@ -67,7 +68,7 @@ impl StringMapColumn {
     }
 
     pub fn finish(mut self, field: &Field) -> Result<ArrayRef, ArrowError> {
-        let wrong = || ArrowError::SchemaError(format!("{} is no map of texts", field.name()));
+        let wrong = || ArrowError::SchemaError(format!("{} is not a map of strings", field.name()));
         let DataType::Map(entry, ordered) = field.data_type() else { return Err(wrong()) };
         let DataType::Struct(fields) = entry.data_type() else { return Err(wrong()) };
         let columns: Vec<ArrayRef> = vec![Arc::new(self.keys.builder.finish()), Arc::new(self.values.builder.finish())];

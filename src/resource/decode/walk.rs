@@ -2,10 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{
-    extension::{Carrier, ExtensionColumn},
-    issues::{ElementPath, IssueCode, Issues},
-};
+use super::issues::{ElementPath, IssueCode, Issues};
 use crate::resource::{
     element::Digits,
     json::{At, Document, TokenKind},
@@ -13,45 +10,62 @@ use crate::resource::{
 };
 
 /// What the walks of one batch share.
-pub struct Batch<'shape> {
+pub struct Batch {
     pub digits: Digits,
     pub units: Units,
     pub issues: Issues,
-    /// Away while it is being written, and for types without one.
-    pub extensions: Option<ExtensionColumn<'shape>>,
 }
 
-pub struct Walk<'line, 'shape> {
+/// A structure with extensions.
+pub struct Carrier {
+    pub fid: i32,
+    /// The array of its extensions.
+    pub at: At,
+    pub path: ElementPath,
+}
+
+/// Writes the extensions of the carriers that a walk has collected so far. A structure calls it as soon as it has added one,
+/// so that element numbers, issues and extensions are in the order of the line.
+pub type WriteExtensions<'a> = dyn FnMut(&mut Walk<'_>) + 'a;
+
+pub struct Walk<'line> {
     pub document: Document<'line>,
-    pub batch: &'line mut Batch<'shape>,
+    pub batch: &'line mut Batch,
     pub path: ElementPath,
     /// `Patient.birthDate` with the JSON of `_birthDate`.
     pub primitive_ext: Vec<(String, &'line str)>,
-    /// Extensions that were met while the column was being written.
-    waiting: VecDeque<Carrier>,
-    fids: i32,
+    /// Whose extensions are not written yet.
+    pub carriers: VecDeque<Carrier>,
+    next_fid: i32,
 }
 
-impl<'line, 'shape> Walk<'line, 'shape> {
-    pub fn new(document: Document<'line>, batch: &'line mut Batch<'shape>, root: &'static str) -> Self {
-        let (primitive_ext, waiting) = (Vec::new(), VecDeque::new());
-        Self { document, batch, path: ElementPath::of(root), primitive_ext, waiting, fids: 0 }
+impl<'line> Walk<'line> {
+    pub fn new(document: Document<'line>, batch: &'line mut Batch, root: &'static str) -> Self {
+        Self {
+            document,
+            batch,
+            path: ElementPath::of(root),
+            primitive_ext: Vec::new(),
+            carriers: VecDeque::new(),
+            next_fid: 0,
+        }
     }
 
-    /// The number of the next structure: 0 for the resource itself, then in the order in which they are met.
+    /// The element number of the next structure, Pathling's `_fid`: unique in its row, 0 for the resource itself, then in the
+    /// order of the line. The extensions of a structure are found by it in the `_extension` column.
     pub fn next_fid(&mut self) -> i32 {
-        let fid = self.fids;
+        let fid = self.next_fid;
         // A line has fewer structures than bytes, and fewer bytes than 2 GiB.
-        self.fids = fid.wrapping_add(1);
+        self.next_fid = fid.wrapping_add(1);
         fid
     }
 
-    /// Something about the value at the path.
+    /// Records an issue of the value at the path.
     pub fn issue(&mut self, code: IssueCode) {
         self.batch.issues.add(code, &self.path, None);
     }
 
-    /// Something about a member of the value at the path.
+    /// Records an issue of a member of the value at the path.
     pub fn issue_of(&mut self, code: IssueCode, member: &str) {
         self.batch.issues.add(code, &self.path, Some(member));
     }
@@ -66,22 +80,12 @@ impl<'line, 'shape> Walk<'line, 'shape> {
         }
     }
 
-    /// The extensions of a structure go into the one map of the row. Inside of extensions they wait: the list that is
-    /// being written must end first.
-    pub fn extensions(&mut self, fid: i32, at: At) {
-        if self.document.kind(at) != TokenKind::Array {
+    /// The structure at the path has extensions.
+    pub fn add_carrier(&mut self, fid: i32, at: At) {
+        if self.document.kind(at) == TokenKind::Array {
+            self.carriers.push_back(Carrier { fid, at, path: self.path.clone() });
+        } else {
             self.issue_of(IssueCode::Invalid, "extension");
-            return;
         }
-        let Some(mut column) = self.batch.extensions.take() else {
-            self.waiting.push_back(Carrier { fid, at, path: self.path.clone() });
-            return;
-        };
-        let path = self.path.clone();
-        column.append(self, Carrier { fid, at, path });
-        while let Some(carrier) = self.waiting.pop_front() {
-            column.append(self, carrier);
-        }
-        self.batch.extensions = Some(column);
     }
 }
