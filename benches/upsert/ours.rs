@@ -15,7 +15,9 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{self, Decoder, Line, LineGrouping, Options, Shape},
     sync::DECODE_BYTES,
-    table::{ChangeSet, Committed, Config, Location, OutputIndex, Root, Share, TableDefinition, UpdateMode, Upsert},
+    table::{
+        ChangeSet, Committed, Config, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode, Upsert,
+    },
 };
 use tokio::runtime::Runtime;
 
@@ -118,7 +120,7 @@ impl Bench {
         let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &definition));
         let changes = self.runtime.block_on(open()?.change_set(
             &definition.schema,
-            Share::alone(MEMORY_BYTES),
+            MemoryBudget::alone(MEMORY_BYTES),
             self.spool.path(),
         ))?;
         let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });

@@ -310,7 +310,7 @@ fn read_sync(
             max_quarantined: max_quarantined?,
             max_quarantined_percent: max_quarantined_percent?,
         },
-        reconcile: table::Reconcile { max_gone: max_missing?, max_gone_percent: max_missing_percent? },
+        reconcile: table::Reconcile { max_missing: max_missing?, max_missing_percent: max_missing_percent? },
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
     })

@@ -24,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
-    table::{self, ChangeSet, OutputIndex, Share, Sharers, Table, TableDefinition},
+    table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, TableDefinition},
 };
 
 /// What came of one resource type.
@@ -160,7 +160,7 @@ async fn intakes(
     manifest: &Manifest,
 ) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
     let mut opened = Vec::new();
-    let mut sharers = Sharers {
+    let mut demand = MemoryDemand {
         types: types.len(),
         waiting: 0,
         appending: 0,
@@ -173,25 +173,25 @@ async fn intakes(
         // A table of which nothing comes waits for its commit.
         let table = if files == 0 { None } else { Some(table(syncer, *resource_type, &shape).await) };
         match &table {
-            Some(Ok((_, true))) => sharers.appending += 1,
-            Some(Ok((_, false)) | Err(_)) => sharers.waiting += 1,
+            Some(Ok((_, true))) => demand.appending += 1,
+            Some(Ok((_, false)) | Err(_)) => demand.waiting += 1,
             None => {}
         }
         opened.push((*resource_type, shape, files as u64, table));
     }
-    let share = Share::of(syncer.config.change_set_memory_bytes, sharers);
+    let budget = MemoryBudget::of(syncer.config.change_set_memory_bytes, demand);
     let spool_folder = &syncer.config.spool_folder;
     let mut intakes = BTreeMap::new();
     for (resource_type, shape, files_left, table) in opened {
         let schema = shape.schema();
         let changes = match table {
-            Some(Ok((table, _))) => table.change_set(&schema, share, spool_folder).await,
+            Some(Ok((table, _))) => table.change_set(&schema, budget, spool_folder).await,
             Some(Err(error)) => Err(error),
-            None => Ok(ChangeSet::new(&schema, Share { waiting_bytes: 0, ..share }, spool_folder)),
+            None => Ok(ChangeSet::new(&schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder)),
         };
         let (changes, failure) = match changes {
             Ok(changes) => (changes, None),
-            Err(error) => (ChangeSet::new(&schema, share, spool_folder), Some(error.into())),
+            Err(error) => (ChangeSet::new(&schema, budget, spool_folder), Some(error.into())),
         };
         let tally = Mutex::new(Tally { files_left, failure, ..Tally::default() });
         intakes.insert(resource_type, Arriving { shape, changes, tally });
@@ -243,11 +243,11 @@ async fn output_file(
     if last {
         // What the type's data files hold in memory is for those that still arrive.
         let closing = Arc::clone(&context);
-        let closed = blocking(move || match closing.intakes.get(&resource_type) {
-            Some(arriving) => Ok(Handle::current().block_on(arriving.changes.close())?),
+        let finished = blocking(move || match closing.intakes.get(&resource_type) {
+            Some(arriving) => Ok(Handle::current().block_on(arriving.changes.flush())?),
             None => Ok(()),
         });
-        if let Err(error) = closed.await {
+        if let Err(error) = finished.await {
             arriving.tally().failure.get_or_insert(error);
         }
     }

@@ -139,10 +139,10 @@ fn too_many_bad_lines(resource_type: ResourceType, report: &TypeReport, config: 
 
 /// What the operator should know of a type that did not fail.
 fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
-    let gone = report.counts.gone;
-    if gone > 0 {
+    let missing = report.counts.missing;
+    if missing > 0 {
         let limit = "more than sync.max_missing and sync.max_missing_percent allow";
-        return Some(format!("{gone} rows of {resource_type} no longer come, {limit}; they are kept"));
+        return Some(format!("{missing} rows of {resource_type} no longer come, {limit}; they are kept"));
     }
     matches!(report.end, TypeEnd::WatermarkHeld { .. })
         .then(|| format!("{resource_type} has rows, but its watermark stays"))

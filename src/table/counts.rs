@@ -28,8 +28,8 @@ pub struct Upsert {
 pub struct Reconcile {
     /// When more rows than this are gone, and they are more than this share of those that were stored, none is removed:
     /// that is a server in trouble, not a deletion (rule 98).
-    pub max_gone: u64,
-    pub max_gone_percent: f64,
+    pub max_missing: u64,
+    pub max_missing_percent: f64,
 }
 
 /// What happened to the table.
@@ -58,7 +58,7 @@ pub struct Counts {
     /// Rows that a full refresh no longer brought, removed. They were not received, so they are no part of the total.
     pub removed: u64,
     /// The same, but too many to believe: they are still there.
-    pub gone: u64,
+    pub missing: u64,
 }
 
 impl Counts {

@@ -44,7 +44,7 @@ mod query;
 mod value_counts;
 
 pub use self::{
-    change_set::memory_budget::{Share, Sharers},
+    change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, probe_spool_folder},
     counts::{Amount, Committed, Counts, Reconcile, Upsert},
     data_file::writer_properties,

@@ -16,8 +16,8 @@ use futures::StreamExt as _;
 use super::{
     Committed, Counts, Error, Table, TableDefinition, Upsert,
     commit::{self, CommitOutcome, remove},
-    data_file::partitioned::{Meant, PartitionedFiles},
-    data_file::rolling::Target,
+    data_file::partitioned::{PartitionFilter, PartitionedFiles},
+    data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
     root::{columns, kernel_schema},
 };
@@ -50,7 +50,8 @@ impl Table {
         }
         let mut actions = vec![Action::Metadata(metadata)];
         let mut rows = 0;
-        let target = Target { columns: Arc::clone(&definition.schema), leading: definition.leading, ..self.target()? };
+        let target =
+            FileTarget { columns: Arc::clone(&definition.schema), leading: definition.leading, ..self.target()? };
         for stored in self.stored_files().await? {
             actions.push(Action::Remove(remove(&stored)));
             let (adds, count) = self.rebuild_file(&stored, &target, decode).await?;
@@ -69,12 +70,15 @@ impl Table {
     async fn rebuild_file(
         &self,
         stored: &StoredFile,
-        target: &Target,
+        target: &FileTarget,
         decode: &(dyn Fn(Vec<Vec<u8>>) -> Result<RecordBatch, String> + Sync),
     ) -> Result<(Vec<Add>, u64), Error> {
         // A newer version may read a date otherwise.
-        let mut files =
-            PartitionedFiles::new(target.clone(), BTreeSet::new(), Meant::All { most: PARTITIONS_PER_FILE });
+        let mut files = PartitionedFiles::new(
+            target.clone(),
+            BTreeSet::new(),
+            PartitionFilter::All { max_open: PARTITIONS_PER_FILE },
+        );
         let mut count = 0;
         let mut batches = self.rows(stored).await?;
         while let Some(batch) = batches.next().await {

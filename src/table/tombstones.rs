@@ -31,7 +31,7 @@ use super::{
     change_set::ids::Ids,
     change_set::newest::{Shard, WinnerIndex},
     commit::{self, CommitOutcome},
-    data_file::rolling::{DataFiles, Target},
+    data_file::rolling::{DataFiles, FileTarget},
     root::kernel_schema,
 };
 use crate::fhir::{TransactionTime, Version};
@@ -180,8 +180,8 @@ impl TombstoneTable {
 
 /// How new files of the table are written. All columns have statistics. A fold merges many files at once, so a row group
 /// has to be small.
-pub(super) fn target(table: &Table) -> Result<Target, Error> {
-    Ok(Target { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..table.target()? })
+pub(super) fn target(table: &Table) -> Result<FileTarget, Error> {
+    Ok(FileTarget { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..table.target()? })
 }
 
 async fn write(table: &Table, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<Vec<Add>, Error> {

@@ -163,7 +163,7 @@ async fn an_export_with_several_pages_and_many_files_is_read_completely() {
 #[tokio::test]
 async fn a_full_refresh_removes_rows_whose_deletion_was_not_reported() {
     let mut setup = Setup::new().await;
-    setup.config.reconcile.max_gone_percent = 20.0;
+    setup.config.reconcile.max_missing_percent = 20.0;
     setup.complete().await;
     setup.later(|world| assert!(world.delete(PATIENT, "p3")));
     let report = setup.run(Mode::FullRefresh).await;
@@ -177,7 +177,7 @@ async fn a_full_refresh_with_too_many_missing_rows_removes_none_and_reports_it()
     setup.complete().await;
     setup.later(|world| assert!(world.delete(PATIENT, "p3")));
     let report = setup.run(Mode::FullRefresh).await;
-    assert_eq!((report.outcome, report.types[&PATIENT].counts.gone), (Outcome::Partial, 1));
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.missing), (Outcome::Partial, 1));
     assert!(report.remarks.join("; ").contains("Patient"), "{report:#?}");
     assert_eq!(setup.lines(PATIENT).await.len(), 5);
 }
@@ -185,7 +185,7 @@ async fn a_full_refresh_with_too_many_missing_rows_removes_none_and_reports_it()
 #[tokio::test]
 async fn a_full_refresh_with_a_failed_file_removes_nothing() {
     let mut setup = Setup::new().await;
-    setup.config.reconcile.max_gone_percent = 100.0;
+    setup.config.reconcile.max_missing_percent = 100.0;
     setup.complete().await;
     setup.server.scenario(|scenario| {
         (scenario.lines_per_file, scenario.omit_counts, scenario.gzip) = (2, true, false);

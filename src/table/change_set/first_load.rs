@@ -18,18 +18,18 @@ use tokio::runtime::Handle;
 use crate::table::{
     change_set::entry::{ChunkIndex, RowLocation},
     data_file::deletion_vector::RowSet,
-    data_file::rolling::{DataFiles, Target},
+    data_file::rolling::{DataFiles, FileTarget},
     data_file::stored::StoredFile,
     data_file::{DataFile, forget},
     parallel::cores,
 };
 
 pub struct FirstLoad {
-    target: Target,
+    target: FileTarget,
     writers: Vec<Mutex<Writer>>,
     next_writer: AtomicUsize,
     next_chunk: AtomicU32,
-    closed: Mutex<Vec<(ChunkIndex, StoredFile)>>,
+    finished: Mutex<Vec<(ChunkIndex, StoredFile)>>,
 }
 
 /// Grows one file at a time.
@@ -43,13 +43,13 @@ struct Writer {
 impl FirstLoad {
     /// As many writers as cores share `memory_bytes`, or fewer where that is little. Half of a writer's part is for the rows
     /// that wait until its columns are decided.
-    pub fn new(target: Target, memory_bytes: usize) -> Self {
+    pub fn new(target: FileTarget, memory_bytes: usize) -> Self {
         let writers = (memory_bytes / WRITER_BYTES).clamp(1, cores());
         let row_group_bytes = (memory_bytes / writers / 2).clamp(1, target.row_group_bytes);
-        let target = Target { row_group_bytes, ..target };
+        let target = FileTarget { row_group_bytes, ..target };
         let writers = (0..writers).map(|_| Mutex::default()).collect();
-        let (next_writer, next_chunk, closed) = Default::default();
-        Self { target, writers, next_writer, next_chunk, closed }
+        let (next_writer, next_chunk, finished) = Default::default();
+        Self { target, writers, next_writer, next_chunk, finished }
     }
 
     /// Writes the rows into one file, side by side; the place of the first of them. Blocks, on a thread without a runtime
@@ -71,7 +71,7 @@ impl FirstLoad {
     }
 
     /// Ends the files that still grow. What comes later begins new ones.
-    pub async fn close(&self) -> Result<(), DeltaTableError> {
+    pub async fn flush(&self) -> Result<(), DeltaTableError> {
         for writer in &self.writers {
             let Writer { files, chunks } = std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(files) = files else { continue };
@@ -86,25 +86,25 @@ impl FirstLoad {
                 dead: RowSet::new(),
                 own: true,
             });
-            self.closed.lock().unwrap_or_else(PoisonError::into_inner).extend(chunks.into_iter().zip(stored));
+            self.finished.lock().unwrap_or_else(PoisonError::into_inner).extend(chunks.into_iter().zip(stored));
         }
         Ok(())
     }
 
     /// Takes back all that was written.
     pub async fn abandon(&self) {
-        if let Err(error) = self.close().await {
+        if let Err(error) = self.flush().await {
             tracing::debug!(%error, "what was being written is not whole, and not there");
         }
-        let closed = std::mem::take(&mut *self.closed.lock().unwrap_or_else(PoisonError::into_inner));
-        for (_, stored) in closed {
+        let finished = std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner));
+        for (_, stored) in finished {
             forget(self.target.store.as_ref(), &stored.file.path).await;
         }
     }
 
-    /// The files that were closed, with their numbers.
+    /// The files that were finished, with their numbers.
     pub fn files(&self) -> Vec<(ChunkIndex, StoredFile)> {
-        self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.finished.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

@@ -5,7 +5,7 @@
 
 /// Who shares the memory of an export.
 #[derive(Clone, Copy, Debug)]
-pub struct Sharers {
+pub struct MemoryDemand {
     /// Types that may get something, if only deletions.
     pub types: usize,
     /// Types of which rows come, into tables that have rows already.
@@ -20,7 +20,7 @@ pub struct Sharers {
 
 /// What one change set may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct MemoryBudget {
     /// Rows that wait for the commit.
     pub waiting_bytes: usize,
     /// Rows on their way into data files.
@@ -33,13 +33,13 @@ pub struct Share {
     pub ids_bytes: usize,
 }
 
-impl Share {
-    /// Of `memory_bytes` that are shared by all of `sharers`.
+impl MemoryBudget {
+    /// Of `memory_bytes` that are shared by all of `demand`.
     ///
     /// Those whose rows wait keep their share to the end; what is appended leaves the memory with the last file of its type,
     /// so only those that arrive at the same time share it.
-    pub fn of(memory_bytes: usize, sharers: Sharers) -> Self {
-        let Sharers { types, waiting, appending, at_once, read_at_once } = sharers;
+    pub fn of(memory_bytes: usize, demand: MemoryDemand) -> Self {
+        let MemoryDemand { types, waiting, appending, at_once, read_at_once } = demand;
         let entries_bytes = memory_bytes / 12;
         let (shard_bytes, ids_bytes) = (memory_bytes / 8, memory_bytes / 24);
         let waiting_bytes = (memory_bytes - entries_bytes - shard_bytes - ids_bytes) / (waiting + appending).max(1);
@@ -55,7 +55,7 @@ impl Share {
 
     /// Of a change set that shares with nobody.
     pub fn alone(memory_bytes: usize) -> Self {
-        Self::of(memory_bytes, Sharers { types: 1, waiting: 0, appending: 1, at_once: 1, read_at_once: 1 })
+        Self::of(memory_bytes, MemoryDemand { types: 1, waiting: 0, appending: 1, at_once: 1, read_at_once: 1 })
     }
 }
 
@@ -73,19 +73,19 @@ mod tests {
             (at_once, read_at_once) in (1usize..64, 1usize..16),
         ) {
             let types = waiting + appending + deletions_only;
-            let share = Share::of(memory_bytes, Sharers { types, waiting, appending, at_once, read_at_once });
-            let rows = waiting * share.waiting_bytes + appending.min(at_once) * share.appending_bytes;
-            let index = types * share.entries_bytes + read_at_once * share.shard_bytes;
-            let ids = (types + read_at_once) * share.ids_bytes;
-            prop_assert!(rows + index + ids <= memory_bytes, "{share:?}");
+            let budget = MemoryBudget::of(memory_bytes, MemoryDemand { types, waiting, appending, at_once, read_at_once });
+            let rows = waiting * budget.waiting_bytes + appending.min(at_once) * budget.appending_bytes;
+            let index = types * budget.entries_bytes + read_at_once * budget.shard_bytes;
+            let ids = (types + read_at_once) * budget.ids_bytes;
+            prop_assert!(rows + index + ids <= memory_bytes, "{budget:?}");
         }
     }
 
     #[test]
     fn a_first_load_of_many_types_leaves_each_enough_for_row_groups() {
-        let sharers = Sharers { types: 140, waiting: 0, appending: 140, at_once: 4, read_at_once: 2 };
-        let share = Share::of(256 << 20, sharers);
-        assert!(share.appending_bytes >= 47 << 20, "{share:?}");
-        assert!(share.entries_bytes >= 150 << 10 && share.shard_bytes >= 15 << 20, "{share:?}");
+        let demand = MemoryDemand { types: 140, waiting: 0, appending: 140, at_once: 4, read_at_once: 2 };
+        let budget = MemoryBudget::of(256 << 20, demand);
+        assert!(budget.appending_bytes >= 47 << 20, "{budget:?}");
+        assert!(budget.entries_bytes >= 150 << 10 && budget.shard_bytes >= 15 << 20, "{budget:?}");
     }
 }

@@ -30,10 +30,10 @@ use crate::table::{
     change_set::entry::{ChunkIndex, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
     change_set::first_load::{FirstLoad, LEAST_WRITER_BYTES},
     change_set::ids::Ids,
-    change_set::memory_budget::Share,
+    change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
-    data_file::rolling::Target,
+    data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
 };
 
@@ -64,20 +64,25 @@ impl Table {
     }
 
     /// A change set for this table, of rows with `schema`. See [`ChangeSet::new`].
-    pub async fn change_set(&self, schema: &SchemaRef, share: Share, spool_folder: &Path) -> Result<ChangeSet, Error> {
-        if share.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
-            return Ok(ChangeSet::new(schema, share, spool_folder));
+    pub async fn change_set(
+        &self,
+        schema: &SchemaRef,
+        budget: MemoryBudget,
+        spool_folder: &Path,
+    ) -> Result<ChangeSet, Error> {
+        if budget.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
+            return Ok(ChangeSet::new(schema, budget, spool_folder));
         }
-        let changes = ChangeSet::new(schema, Share { waiting_bytes: 0, ..share }, spool_folder);
-        Ok(changes.appending(self.target()?, share.appending_bytes))
+        let changes = ChangeSet::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
+        Ok(changes.appending(self.target()?, budget.appending_bytes))
     }
 }
 
 impl ChangeSet {
     /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
     /// `folder`, which is gone when the change set is dropped, or the process.
-    pub fn new(schema: &SchemaRef, share: Share, folder: &Path) -> Self {
-        let Share { waiting_bytes, entries_bytes, shard_bytes, ids_bytes, .. } = share;
+    pub fn new(schema: &SchemaRef, budget: MemoryBudget, folder: &Path) -> Self {
+        let MemoryBudget { waiting_bytes, entries_bytes, shard_bytes, ids_bytes, .. } = budget;
         let limits = Limits { entries_bytes, shard_bytes };
         Self::with(schema, limits, Ids::within(ids_bytes), Spool::new(waiting_bytes, folder))
     }
@@ -94,7 +99,7 @@ impl ChangeSet {
     }
 
     /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
-    pub fn appending(self, target: Target, memory_bytes: usize) -> Self {
+    pub fn appending(self, target: FileTarget, memory_bytes: usize) -> Self {
         Self { first_load: Some(FirstLoad::new(target, memory_bytes)), ..self }
     }
 
@@ -132,9 +137,9 @@ impl ChangeSet {
     }
 
     /// Ends the data files that still grow, where rows are first_load. More may come afterwards.
-    pub async fn close(&self) -> Result<(), Error> {
+    pub async fn flush(&self) -> Result<(), Error> {
         match &self.first_load {
-            Some(first_load) => first_load.close().await.map_err(Error::spool),
+            Some(first_load) => first_load.flush().await.map_err(Error::spool),
             None => Ok(()),
         }
     }

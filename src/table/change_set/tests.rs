@@ -267,7 +267,7 @@ fn workers_push_and_read_at_the_same_time_through_a_shared_reference() {
 #[test]
 fn only_the_columns_that_hold_something_are_kept_and_named() {
     let folder = tempfile::tempdir().unwrap();
-    let changes = ChangeSet::new(&schema(), Share::alone(1 << 20), folder.path());
+    let changes = ChangeSet::new(&schema(), MemoryBudget::alone(1 << 20), folder.path());
     let even = Change::Row { id: 1, version: Version::default(), file: 0, line: 2 };
     push(&changes, &[even]);
     assert_eq!(changes.batch(ChunkIndex(0)).unwrap().num_columns(), 2);
@@ -282,7 +282,7 @@ fn only_the_columns_that_hold_something_are_kept_and_named() {
 #[test]
 fn rows_of_another_schema_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let changes = ChangeSet::new(&schema(), Share::alone(1 << 20), folder.path());
+    let changes = ChangeSet::new(&schema(), MemoryBudget::alone(1 << 20), folder.path());
     let numbers: ArrayRef = Arc::new(Int64Array::from(vec![1]));
     let other = RecordBatch::try_from_iter([("sometimes", numbers)]).unwrap();
     let key = RowKey { id: "a".to_owned(), version: Version::default(), line: 1, hash: 1 };

@@ -13,20 +13,20 @@ use arrow::{
 use deltalake::{DeltaTableError, kernel::Add};
 
 use crate::table::{
-    data_file::rolling::{DataFiles, Target, align, bytes_of, columns_of_file},
+    data_file::rolling::{DataFiles, FileTarget, align, bytes_of, columns_of_file},
     date_partition::{DatePartition, PartitionKey},
 };
 
-/// The rows of each partition that is `meant`, in their order, with those of `columns` that some of the rows fill.
+/// The rows of each partition that is `filter`, in their order, with those of `columns` that some of the rows fill.
 fn split(
     batches: &[RecordBatch],
     columns: &SchemaRef,
     by: &DatePartition,
-    meant: impl Fn(&PartitionKey) -> bool,
+    filter: impl Fn(&PartitionKey) -> bool,
 ) -> Result<BTreeMap<PartitionKey, RecordBatch>, ArrowError> {
     let mut places: BTreeMap<PartitionKey, Vec<(usize, usize)>> = BTreeMap::new();
     for (number, rows) in batches.iter().enumerate() {
-        for (row, key) in by.keys(rows)?.into_iter().enumerate().filter(|(_, key)| meant(key)) {
+        for (row, key) in by.keys(rows)?.into_iter().enumerate().filter(|(_, key)| filter(key)) {
             places.entry(key).or_default().push((number, row));
         }
     }
@@ -46,28 +46,28 @@ const WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// Growing files, one at a time for each partition that rows are of.
 pub struct PartitionedFiles {
-    target: Target,
+    target: FileTarget,
     filled: BTreeSet<String>,
-    meant: Meant,
+    filter: PartitionFilter,
     waiting: Vec<RecordBatch>,
     waiting_bytes: usize,
-    growing: BTreeMap<PartitionKey, DataFiles>,
+    open: BTreeMap<PartitionKey, DataFiles>,
     done: Vec<Add>,
 }
 
 /// The partitions whose rows are written. They share the memory of one file.
-pub enum Meant {
+pub enum PartitionFilter {
     /// Only these; all of them grow at the same time.
     Only(BTreeSet<PartitionKey>),
     /// All, and so many grow at the same time.
-    All { most: usize },
+    All { max_open: usize },
 }
 
-impl Meant {
-    fn most(&self) -> usize {
+impl PartitionFilter {
+    fn max_open(&self) -> usize {
         match self {
             Self::Only(keys) => keys.len().max(1),
-            Self::All { most } => *most,
+            Self::All { max_open } => *max_open,
         }
     }
 
@@ -81,14 +81,14 @@ impl Meant {
 
 impl PartitionedFiles {
     /// `filled` as in [`DataFiles::new`].
-    pub fn new(target: Target, filled: BTreeSet<String>, meant: Meant) -> Self {
-        let side_by_side = if target.by.is_some() { meant.most() } else { 1 };
-        let target = Target { row_group_bytes: target.row_group_bytes / side_by_side, ..target };
-        let (growing, done) = Default::default();
-        Self { target, filled, meant, waiting: Vec::new(), waiting_bytes: 0, growing, done }
+    pub fn new(target: FileTarget, filled: BTreeSet<String>, filter: PartitionFilter) -> Self {
+        let side_by_side = if target.by.is_some() { filter.max_open() } else { 1 };
+        let target = FileTarget { row_group_bytes: target.row_group_bytes / side_by_side, ..target };
+        let open = BTreeMap::new();
+        Self { target, filled, filter, waiting: Vec::new(), waiting_bytes: 0, open, done: Vec::new() }
     }
 
-    /// Those of the rows that are meant. A column that they do not have is null.
+    /// Those of the rows that are filter. A column that they do not have is null.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), DeltaTableError> {
         if rows.num_rows() == 0 {
             return Ok(());
@@ -103,7 +103,7 @@ impl PartitionedFiles {
 
     async fn divide(&mut self) -> Result<(), DeltaTableError> {
         let Some(by) = &self.target.by else { return Ok(()) };
-        let divided = split(&std::mem::take(&mut self.waiting), &self.target.columns, by, |key| self.meant.has(key))?;
+        let divided = split(&std::mem::take(&mut self.waiting), &self.target.columns, by, |key| self.filter.has(key))?;
         self.waiting_bytes = 0;
         for (key, rows) in divided {
             self.write_into(key, &rows).await?;
@@ -114,7 +114,7 @@ impl PartitionedFiles {
     async fn write_into(&mut self, key: PartitionKey, rows: &RecordBatch) -> Result<(), DeltaTableError> {
         self.make_room(key).await?;
         let (target, filled) = (&self.target, &self.filled);
-        let files = self.growing.entry(key).or_insert_with(|| {
+        let files = self.open.entry(key).or_insert_with(|| {
             let partition = target.by.as_ref().map(|by| by.partition(key)).unwrap_or_default();
             DataFiles::new(target.clone(), partition, filled.clone())
         });
@@ -124,7 +124,7 @@ impl PartitionedFiles {
 
     pub async fn finish(mut self) -> Result<Vec<Add>, DeltaTableError> {
         self.divide().await?;
-        for files in std::mem::take(&mut self.growing).into_values() {
+        for files in std::mem::take(&mut self.open).into_values() {
             self.done.extend(files.finish().await?);
         }
         Ok(self.done)
@@ -132,11 +132,11 @@ impl PartitionedFiles {
 
     /// Ends the smallest file where there is none for `key` and no room for one: what strays comes in small numbers.
     async fn make_room(&mut self, key: PartitionKey) -> Result<(), DeltaTableError> {
-        if self.growing.contains_key(&key) || self.growing.len() < self.meant.most() {
+        if self.open.contains_key(&key) || self.open.len() < self.filter.max_open() {
             return Ok(());
         }
-        let smallest = self.growing.iter().min_by_key(|(_, files)| files.rows()).map(|(key, _)| *key);
-        if let Some(files) = smallest.and_then(|key| self.growing.remove(&key)) {
+        let smallest = self.open.iter().min_by_key(|(_, files)| files.rows()).map(|(key, _)| *key);
+        if let Some(files) = smallest.and_then(|key| self.open.remove(&key)) {
             self.done.extend(files.finish().await?);
         }
         Ok(())

@@ -24,8 +24,8 @@ use crate::table::{
 
 /// What the data files of a table have in common.
 #[derive(Clone)]
-pub struct Target {
-    pub kind: Kind,
+pub struct FileTarget {
+    pub kind: FileKind,
     pub store: Arc<dyn ObjectStore>,
     /// All columns of the table but those that it is partitioned by.
     pub columns: SchemaRef,
@@ -40,9 +40,9 @@ pub struct Target {
 
 impl Table {
     /// What new data files of the table are made by.
-    pub fn target(&self) -> Result<Target, Error> {
-        Ok(Target {
-            kind: Kind::Data,
+    pub fn target(&self) -> Result<FileTarget, Error> {
+        Ok(FileTarget {
+            kind: FileKind::Data,
             store: self.delta.object_store(),
             columns: Arc::new(of_data_files(&self.columns()?, &self.partition_columns()?)),
             by: self.partitioned_by().cloned(),
@@ -58,7 +58,7 @@ const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
 /// What the rows are.
 #[derive(Clone, Copy)]
-pub enum Kind {
+pub enum FileKind {
     /// Those of the table.
     Data,
     /// What happened to rows, for those who follow the table.
@@ -66,40 +66,40 @@ pub enum Kind {
 }
 
 /// Rows that wait until it is known which columns are filled, in Arrow's bytes.
-const UNDECIDED_BYTES: usize = 16 * 1024 * 1024;
+const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
 
 pub struct DataFiles {
-    target: Target,
+    target: FileTarget,
     partition: Partition,
     /// Columns that some row has filled; only grows.
     filled: BTreeSet<String>,
-    growing: Growing,
+    open: OpenFile,
     done: Vec<Add>,
     rows: u64,
 }
 
-enum Growing {
-    Undecided { rows: Vec<RecordBatch>, bytes: usize },
-    File(Box<DataFileWriter>, SchemaRef),
+enum OpenFile {
+    Buffered { rows: Vec<RecordBatch>, bytes: usize },
+    Writing(Box<DataFileWriter>, SchemaRef),
 }
 
-impl Growing {
+impl OpenFile {
     fn nothing() -> Self {
-        Self::Undecided { rows: Vec::new(), bytes: 0 }
+        Self::Buffered { rows: Vec::new(), bytes: 0 }
     }
 }
 
 impl DataFiles {
     /// `filled` are the columns that are known to be filled, where that is known.
-    pub fn new(target: Target, partition: Partition, filled: BTreeSet<String>) -> Self {
-        Self { target, partition, filled, growing: Growing::nothing(), done: Vec::new(), rows: 0 }
+    pub fn new(target: FileTarget, partition: Partition, filled: BTreeSet<String>) -> Self {
+        Self { target, partition, filled, open: OpenFile::nothing(), done: Vec::new(), rows: 0 }
     }
 
     /// Says in which file of these, and as which rows of it, the rows will be. After an error the file that grew is gone.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
         let written = self.try_write(rows).await;
         if written.is_err()
-            && let Growing::File(writer, _) = std::mem::replace(&mut self.growing, Growing::nothing())
+            && let OpenFile::Writing(writer, _) = std::mem::replace(&mut self.open, OpenFile::nothing())
         {
             writer.abort().await;
         }
@@ -107,24 +107,24 @@ impl DataFiles {
     }
 
     async fn try_write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
-        if self.fill(rows) && matches!(self.growing, Growing::File(..)) {
+        if self.fill(rows) && matches!(self.open, OpenFile::Writing(..)) {
             self.roll().await?;
         }
         self.rows += rows.num_rows() as u64;
-        let place = (self.done.len(), self.growing_rows());
+        let place = (self.done.len(), self.open_rows());
         // Where files grow side by side, their row groups are small, and so is what waits for them.
-        let undecided_bytes = UNDECIDED_BYTES.min(self.target.row_group_bytes);
-        match &mut self.growing {
-            Growing::Undecided { rows: waiting, bytes } => {
+        let buffered_bytes = MAX_BUFFERED_BYTES.min(self.target.row_group_bytes);
+        match &mut self.open {
+            OpenFile::Buffered { rows: waiting, bytes } => {
                 *bytes += bytes_of(rows);
                 waiting.push(rows.clone());
-                if *bytes >= undecided_bytes {
-                    self.decide(u64::MAX).await?;
+                if *bytes >= buffered_bytes {
+                    self.begin_file(u64::MAX).await?;
                 }
             }
-            Growing::File(writer, schema) => writer.write(&align(rows, schema)?).await?,
+            OpenFile::Writing(writer, schema) => writer.write(&align(rows, schema)?).await?,
         }
-        if let Growing::File(writer, _) = &self.growing
+        if let OpenFile::Writing(writer, _) = &self.open
             && writer.size_bytes() >= self.target.file_bytes
         {
             self.roll().await?;
@@ -140,7 +140,7 @@ impl DataFiles {
 
     /// Gives the growing file up. Those that are whole stay behind for the vacuum.
     pub async fn abort(self) {
-        if let Growing::File(writer, _) = self.growing {
+        if let OpenFile::Writing(writer, _) = self.open {
             writer.abort().await;
         }
     }
@@ -150,10 +150,10 @@ impl DataFiles {
         self.rows
     }
 
-    fn growing_rows(&self) -> u64 {
-        match &self.growing {
-            Growing::Undecided { rows, .. } => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
-            Growing::File(writer, _) => writer.rows(),
+    fn open_rows(&self) -> u64 {
+        match &self.open {
+            OpenFile::Buffered { rows, .. } => rows.iter().map(|rows| rows.num_rows() as u64).sum(),
+            OpenFile::Writing(writer, _) => writer.rows(),
         }
     }
 
@@ -169,11 +169,11 @@ impl DataFiles {
     }
 
     /// Begins the file that the waiting rows are for, and perhaps others: at most so many.
-    async fn decide(&mut self, most_rows: u64) -> Result<(), DeltaTableError> {
-        let Growing::Undecided { rows, .. } = std::mem::replace(&mut self.growing, Growing::nothing()) else {
+    async fn begin_file(&mut self, max_rows: u64) -> Result<(), DeltaTableError> {
+        let OpenFile::Buffered { rows, .. } = std::mem::replace(&mut self.open, OpenFile::nothing()) else {
             return Ok(());
         };
-        let Target { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
+        let FileTarget { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
@@ -181,28 +181,28 @@ impl DataFiles {
             if self.partition.is_empty() { properties } else { with_small_compressors(properties, &schema) };
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
-            Kind::Data => (data_path(&folder), with_bloom_filter(properties, most_rows)),
+            FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),
             // Nobody looks for ids in it.
-            Kind::Changes => (change_path(&folder), properties),
+            FileKind::Changes => (change_path(&folder), properties),
         };
         let properties = properties.build();
         let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
         for rows in rows {
             writer.write(&align(&rows, &schema)?).await?;
         }
-        self.growing = Growing::File(Box::new(writer), schema);
+        self.open = OpenFile::Writing(Box::new(writer), schema);
         Ok(())
     }
 
     async fn roll(&mut self) -> Result<(), DeltaTableError> {
-        if let Growing::Undecided { rows, .. } = &self.growing {
+        if let OpenFile::Buffered { rows, .. } = &self.open {
             if rows.is_empty() {
                 return Ok(());
             }
-            let rows = self.growing_rows();
-            self.decide(rows).await?;
+            let rows = self.open_rows();
+            self.begin_file(rows).await?;
         }
-        if let Growing::File(writer, _) = std::mem::replace(&mut self.growing, Growing::nothing()) {
+        if let OpenFile::Writing(writer, _) = std::mem::replace(&mut self.open, OpenFile::nothing()) {
             self.done.push(writer.finish(&self.partition).await?);
         }
         Ok(())

@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use crate::table::{
     Error, Table,
-    change_set::ids::{Bounds, Ids},
+    change_set::ids::{IdBounds, Ids},
     data_file::deletion_vector::{self, RowSet},
     data_file::{DataFile, is_own},
     date_partition::{DatePart, Partition},
@@ -59,7 +59,7 @@ impl StoredFile {
         let stats = self.add.stats.as_deref().filter(|_| self.own);
         let stats: Option<Value> = stats.and_then(|stats| serde_json::from_str(stats).ok());
         let bound = |of: &str| stats.as_ref().and_then(|stats| stats.get(of)?.get("id")?.as_str());
-        ids.may_lie_between(Bounds { first: bound("minValues"), last: bound("maxValues") })
+        ids.may_overlap(IdBounds { min: bound("minValues"), max: bound("maxValues") })
     }
 
     /// How many rows the file has, deleted ones included: as its statistics say, else as its footer does.

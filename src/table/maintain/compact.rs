@@ -20,7 +20,7 @@ use super::{
 use crate::table::{
     Amount, Error, Table, TableName,
     commit::{self, CommitOutcome, remove},
-    data_file::rolling::{DataFiles, Target},
+    data_file::rolling::{DataFiles, FileTarget},
     data_file::stored::StoredFile,
     tombstones,
 };
@@ -101,8 +101,8 @@ async fn rewrite(
     }
     let target = match table.name {
         // The group fits into one file; the limit is for files that were compressed better than the new one will be.
-        TableName::Resources(_) => Target { file_bytes: target_file_bytes.saturating_mul(2), ..table.target()? },
-        TableName::Deletions => Target { file_bytes: target_file_bytes, ..tombstones::target(table)? },
+        TableName::Resources(_) => FileTarget { file_bytes: target_file_bytes.saturating_mul(2), ..table.target()? },
+        TableName::Deletions => FileTarget { file_bytes: target_file_bytes, ..tombstones::target(table)? },
     };
     let mut written = DataFiles::new(target, first.partition(), filled);
     let copied = match table.name {

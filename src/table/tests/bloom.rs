@@ -26,7 +26,7 @@ use parquet::{
 
 use super::*;
 use crate::table::{
-    change_set::ids::Ids, data_file::rolling::Target, data_file::stored::StoredFile, data_file::with_bloom_filter,
+    change_set::ids::Ids, data_file::rolling::FileTarget, data_file::stored::StoredFile, data_file::with_bloom_filter,
 };
 
 /// Enough for a filter to pay.
@@ -120,7 +120,7 @@ impl Lake {
 
     async fn try_upsert(&self, changes: &[Change], upsert: &Upsert) -> Result<Counts, Error> {
         let lines = changes.to_vec();
-        let changes = ChangeSet::new(&self.shape().schema(), Share::alone(1 << 20), self.folder.path());
+        let changes = ChangeSet::new(&self.shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path());
         self.fill(&changes, &[lines], 6);
         Ok(self.table().await.upsert(&changes, upsert).await?.counts)
     }
@@ -283,9 +283,9 @@ async fn a_file_of_many_rows_has_a_filter_of_its_ids_and_of_nothing_else_and_a_s
 async fn filters_stand_together_between_the_rows_and_the_footer() {
     let lake = lake();
     let table = lake.table().await;
-    let target = Target { row_group_bytes: 1 << 20, ..table.target().unwrap() };
-    let changes =
-        ChangeSet::new(&lake.shape().schema(), Share::alone(1 << 26), lake.folder.path()).appending(target, 1 << 26);
+    let target = FileTarget { row_group_bytes: 1 << 20, ..table.target().unwrap() };
+    let changes = ChangeSet::new(&lake.shape().schema(), MemoryBudget::alone(1 << 26), lake.folder.path())
+        .appending(target, 1 << 26);
     tokio::task::block_in_place(|| lake.fill(&changes, &[binaries(0..3 * ROWS, 1)], 5));
     lake.table().await.upsert(&changes, &upsert(5)).await.unwrap();
     for stored in lake.table().await.stored_files().await.unwrap() {

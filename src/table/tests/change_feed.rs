@@ -51,7 +51,8 @@ impl Lake {
 
     /// A first load as the daemon does it: rows become data files while they come.
     async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let changes = table.change_set(&shape().schema(), Share::alone(1 << 20), self.folder.path()).await.unwrap();
+        let changes =
+            table.change_set(&shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path()).await.unwrap();
         tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
         changes
     }

@@ -116,7 +116,8 @@ async fn large_rows_are_read_a_few_at_a_time() {
 async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
     let lake = Lake::new();
     let table = lake.table().await;
-    let changes = table.change_set(&lake.shape().schema(), Share::alone(1 << 20), lake.folder.path()).await.unwrap();
+    let changes =
+        table.change_set(&lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path()).await.unwrap();
     let files = [rows(10, 2), rows(2, 1), vec![line("id0", 3, "newest")]];
     tokio::task::block_in_place(|| lake.fill(&changes, &files, 5));
     let committed = table.upsert(&changes, &upsert(5)).await.unwrap();

@@ -20,7 +20,7 @@ fn came() -> Vec<Change> {
 }
 
 const COUNTS: Counts =
-    Counts { inserted: 1, updated: 1, deleted: 1, unchanged: 0, stale: 0, duplicate: 0, removed: 0, gone: 0 };
+    Counts { inserted: 1, updated: 1, deleted: 1, unchanged: 0, stale: 0, duplicate: 0, removed: 0, missing: 0 };
 
 async fn assert_applied(lake: &Lake) {
     let rows = lake.rows().await;
@@ -77,7 +77,7 @@ async fn a_first_load_whose_answer_was_lost_keeps_its_files_and_one_that_was_ref
         let lake = Lake::new();
         let table = unreliable(&lake, &faults).await;
         let changes =
-            table.change_set(&lake.shape().schema(), Share::alone(1 << 20), lake.folder.path()).await.unwrap();
+            table.change_set(&lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path()).await.unwrap();
         let file = vec![line("a", 1, "old"), line("b", 1, ""), line("a", 2, "new")];
         tokio::task::block_in_place(|| lake.fill(&changes, &[file], 5));
         let counts = match table.upsert(&changes, &upsert(5)).await {

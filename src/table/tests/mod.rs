@@ -198,8 +198,8 @@ fn upsert(transaction_time: i64) -> Upsert {
     }
 }
 
-fn full_refresh(transaction_time: i64, max_gone_percent: f64) -> Upsert {
-    Upsert { reconcile: Some(Reconcile { max_gone: 0, max_gone_percent }), ..upsert(transaction_time) }
+fn full_refresh(transaction_time: i64, max_missing_percent: f64) -> Upsert {
+    Upsert { reconcile: Some(Reconcile { max_missing: 0, max_missing_percent }), ..upsert(transaction_time) }
 }
 
 #[tokio::test]
@@ -289,13 +289,13 @@ async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
     let lake = Lake::new();
     let all: Vec<_> = ["a", "b", "c", "d"].map(|id| line(id, 1, "")).to_vec();
     lake.upsert(std::slice::from_ref(&all), 5).await;
-    let refresh = async |lines: &[Change], transaction_time, max_gone_percent| {
+    let refresh = async |lines: &[Change], transaction_time, max_missing_percent| {
         let changes = lake.change_set(&[lines.to_vec()], transaction_time);
         let table = lake.root.open(patient()).await.unwrap().unwrap();
-        table.upsert(&changes, &full_refresh(transaction_time, max_gone_percent)).await.unwrap().counts
+        table.upsert(&changes, &full_refresh(transaction_time, max_missing_percent)).await.unwrap().counts
     };
     let too_much = refresh(&all[..2], 6, 25.0).await;
-    assert_eq!(too_much, Counts { unchanged: 2, gone: 2, ..Counts::default() });
+    assert_eq!(too_much, Counts { unchanged: 2, missing: 2, ..Counts::default() });
     assert_eq!(lake.rows().await.len(), 4);
     let removed = refresh(&all[..3], 7, 25.0).await;
     assert_eq!(removed, Counts { unchanged: 3, removed: 1, ..Counts::default() });

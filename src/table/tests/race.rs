@@ -221,7 +221,8 @@ async fn upserts_that_run_at_the_same_time_lose_and_double_nothing() {
 async fn a_first_load_whose_table_another_writer_has_filled_meanwhile_becomes_an_upsert() {
     let lake = Lake::new();
     let table = lake.table().await;
-    let changes = table.change_set(&lake.shape().schema(), Share::alone(1 << 20), lake.folder.path()).await.unwrap();
+    let changes =
+        table.change_set(&lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path()).await.unwrap();
     let file = vec![line("a", 1, "late"), line("b", 2, "ours"), line("b", 1, "older"), line("c", 1, "ours")];
     tokio::task::block_in_place(|| lake.fill(&changes, &[file], 7));
     lake.upsert(&[vec![line("a", 2, "other"), line("b", 1, "other"), line("d", 1, "other")]], 6).await;

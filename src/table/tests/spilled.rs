@@ -27,7 +27,7 @@ fn update(version: u32) -> Vec<Vec<Change>> {
 async fn a_change_set_that_spills_all_the_time_makes_the_same_table() {
     let (spilled, held) = (Lake::new(), Lake::new());
     for (transaction_time, files) in [(5, export(10)), (6, update(15)), (7, update(15)), (8, export(9))] {
-        let of_held = ChangeSet::new(&held.shape().schema(), Share::alone(64 << 20), held.folder.path());
+        let of_held = ChangeSet::new(&held.shape().schema(), MemoryBudget::alone(64 << 20), held.folder.path());
         held.fill(&of_held, &files, transaction_time);
         let of_spilled = spilled.change_set(&files, transaction_time);
         assert!(of_spilled.shards().count() > 10 && of_held.shards().count() == 1);

@@ -21,8 +21,8 @@ use crate::table::{
     ChangeSet, Error, Table,
     change_set::entry::ChunkIndex,
     data_file::deletion_vector::RowSet,
-    data_file::partitioned::{Meant, PartitionedFiles},
-    data_file::rolling::{DataFiles, Kind, Target},
+    data_file::partitioned::{PartitionFilter, PartitionedFiles},
+    data_file::rolling::{DataFiles, FileKind, FileTarget},
     data_file::stored::{FileIndex, StoredFile},
     parallel::cores,
     properties::ENABLE_CHANGE_DATA_FEED,
@@ -85,13 +85,14 @@ impl Table {
     /// Writes change files; never more than a batch of rows and a row group of the file in memory.
     pub(in crate::table) async fn write_images(
         &self,
-        target: &Target,
+        target: &FileTarget,
         changes: &ChangeSet,
         decision: &Decision,
         feed: &Feed,
         images: &Images<'_>,
     ) -> Result<Vec<Action>, Error> {
-        let target = Target { kind: Kind::Changes, columns: with_change_type(&target.columns), ..target.clone() };
+        let target =
+            FileTarget { kind: FileKind::Changes, columns: with_change_type(&target.columns), ..target.clone() };
         let written = match images {
             Images::Before(files) => self.write_before(&target, &changes.filled_columns(), decision, feed, files).await,
             Images::After(lot) => self.write_after(target, changes, decision, feed, lot).await,
@@ -102,7 +103,7 @@ impl Table {
     /// The rows that die; a change file is of the partition that they were in.
     async fn write_before(
         &self,
-        target: &Target,
+        target: &FileTarget,
         filled: &BTreeSet<String>,
         decision: &Decision,
         feed: &Feed,
@@ -129,15 +130,15 @@ impl Table {
     /// The rows that are written.
     async fn write_after(
         &self,
-        target: Target,
+        target: FileTarget,
         changes: &ChangeSet,
         decision: &Decision,
         feed: &Feed,
         lot: &Lot,
     ) -> Result<Vec<Add>, Error> {
         let first_load: BTreeMap<_, _> = changes.files().into_iter().flatten().collect();
-        let meant = Meant::Only(lot.partitions.clone());
-        let mut files = PartitionedFiles::new(target, changes.filled_columns(), meant);
+        let filter = PartitionFilter::Only(lot.partitions.clone());
+        let mut files = PartitionedFiles::new(target, changes.filled_columns(), filter);
         for chunk in &lot.chunks {
             let (Some(chosen), updated) = (decision.write.get(chunk), feed.updated.get(chunk)) else { continue };
             let change = |row| if has(updated, row) { "update_postimage" } else { "insert" };

@@ -78,8 +78,8 @@ impl Table {
         let count = gone.len() as u64;
         #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
         let gone_percent = count as f64 * 100.0 / decision.stored.max(1) as f64;
-        if count > reconcile.max_gone && gone_percent > reconcile.max_gone_percent {
-            decision.counts.gone = count;
+        if count > reconcile.max_missing && gone_percent > reconcile.max_missing_percent {
+            decision.counts.missing = count;
             return Ok(());
         }
         decision.counts.removed = count;

@@ -27,7 +27,7 @@ const ATTEMPTS: u32 = 5;
 impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
     pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
-        changes.close().await?;
+        changes.flush().await?;
         let mut foreign = 0;
         let mut tombstones = TombstoneTable::open(&self.root).await?;
         for _ in 0..ATTEMPTS {

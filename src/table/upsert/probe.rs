@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
     Error, Table, Upsert,
-    change_set::ids::{Ids, Likely},
+    change_set::ids::{IdPrefilter, Ids},
     change_set::newest::{Shard, WinnerIndex},
     data_file::DataFile,
     data_file::stored::{FileIndex, StoredFile, selection},
@@ -90,7 +90,7 @@ impl Table {
         let ids = upsert.reconcile.is_none().then_some(ids);
         let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
         indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
-        let wanted = Wanted { shard, likely: ids.and_then(Ids::likely) };
+        let wanted = Wanted { shard, prefilter: ids.and_then(Ids::prefilter) };
         let mut all = Probed::default();
         for indexed in indexed.chunks(FILES_AT_ONCE) {
             for of in self.probe_some(indexed, &wanted, ids, upsert)? {
@@ -121,12 +121,16 @@ impl Table {
 /// What is looked for.
 struct Wanted<'a> {
     shard: &'a Shard,
-    likely: Option<Likely>,
+    prefilter: Option<IdPrefilter>,
 }
 
 impl Wanted<'_> {
     fn winner(&self, id: &str) -> Option<WinnerIndex> {
-        if self.likely.as_ref().is_none_or(|likely| likely.has(id)) { self.shard.get(id) } else { None }
+        if self.prefilter.as_ref().is_none_or(|prefilter| prefilter.may_contain(id)) {
+            self.shard.get(id)
+        } else {
+            None
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use parquet::{
 };
 
 use crate::table::{
-    change_set::ids::{Bounds, Ids},
+    change_set::ids::{IdBounds, Ids},
     data_file::stored::StoredFile,
 };
 
@@ -36,9 +36,9 @@ impl StoredFile {
         let Some(column) = columns.iter().position(|column| column.path().string() == "id") else { return Ok(all) };
         let chunk = |row_group: usize| footer.row_group(row_group).column(column);
         let mut candidates: BTreeSet<_> = all;
-        candidates.retain(|row_group| ids.may_lie_between(self.bounds(chunk(*row_group))));
+        candidates.retain(|row_group| ids.may_overlap(self.bounds(chunk(*row_group))));
         let filters = candidates.iter().filter_map(|row_group| {
-            let asked = ids.between(self.bounds(chunk(*row_group)))?.count();
+            let asked = ids.within_bounds(self.bounds(chunk(*row_group)))?.count();
             Some((*row_group, self.filter_range(chunk(*row_group), asked)?))
         });
         let filters: Vec<_> = filters.collect();
@@ -51,7 +51,7 @@ impl StoredFile {
                     unusable += 1;
                     continue;
                 };
-                let asked = ids.between(self.bounds(chunk(*row_group)));
+                let asked = ids.within_bounds(self.bounds(chunk(*row_group)));
                 if asked.is_some_and(|mut asked| !asked.any(|id| filter.check(id))) {
                     candidates.remove(row_group);
                 }
@@ -64,12 +64,12 @@ impl StoredFile {
     }
 
     /// Of the ids of a row group. Only statistics of our own making are believed.
-    fn bounds<'footer>(&self, chunk: &'footer ColumnChunkMetaData) -> Bounds<'footer> {
+    fn bounds<'footer>(&self, chunk: &'footer ColumnChunkMetaData) -> IdBounds<'footer> {
         let statistics = chunk.statistics().filter(|of| self.own && !of.is_min_max_deprecated());
         let text = |bound: Option<&'footer [u8]>| bound.and_then(|bytes| std::str::from_utf8(bytes).ok());
-        Bounds {
-            first: text(statistics.and_then(Statistics::min_bytes_opt)),
-            last: text(statistics.and_then(Statistics::max_bytes_opt)),
+        IdBounds {
+            min: text(statistics.and_then(Statistics::min_bytes_opt)),
+            max: text(statistics.and_then(Statistics::max_bytes_opt)),
         }
     }
 

@@ -22,8 +22,8 @@ use crate::table::{
     commit::remove,
     data_file::ROW_GROUP_BYTES,
     data_file::deletion_vector::{self, RowSet},
-    data_file::partitioned::{Meant, PartitionedFiles},
-    data_file::rolling::{DataFiles, Target},
+    data_file::partitioned::{PartitionFilter, PartitionedFiles},
+    data_file::rolling::{DataFiles, FileTarget},
     data_file::stored::StoredFile,
     date_partition::{DatePartition, PartitionKey, keys},
     parallel::{cores, in_parallel},
@@ -93,7 +93,7 @@ impl Table {
             let images = images.chain(lots.iter().map(Images::After));
             units.extend(images.map(|images| Unit::Images(feed, images)));
         }
-        let target = Target { row_group_bytes: row_group_bytes(cores().min(units.len())), ..self.target()? };
+        let target = FileTarget { row_group_bytes: row_group_bytes(cores().min(units.len())), ..self.target()? };
         let runtime = Handle::current();
         let written = in_parallel(&units, |unit| match unit {
             Unit::Survivors(touched) => runtime.block_on(self.write_survivors(&target, touched)),
@@ -142,7 +142,7 @@ impl Table {
 
     /// The rows of a file that stay, in a file of the same columns. In memory are a row group of the old file as it lies on
     /// the disk, a batch of its rows, and a row group of the new one as far as it has grown.
-    async fn write_survivors(&self, target: &Target, touched: &Touched<'_>) -> Result<Vec<Action>, Error> {
+    async fn write_survivors(&self, target: &FileTarget, touched: &Touched<'_>) -> Result<Vec<Action>, Error> {
         let footer = touched.stored.footer().await.map_err(|error| self.failed(error))?;
         let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
         let mut files = DataFiles::new(target.clone(), touched.stored.partition(), columns);
@@ -162,13 +162,13 @@ impl Table {
     /// The chosen rows of the change set.
     async fn write_changes(
         &self,
-        target: &Target,
+        target: &FileTarget,
         changes: &ChangeSet,
         decision: &Decision,
         lot: &Lot,
     ) -> Result<Vec<Action>, Error> {
-        let meant = Meant::Only(lot.partitions.clone());
-        let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), meant);
+        let filter = PartitionFilter::Only(lot.partitions.clone());
+        let mut files = PartitionedFiles::new(target.clone(), changes.filled_columns(), filter);
         for chunk in &lot.chunks {
             let Some(chosen) = decision.write.get(chunk) else { continue };
             let rows = self.chosen_rows(changes, *chunk, chosen)?;

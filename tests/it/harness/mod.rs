@@ -71,7 +71,7 @@ impl Setup {
             parallel_upserts: 2,
             max_line_bytes: 1 << 20,
             quarantine: sync::QuarantineLimit { max_quarantined: 0, max_quarantined_percent: 1.0 },
-            reconcile: Reconcile { max_gone: 0, max_gone_percent: 10.0 },
+            reconcile: Reconcile { max_missing: 0, max_missing_percent: 10.0 },
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
             typed: true,

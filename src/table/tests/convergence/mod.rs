@@ -111,7 +111,7 @@ impl Export {
     }
 
     fn upsert(&self) -> Upsert {
-        let reconcile = self.refresh.map(|max_gone_percent| Reconcile { max_gone: 0, max_gone_percent });
+        let reconcile = self.refresh.map(|max_missing_percent| Reconcile { max_missing: 0, max_missing_percent });
         Upsert { reconcile, ..upsert(micros(self.transaction_time)) }
     }
 }
@@ -127,7 +127,7 @@ impl Lake {
         let table = self.table().await;
         let transaction_time = micros(export.transaction_time);
         let changes = if self.appends(&table).await {
-            table.change_set(&self.shape().schema(), Share::alone(1 << 20), self.folder.path()).await.unwrap()
+            table.change_set(&self.shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path()).await.unwrap()
         } else {
             ChangeSet::tiny(&self.shape().schema(), self.folder.path())
         };

@@ -173,7 +173,7 @@ impl Model {
         if f64::from(u32::try_from(gone.len()).unwrap()) * 100.0 / f64::from(u32::try_from(before.max(1)).unwrap())
             > most_percent
         {
-            counts.gone = count;
+            counts.missing = count;
             return;
         }
         counts.removed = count;
