@@ -27,6 +27,7 @@ use parquet::{
 use super::*;
 use crate::table::{
     change_set::ids::Ids, data_file::rolling::FileTarget, data_file::stored::StoredFile, data_file::with_bloom_filter,
+    upsert::row_groups::prune,
 };
 
 /// Enough for a filter to pay.
@@ -223,7 +224,7 @@ async fn a_filter_that_lies_outside_of_its_file_or_states_no_length_or_a_wrong_o
     let (stored, footer) = lake.only_file().await;
     let mut absent = Ids::default();
     absent.extend([id(ROWS).as_str()].into_iter());
-    assert!(stored.candidates(&footer, &absent).await.unwrap().is_empty());
+    assert!(prune(&stored, &footer, &absent).await.unwrap().is_empty());
     let chunk = of_ids(&footer, 0).clone();
     let (offset, length) = (chunk.bloom_filter_offset().unwrap(), chunk.bloom_filter_length().unwrap());
     let end = i64::try_from(stored.file.size_bytes).unwrap();
@@ -246,8 +247,8 @@ async fn a_filter_that_lies_outside_of_its_file_or_states_no_length_or_a_wrong_o
         row_group = row_group.set_column_metadata(columns);
         let builder = ParquetMetaData::clone(&footer).into_builder();
         let footer = builder.set_row_groups(vec![row_group.build().unwrap()]).build();
-        let candidates = stored.candidates(&footer, &absent).await.unwrap();
-        assert_eq!(candidates.len(), 1, "{offset:?} {length:?}");
+        let remaining = prune(&stored, &footer, &absent).await.unwrap();
+        assert_eq!(remaining.len(), 1, "{offset:?} {length:?}");
     }
 }
 

@@ -15,6 +15,7 @@ use crate::table::{
     DryRun, MaintenanceStep,
     commit::{self, CommitOutcome},
     tombstones::TombstoneTable,
+    upsert::{decide::decide, write::write},
 };
 
 /// What the other writer does.
@@ -129,11 +130,11 @@ async fn one_attempt(lake: &Lake, other: Other, point: Point) -> CommitOutcome {
     if point == Point::Decide {
         other.act(lake).await;
     }
-    let decision = table.decide(&changes, &upsert, &tombstones).await.unwrap();
+    let decision = decide(&table, &changes, &upsert, &tombstones).await.unwrap();
     if point == Point::Write {
         other.act(lake).await;
     }
-    let actions = table.write(&changes, &decision).await.unwrap();
+    let actions = write(&table, &changes, &decision).await.unwrap();
     if point == Point::Commit {
         other.act(lake).await;
     }

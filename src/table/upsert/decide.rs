@@ -1,6 +1,6 @@
 //! The decision: which stored rows a change set replaces or removes, and which of its rows are written.
 //!
-//! Each row and each deletion of the change set ends in exactly one of the [`Counts`].
+//! Each row and each deletion of the change set is counted in exactly one of the [`Counts`].
 
 use std::collections::BTreeMap;
 
@@ -13,27 +13,38 @@ use crate::table::{
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
     data_file::stored::{FileIndex, StoredFile},
+    properties::ENABLE_CHANGE_DATA_FEED,
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
-    upsert::change_feed::Feed,
-    upsert::probe::{Hit, Probed},
+    upsert::compare::compare,
+    upsert::probe::{Hit, Probed, probe},
 };
 
-/// Which stored rows go, which new ones come, and how that counts.
+/// Which stored rows are deleted, which rows of the change set are written, and how all of them count.
 #[derive(Default)]
-pub(in crate::table) struct Decision {
+pub struct Decision {
+    /// The files of the table's version; [`FileIndex`] counts them.
     pub files: Vec<StoredFile>,
-    /// Rows that die, by file.
+    /// The rows that the commit deletes, because they are replaced or removed.
     pub dead: BTreeMap<FileIndex, RowSet>,
-    /// Rows of the change set that are written, by the chunk that holds them.
-    pub write: BTreeMap<ChunkIndex, RowSet>,
-    /// What is to be remembered of resources that are gone.
+    /// The rows of the change set that are written.
+    pub chosen: BTreeMap<ChunkIndex, RowSet>,
     pub tombstones: Vec<NewTombstone>,
-    /// Only where the table records its changes.
+    /// `None` where the table does not record its changes.
     pub feed: Option<Feed>,
     pub counts: Counts,
-    gone: Vec<(FileIndex, u64)>,
-    /// Rows of our source that were there.
-    stored: u64,
+    missing: Vec<(FileIndex, u64)>,
+    /// Live rows of our source.
+    stored_rows: u64,
+}
+
+/// What the change data feed needs to know beyond [`Decision`]: which deleted rows were not replaced, and which written
+/// rows are not new.
+#[derive(Default)]
+pub struct Feed {
+    /// Rows among [`Decision::dead`] whose resource was removed.
+    pub deleted: BTreeMap<FileIndex, RowSet>,
+    /// Rows among [`Decision::chosen`] that replace others.
+    pub updated: BTreeMap<ChunkIndex, RowSet>,
 }
 
 /// What becomes of a row or a deletion of the change set.
@@ -46,55 +57,60 @@ enum Fate {
     Delete,
 }
 
-impl Table {
-    /// Looks up every stored copy of the ids of the change set and says what happens to each. Blocks.
-    pub(in crate::table) async fn decide(
-        &self,
-        changes: &ChangeSet,
-        upsert: &Upsert,
-        tombstone_table: &TombstoneTable,
-    ) -> Result<Decision, Error> {
-        let mut decision = Decision { feed: self.records_changes()?.then(Feed::default), ..Decision::default() };
-        if !changes.is_empty() || upsert.reconcile.is_some() {
-            decision.files = self.stored_files().await?;
-        }
-        let ids = changes.ids();
-        for shard in changes.shards() {
-            let shard = shard?;
-            let probed = self.probe(&decision.files, &shard, &ids, upsert)?;
-            let tombstones = tombstone_table.find(self.name, &upsert.source, &shard, &ids).await?;
-            let equal = self.compare(changes, &shard, &decision.files, &probed.hits).await?;
-            decision.settle(&shard, probed, &equal, &tombstones, upsert);
-        }
-        if let Some(reconcile) = upsert.reconcile {
-            self.reconcile(&mut decision, reconcile).await?;
-        }
-        Ok(decision)
+/// Finds every stored copy of the ids of the change set and says what happens to each. Blocks.
+pub async fn decide(
+    table: &Table,
+    changes: &ChangeSet,
+    upsert: &Upsert,
+    tombstone_table: &TombstoneTable,
+) -> Result<Decision, Error> {
+    let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
+    if !changes.is_empty() || upsert.reconcile.is_some() {
+        decision.files = table.stored_files().await?;
     }
+    let ids = changes.ids();
+    for shard in changes.shards() {
+        let shard = shard?;
+        let probed = probe(table, &decision.files, &shard, &ids, upsert)?;
+        let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
+        let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
+        decision.settle(&shard, probed, &equal, &tombstones, upsert);
+    }
+    if let Some(reconcile) = upsert.reconcile {
+        reconcile_missing(table, &mut decision, reconcile).await?;
+    }
+    Ok(decision)
+}
 
-    /// Removes the rows that are gone, unless they are too many.
-    async fn reconcile(&self, decision: &mut Decision, reconcile: Reconcile) -> Result<(), Error> {
-        let gone = std::mem::take(&mut decision.gone);
-        let count = gone.len() as u64;
-        #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-        let gone_percent = count as f64 * 100.0 / decision.stored.max(1) as f64;
-        if count > reconcile.max_missing && gone_percent > reconcile.max_missing_percent {
-            decision.counts.missing = count;
-            return Ok(());
-        }
-        decision.counts.removed = count;
-        let mut rows: BTreeMap<FileIndex, RowSet> = BTreeMap::new();
-        for (file, row) in gone {
-            decision.kill(file, row, Fate::Delete);
-            rows.entry(file).or_default().insert(row);
-        }
-        for (file, rows) in &rows {
-            for id in self.ids(decision.file(*file), rows).await? {
-                decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
-            }
-        }
-        Ok(())
+/// Does the table promise change files to its readers? Its own property decides, whoever set it.
+fn records_changes(table: &Table) -> Result<bool, Error> {
+    let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
+    let stated = snapshot.metadata().configuration().get(ENABLE_CHANGE_DATA_FEED);
+    Ok(stated.is_some_and(|stated| stated.eq_ignore_ascii_case("true")))
+}
+
+/// Removes the rows that a full refresh did not bring, unless they are too many.
+async fn reconcile_missing(table: &Table, decision: &mut Decision, reconcile: Reconcile) -> Result<(), Error> {
+    let missing = std::mem::take(&mut decision.missing);
+    let count = missing.len() as u64;
+    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
+    let missing_percent = count as f64 * 100.0 / decision.stored_rows.max(1) as f64;
+    if count > reconcile.max_missing && missing_percent > reconcile.max_missing_percent {
+        decision.counts.missing = count;
+        return Ok(());
     }
+    decision.counts.removed = count;
+    let mut rows: BTreeMap<FileIndex, RowSet> = BTreeMap::new();
+    for (file, row) in missing {
+        decision.mark_deleted(file, row, Fate::Delete);
+        rows.entry(file).or_default().insert(row);
+    }
+    for (file, rows) in &rows {
+        for id in table.ids(decision.file(*file), rows).await? {
+            decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
+        }
+    }
+    Ok(())
 }
 
 impl Decision {
@@ -111,8 +127,8 @@ impl Decision {
         upsert: &Upsert,
     ) {
         self.counts.duplicate += shard.duplicate();
-        self.stored += probed.stored;
-        self.gone.extend(probed.gone);
+        self.stored_rows += probed.stored_rows;
+        self.missing.extend(probed.missing);
         let mut hits: Vec<_> = probed.hits.iter().zip(equal).collect();
         hits.sort_by_key(|(hit, _)| hit.winner);
         let mut hits = hits.as_slice();
@@ -134,47 +150,43 @@ impl Decision {
         }
     }
 
-    /// A table that others doubled may have several copies of one row; what is written takes the place of all of them.
+    /// If another writer doubled rows of the table, there are several copies of one row. The written row replaces them all.
     fn settle_one(
         &mut self,
         winner: &Winner,
         copies: &[(&Hit, &bool)],
-        gone: Option<&Tombstones>,
+        tombstones: Option<&Tombstones>,
         upsert: &Upsert,
     ) -> Fate {
-        let fates = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, upsert));
-        let fates: Vec<_> = fates.collect();
-        let newer_is_there = fates.contains(&Fate::Stale);
+        let fates: Vec<_> = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, upsert)).collect();
+        let newer_is_stored = fates.contains(&Fate::Stale);
         let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
-        let mut dying = Vec::new();
-        for (index, (hit, _)) in copies.iter().enumerate() {
-            let dies = match fates[index] {
-                Fate::Update => !newer_is_there,
-                Fate::Unchanged => kept != Some(index),
-                Fate::Delete => true,
-                Fate::Insert | Fate::Stale => false,
-            };
-            if dies {
-                dying.push(*hit);
-            }
-        }
         let fate = match winner {
-            _ if newer_is_there => Fate::Stale,
+            _ if newer_is_stored => Fate::Stale,
             _ if kept.is_some() => Fate::Unchanged,
             Winner::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
             Winner::Deleted { .. } => Fate::Delete,
             Winner::Row { .. } if !copies.is_empty() => Fate::Update,
-            Winner::Row { version, .. } if gone.is_some_and(|gone| gone.covers(version)) => Fate::Stale,
+            Winner::Row { version, .. } if tombstones.is_some_and(|known| known.covers(version)) => Fate::Stale,
             Winner::Row { .. } => Fate::Insert,
         };
-        for hit in dying {
-            self.kill(hit.file, hit.row, fate);
+        for (index, (hit, _)) in copies.iter().enumerate() {
+            let is_superseded = match fates[index] {
+                Fate::Update => !newer_is_stored,
+                Fate::Unchanged => kept != Some(index),
+                Fate::Delete => true,
+                Fate::Insert | Fate::Stale => false,
+            };
+            if is_superseded {
+                self.mark_deleted(hit.file, hit.row, fate);
+            }
         }
         fate
     }
 
-    /// A stored row dies because of what becomes of its resource. Where that stays, in whatever row, it is no deletion.
-    fn kill(&mut self, file: FileIndex, row: u64, fate: Fate) {
+    /// Deletes a stored row; `fate` is that of its resource. As long as the resource stays, in whatever row, the feed does
+    /// not report a deletion.
+    fn mark_deleted(&mut self, file: FileIndex, row: u64, fate: Fate) {
         self.dead.entry(file).or_default().insert(row);
         if let (Fate::Delete, Some(feed)) = (fate, &mut self.feed) {
             feed.deleted.entry(file).or_default().insert(row);
@@ -183,7 +195,7 @@ impl Decision {
 
     fn count(&mut self, winner: &Winner, fate: Fate) {
         if let (Winner::Row { location, .. }, Fate::Insert | Fate::Update) = (winner, fate) {
-            self.write.entry(location.chunk).or_default().insert(u64::from(location.row));
+            self.chosen.entry(location.chunk).or_default().insert(u64::from(location.row));
             if let (Fate::Update, Some(feed)) = (fate, &mut self.feed) {
                 feed.updated.entry(location.chunk).or_default().insert(u64::from(location.row));
             }
@@ -205,13 +217,13 @@ fn fate(winner: &Winner, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
         Winner::Row { .. } if equal => Fate::Unchanged,
         Winner::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
         Winner::Row { .. } => Fate::Stale,
-        // A deletion that comes late must not remove what was created again since (rule 97).
+        // A deletion that arrives late must not remove a resource that was recreated since (rule 97).
         Winner::Deleted { at, .. } if tombstone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
         Winner::Deleted { .. } => Fate::Delete,
     }
 }
 
-/// The time of the export stands in for that of a deletion that states none.
+/// A deletion that states no time gets the time of the export.
 fn tombstone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Tombstone {
     let transaction_time_micros = upsert.exported_at.map(TransactionTime::as_micros);
     Tombstone {

@@ -1,28 +1,33 @@
 //! Upsert: a change set and a table become one commit.
 //!
-//! Probe where the ids of the change set lie, decide per id, write, commit. Rows that go are named in deletion vectors, or
-//! their files are written again without them; a file of which much is dead is written again in either case. Each row of
-//! the change set ends in exactly one of the [`Counts`].
+//! [`probe`](probe::probe) finds the stored rows of the change set's ids, [`compare`](compare::compare) says which of them
+//! have the same content, [`decide`](decide::decide) says what happens to each, [`write`](write::write) writes files, and
+//! the commit names them. Rows that are replaced or removed are marked in deletion vectors, or their files are rewritten
+//! without them; a file with many deleted rows is rewritten in any case. Each row of the change set is counted in exactly
+//! one of the [`Counts`].
 
-pub(in crate::table) mod change_feed;
-pub(in crate::table) mod compare;
-pub(in crate::table) mod decide;
-pub(in crate::table) mod probe;
-pub(in crate::table) mod row_groups;
-pub(in crate::table) mod write;
+mod change_feed;
+mod compare;
+pub mod decide;
+mod probe;
+pub mod row_groups;
+pub mod write;
+mod write_task;
+mod writer;
 
 use std::collections::BTreeSet;
 
 use deltalake::kernel::{Action, Add, AddCDCFile};
 
+use self::{decide::decide, write::write};
 use crate::table::{
     ChangeSet, Committed, Counts, Error, Table, Upsert,
     commit::{self, CommitOutcome},
     tombstones::TombstoneTable,
 };
 
-/// How often the whole upsert is done again because others changed the table in between.
-const ATTEMPTS: u32 = 5;
+/// How often the whole upsert is done because other writers change the table at the same moment.
+const MAX_ATTEMPTS: u32 = 5;
 
 impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
@@ -30,13 +35,13 @@ impl Table {
         changes.flush().await?;
         let mut foreign = 0;
         let mut tombstones = TombstoneTable::open(&self.root).await?;
-        for _ in 0..ATTEMPTS {
-            // What overtakes an attempt lies before our commit, where the next run no longer looks.
+        for _ in 0..MAX_ATTEMPTS {
+            // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look there.
             foreign = commit::foreign_commits(&self).await?.max(foreign);
             self.check_writable(changes.schema())?;
-            let decision = self.decide(changes, upsert, &tombstones).await?;
-            self.check_balance(changes, &decision.counts)?;
-            let actions = self.write(changes, &decision).await?;
+            let decision = decide(&self, changes, upsert, &tombstones).await?;
+            check_balance(&self, changes, &decision.counts)?;
+            let actions = write(&self, changes, &decision).await?;
             tombstones.append(self.name, &decision.tombstones, upsert).await?;
             let written = new_files(&actions);
             match commit::commit(&mut self, actions, &decision.counts, upsert).await? {
@@ -46,27 +51,28 @@ impl Table {
                 }
                 CommitOutcome::Overtaken => {
                     tracing::warn!(table = %self.name, "another writer changed the table, merging again");
-                    let appended: BTreeSet<_> =
+                    // The files of a first load hold the change set: they are needed again.
+                    let first_load: BTreeSet<_> =
                         changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
-                    commit::discard(&self, written.into_iter().filter(|path| !appended.contains(path))).await;
+                    commit::discard(&self, written.into_iter().filter(|path| !first_load.contains(path))).await;
                 }
             }
         }
-        Err(Error::Conflict { table: self.name, attempts: ATTEMPTS })
-    }
-
-    fn check_balance(&self, changes: &ChangeSet, counts: &Counts) -> Result<(), Error> {
-        if counts.total() == changes.received() {
-            return Ok(());
-        }
-        Err(Error::Unbalanced {
-            table: self.name,
-            counts: format!("received {}, accounted for {counts:?}", changes.received()),
-        })
+        Err(Error::Conflict { table: self.name, attempts: MAX_ATTEMPTS })
     }
 }
 
-/// The files that the actions bring and that were not there.
+fn check_balance(table: &Table, changes: &ChangeSet, counts: &Counts) -> Result<(), Error> {
+    if counts.total() == changes.received() {
+        return Ok(());
+    }
+    Err(Error::Unbalanced {
+        table: table.name,
+        counts: format!("received {}, accounted for {counts:?}", changes.received()),
+    })
+}
+
+/// The files that the actions add and that were not in the table before.
 fn new_files(actions: &[Action]) -> Vec<String> {
     let removed: BTreeSet<_> = actions
         .iter()

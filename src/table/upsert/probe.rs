@@ -1,7 +1,7 @@
-//! A probe: where do the ids of a change set lie, and in which version?
+//! A probe: which stored rows have an id of the change set, and which versions are they?
 //!
-//! Of the files it reads the ids, and of the rows that it finds their versions: nothing else. Row groups are read in
-//! parallel, a batch at a time; what stays in memory is one [`Hit`] for each stored row that the change set has.
+//! It reads the ids of the files, and of the rows that it finds only the columns of a version. Row groups are read in
+//! parallel, a batch at a time. What stays in memory is one [`Hit`] for each stored row whose id is in the change set.
 
 use std::sync::Arc;
 
@@ -31,94 +31,87 @@ use crate::table::{
     data_file::DataFile,
     data_file::stored::{FileIndex, StoredFile, selection},
     parallel::in_parallel,
+    upsert::row_groups::prune,
 };
 
-/// A stored row whose id the change set has.
-pub(in crate::table) struct Hit {
-    /// Index of the file.
+/// A stored row whose id is in the change set.
+pub struct Hit {
     pub file: FileIndex,
     /// Its index in the file.
     pub row: u64,
     /// Its row or deletion in the change set.
     pub winner: WinnerIndex,
     pub version: Version,
-    /// `None` where nothing vouches for it: then only the columns tell whether the row is another one.
+    /// `None` where it is missing or cannot be trusted: then the columns are compared.
     pub hash: Option<u64>,
 }
 
 #[derive(Default)]
-pub(in crate::table) struct Probed {
+pub struct Probed {
     /// In the order of the files, then of the rows.
     pub hits: Vec<Hit>,
-    /// Rows that an export of everything does not have; only looked for where that is asked.
-    pub gone: Vec<(FileIndex, u64)>,
-    /// Living rows of our source.
-    pub stored: u64,
+    /// Rows of our source that a full refresh did not bring; empty for other exports.
+    pub missing: Vec<(FileIndex, u64)>,
+    /// Live rows of our source.
+    pub stored_rows: u64,
 }
 
-/// Rows that are looked at together.
+/// Rows that are decoded at once.
 const BATCH_ROWS: usize = 8192;
 
 /// The columns of a version.
 const VERSION_COLUMNS: [&str; 5] =
     ["_sync_transaction_time", "_sync_hash", "meta.lastUpdated", "meta.versionId", "meta.tag.list.element.code"];
-/// Those of a file without `meta`: its table has no columns for elements, or its rows have none.
+/// The columns of a version in a file without `meta`: its table has no columns of elements, or they are null in all rows.
 const RAW_VERSION_COLUMNS: [&str; 3] = ["_sync_transaction_time", "_sync_hash", "resource_json"];
 
-/// A row group to be looked at.
-struct Unit<'files> {
-    index: FileIndex,
+/// A row group that is read.
+struct RowGroupScan<'files> {
+    file: FileIndex,
     stored: &'files StoredFile,
     footer: ArrowReaderMetadata,
     row_group: usize,
+    /// The index in the file of the row group's first row.
     first_row: u64,
 }
 
 /// Files whose footers are in memory at the same time: one with four row groups of wide rows takes a megabyte or two.
 const FILES_AT_ONCE: usize = 16;
 
-impl Table {
-    /// Finds the rows of `shard`, which is all or some of `ids`, in `files`. Blocks.
-    pub(in crate::table) fn probe(
-        &self,
-        files: &[StoredFile],
-        shard: &Shard,
-        ids: &Ids,
-        upsert: &Upsert,
-    ) -> Result<Probed, Error> {
-        // What is gone may lie anywhere.
-        let ids = upsert.reconcile.is_none().then_some(ids);
-        let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
-        indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
-        let wanted = Wanted { shard, prefilter: ids.and_then(Ids::prefilter) };
-        let mut all = Probed::default();
-        for indexed in indexed.chunks(FILES_AT_ONCE) {
-            for of in self.probe_some(indexed, &wanted, ids, upsert)? {
-                all.hits.extend(of.hits);
-                all.gone.extend(of.gone);
-                all.stored += of.stored;
-            }
+/// Finds the rows of `shard`, which holds all or some of `ids`, in `files`. Blocks.
+pub fn probe(table: &Table, files: &[StoredFile], shard: &Shard, ids: &Ids, upsert: &Upsert) -> Result<Probed, Error> {
+    // A full refresh looks for rows that it does not have, and they may be anywhere: then nothing is pruned.
+    let ids = upsert.reconcile.is_none().then_some(ids);
+    let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
+    indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
+    let wanted = Wanted { shard, prefilter: ids.and_then(Ids::prefilter) };
+    let mut all = Probed::default();
+    for indexed in indexed.chunks(FILES_AT_ONCE) {
+        for probed in probe_files(table, indexed, &wanted, ids, upsert)? {
+            all.hits.extend(probed.hits);
+            all.missing.extend(probed.missing);
+            all.stored_rows += probed.stored_rows;
         }
-        Ok(all)
     }
-
-    fn probe_some(
-        &self,
-        indexed: &[(FileIndex, &StoredFile)],
-        wanted: &Wanted<'_>,
-        ids: Option<&Ids>,
-        upsert: &Upsert,
-    ) -> Result<Vec<Probed>, Error> {
-        let runtime = Handle::current();
-        let units = in_parallel(indexed, |(index, stored)| {
-            runtime.block_on(units(*index, stored, ids)).map_err(|error| self.failed(error))
-        })?;
-        let units: Vec<_> = units.into_iter().flatten().collect();
-        in_parallel(&units, |unit| runtime.block_on(unit.probe(wanted, upsert)).map_err(|error| self.failed(error)))
-    }
+    Ok(all)
 }
 
-/// What is looked for.
+fn probe_files(
+    table: &Table,
+    indexed: &[(FileIndex, &StoredFile)],
+    wanted: &Wanted<'_>,
+    ids: Option<&Ids>,
+    upsert: &Upsert,
+) -> Result<Vec<Probed>, Error> {
+    let runtime = Handle::current();
+    let scans = in_parallel(indexed, |(file, stored)| {
+        runtime.block_on(scans(*file, stored, ids)).map_err(|error| table.failed(error))
+    })?;
+    let scans: Vec<_> = scans.into_iter().flatten().collect();
+    in_parallel(&scans, |scan| runtime.block_on(scan.probe(wanted, upsert)).map_err(|error| table.failed(error)))
+}
+
+/// The ids that are looked for.
 struct Wanted<'a> {
     shard: &'a Shard,
     prefilter: Option<IdPrefilter>,
@@ -135,28 +128,28 @@ impl Wanted<'_> {
 }
 
 /// The row groups of a file that may have one of the ids.
-async fn units<'files>(
-    index: FileIndex,
+async fn scans<'files>(
+    file: FileIndex,
     stored: &'files StoredFile,
     ids: Option<&Ids>,
-) -> Result<Vec<Unit<'files>>, DeltaTableError> {
+) -> Result<Vec<RowGroupScan<'files>>, DeltaTableError> {
     let footer = key_footer(stored).await?;
     let mut first_row = 0;
     let row_groups = footer.metadata().row_groups().iter().enumerate();
-    let units = row_groups.map(|(row_group, of)| {
-        let unit = Unit { index, stored, footer: footer.clone(), row_group, first_row };
-        first_row += u64::try_from(of.num_rows()).unwrap_or_default();
-        unit
+    let scans = row_groups.map(|(row_group, metadata)| {
+        let scan = RowGroupScan { file, stored, footer: footer.clone(), row_group, first_row };
+        first_row += u64::try_from(metadata.num_rows()).unwrap_or_default();
+        scan
     });
-    let mut units: Vec<_> = units.collect();
+    let mut scans: Vec<_> = scans.collect();
     if let Some(ids) = ids {
-        let candidates = stored.candidates(footer.metadata(), ids).await?;
-        units.retain(|unit| candidates.contains(&unit.row_group));
+        let remaining = prune(stored, footer.metadata(), ids).await?;
+        scans.retain(|scan| remaining.contains(&scan.row_group));
     }
-    Ok(units)
+    Ok(scans)
 }
 
-/// The footer, with ids that are views into the pages: copying them would cost more than looking them up.
+/// The footer, with ids as views into the pages: copying an id would cost more than looking it up.
 async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTableError> {
     let footer = stored.footer().await?;
     let fields = footer.schema().fields().iter().map(|field| match field.name().as_str() {
@@ -168,7 +161,7 @@ async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTab
     Ok(ArrowReaderMetadata::try_new(Arc::clone(footer.metadata()), options)?)
 }
 
-impl Unit<'_> {
+impl RowGroupScan<'_> {
     async fn probe(&self, wanted: &Wanted<'_>, upsert: &Upsert) -> Result<Probed, DeltaTableError> {
         let mut probed = Probed::default();
         let found = self.find(wanted, upsert, &mut probed).await?;
@@ -178,7 +171,7 @@ impl Unit<'_> {
         Ok(probed)
     }
 
-    /// The rows of the row group that the change set has: their places in it, and in the change set.
+    /// The rows whose id is in the change set: their indices in the row group, and their winners.
     async fn find(
         &self,
         wanted: &Wanted<'_>,
@@ -201,14 +194,14 @@ impl Unit<'_> {
             let rows = KeyRows::try_new(&batch, all_ours)?;
             for row in 0..batch.num_rows() {
                 let Some(id) = rows.id(row, &upsert.source) else { continue };
-                let place = first_row + row as u64;
-                let dead = || self.stored.dead.contains(self.first_row + place);
+                let index = first_row + row as u64;
+                let dead = || self.stored.dead.contains(self.first_row + index);
                 match wanted.winner(id) {
-                    Some(winner) if !dead() => found.push((place, winner)),
+                    Some(winner) if !dead() => found.push((index, winner)),
                     None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
-                        probed.stored += 1;
+                        probed.stored_rows += 1;
                         if rows.transaction_time(row) <= upsert.watermark {
-                            probed.gone.push((self.index, self.first_row + place));
+                            probed.missing.push((self.file, self.first_row + index));
                         }
                     }
                     _ => {}
@@ -216,22 +209,22 @@ impl Unit<'_> {
             }
             first_row += batch.num_rows() as u64;
         }
-        probed.stored += found.len() as u64;
+        probed.stored_rows += found.len() as u64;
         Ok(found)
     }
 
     async fn read_versions(&self, found: &[(u64, WinnerIndex)], probed: &mut Probed) -> Result<(), DeltaTableError> {
         let typed = self.footer.schema().field_with_name("meta").is_ok();
         let columns = if typed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
-        let mut batches = self.read(columns, Some(selection(found.iter().map(|(place, _)| *place))))?;
+        let mut batches = self.read(columns, Some(selection(found.iter().map(|(index, _)| *index))))?;
         let mut next = found.iter();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
-            for (row, (place, winner)) in (0..batch.num_rows()).zip(&mut next) {
+            for (row, (index, winner)) in (0..batch.num_rows()).zip(&mut next) {
                 probed.hits.push(Hit {
-                    file: self.index,
-                    row: self.first_row + place,
+                    file: self.file,
+                    row: self.first_row + index,
                     winner: *winner,
                     version: rows.version(row),
                     hash: rows.hash(row).filter(|_| self.stored.own),
@@ -258,12 +251,12 @@ impl Unit<'_> {
     }
 }
 
-/// Do the statistics say that the column holds nothing but this text?
+/// Do the statistics say that every row has this text in the column?
 fn is_only(row_group: &RowGroupMetaData, column: &str, text: &str) -> bool {
     let chunk = row_group.columns().iter().find(|chunk| chunk.column_path().string() == column);
-    let Some(Statistics::ByteArray(of)) = chunk.and_then(|chunk| chunk.statistics()) else { return false };
+    let Some(Statistics::ByteArray(statistics)) = chunk.and_then(|chunk| chunk.statistics()) else { return false };
     let is = |bound: Option<&parquet::data_type::ByteArray>| bound.is_some_and(|bound| bound.data() == text.as_bytes());
-    of.null_count_opt() == Some(0) && is(of.min_opt()) && is(of.max_opt())
+    statistics.null_count_opt() == Some(0) && is(statistics.min_opt()) && is(statistics.max_opt())
 }
 
 fn column(batch: &RecordBatch, name: &str, data_type: &DataType) -> Result<ArrayRef, ArrowError> {
@@ -273,10 +266,10 @@ fn column(batch: &RecordBatch, name: &str, data_type: &DataType) -> Result<Array
     }
 }
 
-/// What tells whose a row is.
+/// The columns that say which resource and source a row is of.
 struct KeyRows {
     ids: ArrayRef,
-    /// Not read where all rows are ours.
+    /// Not read where the statistics say that all rows are of our source.
     sources: Option<ArrayRef>,
     transaction_times: ArrayRef,
 }
@@ -313,7 +306,7 @@ fn transaction_time(times: &ArrayRef, row: usize) -> Option<TransactionTime> {
     times.is_valid(row).then(|| times.value(row)).and_then(TransactionTime::from_micros)
 }
 
-/// What tells versions apart.
+/// The columns of a version.
 struct VersionRows {
     transaction_times: ArrayRef,
     hashes: ArrayRef,
@@ -345,7 +338,7 @@ impl VersionRows {
         version.at(transaction_time(&self.transaction_times, row))
     }
 
-    /// From the line itself. A row without a readable one has no version: whatever comes may replace it.
+    /// From `resource_json`. A row without a readable line has no version: any row may replace it.
     fn raw_version(&self, row: usize) -> Version {
         #[derive(serde::Deserialize)]
         struct Head {
