@@ -2,19 +2,18 @@
 
 use std::{fmt, io::IsTerminal as _, str::FromStr};
 
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::format::FmtSpan};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub format: Format,
-    /// Levels, also by module.
-    pub filter: String,
+    pub filter: Filter,
 }
 
 impl Config {
-    /// What holds before a configuration was read, and where there is none.
+    /// For commands that print their results for people.
     pub fn quiet() -> Self {
-        Self { format: Format::Auto, filter: "warn".to_owned() }
+        Self { format: Format::Auto, filter: Filter("warn".to_owned()) }
     }
 }
 
@@ -26,52 +25,106 @@ pub enum Format {
     Json,
 }
 
+impl Format {
+    /// Whether each event is a JSON object on a line of its own.
+    pub fn is_json(self) -> bool {
+        match self {
+            Self::Auto => !std::io::stderr().is_terminal(),
+            Self::Pretty => false,
+            Self::Json => true,
+        }
+    }
+}
+
 impl FromStr for Format {
-    type Err = NoFormat;
+    type Err = UnknownFormat;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "auto" => Ok(Self::Auto),
             "pretty" => Ok(Self::Pretty),
             "json" => Ok(Self::Json),
-            _ => Err(NoFormat),
+            _ => Err(UnknownFormat),
         }
     }
 }
 
 #[derive(Debug)]
-pub struct NoFormat;
+pub struct UnknownFormat;
 
-impl fmt::Display for NoFormat {
+impl fmt::Display for UnknownFormat {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("is none of auto, pretty, json")
+        out.write_str("is not one of auto, pretty, json")
     }
 }
 
-/// What others log by default: their traces may hold URLs with queries, or data.
-const OTHERS: &str = "hyper=warn,hyper_util=warn,h2=warn,rustls=warn,reqwest=warn,object_store=warn,datafusion=warn,\
-                      deltalake_core=error,buoyant_kernel=warn,tokio_cron_scheduler=warn";
+/// Which events are logged: a level, also by module ("info,fhir_sync::export=debug"). It was read once, so it is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter(String);
 
-/// Sets up the log of the process. A filter that cannot be read falls back to "info", and says so.
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The library takes a word that is not a level for a module, which would silence everything else.
+        let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+        let unknown = text.split(',').map(str::trim).find(|word| !word.contains(['=', '[', ':']) && !is_level(word));
+        if let Some(word) = unknown {
+            return Err(format!("{word:?} is not a level; use error, warn, info, debug, trace or off"));
+        }
+        EnvFilter::try_new(text).map_err(|error| format!("{text:?}: {error}"))?;
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// The least severe events of other crates that are logged unless `log.filter` names the crate: what they trace may hold
+/// URLs with queries, or data. A name also stands for all that begin with it, such as `aws` for `aws_sdk_s3`.
+const OTHER_CRATES: &str = "aws=warn,buoyant_kernel=warn,datafusion=warn,delta_kernel=warn,deltalake=error,h2=warn,\
+                            hyper=warn,object_store=warn,quinn=warn,reqwest=warn,rustls=warn,\
+                            rustls_platform_verifier=off,tokio_cron_scheduler=warn,tower=warn";
+
+/// Sets up the log of the process.
 pub fn start(config: &Config) {
-    let (filter, unreadable) = match EnvFilter::try_new(format!("{OTHERS},{}", config.filter)) {
-        Ok(filter) => (filter, None),
-        Err(error) => (EnvFilter::new(format!("{OTHERS},info")), Some(error)),
-    };
-    let terminal = std::io::stderr().is_terminal();
+    let filter = EnvFilter::new(format!("{OTHER_CRATES},{}", config.filter.0));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(terminal)
+        .with_ansi(is_coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()))
         .with_span_events(FmtSpan::NONE);
-    let started = match config.format {
-        Format::Json => log.json().flatten_event(true).try_init(),
-        Format::Auto if !terminal => log.json().flatten_event(true).try_init(),
-        Format::Auto | Format::Pretty => log.try_init(),
-    };
+    let started = if config.format.is_json() { log.json().flatten_event(true).try_init() } else { log.try_init() };
     // A second start in one process keeps the first log: nothing is lost by that.
     drop(started);
-    if let Some(error) = unreadable {
-        tracing::warn!(filter = config.filter, %error, "log.filter cannot be read; using \"info\"");
+}
+
+/// Colours are for terminals, unless `NO_COLOR` has any value (<https://no-color.org>).
+fn is_coloured(terminal: bool, no_color: Option<&std::ffi::OsStr>) -> bool {
+    terminal && no_color.is_none_or(std::ffi::OsStr::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_list_of_levels_also_by_module() {
+        for filter in ["info", "off", "WARN", "info,fhir_sync::export=debug", "fhir_sync::sync", "debug,hyper=trace"] {
+            assert!(filter.parse::<Filter>().is_ok(), "{filter}");
+        }
+        for filter in ["", "inof", "info,loud", "loud===", "info,"] {
+            assert!(filter.parse::<Filter>().is_err(), "{filter}");
+        }
+    }
+
+    #[test]
+    fn the_levels_of_other_crates_are_valid() {
+        assert!(OTHER_CRATES.parse::<Filter>().is_ok());
+    }
+
+    #[test]
+    fn no_color_turns_colours_off() {
+        assert!(is_coloured(true, None));
+        assert!(is_coloured(true, Some("".as_ref())), "an empty value counts as unset");
+        assert!(!is_coloured(true, Some("1".as_ref())));
+        assert!(!is_coloured(false, None));
     }
 }

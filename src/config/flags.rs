@@ -1,4 +1,4 @@
-//! The drop-in flags: what the well-known synchronisation script was told becomes a configuration.
+//! The drop-in flags: those of Pathling's synchronisation script become a configuration.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use config::{Map, Value, ValueKind};
 use super::{Config, KeyFile, Mistakes, environment, read};
 use crate::export::auth::{self, SigningKey};
 
-/// What the drop-in flags of `fhir-sync sync` say. They win over the environment.
+/// The drop-in flags of `fhir-sync sync`. They win over the environment.
 pub struct Flags {
     pub fhir_endpoint: String,
     pub delta_path: String,
@@ -31,8 +31,12 @@ impl Flags {
         self.over(settings.cache.into_table().map_err(unusable)?)
     }
 
-    /// Lays the flags over the settings of the environment.
-    pub(super) fn over(self, mut settings: Map<String, Value>) -> Result<Config, Mistakes> {
+    /// Adds the flags to the settings of the environment. Mistakes name the flags.
+    pub(super) fn over(self, settings: Map<String, Value>) -> Result<Config, Mistakes> {
+        self.read_over(settings).map_err(|Mistakes(mistakes)| Mistakes(mistakes.into_iter().map(by_flag).collect()))
+    }
+
+    fn read_over(self, mut settings: Map<String, Value>) -> Result<Config, Mistakes> {
         set(&mut settings, "server", "url", self.fhir_endpoint);
         set(&mut settings, "tables", "root", self.delta_path);
         set(&mut settings, "state", "file", self.state_file.display().to_string());
@@ -44,19 +48,39 @@ impl Flags {
         export.extend(self.group_id.map(|group| ("group".to_owned(), group.into())));
         settings.insert("export".to_owned(), vec![Value::from(export)].into());
         let (client_id, text) = match self.auth {
-            None => return read(settings, KeyFile::MustBeThere).0,
+            None => return read(settings, KeyFile::MustExist).0,
             Some((client_id, Key::File(path))) => {
                 set(&mut settings, "server", "client_id", client_id);
                 set(&mut settings, "server", "private_key_file", path.display().to_string());
-                return read(settings, KeyFile::MustBeThere).0;
+                return read(settings, KeyFile::MustExist).0;
             }
             Some((client_id, Key::Text(text))) => (client_id, text),
         };
-        let mut config = read(settings, KeyFile::MustBeThere).0?;
+        let mut config = read(settings, KeyFile::MustExist).0?;
         let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
         config.server.auth = Some(auth::AuthConfig { client_id, key, token_url: None, scopes: Vec::new() });
         Ok(config)
     }
+}
+
+/// The keys that the flags set.
+const FLAGS: [(&str, &str); 7] = [
+    ("server.url", "--fhir-endpoint"),
+    ("tables.root", "--delta-path"),
+    ("state.file", "--state-file"),
+    ("export[0].types", "--resource-types"),
+    ("export[0].group", "--group-id"),
+    ("server.client_id", "--auth-client-id"),
+    ("server.private_key_file", "--auth-private-key"),
+];
+
+/// Names the flag in the place of the key that it set.
+fn by_flag(mistake: String) -> String {
+    let named = FLAGS.iter().find_map(|(key, flag)| {
+        let what = mistake.strip_prefix(key)?.strip_prefix(':')?;
+        Some(format!("{flag}:{what}"))
+    });
+    named.unwrap_or(mistake)
 }
 
 fn set(settings: &mut Map<String, Value>, section: &str, key: &str, value: String) {

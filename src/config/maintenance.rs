@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use super::{Section, bytes, duration, parsed, percent};
+use super::{Section, bytes, duration, parsed, percent, positive_duration};
 use crate::{
     schedule::Pattern,
     sync,
@@ -22,7 +22,7 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
         "off" => Ok(None),
         text => Pattern::from_str(text).map(Some),
     });
-    let time_limit = section.or("time_limit", "30m", duration);
+    let time_limit = section.or("time_limit", "30m", positive_duration);
     let steps = section.list("steps", parsed::<MaintenanceStep>);
     let target_file_bytes = section.or("target_file_size", "128MiB", bytes);
     let purge_percent = section.or("purge_percent", "10", percent);
@@ -31,9 +31,11 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
     if let (Some(vacuum), Some(log)) = (vacuum_retention, log_retention)
         && log < vacuum
     {
-        section.mistake("log_retention", "is shorter than vacuum_retention; the log says which files are still needed");
+        section
+            .mistake("log_retention", "is shorter than vacuum_retention; the log records which files are still needed");
     }
     section.end();
+    let steps = steps?;
     let tables = table::MaintenanceOptions {
         steps: if steps.is_empty() { MaintenanceStep::ALL.into() } else { steps.into_iter().collect() },
         target_file_bytes: target_file_bytes?,

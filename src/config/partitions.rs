@@ -1,4 +1,4 @@
-//! `[tables.<type>]`: by which date the table of a type is partitioned, where a site asks for that.
+//! `[tables.<type>]`: the date by which the table of a type is partitioned, where a site wants that.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{
     table::{DatePart, DatePartition},
 };
 
-/// `None` after a mistake. Whatever tables are left in `tables` must be those of types.
+/// `None` after a mistake. Every table that is left in `tables` must be named after a resource type.
 pub(super) fn read(
     tables: &mut Section,
     columns: Option<(bool, Options)>,
@@ -31,10 +31,10 @@ pub(super) fn read(
     partitions
 }
 
-/// What comes from the environment is in small letters.
+/// Names from the environment are in small letters.
 fn resource_type(name: &str) -> Result<ResourceType, String> {
     let known = RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name));
-    known.copied().unwrap_or(name).parse().map_err(|error| format!("is no key, and {error}"))
+    known.copied().unwrap_or(name).parse().map_err(|error| format!("is not a key, and {error}"))
 }
 
 fn read_one(
@@ -44,24 +44,27 @@ fn read_one(
 ) -> Option<DatePartition> {
     let parts = section.list("partition_by", |text| {
         let known = DatePart::ALL.into_iter().find(|part| part.as_str() == text);
-        known.ok_or_else(|| format!("{text:?} is none of year, month, day"))
+        known.ok_or_else(|| format!("{text:?} is not one of year, month, day"))
     });
     let (typed, options) = columns?;
     let shape = if typed { Shape::of(resource_type, options) } else { Shape::untyped(resource_type, options) };
     let date = section.required("partition_date", |text| match dates(&shape) {
         dates if dates.contains(&text) => Ok(text.to_owned()),
         _ if !typed => Err("needs a column for each FHIR element: tables.typed = true".to_owned()),
-        dates if dates.is_empty() => Err(format!("{text:?}: {resource_type} has no dates to be partitioned by")),
-        dates => Err(format!("{text:?} is no date of {resource_type}; it has {}", dates.join(", "))),
+        dates if dates.is_empty() => Err(format!("{text:?}: {resource_type} has no date to be partitioned by")),
+        dates => Err(format!("{text:?} is not a date of {resource_type}; it has {}", dates.join(", "))),
     });
-    let finest = parts.last().copied();
-    if DatePart::ALL.get(..parts.len()) != Some(parts.as_slice()) || finest.is_none() {
+    let finest = parts.as_ref().map(|parts| finest(parts));
+    if finest == Some(None) {
         section.mistake("partition_by", "must be [\"year\"], [\"year\", \"month\"] or [\"year\", \"month\", \"day\"]");
-        section.end();
-        return None;
     }
     section.end();
-    Some(DatePartition { date: date?, finest: finest? })
+    Some(DatePartition { date: date?, finest: finest.flatten()? })
+}
+
+/// The last of year, month, day, where the list begins with the year and leaves none out.
+fn finest(parts: &[DatePart]) -> Option<DatePart> {
+    if DatePart::ALL.starts_with(parts) { parts.last().copied() } else { None }
 }
 
 /// The names of the dates that have columns of their own.

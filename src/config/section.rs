@@ -1,19 +1,19 @@
 //! A section: one table of the configuration, read key by key.
 //!
-//! Every value is read as text by the function that knows its type. Mistakes are collected with their key, not thrown,
-//! and what nobody asked for is a mistake too; so the operator sees all of them at once.
+//! Every value is read as text by the function that knows its type. Mistakes are collected with their key, and a key that
+//! was not read is a mistake too, so that the operator sees all of them at once.
 
 use std::{cell::RefCell, rc::Rc};
 
 use config::{Map, Value, ValueKind};
 
-/// What reading has brought to light so far.
+/// What was found while reading.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub mistakes: Vec<String>,
-    /// What is worth saying and is no mistake.
+    /// What is worth knowing and not a mistake.
     pub remarks: Vec<String>,
-    /// Every key that was asked for, with its default.
+    /// Every key that was read, with its default.
     pub asked: Vec<(String, Option<String>)>,
 }
 
@@ -42,7 +42,7 @@ impl Section {
         self.read(key, &text, read)
     }
 
-    /// A value that must be there.
+    /// A value that must be set.
     pub fn required<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         self.asked(key, None);
         let Some(text) = self.scalar(key)? else {
@@ -52,8 +52,9 @@ impl Section {
         self.read(key, &text, read)
     }
 
-    /// A list; one value alone is a list of one, and from the environment several are separated by commas.
-    pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+    /// A list, empty where it is absent; `None` after a mistake. A single value is a list of one; a text may hold several,
+    /// separated by commas, as the environment needs it.
+    pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
         self.asked(key, None);
         let texts = match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Vec::new(),
@@ -61,13 +62,15 @@ impl Section {
             Some(ValueKind::String(text)) => text.split(',').map(|part| Some(part.trim().to_owned())).collect(),
             Some(_) => {
                 self.mistake(key, "must be a list of texts");
-                Vec::new()
+                return None;
             }
         };
-        texts.into_iter().flatten().filter_map(|text| self.read(key, &text, &read)).collect()
+        // Every element is read before the first mistake counts.
+        let values: Vec<_> = texts.into_iter().map(|text| self.read(key, &text?, &read)).collect();
+        values.into_iter().collect()
     }
 
-    /// A list of cron patterns; they hold commas themselves.
+    /// A list whose texts may hold commas, such as cron patterns.
     pub fn whole_list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
         self.asked(key, None);
         match self.table.remove(key).map(|value| value.kind) {
@@ -83,7 +86,7 @@ impl Section {
         }
     }
 
-    /// Names and texts that are ours to pass on, not to know.
+    /// Names and texts that are passed on as they are.
     pub fn texts(&mut self, key: &str) -> Vec<(String, String)> {
         self.asked(key, None);
         match self.table.remove(key).map(|value| value.kind) {
@@ -108,10 +111,10 @@ impl Section {
                 Map::new()
             }
         };
-        Section { path: self.place(key), table, findings: Rc::clone(&self.findings) }
+        Section { path: self.path_of(key), table, findings: Rc::clone(&self.findings) }
     }
 
-    /// The tables within this one that nobody has asked for, by their names: where the names are the operator's to choose.
+    /// The tables within this one that were not read yet, with their names: the operator chooses these.
     pub fn named_sections(&mut self) -> Vec<(String, Section)> {
         let is_table = |value: &Value| matches!(value.kind, ValueKind::Table(_));
         let mut names: Vec<_> =
@@ -132,7 +135,7 @@ impl Section {
         };
         let mut sections = Vec::new();
         for (index, value) in values.into_iter().enumerate() {
-            let path = format!("{}[{index}]", self.place(key));
+            let path = format!("{}[{index}]", self.path_of(key));
             match value.kind {
                 ValueKind::Table(table) => {
                     sections.push(Section { path, table, findings: Rc::clone(&self.findings) });
@@ -143,28 +146,28 @@ impl Section {
         sections
     }
 
-    /// Keys of earlier versions, each with its present name: one that is set is a mistake that says so.
+    /// Keys of earlier versions, each with its present name: an old key is a mistake that names the new one.
     pub fn renamed(&mut self, keys: &[(&str, &str)]) {
         for (before, now) in keys {
-            // A table of that name would be something else.
+            // `[tables.merge]` would be the section of a resource type.
             if self.table.get(*before).is_some_and(|value| !matches!(value.kind, ValueKind::Table(_))) {
                 self.table.remove(*before);
-                self.mistake(before, &format!("is now called {}", self.place(now)));
+                self.mistake(before, &format!("is now called {}", self.path_of(now)));
             }
         }
     }
 
-    /// Says that a value contradicts another, or cannot be used.
+    /// Reports that a value contradicts another, or cannot be used.
     pub fn mistake(&self, key: &str, what: &str) {
-        self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.place(key)));
+        self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.path_of(key)));
     }
 
-    /// Says something that does not stand in the way.
+    /// Reports what is worth knowing and not a mistake.
     pub fn remark(&self, key: &str, what: &str) {
-        self.findings.borrow_mut().remarks.push(format!("{}: {what}", self.place(key)));
+        self.findings.borrow_mut().remarks.push(format!("{}: {what}", self.path_of(key)));
     }
 
-    /// Nothing more is asked of this section: what is left over is unknown.
+    /// Ends the section: every key that is left is unknown.
     pub fn end(self) {
         let mut left: Vec<_> = self.table.keys().collect();
         left.sort();
@@ -173,8 +176,8 @@ impl Section {
         }
     }
 
-    /// `Err`-like `None` where the value is no single one; that has been noted.
-    #[expect(clippy::option_option, reason = "a value that is wrong and one that is absent are two things")]
+    /// The outer `None` stands for a mistake, which has been reported: the value is a list or a table.
+    #[expect(clippy::option_option, reason = "a wrong value and an absent one are different")]
     fn scalar(&mut self, key: &str) -> Option<Option<String>> {
         match self.table.remove(key) {
             None => Some(None),
@@ -202,10 +205,10 @@ impl Section {
     }
 
     fn asked(&self, key: &str, default: Option<&str>) {
-        self.findings.borrow_mut().asked.push((self.place(key), default.map(str::to_owned)));
+        self.findings.borrow_mut().asked.push((self.path_of(key), default.map(str::to_owned)));
     }
 
-    fn place(&self, key: &str) -> String {
+    fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 }

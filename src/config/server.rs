@@ -1,22 +1,101 @@
-//! The sections of the server: how long to wait for an export and for an answer, with the defaults of the room `export`.
+//! `[server]`: where the FHIR server is, how to authorize, and how long to wait. The defaults are those of the room `export`.
 
-use super::{Section, bytes, duration, duration_text, number, size_text};
-use crate::export::{self, WaitRange};
+use super::{Section, boolean, bytes, duration, duration_text, number, path, positive_duration, size_text, text, url};
+use crate::{
+    export::{
+        self, WaitRange,
+        auth::{self, SigningKey},
+    },
+    sync,
+};
 
-pub fn read_poll(mut section: Section) -> Option<export::PollConfig> {
+/// Whether the file of the private key is read, or may be on another machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum KeyFile {
+    MustExist,
+    MayBeElsewhere,
+}
+
+pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
+    let url = section.required("url", url);
+    let allow_http = section.or("allow_http", "false", boolean);
+    if let (Some(url), Some(allow_http)) = (&url, allow_http)
+        && let Err(reason) = export::check_base(url, allow_http)
+    {
+        section.mistake("url", &reason);
+    }
+    let auth = read_auth(&mut section, key_file, allow_http);
+    let token_origins = section.list("token_origins", super::url);
+    let poll = read_poll(section.section("poll"));
+    let http = read_http(section.section("http"));
+    section.end();
+    let (auth, url, (http, limits)) = (auth?, url?, http?);
+    Some(export::Config {
+        allow_http: allow_http?,
+        auth,
+        token_origins: token_origins?,
+        poll: poll?,
+        http,
+        limits,
+        ..export::Config::new(url)
+    })
+}
+
+/// `None` for a mistake, `Some(None)` for a server without authorization.
+#[expect(clippy::option_option, reason = "a mistake and an open server are two things")]
+fn read_auth(section: &mut Section, key_file: KeyFile, allow_http: Option<bool>) -> Option<Option<auth::AuthConfig>> {
+    let client_id = section.optional("client_id", text);
+    let key_path = section.optional("private_key_file", path);
+    let key_id = section.optional("key_id", text);
+    let token_url = section.optional("token_url", url);
+    if let (Some(token_url), Some(allow_http)) = (&token_url, allow_http)
+        && let Err(reason) = export::check_url(token_url, None, allow_http)
+    {
+        section.mistake("token_url", &reason);
+    }
+    let scopes = section.list("scopes", text);
+    let (client_id, key_path) = match (client_id, key_path) {
+        (Some(client_id), Some(key_path)) => (client_id, key_path),
+        (Some(_), None) => {
+            section.mistake("private_key_file", "is missing; client_id needs the file of its private key");
+            return None;
+        }
+        (None, Some(_)) => {
+            section.mistake("client_id", "is missing; private_key_file needs it");
+            return None;
+        }
+        (None, None) => return Some(None),
+    };
+    if key_file == KeyFile::MayBeElsewhere && !key_path.exists() {
+        section.remark("private_key_file", "does not exist here; it is read when a sync starts");
+        return Some(None);
+    }
+    match SigningKey::read(&key_path) {
+        Ok(mut key) => {
+            key.kid = key_id.or(key.kid);
+            Some(Some(auth::AuthConfig { client_id, key, token_url, scopes: scopes? }))
+        }
+        Err(error) => {
+            section.mistake("private_key_file", &sync::chain(&error));
+            None
+        }
+    }
+}
+
+fn read_poll(mut section: Section) -> Option<export::PollConfig> {
     let default = export::PollConfig::default();
     let interval = read_waits(&mut section, ["min_interval", "max_interval"], default.interval);
-    let deadline = section.or("deadline", &duration_text(default.deadline), duration);
+    let deadline = section.or("deadline", &duration_text(default.deadline), positive_duration);
     let kick_off_deadline = section.or("kick_off_deadline", &duration_text(default.kick_off_deadline), duration);
     section.end();
     Some(export::PollConfig { interval: interval?, deadline: deadline?, kick_off_deadline: kick_off_deadline? })
 }
 
-/// What the section says of waiting, and of how much is accepted.
-pub fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits)> {
+/// The waits of a request, and how much of a response is accepted.
+fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits)> {
     let default = export::HttpConfig::default();
-    let connect_timeout = section.or("connect_timeout", &duration_text(default.connect_timeout), duration);
-    let idle_timeout = section.or("idle_timeout", &duration_text(default.idle_timeout), duration);
+    let connect_timeout = section.or("connect_timeout", &duration_text(default.connect_timeout), positive_duration);
+    let idle_timeout = section.or("idle_timeout", &duration_text(default.idle_timeout), positive_duration);
     let retry_attempts = section.or("retry_attempts", &default.retry_attempts.to_string(), number);
     let retry_wait = read_waits(&mut section, ["retry_min_wait", "retry_max_wait"], default.retry_wait);
     section.renamed(&[("max_file_bytes", "max_file_size")]);
@@ -33,7 +112,7 @@ pub fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Li
 }
 
 fn read_waits(section: &mut Section, [min_key, max_key]: [&str; 2], default: WaitRange) -> Option<WaitRange> {
-    let min = section.or(min_key, &duration_text(default.min()), duration);
+    let min = section.or(min_key, &duration_text(default.min()), positive_duration);
     let max = section.or(max_key, &duration_text(default.max()), duration);
     let range = WaitRange::new(min?, max?);
     if range.is_none() {

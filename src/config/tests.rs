@@ -1,9 +1,10 @@
-//! What a configuration means, and what is said about a wrong one.
+//! What a configuration means, and which mistakes are reported of a wrong one.
 
 use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
+    export::Level,
     fhir::ResourceType,
     table::{DatePart, DatePartition, MaintenanceStep},
 };
@@ -15,14 +16,8 @@ const SMALLEST: &str = r#"
     url = "https://ehr.example.org/fhir"
     [tables]
     root = "/srv/lake"
-    [state]
-    file = "/var/lib/fhir-sync/state.json"
-    [health]
-    listen = "127.0.0.1:9187"
-    max_age = "2h"
     [[export]]
     name = "all"
-    level = "system"
     types = ["Patient", "Condition", "Observation", "Encounter"]
     incremental = "0 15 * * * *"
     full_refresh = "0 0 3 * * Sun"
@@ -52,7 +47,7 @@ fn settings(text: &str) -> HashMap<String, String> {
 }
 
 #[test]
-fn the_reference_names_every_key_with_its_default() {
+fn the_reference_file_names_every_key_with_its_default() {
     // What is set for a type is asked for only where a type is named.
     let of_a_type = ["[tables.Observation]", "partition_by", "partition_date"];
     let named = |text: String, line: &str| text.replace(&format!("# {line}"), line);
@@ -70,7 +65,7 @@ fn the_reference_names_every_key_with_its_default() {
 }
 
 #[test]
-fn the_smallest_useful_file_means_the_same_as_the_reference() {
+fn the_smallest_useful_file_means_the_same_as_the_reference_file() {
     let [smallest, reference] = [SMALLEST, REFERENCE].map(|text| format!("{:?}", parse(text, &[]).0.unwrap()));
     assert_eq!(smallest, reference);
 }
@@ -107,19 +102,19 @@ fn all_mistakes_are_reported_at_once_with_their_keys() {
         "#,
     );
     let expected = [
-        "server.url: \"ehr.example.org\" is no URL",
+        "server.url: \"ehr.example.org\" is not a URL",
         "server.allow_http: \"perhaps\" is neither",
         "server.private_key_file: is missing",
-        "server.poll.max_interval: \"300\" is no duration",
+        "server.poll.max_interval: \"300\" is not a duration",
         "tables.root: must be a single value",
         "health.listen: \"here\"",
         "health.max_agee: is not a key",
-        "export[0].name: \"a/b\" is no name",
+        "export[0].name: \"a/b\" is not a name",
         "export[0].types: \"patient\": \"patient\" is not a FHIR resource type; did you mean \"Patient\"?",
-        "export[0].incremental: \"every hour\" has 2 fields",
+        "export[0].incremental: \"every hour\" has 2 fields;",
         "export[0].group: is missing",
         "export[1].types: must name at least one",
-        "export[2].name: is the name of another export",
+        "export[2].name: is also the name of another export",
         "export[2].group: is set, but level is not",
         "colour: is not a key",
     ];
@@ -140,7 +135,7 @@ fn the_environment_wins_over_the_file_for_every_kind_of_value() {
             ("FHIR_SYNC__SERVER__TOKEN_ORIGINS", "https://a.example.org, https://b.example.org"),
             ("FHIR_SYNC__SYNC__PARALLEL_DOWNLOADS", "9"),
             ("FHIR_SYNC__SYNC__MAX_LINE_SIZE", "1MiB"),
-            ("FHIR_SYNC_LOG", "is none of ours"),
+            ("FHIR_SYNC_LOG", "is not a setting"),
         ],
     );
     let config = config.0.unwrap();
@@ -164,7 +159,7 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
     let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().0;
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.log_retention: is shorter")), "{found:?}");
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is none of compact")));
-    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 fields")));
+    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 field;")));
     assert_eq!(found.len(), 3);
 }
 
@@ -219,7 +214,7 @@ fn partitions_are_by_a_date_that_the_type_has() {
     for (settings, expected) in [
         (
             "Observation]\npartition_by = \"year\"\npartition_date = \"birthDate\"",
-            "tables.Observation.partition_date: \"birthDate\" is no date of Observation; it has effective, issued",
+            "tables.Observation.partition_date: \"birthDate\" is not a date of Observation; it has effective, issued",
         ),
         ("Observation]\npartition_by = \"year\"", "tables.Observation.partition_date: is missing"),
         ("Observation]\npartition_date = \"effective\"", "tables.Observation.partition_by: must be [\"year\"]"),
@@ -229,13 +224,13 @@ fn partitions_are_by_a_date_that_the_type_has() {
         ),
         (
             "Observation]\npartition_by = [\"week\"]\npartition_date = \"effective\"",
-            "tables.Observation.partition_by: \"week\" is none of year, month, day",
+            "tables.Observation.partition_by: \"week\" is not one of year, month, day",
         ),
         (
             "Binary]\npartition_by = \"year\"\npartition_date = \"date\"",
             "tables.Binary.partition_date: \"date\": Binary has no",
         ),
-        ("Observatoin]\npartition_by = \"year\"", "tables.Observatoin: is no key, and \"Observatoin\" is not"),
+        ("Observatoin]\npartition_by = \"year\"", "tables.Observatoin: is not a key, and \"Observatoin\" is not"),
         (
             "Observation]\npartition_by = \"year\"\npartition_date = \"issued\"\nbucket = 3",
             "tables.Observation.bucket: is not a key",
@@ -264,7 +259,7 @@ fn partitions_can_come_from_the_environment() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_is_said_with_its_place() {
+fn a_toml_error_is_reported_with_its_line() {
     assert!(mistakes("[server\nurl").concat().contains("line 1"), "{:?}", mistakes("[server\nurl"));
 }
 
@@ -295,14 +290,118 @@ fn the_drop_in_flags_mean_what_a_file_would() {
 }
 
 #[test]
-fn a_check_needs_no_key_and_a_start_does() {
+fn a_check_does_not_need_the_private_key_but_a_start_does() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fhir-sync.toml");
     let key = "client_id = \"me\"\nprivate_key_file = \"/run/credentials/key\"\n[tables]";
     std::fs::write(&path, SMALLEST.replace("[tables]", key)).unwrap();
     let (_, remarks) = check(&path).unwrap();
-    assert_eq!(remarks, ["server.private_key_file: is not here now; it is read when a sync starts"]);
+    assert_eq!(remarks, ["server.private_key_file: does not exist here; it is read when a sync starts"]);
     let found = load(&path).unwrap_err().0;
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("server.private_key_file: cannot read the signing key"), "{found:?}");
+}
+
+#[test]
+fn what_a_start_would_refuse_is_a_mistake_of_the_file() {
+    for (setting, expected) in [
+        ("server.url = \"http://ehr.example.org/fhir\"", "server.url: http://ehr.example.org/fhir "),
+        ("server.url = \"https://user:secret@ehr.example.org/fhir\"", "server.url: must not hold a user or password"),
+        ("server.url = \"https://ehr.example.org/fhir?a=b\"", "server.url: must be a FHIR base, without ? and #"),
+        ("server.token_url = \"http://ehr.example.org/token\"", "server.token_url: http://ehr.example.org/token "),
+        ("export.group = \"..\"", "export[0].group: \"..\" is not the id of a Group"),
+        ("export.incremental = \"0 0 31 2 *\"", "export[0].incremental: \"0 0 0 31 2 *\" never fires"),
+        ("health.max_age = \"0s\"", "health.max_age: \"0s\" is too short"),
+        ("health.listen = \"localhost:9187\"", "health.listen: \"localhost:9187\" is not an IP address with a port"),
+        ("server.poll.min_interval = \"0s\"", "server.poll.min_interval: \"0s\" is too short"),
+        ("server.http.idle_timeout = \"0s\"", "server.http.idle_timeout: \"0s\" is too short"),
+        ("maintenance.time_limit = \"0s\"", "maintenance.time_limit: \"0s\" is too short"),
+        ("log.filter = \"inof\"", "log.filter: \"inof\" is not a level"),
+        ("log.filter = \"loud===\"", "log.filter: \"loud===\""),
+    ] {
+        let (key, value) = setting.split_once(" = ").unwrap();
+        let found = parse_with(key, value).0.unwrap_err().0;
+        assert_eq!(found.len(), 1, "{setting}: {}", found.join("\n"));
+        assert!(found[0].starts_with(expected), "{setting}: {}", found[0]);
+        assert!(!found[0].contains("secret"), "{}", found[0]);
+    }
+}
+
+/// The smallest file with one more setting.
+fn parse_with(key: &str, value: &str) -> (Result<Config, Mistakes>, Findings) {
+    let mut file: toml::Table = SMALLEST.parse().unwrap();
+    let value: toml::Table = format!("value = {value}").parse().unwrap();
+    let mut section = &mut file;
+    let mut keys: Vec<_> = key.split('.').collect();
+    let last = keys.pop().unwrap();
+    for key in keys {
+        section = match section.entry(key).or_insert_with(|| toml::Table::new().into()) {
+            toml::Value::Table(table) => table,
+            toml::Value::Array(tables) => tables[0].as_table_mut().unwrap(),
+            other => panic!("{key} is {other}"),
+        };
+    }
+    section.insert(last.to_owned(), value["value"].clone());
+    if last == "group" {
+        section.insert("level".to_owned(), "group".into());
+    }
+    parse(&file.to_string(), &[])
+}
+
+#[test]
+fn a_size_has_a_binary_or_a_decimal_unit() {
+    let size = |text: &str| {
+        parse_with("sync.max_line_size", &format!("\"{text}\"")).0.map(|config| config.sync.max_line_bytes)
+    };
+    for (text, bytes) in [
+        ("64MiB", 64 << 20),
+        ("64 MiB", 64 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2TiB", 2 << 40),
+        ("10kB", 10_000),
+        ("2.5MB", 2_500_000),
+        ("1GB", 1_000_000_000),
+        ("512", 512),
+    ] {
+        assert_eq!(size(text).unwrap(), bytes, "{text}");
+    }
+    for text in ["0", "0MiB", "-1MiB", "MiB", "64Mib/s", "1e3", "lots"] {
+        assert!(size(text).unwrap_err().0[0].starts_with("sync.max_line_size: "), "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("fhir-sync.toml");
+    assert_eq!(load(&missing).unwrap_err().0, [format!("{} does not exist", missing.display())]);
+    assert_eq!(load(folder.path()).unwrap_err().0, [format!("{} is a directory", folder.path().display())]);
+    std::fs::write(&missing, "[server\nurl").unwrap();
+    let found = load(&missing).unwrap_err().0.concat();
+    assert!(found.starts_with(&format!("{}: ", missing.display())) && found.contains("line 1"), "{found}");
+}
+
+#[test]
+fn mistakes_of_the_drop_in_flags_name_the_flags() {
+    let flags = Flags {
+        fhir_endpoint: "ehr.example.org".to_owned(),
+        delta_path: "ftp://lake".to_owned(),
+        state_file: "state.json".into(),
+        resource_types: vec!["patient".to_owned()],
+        group_id: Some("..".to_owned()),
+        auth: None,
+    };
+    let found = flags.over(Map::new()).unwrap_err().0;
+    let named: Vec<_> = found.iter().map(|mistake| mistake.split(':').next().unwrap()).collect();
+    assert_eq!(named, ["--fhir-endpoint", "--delta-path", "--resource-types", "--group-id"], "{found:?}");
+}
+
+#[test]
+fn a_check_remarks_that_the_daemon_would_have_nothing_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fhir-sync.toml");
+    let unscheduled = SMALLEST.lines().filter(|line| !line.contains("incremental") && !line.contains("full_refresh"));
+    std::fs::write(&path, unscheduled.collect::<Vec<_>>().join("\n")).unwrap();
+    let (_, remarks) = check(&path).unwrap();
+    assert_eq!(remarks, ["export: none has a schedule, so `fhir-sync run` will refuse to start"]);
 }

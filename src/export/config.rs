@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::auth;
+use super::{auth, redirect::check_url};
 
 /// How to speak to one FHIR server.
 #[derive(Clone, Debug)]
@@ -77,6 +77,17 @@ impl Config {
             limits: Limits::default(),
         }
     }
+}
+
+/// Can this be the FHIR base, and may patient data and tokens travel to it (rule 1)? The reason if not.
+pub fn check_base(url: &Url, allow_http: bool) -> Result<(), String> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user or password".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must be a FHIR base, without ? and #".to_owned());
+    }
+    check_url(url, None, allow_http)
 }
 
 impl Default for PollConfig {

@@ -19,7 +19,7 @@ use url::{Origin, Url};
 use crate::fhir::{TransactionTime, parse_instant};
 use failure::Failure;
 use http::{Http, OnRedirect, RequestSpec, TokenUse};
-use redirect::{Redirects, check_url};
+use redirect::Redirects;
 use retry::{Backoff, Retries, is_transient, retry_after};
 
 pub mod auth;
@@ -38,11 +38,12 @@ mod retry;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange};
+pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Cause, Error, Issues};
 pub use manifest::{File, Manifest};
 pub use poll::PollProgress;
+pub use redirect::check_url;
 pub use request::{ExportRequest, Level};
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
@@ -79,18 +80,11 @@ const KICK_OFF: &[(&str, &str)] = &[
 
 impl Client {
     /// # Errors
-    /// [`Error::Config`] when the FHIR base is no plain base URL; [`Error::UnusableUrl`] when it would go in clear.
+    /// [`Error::UnusableUrl`] when the FHIR base is not a plain base URL, or would be sent unencrypted.
     pub fn new(mut config: Config) -> Result<Self, Error> {
-        let refused = |reason: &str| Error::Config { setting: "server.url", reason: reason.to_owned() };
-        let server = &mut config.server;
-        if !server.username().is_empty() || server.password().is_some() {
-            return Err(refused("must not hold a user or password"));
-        }
-        if server.query().is_some() || server.fragment().is_some() {
-            return Err(refused("must be a FHIR base, without ? and #"));
-        }
-        check_url(server, None, config.allow_http)
+        check_base(&config.server, config.allow_http)
             .map_err(|reason| Error::UnusableUrl { context: "server.url".to_owned(), reason })?;
+        let server = &mut config.server;
         if !server.path().ends_with('/') {
             server.set_path(&format!("{}/", server.path()));
         }

@@ -1,0 +1,78 @@
+//! `[[export]]`: what is synced, and when.
+
+use std::str::FromStr as _;
+
+use super::{
+    Scheduled,
+    section::Section,
+    values::{boolean, name, one_of, parsed, text},
+};
+use crate::{export::Level, schedule::Pattern, sync};
+
+pub fn read(root: &mut Section) -> Option<Vec<Scheduled>> {
+    let sections = root.sections("export");
+    if sections.is_empty() {
+        root.mistake("export", "is missing; name what to sync in [[export]]");
+        return None;
+    }
+    let mut exports: Vec<Option<Scheduled>> = Vec::new();
+    for mut section in sections {
+        let name = section.required("name", name);
+        if let Some(name) = &name
+            && exports.iter().flatten().any(|other| other.export.name == *name)
+        {
+            section.mistake("name", "is also the name of another export; it names the watermarks");
+        }
+        exports.push(read_export(section, name));
+    }
+    let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;
+    keep_shared_types(&mut exports);
+    Some(exports)
+}
+
+/// A row that is missing in one export may be in another: a type of several exports is not reconciled.
+fn keep_shared_types(exports: &mut [Scheduled]) {
+    let all: Vec<_> = exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
+    for scheduled in exports {
+        scheduled.export.reconciled.retain(|of| all.iter().filter(|other| *other == of).count() == 1);
+    }
+}
+
+fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> {
+    let level = section.or("level", "system", one_of(&["system", "patient", "group"]));
+    let group = section.optional("group", text);
+    let types = section.list("types", parsed);
+    if types.as_ref().is_some_and(Vec::is_empty) {
+        section.mistake("types", "must name at least one resource type; without any, the server would choose");
+    }
+    let reconcile = section.optional("reconcile", boolean);
+    let incremental = section.whole_list("incremental", Pattern::from_str);
+    let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
+    let level = match (level.as_deref(), group) {
+        // In a URL, these would name another resource.
+        (Some("group"), Some(group)) if matches!(group.as_str(), "." | "..") => {
+            section.mistake("group", &format!("{group:?} is not the id of a Group"));
+            None
+        }
+        (Some("group"), Some(group)) => Some(Level::Group(group)),
+        (Some("group"), None) => {
+            section.mistake("group", "is missing; level = \"group\" needs the id of a Group");
+            None
+        }
+        (Some(_), Some(_)) => {
+            section.mistake("group", "is set, but level is not \"group\"");
+            None
+        }
+        (Some("patient"), None) => Some(Level::Patient),
+        (Some(_), None) => Some(Level::System),
+        (None, _) => None,
+    };
+    section.end();
+    let (name, level, mut types) = (name?, level?, types?);
+    types.sort_unstable();
+    types.dedup();
+    // A person who leaves a group still exists: below the system level the operator has to allow removals (rule 112).
+    let reconcile = reconcile.unwrap_or(level == Level::System);
+    let reconciled = types.iter().copied().filter(|_| reconcile).collect();
+    Some(Scheduled { export: sync::Export { name, level, types, reconciled }, incremental, full_refresh })
+}

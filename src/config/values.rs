@@ -1,0 +1,111 @@
+//! Values: each function reads the text of one setting, or says in a phrase why it cannot.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use bytesize::ByteSize;
+use url::Url;
+
+use crate::table::{Location, OBJECT_STORES};
+
+pub fn text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// A name that occurs in logs, in tables and in the names of files.
+pub fn name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(plain) && !text.starts_with('.') {
+        return Ok(text.to_owned());
+    }
+    Err(format!("{text:?} is not a name: use up to 64 letters, digits, - _ and ."))
+}
+
+pub fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error| format!("{text:?}: {error}"))
+}
+
+pub fn one_of(words: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
+    move |text| {
+        let known = words.contains(&text);
+        known.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not one of {}", words.join(", ")))
+    }
+}
+
+pub fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
+}
+
+pub fn number<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+    number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| format!("{text:?} is not a number from 1 to 1000"))
+}
+
+pub fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+pub fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    percent.ok_or_else(|| format!("{text:?} is not a number from 0 to 100"))
+}
+
+pub fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration such as \"90s\", \"5m\" or \"2h\""))
+}
+
+/// Longer than nothing.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("{text:?} is too short; it must be longer than 0s")),
+        duration => Ok(duration),
+    }
+}
+
+/// A number of bytes above 0: "64MiB", "1.5GB".
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let size = text.parse().ok().map(|size: ByteSize| size.as_u64()).filter(|bytes| *bytes > 0);
+    size.ok_or_else(|| format!("{text:?} is not a size such as \"64MiB\" or \"2GB\""))
+}
+
+/// A duration as [`duration`] reads it.
+pub fn duration_text(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+/// A size as [`bytes`] reads it, in the largest unit that it is a multiple of.
+pub fn size_text(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(size, _)| bytes.is_multiple_of(*size));
+    unit.map_or(bytes.to_string(), |(size, name)| format!("{}{name}", bytes / size))
+}
+
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not an IP address with a port, such as 127.0.0.1:9187"))
+}
+
+pub fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("is empty".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+pub fn url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
+    if matches!(url.scheme(), "http" | "https") {
+        Ok(url)
+    } else {
+        Err(format!("{text:?} is not an http or https URL"))
+    }
+}
+
+/// A folder, `file://…`, or a URL of an object store that this binary was built for.
+pub fn location(text: &str) -> Result<Location, String> {
+    let Some((scheme, _)) = text.split_once("://") else { return path(text).map(Location::Folder) };
+    let url: Url = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
+    if scheme == "file" {
+        return url.to_file_path().map(Location::Folder).map_err(|()| format!("{text:?} does not name a folder"));
+    }
+    if OBJECT_STORES.contains(&scheme) {
+        return Ok(Location::ObjectStore(url));
+    }
+    let built_for = if OBJECT_STORES.is_empty() { "none".to_owned() } else { OBJECT_STORES.join(", ") };
+    Err(format!("{text:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
+}
