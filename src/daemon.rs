@@ -1,17 +1,17 @@
-//! The daemon: one loop that owns every task, the wish to stop, and the sync or the maintenance that runs.
+//! The daemon: one loop that owns every task, the stop signal, and the sync or the maintenance that runs.
 //!
 //! | task | its error means | a stop means |
 //! |---|---|---|
-//! | a sync | logged, counted, the next tick tries again | it ends at the next safe point; a commit is finished |
-//! | maintenance | logged, the next tick tries again | it ends after the files that it is at |
-//! | the scheduler | the start fails | dropped |
+//! | a sync | logged and counted; the next tick tries again | it ends at the next safe point; a commit is finished |
+//! | maintenance | logged; the next tick tries again | it ends after the files that it is working on |
+//! | the scheduler | the start fails | it is shut down |
 //! | the health listener | the start fails | it answers until the end |
 //!
-//! A first SIGTERM or SIGINT asks to stop and grants `daemon.grace_period`; a second one ends the process at once.
+//! The first SIGTERM or SIGINT stops the daemon within `daemon.grace_period`; a second one ends the process at once.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -33,7 +33,7 @@ use crate::{
 pub enum Error {
     #[error(transparent)]
     Sync(#[from] sync::Error),
-    #[error("{listen} cannot be listened on; another program may hold it, or set health.listen")]
+    #[error("health.listen: cannot listen on {listen}; another program may use the address")]
     Listen { listen: String, source: std::io::Error },
     #[error("the scheduler did not start")]
     Schedule(#[from] tokio_cron_scheduler::JobSchedulerError),
@@ -47,7 +47,7 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Gracefully,
-    /// The grace period was over, or a second signal came. Work may still be running on other threads.
+    /// The grace period was over, or a second signal arrived. Work may still be running on other threads.
     AtOnce,
 }
 
@@ -70,16 +70,16 @@ impl Signals {
     }
 }
 
-/// Runs until it is asked to stop.
+/// Runs until a signal stops it.
 pub async fn run(config: Config) -> Result<Ended, Error> {
-    if config.exports.iter().all(|export| export.incremental.is_empty() && export.full_refresh.is_empty()) {
+    if !config.has_schedule() {
         return Err(Error::NoSchedule);
     }
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (sender, progress) = ProgressSender::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
-    let (views, seen) = watch::channel(View { ready: false, beat: Instant::now(), exports: Vec::new() });
+    let (views, seen) = watch::channel(View { ready: false, heartbeat: Instant::now(), exports: Vec::new() });
     let server = serve::Server::start(&config.health, seen)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
@@ -87,13 +87,18 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let mut daemon = Daemon::new(syncer, config.exports, config.maintenance, views, progress);
     daemon.catch_up(&ticks);
     daemon.publish(true);
-    tracing::info!(health = %server.address, exports = exports.len(), "ready");
-    notify(&[NotifyState::Ready]);
-    let ended = daemon.turn(&ticks, &mut signals, config.grace_period).await;
-    if let Err(error) = scheduler.shutdown().await {
-        tracing::warn!(%error, "the scheduler did not end well");
+    tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd could not be notified; it will end this process after its start timeout");
     }
-    tracing::info!(?ended, "stopped");
+    let ended = daemon.run_loop(&ticks, &mut signals, config.grace_period).await;
+    if let Err(error) = scheduler.shutdown().await {
+        tracing::warn!(%error, "the scheduler did not shut down cleanly");
+    }
+    match ended {
+        Ended::Gracefully => tracing::info!("stopped"),
+        Ended::AtOnce => tracing::warn!("stopped at once; the next start continues"),
+    }
     Ok(ended)
 }
 
@@ -104,12 +109,13 @@ struct Daemon {
     views: watch::Sender<View>,
     progress: watch::Receiver<Progress>,
     stop: CancellationToken,
-    /// One at the most: nothing else touches the tables while it runs.
+    /// At most one task: nothing else writes to the tables while it runs.
     running: JoinSet<Done>,
+    /// Why it runs.
     running_tick: Option<Tick>,
 }
 
-/// What has run.
+/// A task that ended.
 enum Done {
     Sync(Report),
     Maintenance(TablesMaintained),
@@ -154,22 +160,22 @@ impl Daemon {
         }
     }
 
-    /// What the schedule asked for while nobody listened is done once, now.
+    /// What the schedule asked for while the daemon was down is done once, now.
     fn catch_up(&self, ticks: &Ticks) {
         let state = self.syncer.state();
         for scheduled in &self.exports {
             let name = &scheduled.export.name;
             let known = state.exports.get(name).cloned().unwrap_or_default();
             if let Some(mode) = overdue(scheduled, &known, now()) {
-                tracing::info!(export = name, %mode, "overdue, starting at once");
+                tracing::info!(export = name, %mode, "overdue; starting at once");
                 ticks.tick(&Tick::Sync { export: name.clone(), mode });
             }
         }
     }
 
-    async fn turn(&mut self, ticks: &Ticks, signals: &mut Signals, grace_period: Duration) -> Ended {
-        let mut beat = interval(Duration::from_secs(1));
-        let mut give_up_at = None;
+    async fn run_loop(&mut self, ticks: &Ticks, signals: &mut Signals, grace_period: Duration) -> Ended {
+        let mut heartbeat = interval(Duration::from_secs(1));
+        let mut give_up_at: Option<Instant> = None;
         loop {
             let idle = self.running.is_empty();
             if idle && self.stop.is_cancelled() {
@@ -180,22 +186,31 @@ impl Daemon {
                 Some(ended) = self.running.join_next() => self.end(ended),
                 name = signals.next() => {
                     if give_up_at.is_some() {
-                        tracing::warn!(signal = name, "a second signal: ending at once");
+                        tracing::warn!(signal = name, "second signal: ending at once");
                         return Ended::AtOnce;
                     }
-                    tracing::info!(signal = name, ?grace_period, "stopping");
+                    let grace_period_text = humantime::format_duration(grace_period);
+                    tracing::info!(signal = name, grace_period = %grace_period_text, "stopping");
                     notify(&[NotifyState::Stopping]);
                     give_up_at = Some(Instant::now() + grace_period);
                     self.stop.cancel();
                     self.publish(false);
                 }
-                () = sleep_until(give_up_at.unwrap_or_else(Instant::now)), if give_up_at.is_some() => {
-                    tracing::warn!(?grace_period, "did not come to an end in time: ending at once; nothing is lost");
+                () = until(give_up_at) => {
+                    let grace_period = humantime::format_duration(grace_period);
+                    tracing::warn!(%grace_period, "daemon.grace_period is over: ending at once; nothing is lost");
                     return Ended::AtOnce;
                 }
-                _ = beat.tick() => self.publish(!self.stop.is_cancelled()),
+                _ = heartbeat.tick() => self.publish(!self.stop.is_cancelled()),
             }
         }
+    }
+
+    /// When the schedule next starts a sync, of whatever export, for the log.
+    fn next_run(&self) -> Option<String> {
+        let now = now();
+        let next = self.exports.iter().filter_map(|scheduled| next_run_at(scheduled, now)).min()?;
+        Some(next.to_rfc3339_opts(SecondsFormat::Secs, true))
     }
 
     fn begin(&mut self, tick: Tick) {
@@ -225,22 +240,20 @@ impl Daemon {
     }
 
     fn end(&mut self, ended: Result<Done, JoinError>) {
-        match (self.running_tick.take(), ended) {
-            (_, Ok(Done::Maintenance(tables))) => {
+        let tick = self.running_tick.take();
+        match ended {
+            Ok(Done::Sync(report)) => self.end_sync(&report.export, report.outcome, report.ended_at),
+            Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
             }
-            (Some(Tick::Sync { export, .. }), Ok(Done::Sync(report))) => {
-                self.end_sync(&export, report.outcome, report.ended_at);
-            }
-            (tick, Err(error)) => {
-                let tick = tick.unwrap_or(Tick::Maintain);
-                tracing::error!(%tick, %error, "a run broke off; this is a defect of fhir-sync, the next tick tries again");
-                if let Tick::Sync { export, .. } = tick {
+            Err(error) => {
+                let run = tick.as_ref().map(tracing::field::display);
+                tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
+                if let Some(Tick::Sync { export, .. }) = tick {
                     self.end_sync(&export, Outcome::Failed, now());
                 }
             }
-            (Some(Tick::Maintain) | None, Ok(Done::Sync(_))) => {}
         }
         self.publish(!self.stop.is_cancelled());
     }
@@ -262,26 +275,39 @@ impl Daemon {
         });
     }
 
-    /// Shows that the loop comes round, and what is going on.
+    /// Publishes that the loop is alive, and what it is doing.
     fn publish(&self, ready: bool) {
         let step = self.progress.borrow().step.clone();
         let now = now();
         self.views.send_modify(|view| {
             view.ready = ready;
-            view.beat = Instant::now();
+            view.heartbeat = Instant::now();
             for (export, scheduled) in view.exports.iter_mut().zip(&self.exports) {
                 let runs = matches!(&self.running_tick, Some(Tick::Sync { export: name, .. }) if *name == export.name);
                 export.step = if runs { step.clone() } else { sync::Step::Idle };
-                let patterns = scheduled.incremental.iter().chain(&scheduled.full_refresh).cloned();
-                export.next_run_at = next_after(&patterns.collect::<Vec<_>>(), now);
+                export.next_run_at = next_run_at(scheduled, now);
             }
         });
         let status = match &self.running_tick {
             Some(Tick::Sync { export, .. }) => format!("{export}: {step}"),
             Some(Tick::Maintain) => step.to_string(),
-            None => "waiting for the next tick".to_owned(),
+            None => "waiting for the next run".to_owned(),
         };
         notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+    }
+}
+
+/// The first scheduled sync after `now`.
+fn next_run_at(scheduled: &Scheduled, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let incremental = next_after(&scheduled.incremental, now);
+    [incremental, next_after(&scheduled.full_refresh, now)].into_iter().flatten().min()
+}
+
+/// Never, without an instant.
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -296,7 +322,7 @@ fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Op
     (missed || known.job.is_some()).then_some(Mode::Incremental)
 }
 
-/// The monotonic instant that belongs to a wall-clock time of before this process.
+/// The monotonic instant of a wall-clock time that may be before this process.
 fn anchored(at: DateTime<Utc>, now: DateTime<Utc>, anchor: Instant) -> Instant {
     let age = (now - at).to_std().unwrap_or_default();
     anchor.checked_sub(age).unwrap_or(anchor)
@@ -315,14 +341,14 @@ fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec
     syncs.chain([(Tick::Maintain, maintenance.schedule.iter().cloned().collect())]).collect()
 }
 
-/// Tells systemd, where it listens.
+/// Notifies systemd, where it listens. Repeated every second, so a failure is not worth more than a debug line.
 fn notify(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "systemd could not be notified");
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "schedules and health are matters of our own clock")]
+#[expect(clippy::disallowed_methods, reason = "schedules and health follow the local clock")]
 fn now() -> DateTime<Utc> {
     Utc::now()
 }

@@ -1,4 +1,4 @@
-//! Arguments, then whatever they ask for, then an exit code.
+//! The process: the arguments become a command, the command ends in an exit code.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use clap::Parser as _;
 use fhir_sync::cli::Cli;
 
 fn main() -> anyhow::Result<ExitCode> {
-    // ring is in the tree as well; with two providers rustls refuses to choose. Nobody can have been faster than main.
+    // ring is in the tree too, and with two providers rustls refuses to choose. Before this line nothing can have set one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

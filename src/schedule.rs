@@ -1,9 +1,9 @@
-//! The schedule: cron patterns become ticks. Always in UTC: a local clock would skip or repeat a run twice a year.
+//! The schedule: cron patterns become ticks. Always in UTC: in local time, a run would be skipped or repeated twice a year.
 //!
-//! A tick that nobody has taken yet is not queued a second time, so however many were missed, one run makes up for them.
+//! A tick that is still waiting is not queued a second time: however many were missed, one run makes up for them.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -19,7 +19,7 @@ use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use crate::sync::Mode;
 
-/// A cron pattern of six fields (seconds first) or five, checked when it was read.
+/// A cron pattern of six fields (seconds first) or five. It was checked when it was read: there is a date that matches.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     /// Always with seconds: tokio-cron-scheduler accepts nothing else.
@@ -35,25 +35,29 @@ impl FromStr for Pattern {
             5 => format!("0 {}", text.trim()),
             6 => text.trim().to_owned(),
             fields => {
+                let plural = if fields == 1 { "" } else { "s" };
                 return Err(format!(
-                    "{text:?} has {fields} fields; a cron pattern has five, or six with seconds first"
+                    "{text:?} has {fields} field{plural}; a cron pattern has five, or six with seconds first"
                 ));
             }
         };
         let parser = CronParser::builder().seconds(Seconds::Required).build();
-        let cron = parser.parse(&text).map_err(|error| format!("{text:?} is no cron pattern: {error}"))?;
+        let cron = parser.parse(&text).map_err(|error| format!("{text:?} is not a cron pattern: {error}"))?;
+        if cron.find_next_occurrence(&DateTime::UNIX_EPOCH, false).is_err() {
+            return Err(format!("{text:?} never fires: no date matches it"));
+        }
         Ok(Self { text, cron })
     }
 }
 
 impl Pattern {
-    /// The first time after `instant` that the pattern names.
+    /// The first time after `instant` that matches the pattern.
     pub fn next_after(&self, instant: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.cron.find_next_occurrence(&instant, false).ok()
     }
 }
 
-/// The first time after `instant` that any of the patterns names.
+/// The first time after `instant` that matches any of the patterns.
 pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTime<Utc>> {
     patterns.iter().filter_map(|pattern| pattern.next_after(instant)).min()
 }
@@ -61,8 +65,8 @@ pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTi
 /// It is time for something.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tick {
-    /// Goes first where a sync waits as well: rare and limited in time, it would else wait behind syncs that follow one
-    /// another without a pause.
+    /// Is taken before a waiting sync: it is rare and limited in time, and otherwise it could wait for ever behind syncs
+    /// that follow one another without a pause.
     Maintain,
     Sync {
         export: String,
@@ -82,21 +86,28 @@ impl fmt::Display for Tick {
 /// The ticks that wait to be taken.
 #[derive(Clone, Debug, Default)]
 pub struct Ticks {
-    waiting: Arc<Mutex<BTreeSet<Tick>>>,
+    /// With the number of later ticks that joined each.
+    waiting: Arc<Mutex<BTreeMap<Tick, u64>>>,
     news: Arc<Notify>,
 }
 
 impl Ticks {
-    /// Says that it is time; nothing where that was said already.
+    /// Queues a tick; it joins an equal one that is still waiting.
     pub fn tick(&self, tick: &Tick) {
-        if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(tick.clone()) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(joined) = waiting.get_mut(tick) else {
+            waiting.insert(tick.clone(), 0);
             self.news.notify_one();
-        } else {
-            tracing::info!(%tick, "the run before is not done; this tick joins the waiting one");
+            return;
+        };
+        *joined += 1;
+        // Once for each waiting tick: a schedule of seconds would fill the log.
+        if *joined == 1 {
+            tracing::info!(%tick, "the previous run is not done; this tick joins the waiting one");
         }
     }
 
-    /// Waits for the next tick. A full refresh does what an incremental run would, so it takes that tick along.
+    /// Waits for the next tick. A full refresh does what an incremental run would, so it replaces that tick.
     pub async fn next(&self) -> Tick {
         loop {
             if let Some(tick) = self.take() {
@@ -108,14 +119,17 @@ impl Ticks {
 
     fn take(&self) -> Option<Tick> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = waiting.pop_first()?;
+        let (first, joined) = waiting.pop_first()?;
+        if joined > 0 {
+            tracing::info!(tick = %first, joined, "one run makes up for all ticks that waited");
+        }
         let Tick::Sync { export, .. } = &first else { return Some(first) };
         let full = Tick::Sync { export: export.clone(), mode: Mode::FullRefresh };
-        Some(if waiting.remove(&full) { full } else { first })
+        Some(waiting.remove_entry(&full).map_or(first, |(full, _)| full))
     }
 }
 
-/// Starts the clock: each pattern sends its tick and does nothing else. Ends when it is dropped or shut down.
+/// Starts the clock: each pattern queues its tick and does nothing else. It ends when it is dropped or shut down.
 pub async fn start(schedules: &[(Tick, Vec<Pattern>)], ticks: &Ticks) -> Result<JobScheduler, JobSchedulerError> {
     let scheduler = JobScheduler::new().await?;
     for (tick, patterns) in schedules {
@@ -138,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_has_five_or_six_fields_and_counts_in_utc() {
+    fn a_pattern_has_five_or_six_fields_and_is_in_utc() {
         let at = |text| parse_instant(text).unwrap();
         for (pattern, expected) in [
             ("15 * * * *", "2026-11-20T10:15:00Z"),
@@ -152,8 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_said_when_it_is_read() {
-        for text in ["", "* * * *", "61 * * * * *", "0 0 3 * * Sonntag"] {
+    fn invalid_patterns_and_patterns_that_never_fire_are_rejected_when_they_are_read() {
+        for text in ["", "* * * *", "61 * * * * *", "0 0 3 * * Sonntag", "0 0 31 2 *"] {
             assert!(text.parse::<Pattern>().is_err(), "{text}");
         }
     }
@@ -169,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_refresh_takes_the_incremental_tick_along() {
+    async fn a_full_refresh_replaces_the_waiting_incremental_tick() {
         let ticks = Ticks::default();
         ticks.tick(&tick("all", Mode::Incremental));
         ticks.tick(&tick("other", Mode::Incremental));
@@ -180,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn maintenance_does_not_wait_behind_syncs_for_ever() {
+    async fn maintenance_is_taken_before_a_waiting_sync() {
         let ticks = Ticks::default();
         ticks.tick(&tick("all", Mode::Incremental));
         ticks.tick(&Tick::Maintain);

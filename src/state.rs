@@ -1,8 +1,8 @@
-//! The state file: how far each export has come, and the job in flight.
+//! The state file: the watermarks of each export, and the job in flight.
 //!
-//! It mirrors what the tables know and adds what they cannot: the job that the server works on, the number of the run,
-//! when the last complete sync ended. Written to a temporary file, fsync, rename, fsync of the folder; the generation
-//! before is kept; a checksum tells a torn file from a whole one. A lock file admits one process.
+//! It mirrors what the tables know and adds what they cannot know: the job that the server works on, the number of the
+//! run, when the last complete sync ended. A change is written to a temporary file, synced and renamed, and the folder is
+//! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
 use std::{
     collections::BTreeMap,
@@ -21,11 +21,14 @@ use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
-    #[error("another fhir-sync holds {place}; two of them on one state file would do the work twice")]
+    #[error("another fhir-sync holds the state file {place}; only one may use it")]
     Locked { place: String },
-    #[error("{place} is of format {found}, which a newer fhir-sync wrote; use that version, or move the file away")]
+    #[error("{place} has format {found}, which only a newer fhir-sync reads; use that version, or move the file away")]
     Newer { place: String, found: u64 },
-    #[error("{place} cannot be used; check the folder's owner, mode and free space")]
+    #[error(
+        "{place} cannot be used; check the folder's owner, mode and free space, or choose another file (`state.file`, \
+         `--state-file`)"
+    )]
     Io { place: String, source: std::io::Error },
     #[error("the state could not be written as JSON")]
     Json(#[from] serde_json::Error),
@@ -34,23 +37,23 @@ pub enum Error {
 /// All that is remembered between two runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// Counts the runs; names a run in logs and in the tables' histories.
+    /// The number of the last run; it identifies a run in logs and in the tables' histories.
     #[serde(default)]
     pub run: u64,
     #[serde(default)]
     pub exports: BTreeMap<String, ExportState>,
-    /// From a state file of the old one-field form: when the script before us last synced. It keeps `/health` honest
-    /// until our own first sync; no watermark follows from it, because its tables carry none.
+    /// From a state file of the script that fhir-sync replaces: when it last synced. `/health` uses it until our first
+    /// complete sync; no watermark follows from it, because the script's tables have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sync_before_migration: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExportState {
-    /// A mirror of the tables; where they disagree the table is right.
+    /// A mirror of the tables; where they differ, the table is right.
     #[serde(default)]
     pub watermarks: BTreeMap<ResourceType, TransactionTime>,
-    /// When the last sync that brought every type ended, by the local clock.
+    /// When the last complete sync ended, by the local clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_complete_at: Option<DateTime<Utc>>,
     /// The same for the last full refresh.
@@ -60,14 +63,14 @@ pub struct ExportState {
     pub job: Option<JobInFlight>,
 }
 
-/// An export job that the server was asked for and that is not settled yet.
+/// An export job that was kicked off and is not settled yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobInFlight {
     pub status_url: Url,
     /// The server's own time when it accepted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kicked_off_at: Option<TransactionTime>,
-    /// The local time, for the deadline of the job alone.
+    /// The local time of the kick-off, only for the deadline of the job.
     pub polling_since: DateTime<Utc>,
     pub types: Vec<ResourceType>,
     /// `_since` as it was sent; absent in a full load.
@@ -77,16 +80,16 @@ pub struct JobInFlight {
     pub full_refresh: bool,
 }
 
-/// What was on the disk.
+/// What the state file was when it was opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Nothing,
     Whole,
-    /// The old one-field form.
+    /// The one-field form of the script that fhir-sync replaces.
     Migrated,
-    /// The file was broken, the generation before it was not.
+    /// The file was broken; its previous generation was not.
     Previous,
-    /// Nothing readable; what was there is kept beside it, under the name given.
+    /// Neither was readable; a copy of the file is kept beside it.
     Broken {
         kept_as: PathBuf,
     },
@@ -101,7 +104,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the state file and locks it; makes the folder where there is none.
+    /// Opens the state file and locks it; creates the folder if it does not exist.
     pub fn open(path: &Path) -> Result<(Self, Found), Error> {
         let folder = folder(path);
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
@@ -122,7 +125,7 @@ impl Store {
         &self.state
     }
 
-    /// Changes the state and has it on the disk before it returns; on an error nothing is changed. Blocks.
+    /// Changes the state, which is on the disk when this returns; after an error nothing has changed. Blocks.
     pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
         let mut state = self.state.clone();
         change(&mut state);
@@ -131,13 +134,13 @@ impl Store {
         Ok(())
     }
 
-    /// The folder of the state file, where what belongs to it lies.
+    /// The folder of the state file, which also holds the lock and the quarantine.
     pub fn folder(&self) -> &Path {
         folder(&self.path)
     }
 }
 
-/// Reads a state file without locking it, for commands that only look.
+/// Reads a state file without locking it, for commands that change nothing.
 pub fn peek(path: &Path) -> Result<State, Error> {
     match read(path)? {
         Contents::Whole(state) | Contents::OldForm(state) => Ok(state),
@@ -208,14 +211,13 @@ fn write(path: &Path, state: &State) -> Result<(), Error> {
 }
 
 fn write_synced(path: &Path, text: &str) -> std::io::Result<()> {
-    // The status URL of a job may be all that is needed to read its files.
+    // On some servers the status URL of a job is all that is needed to read its files.
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
-/// A second name for the file as it is now. Only a whole file becomes the generation before: a broken one must not push
-/// out the last good one.
+/// Keeps the present file as the previous generation, if it is whole: a broken one must not replace the last good one.
 fn keep_previous(path: &Path) -> std::io::Result<()> {
     if !matches!(read(path), Ok(Contents::Whole(_) | Contents::OldForm(_))) {
         return Ok(());
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_back_also_after_a_restart() {
+    fn the_state_is_read_back_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/state.json");
         assert_eq!(opened(&path), (State::default(), Found::Nothing));
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_turned_away_until_the_first_is_gone() {
+    fn a_second_process_is_refused_until_the_first_has_ended() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         let first = Store::open(&path).unwrap();
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_gives_way_to_the_generation_before_it() {
+    fn a_broken_file_is_replaced_by_its_previous_generation() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         written(&path, &[1, 2]);
@@ -351,11 +353,11 @@ mod tests {
         assert_eq!(opened(&path), (sample(1), Found::Previous));
         written(&path, &[3]);
         fs::write(&path, "{").unwrap();
-        assert_eq!(opened(&path), (sample(1), Found::Previous), "the broken file did not push out the good one");
+        assert_eq!(opened(&path), (sample(1), Found::Previous), "the broken file did not replace the good one");
     }
 
     #[test]
-    fn two_broken_generations_are_kept_aside_and_said() {
+    fn two_broken_generations_are_reported_and_a_copy_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
         fs::write(&path, [0, 159, 146, 150]).unwrap();
@@ -382,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_made_is_named() {
+    fn a_folder_that_cannot_be_created_is_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("file"), "").unwrap();
         let error = Store::open(&folder.path().join("file/state.json")).unwrap_err();
@@ -392,7 +394,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn no_damage_is_ever_taken_for_a_state(position in 0usize..2000, damage in any::<u8>(), truncate in any::<bool>()) {
+        fn damage_never_yields_another_state(position in 0usize..2000, damage in any::<u8>(), truncate in any::<bool>()) {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("state.json");
             written(&path, &[1, 2]);

@@ -1,7 +1,7 @@
-//! Health: how recent the last complete sync is.
+//! Health: how long ago the last complete sync ended.
 //!
-//! Never "healthy" while data are older than the configured age. An age is the greater of what the wall clock and the
-//! monotonic clock say: the first can be set back, the second stands still while a machine is suspended.
+//! Never "healthy" while the data are older than the configured age. An age is the greater of the wall clock's and the
+//! monotonic clock's: the first can be set back, the second stops while a machine is suspended.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 
 use crate::sync::{Outcome, Step};
 
-/// What the daemon lets others see.
+/// What the daemon publishes about itself.
 #[derive(Clone, Debug)]
 pub struct View {
     pub ready: bool,
-    /// When the daemon's loop last came round.
-    pub beat: Instant,
+    /// When the daemon's loop last showed that it is alive.
+    pub heartbeat: Instant,
     pub exports: Vec<ExportView>,
 }
 
@@ -27,7 +27,7 @@ pub struct ExportView {
     pub last_outcome: Option<Outcome>,
     pub failures_in_a_row: u32,
     pub next_run_at: Option<DateTime<Utc>>,
-    /// What a sync that is running does just now.
+    /// The step of the sync that is running.
     pub step: Step,
 }
 
@@ -38,15 +38,15 @@ pub struct LastComplete {
     pub anchor: Instant,
 }
 
-/// How far the wall clock may be behind the last sync before it is not believed.
-const SKEW: TimeDelta = TimeDelta::seconds(60);
-/// The loop comes round every few seconds; this is not a busy moment any more.
-const BEAT_LIMIT: Duration = Duration::from_mins(1);
+/// How far the wall clock may be behind the last sync before it is not trusted.
+const MAX_SKEW: TimeDelta = TimeDelta::seconds(60);
+/// The daemon's loop publishes a heartbeat every second; after this long it hangs.
+const MAX_HEARTBEAT_AGE: Duration = Duration::from_mins(1);
 
 impl LastComplete {
-    /// `None` where the wall clock stands before the sync: then nobody knows.
+    /// `None` where the wall clock is before the sync: then the age is unknown.
     fn age(&self, now: DateTime<Utc>, instant: Instant) -> Option<Duration> {
-        if now + SKEW < self.at {
+        if now + MAX_SKEW < self.at {
             return None;
         }
         let wall = (now - self.at).to_std().unwrap_or_default();
@@ -55,10 +55,10 @@ impl LastComplete {
 }
 
 pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
-    instant.saturating_duration_since(view.beat) < BEAT_LIMIT
+    instant.saturating_duration_since(view.heartbeat) < MAX_HEARTBEAT_AGE
 }
 
-/// The answer to `/health`. The first two members are what the script before us answered, and what checkers look for.
+/// The body of `/health`. The first two members are those of the script that fhir-sync replaces; monitoring looks for them.
 #[derive(Serialize, Debug)]
 pub(super) struct Health {
     status: Status,
@@ -77,7 +77,7 @@ struct ExportHealth {
     last_outcome: Option<String>,
     failures_in_a_row: u32,
     next_run: Option<String>,
-    /// What a sync that is running does.
+    /// The step of the sync that is running.
     now: Option<String>,
 }
 
@@ -94,11 +94,11 @@ impl Health {
     }
 }
 
-/// As healthy as the export that is least so.
+/// As healthy as the least healthy export.
 pub(super) fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> Health {
     let ages = view.exports.iter().map(|export| export.last_complete.and_then(|last| last.age(now, instant)));
     let exports: Vec<_> = view.exports.iter().zip(ages).collect();
-    // The oldest, or nothing where one is missing: "never" is older than any.
+    // The oldest; none where one export was never complete, because "never" is older than any age.
     let ages: Option<Vec<_>> = exports.iter().map(|(export, age)| Some(((*age)?, export.last_complete?.at))).collect();
     let oldest = ages.and_then(|ages| ages.into_iter().max_by_key(|(age, _)| *age));
     Health {
@@ -153,7 +153,7 @@ mod tests {
             step: Step::Idle,
         };
         let exports = last_complete.iter().enumerate().map(export).collect();
-        View { ready: true, beat: Instant::now(), exports }
+        View { ready: true, heartbeat: Instant::now(), exports }
     }
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -214,9 +214,9 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_stands_still_is_not_alive() {
+    fn a_loop_that_hangs_is_not_alive() {
         let view = view(&[None]);
-        assert!(is_alive(&view, view.beat + Duration::from_secs(59)));
-        assert!(!is_alive(&view, view.beat + Duration::from_secs(61)));
+        assert!(is_alive(&view, view.heartbeat + Duration::from_secs(59)));
+        assert!(!is_alive(&view, view.heartbeat + Duration::from_secs(61)));
     }
 }

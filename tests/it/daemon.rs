@@ -90,7 +90,7 @@ async fn each_tick_starts_a_sync_and_never_two_at_once() {
     // The server answers 429 to a second kick-off before the DELETE of the first export.
     setup.server.scenario(|scenario| (scenario.max_jobs, scenario.hold) = (1, true));
     let daemon = Daemon::start(&setup, &[]).await;
-    daemon.process.logged("the run before is not done; this tick joins the waiting one").await;
+    daemon.process.logged("the previous run is not done; this tick joins the waiting one").await;
     assert_eq!(setup.server.jobs().len(), 1);
     setup.later(|world| {
         world.put(PATIENT, "p6", json!({}));
@@ -181,6 +181,6 @@ async fn a_health_address_in_use_stops_the_start_and_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let ended = setup.start("run", &[("FHIR_SYNC__HEALTH__LISTEN", &address)]).end().await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
-    assert!(ended.stderr.contains(&format!("{address} cannot be listened on")), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("cannot listen on {address}")), "{}", ended.stderr);
     assert!(setup.server.jobs().is_empty());
 }

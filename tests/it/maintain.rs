@@ -34,7 +34,7 @@ async fn the_maintain_command_reports_what_it_did_to_each_table_and_changes_no_r
     let ended = maintain(&setup, &["--dry-run"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert_eq!(row(&ended, "Patient")[1], "2");
-    assert!(ended.stdout.contains("a dry run: nothing was changed"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("dry run: nothing was changed"), "{}", ended.stdout);
     assert_eq!(setup.data_files(PATIENT).len(), 2);
     let ended = maintain(&setup, &[]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
@@ -124,7 +124,7 @@ async fn a_daemon_maintains_on_schedule_and_never_during_a_sync() {
     setup.schedule = "* * * * * *";
     setup.server.scenario(|scenario| scenario.hold = true);
     let daemon = setup.start("run", &[("FHIR_SYNC__MAINTENANCE__SCHEDULE", "* * * * * *")]);
-    daemon.logged("the run before is not done; this tick joins the waiting one").await;
+    daemon.logged("the previous run is not done; this tick joins the waiting one").await;
     setup.server.scenario(|scenario| scenario.hold = false);
     daemon.logged("table maintained").await;
     daemon.logged("maintenance ends").await;

@@ -170,7 +170,7 @@ async fn a_second_process_on_the_same_state_file_is_refused() {
     let first = waiting(&setup).await;
     let second = setup.process(&[]).await;
     assert_eq!(second.code, Some(11), "{}", second.output());
-    let sentence = format!("another fhir-sync holds {}", setup.state_file().display());
+    let sentence = format!("another fhir-sync holds the state file {}", setup.state_file().display());
     assert!(second.stderr.contains(&sentence), "{}", second.stderr);
     assert_eq!(setup.server.jobs().len(), 1);
     setup.server.scenario(|scenario| scenario.hold = false);

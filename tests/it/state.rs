@@ -79,7 +79,7 @@ async fn a_state_file_of_a_newer_format_stops_with_a_sentence_and_is_not_changed
     let before = setup.server.requests().len();
     let ended = setup.process(&[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
-    assert!(ended.stderr.contains("state.json is of format 9, which a newer fhir-sync wrote"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("state.json has format 9, which only a newer fhir-sync reads"), "{}", ended.stderr);
     assert_eq!(setup.server.requests().len(), before);
     assert_eq!(fs::read_to_string(setup.state_file()).unwrap(), newer);
 }

@@ -135,7 +135,7 @@ async fn a_daemon_that_cannot_finish_ends_after_its_grace_period() {
     process.terminate().await;
     let ended = process.end().await;
     assert_eq!(ended.code, Some(130), "{}", ended.output());
-    assert!(ended.stderr.contains("did not come to an end in time"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("daemon.grace_period is over"), "{}", ended.stderr);
     setup.complete().await;
     setup.assert_same_as_server().await;
 }
