@@ -20,8 +20,10 @@ RUN mkdir src \
 
 # The stub is newer than the sources: without `touch` cargo would consider it up to date.
 COPY . .
+# The first line of the log names the commit.
+ARG REVISION
 RUN find src -name '*.rs' -exec touch {} + \
- && cargo build --locked --profile "${PROFILE}" --features "${FEATURES}" --bin fhir-sync \
+ && FHIR_SYNC_COMMIT="${REVISION}" cargo build --locked --profile "${PROFILE}" --features "${FEATURES}" --bin fhir-sync \
  && case "${PROFILE}" in dev) folder=debug ;; *) folder="${PROFILE}" ;; esac \
  && install -D "target/${folder}/fhir-sync" /out/fhir-sync \
  && mkdir -p /out/state /out/lake

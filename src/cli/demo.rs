@@ -1,6 +1,7 @@
-//! The demo: a server of our own, a sync, a day in its life, another sync, and what became of the tables.
+//! `demo`: a built-in FHIR server, a sync, a day of changes, another sync, and what the tables hold after each.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,83 +9,75 @@ use std::{
 
 use clap::Args;
 use indicatif::HumanCount;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ends, FAILED, PARTIAL, STOPPED, show, stoppable};
+use super::{
+    exit::{Exit, failed, stoppable},
+    show::{self, rows},
+};
 use crate::{
     config,
     demo::{Server, generate},
-    export::Level,
     fhir::ResourceType,
-    sync::{Export, Mode, Outcome, ProgressSender, Report, Syncer, chain},
+    sync::{Export, Level, Mode, Progress, ProgressSender, Report, Syncer, chain},
     telemetry,
 };
 
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// How many synthetic patients
+    /// Number of synthetic patients
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     patients: u32,
     /// The same seed gives the same patients
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the tables are left; a demo that was there before is replaced
-    #[arg(long, default_value = "fhir-sync-demo")]
+    /// Folder for the tables; those of an earlier demo are replaced
+    #[arg(long, value_name = "FOLDER", default_value = "fhir-sync-demo")]
     dir: PathBuf,
     /// Serve the .ndjson and .ndjson.gz files of this folder instead
-    #[arg(long, conflicts_with_all = ["patients", "seed"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["patients", "seed"])]
     data: Option<PathBuf>,
-    /// Leave the server up at the end, for other clients
+    /// Keep the server running at the end, for other clients
     #[arg(long)]
     keep_serving: bool,
 }
 
-pub async fn run(arguments: Arguments) -> Result<(), Ends> {
+pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     telemetry::start(&telemetry::Config::quiet());
     let stop = CancellationToken::new();
-    stoppable(play(arguments, &stop), &stop).await?
+    stoppable(demonstrate(arguments, &stop), &stop).await?
 }
 
-async fn play(arguments: Arguments, stop: &CancellationToken) -> Result<(), Ends> {
+async fn demonstrate(arguments: Arguments, stop: &CancellationToken) -> Result<(), Exit> {
     let dir = clean(&arguments.dir).map_err(|error| failed(&format!("{}: {error}", arguments.dir.display())))?;
-    let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-    let server = match &arguments.data {
-        Some(folder) => {
-            println!("Serving the files of {} as a FHIR server …", folder.display());
-            Server::start_folder(folder, anywhere).await
-        }
-        None => {
-            println!("Making {} synthetic patients (seed {}) …", arguments.patients, arguments.seed);
-            Server::start(generate::world(arguments.patients as usize, arguments.seed), anywhere).await
-        }
-    };
-    let server = server.map_err(|error| failed(&error.to_string()))?;
+    let server = start_server(&arguments).await?;
     println!("FHIR server with Bulk Data export: {}", server.url());
-    let stage = Stage::set(&server, &dir).await?;
-    println!("\nFirst sync: nothing is known yet, so everything is asked for.\n");
-    stage.act(Mode::Incremental, stop).await?;
-    stage.ask().await?;
+    let demo = Demo::start(&server, &dir).await?;
+    println!("\nFirst sync: there are no tables yet, so it asks for all resources.\n");
+    demo.sync(Mode::Incremental, stop).await?;
+    demo.query().await?;
     if arguments.data.is_some() {
-        println!("\nSecond sync: the same files again. What is there already is not written again.\n");
-        unchanged(&stage.act(Mode::Incremental, stop).await?)?;
-        println!("\nFull refresh: everything is asked for once more.\n");
-        unchanged(&stage.act(Mode::FullRefresh, stop).await?)?;
+        println!("\nSecond sync: the same files again. Rows that did not change are not rewritten.\n");
+        unchanged(&demo.sync(Mode::Incremental, stop).await?)?;
+        println!("\nFull refresh: it asks for all resources again.\n");
+        unchanged(&demo.sync(Mode::FullRefresh, stop).await?)?;
     } else {
         let changes = server.world(|world| generate::next_day(world, arguments.seed));
-        let sum = |of: &std::collections::BTreeMap<ResourceType, usize>| of.values().sum::<usize>();
+        let sum = |counts: &BTreeMap<ResourceType, usize>| counts.values().sum::<usize>();
         println!(
             "\nA day passes on the server: {} resources created, {} updated, {} deleted.",
             sum(&changes.created),
             sum(&changes.updated),
             sum(&changes.deleted)
         );
-        println!("Second sync: only what changed since the first is asked for.\n");
-        stage.act(Mode::Incremental, stop).await?;
+        println!("Second sync: it asks only for what changed since the first.\n");
+        demo.sync(Mode::Incremental, stop).await?;
     }
-    stage.ask().await?;
-    farewell(&dir, &stage.export.types);
+    demo.query().await?;
+    next_steps(&dir, &demo.export.types);
     if arguments.keep_serving {
-        println!("\nThe server stays up at {} until Ctrl-C. Point another sync at it:\n", server.url());
+        println!("\nThe server runs at {} until Ctrl-C. To sync it with another fhir-sync:\n", server.url());
         println!("  fhir-sync sync --fhir-endpoint {} --delta-path ./lake --state-file ./state.json", server.url());
         stop.cancelled().await;
     }
@@ -92,15 +85,30 @@ async fn play(arguments: Arguments, stop: &CancellationToken) -> Result<(), Ends
     Ok(())
 }
 
-/// A sync between the server and a folder.
-struct Stage {
-    syncer: Syncer,
-    export: Export,
-    progress: tokio::sync::watch::Receiver<crate::sync::Progress>,
+async fn start_server(arguments: &Arguments) -> Result<Server, Exit> {
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    let server = match &arguments.data {
+        Some(folder) => {
+            println!("Serving the files of {} as a FHIR server …", folder.display());
+            Server::start_folder(folder, any_port).await
+        }
+        None => {
+            println!("Generating {} synthetic patients (seed {}) …", arguments.patients, arguments.seed);
+            Server::start(generate::world(arguments.patients as usize, arguments.seed), any_port).await
+        }
+    };
+    server.map_err(|error| failed(&error.to_string()))
 }
 
-impl Stage {
-    async fn set(server: &Server, dir: &Path) -> Result<Self, Ends> {
+/// A sync between the built-in server and a folder.
+struct Demo {
+    syncer: Syncer,
+    export: Export,
+    progress: watch::Receiver<Progress>,
+}
+
+impl Demo {
+    async fn start(server: &Server, dir: &Path) -> Result<Self, Exit> {
         let types = server.types();
         if types.is_empty() {
             return Err(failed("there is nothing to sync: no file is named after a resource type"));
@@ -124,19 +132,14 @@ impl Stage {
         Ok(Self { syncer: syncer.map_err(|error| failed(&chain(&error)))?, export, progress })
     }
 
-    async fn act(&self, mode: Mode, stop: &CancellationToken) -> Result<Report, Ends> {
+    async fn sync(&self, mode: Mode, stop: &CancellationToken) -> Result<Report, Exit> {
         let report = show::with_progress(self.syncer.run(&self.export, mode, stop), self.progress.clone()).await;
         show::report(&report);
-        match report.outcome {
-            Outcome::Complete => Ok(report),
-            Outcome::Partial => Err(PARTIAL),
-            Outcome::Failed => Err(FAILED),
-            Outcome::Stopped => Err(STOPPED),
-        }
+        Exit::of(report.outcome).map(|()| report)
     }
 
-    /// What the table of observations holds now, or the first one: rows by a column that people know.
-    async fn ask(&self) -> Result<(), Ends> {
+    /// Prints how many rows there are by status, of observations or else of the first type.
+    async fn query(&self) -> Result<(), Exit> {
         let types = &self.export.types;
         let observation = types.iter().find(|resource_type| resource_type.as_str() == "Observation");
         let (resource_type, column) =
@@ -151,22 +154,22 @@ impl Stage {
     }
 }
 
-/// The same data once more must not change anything.
-fn unchanged(report: &Report) -> Result<(), Ends> {
-    let bytes_written: u64 = report.types.values().map(|of| of.bytes_written).sum();
+/// The same data again must not change anything.
+fn unchanged(report: &Report) -> Result<(), Exit> {
+    let bytes_written: u64 = report.types.values().map(|report| report.bytes_written).sum();
     if report.changed() == 0 && bytes_written == 0 {
-        println!("As it should be: nothing changed, no data file was written.");
+        println!("As expected: no row changed, no data file was written.");
         return Ok(());
     }
-    Err(failed(&format!("{} rows changed and {bytes_written} bytes were written for the same data", report.changed())))
+    Err(failed(&format!("{} changed and {bytes_written} bytes were written for the same data", rows(report.changed()))))
 }
 
-fn farewell(dir: &Path, types: &[ResourceType]) {
+fn next_steps(dir: &Path, types: &[ResourceType]) {
     let lake = dir.join("lake");
     let lake = lake.display();
-    let table = types.iter().find(|of| of.as_str() == "Patient").unwrap_or(&types[0]);
+    let table = types.iter().find(|resource_type| resource_type.as_str() == "Patient").unwrap_or(&types[0]);
     println!(
-        "\nThe tables are in {lake}, one folder for each resource type. Open them:\n\n\
+        "\nThe tables are in {lake}, one folder for each resource type. To read them:\n\n\
          DuckDB   INSTALL delta; LOAD delta;\n         \
          SELECT * FROM delta_scan('{lake}/{table}.parquet') LIMIT 10;\n\
          Polars   pl.read_delta(\"{lake}/{table}.parquet\")\n\
@@ -174,7 +177,7 @@ fn farewell(dir: &Path, types: &[ResourceType]) {
     );
 }
 
-/// An empty folder for the demo. One that was not made by a demo is left alone.
+/// An empty folder for the demo. A folder that no demo made is left alone.
 fn clean(dir: &Path) -> std::io::Result<PathBuf> {
     const MARK: &str = ".fhir-sync-demo";
     let is_empty = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
@@ -188,9 +191,4 @@ fn clean(dir: &Path) -> std::io::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     fs::write(dir.join(MARK), "Made by `fhir-sync demo`, which replaces this folder when it runs again.\n")?;
     dir.canonicalize()
-}
-
-fn failed(what: &str) -> Ends {
-    eprintln!("fhir-sync: {what}");
-    FAILED
 }

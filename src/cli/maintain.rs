@@ -1,4 +1,4 @@
-//! `maintain`: work on the tables by hand, without an export.
+//! `maintain`: maintenance of the tables by hand, without an export.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
@@ -6,43 +6,45 @@ use clap::Args;
 use indicatif::HumanBytes;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ends, FAILED, STOPPED, did_not_start, misconfigured, show, stoppable};
+use super::{
+    exit::{Exit, FAILED, STOPPED, failed, misconfigured, not_opened, stoppable},
+    show::{self, rows},
+};
 use crate::{
     config,
     fhir::ResourceType,
-    sync::{DryRun, Maintained, MaintenanceRun, ProgressSender, Syncer, TableName, TablesMaintained, chain},
-    table::Retention,
+    sync::{DryRun, Maintained, MaintenanceRun, ProgressSender, Retention, Syncer, TableName, TablesMaintained, chain},
     telemetry,
 };
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// The configuration file
-    #[arg(short, long, env = "FHIR_SYNC_CONFIG")]
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
     config: PathBuf,
-    /// Resource types, or `deleted` for the table of deletions; without any, all that the configuration names, and that
+    /// Resource types, or `deleted` for the table of deletions; without any: all tables of the configuration
     #[arg(value_name = "TYPE")]
     tables: Vec<TableName>,
-    /// Say what would be done, and change nothing
+    /// Show what would be done, and change nothing
     #[arg(long)]
     dry_run: bool,
-    /// Delete files by `maintenance.vacuum_retention` where the table asks to keep them longer; whoever reads an older
-    /// version then may fail
+    /// Vacuum by `maintenance.vacuum_retention` even where a table asks for a longer retention; queries that still read
+    /// an older version may then fail
     #[arg(long)]
     force: bool,
-    /// Only make the rows of these types anew from `resource_json`, with the columns of this version
+    /// Rebuild all rows of these types from `resource_json`, with the columns of this version, and do nothing else
     #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["tables", "dry_run", "force"])]
     rebuild: Vec<ResourceType>,
 }
 
-pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
+pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     let config = config::load(&arguments.config).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
     let (sender, progress) = ProgressSender::new();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
         .await
-        .map_err(|error| did_not_start(&error))?;
+        .map_err(not_opened)?;
     if !arguments.rebuild.is_empty() {
         return rebuild(&syncer, &arguments.rebuild).await;
     }
@@ -66,17 +68,14 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Ends> {
     if stop.is_cancelled() { Err(STOPPED) } else { Ok(()) }
 }
 
-async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Ends> {
+async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Exit> {
     for resource_type in types {
         match syncer.rebuild(*resource_type).await {
             Ok(Some(committed)) => {
-                println!("{resource_type}: {} rows made anew, version {}", committed.counts.updated, committed.version);
+                println!("{resource_type}: {} rebuilt, version {}", rows(committed.counts.updated), committed.version);
             }
             Ok(None) => println!("{resource_type}: there is no table"),
-            Err(error) => {
-                eprintln!("fhir-sync: {}", chain(&error));
-                return Err(FAILED);
-            }
+            Err(error) => return Err(failed(&chain(&error))),
         }
     }
     Ok(())
@@ -86,7 +85,7 @@ fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRu
     let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
     println!(
         "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
-        "type", "rewritten", "bytes", "into", "rows gone", "checkpoint", "log files", "vacuumed", "bytes"
+        "type", "rewritten", "bytes", "into", "purged", "checkpoint", "log files", "vacuumed", "bytes"
     );
     for (table, result) in tables {
         match result {
@@ -97,10 +96,12 @@ fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRu
     let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();
     if left > 0 {
         let limit = humantime::format_duration(maintenance.time_limit);
-        println!("! {left} groups of files are left for the next time (maintenance.time_limit is {limit})");
+        println!(
+            "! not compacted yet, left for the next run: {left} groups of files (maintenance.time_limit is {limit})"
+        );
     }
     if dry_run == DryRun::Yes {
-        println!("a dry run: nothing was changed");
+        println!("dry run: nothing was changed");
     }
 }
 

@@ -1,17 +1,17 @@
-//! What people see of a run: a progress display while it works, a table of what came when it ends.
+//! What people see of a run: a progress display while it works, a table of counts when it ends.
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, time::Duration};
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
 use crate::sync::{Outcome, Progress, Report, Step, TypeEnd};
 
-/// Waits for `work` and shows how it comes along; on a terminal only, a journal has no use for it.
+/// Waits for `work` and shows its progress; only on a terminal, because a journal has no use for it.
 pub async fn with_progress<T>(work: impl Future<Output = T>, mut progress: watch::Receiver<Progress>) -> T {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
-    bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    bar.enable_steady_tick(Duration::from_millis(100));
     tokio::pin!(work);
     loop {
         tokio::select! {
@@ -40,7 +40,7 @@ fn message(progress: &Progress) -> String {
 const HEAD: [&str; 9] =
     ["type", "received", "inserted", "updated", "deleted", "unchanged", "stale", "duplicate", "quarantined"];
 
-/// What came, per type.
+/// The counts of each type, what the operator should know, and the outcome.
 pub fn report(report: &Report) {
     let width = report.types.keys().map(|of| of.as_str().len()).max().unwrap_or_default().max(8);
     print!("{:width$}", HEAD[0]);
@@ -65,7 +65,7 @@ pub fn report(report: &Report) {
         }
         match &of.end {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
-            TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark stays"),
+            TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
             TypeEnd::Failed(reason) => println!(" {:>8}  {reason}", "-"),
             TypeEnd::NotReached => println!(" {:>8}", "-"),
         }
@@ -74,15 +74,26 @@ pub fn report(report: &Report) {
         println!("! {remark}");
     }
     let duration = (report.ended_at - report.started_at).to_std().unwrap_or_default();
-    println!("{}, {} in {}", verdict(report), report.mode, HumanDuration(duration));
+    println!("{}", verdict(report, duration));
 }
 
-fn verdict(report: &Report) -> String {
-    match (report.outcome, report.changed()) {
-        (Outcome::Complete, 0) => format!("complete: {} received, nothing changed", HumanCount(report.received())),
-        (Outcome::Complete, changed) => {
-            format!("complete: {} received, {} rows changed", HumanCount(report.received()), HumanCount(changed))
-        }
-        (outcome, _) => outcome.to_string(),
+fn verdict(report: &Report, duration: Duration) -> String {
+    let (outcome, mode, duration) = (report.outcome, report.mode, HumanDuration(duration));
+    let ended = format!("{outcome} after {duration} ({mode})");
+    let received = HumanCount(report.received());
+    match (outcome, report.changed()) {
+        (Outcome::Complete, 0) => format!("{ended}: {received} received, nothing changed"),
+        (Outcome::Complete, changed) => format!("{ended}: {received} received, {} changed", rows(changed)),
+        _ => ended,
     }
+}
+
+/// "1 row", "7,664 rows".
+pub fn rows(count: u64) -> String {
+    format!("{} row{}", HumanCount(count), if count == 1 { "" } else { "s" })
+}
+
+/// "1 export", "2 exports".
+pub fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

@@ -1,4 +1,4 @@
-//! The views command: statements for the standard output, to be run in the engine.
+//! `views`: SQL statements on the standard output, to be run in the engine.
 
 use std::{
     io::{self, Write as _},
@@ -7,42 +7,41 @@ use std::{
 
 use clap::Args;
 
-use super::{Ends, FAILED, misconfigured};
+use super::exit::{Exit, failed, misconfigured};
 use crate::{
     config,
-    table::Location,
+    sync::Location,
     views::{self, Dialect},
 };
 
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// Whose SQL
+    /// SQL dialect
     #[arg(long)]
     dialect: Dialect,
-    /// The folder or URL of the tables, as the engine names it
-    #[arg(long, required_unless_present = "config", conflicts_with = "config")]
+    /// Folder or URL of the tables, as the engine names it
+    #[arg(long, value_name = "FOLDER", required_unless_present = "config", conflicts_with = "config")]
     root: Option<String>,
-    /// The configuration file, for its `tables.root`
-    // No `env` here: a variable that is there for the daemon would contradict the root.
-    #[arg(short, long)]
+    /// Configuration file, for its `tables.root`
+    // No `env` here: a variable that is set for the daemon would contradict --root.
+    #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// Asks nobody: the tables need not be there yet.
-pub fn run(arguments: Arguments) -> Result<(), Ends> {
+/// Reads no table: they need not exist yet.
+pub fn run(arguments: Arguments) -> Result<(), Exit> {
     let root = match (arguments.config, arguments.root.unwrap_or_default()) {
         (Some(path), _) => configured_root(&path)?,
         (None, root) if root.contains("://") => root,
         (None, root) => absolute(Path::new(&root))?,
     };
     let sql = views::views(arguments.dialect, &root);
-    io::stdout().write_all(sql.as_bytes()).map_err(|error| {
-        eprintln!("fhir-sync: the statements cannot be written to the standard output: {error}");
-        FAILED
-    })
+    io::stdout()
+        .write_all(sql.as_bytes())
+        .map_err(|error| failed(&format!("the statements cannot be written to the standard output: {error}")))
 }
 
-fn configured_root(path: &Path) -> Result<String, Ends> {
+fn configured_root(path: &Path) -> Result<String, Exit> {
     let (config, _) = config::check(path).map_err(misconfigured)?;
     match config.tables.root {
         Location::Folder(folder) => absolute(&folder),
@@ -50,14 +49,12 @@ fn configured_root(path: &Path) -> Result<String, Ends> {
     }
 }
 
-/// A view is read from other working directories than this one.
-fn absolute(folder: &Path) -> Result<String, Ends> {
-    let absolute = std::path::absolute(folder).map_err(|error| {
-        eprintln!("fhir-sync: {} has no absolute path: {error}", folder.display());
-        FAILED
-    })?;
-    absolute.into_os_string().into_string().map_err(|path| {
-        eprintln!("fhir-sync: {} is not UTF-8, and statements are", Path::new(&path).display());
-        FAILED
-    })
+/// A view may be read from another working directory.
+fn absolute(folder: &Path) -> Result<String, Exit> {
+    let absolute = std::path::absolute(folder)
+        .map_err(|error| failed(&format!("{} has no absolute path: {error}", folder.display())))?;
+    absolute
+        .into_os_string()
+        .into_string()
+        .map_err(|path| failed(&format!("{} is not UTF-8, so no statement can name it", Path::new(&path).display())))
 }

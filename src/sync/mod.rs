@@ -48,11 +48,13 @@ use crate::{
     export::{self, Client, Completed, Job},
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, Store},
-    table::Root,
 };
 
-/// What a maintenance did to which table, or would; and which of the two was asked.
-pub use crate::table::{DryRun, Maintained, TableName};
+// What the commands name of the rooms below, so that they need no arrow to them.
+pub use crate::{
+    export::Level,
+    table::{Config as TablesConfig, DryRun, Location, Maintained, Retention, Root, TableName},
+};
 
 /// Everything that a run works with. One run at a time.
 pub struct Syncer {

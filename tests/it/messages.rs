@@ -124,7 +124,7 @@ async fn a_missing_configuration_file_is_named() {
 async fn check_accepts_a_correct_configuration_without_any_request() {
     let setup = Setup::new().await;
     let ended = setup.start("check", &[]).end().await;
-    assert_printed(&ended, 0, &["fhir-sync.toml: 1 exports, no mistakes"]);
+    assert_printed(&ended, 0, &["fhir-sync.toml: 1 export, no mistakes"]);
     assert!(setup.server.requests().is_empty());
     assert!(!setup.state_file().exists());
 }
@@ -135,7 +135,7 @@ async fn an_export_that_is_not_configured_is_named() {
     let path = setup.folder.path().join("fhir-sync.toml");
     fs::write(&path, setup.config()).unwrap();
     let arguments = ["sync", "--config", path.to_str().unwrap(), "--export", "nightly"];
-    assert_printed(&Process::start(&arguments, &[]).end().await, 78, &["no export \"nightly\""]);
+    assert_printed(&Process::start(&arguments, &[]).end().await, 78, &["no export \"nightly\"; it has all"]);
 }
 
 /// Two syncs in a new mount namespace: the first with a disk of 256 KiB under the tables, the second with more.

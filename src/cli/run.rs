@@ -1,0 +1,38 @@
+//! `run`: the daemon, until it is stopped.
+
+use std::path::Path;
+
+use super::{
+    announce,
+    exit::{self, CONFIGURATION, Exit, FAILED, STOPPED, misconfigured},
+};
+use crate::{
+    config,
+    daemon::{self, Ended},
+    sync::chain,
+    telemetry,
+};
+
+pub async fn run(path: &Path) -> Result<(), Exit> {
+    let config = config::load(path).map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    announce(&config, Some(path));
+    let log_format = config.log.format;
+    let error = match daemon::run(config).await {
+        Ok(Ended::Gracefully) => return Ok(()),
+        // Other threads may still be at work; the process does not wait for them.
+        Ok(Ended::AtOnce) => STOPPED.at_once(),
+        Err(error) => error,
+    };
+    // In the log's own format: nothing else reads the stderr of a service.
+    if log_format.is_json() {
+        tracing::error!(error = chain(&error), "the daemon did not start");
+    } else {
+        eprintln!("fhir-sync: {}", chain(&error));
+    }
+    Err(match &error {
+        daemon::Error::Sync(error) => exit::of_opening(error),
+        daemon::Error::NoSchedule | daemon::Error::Listen { .. } => CONFIGURATION,
+        daemon::Error::Schedule(_) | daemon::Error::Signals(_) => FAILED,
+    })
+}

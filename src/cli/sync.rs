@@ -1,0 +1,131 @@
+//! `sync`: one sync of each export, by a configuration file or by the drop-in flags.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    announce,
+    exit::{CONFIGURATION, Exit, misconfigured, not_opened, stoppable},
+    show,
+};
+use crate::{
+    config::{self, Config, Flags, Key, Mistakes},
+    sync::{Mode, Outcome, ProgressSender, Syncer},
+    telemetry,
+};
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("source").args(["config", "fhir_endpoint"]).required(true)))]
+pub struct Arguments {
+    /// Configuration file; without it the flags below say what to sync
+    // No `env` here: a variable that is set for the daemon would contradict the flags.
+    #[arg(short, long, value_name = "FILE",
+          conflicts_with_all = ["delta_path", "state_file", "resource_types", "group_id", "auth_client_id"])]
+    config: Option<PathBuf>,
+    /// Sync only this export of the configuration
+    #[arg(long, value_name = "NAME", requires = "config")]
+    export: Option<String>,
+    /// Ask for all resources, not only for what changed
+    #[arg(long)]
+    pub full_refresh: bool,
+    /// Base URL of the FHIR server
+    #[arg(long, value_name = "URL", requires = "delta_path")]
+    fhir_endpoint: Option<String>,
+    /// Folder or URL of the Delta tables
+    #[arg(long, value_name = "FOLDER", requires = "fhir_endpoint")]
+    delta_path: Option<String>,
+    /// State file
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/fhir-sync/state.json")]
+    state_file: PathBuf,
+    /// Resource types
+    #[arg(long, value_name = "TYPE", num_args = 1.., default_values = ["Patient", "Condition", "Observation", "Encounter"])]
+    pub resource_types: Vec<String>,
+    /// Sync only the patients of this Group
+    #[arg(long, value_name = "ID")]
+    group_id: Option<String>,
+    /// Client id for SMART Backend Services [env: `FHIR_CLIENT_ID`]
+    // Not clap's `env`: the variable counts as a flag there, and would contradict --config.
+    #[arg(long, value_name = "ID", requires = "fhir_endpoint")]
+    auth_client_id: Option<String>,
+    /// File with the private key; without it `FHIR_PRIVATE_KEY` holds the key itself
+    #[arg(long, value_name = "FILE", requires = "fhir_endpoint")]
+    auth_private_key: Option<PathBuf>,
+}
+
+pub async fn run(arguments: Arguments) -> Result<(), Exit> {
+    let mode = if arguments.full_refresh { Mode::FullRefresh } else { Mode::Incremental };
+    let (path, only) = (arguments.config.clone(), arguments.export.clone());
+    let mut config = arguments.config().map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    if let Some(only) = only {
+        keep_only(&mut config, &only)?;
+    }
+    announce(&config, path.as_deref());
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    let (sender, progress) = ProgressSender::new();
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
+        .await
+        .map_err(not_opened)?;
+    let stop = CancellationToken::new();
+    let mut worst = Outcome::Complete;
+    for export in &exports {
+        let run = show::with_progress(syncer.run(export, mode, &stop), progress.clone());
+        let report = stoppable(run, &stop).await?;
+        show::report(&report);
+        worst = worse(worst, report.outcome);
+    }
+    Exit::of(worst)
+}
+
+fn keep_only(config: &mut Config, name: &str) -> Result<(), Exit> {
+    let names: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.name.clone()).collect();
+    config.exports.retain(|scheduled| scheduled.export.name == name);
+    if config.exports.is_empty() {
+        eprintln!("fhir-sync: the configuration has no export {name:?}; it has {}", names.join(", "));
+        return Err(CONFIGURATION);
+    }
+    Ok(())
+}
+
+fn worse(a: Outcome, b: Outcome) -> Outcome {
+    let rank = |outcome| match outcome {
+        Outcome::Complete => 0,
+        Outcome::Partial => 1,
+        Outcome::Failed => 2,
+        Outcome::Stopped => 3,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+impl Arguments {
+    fn config(self) -> Result<Config, Mistakes> {
+        if let Some(path) = self.config {
+            return config::load(&path);
+        }
+        let client_id = self.auth_client_id.or_else(|| std::env::var("FHIR_CLIENT_ID").ok());
+        let auth = match (client_id, self.auth_private_key, std::env::var("FHIR_PRIVATE_KEY")) {
+            (Some(client_id), Some(path), _) => Some((client_id, Key::File(path))),
+            (Some(client_id), None, Ok(text)) => Some((client_id, Key::Text(text))),
+            (Some(_), None, Err(_)) => {
+                let way_out = "a client id needs --auth-private-key, or the key in FHIR_PRIVATE_KEY";
+                return Err(Mistakes(vec![way_out.to_owned()]));
+            }
+            (None, Some(_), _) => {
+                let way_out = "--auth-private-key needs --auth-client-id, or the client id in FHIR_CLIENT_ID";
+                return Err(Mistakes(vec![way_out.to_owned()]));
+            }
+            (None, None, _) => None,
+        };
+        let flags = Flags {
+            fhir_endpoint: self.fhir_endpoint.unwrap_or_default(),
+            delta_path: self.delta_path.unwrap_or_default(),
+            state_file: self.state_file,
+            resource_types: self.resource_types,
+            group_id: self.group_id,
+            auth,
+        };
+        flags.load()
+    }
+}
