@@ -40,10 +40,11 @@ fn types() -> [ResourceType; 3] {
 fn first_data() -> World {
     let mut world = World::new();
     let [basic, binary, slot] = types();
-    for number in 1..=6 {
+    // Enough rows that a deletion vector is written: a file with many deleted rows is rewritten.
+    for number in 1..=20 {
         world.put(basic, &format!("b{number}"), json!({"code": {"text": "referral"}, "created": "2025-12-01"}));
         world.put(binary, &format!("d{number}"), json!({"contentType": "text/plain", "data": "dGV4dA=="}));
-        let minute = format!("2026-02-01T09:{number}0:00Z");
+        let minute = format!("2026-02-01T09:{number:02}:00Z");
         world.put(slot, &format!("s{number}"), json!({"status": "free", "start": minute}));
     }
     world.advance(HOUR);
@@ -59,7 +60,7 @@ fn first_change(world: &mut World) {
     assert!(world.delete(basic, "b3"));
     world.put(binary, "d2", json!({"contentType": "text/html", "data": "PGI+dGV4dDwvYj4="}));
     assert!(world.delete(binary, "d3"));
-    world.put(slot, "s2", json!({"status": "busy", "start": "2026-02-01T09:20:00Z"}));
+    world.put(slot, "s2", json!({"status": "busy", "start": "2026-02-01T09:02:00Z"}));
     assert!(world.delete(slot, "s3"));
     world.advance(HOUR);
 }
@@ -94,7 +95,8 @@ fn copy(from: &Path, to: &Path) {
 #[ignore = "makes the fixture; FHIR_SYNC_BEFORE is the binary of the version before"]
 async fn the_version_before_makes_the_fixture() {
     let setup = Setup::with_world(first_data()).await;
-    let binary = env::var_os("FHIR_SYNC_BEFORE").expect("the path of the binary");
+    let program = env::var_os("FHIR_SYNC_BEFORE").expect("the path of the binary");
+    let [basic, binary, slot] = types();
     let path = setup.folder.path().join("before.toml");
     for change in [|_: &mut World| {}, first_change] {
         setup.server.world(change);
@@ -108,11 +110,15 @@ async fn the_version_before_makes_the_fixture() {
                 setup.schedule,
             );
             fs::write(&path, config).unwrap();
-            let mut command = Command::new(&binary);
+            let mut command = Command::new(&program);
             command.args(["sync", "--config", path.to_str().unwrap()]);
             let ended = Process::spawn(command).end().await;
             assert_eq!(ended.code, Some(0), "{}", ended.output());
         }
+    }
+    for (table, has_vector) in [(basic, true), (binary, true), (slot, false)] {
+        let log = setup.table_folder(table).join("_delta_log/00000000000000000002.json");
+        assert_eq!(fs::read_to_string(log).unwrap().contains("\"deletionVector\":{"), has_vector, "{table}");
     }
     copy(&setup.lake(), &fixture().join("lake"));
     fs::create_dir_all(fixture().join("state")).unwrap();
@@ -124,13 +130,13 @@ async fn the_version_before_makes_the_fixture() {
 fn second_change(world: &mut World, deleted_lines: &[(ResourceType, String)]) {
     let [basic, binary, slot] = types();
     world.put(basic, "b2", json!({"code": {"text": "referral"}, "created": "2025-12-03"}));
-    world.put(basic, "b7", json!({"code": {"text": "consent"}}));
+    world.put(basic, "b22", json!({"code": {"text": "consent"}}));
     assert!(world.delete(basic, "b4"));
     world.put(binary, "d2", json!({"contentType": "application/pdf"}));
-    world.put(binary, "d7", json!({"contentType": "text/plain"}));
+    world.put(binary, "d22", json!({"contentType": "text/plain"}));
     assert!(world.delete(binary, "d4"));
-    world.put(slot, "s2", json!({"status": "free", "start": "2026-02-01T09:20:00Z"}));
-    world.put(slot, "s7", json!({"status": "free", "start": "2026-02-01T10:10:00Z"}));
+    world.put(slot, "s2", json!({"status": "free", "start": "2026-02-01T09:02:00Z"}));
+    world.put(slot, "s22", json!({"status": "free", "start": "2026-02-01T09:22:00Z"}));
     assert!(world.delete(slot, "s4"));
     for (resource_type, line) in deleted_lines {
         world.push_line(*resource_type, line.as_str());
@@ -152,7 +158,7 @@ fn unchanged_rows(setup: &Setup, resource_type: ResourceType) -> String {
     let ids = rows.column_by_name("id").unwrap().as_string::<i32>();
     let is_unchanged: BooleanArray = ids.iter().map(|id| id.map(|id| id.ends_with(['1', '5', '6']))).collect();
     let rows = filter_record_batch(&rows, &is_unchanged).unwrap();
-    assert_eq!(rows.num_rows(), 3, "{resource_type}");
+    assert_eq!(rows.num_rows(), 6, "{resource_type}");
     read_back::draw(&rows)
 }
 
