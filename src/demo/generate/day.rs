@@ -80,7 +80,7 @@ fn finish_observations(world: &mut World, random: &mut Random, changes: &mut Cha
     let max = (world.count(ResourceType::OBSERVATION) / 200).max(5);
     let chosen = random.choose(preliminary, max);
     update(world, random, changes, ResourceType::OBSERVATION, &chosen, |_, resource| {
-        resource.set("status", text("final"))
+        resource.set("status", text("final"));
     });
 }
 
