@@ -1,3 +1,5 @@
+//! Lines become rows: each element has its column, and what cannot be read is reported.
+
 mod inverse;
 
 use std::path::Path;
