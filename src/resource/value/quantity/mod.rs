@@ -10,8 +10,9 @@ use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
-use arrow::datatypes::i256;
-use octofhir_ucum::{Dimension, Number, SpecialKind, UnitExpr, UnitRecord, parse_expression};
+use num_bigint::BigUint;
+use num_rational::Ratio;
+use octofhir_ucum::{Case, Dimension, Number, SpecialKind, UnitExpr, UnitRecord, lookup_unit, parse_expression};
 
 use super::decimal::Decimal;
 
@@ -27,7 +28,7 @@ pub struct CanonicalValue {
 pub struct Unit {
     /// `g.m-3`, `m+3`; `1` where it has no dimension.
     pub canonical_code: String,
-    factor: Ratio,
+    factor: Factor,
     /// Added before the factor is applied: × 10^-2. Only temperatures have one.
     offset_hundredths: i64,
 }
@@ -85,9 +86,9 @@ impl Unit {
         let term = match temperature(&expression) {
             Some((kind, unit, prefix)) => {
                 let (offset_hundredths, factor) = match kind {
-                    SpecialKind::Celsius => (27_315, Ratio::ONE),
-                    SpecialKind::Fahrenheit => (45_967, Ratio::new(5, 9, 0)?),
-                    SpecialKind::Reaumur => (21_852, Ratio::new(5, 4, 0)?),
+                    SpecialKind::Celsius => (27_315, Factor::one()),
+                    SpecialKind::Fahrenheit => (45_967, Factor::new(5u32, 9u32, 0)?),
+                    SpecialKind::Reaumur => (21_852, Factor::new(5u32, 4u32, 0)?),
                     _ => return None,
                 };
                 // A prefix scales the value before the offset: no such unit is in use.
@@ -112,10 +113,11 @@ impl Unit {
             0 => (digits, scale),
             offset => sum((digits, scale), (i128::from(offset), 2))?,
         };
-        let product = i256::from_i128(digits.checked_abs()?).checked_mul(self.factor.numerator)?;
-        let exponent = self.factor.exponent.checked_sub(scale)?;
-        let rounded = divide(product, self.factor.denominator, exponent)?;
-        Some(CanonicalValue { mantissa: if digits < 0 { -rounded.mantissa } else { rounded.mantissa }, ..rounded })
+        let canonical = self.factor.apply(digits.unsigned_abs(), scale)?;
+        Some(CanonicalValue {
+            mantissa: if digits < 0 { -canonical.mantissa } else { canonical.mantissa },
+            ..canonical
+        })
     }
 }
 
@@ -124,26 +126,16 @@ fn temperature(expression: &UnitExpr) -> Option<(SpecialKind, &'static UnitRecor
     match expression {
         UnitExpr::Annotated(inner, _) => temperature(inner),
         UnitExpr::Symbol(code) => {
-            let (prefix, unit) = lookup(code)?;
+            let (prefix, unit) = lookup_unit(code, Case::Sensitive)?;
             unit.special.is_special().then_some((unit.special, unit, prefix.is_some()))
         }
         _ => None,
     }
 }
 
-fn lookup(code: &str) -> Option<(Option<Number>, &'static UnitRecord)> {
-    let prefixed = (1..code.len().min(3)).rev().find_map(|length| {
-        let (prefix, atom) = (code.get(..length)?, code.get(length..)?);
-        let prefix = octofhir_ucum::find_prefix(prefix)?;
-        let unit = octofhir_ucum::find_unit(atom).filter(|unit| unit.is_metric)?;
-        Some((Some(prefix.factor), unit))
-    });
-    prefixed.or_else(|| Some((None, octofhir_ucum::find_unit(code)?)))
-}
-
 /// A factor and the exponents of the base units.
 struct Term {
-    factor: Ratio,
+    factor: Factor,
     exponents: [i8; 7],
 }
 
@@ -152,14 +144,18 @@ impl Term {
     fn of(expression: &UnitExpr) -> Option<Self> {
         match expression {
             UnitExpr::Symbol(code) => {
-                let (prefix, unit) = lookup(code)?;
+                let (prefix, unit) = lookup_unit(code, Case::Sensitive)?;
                 if unit.special.is_special() {
                     return None;
                 }
-                let prefix = prefix.map_or(Some(Ratio::ONE), Ratio::exact)?;
-                Some(Self { factor: prefix.multiply(Ratio::exact(unit.factor)?)?, exponents: unit.dim.0 })
+                let factor = Factor::exact(unit.factor)?;
+                let factor = match prefix {
+                    Some(prefix) => Factor::exact(prefix.factor)?.multiply(&factor)?,
+                    None => factor,
+                };
+                Some(Self { factor, exponents: unit.dim.0 })
             }
-            UnitExpr::Numeric(number) => Some(Self { factor: Ratio::exact(*number)?, ..Self::one() }),
+            UnitExpr::Numeric(number) => Some(Self { factor: Factor::exact(*number)?, ..Self::one() }),
             UnitExpr::Annotation(_) => Some(Self::one()),
             UnitExpr::Annotated(inner, _) => Self::of(inner),
             UnitExpr::Power(base, exponent) => Self::one().times(&Self::of(base)?, *exponent),
@@ -170,11 +166,11 @@ impl Term {
     }
 
     fn one() -> Self {
-        Self { factor: Ratio::ONE, exponents: [0; 7] }
+        Self { factor: Factor::one(), exponents: [0; 7] }
     }
 
     fn times(mut self, other: &Self, exponent: i32) -> Option<Self> {
-        self.factor = self.factor.multiply(other.factor.power(exponent)?)?;
+        self.factor = self.factor.multiply(&other.factor.power(exponent)?)?;
         for (own, others) in self.exponents.iter_mut().zip(other.exponents) {
             let added = i32::from(others).checked_mul(exponent)?;
             *own = i8::try_from(i32::from(*own).checked_add(added)?).ok()?;
@@ -194,26 +190,35 @@ fn canonical_code(dimension: Dimension) -> String {
     if parts.is_empty() { "1".to_owned() } else { parts.join(".") }
 }
 
-/// `numerator / denominator × 10^exponent`; in lowest terms, positive, the denominator never zero.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Ratio {
-    numerator: i256,
-    denominator: i256,
+/// `fraction × 10^exponent`; positive, and neither part of the fraction ends in a zero.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Factor {
+    fraction: Ratio<BigUint>,
     exponent: i32,
+    /// The parts of the fraction, where they are as small as in nearly every unit.
+    small: Option<(u128, u64)>,
 }
 
-const TEN: i256 = i256::from_i128(10);
+impl Factor {
+    /// The parts of a fraction have a limit, so that no code keeps a thread busy: `m2147483647` is a legal one.
+    const MAX_BITS: u64 = 255;
 
-impl Ratio {
-    const ONE: Self = Self { numerator: i256::ONE, denominator: i256::ONE, exponent: 0 };
-
-    fn new(numerator: i128, denominator: i128, exponent: i32) -> Option<Self> {
-        let (numerator, denominator) = (i256::from_i128(numerator), i256::from_i128(denominator));
-        Self { numerator, denominator, exponent }.lowest()
+    fn one() -> Self {
+        Self { fraction: Ratio::from_integer(BigUint::from(1u32)), exponent: 0, small: Some((1, 1)) }
     }
 
-    /// What a factor of 28 digits stands for: itself, or the fraction that was rounded to it. `U` is 1/60 µmol/s: a long
-    /// factor that becomes a short number when multiplied by a small one was divided by that.
+    /// From positive numbers; `None` where the exponent is out of range.
+    fn new(numerator: impl Into<BigUint>, denominator: impl Into<BigUint>, exponent: i32) -> Option<Self> {
+        let (numerator, over) = without_tens(numerator.into());
+        let (denominator, under) = without_tens(denominator.into());
+        let fraction = Ratio::new(numerator, denominator);
+        let small = u128::try_from(fraction.numer()).ok().zip(u64::try_from(fraction.denom()).ok());
+        Some(Self { fraction, exponent: exponent.checked_add(over)?.checked_sub(under)?, small })
+    }
+
+    /// What a factor of 28 digits stands for: itself, or the fraction that was rounded to it. The library gives `U`, 1 µmol
+    /// per minute, as 1.00369012666…67 × 10^16 per second. Three times that is 3.01107038 × 10^16 but for the rounding: a
+    /// short number. So a long factor is taken for a short number divided by a small one, if there is such a small one.
     fn exact(number: Number) -> Option<Self> {
         const LONG: i128 = 10i128.pow(20);
         const SHORT: i128 = 10i128.pow(10);
@@ -229,70 +234,57 @@ impl Ratio {
         match denominator {
             Some(denominator) => {
                 let numerator = (digits * denominator + SHORT / 2) / SHORT;
-                Self::new(numerator, denominator, exponent.checked_add(10)?)
+                Self::new(numerator.unsigned_abs(), denominator.unsigned_abs(), exponent.checked_add(10)?)
             }
-            None => Self::new(digits, 1, exponent),
+            None => Self::new(digits.unsigned_abs(), 1u32, exponent),
         }
     }
 
-    fn multiply(self, other: Self) -> Option<Self> {
-        // Crosswise first, so that what cancels cannot overflow.
-        let (left, right) = (gcd(self.numerator, other.denominator), gcd(other.numerator, self.denominator));
-        let product = Self {
-            numerator: self.numerator.checked_div(left)?.checked_mul(other.numerator.checked_div(right)?)?,
-            denominator: self.denominator.checked_div(right)?.checked_mul(other.denominator.checked_div(left)?)?,
-            exponent: self.exponent.checked_add(other.exponent)?,
-        };
-        product.lowest()
+    fn multiply(&self, other: &Self) -> Option<Self> {
+        Self::limited(&self.fraction * &other.fraction, self.exponent.checked_add(other.exponent)?)
     }
 
-    fn power(self, exponent: i32) -> Option<Self> {
-        let mut base = if exponent < 0 {
-            Self { numerator: self.denominator, denominator: self.numerator, exponent: self.exponent.checked_neg()? }
-        } else {
-            self
-        };
-        let mut left = exponent.unsigned_abs();
-        let mut result = Self::ONE;
-        while left > 0 {
-            if left & 1 == 1 {
-                result = result.multiply(base)?;
-            }
-            left >>= 1;
-            if left > 0 {
-                base = base.multiply(base)?;
-            }
+    fn power(&self, exponent: i32) -> Option<Self> {
+        // A number of n bits is at least 2^(n-1): what is certain to exceed the limit is not computed.
+        let bits = self.fraction.numer().bits().max(self.fraction.denom().bits()) - 1;
+        if bits.saturating_mul(exponent.unsigned_abs().into()) > Self::MAX_BITS {
+            return None;
         }
-        Some(result)
+        Self::limited(self.fraction.pow(exponent), self.exponent.checked_mul(exponent)?)
     }
 
-    fn lowest(self) -> Option<Self> {
-        let (numerator, over) = without_tens(self.numerator);
-        let (denominator, under) = without_tens(self.denominator);
-        let common = gcd(numerator, denominator);
-        Some(Self {
-            numerator: numerator.checked_div(common)?,
-            denominator: denominator.checked_div(common)?,
-            exponent: self.exponent.checked_add(over)?.checked_sub(under)?,
-        })
+    fn limited(fraction: Ratio<BigUint>, exponent: i32) -> Option<Self> {
+        let (numerator, denominator) = fraction.into_raw();
+        let is_within = numerator.bits().max(denominator.bits()) <= Self::MAX_BITS;
+        is_within.then(|| Self::new(numerator, denominator, exponent)).flatten()
+    }
+
+    /// `digits × 10^-scale` times this: up to 38 digits, the last one rounded half up.
+    fn apply(&self, digits: u128, scale: i32) -> Option<CanonicalValue> {
+        let exponent = self.exponent.checked_sub(scale)?;
+        let small = self.small.and_then(|(numerator, denominator)| {
+            let product = digits.checked_mul(numerator).filter(|product| *product < LIMIT)?;
+            Some((product, denominator))
+        });
+        let (quotient, exponent) = match small {
+            Some((product, denominator)) => divide_small(product, denominator.into(), exponent)?,
+            None => {
+                let product = self.fraction.numer() * digits;
+                let is_within = product.bits() <= Self::MAX_BITS;
+                is_within.then(|| divide_large(&product, self.fraction.denom(), exponent)).flatten()?
+            }
+        };
+        canonical_value(quotient, exponent)
     }
 }
 
-fn without_tens(mut number: i256) -> (i256, i32) {
+fn without_tens(mut number: BigUint) -> (BigUint, i32) {
     let mut tens = 0;
-    while number != i256::ZERO && number.wrapping_rem(TEN) == i256::ZERO {
-        number = number.wrapping_div(TEN);
+    while number != BigUint::ZERO && &number % 10u32 == BigUint::ZERO {
+        number /= 10u32;
         tens += 1;
     }
     (number, tens)
-}
-
-/// One where there is none.
-fn gcd(mut a: i256, mut b: i256) -> i256 {
-    while b != i256::ZERO {
-        (a, b) = (b, a.wrapping_rem(b));
-    }
-    if a == i256::ZERO { i256::ONE } else { a }
 }
 
 /// Two numbers of the form digits × 10^-scale, added.
@@ -303,14 +295,8 @@ fn sum(a: (i128, i32), b: (i128, i32)) -> Option<(i128, i32)> {
     Some((aligned.checked_add(large.0)?, large.1))
 }
 
-/// `product / denominator × 10^exponent`, both positive.
-fn divide(product: i256, denominator: i256, exponent: i32) -> Option<CanonicalValue> {
-    let fits = |number: i256| number.to_i128().and_then(|number| u128::try_from(number).ok());
-    let small = fits(product).zip(fits(denominator).and_then(|denominator| u64::try_from(denominator).ok()));
-    let (quotient, exponent) = match small.filter(|(product, _)| *product < LIMIT) {
-        Some((product, denominator)) => divide_small(product, denominator.into(), exponent)?,
-        None => divide_large(product, denominator, exponent)?,
-    };
+/// `quotient × 10^exponent` without zeros at the end; with a scale of 0 where it is an integer.
+fn canonical_value(quotient: u128, exponent: i32) -> Option<CanonicalValue> {
     let (quotient, tens) = without_small_tens(quotient);
     let mantissa = i128::try_from(quotient).ok()?;
     let exponent = if mantissa == 0 { 0 } else { exponent.checked_add(tens)? };
@@ -339,24 +325,24 @@ fn divide_small(product: u128, denominator: u128, mut exponent: i32) -> Option<(
     Some((quotient + u128::from(remainder * 2 >= denominator), exponent))
 }
 
-fn divide_large(product: i256, denominator: i256, mut exponent: i32) -> Option<(u128, i32)> {
-    let limit = i256::from_i128(10i128.pow(38));
-    let mut quotient = product.checked_div(denominator)?;
-    let mut remainder = product.checked_rem(denominator)?;
-    while remainder != i256::ZERO && quotient < limit {
-        let shifted = remainder.checked_mul(TEN)?;
-        quotient = quotient.checked_mul(TEN)?.checked_add(shifted.checked_div(denominator)?)?;
-        remainder = shifted.checked_rem(denominator)?;
+/// One digit at a time, for units whose factors are long.
+fn divide_large(product: &BigUint, denominator: &BigUint, mut exponent: i32) -> Option<(u128, i32)> {
+    let limit = BigUint::from(LIMIT);
+    let (mut quotient, mut remainder) = (product / denominator, product % denominator);
+    while remainder != BigUint::ZERO && quotient < limit {
+        remainder *= 10u32;
+        quotient = quotient * 10u32 + &remainder / denominator;
+        remainder %= denominator;
         exponent = exponent.checked_sub(1)?;
     }
-    let mut dropped = i256::ZERO;
+    let mut dropped = BigUint::ZERO;
     while quotient >= limit {
-        dropped = quotient.wrapping_rem(TEN);
-        quotient = quotient.wrapping_div(TEN);
+        dropped = &quotient % 10u32;
+        quotient /= 10u32;
         exponent = exponent.checked_add(1)?;
     }
-    let up = u128::from(dropped >= i256::from_i128(5));
-    Some((u128::try_from(quotient.to_i128()?).ok()? + up, exponent))
+    let up = u128::from(dropped >= BigUint::from(5u32));
+    Some((u128::try_from(quotient).ok()? + up, exponent))
 }
 
 fn without_small_tens(mut number: u128) -> (u128, i32) {
