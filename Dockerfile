@@ -6,7 +6,7 @@ ARG RUNTIME_BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_BASE} AS build
 ARG PROFILE=release
-ARG FEATURES="s3,azure,gcs"
+ARG FEATURES="s3,azure,gcs,sql"
 WORKDIR /build
 
 # The dependencies alone, so that this layer, by far the longest, is built again only when they change.
