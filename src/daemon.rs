@@ -220,7 +220,7 @@ impl Daemon {
                 let types: BTreeSet<_> =
                     self.exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
                 let tables: Vec<_> =
-                    types.into_iter().map(TableName::Resources).chain([TableName::Deletions]).collect();
+                    types.into_iter().map(TableName::Resources).chain([TableName::Tombstones]).collect();
                 let maintenance = self.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {

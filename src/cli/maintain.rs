@@ -49,7 +49,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         return rebuild(&syncer, &arguments.rebuild).await;
     }
     let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
-    let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Deletions]).collect();
+    let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Tombstones]).collect();
     let asked: BTreeSet<_> = arguments.tables.into_iter().collect();
     let tables = if asked.is_empty() { all() } else { Vec::from_iter(asked) };
     let mut maintenance = config.maintenance.of_tables;

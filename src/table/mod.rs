@@ -24,12 +24,12 @@ mod change_set;
 
 /// One attempt at a commit, recognised by its identifier.
 mod commit;
+/// The tombstones of all types, in a table of their own.
+mod tombstones;
 /// What a table demands of its writers.
 mod requirements;
 /// A table is created, and gains columns.
 mod evolve;
-/// The table of deletions.
-mod tombstones;
 
 /// The engine: a change set and a table become one commit.
 mod upsert;

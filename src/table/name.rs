@@ -9,10 +9,10 @@ pub enum TableName {
     /// The resources of one type.
     Resources(ResourceType),
     /// What was removed from the tables of all types.
-    Deletions,
+    Tombstones,
 }
 
-/// The table of deletions, as people call it.
+/// The table of tombstones, as people call it.
 const DELETED: &str = "deleted";
 
 impl TableName {
@@ -20,14 +20,14 @@ impl TableName {
     pub(super) fn directory(self) -> String {
         match self {
             Self::Resources(resource_type) => format!("{resource_type}.parquet"),
-            Self::Deletions => format!("_fhir_sync/{DELETED}"),
+            Self::Tombstones => format!("_fhir_sync/{DELETED}"),
         }
     }
 
     pub fn as_str(&self) -> &str {
         match self {
             Self::Resources(resource_type) => resource_type.as_str(),
-            Self::Deletions => DELETED,
+            Self::Tombstones => DELETED,
         }
     }
 }
@@ -49,6 +49,6 @@ impl FromStr for TableName {
     type Err = <ResourceType as FromStr>::Err;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        if name == DELETED { Ok(Self::Deletions) } else { name.parse().map(Self::Resources) }
+        if name == DELETED { Ok(Self::Tombstones) } else { name.parse().map(Self::Resources) }
     }
 }

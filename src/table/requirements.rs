@@ -81,7 +81,7 @@ impl Table {
         let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
         let date = snapshot.metadata().configuration().get(PARTITION_DATE);
         let of_dates = self.partitioned_by().into_iter().flat_map(DatePartition::columns);
-        let of_deletions = (self.name == TableName::Deletions).then_some(tombstones::PARTITION);
+        let of_deletions = (self.name == TableName::Tombstones).then_some(tombstones::PARTITION);
         let wanted: Vec<_> = of_deletions.into_iter().chain(of_dates).collect();
         if there == wanted && date == self.partitioned_by().map(|by| &by.date) {
             return Ok(());

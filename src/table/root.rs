@@ -84,8 +84,8 @@ pub struct Root {
     pub(super) update_mode: UpdateMode,
     pub(super) change_data_feed: bool,
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
-    /// Held while somebody writes to the table of deletions, which all types share.
-    pub(super) deletions: Arc<Mutex<()>>,
+    /// Held while a run writes to the table of tombstones, which all types share.
+    pub(super) tombstone_lock: Arc<Mutex<()>>,
 }
 
 impl Root {
@@ -107,8 +107,8 @@ impl Root {
         };
         register_object_stores();
         let Config { storage_options, update_mode, change_data_feed, partitions, .. } = config;
-        let (partitions, deletions) = (Arc::new(partitions), Arc::default());
-        Ok(Self { url, folder, storage_options, update_mode, change_data_feed, partitions, deletions })
+        let (partitions, tombstone_lock) = (Arc::new(partitions), Arc::default());
+        Ok(Self { url, folder, storage_options, update_mode, change_data_feed, partitions, tombstone_lock })
     }
 
     /// The table of a resource type, as of now; `None` before its first commit.
@@ -223,7 +223,7 @@ impl Table {
     pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
-            TableName::Deletions => None,
+            TableName::Tombstones => None,
         }
     }
 

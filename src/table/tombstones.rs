@@ -130,7 +130,7 @@ const BATCH_ROWS: usize = 8192;
 
 impl TombstoneTable {
     pub async fn open(root: &Root) -> Result<Self, Error> {
-        Ok(Self { root: root.clone(), table: root.load(TableName::Deletions).await? })
+        Ok(Self { root: root.clone(), table: root.load(TableName::Tombstones).await? })
     }
 
     /// The tombstones of the ids of `shard`, which holds all or some of `ids`.
@@ -163,7 +163,7 @@ impl TombstoneTable {
         }
         let root = self.root.clone();
         // Several tables are upserted at the same time; only one of them may create or change this one.
-        let _guard = root.deletions.lock().await;
+        let _guard = root.tombstone_lock.lock().await;
         let mut table = match self.table.take() {
             Some(mut table) => {
                 table.delta.load().await.map_err(|error| table.failed(error))?;
@@ -215,11 +215,11 @@ async fn append(table: &mut Table, adds: Vec<Add>, upsert: &Upsert) -> Result<()
 const ROW_GROUP_BYTES: usize = 1024 * 1024;
 
 async fn create(root: &Root) -> Result<Table, Error> {
-    if let Some(table) = root.load(TableName::Deletions).await? {
+    if let Some(table) = root.load(TableName::Tombstones).await? {
         return Ok(table);
     }
     let fields = [vec![Field::new(PARTITION, DataType::Utf8, true)], fields()].concat();
-    let name = TableName::Deletions;
+    let name = TableName::Tombstones;
     let schema = kernel_schema(&Schema::new(fields), &name.directory())?;
     let create = CreateBuilder::new()
         .with_table_name(name.as_str())

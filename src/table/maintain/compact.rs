@@ -39,7 +39,7 @@ pub(super) async fn compact(
     let candidates = candidates(table, &files).await?;
     let groups_of = match table.name {
         TableName::Resources(_) => groups_to_compact,
-        TableName::Deletions => groups_to_fold,
+        TableName::Tombstones => groups_to_fold,
     };
     let groups: Vec<_> = candidates.into_iter().flat_map(|partition| groups_of(partition, options)).collect();
     let mut groups = groups.into_iter();
@@ -102,12 +102,12 @@ async fn rewrite(
     let target = match table.name {
         // The group fits into one file; the limit is for files that were compressed better than the new one will be.
         TableName::Resources(_) => FileTarget { file_bytes: target_file_bytes.saturating_mul(2), ..table.target()? },
-        TableName::Deletions => FileTarget { file_bytes: target_file_bytes, ..tombstones::target(table)? },
+        TableName::Tombstones => FileTarget { file_bytes: target_file_bytes, ..tombstones::target(table)? },
     };
     let mut written = DataFiles::new(target, first.partition(), filled);
     let copied = match table.name {
         TableName::Resources(_) => copy(table, &live, &mut written).await.map(|()| 0),
-        TableName::Deletions => fold(table, &live, &mut written).await,
+        TableName::Tombstones => fold(table, &live, &mut written).await,
     };
     let folded = match copied {
         Ok(folded) => folded,

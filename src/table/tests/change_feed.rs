@@ -1,4 +1,4 @@
-//! What a table with a change data feed tells of its commits, read back by the Delta kernel.
+//! The change data feed of a table, read back by the Delta kernel.
 
 use deltalake::kernel::Add;
 
@@ -6,15 +6,15 @@ use super::{maintain::in_days, *};
 use crate::table::MaintenanceStep;
 
 /// A change: what happened, to which resource, and the line.
-type Told = (String, String, String);
+type RowChange = (String, String, String);
 
 fn with_feed(config: Config) -> Config {
     Config { change_data_feed: true, ..config }
 }
 
 impl Lake {
-    /// What the commits from `version` on tell, in order.
-    pub(super) fn told(&self, version: u64, columns: &[&str]) -> Vec<Vec<String>> {
+    /// The changes of all commits from `version` on, in order.
+    pub(super) fn changes_since(&self, version: u64, columns: &[&str]) -> Vec<Vec<String>> {
         let batches = [read_back::changes(&self.table_folder(), version, columns).unwrap()];
         let mut rows = Vec::new();
         for batch in batches {
@@ -33,23 +33,23 @@ impl Lake {
         rows
     }
 
-    /// The same, of one commit.
-    fn told_by(&self, version: u64) -> Vec<Told> {
-        let told = self.told(version, &["_change_type", "id", "resource_json", "_commit_version"]);
-        let of = told.into_iter().filter(|row| row[3] == version.to_string());
+    /// The changes of one commit.
+    fn changes_in(&self, version: u64) -> Vec<RowChange> {
+        let changes = self.changes_since(version, &["_change_type", "id", "resource_json", "_commit_version"]);
+        let of = changes.into_iter().filter(|row| row[3] == version.to_string());
         of.map(|row| <[_; 4]>::try_from(row).unwrap()).map(|[change, id, json, _]| (change, id, json)).collect()
     }
 
-    /// Type and id only.
+    /// The change types and ids of one commit.
     fn changes_of(&self, version: u64) -> Vec<(String, String)> {
-        self.told_by(version).into_iter().map(|(change, id, _)| (change, id)).collect()
+        self.changes_in(version).into_iter().map(|(change, id, _)| (change, id)).collect()
     }
 
     fn change_files(&self, version: u64) -> usize {
         self.actions(version).iter().filter(|action| !action["cdc"].is_null()).count()
     }
 
-    /// A first load as the daemon does it: rows become data files while they come.
+    /// A first load as the daemon does it: rows become data files as they arrive.
     async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
         let changes =
             table.change_set(&shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path()).await.unwrap();
@@ -63,17 +63,17 @@ fn pairs(changes: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn a_commit_tells_what_came_what_was_replaced_by_what_and_what_went() {
+async fn a_commit_reports_inserts_updates_with_both_images_and_deletes() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, "old"), line("b", 3, ""), line("c", 1, "gone"), line("d", 1, "")]], 5).await;
     let deletions = [deletion("c", None), deletion("unknown", None)];
-    let mut file = vec![line("a", 2, "new"), line("b", 2, "late"), line("e", 1, "came"), line("d", 1, "")];
+    let mut file = vec![line("a", 2, "new"), line("b", 2, "late"), line("e", 1, "inserted"), line("d", 1, "")];
     file.extend(deletions);
     let version = lake.upsert(&[file], 60_000_000_000_000_000).await.version;
-    let told = lake.told_by(version);
-    let changes: Vec<_> = told.iter().map(|(change, id, _)| (change.as_str(), id.as_str())).collect();
-    assert_eq!(changes, [("delete", "c"), ("insert", "e"), ("update_postimage", "a"), ("update_preimage", "a")]);
-    for ((.., json), content) in told.iter().zip(["gone", "came", "new", "old"]) {
+    let changes = lake.changes_in(version);
+    let reported: Vec<_> = changes.iter().map(|(change, id, _)| (change.as_str(), id.as_str())).collect();
+    assert_eq!(reported, [("delete", "c"), ("insert", "e"), ("update_postimage", "a"), ("update_preimage", "a")]);
+    for ((.., json), content) in changes.iter().zip(["gone", "inserted", "new", "old"]) {
         assert!(json.contains(content), "{json}");
     }
     let info = lake
@@ -86,7 +86,7 @@ async fn a_commit_tells_what_came_what_was_replaced_by_what_and_what_went() {
 }
 
 #[tokio::test]
-async fn a_change_file_lies_where_readers_look_and_changes_no_data() {
+async fn a_change_file_is_where_readers_look_and_changes_no_data() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
@@ -102,7 +102,7 @@ async fn a_change_file_lies_where_readers_look_and_changes_no_data() {
 }
 
 #[tokio::test]
-async fn a_commit_that_only_brings_rows_writes_no_change_file_and_is_told_all_the_same() {
+async fn an_insert_only_commit_needs_no_change_files() {
     let lake = Lake::with(with_feed);
     let first = lake.upsert(&[vec![line("a", 1, "")], vec![line("a", 2, ""), line("b", 1, "")]], 5).await.version;
     let second = lake.upsert(&[vec![line("c", 1, ""), line("b", 1, "")]], 6).await.version;
@@ -112,7 +112,7 @@ async fn a_commit_that_only_brings_rows_writes_no_change_file_and_is_told_all_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_would_take_for_inserts() {
+async fn the_data_files_of_a_first_load_have_no_superseded_rows_that_readers_take_for_inserts() {
     let lake = Lake::with(with_feed);
     let table = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let mut file: Vec<_> = (0..20).map(|id| line(&format!("id{id}"), 2, "")).collect();
@@ -124,14 +124,15 @@ async fn a_first_load_with_superseded_rows_brings_no_dead_rows_that_readers_woul
     let adds = actions.iter().filter_map(|action| serde_json::from_value::<Add>(action.get("add")?.clone()).ok());
     assert_eq!(adds.map(|add| add.deletion_vector.is_some()).collect::<Vec<_>>(), [false]);
     assert_eq!(lake.change_files(committed.version), 0);
-    let told = lake.told_by(committed.version);
+    let changes = lake.changes_in(committed.version);
     assert!(
-        told.len() == 20 && told.iter().all(|(change, _, json)| change == "insert" && !json.contains("superseded"))
+        changes.len() == 20
+            && changes.iter().all(|(change, _, json)| change == "insert" && !json.contains("superseded"))
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_load_that_another_one_overtook_tells_what_it_did_to_its_rows() {
+async fn a_first_load_that_another_one_overtook_reports_its_updates() {
     let lake = Lake::with(with_feed);
     let late = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let file = vec![line("a", 2, "late"), line("a", 1, ""), line("c", 1, "")];
@@ -144,7 +145,7 @@ async fn a_first_load_that_another_one_overtook_tells_what_it_did_to_its_rows() 
 }
 
 #[tokio::test]
-async fn what_a_full_refresh_removes_is_told_as_deleted() {
+async fn rows_that_a_full_refresh_removes_are_reported_as_deleted() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 6);
@@ -153,11 +154,11 @@ async fn what_a_full_refresh_removes_is_told_as_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn copies_that_others_made_of_a_row_are_no_deletions_of_the_resource() {
+async fn removing_duplicate_rows_is_not_reported_as_deletion() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
     let mut late = lake.root.open(patient()).await.unwrap().unwrap();
-    // Another program doubles the row: the same data file under a second name.
+    // Another writer doubles the row: the same data file under a second name.
     let mut stored = late.stored_files().await.unwrap().remove(0).add;
     let copy = format!("copy-{}", stored.path);
     std::fs::copy(lake.table_folder().join(&stored.path), lake.table_folder().join(&copy)).unwrap();
@@ -175,7 +176,7 @@ async fn copies_that_others_made_of_a_row_are_no_deletions_of_the_resource() {
 }
 
 #[tokio::test]
-async fn a_table_without_the_property_gains_it_and_tells_from_then_on() {
+async fn a_table_without_the_property_gains_it_and_records_changes_from_then_on() {
     let mut lake = Lake::new();
     let first = lake.upsert(&[vec![line("a", 1, "")]], 5).await.version;
     let second = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
@@ -189,7 +190,7 @@ async fn a_table_without_the_property_gains_it_and_tells_from_then_on() {
 
 #[cfg(feature = "sql")]
 #[tokio::test]
-async fn what_others_decided_of_the_feed_holds() {
+async fn the_setting_of_another_writer_for_the_feed_is_respected() {
     let mut lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
     let decide = async |lake: &Lake, on: &str| {
@@ -206,14 +207,14 @@ async fn what_others_decided_of_the_feed_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn maintenance_tells_nothing_and_keeps_the_change_files_of_the_retention() {
+async fn maintenance_reports_no_changes_and_keeps_the_change_files_of_the_retention() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
     lake.maintain(&MaintenanceStep::ALL, in_days(1)).await;
     assert!(lake.table().await.version() > version, "something was put together");
-    assert_eq!(lake.told(version + 1, &["_change_type"]), Vec::<Vec<String>>::new());
-    assert_eq!(lake.told_by(version).len(), 2);
+    assert_eq!(lake.changes_since(version + 1, &["_change_type"]), Vec::<Vec<String>>::new());
+    assert_eq!(lake.changes_in(version).len(), 2);
     lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await;
     let left = std::fs::read_dir(lake.table_folder().join("_change_data")).unwrap().count();
     assert_eq!(left, 0, "after the retention they go");
@@ -229,18 +230,18 @@ async fn change_files_have_the_columns_that_their_rows_fill() {
     lake.upsert(&[vec![line("b", 1, r#""birthDate":"1970-01-01""#)]], 6).await;
     let both = vec![line("a", 2, r#""active":true"#), line("b", 2, r#""birthDate":"1971-01-01""#)];
     let version = lake.upsert(&[both], 7).await.version;
-    let told = lake.told(version, &["id", "_change_type", "gender", "birthDate", "active"]);
+    let changes = lake.changes_since(version, &["id", "_change_type", "gender", "birthDate", "active"]);
     let expected = [
         ["a", "update_postimage", "", "", "true"],
         ["a", "update_preimage", "female", "", ""],
         ["b", "update_postimage", "", "1971-01-01", ""],
         ["b", "update_preimage", "", "1970-01-01", ""],
     ];
-    assert_eq!(told, expected);
+    assert_eq!(changes, expected);
 }
 
 #[tokio::test]
-async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
+async fn a_rebuild_is_reported_as_every_row_deleted_and_inserted() {
     let lake = Lake::with(with_feed);
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     lake.upsert(&[vec![line("a", 2, "")]], 6).await;
@@ -253,12 +254,12 @@ async fn a_rebuild_is_told_as_every_row_deleted_and_inserted_again() {
     assert_eq!(lake.changes_of(version), pairs(&expected));
 }
 
-/// The rows of the next version, by what is told of the commit: of each row how many there are.
-fn follow(before: &BTreeMap<(String, String), i32>, told: &[Told]) -> BTreeMap<(String, String), i32> {
+/// The rows of the next version, computed from the changes of its commit: how often each row occurs.
+fn follow(before: &BTreeMap<(String, String), i32>, changes: &[RowChange]) -> BTreeMap<(String, String), i32> {
     let mut after = before.clone();
-    for (change, id, json) in told {
-        let came = matches!(change.as_str(), "insert" | "update_postimage");
-        *after.entry((id.clone(), json.clone())).or_default() += if came { 1 } else { -1 };
+    for (change, id, json) in changes {
+        let is_added = matches!(change.as_str(), "insert" | "update_postimage");
+        *after.entry((id.clone(), json.clone())).or_default() += if is_added { 1 } else { -1 };
     }
     after.retain(|_, count| *count != 0);
     after
@@ -283,7 +284,7 @@ proptest! {
                     _ => line(IDS[usize::from(*id)], *version, ""),
                 });
                 let version = lake.upsert(&[file.collect()], transaction_time * 60_000_000_000_000_000).await.version;
-                followed = follow(&followed, &lake.told_by(version));
+                followed = follow(&followed, &lake.changes_in(version));
                 let rows: BTreeMap<_, _> = lake.rows().await.into_iter().map(|row| (row, 1)).collect();
                 assert_eq!(followed, rows);
             }

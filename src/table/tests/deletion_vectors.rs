@@ -1,4 +1,4 @@
-//! What a commit says: which files are marked, which are written again, and the figures that readers trust.
+//! What a commit says: which files get deletion vectors, which are rewritten, and the figures that readers trust.
 
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ async fn replace(update_mode: UpdateMode, dead: u32) -> (Lake, Vec<Value>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_with_up_to_thirty_percent_dead_rows_is_marked() {
+async fn a_file_with_up_to_thirty_percent_deleted_rows_gets_a_deletion_vector() {
     let (lake, actions) = replace(UpdateMode::DeletionVectors, 3).await;
     let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
     assert!(removed["deletionVector"].is_null() && removed["dataChange"] == true, "{removed}");
@@ -51,7 +51,7 @@ async fn a_file_with_up_to_thirty_percent_dead_rows_is_marked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vector_that_grows_takes_the_place_of_the_one_before() {
+async fn a_larger_deletion_vector_replaces_the_one_before() {
     let lake = Lake::new();
     lake.upsert(&[rows(10, 1)], 5).await;
     lake.upsert(&[rows(1, 2)], 6).await;
@@ -67,7 +67,7 @@ async fn a_vector_that_grows_takes_the_place_of_the_one_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_with_more_dead_rows_or_one_that_no_reader_may_have_to_look_through_is_written_again() {
+async fn a_file_with_more_deleted_rows_or_without_deletion_vectors_is_rewritten() {
     for (update_mode, dead) in [(UpdateMode::DeletionVectors, 4), (UpdateMode::CopyOnWrite, 1)] {
         let (lake, actions) = replace(update_mode, dead).await;
         let [removed] = &of(&actions, "remove")[..] else { panic!("{actions:?}") };
@@ -85,7 +85,7 @@ async fn a_file_with_more_dead_rows_or_one_that_no_reader_may_have_to_look_throu
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_whose_rows_are_all_dead_is_only_removed() {
+async fn a_file_whose_rows_are_all_deleted_is_only_removed() {
     for update_mode in [UpdateMode::DeletionVectors, UpdateMode::CopyOnWrite] {
         let (lake, actions) = replace(update_mode, 10).await;
         assert_eq!((of(&actions, "remove").len(), of(&actions, "add").len()), (1, 1), "{update_mode:?}");
@@ -113,7 +113,7 @@ async fn large_rows_are_read_a_few_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
+async fn a_first_load_marks_its_superseded_rows_in_its_own_commit() {
     let lake = Lake::new();
     let table = lake.table().await;
     let changes =
@@ -133,7 +133,7 @@ async fn a_first_load_marks_what_it_superseded_in_the_commit_that_brings_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_whose_ids_lie_elsewhere_is_not_read() {
+async fn a_file_without_ids_in_the_range_is_not_read() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a1", 1, ""), line("a9", 1, "")]], 5).await;
     lake.upsert(&[vec![line("b1", 1, ""), line("b9", 1, "")]], 6).await;

@@ -1,4 +1,4 @@
-//! The table of deletions: what it keeps when it is maintained, written by several and read by what it can have.
+//! The table of tombstones: maintained, written by several runs, and read only where it can have an id.
 
 use std::{collections::BTreeSet, fs};
 
@@ -16,7 +16,7 @@ use crate::table::{
     tombstones::{NewTombstone, TombstoneTable},
 };
 
-/// The thirtieth second of the year 2026, and some of that minute.
+/// A second of the first minute of 2026.
 fn micros(second: u32) -> i64 {
     crate::fhir::parse_instant(&at(second)).unwrap().timestamp_micros()
 }
@@ -28,14 +28,14 @@ fn at(second: u32) -> String {
 impl Lake {
     async fn fold(&self) -> Maintained {
         let all = maintenance(&MaintenanceStep::ALL);
-        self.root.maintain(TableName::Deletions, &all, DryRun::No, in_days(0), &|| true).await.unwrap().unwrap()
+        self.root.maintain(TableName::Tombstones, &all, DryRun::No, in_days(0), &|| true).await.unwrap().unwrap()
     }
 
     async fn tombstone_table(&self) -> Table {
-        self.root.load(TableName::Deletions).await.unwrap().unwrap()
+        self.root.load(TableName::Tombstones).await.unwrap().unwrap()
     }
 
-    /// Of each file the ids, in their order.
+    /// The ids of each file, in their order.
     async fn deleted_ids(&self) -> Vec<Vec<String>> {
         let table = self.tombstone_table().await;
         let mut files = Vec::new();
@@ -57,7 +57,7 @@ impl Lake {
         fs::read_to_string(commit).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Each in an export of its own.
+    /// One export per deletion.
     async fn delete(&self, id: &str, seconds: impl Iterator<Item = u32>) {
         for second in seconds {
             self.upsert(&[vec![deletion(id, None)]], micros(second)).await;
@@ -76,7 +76,7 @@ fn tombstones(ids: &[&str]) -> Vec<NewTombstone> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn folded_deletions_still_stop_a_late_version() {
+async fn folded_tombstones_still_stop_a_late_version() {
     let lake = Lake::new();
     lake.delete("a", (10..20).chain([40])).await;
     lake.upsert(&[vec![deletion("b", Some(&at(10))), deletion("c", Some(&at(50)))]], micros(55)).await;
@@ -86,11 +86,11 @@ async fn folded_deletions_still_stop_a_late_version() {
     let late = lake.upsert(&[vec![line("a", 30, ""), line("b", 11, ""), line("c", 50, "")]], micros(35)).await;
     assert_eq!(late.counts, Counts { inserted: 1, stale: 2, ..Counts::default() });
     assert_eq!(lake.upsert(&[vec![line("a", 41, "")]], micros(56)).await.counts.inserted, 1);
-    assert_eq!(lake.fold().await, Maintained::default(), "the second one has nothing to do");
+    assert_eq!(lake.fold().await, Maintained::default(), "a second fold has nothing to do");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_is_repeated_without_a_time_stops_what_was_made_and_deleted_in_between() {
+async fn a_repeated_deletion_without_a_time_stops_a_version_from_between_the_two() {
     let lake = Lake::new();
     lake.delete("a", [10, 20].into_iter()).await;
     lake.fold().await;
@@ -99,7 +99,7 @@ async fn a_deletion_that_is_repeated_without_a_time_stops_what_was_made_and_dele
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_syncs_that_delete_leave_few_files_when_they_are_maintained() {
+async fn fifty_syncs_with_deletions_and_maintenance_leave_few_files() {
     let lake = Lake::new();
     let (mut most, mut ids) = (0, BTreeSet::new());
     for second in 1..=50 {
@@ -121,14 +121,14 @@ async fn fifty_syncs_that_delete_leave_few_files_when_they_are_maintained() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_table_of_deletions_is_maintained_in_every_step() {
+async fn every_maintenance_step_works_on_the_table_of_tombstones() {
     let lake = Lake::new();
     for second in 1..=12 {
         lake.upsert(&[vec![deletion(&format!("id{second}"), None)]], micros(second)).await;
     }
     let all = maintenance(&MaintenanceStep::ALL);
     let maintain = async |dry_run, days| {
-        lake.root.maintain(TableName::Deletions, &all, dry_run, in_days(days), &|| true).await.unwrap().unwrap()
+        lake.root.maintain(TableName::Tombstones, &all, dry_run, in_days(days), &|| true).await.unwrap().unwrap()
     };
     let announced = maintain(DryRun::Yes, 0).await;
     assert_eq!((announced.rewritten.files, announced.written.files, announced.checkpoint), (12, 0, Some(12)));
@@ -144,7 +144,7 @@ async fn the_table_of_deletions_is_maintained_in_every_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fold_is_told_as_one_that_changes_no_data_and_an_append_as_a_blind_one_with_its_figures() {
+async fn the_log_says_that_a_fold_changes_no_data_and_that_an_append_is_blind() {
     let lake = Lake::new();
     lake.upsert(&[vec![deletion("b", None), deletion("a", None)]], micros(1)).await;
     lake.upsert(&[vec![deletion("c", None)]], micros(2)).await;
@@ -166,7 +166,7 @@ async fn a_fold_is_told_as_one_that_changes_no_data_and_an_append_as_a_blind_one
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_files_that_may_have_one_of_the_ids_are_read() {
+async fn only_tombstone_files_that_may_have_one_of_the_ids_are_read() {
     let lake = Lake::new();
     lake.upsert(&[vec![deletion("a1", None), deletion("a2", None)]], micros(1)).await;
     let folder = lake.deleted_folder().join("resource_type=Patient");
@@ -181,7 +181,7 @@ async fn only_files_that_may_have_one_of_the_ids_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deletions_of_one_type_are_none_of_another() {
+async fn a_tombstone_of_one_type_does_not_apply_to_another_type() {
     let lake = Lake::new();
     lake.delete("a", 1..3).await;
     let others = Lake { resource_type: "Binary".parse().unwrap(), root: lake.root.clone(), ..Lake::new() };
@@ -194,7 +194,7 @@ async fn deletions_of_one_type_are_none_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_source_deleted_does_not_stand_for_ours() {
+async fn a_tombstone_of_another_source_does_not_replace_ours() {
     let lake = Lake::new();
     lake.delete("a", 1..3).await;
     let clinic = Upsert { source: "clinic".to_owned(), app_id: "fhir-sync/clinic".to_owned(), ..upsert(micros(9)) };
@@ -228,29 +228,29 @@ async fn an_append_that_another_writer_overtook_is_tried_again_and_at_most_five_
         tombstone_table.append(patient().into(), &tombstones(&["b"]), &upsert(5)).await
     };
     let error = overtaken(5).await.unwrap_err();
-    assert!(matches!(error, Error::Conflict { table: TableName::Deletions, attempts: 5 }), "{error:?}");
+    assert!(matches!(error, Error::Conflict { table: TableName::Tombstones, attempts: 5 }), "{error:?}");
     let folder = lake.deleted_folder().join("resource_type=Patient");
-    assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what nobody will name is taken back");
+    assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "files without a commit are deleted");
     overtaken(4).await.unwrap();
     assert_eq!(lake.deleted_ids().await, [["a"], ["b"]]);
     assert_eq!(lake.tombstone_table().await.version(), 11);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_ended_between_the_deletion_and_the_commit_is_remembered_once() {
+async fn a_run_that_ends_between_tombstone_and_commit_leaves_one_tombstone() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
-    let came = [vec![deletion("a", Some(&at(3)))]];
+    let received = [vec![deletion("a", Some(&at(3)))]];
     let table = failing(lake.table().await, &[Fault::Refused]).await;
-    let changes = lake.change_set(&came, micros(4));
+    let changes = lake.change_set(&received, micros(4));
     table.upsert(&changes, &upsert(micros(4))).await.unwrap_err();
     assert_eq!((lake.rows().await.len(), lake.deleted_ids().await.concat().len()), (2, 1));
-    assert_eq!(lake.upsert(&came, micros(4)).await.counts.deleted, 1);
+    assert_eq!(lake.upsert(&received, micros(4)).await.counts.deleted, 1);
     assert_eq!(lake.deleted_ids().await, [["a"]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upsert_that_is_done_again_remembers_its_deletions_once() {
+async fn an_upsert_that_is_tried_again_writes_its_tombstones_once() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
     let table = failing(lake.table().await, &[Fault::Overtaken(VACUUM.to_owned())]).await;

@@ -21,7 +21,7 @@ impl Lake {
         std::fs::write(self.log(version), text.join("\n")).unwrap();
     }
 
-    /// What an upsert says of the table after one more commit of others.
+    /// The error of an upsert after one more commit of another writer.
     async fn refusal(&self, protocol: Option<Value>, change: impl Fn(&mut Value)) -> String {
         self.table().await;
         let mut metadata = self.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();

@@ -1,4 +1,4 @@
-//! Commits whose answer is lost: what landed counts once, what did not is told, and the next run goes on.
+//! Commits whose answer is lost: what landed counts once, what did not land is an error, and the next run goes on.
 
 use futures::StreamExt as _;
 
@@ -15,7 +15,7 @@ async fn lake() -> Lake {
     lake
 }
 
-fn came() -> Vec<Change> {
+fn received() -> Vec<Change> {
     vec![line("a", 2, "new"), line("d", 1, "new"), deletion("c", Some("2026-01-01T00:00:30Z"))]
 }
 
@@ -34,25 +34,25 @@ async fn a_commit_that_landed_although_its_answer_was_lost_counts_once() {
         for watermark in [Some(time(6)), None] {
             let lake = lake().await;
             let table = unreliable(&lake, std::slice::from_ref(&fault)).await;
-            let changes = lake.change_set(&[came()], 6);
+            let changes = lake.change_set(&[received()], 6);
             let committed = table.upsert(&changes, &Upsert { watermark, ..upsert(6) }).await.unwrap();
             assert_eq!((committed.version, committed.counts), (2, COUNTS), "{fault:?} {watermark:?}");
             assert_eq!(lake.root.open(patient()).await.unwrap().unwrap().version(), 2);
             assert_eq!(lake.watermark().await, Some(watermark.unwrap_or(time(5))));
             assert_applied(&lake).await;
-            let again = lake.upsert(&[came()], 6).await;
+            let again = lake.upsert(&[received()], 6).await;
             assert_eq!((again.counts.unchanged, again.bytes_written), (3, 0));
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_was_refused_is_an_error_and_the_next_upsert_succeeds() {
+async fn a_refused_commit_is_an_error_and_the_next_upsert_succeeds() {
     for watermark in [Some(time(6)), None] {
         let lake = lake().await;
         let before = lake.rows().await;
         let table = unreliable(&lake, &[Fault::Refused]).await;
-        let changes = lake.change_set(&[came()], 6);
+        let changes = lake.change_set(&[received()], 6);
         let error = table.upsert(&changes, &Upsert { watermark, ..upsert(6) }).await.unwrap_err();
         assert!(matches!(error, Error::Delta { .. }), "{error:?}");
         assert_eq!(lake.rows().await, before);
@@ -72,7 +72,7 @@ async fn a_lost_answer_to_a_commit_that_only_moves_the_watermark_counts_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_load_whose_answer_was_lost_keeps_its_files_and_one_that_was_refused_brings_them_the_next_time() {
+async fn a_first_load_keeps_its_files_when_its_answer_is_lost_or_its_commit_refused() {
     for faults in [[Fault::AnswerLost], [Fault::Refused]] {
         let lake = Lake::new();
         let table = unreliable(&lake, &faults).await;
@@ -99,30 +99,30 @@ pub(super) const VACUUM: &str =
     r#"{"commitInfo":{"timestamp":1700000000000,"operation":"VACUUM START","operationParameters":{}}}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_is_not_taken_for_success_where_the_version_is_another_writers() {
+async fn a_lost_answer_does_not_count_as_success_if_the_version_is_another_writers() {
     let lake = lake().await;
     let table = unreliable(&lake, &[Fault::OvertakenAndAnswerLost(VACUUM.to_owned())]).await;
-    let committed = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+    let committed = table.upsert(&lake.change_set(&[received()], 6), &upsert(6)).await.unwrap();
     assert_eq!((committed.version, committed.counts), (3, COUNTS));
     assert_applied(&lake).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn somebody_who_is_always_faster_makes_an_error_and_loses_no_row() {
+async fn a_writer_that_is_always_faster_causes_an_error_and_no_lost_row() {
     let lake = lake().await;
     let before = lake.rows().await;
     let table = unreliable(&lake, &vec![Fault::Overtaken(VACUUM.to_owned()); 9]).await;
-    let error = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap_err();
+    let error = table.upsert(&lake.change_set(&[received()], 6), &upsert(6)).await.unwrap_err();
     assert!(matches!(error, Error::Conflict { attempts: 5, .. }), "{error:?}");
     assert_eq!(lake.rows().await, before);
-    lake.upsert(&[came()], 6).await;
+    lake.upsert(&[received()], 6).await;
     assert_applied(&lake).await;
 }
 
 const LANDED: [Fault; 2] = [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain];
 const DELETED: &str = "_fhir_sync/deleted";
 
-/// The commits of a table; none of them may name a data file that another one has named.
+/// The commits of a table; no two of them may add the same data file.
 fn commits(lake: &Lake, table: &str) -> Vec<String> {
     let log = lake.folder.path().join("lake").join(table).join("_delta_log");
     let mut paths: Vec<_> = std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -140,7 +140,7 @@ fn commits(lake: &Lake, table: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_is_made_once_although_the_answer_was_lost() {
+async fn a_table_is_created_once_although_the_answer_was_lost() {
     for fault in LANDED {
         let lake = Lake::new();
         let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| config);
@@ -152,7 +152,7 @@ async fn a_table_is_made_once_although_the_answer_was_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
+async fn a_table_created_concurrently_with_the_same_columns_stays_as_it_is() {
     let other = Lake::new();
     other.table().await;
     let made = commits(&other, "Patient.parquet");
@@ -167,7 +167,7 @@ async fn a_table_that_another_process_made_at_the_same_moment_stays_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_what_it_lacks() {
+async fn a_table_created_concurrently_with_fewer_columns_is_evolved() {
     let other = Lake::new();
     other.root_with(UpdateMode::CopyOnWrite).open_or_create(patient(), &definition_of(&shape())).await.unwrap();
     let fault = Fault::Overtaken(commits(&other, "Patient.parquet")[0].clone());
@@ -178,7 +178,7 @@ async fn a_table_that_another_process_made_otherwise_at_the_same_moment_gains_wh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_could_not_be_made_is_an_error_and_made_the_next_time() {
+async fn a_table_that_could_not_be_created_is_an_error_and_is_created_the_next_time() {
     let lake = Lake::new();
     let root = unreliable_root(&lake, "Patient.parquet", &[Fault::Refused], |config| config);
     let error = root.open_or_create(patient(), &definition_of(&shape())).await.err();
@@ -187,7 +187,7 @@ async fn a_table_that_could_not_be_made_is_an_error_and_made_the_next_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_gains_what_it_lacks_once_although_the_answer_was_lost() {
+async fn a_table_evolves_once_although_the_answer_was_lost() {
     for fault in LANDED {
         let lake = lake().await;
         let root = unreliable_root(&lake, "Patient.parquet", std::slice::from_ref(&fault), |config| Config {
@@ -196,77 +196,77 @@ async fn a_table_gains_what_it_lacks_once_although_the_answer_was_lost() {
         });
         let table = root.open_or_create(patient(), &definition_of(&shape())).await.unwrap();
         assert_eq!((table.version(), commits(&lake, "Patient.parquet").len()), (2, 3), "{fault:?}");
-        table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+        table.upsert(&lake.change_set(&[received()], 6), &upsert(6)).await.unwrap();
         assert_applied(&lake).await;
     }
 }
 
-/// How often the lake remembers the deletion of each id.
-async fn remembered(lake: &Lake) -> BTreeMap<String, usize> {
+/// How many tombstones the lake has of each id.
+async fn tombstones(lake: &Lake) -> BTreeMap<String, usize> {
     let table = TombstoneTable::open(&lake.root).await.unwrap().table.unwrap();
-    let mut remembered = BTreeMap::new();
+    let mut tombstones = BTreeMap::new();
     for stored in table.stored_files().await.unwrap() {
         let batches: Vec<_> = table.rows(&stored).await.unwrap().map(Result::unwrap).collect().await;
         for batch in batches {
             let ids =
                 arrow::compute::cast(batch.column_by_name("id").unwrap(), &arrow::datatypes::DataType::Utf8).unwrap();
             for id in arrow::array::AsArray::as_string::<i32>(&ids).iter().flatten() {
-                *remembered.entry(id.to_owned()).or_default() += 1;
+                *tombstones.entry(id.to_owned()).or_default() += 1;
             }
         }
     }
-    remembered
+    tombstones
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_is_remembered_once_although_the_answer_was_lost() {
+async fn a_tombstone_is_written_once_although_the_answer_was_lost() {
     for fault in LANDED {
-        // Lost are the answers to the commit that makes the table, and to that of the deletion.
+        // The lost answers are those to the commit that creates the table and to the commit of the tombstone.
         for faults in [vec![fault.clone()], vec![Fault::None, fault.clone()], vec![fault.clone(), fault.clone()]] {
             let lake = lake().await;
             let root = unreliable_root(&lake, DELETED, &faults, |config| config);
             let table = root.open(patient()).await.unwrap().unwrap();
-            let committed = table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+            let committed = table.upsert(&lake.change_set(&[received()], 6), &upsert(6)).await.unwrap();
             assert_eq!(committed.counts, COUNTS, "{faults:?}");
             assert_applied(&lake).await;
-            assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{faults:?}");
+            assert_eq!(tombstones(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{faults:?}");
             assert_eq!(commits(&lake, DELETED).len(), 2, "{faults:?}");
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_stands_whoever_commits_before_it() {
+async fn a_tombstone_is_written_although_another_writer_commits_first() {
     for fault in [Fault::Overtaken(VACUUM.to_owned()), Fault::OvertakenAndAnswerLost(VACUUM.to_owned())] {
         let lake = lake().await;
         let root = unreliable_root(&lake, DELETED, &[Fault::None, fault.clone()], |config| config);
         let table = root.open(patient()).await.unwrap().unwrap();
-        table.upsert(&lake.change_set(&[came()], 6), &upsert(6)).await.unwrap();
+        table.upsert(&lake.change_set(&[received()], 6), &upsert(6)).await.unwrap();
         assert_applied(&lake).await;
-        assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{fault:?}");
+        assert_eq!(tombstones(&lake).await, BTreeMap::from([("c".to_owned(), 1)]), "{fault:?}");
         assert_eq!(commits(&lake, DELETED).len(), 3, "{fault:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_could_not_be_remembered_stops_the_commit_and_comes_the_next_time() {
+async fn a_tombstone_that_cannot_be_written_stops_the_commit_until_the_next_time() {
     let lake = lake().await;
     let before = lake.rows().await;
     let root = unreliable_root(&lake, DELETED, &[Fault::None, Fault::Refused], |config| config);
-    let changes = lake.change_set(&[came()], 6);
+    let changes = lake.change_set(&[received()], 6);
     let table = root.open(patient()).await.unwrap().unwrap();
     let error = table.upsert(&changes, &upsert(6)).await.unwrap_err();
     assert!(matches!(error, Error::Delta { .. }), "{error:?}");
     assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(5))));
     lake.table().await.upsert(&changes, &upsert(6)).await.unwrap();
     assert_applied(&lake).await;
-    assert_eq!(remembered(&lake).await, BTreeMap::from([("c".to_owned(), 1)]));
+    assert_eq!(tombstones(&lake).await, BTreeMap::from([("c".to_owned(), 1)]));
 }
 
-/// A lake with three small files, one of them with a dead row.
+/// A lake with three small files, one of them with a deleted row.
 async fn to_be_maintained() -> Lake {
     let lake = lake().await;
-    lake.upsert(&[came()], 6).await;
+    lake.upsert(&[received()], 6).await;
     lake.upsert(&[vec![line("e", 1, "")]], 7).await;
     lake
 }
@@ -291,13 +291,13 @@ async fn a_compaction_whose_answer_was_lost_counts_once_and_keeps_its_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compaction_that_was_refused_or_overtaken_is_an_error_and_made_the_next_time() {
+async fn a_refused_or_overtaken_compaction_is_an_error_and_is_done_the_next_time() {
     for fault in [Fault::Refused, Fault::Overtaken(VACUUM.to_owned())] {
         let lake = to_be_maintained().await;
         let before = lake.rows().await;
         let error = maintain(&lake, std::slice::from_ref(&fault)).await.unwrap_err();
-        let told = matches!((&fault, &error), (Fault::Refused, Error::Delta { .. }) | (_, Error::Conflict { .. }));
-        assert!(told, "{fault:?} {error:?}");
+        let expected = matches!((&fault, &error), (Fault::Refused, Error::Delta { .. }) | (_, Error::Conflict { .. }));
+        assert!(expected, "{fault:?} {error:?}");
         assert_eq!(lake.rows().await, before, "{fault:?}");
         assert_eq!(maintain(&lake, &[]).await.unwrap().written.files, 1, "{fault:?}");
         assert_eq!((lake.rows().await, lake.watermark().await), (before, Some(time(7))), "{fault:?}");

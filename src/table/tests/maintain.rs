@@ -29,7 +29,7 @@ pub(super) fn in_days(days: i64) -> DateTime<Utc> {
 }
 
 impl Lake {
-    /// So many upserts, each a file of its own with one patient.
+    /// This many upserts, each with a file of its own with one patient.
     async fn small_files(&self, count: u32) {
         for number in 1..=count {
             self.upsert(&[vec![line(&format!("p{number}"), 1, "")]], i64::from(number)).await;
@@ -84,7 +84,7 @@ impl Lake {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn maintenance_puts_small_files_together_and_changes_no_row_and_no_watermark() {
+async fn maintenance_compacts_small_files_and_changes_no_row_and_no_watermark() {
     let lake = Lake::new();
     lake.small_files(12).await;
     let before = lake.rows().await;
@@ -106,7 +106,7 @@ async fn maintenance_puts_small_files_together_and_changes_no_row_and_no_waterma
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_many_has_every_column_that_any_of_them_had_and_their_order() {
+async fn a_compacted_file_has_all_columns_of_its_inputs_in_order() {
     let lake = Lake::new();
     let line = |id: &str, member: &str| {
         Change::Line(format!(r#"{{"resourceType":"Patient","id":"{id}","meta":{{"versionId":"1"}},{member}}}"#))
@@ -122,7 +122,7 @@ async fn a_file_of_many_has_every_column_that_any_of_them_had_and_their_order() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compaction_is_told_as_one_that_changes_no_data() {
+async fn the_log_says_that_a_compaction_changes_no_data() {
     let lake = Lake::new();
     lake.small_files(2).await;
     lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
@@ -139,7 +139,7 @@ async fn a_compaction_is_told_as_one_that_changes_no_data() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
+async fn a_dry_run_reports_what_would_be_done_and_changes_nothing() {
     let lake = Lake::new();
     lake.small_files(12).await;
     fs::write(lake.table_folder().join("part-orphan.parquet"), "orphan").unwrap();
@@ -153,7 +153,7 @@ async fn a_dry_run_says_what_would_be_done_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
+async fn vacuum_deletes_files_that_no_version_within_the_retention_needs() {
     let lake = Lake::new();
     lake.small_files(3).await;
     let old: Vec<_> = lake.files_on_disk().into_iter().filter(|name| name.ends_with(".parquet")).collect();
@@ -161,7 +161,7 @@ async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
         fs::write(lake.table_folder().join(name), "x").unwrap();
     }
     fs::write(lake.table_folder().join("part-to-be-committed.parquet"), "x").unwrap();
-    // Written long ago, and removed by a commit of just now.
+    // Written long ago, and removed by a recent commit.
     for name in old.iter().map(String::as_str).chain(["README.md", "part-orphan.parquet", "part-killed.parquet#1"]) {
         lake.age(name, 60);
     }
@@ -177,7 +177,7 @@ async fn vacuum_deletes_what_no_version_within_the_retention_needs() {
     assert_eq!(lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await, Maintained::default());
 }
 
-/// Twenty patients in a file, of which three have changed since.
+/// A file with twenty patients, of whom three have changed since.
 async fn three_dead_of_twenty(lake: &Lake) {
     let versions = |count, version| (1..=count).map(|number| line(&format!("p{number}"), version, "")).collect();
     lake.upsert(&[versions(20, 1)], 1).await;
@@ -186,7 +186,7 @@ async fn three_dead_of_twenty(lake: &Lake) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dead_rows_are_purged_from_their_share_on() {
+async fn deleted_rows_are_purged_from_the_configured_share_on() {
     let lake = Lake::new();
     three_dead_of_twenty(&lake).await;
     let before = lake.rows().await;
@@ -201,7 +201,7 @@ async fn dead_rows_are_purged_from_their_share_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_put_together_has_no_dead_row_however_few_they_were() {
+async fn a_compacted_file_has_no_deleted_rows_however_few_there_were() {
     let lake = Lake::new();
     three_dead_of_twenty(&lake).await;
     let before = lake.rows().await;
@@ -230,7 +230,7 @@ async fn vacuum_keeps_a_replaced_deletion_vector_as_long_as_its_version() {
 
 #[cfg(feature = "sql")]
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_other_engines_are_left_as_they_are() {
+async fn data_files_of_other_writers_are_not_rewritten() {
     let lake = Lake::new();
     lake.small_files(3).await;
     let table = lake.root.open(patient()).await.unwrap().unwrap();
@@ -279,7 +279,7 @@ async fn a_cleaned_log_keeps_the_commit_of_its_checkpoint_and_the_watermark() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watermark_that_only_the_checkpoint_carries_is_still_there() {
+async fn a_watermark_that_only_a_checkpoint_holds_is_still_read() {
     let lake = Lake::new();
     lake.small_files(12).await;
     lake.maintain(&MaintenanceStep::ALL, in_days(0)).await;
@@ -290,7 +290,7 @@ async fn a_watermark_that_only_the_checkpoint_carries_is_still_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_writer_between_listing_and_commit_wins_and_nothing_is_lost() {
+async fn a_writer_that_commits_between_listing_and_commit_wins_and_no_row_is_lost() {
     let lake = Lake::new();
     lake.small_files(3).await;
     let overtake = || {
@@ -313,7 +313,7 @@ async fn another_writer_between_listing_and_commit_wins_and_nothing_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wish_to_stop_leaves_the_rest_for_the_next_time() {
+async fn a_cancelled_maintenance_leaves_the_rest_for_the_next_time() {
     let lake = Lake::new();
     lake.small_files(3).await;
     let all = maintenance(&MaintenanceStep::ALL);
@@ -323,7 +323,7 @@ async fn a_wish_to_stop_leaves_the_rest_for_the_next_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_of_others_are_not_maintained() {
+async fn tables_of_other_writers_are_not_maintained() {
     let lake = Lake::new();
     let others = Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
     let foreign = TableDefinition { schema: Arc::new(others), leading: 1, properties: Vec::new() };

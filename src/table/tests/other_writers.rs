@@ -1,9 +1,9 @@
-//! Other writers change rows and keep our columns as they were: what the server says heals them, and nothing else does.
+//! Other writers change rows and leave our columns as they were: only what the server sends repairs such rows.
 
 use super::{race::update, *};
 use crate::table::data_file::rolling;
 
-/// All that a reader sees of a row, but for what tells of the run.
+/// All columns of a row except those that describe the run.
 async fn seen(lake: &Lake) -> String {
     lake.drawn(&["id", "gender", "active", "birthDate", "meta", "resource_json"])
 }
@@ -22,7 +22,7 @@ async fn delta(lake: &Lake) -> DeltaTable {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_another_writer_changed_under_our_hash_is_healed_when_it_comes_again() {
+async fn a_row_that_another_writer_changed_without_its_hash_is_repaired_when_the_server_sends_it_again() {
     for (column, value) in [("gender", "male"), ("resource_json", "{}"), ("active", "true")] {
         let lake = Lake::new();
         lake.upsert(&[patients()], 5).await;
@@ -41,7 +41,7 @@ async fn a_row_that_another_writer_changed_under_our_hash_is_healed_when_it_come
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_another_writer_deleted_comes_back_when_it_comes_again() {
+async fn a_row_that_another_writer_deleted_returns_when_the_server_sends_it_again() {
     let lake = Lake::new();
     lake.upsert(&[patients()], 5).await;
     let before = seen(&lake).await;
@@ -53,7 +53,7 @@ async fn a_row_that_another_writer_deleted_comes_back_when_it_comes_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_that_another_writer_only_moved_are_unchanged_and_write_nothing() {
+async fn rows_that_another_writer_only_moved_are_unchanged_and_nothing_is_written() {
     let lake = Lake::new();
     lake.upsert(&[patients()[..3].to_vec()], 4).await;
     lake.upsert(&[patients()[3..].to_vec()], 5).await;
@@ -70,23 +70,23 @@ async fn rows_that_another_writer_moved_and_we_moved_again_are_still_compared_by
         let lake = Lake::new();
         lake.upsert(&[patients()], 5).await;
         update(delta(&lake).await, "b", "gender", "male").await;
-        // Enough dead rows for a file of ours to take the place of the other writer's.
+        // Enough deleted rows for the other writer's file to be rewritten as one of ours.
         let table = lake.root_with(update_mode).open(patient()).await.unwrap().unwrap();
         let gone = ["d", "e"].map(|id| deletion(id, Some("2026-01-01T00:00:02Z")));
         let committed = table.upsert(&lake.change_set(&[gone.to_vec()], 6), &upsert(6)).await.unwrap();
         assert_eq!(committed.counts.deleted, 2);
         let files = lake.root.open(patient()).await.unwrap().unwrap().stored_files().await.unwrap();
         assert!(files.iter().all(|file| file.own && file.dead.is_empty()));
-        let came = patients()[..3].to_vec();
-        lake.upsert(std::slice::from_ref(&came), 7).await;
+        let received = patients()[..3].to_vec();
+        lake.upsert(std::slice::from_ref(&received), 7).await;
         assert!(!seen(&lake).await.contains(" male "));
-        let again = lake.upsert(&[came], 8).await;
+        let again = lake.upsert(&[received], 8).await;
         assert_eq!((again.counts.unchanged, again.bytes_written), (3, 0));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_another_writer_doubled_is_one_again_after_its_next_version() {
+async fn a_row_that_another_writer_doubled_is_single_after_its_next_version() {
     let lake = Lake::new();
     lake.upsert(&[patients()], 5).await;
     let table = lake.root.open(patient()).await.unwrap().unwrap();
@@ -95,9 +95,9 @@ async fn a_row_that_another_writer_doubled_is_one_again_after_its_next_version()
     let columns = table.columns().unwrap();
     let rows = rows.into_iter().map(|rows| rolling::align(&rows.unwrap(), &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
-    let mut came = patients();
-    came[0] = line("a", 2, "new");
-    let committed = lake.upsert(&[came], 6).await;
+    let mut received = patients();
+    received[0] = line("a", 2, "new");
+    let committed = lake.upsert(&[received], 6).await;
     assert_eq!(committed.counts, Counts { updated: 1, unchanged: 4, ..Counts::default() });
     assert_eq!(lake.rows().await.len(), 5);
 }

@@ -85,14 +85,14 @@ async fn a_row_whose_date_changes_moves_and_is_told_once_before_and_once_after()
     let committed = lake.upsert(&[moved], 6).await;
     assert_eq!(committed.counts, Counts { updated: 2, ..Counts::default() });
     assert_eq!(lake.partitions_of(&["year"]), ["|a|1980|", "|b|1970|", "|c|1970|"]);
-    let told = lake.told(committed.version, &["id", "_change_type", "year"]);
+    let changes = lake.changes_since(committed.version, &["id", "_change_type", "year"]);
     let expected = [
         ["a", "update_postimage", "1980"],
         ["a", "update_preimage", "1970"],
         ["c", "update_postimage", "1970"],
         ["c", "update_preimage", ""],
     ];
-    assert_eq!(told, expected);
+    assert_eq!(changes, expected);
     let folders: BTreeSet<_> = std::fs::read_dir(lake.table_folder().join("_change_data"))
         .unwrap()
         .map(|folder| folder.unwrap().file_name().into_string().unwrap())

@@ -1,4 +1,4 @@
-//! A second writer at each step: its changes stay, ours come on top, and no row is lost or doubled.
+//! Another writer commits at each step: its changes stay, ours are applied on top, and no row is lost or doubled.
 
 use deltalake::{
     DeltaTable,
@@ -29,7 +29,7 @@ enum Other {
     AddsAColumn,
 }
 
-/// The step before which it gets in between.
+/// The step before which the other writer commits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Point {
     Decide,
@@ -88,7 +88,7 @@ impl Other {
     }
 }
 
-/// As other engines do it: all other columns stay, ours among them.
+/// An UPDATE as other engines do it: all other columns stay, ours among them.
 pub(super) async fn update(delta: DeltaTable, id: &str, column: &str, value: &str) -> DeltaTable {
     let update = delta.update().with_predicate(col("id").eq(lit(id))).with_update(column, lit(value));
     let (delta, metrics) = update.await.unwrap();
@@ -142,7 +142,7 @@ async fn one_attempt(lake: &Lake, other: Other, point: Point) -> CommitOutcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_another_writer_commits_at_whatever_step_overtakes_the_attempt_and_stays() {
+async fn any_commit_of_another_writer_at_any_step_overtakes_the_attempt_and_stays() {
     for (other, point) in OTHERS.into_iter().flat_map(|other| POINTS.map(|point| (other, point))) {
         let lake = lake().await;
         let outcome = one_attempt(&lake, other, point).await;
@@ -157,7 +157,7 @@ async fn whatever_another_writer_commits_at_whatever_step_overtakes_the_attempt_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upsert_that_began_before_another_writer_merges_again_with_what_is_there() {
+async fn an_upsert_that_began_before_another_commit_merges_again_with_the_new_version() {
     for other in OTHERS {
         let lake = lake().await;
         let stale = lake.root.open(patient()).await.unwrap().unwrap();
@@ -174,7 +174,7 @@ async fn an_upsert_that_began_before_another_writer_merges_again_with_what_is_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_files_of_an_attempt_that_was_overtaken_are_taken_back() {
+async fn data_files_of_an_overtaken_attempt_are_deleted() {
     let lake = lake().await;
     let stale = lake.root.open(patient()).await.unwrap().unwrap();
     lake.upsert(&[vec![line("other", 1, "")]], 6).await;
@@ -187,7 +187,7 @@ async fn data_files_of_an_attempt_that_was_overtaken_are_taken_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn upserts_that_run_at_the_same_time_lose_and_double_nothing() {
+async fn upserts_at_the_same_time_lose_and_double_no_row() {
     for round in 0..20 {
         let lake = Lake::new();
         lake.upsert(&[(0..6).map(|id| line(&format!("id{id}"), 1, "")).collect()], 1).await;
@@ -219,7 +219,7 @@ async fn upserts_that_run_at_the_same_time_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_first_load_whose_table_another_writer_has_filled_meanwhile_becomes_an_upsert() {
+async fn a_first_load_becomes_an_upsert_if_another_writer_fills_the_table_meanwhile() {
     let lake = Lake::new();
     let table = lake.table().await;
     let changes =
@@ -234,8 +234,8 @@ async fn a_first_load_whose_table_another_writer_has_filled_meanwhile_becomes_an
     assert_eq!(contents(&lake).await, BTreeMap::from(expected));
 }
 
-/// deltalake's conflict check does not ask whether the files that a compaction removes were removed by another one: both
-/// would land, each with all rows. So the second one must not be tried again at the next version.
+/// deltalake's conflict check does not notice that another compaction has removed the files of this one: both would land,
+/// each with all rows. So the second one must not be tried again at the next version.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_compactions_at_the_same_time_double_no_row() {
     for other_is_ours in [false, true] {

@@ -1,4 +1,4 @@
-//! deltalake's own MERGE, where it is defined, ends in the same rows as our upsert: column by column.
+//! deltalake's own MERGE, where it is defined, gives the same rows as our upsert, column by column.
 
 use deltalake::{
     DeltaTable,
@@ -11,10 +11,10 @@ use deltalake::{
 
 use super::*;
 
-/// What comes for an id in one round. MERGE knows no rows twice, no deletions of its own and no memory of them, so there
-/// is at most one for each id, and no id comes back older than its deletion.
+/// What arrives for an id in one round. MERGE has no rule for duplicate rows, and no deletions or tombstones. So there is at
+/// most one change for each id, and no id returns with a version older than its deletion.
 #[derive(Clone, Copy, Debug)]
-enum Came {
+enum Received {
     Row(i32),
     Deletion,
 }
@@ -23,34 +23,35 @@ const IDS: i32 = 8;
 /// Versions of a round differ by less than this from its own.
 const ROUND: i32 = 10;
 
-type Round = BTreeMap<i32, Came>;
+type Round = BTreeMap<i32, Received>;
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    let came = prop_oneof![5 => (-12..9).prop_map(Came::Row), 1 => Just(Came::Deletion)];
-    proptest::collection::vec(proptest::collection::btree_map(0..IDS, came, 1..8), 1..5).prop_map(absolute)
+    let received = prop_oneof![5 => (-12..9).prop_map(Received::Row), 1 => Just(Received::Deletion)];
+    proptest::collection::vec(proptest::collection::btree_map(0..IDS, received, 1..8), 1..5).prop_map(absolute)
 }
 
-/// Versions that count from the first round, without those that a deletion had outlived.
+/// Gives each version a number that counts from the first round, and leaves out versions that are older than a deletion of
+/// their id.
 fn absolute(rounds: Vec<Round>) -> Vec<Round> {
     let mut deleted = BTreeMap::new();
     let absolute = (1..).zip(rounds).map(|(number, round)| {
         let newest = number * ROUND + ROUND - 1;
-        let came = round.into_iter().map(|(id, came)| match came {
-            Came::Row(near) => (id, Came::Row((number * ROUND + near).max(1))),
-            Came::Deletion => {
+        let received = round.into_iter().map(|(id, received)| match received {
+            Received::Row(near) => (id, Received::Row((number * ROUND + near).max(1))),
+            Received::Deletion => {
                 deleted.insert(id, newest);
-                (id, Came::Deletion)
+                (id, Received::Deletion)
             }
         });
-        let came: Vec<_> = came.collect();
+        let received: Vec<_> = received.collect();
         let outlived =
-            |id: &i32, came: &Came| matches!((came, deleted.get(id)), (Came::Row(version), Some(at)) if version <= at);
-        came.into_iter().filter(|(id, came)| !outlived(id, came)).collect()
+            |id: &i32, received: &Received| matches!((received, deleted.get(id)), (Received::Row(version), Some(at)) if version <= at);
+        received.into_iter().filter(|(id, received)| !outlived(id, received)).collect()
     });
     absolute.collect()
 }
 
-/// A row, or for MERGE a deletion, which `language` tells. The version is in a column of its own as well, which SQL can
+/// A row, or for MERGE a deletion, marked in `language`. The version is in a column of its own as well, which SQL can
 /// compare.
 fn text(id: i32, version: i32, language: &str) -> String {
     let meta = format!(r#"{{"versionId":"{version}","lastUpdated":"2026-01-01T00:00:{version:02}Z"}}"#);
@@ -60,9 +61,9 @@ fn text(id: i32, version: i32, language: &str) -> String {
 }
 
 fn changes(number: i32, round: &Round) -> Vec<Change> {
-    let changes = round.iter().map(|(id, came)| match came {
-        Came::Row(version) => Change::Line(text(*id, *version, "")),
-        Came::Deletion => {
+    let changes = round.iter().map(|(id, received)| match received {
+        Received::Row(version) => Change::Line(text(*id, *version, "")),
+        Received::Deletion => {
             let at = number * ROUND + ROUND - 1;
             deletion(&format!("id{id}"), Some(&format!("2026-01-01T00:00:{at:02}Z")))
         }
@@ -76,10 +77,10 @@ fn of(table: &str, column: &str) -> Expr {
 
 impl Lake {
     async fn merge(&self, round: &Round, transaction_time: i64) {
-        let lines = (1..).zip(round).map(|(number, (id, came))| {
-            let text = match came {
-                Came::Row(version) => text(*id, *version, ""),
-                Came::Deletion => text(*id, 0, r#""language":"deleted","#),
+        let lines = (1..).zip(round).map(|(number, (id, received))| {
+            let text = match received {
+                Received::Row(version) => text(*id, *version, ""),
+                Received::Deletion => text(*id, 0, r#""language":"deleted","#),
             };
             Line { number, bytes: text.into_bytes() }
         });

@@ -1,4 +1,4 @@
-//! A store that fails at the commit: a local folder whose puts of commits go wrong, for one table or for a whole root.
+//! A store that fails at commits: a local folder whose puts of commits fail, for one table or for a whole root.
 
 use std::{collections::VecDeque, fmt, ops::Range, pin::Pin, sync::Mutex as StdMutex};
 
@@ -22,24 +22,24 @@ use url::Url;
 
 use super::*;
 
-/// What happens when a commit is put.
+/// What happens to a put of a commit.
 #[derive(Clone, Debug)]
 pub(super) enum Fault {
-    /// It is there, but the answer is an error.
+    /// The commit landed, but the answer is an error.
     AnswerLost,
-    /// It is there, and the client asks again by itself: somebody, ourselves, was there first.
+    /// The commit landed and the client retries by itself: the answer is that the version is taken, by its own commit.
     AnswerLostAndAskedAgain,
-    /// It is not there, and the answer is an error.
+    /// The commit did not land, and the answer is an error.
     Refused,
-    /// Another writer is there first, with this text.
+    /// Another writer's commit with this text lands first.
     Overtaken(String),
     /// The same, and the answer is lost.
     OvertakenAndAnswerLost(String),
-    /// Nothing goes wrong with this one.
+    /// This put succeeds.
     None,
 }
 
-/// A local folder where the next puts of commits to `table` go wrong, the first of the faults first.
+/// A local folder where the next puts of commits to `table` fail in this order.
 #[derive(Clone, Debug)]
 struct Unreliable {
     disk: Arc<LocalFileSystem>,
@@ -93,7 +93,7 @@ impl Unreliable {
     }
 }
 
-/// What an async function of a trait becomes.
+/// What `async_trait` makes of an async function.
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 
 impl ObjectStore for Unreliable {

@@ -1,7 +1,7 @@
-//! Any sequence of exports, full refreshes, maintenance and modes ends in the table that a plain fold over them describes.
+//! Any sequence of exports, full refreshes, maintenance and update modes ends in the table that a plain model describes.
 //!
-//! The fold is written from the rules, not from the engine: it knows no files, vectors or hashes. All times are seconds of
-//! one minute.
+//! The model is written from the rules, not from the engine: it has no files, deletion vectors or hashes. All times are
+//! seconds of one minute.
 
 mod model;
 
@@ -17,7 +17,7 @@ use crate::table::{DryRun, MaintenanceOptions, MaintenanceStep, Retention};
 #[derive(Clone, Debug)]
 enum Step {
     Export(Export),
-    /// So many bytes are a large file.
+    /// A small target, so that small files are large ones.
     Maintain {
         target_file_bytes: u64,
         purge_percent: f64,
@@ -116,13 +116,13 @@ impl Export {
     }
 }
 
-/// Small rows of few columns, so that there is time for many of them.
+/// Rows with few columns, so that there is time for many cases.
 fn lake() -> Lake {
     Lake::of("Binary".parse().unwrap())
 }
 
 impl Lake {
-    /// As the daemon does it: a table that is still empty is appended to.
+    /// As the daemon does it: the export of an empty table is a first load.
     async fn bring(&self, export: &Export) -> Committed {
         let table = self.table().await;
         let transaction_time = micros(export.transaction_time);
@@ -140,7 +140,7 @@ impl Lake {
         table.files().await.unwrap().is_empty()
     }
 
-    /// The living rows, as the log states them for those that do not open a file.
+    /// The number of live rows that the log states.
     async fn stated_rows(&self) -> usize {
         let files = self.table().await.stored_files().await.unwrap();
         let stated = files.iter().map(|file| {
@@ -161,7 +161,7 @@ impl Lake {
         };
         #[expect(clippy::disallowed_methods, reason = "files have just been written by the same clock")]
         let now = chrono::Utc::now() + chrono::TimeDelta::days(1);
-        for table in [TableName::from(self.resource_type), TableName::Deletions] {
+        for table in [TableName::from(self.resource_type), TableName::Tombstones] {
             self.root.maintain(table, &maintenance, DryRun::No, now, &|| true).await.unwrap();
         }
     }
@@ -244,7 +244,7 @@ proptest! {
     }
 }
 
-/// With the time of every row and of every deletion; a version has one content.
+/// Exports that state the time of every row and every deletion; a version has one content.
 fn whole_export() -> impl Strategy<Value = Export> {
     let row = (0..IDS.len(), 1u32..9).prop_map(|(id, version)| Entry::Row {
         id: IDS[id],
@@ -275,7 +275,7 @@ async fn take_all(steps: &[Step]) -> Model {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_a_full_refresh_found_missing_does_not_come_back_because_an_older_deletion_stated_its_time() {
+async fn a_row_that_a_full_refresh_removed_does_not_return_because_an_older_deletion_states_a_time() {
     let model = take_all(&[
         export_of(5, &[Entry::Deletion { id: "a", at: Some(1) }], None),
         export_of(8, &[timed_row("a", Some(2))], None),
@@ -287,7 +287,7 @@ async fn a_row_that_a_full_refresh_found_missing_does_not_come_back_because_an_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deletion_that_a_later_export_repeats_with_an_earlier_time_is_remembered_with_both() {
+async fn a_deletion_that_a_later_export_repeats_with_an_earlier_time_keeps_both_times() {
     let model = take_all(&[
         export_of(12, &[Entry::Deletion { id: "a", at: Some(11) }], None),
         export_of(20, &[Entry::Deletion { id: "a", at: Some(5) }], None),

@@ -1,10 +1,10 @@
-//! The fold: what a table must hold after some exports, by the rules alone.
+//! The model: what a table must hold after some exports, by the rules alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Counts, instant};
 
-/// What a file of an export says.
+/// One line of an export.
 #[derive(Clone, Debug)]
 pub enum Entry {
     Row { id: &'static str, last_updated: Option<u32>, version_id: Option<u32>, subsetted: bool, content: u8 },
@@ -34,7 +34,7 @@ impl Entry {
 pub struct Export {
     pub files: Vec<Vec<Entry>>,
     pub transaction_time: u32,
-    /// It is everything that there is, and more than this share of the rows may not go.
+    /// Set for a full refresh: the share of the rows, in percent, that it may remove.
     pub refresh: Option<f64>,
 }
 
@@ -54,7 +54,7 @@ struct Row {
 }
 
 impl Row {
-    /// Is it certainly older? What both state decides: first the server's clock, then the number, then the export.
+    /// Is it certainly older? Decided by what both state: the server's clock, then the version id, then the export.
     fn is_older_than(&self, other: &Self) -> bool {
         let pairs = [
             self.last_updated.zip(other.last_updated),
@@ -77,7 +77,7 @@ struct Tombstone {
 }
 
 impl Tombstone {
-    /// When it happened and when the row was made, by a clock that both know.
+    /// When the resource was deleted and when the row was written, by a clock that both have.
     fn times(self, row: &Row) -> (u32, u32) {
         self.at.zip(row.last_updated).unwrap_or((self.transaction_time, row.transaction_time))
     }
@@ -89,7 +89,7 @@ pub struct Model {
     tombstones: BTreeMap<&'static str, Vec<Tombstone>>,
 }
 
-/// What an export says of one id, after its own contradictions are settled.
+/// What an export says of one id, after its contradictions are resolved.
 enum Newest {
     Row(Row),
     Deleted(Option<u32>),
@@ -184,8 +184,8 @@ impl Model {
     }
 }
 
-/// A row stays beside a deletion of the same export, unless both say when and the deletion is the later one. Of rows, the
-/// last that is not older; whole ones before those with parts left out.
+/// A row wins over a deletion of the same export, unless both state a time and the deletion is later. Among rows, the last
+/// one that is not older wins; complete rows win over subsetted ones.
 fn newest(entries: &[&Entry], transaction_time: u32) -> Newest {
     let deleted = entries.iter().filter_map(|entry| match entry {
         Entry::Deletion { at, .. } => Some(*at),
