@@ -7,7 +7,7 @@ use url::Url;
 use super::exit::{Exit, FAILED, failed};
 use crate::sync::chain;
 
-/// Less than the five seconds after which a container engine gives up by default here, so that the reason is printed.
+/// Less than the timeout of the Dockerfile's HEALTHCHECK (5 s), so that the reason is printed.
 const LIMIT: Duration = Duration::from_secs(4);
 const MAX_BODY_BYTES: usize = 64 * 1024;
 

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("tables").args(["config", "delta_path"]).required(true)))]
 pub struct Arguments {
-    /// One statement; a table is its resource type in double quotes: 'SELECT count(*) FROM "Patient"'
+    /// One statement; names with capital letters need double quotes: 'SELECT count("birthDate") FROM "Patient"'
     sql: String,
     /// Configuration file, for its `tables.root` and the settings of its object store
     // No `env` here: a variable that is set for the daemon would contradict --delta-path.

@@ -42,7 +42,7 @@ pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
 }
 
 /// `None` for a mistake, `Some(None)` for a server without authorization.
-#[expect(clippy::option_option, reason = "a mistake and an open server are two things")]
+#[expect(clippy::option_option, reason = "a mistake and a server without authorization are different")]
 fn read_auth(section: &mut Section, key_file: KeyFile, allow_http: Option<bool>) -> Option<Option<auth::AuthConfig>> {
     let client_id = section.optional("client_id", text);
     let key_path = section.optional("private_key_file", path);
