@@ -45,7 +45,7 @@ pub struct Arguments {
     /// Sync only the patients of this Group
     #[arg(long, value_name = "ID")]
     group_id: Option<String>,
-    /// Client id for SMART Backend Services [env: `FHIR_CLIENT_ID`]
+    /// Client id for SMART Backend Services; without it `FHIR_CLIENT_ID`
     // Not clap's `env`: the variable counts as a flag there, and would contradict --config.
     #[arg(long, value_name = "ID", requires = "fhir_endpoint")]
     auth_client_id: Option<String>,

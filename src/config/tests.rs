@@ -158,7 +158,7 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
     assert_eq!(some.of_tables.tables.steps, [MaintenanceStep::Compact, MaintenanceStep::Vacuum].into());
     let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().0;
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.log_retention: is shorter")), "{found:?}");
-    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is none of compact")));
+    assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is not one of compact")));
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 field;")));
     assert_eq!(found.len(), 3);
 }
