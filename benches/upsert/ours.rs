@@ -118,7 +118,8 @@ impl Bench {
         let definition =
             TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
         let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &definition));
-        let changes = self.runtime.block_on(open()?.change_set(
+        let changes = self.runtime.block_on(ChangeSet::for_table(
+            &open()?,
             &definition.schema,
             MemoryBudget::alone(MEMORY_BYTES),
             self.spool.path(),

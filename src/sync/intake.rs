@@ -24,7 +24,7 @@ use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
-    table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, TableDefinition},
+    table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, TableDefinition, is_first_load},
 };
 
 /// What came of one resource type.
@@ -185,7 +185,7 @@ async fn intakes(
     for (resource_type, shape, files_left, table) in opened {
         let schema = shape.schema();
         let changes = match table {
-            Some(Ok((table, _))) => table.change_set(&schema, budget, spool_folder).await,
+            Some(Ok((table, _))) => ChangeSet::for_table(&table, &schema, budget, spool_folder).await,
             Some(Err(error)) => Err(error),
             None => Ok(ChangeSet::new(&schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder)),
         };
@@ -204,7 +204,7 @@ async fn table(syncer: &Syncer, resource_type: ResourceType, shape: &Shape) -> R
     let definition =
         TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
     let table = syncer.root.open_or_create(resource_type, &definition).await?;
-    let appends = table.appends().await?;
+    let appends = is_first_load(&table).await?;
     Ok((table, appends))
 }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     fhir::ResourceType,
     resource::{Decoder, Line},
-    table::{Committed, TableDefinition},
+    table::{self, Committed, TableDefinition},
 };
 
 impl Syncer {
@@ -37,7 +37,7 @@ impl Syncer {
         let definition =
             TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
         let runtime = Handle::current();
-        let committed = blocking(move || runtime.block_on(table.rebuild(&definition, &decode))).await?;
+        let committed = blocking(move || runtime.block_on(table::rebuild(table, &definition, &decode))).await?;
         let root = self.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         Ok(Some(committed))

@@ -16,6 +16,7 @@ use super::{
     Error, Root, Table, TableDefinition, TableName, UpdateMode,
     commit::{self, CommitOutcome},
     properties::{ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, PARTITION_DATE},
+    requirements::{check_features, check_partitions},
     root::{OWN_COLUMNS, columns, kernel_schema},
 };
 use crate::fhir::ResourceType;
@@ -65,13 +66,13 @@ pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Re
     if !definition.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
         return Ok(table);
     }
-    table.check_partitions()?;
+    check_partitions(&table)?;
     for _ in 0..MAX_ATTEMPTS {
         let changes = Changes::of(&table, definition)?;
         if changes.is_empty() {
             return Ok(table);
         }
-        table.check_features()?;
+        check_features(&table)?;
         let (actions, operation) = changes.actions(&table)?;
         tracing::info!(table = %table.name, columns = changes.columns.len(), properties = ?changes.switched_on(), "the table evolves");
         match commit::attempt(&mut table, actions, operation, Vec::new(), BTreeMap::new()).await? {

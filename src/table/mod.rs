@@ -45,13 +45,14 @@ mod value_counts;
 
 pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
-    change_set::{ChangeSet, OutputIndex, probe_spool_folder},
+    change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
     counts::{Amount, Committed, Counts, Reconcile, Upsert},
     data_file::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     name::TableName,
+    rebuild::{DecodeLines, rebuild},
     root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode},
 };
 

@@ -6,19 +6,28 @@ use std::{
     sync::Arc,
 };
 
-use arrow::datatypes::{Schema, SchemaRef};
+use arrow::{
+    array::RecordBatch,
+    datatypes::{Schema, SchemaRef},
+};
 use deltalake::{
     DeltaTable, DeltaTableBuilder, DeltaTableError,
-    kernel::{StructType, engine::arrow_conversion::TryIntoKernel as _, transaction::CommitProperties},
+    kernel::{
+        LogicalFileView, StructType, engine::arrow_conversion::TryIntoKernel as _, transaction::CommitProperties,
+    },
     operations::create::CreateBuilder,
     protocol::SaveMode,
+    table::state::DeltaTableState,
 };
+use futures::{Stream, TryStreamExt as _};
 use tokio::sync::Mutex;
 use url::Url;
 
 use super::{
     Error, TableName,
-    date_partition::DatePartition,
+    data_file::rolling::FileTarget,
+    data_file::stored::{StoredFile, stored_files},
+    date_partition::{DatePartition, of_data_files},
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::fhir::{ResourceType, TransactionTime};
@@ -207,19 +216,51 @@ impl Table {
         self.delta.version().unwrap_or_default()
     }
 
+    /// The error of something that was done to this table.
+    pub(super) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
+        Error::delta(&self.place, error)
+    }
+
+    pub(super) fn snapshot(&self) -> Result<&DeltaTableState, Error> {
+        self.delta.snapshot().map_err(|error| self.failed(error))
+    }
+
+    /// All columns, the partition columns included.
     pub(super) fn columns(&self) -> Result<SchemaRef, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        Ok(Arc::clone(&snapshot.snapshot().arrow_schema()))
+        Ok(Arc::clone(&self.snapshot()?.snapshot().arrow_schema()))
+    }
+
+    pub(super) fn partition_columns(&self) -> Result<Vec<String>, Error> {
+        Ok(self.snapshot()?.metadata().partition_columns().to_vec())
+    }
+
+    /// The value of a table property; `None` where nobody has set it.
+    pub(super) fn property(&self, name: &str) -> Result<Option<&str>, Error> {
+        Ok(self.snapshot()?.metadata().configuration().get(name).map(String::as_str))
+    }
+
+    /// What the table demands of writers, by the protocol's names of features.
+    pub(super) fn features(&self) -> Result<Vec<String>, Error> {
+        let protocol = self.snapshot()?.protocol();
+        let features = protocol.writer_features().unwrap_or_default();
+        let mut names: Vec<_> = features.iter().map(ToString::to_string).collect();
+        if features.is_empty() && protocol.min_writer_version() > MAX_NUMBERED_VERSION {
+            names.push(format!("set of writer version {}", protocol.min_writer_version()));
+        }
+        Ok(names)
+    }
+
+    pub(super) fn has_feature(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.features()?.iter().any(|feature| feature == name))
     }
 
     /// How many columns from the left have statistics, as the table itself says.
     pub(super) fn leading_columns(&self) -> Result<usize, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let stated = snapshot.metadata().configuration().get(INDEXED_COLUMNS);
+        let stated = self.property(INDEXED_COLUMNS)?;
         Ok(stated.and_then(|stated| stated.parse().ok()).unwrap_or(OWN_COLUMNS))
     }
 
-    /// How the configuration wants the table to be partitioned; [`Self::check_writable`] holds the table to it.
+    /// How the table is partitioned according to the configuration; `requirements` checks that it is.
     pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
@@ -227,27 +268,47 @@ impl Table {
         }
     }
 
-    pub(super) fn partition_columns(&self) -> Result<Vec<String>, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        Ok(snapshot.metadata().partition_columns().to_vec())
+    /// How new data files of the table are written.
+    pub(super) fn target(&self) -> Result<FileTarget, Error> {
+        let columns = of_data_files(&self.columns()?, &self.partition_columns()?);
+        let by = self.partitioned_by().cloned();
+        Ok(FileTarget::new(self.delta.object_store(), Arc::new(columns), by, self.leading_columns()?))
     }
 
-    pub(super) fn failed(&self, error: impl Into<DeltaTableError>) -> Error {
-        Error::delta(&self.place, error)
+    /// The files of this version, as the log has them.
+    pub(super) async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
+        let log_store = self.delta.log_store();
+        let files = self.snapshot()?.snapshot().file_views(log_store.as_ref(), None);
+        files.try_collect().await.map_err(|error| self.failed(error))
+    }
+
+    /// The files of this version, with their deletion vectors.
+    pub(super) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
+        let files = stored_files(&self.delta.object_store(), self.files().await?).await;
+        files.map_err(|error| self.failed(error))
+    }
+
+    /// The living rows of a file, in order, with the columns that the file has.
+    pub(super) async fn rows(
+        &self,
+        stored: &StoredFile,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
+        let rows = stored.rows().await.map_err(|error| self.failed(error))?;
+        Ok(rows.map_err(|error| self.failed(error)))
     }
 
     /// How far the export with this application id has brought the table.
     pub async fn watermark(&self, app_id: &str) -> Result<Option<TransactionTime>, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| Error::delta(&self.place, error))?;
-        let micros = snapshot
-            .transaction_version(self.delta.log_store().as_ref(), app_id)
-            .await
-            .map_err(|error| Error::delta(&self.place, error))?;
-        Ok(micros.and_then(TransactionTime::from_micros))
+        let log_store = self.delta.log_store();
+        let micros = self.snapshot()?.transaction_version(log_store.as_ref(), app_id).await;
+        Ok(micros.map_err(|error| self.failed(error))?.and_then(TransactionTime::from_micros))
     }
 }
 
-/// `id` and the columns of the sync itself: a table without one of them was made by others.
+/// The last version of the writer protocol that stands for a fixed set of features; later ones name theirs.
+const MAX_NUMBERED_VERSION: i32 = 4;
+
+/// `id` and the columns of the sync itself: a table without one of them was created by another writer.
 pub(super) const OWN_COLUMNS: usize = 4;
 
 /// All columns of a table: those of the rows, then those of the partitions.

@@ -111,4 +111,4 @@ impl FirstLoad {
 /// One writer less is better than smaller row groups: each has a part of the footer.
 const WRITER_BYTES: usize = 16 * 1024 * 1024;
 /// With less than this, rows are better off in the spool.
-pub const LEAST_WRITER_BYTES: usize = 512 * 1024;
+pub const MIN_WRITER_BYTES: usize = 512 * 1024;

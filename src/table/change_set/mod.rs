@@ -28,7 +28,7 @@ use crate::table::{
     Error, Table,
     change_set::batch::SpooledBatch,
     change_set::entry::{ChunkIndex, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
-    change_set::first_load::{FirstLoad, LEAST_WRITER_BYTES},
+    change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::ids::Ids,
     change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
@@ -56,29 +56,27 @@ struct Held {
     ids: Ids,
 }
 
-impl Table {
-    /// Do the rows of a change set become data files as they come? While the table is empty, unless it has partitions: most
-    /// of them will be what the commit brings.
-    pub async fn appends(&self) -> Result<bool, Error> {
-        Ok(self.partitioned_by().is_none() && self.files().await?.is_empty())
-    }
-
-    /// A change set for this table, of rows with `schema`. See [`ChangeSet::new`].
-    pub async fn change_set(
-        &self,
-        schema: &SchemaRef,
-        budget: MemoryBudget,
-        spool_folder: &Path,
-    ) -> Result<ChangeSet, Error> {
-        if budget.appending_bytes < LEAST_WRITER_BYTES || !self.appends().await? {
-            return Ok(ChangeSet::new(schema, budget, spool_folder));
-        }
-        let changes = ChangeSet::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
-        Ok(changes.appending(self.target()?, budget.appending_bytes))
-    }
+/// Does a change set for this table write its rows into data files as they arrive? Yes while the table is empty and not
+/// partitioned: then most of what is received becomes part of it.
+pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
+    Ok(table.partitioned_by().is_none() && table.files().await?.is_empty())
 }
 
 impl ChangeSet {
+    /// An empty change set for this table, of rows with `schema`. See [`ChangeSet::new`].
+    pub async fn for_table(
+        table: &Table,
+        schema: &SchemaRef,
+        budget: MemoryBudget,
+        spool_folder: &Path,
+    ) -> Result<Self, Error> {
+        if budget.appending_bytes < MIN_WRITER_BYTES || !is_first_load(table).await? {
+            return Ok(Self::new(schema, budget, spool_folder));
+        }
+        let changes = Self::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
+        Ok(changes.appending(table.target()?, budget.appending_bytes))
+    }
+
     /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
     /// `folder`, which is gone when the change set is dropped, or the process.
     pub fn new(schema: &SchemaRef, budget: MemoryBudget, folder: &Path) -> Self {

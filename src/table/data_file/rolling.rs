@@ -14,12 +14,11 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
-    Error, Table,
     data_file::{
         DataFileWriter, ROW_GROUP_BYTES, change_path, data_path, with_bloom_filter, with_small_compressors,
         writer_properties,
     },
-    date_partition::{DatePartition, Partition, of_data_files},
+    date_partition::{DatePartition, Partition},
 };
 
 /// What the data files of a table have in common.
@@ -38,18 +37,11 @@ pub struct FileTarget {
     pub row_group_bytes: usize,
 }
 
-impl Table {
-    /// What new data files of the table are made by.
-    pub fn target(&self) -> Result<FileTarget, Error> {
-        Ok(FileTarget {
-            kind: FileKind::Data,
-            store: self.delta.object_store(),
-            columns: Arc::new(of_data_files(&self.columns()?, &self.partition_columns()?)),
-            by: self.partitioned_by().cloned(),
-            leading: self.leading_columns()?,
-            file_bytes: TARGET_FILE_BYTES,
-            row_group_bytes: ROW_GROUP_BYTES,
-        })
+impl FileTarget {
+    /// Data files of the usual sizes.
+    pub fn new(store: Arc<dyn ObjectStore>, columns: SchemaRef, by: Option<DatePartition>, leading: usize) -> Self {
+        let (file_bytes, row_group_bytes) = (TARGET_FILE_BYTES, ROW_GROUP_BYTES);
+        Self { kind: FileKind::Data, store, columns, by, leading, file_bytes, row_group_bytes }
     }
 }
 

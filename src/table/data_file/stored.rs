@@ -8,7 +8,7 @@ use arrow::{
     datatypes::DataType,
 };
 use deltalake::{
-    DeltaTableError,
+    DeltaTableError, ObjectStore,
     kernel::{Add, LogicalFileView},
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -22,7 +22,6 @@ use parquet::{
 use serde_json::Value;
 
 use crate::table::{
-    Error, Table,
     change_set::ids::{IdBounds, Ids},
     data_file::deletion_vector::{self, RowSet},
     data_file::{DataFile, is_own},
@@ -83,106 +82,83 @@ impl StoredFile {
 const BATCH_ROWS: usize = 4096;
 const BATCH_BYTES: u64 = 4 * 1024 * 1024;
 /// Deletion vectors that are read at the same time.
-const VECTORS_IN_FLIGHT: usize = 16;
+const MAX_VECTORS_IN_FLIGHT: usize = 16;
 
-impl Table {
-    /// The files of this version, with their deletion vectors.
-    pub async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
-        let files = self.files().await?;
-        let store = self.delta.object_store();
-        let files = files.into_iter().map(|view| {
-            let store = Arc::clone(&store);
-            async move {
-                let file = DataFile::of(Arc::clone(&store), &view);
-                #[expect(deprecated, reason = "nothing else gives the tags of a file")]
-                let add = view.add_action();
-                let dead = match &add.deletion_vector {
-                    Some(vector) => deletion_vector::read(store.as_ref(), vector).await?,
-                    None => RowSet::new(),
-                };
-                Ok(StoredFile { file, dead, own: is_own(&add.path), add })
-            }
-        });
-        futures::stream::iter(files)
-            .buffered(VECTORS_IN_FLIGHT)
-            .try_collect()
-            .await
-            .map_err(|error: DeltaTableError| self.failed(error))
-    }
-
-    pub async fn files(&self) -> Result<Vec<LogicalFileView>, Error> {
-        let snapshot = self.delta.snapshot().map_err(|error| self.failed(error))?;
-        let log_store = self.delta.log_store();
-        let files = snapshot.snapshot().file_views(log_store.as_ref(), None);
-        files.try_collect().await.map_err(|error| self.failed(error))
-    }
-
-    /// The rows of a file that are alive, in order, with the columns that the file has.
+impl StoredFile {
+    /// The living rows, in order, with the columns that the file has.
     pub async fn rows(
         &self,
-        stored: &StoredFile,
-    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
-        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
-        self.rows_without(stored, footer, &stored.dead)
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+        let footer = self.footer().await?;
+        self.rows_without(footer, &self.dead)
     }
 
-    /// The same, where others are dead.
+    /// All rows but the `dead` ones, which are others than [`Self::dead`].
     pub fn rows_without(
         &self,
-        stored: &StoredFile,
         footer: ArrowReaderMetadata,
         dead: &RowSet,
-    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
-        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), footer);
         let batch_rows = batch_rows(builder.metadata());
-        let batches = builder.with_batch_size(batch_rows).build().map_err(|error| self.failed(error))?;
+        let batches = builder.with_batch_size(batch_rows).build()?;
         let mut first_row = 0;
         let dead = dead.clone();
         Ok(batches.map(move |batch| {
-            let batch = batch.map_err(|error| self.failed(error))?;
-            let alive = alive(&dead, first_row, batch.num_rows());
+            let batch = batch?;
+            let live = live(&dead, first_row, batch.num_rows());
             first_row += batch.num_rows() as u64;
-            match alive {
-                Some(alive) => filter_record_batch(&batch, &alive).map_err(|error| self.failed(error)),
+            match live {
+                Some(live) => Ok(filter_record_batch(&batch, &live)?),
                 None => Ok(batch),
             }
         }))
     }
-}
 
-impl Table {
-    /// Only the rows at these places, alive or not.
+    /// These rows, dead or alive.
     pub async fn rows_of(
         &self,
-        stored: &StoredFile,
-        places: &RowSet,
-    ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
-        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
-        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+        rows: &RowSet,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), self.footer().await?);
         let batch_rows = batch_rows(builder.metadata());
-        let batches = builder
-            .with_row_selection(selection(places.iter()))
-            .with_batch_size(batch_rows)
-            .build()
-            .map_err(|error| self.failed(error))?;
-        Ok(batches.map(|batch| batch.map_err(|error| self.failed(error))))
+        let batches = builder.with_row_selection(selection(rows.iter())).with_batch_size(batch_rows).build()?;
+        Ok(batches.map_err(DeltaTableError::from))
     }
 
-    /// The ids of the rows at these places.
-    pub async fn ids(&self, stored: &StoredFile, places: &RowSet) -> Result<Vec<String>, Error> {
-        let footer = stored.footer().await.map_err(|error| self.failed(error))?;
-        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(stored.file.clone(), footer);
+    /// The ids of these rows.
+    pub async fn ids_of(&self, rows: &RowSet) -> Result<Vec<String>, DeltaTableError> {
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), self.footer().await?);
         let mask = ProjectionMask::columns(builder.parquet_schema(), ["id"]);
-        let batches = builder.with_projection(mask).with_row_selection(selection(places.iter())).build();
-        let mut batches = batches.map_err(|error| self.failed(error))?;
+        let mut batches = builder.with_projection(mask).with_row_selection(selection(rows.iter())).build()?;
         let mut ids = Vec::new();
         while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(|error| self.failed(error))?;
-            let column = cast(batch.column(0), &DataType::Utf8).map_err(|error| self.failed(error))?;
+            let column = cast(batch?.column(0), &DataType::Utf8)?;
             ids.extend(column.as_string::<i32>().iter().flatten().map(ToOwned::to_owned));
         }
         Ok(ids)
     }
+}
+
+/// The files of a version, with their deletion vectors.
+pub async fn stored_files(
+    store: &Arc<dyn ObjectStore>,
+    files: Vec<LogicalFileView>,
+) -> Result<Vec<StoredFile>, DeltaTableError> {
+    let files = files.into_iter().map(|view| {
+        let store = Arc::clone(store);
+        async move {
+            let file = DataFile::of(Arc::clone(&store), &view);
+            #[expect(deprecated, reason = "nothing else gives the tags of a file")]
+            let add = view.add_action();
+            let dead = match &add.deletion_vector {
+                Some(vector) => deletion_vector::read(store.as_ref(), vector).await?,
+                None => RowSet::new(),
+            };
+            Ok(StoredFile { file, dead, own: is_own(&add.path), add })
+        }
+    });
+    futures::stream::iter(files).buffered(MAX_VECTORS_IN_FLIGHT).try_collect().await
 }
 
 /// Rows differ in size a thousandfold, so a batch is bounded by bytes as well.
@@ -209,8 +185,8 @@ pub fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
     selectors.into()
 }
 
-/// Which of `rows` rows from `first_row` on are alive; `None` when all are.
-fn alive(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
+/// Which of `rows` rows from `first_row` on are alive; `None` where all are.
+fn live(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
     let rows = first_row..first_row + rows as u64;
     if dead.range_cardinality(rows.clone()) == 0 {
         return None;

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use deltalake::{checkpoints::create_checkpoint, table::config::TablePropertiesExt as _};
 
 use self::{compact::compact, log::Log, vacuum::vacuum};
-use super::{Amount, Error, Root, Table, TableName};
+use super::{Amount, Error, Root, Table, TableName, requirements::check_writable};
 
 /// How tables are maintained.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,7 +155,7 @@ impl Root {
 fn check_maintainable(table: &Table) -> Result<(), Error> {
     let own = ["id", "_sync_source", "_sync_at", "_sync_transaction_time"];
     let own = own.map(|name| Field::new(name, DataType::Null, true));
-    table.check_writable(&Arc::new(Schema::new(own.to_vec())))
+    check_writable(table, &Arc::new(Schema::new(own.to_vec())))
 }
 
 fn check_retention(table: &Table, retention: Retention) -> Result<(), Error> {

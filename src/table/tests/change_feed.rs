@@ -51,8 +51,9 @@ impl Lake {
 
     /// A first load as the daemon does it: rows become data files as they arrive.
     async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let changes =
-            table.change_set(&shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path()).await.unwrap();
+        let changes = ChangeSet::for_table(&table, &shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
+            .await
+            .unwrap();
         tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
         changes
     }
@@ -249,7 +250,7 @@ async fn a_rebuild_is_reported_as_every_row_deleted_and_inserted() {
         let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, bytes }).collect();
         Ok(lake.decoder(6).decode(lines).unwrap().rows)
     };
-    let version = lake.table().await.rebuild(&definition_of(&shape_of(patient())), &decode).await.unwrap().version;
+    let version = rebuild(lake.table().await, &definition_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];
     assert_eq!(lake.changes_of(version), pairs(&expected));
 }

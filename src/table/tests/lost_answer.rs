@@ -77,7 +77,9 @@ async fn a_first_load_keeps_its_files_when_its_answer_is_lost_or_its_commit_refu
         let lake = Lake::new();
         let table = unreliable(&lake, &faults).await;
         let changes =
-            table.change_set(&lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path()).await.unwrap();
+            ChangeSet::for_table(&table, &lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path())
+                .await
+                .unwrap();
         let file = vec![line("a", 1, "old"), line("b", 1, ""), line("a", 2, "new")];
         tokio::task::block_in_place(|| lake.fill(&changes, &[file], 5));
         let counts = match table.upsert(&changes, &upsert(5)).await {

@@ -223,7 +223,9 @@ async fn a_first_load_becomes_an_upsert_if_another_writer_fills_the_table_meanwh
     let lake = Lake::new();
     let table = lake.table().await;
     let changes =
-        table.change_set(&lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path()).await.unwrap();
+        ChangeSet::for_table(&table, &lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path())
+            .await
+            .unwrap();
     let file = vec![line("a", 1, "late"), line("b", 2, "ours"), line("b", 1, "older"), line("c", 1, "ours")];
     tokio::task::block_in_place(|| lake.fill(&changes, &[file], 7));
     lake.upsert(&[vec![line("a", 2, "other"), line("b", 1, "other"), line("d", 1, "other")]], 6).await;

@@ -108,10 +108,10 @@ async fn rows_with_change_type(
     rows: &RowSet,
     change_type: impl Fn(u64) -> &'static str,
 ) -> Result<impl Stream<Item = Result<RecordBatch, Error>>, Error> {
-    let batches = table.rows_of(stored, rows).await?;
+    let batches = stored.rows_of(rows).await.map_err(|error| table.failed(error))?;
     let mut change_types = rows.clone().into_iter().map(change_type);
     Ok(batches.map(move |batch| {
-        let batch = batch?;
+        let batch = batch.map_err(|error| table.failed(error))?;
         let of_batch = change_types.by_ref().take(batch.num_rows());
         with_change_types(&batch, of_batch).map_err(|error| table.failed(error))
     }))

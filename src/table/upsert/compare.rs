@@ -60,11 +60,11 @@ async fn compare_rows(
     equal: &mut [bool],
 ) -> Result<(), Error> {
     let only: RowSet = rows.iter().map(|(row, ..)| *row).collect();
-    let mut batches = table.rows_of(stored, &only).await?;
+    let mut batches = stored.rows_of(&only).await.map_err(|error| table.failed(error))?;
     let mut rows = rows.iter();
     let mut chunk: Option<(ChunkIndex, RecordBatch)> = None;
     while let Some(batch) = batches.next().await {
-        let batch = batch?;
+        let batch = batch.map_err(|error| table.failed(error))?;
         for (row, (_, hit, location)) in (0..batch.num_rows()).zip(&mut rows) {
             let received = match chunk.take() {
                 Some((index, rows)) if index == location.chunk => rows,

@@ -106,7 +106,7 @@ async fn reconcile_missing(table: &Table, decision: &mut Decision, reconcile: Re
         rows.entry(file).or_default().insert(row);
     }
     for (file, rows) in &rows {
-        for id in table.ids(decision.file(*file), rows).await? {
+        for id in decision.file(*file).ids_of(rows).await.map_err(|error| table.failed(error))? {
             decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
         }
     }

@@ -23,6 +23,7 @@ use self::{decide::decide, write::write};
 use crate::table::{
     ChangeSet, Committed, Counts, Error, Table, Upsert,
     commit::{self, CommitOutcome},
+    requirements::check_writable,
     tombstones::TombstoneTable,
 };
 
@@ -38,7 +39,7 @@ impl Table {
         for _ in 0..MAX_ATTEMPTS {
             // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look there.
             foreign = commit::foreign_commits(&self).await?.max(foreign);
-            self.check_writable(changes.schema())?;
+            check_writable(&self, changes.schema())?;
             let decision = decide(&self, changes, upsert, &tombstones).await?;
             check_balance(&self, changes, &decision.counts)?;
             let actions = write(&self, changes, &decision).await?;

@@ -165,9 +165,9 @@ async fn write_survivors(writer: &Writer<'_>, touched: &TouchedFile<'_>) -> Resu
     let footer = touched.stored.footer().await.map_err(|error| table.failed(error))?;
     let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
     let mut files = DataFiles::new(writer.target.clone(), touched.stored.partition(), columns);
-    let mut batches = table.rows_without(touched.stored, footer, &touched.dead)?;
+    let mut batches = touched.stored.rows_without(footer, &touched.dead).map_err(|error| table.failed(error))?;
     while let Some(batch) = batches.next().await {
-        let batch = batch?;
+        let batch = batch.map_err(|error| table.failed(error))?;
         let batch =
             if touched.stored.own { batch } else { without_hash(&batch).map_err(|error| table.failed(error))? };
         if batch.num_rows() > 0 {

@@ -127,7 +127,9 @@ impl Lake {
         let table = self.table().await;
         let transaction_time = micros(export.transaction_time);
         let changes = if self.appends(&table).await {
-            table.change_set(&self.shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path()).await.unwrap()
+            ChangeSet::for_table(&table, &self.shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
+                .await
+                .unwrap()
         } else {
             ChangeSet::tiny(&self.shape().schema(), self.folder.path())
         };
