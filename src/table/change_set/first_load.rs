@@ -26,7 +26,7 @@ use crate::table::{
 
 pub struct FirstLoad {
     target: FileTarget,
-    writers: Vec<Mutex<Writer>>,
+    writers: Vec<Mutex<LoadWriter>>,
     next_writer: AtomicUsize,
     next_chunk: AtomicU32,
     finished: Mutex<Vec<(ChunkIndex, StoredFile)>>,
@@ -34,7 +34,7 @@ pub struct FirstLoad {
 
 /// Grows one file at a time.
 #[derive(Default)]
-struct Writer {
+struct LoadWriter {
     files: Option<DataFiles>,
     /// The numbers of its files, as the change set knows them.
     chunks: Vec<ChunkIndex>,
@@ -60,7 +60,7 @@ impl FirstLoad {
             let next = self.next_writer.fetch_add(1, Ordering::Relaxed);
             self.writers[next % self.writers.len()].lock().unwrap_or_else(PoisonError::into_inner)
         });
-        let Writer { files, chunks } = &mut *writer;
+        let LoadWriter { files, chunks } = &mut *writer;
         let files = files.get_or_insert_with(|| DataFiles::new(self.target.clone(), Vec::new(), BTreeSet::new()));
         let (file, row) = Handle::current().block_on(files.write(rows))?;
         while chunks.len() <= file {
@@ -73,7 +73,8 @@ impl FirstLoad {
     /// Ends the files that still grow. What comes later begins new ones.
     pub async fn flush(&self) -> Result<(), DeltaTableError> {
         for writer in &self.writers {
-            let Writer { files, chunks } = std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
+            let LoadWriter { files, chunks } =
+                std::mem::take(&mut *writer.lock().unwrap_or_else(PoisonError::into_inner));
             let Some(files) = files else { continue };
             let adds = files.finish().await?;
             let stored = adds.into_iter().map(|add| StoredFile {

@@ -76,8 +76,8 @@ pub async fn decide(
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
-    if let Some(reconcile) = upsert.reconcile {
-        reconcile_missing(table, &mut decision, reconcile).await?;
+    if let Some(limits) = upsert.reconcile {
+        reconcile(table, &mut decision, limits).await?;
     }
     Ok(decision)
 }
@@ -90,12 +90,12 @@ fn records_changes(table: &Table) -> Result<bool, Error> {
 }
 
 /// Removes the rows that a full refresh did not bring, unless they are too many.
-async fn reconcile_missing(table: &Table, decision: &mut Decision, reconcile: Reconcile) -> Result<(), Error> {
+async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) -> Result<(), Error> {
     let missing = std::mem::take(&mut decision.missing);
     let count = missing.len() as u64;
     #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
     let missing_percent = count as f64 * 100.0 / decision.stored_rows.max(1) as f64;
-    if count > reconcile.max_missing && missing_percent > reconcile.max_missing_percent {
+    if count > limits.max_missing && missing_percent > limits.max_missing_percent {
         decision.counts.missing = count;
         return Ok(());
     }
