@@ -18,7 +18,7 @@ use tokio::sync::mpsc::Sender;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
-    Client, Error, File,
+    Client, Error, File, Refusal,
     error::code,
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse, next_within},
@@ -78,7 +78,7 @@ impl Client {
 
     async fn deliver(&self, file: &File, token: TokenUse, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let mut delivery = Delivery::new(file, into, self.config.limits.max_file_bytes);
-        let mut retries = Retries::new(&self.config);
+        let mut retries = Retries::new(&self.config.http);
         let mut attempts_left = self.config.http.retry_attempts.saturating_mul(ATTEMPTS_FACTOR);
         loop {
             let bytes_before = delivery.bytes;
@@ -135,7 +135,7 @@ impl Client {
         let issues = self.http.issues(response).await;
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { context, status, issues },
-            _ => Error::Refused { context, status, issues },
+            _ => Error::Refused { context, refusal: Refusal::Status { status, issues } },
         }
     }
 }
@@ -277,7 +277,9 @@ impl<'a> Delivery<'a> {
             return Ok(());
         }
         if self.bytes + chunk.len() as u64 > self.max_bytes {
-            return Err(Error::TooLarge { context: self.file.name.clone(), limit_bytes: self.max_bytes }.into());
+            let way_out = "raise server.http.max_file_size if this size is right";
+            let (context, limit_bytes) = (self.file.name.clone(), self.max_bytes);
+            return Err(Error::TooLarge { context, limit_bytes, way_out }.into());
         }
         self.hash.update(&chunk);
         self.bytes += chunk.len() as u64;

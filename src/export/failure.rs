@@ -1,12 +1,15 @@
 //! Failures of one attempt: what another attempt may mend, and what it cannot.
+//!
+//! What always holds: a fault says in words for people what happened and what to check; of a URL it holds host and port
+//! alone.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use reqwest::StatusCode;
 
-use super::{Error, Issues};
+use super::{Error, Issues, connection::Problem};
 
-/// Why there is no answer.
+/// Why an attempt did not succeed.
 pub enum Failure {
     /// Another attempt may help.
     Retry(Fault),
@@ -25,12 +28,14 @@ impl From<Fault> for Failure {
     }
 }
 
-/// What may pass by itself. Becomes the source of [`Error::Unreachable`].
+/// What may be transient. Becomes the source of [`Error::Unreachable`].
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
-    #[error("the connection failed")]
-    Transport(#[source] reqwest::Error),
-    #[error("nothing came for {} s", .0.as_secs_f64())]
+    #[error("cannot connect to {host}: {problem}")]
+    NotConnected { host: String, problem: Problem },
+    #[error("the connection failed: {0}")]
+    Transport(Cause),
+    #[error("nothing arrived for {} s", .0.as_secs_f64())]
     Idle(Duration),
     #[error("the server answered {status}, {issues}")]
     Status { status: StatusCode, retry_after: Option<Duration>, issues: Issues },
@@ -47,4 +52,57 @@ impl Fault {
             _ => None,
         }
     }
+
+    /// What a person can do about it.
+    pub fn way_out(&self) -> &'static str {
+        match self {
+            Self::NotConnected { problem, .. } => problem.way_out(),
+            Self::Transport(_) | Self::GzipCut => "check the network and any proxy between this host and the server",
+            Self::Idle(_) => "check that the server is not overloaded, or raise server.http.idle_timeout",
+            Self::Status { .. } => "check the server and any proxy in front of it",
+            Self::NotAManifest(_) => "check the server",
+        }
+    }
 }
+
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Self {
+        let problem = if error.is_connect() { Problem::of(&error) } else { None };
+        let host = error.url().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+        match (problem, host) {
+            (Some(problem), Some((host, port))) => Self::NotConnected { host: format!("{host}:{port}"), problem },
+            _ => Self::Transport(error.into()),
+        }
+    }
+}
+
+/// What a library reports, with its own causes, in one line and without a URL: the query of one may be a secret (rule 63).
+#[derive(Debug)]
+pub struct Cause(String);
+
+impl From<reqwest::Error> for Cause {
+    fn from(error: reqwest::Error) -> Self {
+        Self::new(&error.without_url())
+    }
+}
+
+impl From<std::io::Error> for Cause {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(&error)
+    }
+}
+
+impl Cause {
+    fn new(error: &dyn std::error::Error) -> Self {
+        let texts = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string);
+        Self(texts.collect::<Vec<_>>().join(": "))
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Cause {}

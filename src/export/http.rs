@@ -1,7 +1,7 @@
-//! One spec with a server: a request goes out, an answer or a fault comes back.
+//! One request to one URL: it is sent, and an answer or a fault is received.
 //!
 //! What always holds: each wait ends within `idle_timeout`; a body is read up to a limit; errors carry no URL. Which
-//! origin gets a token is decided in `mod.rs` for every hop anew.
+//! origin receives a token is decided in `mod.rs`, again for every redirect.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::{Config, Error, Issues, failure::Fault, retry::retry_after};
 /// How much of an error's body is read.
 pub const MAX_OUTCOME_BYTES: u64 = 64 * 1024;
 
-/// A request as it goes out, before anything is known about tokens and redirects.
+/// What is to be requested, before tokens and redirects are known.
 pub struct RequestSpec<'a> {
     pub method: Method,
     pub url: &'a Url,
@@ -26,7 +26,7 @@ pub struct RequestSpec<'a> {
     pub headers: &'static [(&'static str, &'static str)],
     pub token: TokenUse,
     pub on_redirect: OnRedirect,
-    /// For people: what is being asked, and where.
+    /// For people: what is requested, and where.
     pub context: &'a str,
 }
 
@@ -43,7 +43,7 @@ pub enum OnRedirect {
     Refuse,
 }
 
-/// The wire alone: no tokens, no redirects, no repetition.
+/// Sends and reads; no tokens, no redirects, no retries.
 #[derive(Debug)]
 pub struct Http {
     client: reqwest::Client,
@@ -59,7 +59,7 @@ impl Http {
             .retry(reqwest::retry::never())
             .connect_timeout(config.http.connect_timeout)
             .build()
-            .map_err(|error| Error::Setup { source: error.without_url().into() })?;
+            .map_err(|error| Error::Setup { source: error.into() })?;
         Ok(Self { client, idle_timeout: config.http.idle_timeout })
     }
 
@@ -100,7 +100,7 @@ impl Http {
         Ok(Some(body))
     }
 
-    /// The `OperationOutcome` of an answer, if it is one. Reading it may fail: the status says enough.
+    /// The issues of an answer that is an `OperationOutcome`. None where reading it fails: the status says enough.
     pub async fn issues(&self, response: Response) -> Issues {
         match self.read(response, MAX_OUTCOME_BYTES).await {
             Ok(Some(body)) => Issues::read(&body),
@@ -108,7 +108,7 @@ impl Http {
         }
     }
 
-    /// An answer that is an error, as a fault to be tried again.
+    /// An answer with a transient status, as a fault.
     pub async fn fault(&self, response: Response) -> Fault {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         Fault::Status { status, retry_after, issues: self.issues(response).await }
@@ -119,15 +119,15 @@ impl Http {
         send: impl Future<Output = Result<Response, reqwest::Error>>,
     ) -> Result<Response, Fault> {
         let answer = timeout(self.idle_timeout, send).await.map_err(|_| Fault::Idle(self.idle_timeout))?;
-        answer.map_err(|error| Fault::Transport(error.without_url()))
+        answer.map_err(Fault::from)
     }
 }
 
-/// The next chunk of a body, or a fault when none comes in time.
+/// The next chunk of a body, or a fault when none arrives in time.
 pub async fn next_within<B>(
     idle_timeout: Duration,
     chunks: &mut (impl StreamExt<Item = Result<B, reqwest::Error>> + Unpin),
 ) -> Result<Option<B>, Fault> {
     let chunk = timeout(idle_timeout, chunks.next()).await.map_err(|_| Fault::Idle(idle_timeout))?;
-    chunk.transpose().map_err(|error| Fault::Transport(error.without_url()))
+    chunk.transpose().map_err(Fault::from)
 }

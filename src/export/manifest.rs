@@ -198,8 +198,10 @@ impl Page {
         if body.is_empty() {
             return Err("the body is empty".to_owned());
         }
-        if body[0] != b'{' {
-            return Err("the body is no JSON object".to_owned());
+        match body[0] {
+            b'{' => {}
+            b'<' => return Err("the body is HTML or XML, not JSON".to_owned()),
+            _ => return Err("the body is not a JSON object".to_owned()),
         }
         // The message of the parser may quote the body; its place does not.
         let page: Self = serde_json::from_slice(body)

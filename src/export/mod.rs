@@ -1,30 +1,34 @@
 //! FHIR Bulk Data Access, the consumer's side: the only room that speaks to the FHIR server.
 //!
 //! The steps of an export consume each other: [`Client::kick_off`] gives a [`Job`], [`Job::wait`] a [`Completed`] with its
-//! [`Manifest`], [`Client::download`] a stream of bytes, [`Job::delete`] the end. What always holds: a token goes to allowed
-//! origins only, every wait, body and repetition has a limit, and a future of this room may be dropped at any await. It
-//! knows no tables: what it hands on are bytes and the words of `fhir.rs`.
+//! [`Manifest`], [`Client::download`] a stream of bytes, and [`Job::delete`] ends it. What always holds: a token goes to
+//! allowed origins only; every wait, body and number of attempts has a limit; a future of this room may be dropped at any
+//! await. The room knows no tables: it hands on bytes and the words of `fhir`.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use chrono::{DateTime, Utc};
+use fastrand::Rng;
 use reqwest::{
     Method, Response, StatusCode,
     header::{CONTENT_LOCATION, HeaderValue},
 };
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 use url::{Origin, Url};
 
-use crate::fhir::{TransactionTime, parse_instant};
+use crate::fhir::TransactionTime;
+use clock::local_now;
+use error::{content_type, shown};
 use failure::Failure;
 use http::{Http, OnRedirect, RequestSpec, TokenUse};
-use redirect::Redirects;
-use retry::{Backoff, Retries, is_transient, retry_after};
+use redirect::{Redirects, redirect_target};
+use retry::{Backoff, WaitLog, is_transient, retry_after, retrying};
 
 pub mod auth;
 mod capability;
+mod clock;
 mod config;
+mod connection;
 mod download;
 mod error;
 mod failure;
@@ -40,7 +44,7 @@ mod tests;
 
 pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange, check_base};
 pub use download::Receipt;
-pub use error::{Cause, Error, Issues};
+pub use error::{Error, Issues, Refusal};
 pub use manifest::{File, Manifest};
 pub use poll::PollProgress;
 pub use redirect::check_url;
@@ -54,18 +58,17 @@ pub struct Client {
     token_origins: Vec<Origin>,
 }
 
-/// A running export. It goes into the state file before the first poll (rule 35), and survives restarts there.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A running export. Whoever holds it stores its fields before the first poll, so that it survives a restart (rule 35).
+#[derive(Clone, PartialEq, Eq)]
 pub struct Job {
     pub status_url: Url,
     /// The `Date` of the kick-off's answer: the **server's** clock (rule 51).
     pub kicked_off_at: Option<TransactionTime>,
-    /// Our clock at kick-off: for `poll_deadline` alone, never for data (rule 131).
-    #[serde(with = "local_instant")]
+    /// Our clock at kick-off: for `poll.deadline` alone, never for data (rule 131).
     pub polling_since: DateTime<Utc>,
 }
 
-/// An export whose manifest is whole: every page has been read.
+/// A complete export: every page of its manifest has been read.
 #[derive(Clone, Debug)]
 pub struct Completed {
     pub job: Job,
@@ -94,15 +97,16 @@ impl Client {
         Ok(Self { config, http, tokens, token_origins })
     }
 
-    /// Starts an export. It is not idempotent (rule 36): dropped in mid-air, or after a fault of the network, a job may
-    /// exist on the server that nobody waits for.
+    /// Starts an export. It is not idempotent (rule 36): when it is dropped, or the network fails, a job may exist on the
+    /// server that nobody waits for.
     ///
     /// # Errors
     /// [`Error::Busy`] when other exports keep the server busy for `kick_off_deadline`; [`Error::Denied`],
-    /// [`Error::Refused`] with the issues of its `OperationOutcome`; [`Error::Unreachable`].
+    /// [`Error::AuthorizationRequired`], [`Error::Refused`] with the issues of its `OperationOutcome`;
+    /// [`Error::Unreachable`].
     pub async fn kick_off(&self, request: &ExportRequest) -> Result<Job, Error> {
         let url = request.url(&self.config.server)?;
-        let context = format!("kick-off at {}", error::shown(&url));
+        let context = format!("kick-off at {}", shown(&url));
         let spec = RequestSpec {
             method: Method::GET,
             url: &url,
@@ -113,27 +117,23 @@ impl Client {
             on_redirect: OnRedirect::Refuse,
             context: &context,
         };
-        let mut retries = Retries::new(&self.config);
-        let mut busy = Backoff::new(self.config.poll.interval);
-        let started = Instant::now();
+        let mut queue = Queue::new(&self.config.poll);
         loop {
-            let fault = match self.send(&spec).await {
-                Ok(response) if response.status() == StatusCode::ACCEPTED => return self.job(&url, context, &response),
-                Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
-                    let wait = busy.wait(retry_after(response.headers()));
-                    if started.elapsed() + wait > self.config.poll.kick_off_deadline {
-                        return Err(Error::Busy { context, waited: started.elapsed() });
-                    }
-                    tracing::info!(context, wait_ms = wait.as_millis(), "the server is busy with another export");
-                    sleep(wait).await;
-                    continue;
-                }
-                Ok(response) if is_transient(response.status()) => self.http.fault(response).await,
-                Ok(response) => return Err(self.refusal(context, &url, response).await),
-                Err(Failure::Retry(fault)) => fault,
-                Err(Failure::Fatal(error)) => return Err(error),
-            };
-            retries.pause(&context, fault).await?;
+            let response = retrying(&self.config.http, &context, || self.send_kick_off(&spec)).await?;
+            if response.status() == StatusCode::ACCEPTED {
+                return self.job(&url, context, &response);
+            }
+            queue.wait(&context, &response).await?;
+        }
+    }
+
+    /// Gives the answer 202, or the 429 of a server that works on another export.
+    async fn send_kick_off(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
+        let response = self.send(spec).await?;
+        match response.status() {
+            StatusCode::ACCEPTED | StatusCode::TOO_MANY_REQUESTS => Ok(response),
+            status if is_transient(status) => Err(self.http.fault(response).await.into()),
+            _ => Err(self.kick_off_refusal(spec, response).await.into()),
         }
     }
 
@@ -149,7 +149,7 @@ impl Client {
         }
     }
 
-    /// As [`Client::send`], for the documents that tell where tokens come from.
+    /// As [`Client::send`] without a token, for the documents that say where tokens are obtained.
     async fn send_untokened(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
         let mut redirects = Redirects::new(spec, &self.config);
         loop {
@@ -178,19 +178,44 @@ impl Client {
         self.token_origins.contains(&url.origin())
     }
 
-    /// The error of an answer that no repetition makes better.
-    async fn refusal(&self, context: String, url: &Url, response: Response) -> Error {
+    /// The error of an answer that no other attempt makes better.
+    async fn refusal(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
         let status = response.status();
         let issues = self.http.issues(response).await;
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denial(context, url, status, issues),
-            _ => Error::Refused { context, status, issues },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.denial(spec.context.to_owned(), spec.url, status, issues)
+            }
+            _ => Error::Refused { context: spec.context.to_owned(), refusal: Refusal::Status { status, issues } },
         }
+    }
+
+    /// As [`Client::refusal`], with what usually is behind an answer to a kick-off.
+    async fn kick_off_refusal(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
+        let content_type = content_type(response.headers());
+        let location = redirect_target(&response, spec.url).map(|url| shown(&url));
+        let refusal = match (self.refusal(spec, response).await, location) {
+            (Error::Refused { refusal: Refusal::Status { status, issues }, .. }, location) => {
+                match (status, location) {
+                    (StatusCode::NOT_FOUND, _) => Refusal::NoExport { status, issues },
+                    (status, Some(location)) => Refusal::Redirected { status, location },
+                    (status, None) if status.is_success() && issues.0.is_empty() => {
+                        Refusal::NotAccepted { status, content_type }
+                    }
+                    _ => Refusal::Status { status, issues },
+                }
+            }
+            (other, _) => return other,
+        };
+        Error::Refused { context: spec.context.to_owned(), refusal }
     }
 
     fn denial(&self, context: String, url: &Url, status: StatusCode, issues: Issues) -> Error {
         if self.tokens.is_some() && !self.may_have_token(url) {
             return Error::ForeignOrigin { context, origin: url.origin().ascii_serialization() };
+        }
+        if self.tokens.is_none() && status == StatusCode::UNAUTHORIZED {
+            return Error::AuthorizationRequired { context, status };
         }
         Error::Denied { context, status, issues }
     }
@@ -206,15 +231,52 @@ impl Client {
             return Err(Error::UnusableUrl { context, reason });
         }
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
-        Ok(Job { status_url, kicked_off_at, polling_since: local_instant::now() })
+        Ok(Job { status_url, kicked_off_at, polling_since: local_now() })
+    }
+}
+
+/// A kick-off that waits for the end of another export.
+struct Queue {
+    started: Instant,
+    deadline: Duration,
+    backoff: Backoff,
+    log: WaitLog,
+}
+
+impl Queue {
+    fn new(config: &PollConfig) -> Self {
+        Self {
+            started: Instant::now(),
+            deadline: config.kick_off_deadline,
+            backoff: Backoff::new(config.interval, Rng::new()),
+            log: WaitLog::default(),
+        }
+    }
+
+    async fn wait(&mut self, context: &str, response: &Response) -> Result<(), Error> {
+        let (wait, waited) = (self.backoff.wait(retry_after(response.headers())), self.started.elapsed());
+        if waited + wait > self.deadline {
+            return Err(Error::Busy { context: context.to_owned(), waited });
+        }
+        if self.log.is_due() {
+            tracing::info!(
+                context,
+                waited_ms = waited.as_millis(),
+                wait_ms = wait.as_millis(),
+                "the server is busy with another export; asking again in {:.1} s",
+                wait.as_secs_f64()
+            );
+        }
+        sleep(wait).await;
+        Ok(())
     }
 }
 
 impl Job {
-    /// Tells the server that its files are no longer needed, or its work not wanted (rules 103 and 105). A server that
+    /// Tells the server that its files are no longer needed, or that its work is not (rules 103 and 105). A server that
     /// does not know the job, or does not know the method, counts as done.
     pub async fn delete(self, client: &Client) -> Result<(), Error> {
-        let context = format!("deleting the export at {}", error::shown(&self.status_url));
+        let context = format!("deleting the export at {}", shown(&self.status_url));
         let spec = RequestSpec {
             method: Method::DELETE,
             url: &self.status_url,
@@ -224,17 +286,15 @@ impl Job {
             on_redirect: OnRedirect::Refuse,
             context: &context,
         };
-        let mut retries = Retries::new(&client.config);
-        loop {
-            let fault = match client.send(&spec).await {
-                Ok(response) if is_done(response.status()) => return Ok(()),
-                Ok(response) if is_transient(response.status()) => client.http.fault(response).await,
-                Ok(response) => return Err(client.refusal(context, &self.status_url, response).await),
-                Err(Failure::Retry(fault)) => fault,
-                Err(Failure::Fatal(error)) => return Err(error),
-            };
-            retries.pause(&context, fault).await?;
-        }
+        retrying(&client.config.http, &context, || async {
+            let response = client.send(&spec).await?;
+            match response.status() {
+                status if is_done(status) => Ok(()),
+                status if is_transient(status) => Err(client.http.fault(response).await.into()),
+                _ => Err(client.refusal(&spec, response).await.into()),
+            }
+        })
+        .await
     }
 }
 
@@ -244,38 +304,16 @@ fn is_done(status: StatusCode) -> bool {
 
 impl fmt::Debug for Client {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Client").field("server", &error::shown(&self.config.server)).finish_non_exhaustive()
+        out.debug_struct("Client").field("server", &shown(&self.config.server)).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Job {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Job")
-            .field("status_url", &error::shown(&self.status_url))
+            .field("status_url", &shown(&self.status_url))
             .field("kicked_off_at", &self.kicked_off_at)
             .field("polling_since", &self.polling_since)
             .finish()
-    }
-}
-
-/// Instants of our own clock, in the state file as RFC 3339.
-mod local_instant {
-    use chrono::SecondsFormat::Millis;
-    use serde::{Deserializer, Serializer, de};
-
-    use super::{DateTime, Deserialize, Utc, parse_instant};
-
-    #[expect(clippy::disallowed_methods, reason = "the age of a job across restarts is a matter of our own clock")]
-    pub(super) fn now() -> DateTime<Utc> {
-        Utc::now()
-    }
-
-    pub(super) fn serialize<S: Serializer>(instant: &DateTime<Utc>, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&instant.to_rfc3339_opts(Millis, true))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_instant(&text).ok_or_else(|| de::Error::custom("not an instant with a zone"))
     }
 }

@@ -1,28 +1,30 @@
-//! Waiting for an export: status polls until every page of the manifest is there.
+//! Waiting for an export: status polls until every page of the manifest has been read.
 //!
-//! A poll that fails is not a job that failed: what may pass is waited for, what the server says about the job is
-//! believed, and the deadline counts from the kick-off, across restarts.
+//! A failed poll is not a failed job: what is transient is tried again, what the server reports about the job is believed,
+//! and the deadline counts from the kick-off, across restarts.
 
 use std::{collections::HashSet, time::Duration};
+
+use fastrand::Rng;
 
 use reqwest::{Method, Response, StatusCode, header::HeaderMap};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Client, Completed, Error, Issues, Job,
+    Client, Completed, Error, Issues, Job, Refusal,
+    clock::local_now,
     error::shown,
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
-    local_instant,
     manifest::Pages,
-    retry::{Backoff, Retries, is_transient, retry_after},
+    retry::{Backoff, Retries, WaitLog, is_transient, retry_after},
 };
 
-/// A server may not know its own job for so long after it accepted it (rule 45, Q-19).
+/// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
-/// How often a server must say that an export failed, where it may be a passing fault (rule 44, Q-22, Q-81).
-const REPORTS_BELIEVED: u32 = 3;
+/// How often a server must report that an export failed, where that may be transient (rule 44, Q-22, Q-81).
+const MIN_REPORTS: u32 = 3;
 const MAX_X_PROGRESS_CHARS: usize = 100;
 
 /// What is known of a job that is not done.
@@ -52,21 +54,22 @@ impl Job {
             let next = wait.page(&url, &mut pages).await?;
             seen.insert(url);
             let Some(next) = next else { break };
-            let not_a_manifest =
-                |reason: &str| Error::NotAManifest { context: wait.context.clone(), reason: reason.to_owned() };
-            if seen.contains(&next) {
-                return Err(not_a_manifest("its pages form a cycle"));
-            }
-            if seen.len() >= client.config.limits.max_manifest_pages {
-                return Err(not_a_manifest("it has more pages than allowed; raise the limit if that is right"));
-            }
-            url = next;
+            let max_pages = client.config.limits.max_manifest_pages;
+            let reason = if seen.contains(&next) {
+                "its pages form a cycle".to_owned()
+            } else if seen.len() >= max_pages {
+                format!("it has more than {max_pages} pages; divide the types among several exports")
+            } else {
+                url = next;
+                continue;
+            };
+            return Err(Error::NotAManifest { context: wait.context, reason });
         }
         Ok(Completed { manifest: pages.manifest(client.tokens.is_some()), job: self })
     }
 }
 
-/// One wait for one job: its clock, what it may still read, whom it tells.
+/// One wait for one job: its clock, how much it may still read, and who follows its progress.
 struct Wait<'a> {
     client: &'a Client,
     on_progress: &'a (dyn Fn(PollProgress) + Sync),
@@ -76,6 +79,7 @@ struct Wait<'a> {
     started: Instant,
     polls: u32,
     bytes_left: u64,
+    log: WaitLog,
 }
 
 /// What one answer means.
@@ -99,31 +103,48 @@ impl<'a> Wait<'a> {
             on_progress,
             context: format!("export status at {}", shown(&job.status_url)),
             // A clock that was set back makes the job young, never old.
-            age: (local_instant::now() - job.polling_since).to_std().unwrap_or_default(),
+            age: (local_now() - job.polling_since).to_std().unwrap_or_default(),
             started: Instant::now(),
             polls: 0,
             bytes_left: client.config.limits.max_manifest_bytes,
+            log: WaitLog::default(),
         }
     }
 
     /// Polls one page until it is there, and adds it.
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
-        let mut interval = Backoff::new(config.poll.interval);
-        let mut failures = PollFailures { retries: Retries::new(config), reported: 0 };
+        let mut interval = Backoff::new(config.poll.interval, Rng::new());
+        let mut failures = PollFailures { retries: Retries::new(&config.http), reported: 0 };
         loop {
             self.polls = self.polls.saturating_add(1);
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
                 Polled::Manifest { next } => return Ok(next),
                 Polled::Later { retry_after, x_progress } => {
                     failures.reset();
-                    (interval.wait(retry_after), x_progress)
+                    let retry_in = interval.wait(retry_after);
+                    self.log_progress(retry_in, x_progress.as_deref());
+                    (retry_in, x_progress)
                 }
                 Polled::Failed(fault) => (failures.failed(&self.context, fault)?, None),
             };
             self.before_deadline()?;
             (self.on_progress)(PollProgress { polls: self.polls, x_progress, retry_in });
             sleep(retry_in).await;
+        }
+    }
+
+    fn log_progress(&mut self, retry_in: Duration, x_progress: Option<&str>) {
+        if self.log.is_due() {
+            tracing::info!(
+                context = self.context,
+                polls = self.polls,
+                job_age_s = self.job_age().as_secs(),
+                wait_ms = retry_in.as_millis(),
+                server_says = x_progress,
+                "the export is in progress; polling again in {:.1} s",
+                retry_in.as_secs_f64()
+            );
         }
     }
 
@@ -165,7 +186,8 @@ impl<'a> Wait<'a> {
             Ok(Some(body)) => body,
             Ok(None) => {
                 let limit_bytes = self.client.config.limits.max_manifest_bytes;
-                return Err(Error::TooLarge { context: self.context.clone(), limit_bytes });
+                let way_out = "divide the types among several exports";
+                return Err(Error::TooLarge { context: self.context.clone(), limit_bytes, way_out });
             }
             Err(fault) => return Ok(Polled::Failed(fault)),
         };
@@ -194,7 +216,9 @@ impl<'a> Wait<'a> {
             _ if status.is_success() => {
                 Ok(Polled::Failed(Fault::NotAManifest(format!("the server answered {status}"))))
             }
-            _ if status.is_redirection() => Err(Error::Refused { context, status, issues }),
+            _ if status.is_redirection() => {
+                Err(Error::Refused { context, refusal: Refusal::Status { status, issues } })
+            }
             _ => Err(Error::ExportFailed { context, status, issues }),
         }
     }
@@ -203,7 +227,7 @@ impl<'a> Wait<'a> {
         self.age + self.started.elapsed()
     }
 
-    /// Asked after a poll, so that a job which was done while we were down is still fetched.
+    /// Asked after a poll, so that a job that was completed while no daemon ran is still fetched.
     fn before_deadline(&self) -> Result<(), Error> {
         let deadline = self.client.config.poll.deadline;
         if self.job_age() < deadline {
@@ -217,25 +241,23 @@ impl<'a> Wait<'a> {
 /// Polls of one page that failed in a row.
 struct PollFailures {
     retries: Retries,
-    /// Those that spoke about the export, rather than about the way to it.
+    /// Those by which the server reported about the export itself, not about the way to it.
     reported: u32,
 }
 
 impl PollFailures {
-    /// The wait before another poll, or what the failures so far amount to.
+    /// The wait before another poll, or the error that these failures amount to.
     fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
         let is_report = match &fault {
             Fault::NotAManifest(_) => true,
             Fault::Status { issues, .. } => !issues.0.is_empty(),
-            Fault::Transport(_) | Fault::Idle(_) | Fault::GzipCut => false,
+            Fault::NotConnected { .. } | Fault::Transport(_) | Fault::Idle(_) | Fault::GzipCut => false,
         };
         self.reported += u32::from(is_report);
         let context = context.to_owned();
         match fault {
-            Fault::NotAManifest(reason) if self.reported >= REPORTS_BELIEVED => {
-                Err(Error::NotAManifest { context, reason })
-            }
-            Fault::Status { status, issues, .. } if is_report && self.reported >= REPORTS_BELIEVED => {
+            Fault::NotAManifest(reason) if self.reported >= MIN_REPORTS => Err(Error::NotAManifest { context, reason }),
+            Fault::Status { status, issues, .. } if is_report && self.reported >= MIN_REPORTS => {
                 Err(Error::ExportFailed { context, status, issues })
             }
             fault => self.retries.failed(&context, fault),
@@ -248,7 +270,7 @@ impl PollFailures {
     }
 }
 
-/// The status of the export: that of the answer, or on a 200 what `X-Export-Status` says (rule 37).
+/// The status of the export: that of the answer, or with a 200 what `X-Export-Status` says (rule 37).
 fn export_status(response: &Response) -> StatusCode {
     let header = || response.headers().get("x-export-status")?.to_str().ok()?.get(..3)?.parse().ok();
     match response.status() {

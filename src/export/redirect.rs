@@ -5,24 +5,28 @@
 use reqwest::{Response, header::LOCATION};
 use url::{Host, Url};
 
-use super::{Config, Error, error::shown, http::OnRedirect, http::RequestSpec};
+use super::{
+    Config, Error,
+    error::shown,
+    http::{OnRedirect, RequestSpec},
+};
 
-/// How many hops a redirected request may take (rule 91).
+/// How many redirects of one request are followed (rule 91).
 const MAX_REDIRECTS: usize = 5;
 
-/// The hops of one request, each of them admitted before it is made.
+/// The redirects of one request; each URL is checked before the request goes there.
 pub struct Redirects<'a> {
     spec: &'a RequestSpec<'a>,
     allow_http: bool,
     from: Url,
     url: Url,
-    hops: usize,
+    followed: usize,
 }
 
 impl<'a> Redirects<'a> {
     pub fn new(spec: &'a RequestSpec<'a>, config: &Config) -> Self {
         let (from, url) = (config.server.clone(), spec.url.clone());
-        Self { spec, allow_http: config.allow_http, from, url, hops: 0 }
+        Self { spec, allow_http: config.allow_http, from, url, followed: 0 }
     }
 
     /// Where the request goes now.
@@ -33,24 +37,24 @@ impl<'a> Redirects<'a> {
         }
     }
 
-    /// Does the answer send us on? Then the next `url` is another one.
+    /// Whether the answer is a redirect that is followed: then [`Redirects::url`] is another one.
     pub fn follow(&mut self, response: &Response) -> Result<bool, Error> {
         let next = match self.spec.on_redirect {
-            OnRedirect::Follow => redirected(response, &self.url),
+            OnRedirect::Follow => redirect_target(response, &self.url),
             OnRedirect::Refuse => None,
         };
         let Some(next) = next else { return Ok(false) };
-        if self.hops == MAX_REDIRECTS {
+        if self.followed == MAX_REDIRECTS {
             return Err(Error::TooManyRedirects { context: self.spec.context.to_owned(), limit: MAX_REDIRECTS });
         }
-        self.hops += 1;
+        self.followed += 1;
         self.from = std::mem::replace(&mut self.url, next);
         Ok(true)
     }
 }
 
-/// Where an answer sends us on to; `None` when it is an answer to keep.
-fn redirected(response: &Response, from: &Url) -> Option<Url> {
+/// Where a redirect leads; `None` when the answer is not one.
+pub fn redirect_target(response: &Response, from: &Url) -> Option<Url> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return None;
     }
@@ -58,15 +62,17 @@ fn redirected(response: &Response, from: &Url) -> Option<Url> {
     from.join(location).ok()
 }
 
-/// May we go to `url`, which `from` led us to? Only by HTTP, in clear only where that is allowed, and never down from
-/// https (rule 1). The reason if not.
+/// Whether a request may go to `url`, which was received from `from`: by HTTP alone, unencrypted only where that is
+/// allowed, and never down from https (rule 1). The reason if not.
 pub fn check_url(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {
     let refused = |why: &str| Err(format!("{} {why}", shown(url)));
     match (url.scheme(), from.map(Url::scheme)) {
         ("https", _) => Ok(()),
-        ("http", Some("https")) => refused("is a step down from https; the server's base URL setting is wrong"),
+        ("http", Some("https")) => {
+            refused("downgrades https to http; correct the base URL in the settings of the server")
+        }
         ("http", _) if allow_http || is_loopback(url) => Ok(()),
-        ("http", _) => refused("would go in clear; use https, or set server.allow_http"),
+        ("http", _) => refused("would be sent unencrypted; use https, or set server.allow_http"),
         (scheme, _) => Err(format!("a {scheme}: URL cannot be fetched, only https and http can")),
     }
 }

@@ -1,17 +1,44 @@
-//! Retries: what may pass by itself, how long to wait for it, and when to give up.
+//! Retries: what is transient, how long to wait for it, and when to give up.
+//!
+//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and whoever waits says so: a line at
+//! the first wait, then at most one every 30 s.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, Utc};
+use fastrand::Rng;
 use reqwest::{
     StatusCode,
     header::{DATE, HeaderMap, RETRY_AFTER},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::{Config, Error, WaitRange, failure::Fault};
+use super::{
+    Error, HttpConfig, WaitRange,
+    clock::local_now,
+    failure::{Failure, Fault},
+};
 
-/// Statuses that may pass by themselves (rule 78).
+/// Attempts until one succeeds, fails for good, or there were as many as `config` allows.
+///
+/// # Errors
+/// [`Error::Unreachable`] after the last attempt; whatever an attempt calls fatal.
+pub async fn retrying<T, Attempt: Future<Output = Result<T, Failure>>>(
+    config: &HttpConfig,
+    context: &str,
+    attempt: impl Fn() -> Attempt,
+) -> Result<T, Error> {
+    let mut retries = Retries::new(config);
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(Failure::Retry(fault)) => retries.pause(context, fault).await?,
+            Err(Failure::Fatal(error)) => return Err(error),
+        }
+    }
+}
+
+/// Statuses that may be better at the next attempt (rule 78).
 pub fn is_transient(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
@@ -20,15 +47,19 @@ pub fn is_transient(status: StatusCode) -> bool {
 pub struct Retries {
     attempts: u32,
     max_attempts: u32,
+    started: Instant,
     backoff: Backoff,
+    log: WaitLog,
 }
 
 impl Retries {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &HttpConfig) -> Self {
         Self {
             attempts: 0,
-            max_attempts: config.http.retry_attempts.saturating_add(1),
-            backoff: Backoff::new(config.http.retry_wait),
+            max_attempts: config.retry_attempts.saturating_add(1),
+            started: Instant::now(),
+            backoff: Backoff::new(config.retry_wait, Rng::new()),
+            log: WaitLog::default(),
         }
     }
 
@@ -45,40 +76,60 @@ impl Retries {
     /// Notes a failed attempt, and says how long to wait before the next.
     pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
         self.attempts += 1;
-        if self.attempts >= self.max_attempts {
-            return Err(Error::Unreachable {
-                context: context.to_owned(),
-                attempts: self.attempts,
-                source: fault.into(),
-            });
+        let (attempts, max_attempts) = (self.attempts, self.max_attempts);
+        if attempts >= max_attempts {
+            let elapsed = self.started.elapsed();
+            return Err(Error::Unreachable { context: context.to_owned(), attempts, elapsed, source: fault });
         }
         let wait = self.backoff.wait(fault.retry_after());
-        tracing::debug!(context, attempt = self.attempts, wait_ms = wait.as_millis(), %fault, "trying again");
+        if self.log.is_due() {
+            tracing::warn!(
+                context,
+                attempt = attempts,
+                max_attempts,
+                wait_ms = wait.as_millis(),
+                "{fault}; trying again in {:.1} s",
+                wait.as_secs_f64()
+            );
+        }
         Ok(wait)
     }
 
     /// There was progress: count from the start.
     pub fn reset(&mut self) {
         self.attempts = 0;
+        self.started = Instant::now();
         self.backoff.reset();
     }
 }
 
-/// Waits that double from `min` to `max`; a server's Retry-After goes first, within the same bounds.
+/// Waits that begin at the minimum of a range and double up to its maximum, each up to half as long again, so that clients
+/// that began together do not stay together. A server's `Retry-After` is obeyed within the range.
 pub struct Backoff {
     range: WaitRange,
     next: Duration,
+    random: Rng,
 }
 
 impl Backoff {
-    pub fn new(range: WaitRange) -> Self {
-        Self { range, next: range.min() }
+    pub fn new(range: WaitRange, random: Rng) -> Self {
+        Self { range, next: range.min(), random }
     }
 
     pub fn wait(&mut self, retry_after: Option<Duration>) -> Duration {
         let own = self.next;
         self.next = own.saturating_mul(2).min(self.range.max());
-        retry_after.unwrap_or(own).clamp(self.range.min(), self.range.max())
+        match retry_after {
+            Some(wait) => wait.clamp(self.range.min(), self.range.max()),
+            None => self.with_jitter(own),
+        }
+    }
+
+    /// Between `wait` and half as long again; where that is beyond the maximum, as much below the maximum.
+    fn with_jitter(&mut self, wait: Duration) -> Duration {
+        let longest = wait.saturating_add(wait / 2).min(self.range.max());
+        let shortest = (longest / 3 * 2).max(self.range.min());
+        shortest + (longest.saturating_sub(shortest)).mul_f64(self.random.f64())
     }
 
     pub fn reset(&mut self) {
@@ -86,14 +137,33 @@ impl Backoff {
     }
 }
 
-/// The wait that an answer asks for: seconds, an HTTP date, or an epoch time in seconds or milliseconds. Times are
+/// Which of many waits in a row are worth a line in the log.
+#[derive(Default)]
+pub struct WaitLog {
+    last: Option<Instant>,
+}
+
+const LOG_EVERY: Duration = Duration::from_secs(30);
+
+impl WaitLog {
+    /// At the first wait, and then when the last line is old enough.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.last.is_none_or(|last| last.elapsed() >= LOG_EVERY);
+        if is_due {
+            self.last = Some(Instant::now());
+        }
+        is_due
+    }
+}
+
+/// The wait that an answer asks for: seconds, an HTTP date, or an epoch time in seconds or milliseconds. Times are
 /// read against the server's own `Date`. Negative values and garbage count as absent.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let now = || date(headers).unwrap_or_else(local_now);
     match text.parse::<i64>() {
         Ok(..0) => None,
-        Ok(seconds @ ..=MIN_EPOCH_SECONDS) => Some(Duration::from_secs(seconds.unsigned_abs())),
+        Ok(seconds @ ..=MAX_DELTA_SECONDS) => Some(Duration::from_secs(seconds.unsigned_abs())),
         Ok(epoch @ ..=MAX_EPOCH_SECONDS) => Some(until(DateTime::from_timestamp_secs(epoch)?, now())),
         Ok(epoch_ms) => Some(until(DateTime::from_timestamp_millis(epoch_ms)?, now())),
         Err(_) => Some(until(http_date(text)?, now())),
@@ -101,19 +171,11 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// A delta of more than 31 years is an epoch time, and an epoch time beyond the year 5138 is in milliseconds.
-const MIN_EPOCH_SECONDS: i64 = 1_000_000_000;
+const MAX_DELTA_SECONDS: i64 = 1_000_000_000;
 const MAX_EPOCH_SECONDS: i64 = 100_000_000_000;
 
 fn until(instant: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (instant - now).to_std().unwrap_or_default()
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "only how long to wait depends on it, and only when the server sends no Date"
-)]
-fn local_now() -> DateTime<Utc> {
-    Utc::now()
 }
 
 /// The server's clock when it answered.
@@ -121,13 +183,6 @@ pub fn date(headers: &HeaderMap) -> Option<DateTime<Utc>> {
     http_date(headers.get(DATE)?.to_str().ok()?.trim())
 }
 
-/// All three forms that HTTP knows (RFC 9110, 5.6.7).
 fn http_date(text: &str) -> Option<DateTime<Utc>> {
-    if let Ok(date) = DateTime::parse_from_rfc2822(text) {
-        return Some(date.to_utc());
-    }
-    ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"]
-        .iter()
-        .find_map(|form| NaiveDateTime::parse_from_str(text, form).ok())
-        .map(|date| date.and_utc())
+    httpdate::parse_http_date(text).ok().map(|date: SystemTime| date.into())
 }

@@ -84,7 +84,9 @@ fn advice_on_export(error: &export::Error) -> Advice {
         | E::FileChanged { .. }
         | E::Corrupt { .. }
         | E::Abandoned { .. } => Advice::NextRun(Forget),
-        E::Denied { .. } | E::TokenDenied { .. } | E::NoTokenEndpoint { .. } => Advice::Operator(Keep),
+        E::Denied { .. } | E::AuthorizationRequired { .. } | E::TokenDenied { .. } | E::NoTokenEndpoint { .. } => {
+            Advice::Operator(Keep)
+        }
         E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => Advice::Operator(Keep),
         E::UnusableUrl { .. }
         | E::ForeignOrigin { .. }

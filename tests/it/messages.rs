@@ -26,8 +26,8 @@ async fn a_server_that_is_down_is_named_and_the_next_sync_completes() {
     let setup = Setup::new().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let ended = setup.process(&[("FHIR_SYNC__SERVER__URL", &format!("http://{closed}/fhir"))]).await;
-    let place = format!("kick-off at http://{closed}/fhir/$export");
-    assert_printed(&ended, 1, &[&place, "no usable answer in 3 attempts", "the next run goes on from here"]);
+    let refused = format!("kick-off at http://{closed}/fhir/$export: cannot connect to {closed}: connection refused");
+    assert_printed(&ended, 1, &[&refused, "(3 attempts in ", "the next sync tries again"]);
     assert_next_sync_completes(&setup).await;
 }
 
@@ -38,7 +38,7 @@ async fn an_invalid_manifest_is_reported_and_the_next_sync_starts_a_new_export()
     setup.server.scenario(|scenario| scenario.faults = vec![Fault::NotAManifest { body, times: 3 }]);
     let settings = [("FHIR_SYNC__SERVER__HTTP__RETRY_ATTEMPTS", "5")];
     let ended = setup.process(&settings).await;
-    assert_printed(&ended, 1, &["export status at http://", "not a completion manifest", "no JSON object"]);
+    assert_printed(&ended, 1, &["export status at http://", "not a completion manifest", "HTML or XML, not JSON"]);
     assert!(!ended.output().contains("Mustermann"), "{}", ended.output());
     assert_next_sync_completes(&setup).await;
     assert_eq!(setup.server.jobs().len(), 2);

@@ -8,11 +8,10 @@ use super::AuthConfig;
 use crate::export::{
     Client, Error,
     error::shown,
-    failure::Failure,
     http::{OnRedirect, RequestSpec, TokenUse},
     redirect::check_url,
     request::under,
-    retry::{Retries, is_transient},
+    retry::{is_transient, retrying},
 };
 
 /// Where tokens come from, and what is asked for.
@@ -32,10 +31,7 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
     let smart = match (&config.token_url, config.scopes.is_empty()) {
         (Some(_), false) => None,
         _ => document(client, &well_known, "application/json").await.unwrap_or_else(|error| {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "no SMART configuration; the CapabilityStatement is asked"
-            );
+            tracing::warn!("no SMART configuration, reading the CapabilityStatement instead; {error}");
             None
         }),
     };
@@ -46,8 +42,8 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
         (None, None) => {
             let metadata = document(client, &under(server, ["metadata"]), "application/fhir+json").await?;
             let published = metadata.as_ref().and_then(oauth_uris_token);
-            let context = format!("{} or in its CapabilityStatement", shown(&well_known));
-            checked_url(client, published.ok_or(Error::NoTokenEndpoint { context })?)?
+            let missing = || Error::NoTokenEndpoint { well_known: shown(&well_known) };
+            checked_url(client, published.ok_or_else(missing)?)?
         }
     };
     let scope = match config.scopes.as_slice() {
@@ -70,21 +66,19 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
         on_redirect: OnRedirect::Follow,
         context: &context,
     };
-    let mut retries = Retries::new(&client.config);
-    loop {
-        let fault = match client.send_untokened(&spec).await {
-            Ok(response) if response.status() == StatusCode::NOT_IMPLEMENTED => return Ok(None),
-            Ok(response) if is_transient(response.status()) => client.http.fault(response).await,
-            Ok(response) if !response.status().is_success() => return Ok(None),
-            Ok(response) => match client.http.read(response, MAX_DISCOVERY_BYTES).await {
-                Ok(body) => return Ok(body.and_then(|body| serde_json::from_slice(&body).ok())),
-                Err(fault) => fault,
-            },
-            Err(Failure::Retry(fault)) => fault,
-            Err(Failure::Fatal(error)) => return Err(error),
-        };
-        retries.pause(&context, fault).await?;
-    }
+    retrying(&client.config.http, &context, || async {
+        let response = client.send_untokened(&spec).await?;
+        match response.status() {
+            StatusCode::NOT_IMPLEMENTED => Ok(None),
+            status if is_transient(status) => Err(client.http.fault(response).await.into()),
+            status if !status.is_success() => Ok(None),
+            _ => {
+                let body = client.http.read(response, MAX_DISCOVERY_BYTES).await?;
+                Ok(body.and_then(|body| serde_json::from_slice(&body).ok()))
+            }
+        }
+    })
+    .await
 }
 
 /// A published URL, absolute or relative to the FHIR base (rule 115).

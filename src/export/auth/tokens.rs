@@ -1,4 +1,4 @@
-//! SMART Backend Services: an access token in spec for a signed assertion.
+//! SMART Backend Services: an access token in exchange for a signed assertion.
 //!
 //! What always holds: at most one request for a token is under way; a token that is handed out is not about to
 //! expire; an assertion is used once (rule 122). Neither is ever printed.
@@ -22,18 +22,18 @@ use super::{
 };
 use crate::export::{
     Client, Error, Issues,
+    clock::local_now,
     error::{code, shown},
     failure::{Failure, Fault},
     http::MAX_OUTCOME_BYTES,
-    local_instant,
     redirect::check_url,
-    retry::{Retries, date, is_transient, retry_after},
+    retry::{date, is_transient, retry_after, retrying},
 };
 
 /// The access token of one client at one server.
 pub struct Tokens {
     config: AuthConfig,
-    /// Held across the request for a token: whoever comes meanwhile waits for that one.
+    /// Held across the request for a token: other requests wait for the same token.
     state: Mutex<State>,
 }
 
@@ -50,16 +50,16 @@ pub struct Token {
     renew_at: Instant,
 }
 
-/// How long an assertion is valid. The guide allows five minutes; one is left for the clocks (rule 121).
+/// How long an assertion is valid. The guide allows five minutes; one of them allows for the clocks (rule 121).
 const ASSERTION_LIFETIME_SECONDS: i64 = 240;
-/// What a token lives where the server does not say (rule 125).
-const LIFETIME: Duration = Duration::from_mins(5);
+/// How long a token is valid where the server does not say (rule 125).
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(5);
 const MAX_LIFETIME: Duration = Duration::from_hours(24);
 const RENEW_BEFORE: Duration = Duration::from_secs(30);
 const CLOCK_SKEW_SECONDS: i64 = 60;
 impl Tokens {
     /// # Errors
-    /// [`Error::UnusableUrl`] when the assertion would go to `token_url` in clear; [`Error::Config`].
+    /// [`Error::UnusableUrl`] when the assertion would be sent to `token_url` unencrypted; [`Error::Config`].
     pub fn new(config: AuthConfig, allow_http: bool) -> Result<Self, Error> {
         if config.client_id.is_empty() {
             return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
@@ -71,7 +71,7 @@ impl Tokens {
         Ok(Self { config, state: Mutex::default() })
     }
 
-    /// A token that is good for a while.
+    /// A token that is not about to expire.
     pub async fn current(&self, client: &Client) -> Result<Arc<Token>, Error> {
         let mut state = self.state.lock().await;
         match &state.token {
@@ -80,7 +80,7 @@ impl Tokens {
         }
     }
 
-    /// Another token than the one that was refused; the one that somebody else got meanwhile, if so.
+    /// Another token than the refused one; if another request has renewed it already, that one.
     pub async fn renewed(&self, client: &Client, refused: &Arc<Token>) -> Result<Arc<Token>, Error> {
         let mut state = self.state.lock().await;
         match &state.token {
@@ -91,7 +91,7 @@ impl Tokens {
 
     async fn renew(&self, client: &Client, state: &mut State) -> Result<Arc<Token>, Error> {
         state.token = None;
-        // Taken, so that after a failure the endpoint is looked up again: it may have moved.
+        // Taken out, so that after a failure the endpoint is discovered again: it may have moved.
         let endpoint = match state.endpoint.take() {
             Some(endpoint) => endpoint,
             None => discover(&self.config, client).await?,
@@ -104,18 +104,10 @@ impl Tokens {
 
     async fn token(&self, client: &Client, endpoint: &Endpoint) -> Result<Token, Error> {
         let context = format!("token endpoint {}", shown(&endpoint.token_url));
-        let mut retries = Retries::new(&client.config);
-        loop {
-            let fault = match self.ask(client, endpoint, &context).await {
-                Ok(token) => return Ok(token),
-                Err(Failure::Retry(fault)) => fault,
-                Err(Failure::Fatal(error)) => return Err(error),
-            };
-            retries.pause(&context, fault).await?;
-        }
+        retrying(&client.config.http, &context, || self.ask(client, endpoint, &context)).await
     }
 
-    /// Asks once, with an assertion of its own (rules 122 and 123).
+    /// Asks once, with a new assertion (rules 122 and 123).
     async fn ask(&self, client: &Client, endpoint: &Endpoint, context: &str) -> Result<Token, Failure> {
         let assertion = self.assertion(&endpoint.token_url)?;
         let form = [
@@ -147,7 +139,7 @@ impl Tokens {
 
     /// The client, this endpoint and a short life, signed (rules 120 and 121).
     fn assertion(&self, token_url: &Url) -> Result<SecretString, Error> {
-        let now = local_instant::now().timestamp();
+        let now = local_now().timestamp();
         let client_id = &self.config.client_id;
         self.config.key.sign(&json!({
             "iss": client_id,
@@ -162,22 +154,22 @@ impl Tokens {
 
 impl Token {
     /// # Errors
-    /// Never with the server's own words: they may be the token.
+    /// Without the server's own words: they may be the token.
     fn read(body: &[u8], asked_at: Instant, context: &str, scope: &str) -> Result<Self, Error> {
         #[derive(Deserialize)]
-        struct Answer {
+        struct TokenResponse {
             access_token: String,
             token_type: Option<String>,
             expires_in: Option<Value>,
             scope: Option<String>,
         }
-        let answer: Answer =
+        let answer: TokenResponse =
             serde_json::from_slice(body).map_err(|_| denied(context, "no access_token in its answer".to_owned()))?;
         if answer.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
             return Err(denied(context, "a token_type other than bearer".to_owned()));
         }
         warn_of_scopes(context, scope, answer.scope.as_deref());
-        let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(LIFETIME).min(MAX_LIFETIME);
+        let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
         let margin = if lifetime < 4 * RENEW_BEFORE { lifetime / 4 } else { RENEW_BEFORE };
         let authorization = SecretString::from(format!("Bearer {}", answer.access_token));
         let token = Self { authorization, renew_at: asked_at + lifetime.saturating_sub(margin) };
@@ -188,7 +180,7 @@ impl Token {
     /// The header, marked sensitive.
     pub fn authorization(&self, context: &str) -> Result<HeaderValue, Error> {
         let mut header = HeaderValue::from_str(self.authorization.expose_secret())
-            .map_err(|_| denied(context, "a token that fits into no header".to_owned()))?;
+            .map_err(|_| denied(context, "a token that cannot be sent in a header".to_owned()))?;
         header.set_sensitive(true);
         Ok(header)
     }
@@ -213,21 +205,26 @@ fn denied(context: &str, code: String) -> Error {
     Error::TokenDenied { context: context.to_owned(), code }
 }
 
-/// Fewer scopes are fewer resource types, silently (rule 126). Servers may spell a wildcard out: that is no loss.
+/// With fewer scopes an export lacks resource types, and nothing reports it (rule 126). A wildcard may be granted as a
+/// list: nothing is missing then.
 fn warn_of_scopes(context: &str, requested: &str, granted: Option<&str>) {
     let Some(granted) = granted else { return };
     let granted: HashSet<_> = granted.split_whitespace().collect();
     let missing: Vec<_> =
         requested.split_whitespace().filter(|scope| !scope.contains('*') && !granted.contains(scope)).collect();
     if !missing.is_empty() {
-        tracing::warn!(context, ?missing, "fewer scopes were granted than requested");
+        tracing::warn!(
+            context,
+            missing = missing.join(" "),
+            "the server granted fewer scopes than requested; resource types may be missing"
+        );
     }
 }
 
-/// An assertion of a clock that is off is refused, and no message says why (rule 132).
+/// Assertions are refused when our clock is wrong, and no message says why (rule 132).
 fn warn_of_skew(context: &str, headers: &HeaderMap) {
     let Some(theirs) = date(headers) else { return };
-    let skew_seconds = (local_instant::now() - theirs).num_seconds();
+    let skew_seconds = (local_now() - theirs).num_seconds();
     if skew_seconds.abs() > CLOCK_SKEW_SECONDS {
         tracing::warn!(
             context,

@@ -133,19 +133,24 @@ fn a_key_that_cannot_sign_is_refused_and_never_quoted() {
     let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     for (text, expected) in [
         (with("d", Value::Null), "public key"),
-        (with("p", Value::Null), "its p is missing"),
-        (with("d", Value::from("s3cret!")), "its d is not base64url"),
+        (with("p", Value::Null), "without p"),
+        (with("d", Value::from("s3cret!")), "whose d is not base64url"),
         (with("d", Value::from("c2VjcmV0")), "do not fit together"),
         (with("alg", Value::from("RS256")), "its alg must be RS384"),
         (with("key_ops", json!(["verify"])), "do not include signing"),
         (with("use", Value::from("enc")), "do not include signing"),
-        (with("kty", Value::from("oct")), "only RSA keys"),
-        (json!({ "keys": [] }).to_string(), "no key of the JWKS"),
+        (with("kty", Value::from("oct")), "of another kind; use RSA"),
+        (with("kty", Value::from("EC")), "of another kind"),
+        (
+            json!({ "kty": "EC", "crv": "P-256", "d": "AA" }).to_string(),
+            "holds an EC key on P-256; use RSA of at least",
+        ),
+        (json!({ "keys": [] }).to_string(), "holds no private key for signing"),
         ("{\"kty\": s3cret".to_owned(), "neither a JWK"),
         ("s3cret".to_owned(), "neither a JWK"),
         (pem("ENCRYPTED PRIVATE KEY", b"s3cret"), "must be decrypted"),
-        (pem("PRIVATE KEY", p256.to_pkcs8v1().unwrap().as_ref()), "P-384"),
-        (pem("RSA PRIVATE KEY", b"s3cret"), "can be used"),
+        (pem("PRIVATE KEY", p256.to_pkcs8v1().unwrap().as_ref()), "holds an EC key on P-256; use"),
+        (pem("RSA PRIVATE KEY", b"s3cret"), "less than 2048 bits"),
     ] {
         let error = SigningKey::parse(&text).unwrap_err().to_string();
         assert!(error.contains(expected), "{error} (expected: {expected})");
@@ -169,6 +174,8 @@ fn a_key_file_that_others_can_read_is_refused() {
         assert!(SigningKey::read(file.path()).is_ok());
     }
     assert!(matches!(SigningKey::read("/no/such/key".as_ref()), Err(Error::KeyFile { .. })));
+    let error = SigningKey::read("/tmp".as_ref()).unwrap_err();
+    assert_eq!(error.to_string(), "/tmp is a directory, not a key file");
 }
 
 #[test]

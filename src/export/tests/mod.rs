@@ -9,11 +9,12 @@ use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::{
-    Client, Completed, Config, Error, ExportRequest, File, Job, Level, PollProgress, WaitRange, auth, local_instant,
+    Client, Completed, Config, Error, ExportRequest, File, Job, Level, PollProgress, WaitRange, auth, clock::local_now,
 };
 use server::{Answer, Server};
 
 mod authorization;
+mod connection;
 mod download;
 mod keys;
 mod kick_off;
@@ -48,7 +49,7 @@ fn request(types: &[&str]) -> ExportRequest {
 }
 
 fn job(server: &Server) -> Job {
-    Job { status_url: server.url("/status"), kicked_off_at: None, polling_since: local_instant::now() }
+    Job { status_url: server.url("/status"), kicked_off_at: None, polling_since: local_now() }
 }
 
 async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
@@ -87,7 +88,7 @@ fn futures_can_be_moved_between_threads() {
     let job = Job {
         status_url: "http://localhost/status?signature=s3cret".parse().unwrap(),
         kicked_off_at: None,
-        polling_since: local_instant::now(),
+        polling_since: local_now(),
     };
     let file = file("http://localhost/file?signature=s3cret".parse().unwrap());
     assert!(!format!("{client:?} {job:?} {file:?}").contains("s3cret"), "and nothing prints a query");

@@ -17,7 +17,7 @@ async fn answering(answers: Vec<fn() -> Answer>) -> Server {
 }
 
 fn old_job(server: &Server, minutes: i64) -> Job {
-    Job { polling_since: local_instant::now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
+    Job { polling_since: local_now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
 }
 
 #[tokio::test]

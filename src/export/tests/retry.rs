@@ -1,10 +1,14 @@
 //! Waits and origins: `Retry-After`, backoff, which URLs are gone to.
 
+use std::collections::HashSet;
+
+use fastrand::Rng;
+use proptest::prelude::*;
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::super::{
     redirect::check_url,
-    retry::{Backoff, date, retry_after},
+    retry::{Backoff, WaitLog, date, retry_after},
 };
 use super::*;
 
@@ -47,14 +51,54 @@ fn a_retry_after_without_a_date_is_read_against_our_clock() {
     assert_eq!(date(&headers), None);
 }
 
+fn seconds(min: u64, max: u64) -> WaitRange {
+    WaitRange::new(Duration::from_secs(min), Duration::from_secs(max)).unwrap()
+}
+
 #[test]
-fn waits_double_up_to_their_limit_and_the_server_is_heard_within_them() {
-    let mut backoff = Backoff::new(WaitRange::new(Duration::from_secs(1), Duration::from_secs(5)).unwrap());
-    let waits: Vec<_> = (0..5).map(|_| backoff.wait(None).as_secs()).collect();
-    assert_eq!(waits, [1, 2, 4, 5, 5]);
+fn waits_double_up_to_their_limit_and_retry_after_is_obeyed_within_it() {
+    let mut backoff = Backoff::new(seconds(2, 10), Rng::with_seed(1));
+    for (shortest, longest) in [(2.0, 3.0), (4.0, 6.0), (6.66, 10.0), (6.66, 10.0)] {
+        let wait = backoff.wait(None).as_secs_f64();
+        assert!((shortest..=longest).contains(&wait), "{wait}");
+    }
     assert_eq!(backoff.wait(Some(Duration::from_secs(3))).as_secs(), 3);
-    assert_eq!(backoff.wait(Some(Duration::ZERO)).as_secs(), 1);
-    assert_eq!(backoff.wait(Some(Duration::MAX)).as_secs(), 5);
+    assert_eq!(backoff.wait(Some(Duration::ZERO)).as_secs(), 2);
+    assert_eq!(backoff.wait(Some(Duration::MAX)).as_secs(), 10);
+    backoff.reset();
+    assert!(backoff.wait(None) <= Duration::from_secs(3));
+}
+
+proptest! {
+    #[test]
+    fn every_wait_is_within_its_range(seed: u64, min_ms in 0..100_000_u64, more_ms in 0..100_000_u64, waits in 0..40_u32) {
+        let [min, max] = [min_ms, min_ms + more_ms].map(Duration::from_millis);
+        let mut backoff = Backoff::new(WaitRange::new(min, max).unwrap(), Rng::with_seed(seed));
+        for _ in 0..waits {
+            let wait = backoff.wait(None);
+            prop_assert!(min <= wait && wait <= max, "{wait:?}");
+        }
+    }
+}
+
+#[test]
+fn clients_that_fail_together_do_not_try_again_together() {
+    let first_wait = |seed| Backoff::new(seconds(1, 60), Rng::with_seed(seed)).wait(None);
+    let waits: HashSet<_> = (0..20).map(first_wait).collect();
+    assert!(waits.len() > 15, "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_wait_is_reported_at_once_and_then_every_30_seconds() {
+    let mut log = WaitLog::default();
+    let mut reported_at = Vec::new();
+    for second in 0..100 {
+        if log.is_due() {
+            reported_at.push(second);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(reported_at, [0, 30, 60, 90]);
 }
 
 #[test]

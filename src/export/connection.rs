@@ -1,0 +1,109 @@
+//! Connections that were not made: why, in words for people, and what to check.
+
+use std::{error::Error, fmt, io};
+
+use rustls::CertificateError;
+
+/// Why there is no connection to a host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Problem {
+    Refused,
+    UnknownHost,
+    NoAnswer,
+    NotTls,
+    UntrustedCertificate,
+    SelfSignedCertificate,
+    ExpiredCertificate,
+    FutureCertificate,
+    CertificateOfAnotherHost,
+    InvalidCertificate,
+}
+
+impl Problem {
+    /// What an error of a connection means; `None` where it is none of the usual ones.
+    pub fn of(error: &(dyn Error + 'static)) -> Option<Self> {
+        causes(error).find_map(|cause| {
+            if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+                return Self::of_tls(error);
+            }
+            let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
+            match (kind, cause.to_string().as_str()) {
+                (Some(io::ErrorKind::ConnectionRefused), _) => Some(Self::Refused),
+                (Some(io::ErrorKind::TimedOut), _) => Some(Self::NoAnswer),
+                // Neither of these two has a type that can be asked for.
+                (Some(io::ErrorKind::UnexpectedEof), "tls handshake eof") => Some(Self::NotTls),
+                (_, text) if text.starts_with("dns error") => Some(Self::UnknownHost),
+                _ => None,
+            }
+        })
+    }
+
+    fn of_tls(error: &rustls::Error) -> Option<Self> {
+        match error {
+            rustls::Error::InvalidMessage(_) => Some(Self::NotTls),
+            rustls::Error::InvalidCertificate(certificate) => Some(Self::of_certificate(certificate)),
+            _ => None,
+        }
+    }
+
+    fn of_certificate(error: &CertificateError) -> Self {
+        match error {
+            CertificateError::UnknownIssuer => Self::UntrustedCertificate,
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::ExpiredCertificate,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::FutureCertificate,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                Self::CertificateOfAnotherHost
+            }
+            // The library that checks certificates has a name for this, rustls has none.
+            CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+                Self::SelfSignedCertificate
+            }
+            _ => Self::InvalidCertificate,
+        }
+    }
+
+    pub fn way_out(self) -> &'static str {
+        match self {
+            Self::Refused => "check that the server is up and reachable from this host",
+            Self::UnknownHost => "check the address and the DNS of this host",
+            Self::NoAnswer => "check the address, and the firewall or proxy between this host and the server",
+            Self::NotTls => "check whether it is an http:// address",
+            Self::UntrustedCertificate | Self::SelfSignedCertificate => {
+                "install its CA on this host, or name a file that holds it in SSL_CERT_FILE"
+            }
+            Self::ExpiredCertificate | Self::FutureCertificate => {
+                "have the certificate renewed, and check the clock of this host"
+            }
+            Self::CertificateOfAnotherHost => "use the host name that the certificate is for",
+            Self::InvalidCertificate => "have the certificate replaced",
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Refused => "connection refused",
+            Self::UnknownHost => "the host name cannot be resolved",
+            Self::NoAnswer => "no answer",
+            Self::NotTls => "it does not speak TLS",
+            Self::UntrustedCertificate => "its certificate is not trusted (unknown issuer)",
+            Self::SelfSignedCertificate => "its certificate is not trusted (self-signed)",
+            Self::ExpiredCertificate => "its certificate has expired",
+            Self::FutureCertificate => "its certificate is not valid yet",
+            Self::CertificateOfAnotherHost => "its certificate is for another host name",
+            Self::InvalidCertificate => "its certificate is not valid",
+        })
+    }
+}
+
+/// An error and its causes; an `io::Error` hides the first of them.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        let error: &'a (dyn Error + 'static) = *error;
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        }
+    })
+}

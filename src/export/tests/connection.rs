@@ -1,0 +1,61 @@
+//! Connections that fail: what a person reads.
+
+use std::{error::Error as StdError, io};
+
+use rustls::{CertificateError, InvalidMessage, OtherError};
+
+use super::{super::connection::Problem, *};
+
+async fn unreachable(url: &str) -> String {
+    let mut config = Config::new(url.parse().unwrap());
+    config.http.retry_attempts = 0;
+    install_crypto();
+    Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_refused_connection_names_the_host_the_attempts_and_the_way_out() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = unreachable(&format!("http://{closed}/fhir")).await;
+    let expected =
+        format!("kick-off at http://{closed}/fhir/$export: cannot connect to {closed}: connection refused (1 a");
+    assert!(error.starts_with(&expected), "{error}");
+    let way_out = "check that the server is up and reachable from this host, the next sync tries again";
+    assert!(error.ends_with(way_out), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_speak_tls_is_named_as_such() {
+    let server = Server::start(|_| Answer::status(400)).await;
+    let error = unreachable(&server.url("/fhir").to_string().replace("http:", "https:")).await;
+    assert!(error.contains("it does not speak TLS") && error.contains("an http:// address"), "{error}");
+}
+
+#[test]
+fn the_usual_errors_of_a_connection_are_recognised() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("CaUsedAsEndEntity")]
+    struct SelfSigned;
+
+    let certificate = |error| io::Error::other(rustls::Error::InvalidCertificate(error));
+    for (error, expected) in [
+        (certificate(CertificateError::UnknownIssuer), Some(Problem::UntrustedCertificate)),
+        (certificate(CertificateError::Expired), Some(Problem::ExpiredCertificate)),
+        (certificate(CertificateError::NotValidYet), Some(Problem::FutureCertificate)),
+        (certificate(CertificateError::NotValidForName), Some(Problem::CertificateOfAnotherHost)),
+        (certificate(CertificateError::BadSignature), Some(Problem::InvalidCertificate)),
+        (
+            certificate(CertificateError::Other(OtherError(std::sync::Arc::new(SelfSigned)))),
+            Some(Problem::SelfSignedCertificate),
+        ),
+        (io::Error::other(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)), Some(Problem::NotTls)),
+        (io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"), Some(Problem::NotTls)),
+        (io::ErrorKind::TimedOut.into(), Some(Problem::NoAnswer)),
+        (io::Error::other("dns error"), Some(Problem::UnknownHost)),
+        (io::ErrorKind::ConnectionReset.into(), None),
+    ] {
+        let wrapped = io::Error::other(error);
+        let error: &(dyn StdError + 'static) = &wrapped;
+        assert_eq!(Problem::of(error), expected, "{error}");
+    }
+}
