@@ -58,7 +58,7 @@ impl fmt::Display for UnknownFormat {
     }
 }
 
-/// Which events are logged: a level, also by module ("info,fhir_sync::export=debug"). It was read once, so it is valid.
+/// Which events are logged: a level, also by module (`info,fhir_sync::export=debug`). It was read once, so it is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(String);
 

@@ -181,6 +181,23 @@ async fn a_health_address_in_use_stops_the_start_and_is_named() {
     let address = taken.local_addr().unwrap().to_string();
     let ended = setup.start("run", &[("FHIR_SYNC__HEALTH__LISTEN", &address)]).end().await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
-    assert!(ended.stderr.contains(&format!("cannot listen on {address}")), "{}", ended.stderr);
+    let events: Vec<Value> = ended.stderr.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let last = events.last().unwrap();
+    assert_eq!(last["message"], json!("the daemon did not start"), "in the log's own format");
+    assert!(last["error"].as_str().unwrap().contains(&format!("cannot listen on {address}")), "{last}");
     assert!(setup.server.jobs().is_empty());
+}
+
+#[tokio::test]
+async fn the_log_begins_with_what_runs_and_with_what() {
+    let setup = Setup::new().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    let start = daemon.process.logged("fhir-sync starts").await;
+    assert_eq!(start["version"], json!(env!("CARGO_PKG_VERSION")));
+    assert!(start["config"].as_str().unwrap().ends_with("fhir-sync.toml"), "{start}");
+    assert_eq!(start["server"], json!(setup.server.url().origin().ascii_serialization()), "without path and query");
+    assert_eq!((&start["tables"], &start["exports"]), (&json!(setup.lake()), &json!("all")));
+    let next_run = daemon.process.logged("ready").await["next_run"].clone();
+    assert!(fhir_sync::fhir::parse_instant(next_run.as_str().unwrap()).is_some(), "{next_run}");
+    daemon.stop().await;
 }
