@@ -1,4 +1,4 @@
-//! The ids of a change set: each of them while they are few, else only the smallest and the largest.
+//! Sets of ids: each id while they are few, otherwise only the smallest and the largest.
 //!
 //! Ids are ordered by their bytes, as statistics of Parquet files are. How many are kept one by one is bounded by bytes.
 

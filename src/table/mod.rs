@@ -8,8 +8,9 @@
 // The words.
 mod counts;
 mod date_partition;
-mod error;
+mod ids;
 mod name;
+mod error;
 mod parallel;
 mod properties;
 

@@ -15,6 +15,9 @@ pub enum TableName {
 /// The table of tombstones, as people call it.
 const DELETED: &str = "deleted";
 
+/// The partition column of the table of deletions.
+pub(super) const DELETED_FROM: &str = "resource_type";
+
 impl TableName {
     /// The folder below the root. The suffix is what lets Pathling's `read.delta` find the tables of resources.
     pub(super) fn directory(self) -> String {
@@ -22,6 +25,11 @@ impl TableName {
             Self::Resources(resource_type) => format!("{resource_type}.parquet"),
             Self::Tombstones => format!("_fhir_sync/{DELETED}"),
         }
+    }
+
+    /// The partition column that the table always has. Its values name the tables that the deleted resources were in.
+    pub(super) fn partition_column(self) -> Option<&'static str> {
+        (self == Self::Tombstones).then_some(DELETED_FROM)
     }
 
     pub fn as_str(&self) -> &str {

@@ -3,10 +3,9 @@
 use arrow::datatypes::SchemaRef;
 
 use super::{
-    Error, Table, TableName,
+    Error, Table,
     date_partition::DatePartition,
     properties::{APPEND_ONLY, COLUMN_MAPPING_MODE, CONSTRAINT_PREFIX, PARTITION_DATE},
-    tombstones,
 };
 
 /// What a writer must do for these, we do; or it asks for something only when a property or a column says so, which is
@@ -77,8 +76,7 @@ pub(super) fn check_partitions(table: &Table) -> Result<(), Error> {
     let there = table.partition_columns()?;
     let date = table.property(PARTITION_DATE)?;
     let of_dates = table.partitioned_by().into_iter().flat_map(DatePartition::columns);
-    let of_tombstones = (table.name == TableName::Tombstones).then_some(tombstones::PARTITION);
-    let wanted: Vec<_> = of_tombstones.into_iter().chain(of_dates).collect();
+    let wanted: Vec<_> = table.name.partition_column().into_iter().chain(of_dates).collect();
     if there == wanted && date == table.partitioned_by().map(|by| by.date.as_str()) {
         return Ok(());
     }

@@ -28,10 +28,11 @@ use serde_json::{Value, json};
 
 use super::{
     Amount, Error, Root, Table, TableName, Upsert,
-    change_set::ids::Ids,
     change_set::newest::{Shard, WinnerIndex},
     commit::{self, CommitOutcome},
     data_file::rolling::{DataFiles, FileTarget},
+    ids::Ids,
+    name::DELETED_FROM,
     root::kernel_schema,
 };
 use crate::fhir::{TransactionTime, Version};
@@ -114,9 +115,6 @@ impl Tombstones {
 /// The tombstones of each id of a change set, by its winner there.
 pub(super) type TombstonesByWinner = HashMap<WinnerIndex, Tombstones>;
 
-/// The partition column; its value names the table that the resource was in.
-pub(super) const PARTITION: &str = "resource_type";
-
 /// The table of tombstones at its newest version; there is none before the first deletion.
 pub(super) struct TombstoneTable {
     pub root: Root,
@@ -144,7 +142,7 @@ impl TombstoneTable {
         let mut found = TombstonesByWinner::new();
         let Some(table) = &self.table else { return Ok(found) };
         for stored in table.stored_files().await? {
-            let partition = stored.add.partition_values.get(PARTITION).cloned().flatten();
+            let partition = stored.add.partition_values.get(DELETED_FROM).cloned().flatten();
             if partition.as_deref() != Some(of.as_str()) || !stored.may_have(ids) {
                 continue;
             }
@@ -187,7 +185,7 @@ pub(super) fn target(table: &Table) -> Result<FileTarget, Error> {
 async fn write(table: &Table, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<Vec<Add>, Error> {
     let mut tombstones: Vec<_> = tombstones.iter().collect();
     tombstones.sort_by(|one, other| one.id.cmp(&other.id));
-    let partition = vec![(PARTITION.to_owned(), Some(of.to_string()))];
+    let partition = vec![(DELETED_FROM.to_owned(), Some(of.to_string()))];
     let mut files = DataFiles::new(target(table)?, partition, BTreeSet::new());
     for tombstones in tombstones.chunks(BATCH_ROWS) {
         let rows = rows(tombstones, upsert).map_err(|error| table.failed(error))?;
@@ -218,18 +216,18 @@ async fn create(root: &Root) -> Result<Table, Error> {
     if let Some(table) = root.load(TableName::Tombstones).await? {
         return Ok(table);
     }
-    let fields = [vec![Field::new(PARTITION, DataType::Utf8, true)], fields()].concat();
+    let fields = [vec![Field::new(DELETED_FROM, DataType::Utf8, true)], fields()].concat();
     let name = TableName::Tombstones;
     let schema = kernel_schema(&Schema::new(fields), &name.directory())?;
     let create = CreateBuilder::new()
         .with_table_name(name.as_str())
         .with_columns(schema.fields().cloned())
-        .with_partition_columns([PARTITION]);
+        .with_partition_columns([DELETED_FROM]);
     root.create(name, create).await
 }
 
 fn operation() -> DeltaOperation {
-    DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![PARTITION.to_owned()]), predicate: None }
+    DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec![DELETED_FROM.to_owned()]), predicate: None }
 }
 
 /// Spark's names and its text values, so that DESCRIBE HISTORY shows them.

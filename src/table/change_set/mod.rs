@@ -8,7 +8,6 @@
 pub mod batch;
 pub mod entry;
 pub mod first_load;
-pub mod ids;
 pub mod memory_budget;
 pub mod newest;
 pub mod spool;
@@ -29,12 +28,12 @@ use crate::table::{
     change_set::batch::SpooledBatch,
     change_set::entry::{ChunkIndex, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
-    change_set::ids::Ids,
     change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
+    ids::Ids,
 };
 
 pub use self::entry::OutputIndex;

@@ -22,10 +22,10 @@ use parquet::{
 use serde_json::Value;
 
 use crate::table::{
-    change_set::ids::{IdBounds, Ids},
     data_file::deletion_vector::{self, RowSet},
     data_file::{DataFile, is_own},
     date_partition::{DatePart, Partition},
+    ids::{IdBounds, Ids},
 };
 
 /// Numbers the stored files of one attempt at an upsert.

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::*;
-use crate::table::change_set::ids::Ids;
+use crate::table::ids::Ids;
 
 fn rows(count: u32, version: u32) -> Vec<Change> {
     (0..count).map(|id| line(&format!("id{id}"), version, "")).collect()

@@ -26,10 +26,10 @@ use tokio::runtime::Handle;
 use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
     Error, Table, Upsert,
-    change_set::ids::{IdPrefilter, Ids},
     change_set::newest::{Shard, WinnerIndex},
     data_file::DataFile,
     data_file::stored::{FileIndex, StoredFile, selection},
+    ids::{IdPrefilter, Ids},
     parallel::in_parallel,
     upsert::row_groups::prune,
 };

@@ -17,8 +17,8 @@ use parquet::{
 };
 
 use crate::table::{
-    change_set::ids::{IdBounds, Ids},
     data_file::stored::StoredFile,
+    ids::{IdBounds, Ids},
 };
 
 /// Filters of one file that are in memory at the same time.
