@@ -1,14 +1,14 @@
-//! A document: one line of JSON as a flat list of tokens.
+//! A document: one line of JSON as a flat list of tokens. Why this is not a crate: (decision 11).
 //!
-//! Reading checks the whole line against RFC 8259 and limits its depth, without recursion and without copying; afterwards
-//! every token is in its place, and a value is passed over in one step. Strings stay as they were sent until somebody asks.
+//! Reading checks the whole line against RFC 8259 and limits its depth, without recursion and without copying. Afterwards each
+//! token knows where its value ends, so a value is skipped in one step. A string is unescaped only when it is asked for.
 
 use std::borrow::Cow;
 
-/// Objects and arrays inside each other, at most.
+/// At most this many objects and arrays inside each other.
 pub const MAX_LEVELS: usize = 100;
 
-/// Why a line is no document. The place is counted in bytes from its start.
+/// Why a line is not a document, and at which byte of it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SyntaxError {
     Invalid { at_byte: usize },
@@ -28,7 +28,7 @@ pub enum TokenKind {
     Null,
 }
 
-/// A value or a member's name. `start..end` is its text; for strings what stands between the quotes.
+/// A value or a member's name. `start..end` is its text; for strings, the text between the quotes.
 #[derive(Clone, Copy, Debug)]
 pub struct Token {
     pub kind: TokenKind,
@@ -38,10 +38,10 @@ pub struct Token {
     next: u32,
 }
 
-/// Where a token stands in its document.
+/// The index of a token in its document.
 pub type At = usize;
 
-/// The tokens of the line that was read last; their memory serves for the next one.
+/// The tokens of the last line; the next line uses their memory again.
 #[derive(Default)]
 pub struct Tape {
     tokens: Vec<Token>,
@@ -55,7 +55,7 @@ pub struct Document<'line> {
 }
 
 impl Tape {
-    /// Reads one line. Lines beyond 4 GiB are a syntax error where they exceed that.
+    /// Reads one line. A line of more than 4 GiB is a syntax error at that byte.
     pub fn read<'line>(&'line mut self, text: &'line str) -> Result<Document<'line>, SyntaxError> {
         self.tokens.clear();
         self.open.clear();
@@ -82,12 +82,12 @@ impl<'line> Document<'line> {
         self.tokens[at].kind
     }
 
-    /// How many bytes of the line stand before the token.
+    /// How many bytes of the line are before the token.
     pub fn at_byte(self, at: At) -> usize {
         self.tokens[at].start as usize
     }
 
-    /// A string's text. `None` for other values, and where an escaped surrogate has lost its other half.
+    /// A string's text, unescaped. `None` for other values, and for half of a surrogate pair (`\ud83d` alone).
     #[inline]
     pub fn string(self, at: At) -> Option<Cow<'line, str>> {
         match self.kind(at) {
@@ -97,7 +97,7 @@ impl<'line> Document<'line> {
         }
     }
 
-    /// The text as it was sent; of strings what stands between the quotes.
+    /// The text as it was sent; of strings, the text between the quotes.
     #[inline]
     pub fn text(self, at: At) -> &'line str {
         let Token { start, end, .. } = self.tokens[at];
@@ -112,7 +112,7 @@ impl<'line> Document<'line> {
         &self.text[start as usize - quote..end as usize + quote]
     }
 
-    /// The names and values of an object, in the order in which they stand; nothing for other values.
+    /// The names and values of an object, in the order of the line; nothing for other values.
     #[inline]
     pub fn members(self, at: At) -> impl Iterator<Item = (At, At)> {
         let mut name = if self.kind(at) == TokenKind::Object { at + 1 } else { self.after(at) };
@@ -188,12 +188,12 @@ impl Reader<'_> {
                     (Inside::Array, b',') => self.step(Expected::Value),
                     (Inside::Object, b'}') | (Inside::Array, b']') => self.close(),
                     (Inside::Nothing, _) if self.at == self.bytes.len() => return Ok(()),
-                    _ => return Err(self.fault()),
+                    _ => return Err(self.invalid()),
                 },
                 (Expected::MemberOrEnd | Expected::Member, b'"') => self.name()?,
                 (Expected::MemberOrEnd, b'}') | (Expected::ItemOrEnd, b']') => self.close(),
                 (Expected::Value | Expected::ItemOrEnd, byte) => self.value(byte)?,
-                _ => return Err(self.fault()),
+                _ => return Err(self.invalid()),
             };
         }
     }
@@ -214,7 +214,7 @@ impl Reader<'_> {
     fn name(&mut self) -> Result<Expected, SyntaxError> {
         self.string()?;
         self.skip_space();
-        if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.fault()) }
+        if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.invalid()) }
     }
 
     fn open(&mut self, kind: TokenKind, inside: Inside, expected: Expected) -> Result<Expected, SyntaxError> {
@@ -254,8 +254,8 @@ impl Reader<'_> {
                     kind = TokenKind::Escaped;
                     self.escape()?;
                 }
-                // A control character, or what stands for the end of the line.
-                _ => return Err(self.fault()),
+                // A control character, or the end of the line.
+                _ => return Err(self.invalid()),
             }
         }
         self.token(kind, start, self.at);
@@ -270,11 +270,11 @@ impl Reader<'_> {
             b'u' => {
                 let hex = self.bytes.get(self.at + 1..self.at + 5);
                 if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-                    return Err(self.fault());
+                    return Err(self.invalid());
                 }
                 5
             }
-            _ => return Err(self.fault()),
+            _ => return Err(self.invalid()),
         };
         Ok(())
     }
@@ -304,12 +304,12 @@ impl Reader<'_> {
         while self.peek().is_ascii_digit() {
             self.at += 1;
         }
-        if self.at == start { Err(self.fault()) } else { Ok(()) }
+        if self.at == start { Err(self.invalid()) } else { Ok(()) }
     }
 
     fn word(&mut self, word: &str, kind: TokenKind) -> Result<(), SyntaxError> {
         if !self.bytes[self.at..].starts_with(word.as_bytes()) {
-            return Err(self.fault());
+            return Err(self.invalid());
         }
         self.token(kind, self.at, self.at + word.len());
         self.at += word.len();
@@ -334,19 +334,24 @@ impl Reader<'_> {
         expected
     }
 
-    /// Zero at the end: no JSON has that byte outside of an error.
+    /// The next byte; 0 at the end of the line, as valid JSON never has that byte.
     #[inline]
     fn peek(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(0)
     }
 
-    fn fault(&self) -> SyntaxError {
+    fn invalid(&self) -> SyntaxError {
         SyntaxError::Invalid { at_byte: self.at }
     }
 }
 
-/// How many bytes come before the next quote, backslash or control character; all of them where there is none. Eight at
-/// a time: in a word, the lowest byte that is marked is marked rightly, and no other is asked for.
+/// How many bytes there are before the next quote, backslash or control character; all of them if there is none.
+///
+/// Eight bytes at a time. `(b - 1) & !b` has its high bit only if the byte `b` is 0, and `(b - 0x20) & !b` only if `b` is less
+/// than 0x20; so `b ^ 0x22` finds quotes and `b ^ 0x5C` backslashes. In a whole word a byte that matches borrows from the
+/// bytes above it, which may then be marked as well although they do not match. No borrow comes from below the first match,
+/// so the lowest mark is right, and only that one is used. See "Determine if a word has a zero byte" and "… has a byte less
+/// than n" in <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>.
 #[inline]
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
@@ -365,7 +370,7 @@ fn plain(bytes: &[u8]) -> usize {
     bytes.len() - rest.len() + end.unwrap_or(rest.len())
 }
 
-/// The text has been read, so every escape is whole.
+/// Of a text that `Reader` has accepted: every escape is complete.
 fn unescaped(text: &str) -> Option<String> {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;

@@ -3,7 +3,7 @@ use serde_json::Value;
 
 use super::*;
 
-fn fault(text: &str) -> Option<SyntaxError> {
+fn error(text: &str) -> Option<SyntaxError> {
     Tape::default().read(text).err()
 }
 
@@ -25,7 +25,7 @@ fn value(document: Document<'_>, at: At) -> Option<Value> {
 }
 
 #[test]
-fn a_document_is_read_as_it_stands() {
+fn a_document_keeps_order_repeated_names_and_the_text_of_numbers() {
     let text =
         r#" {"a": [1, -2.50e+3, "x\u00e9\ud83d\ude00\n\/", {}], "b\"": {"c": null, "d": [true,false,[]]}, "a": 0} "#;
     let mut tape = Tape::default();
@@ -40,7 +40,7 @@ fn a_document_is_read_as_it_stands() {
 }
 
 #[test]
-fn what_is_no_json_is_a_fault_with_its_place() {
+fn invalid_json_is_an_error_at_its_byte() {
     for (text, at_byte) in [
         ("", 0),
         ("  ", 2),
@@ -66,20 +66,20 @@ fn what_is_no_json_is_a_fault_with_its_place() {
         ("\u{0}", 0),
         ("{}\u{0}", 2),
     ] {
-        assert_eq!(fault(text), Some(SyntaxError::Invalid { at_byte }), "{text}");
+        assert_eq!(error(text), Some(SyntaxError::Invalid { at_byte }), "{text}");
     }
 }
 
 #[test]
 fn a_hundred_levels_are_read_and_one_more_is_not() {
     let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
-    assert_eq!(fault(&nested(MAX_LEVELS)), None);
-    assert_eq!(fault(&nested(MAX_LEVELS + 1)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
-    assert_eq!(fault(&"[".repeat(1_000_000)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
+    assert_eq!(error(&nested(MAX_LEVELS)), None);
+    assert_eq!(error(&nested(MAX_LEVELS + 1)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
+    assert_eq!(error(&"[".repeat(1_000_000)), Some(SyntaxError::TooDeep { at_byte: MAX_LEVELS }));
 }
 
 #[test]
-fn half_a_surrogate_pair_is_no_text_but_breaks_nothing_else() {
+fn half_a_surrogate_pair_is_not_a_string_but_the_document_is_valid() {
     let mut tape = Tape::default();
     for text in [r#""\ud83d""#, r#""\ude00""#, r#""\ud83dx""#, r#""\ud83d\u0041""#, r#""\ud83dé""#] {
         let document = tape.read(text).unwrap();
@@ -109,7 +109,7 @@ fn json() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn the_end_of_a_plain_text_is_found_wherever_it_is(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'a'), Just(b'!'), Just(b' ')], 0..40)) {
+    fn the_end_of_a_plain_text_is_found_at_any_byte(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'a'), Just(b'!'), Just(b' ')], 0..40)) {
         let end = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(bytes.len());
         prop_assert_eq!(plain(&bytes), end);
     }
@@ -122,12 +122,12 @@ proptest! {
     }
 
     #[test]
-    fn a_broken_document_is_a_fault_where_serde_json_finds_one_too(text in json(), at in any::<prop::sample::Index>(), with in "[\"\\\\{}\\[\\],:0-9a-z ]{0,2}") {
-        let place = at.index(text.len() + 1);
-        prop_assume!(text.is_char_boundary(place));
-        let end = text[place..].chars().next().map_or(place, |next| place + next.len_utf8());
-        let broken = format!("{}{with}{}", &text[..place], &text[end..]);
-        let ours = fault(&broken).is_none();
+    fn a_document_is_invalid_exactly_if_serde_json_finds_it_invalid(text in json(), at in any::<prop::sample::Index>(), with in "[\"\\\\{}\\[\\],:0-9a-z ]{0,2}") {
+        let index = at.index(text.len() + 1);
+        prop_assume!(text.is_char_boundary(index));
+        let end = text[index..].chars().next().map_or(index, |next| index + next.len_utf8());
+        let broken = format!("{}{with}{}", &text[..index], &text[end..]);
+        let ours = error(&broken).is_none();
         prop_assert_eq!(ours, serde_json::from_str::<serde::de::IgnoredAny>(&broken).is_ok(), "{}", broken);
     }
 

@@ -19,11 +19,11 @@ pub struct Decimal<'text> {
 }
 
 impl<'text> Decimal<'text> {
-    /// `None` where the text is no JSON number.
+    /// `None` if the text is not a JSON number.
     pub fn parse(text: &'text str) -> Option<Self> {
         let (negative, rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
         let (mantissa, exponent) = match rest.split_once(['e', 'E']) {
-            // No number with such an exponent is ever in range, and a zero is zero with any.
+            // A number with an exponent beyond the limit is never in range, and zero is zero with any exponent.
             Some((mantissa, exponent)) => (mantissa, saturating(exponent)?),
             None => (rest, 0),
         };
@@ -36,14 +36,14 @@ impl<'text> Decimal<'text> {
         legal.then_some(Self { negative, integer, fraction: fraction.unwrap_or_default(), exponent })
     }
 
-    /// How many digits are written behind the point; negative where an exponent makes the last written digit count more
-    /// than one.
+    /// How many digits are written after the point; negative if the exponent makes the last written digit worth more than
+    /// one (`1.5e3`: -2).
     pub fn lexical_scale(self) -> i32 {
         let scale = i64::try_from(self.fraction.len()).unwrap_or(i64::MAX).saturating_sub(self.exponent);
         i32::try_from(scale).unwrap_or(if scale < 0 { i32::MIN } else { i32::MAX })
     }
 
-    /// At `scale`; `None` where it needs more than `precision` digits then.
+    /// The decimal at `scale`; `None` if it has more than `precision` digits then.
     pub fn at_scale(self, scale: i8, precision: u8) -> Option<Scaled> {
         let count = self.integer.len() + self.fraction.len();
         let shift = i64::from(scale) - i64::from(self.lexical_scale());
@@ -51,7 +51,7 @@ impl<'text> Decimal<'text> {
             Ok(dropped) => count.checked_sub(dropped),
             Err(_) => Some(count),
         };
-        // Not even the first dropped digit is one of ours: below half of the last place.
+        // All digits are dropped, and a zero before them: the number is less than half of the last digit.
         let Some(kept) = kept else { return Some(Scaled { unscaled: 0, rounded: !self.is_zero() }) };
         let limit = 10i128.checked_pow(u32::from(precision))?;
         let mut unscaled = self.leading(kept)?;
@@ -64,7 +64,7 @@ impl<'text> Decimal<'text> {
         (unscaled.abs() < limit).then_some(Scaled { unscaled, rounded })
     }
 
-    /// Exactly: an integer × 10^-scale. `None` beyond 38 digits.
+    /// The exact value as (integer, scale): integer × 10^-scale. `None` beyond 38 digits.
     pub fn exact(self) -> Option<(i128, i32)> {
         let digits = self.leading(self.integer.len() + self.fraction.len())?;
         Some((if self.negative { -digits } else { digits }, self.lexical_scale()))
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_number_is_no_decimal() {
+    fn what_is_not_a_json_number_is_not_a_decimal() {
         for text in ["", "-", ".5", "1.", "1e", "1e+", "+1", "01", "1.5.2", "0x1", "NaN", "1 ", "--1"] {
             assert!(Decimal::parse(text).is_none(), "{text}");
         }

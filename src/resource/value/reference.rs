@@ -9,10 +9,10 @@ pub struct ReferenceTarget<'text> {
     pub id: &'text str,
 }
 
-/// From `Type/id`, an absolute URL, either with `/_history/version`; `None` for `#contained`, `urn:`, a search and
-/// whatever else names no one resource.
+/// From `Type/id` or an absolute URL, both with or without `/_history/version`. `None` for `#contained`, `urn:`, a search, and
+/// anything else that does not name exactly one resource.
 pub fn target(reference: &str) -> Option<ReferenceTarget<'_>> {
-    // Nearly all of them, in one pass over the id.
+    // Nearly all references, in one pass over the id.
     if let Some((name, id)) = reference.split_once('/')
         && is_id(id)
     {
@@ -29,7 +29,8 @@ pub fn target(reference: &str) -> Option<ReferenceTarget<'_>> {
     is_id(id).then_some(ReferenceTarget { resource_type, id })
 }
 
-/// An id of FHIR has no slash, and neither `#` nor `?`.
+/// Whether the text may be a logical id: 1 to 64 letters, digits, `-` and `.`, as FHIR defines
+/// [`id`](https://hl7.org/fhir/R4/datatypes.html#id). `_` is allowed as well, which FHIR does not allow but some servers use.
 fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_one_resource_has_no_target() {
+    fn a_reference_that_does_not_name_one_resource_has_no_target() {
         for reference in [
             "#gp",
             "",
