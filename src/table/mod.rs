@@ -48,7 +48,7 @@ pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
     counts::{Amount, Committed, Counts, Reconcile, Upsert},
-    data_file::writer_properties,
+    data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},

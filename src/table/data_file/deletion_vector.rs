@@ -1,7 +1,7 @@
-//! A deletion vector: the rows of a data file that are dead.
+//! A deletion vector: which rows of a data file are deleted.
 //!
-//! Data files never change; a row dies by being named in the vector that the file's entry in the log points to. All
-//! vectors of one commit share one file. The format is the protocol's: a version byte, then for each vector its length
+//! Data files never change. To delete a row, its index is put into the vector that the log has for the file. All vectors of
+//! one commit share one file. The format is the protocol's: a version byte, then for each vector its length
 //! (big-endian), a magic number and a 64-bit Roaring bitmap (little-endian), and a CRC-32 (big-endian) of both.
 
 use bytes::Bytes;
@@ -18,28 +18,32 @@ pub type RowSet = RoaringTreemap;
 
 const MAGIC: u32 = 1_681_511_377;
 const VERSION: u8 = 1;
-/// How much of a path is the encoded identifier; a random folder may stand before it.
+/// How many characters at the end of a path are the encoded UUID. A random folder may precede it.
 const ENCODED_UUID: usize = 20;
 
-/// Reads the vector that the log points to, wherever the log keeps it.
+/// Reads a vector, which is in the log itself or in a file.
 pub async fn read(store: &dyn ObjectStore, descriptor: &DeletionVectorDescriptor) -> Result<RowSet, DeltaTableError> {
     let damaged = |what: &str| DeltaTableError::generic(format!("a deletion vector {what}"));
     let rows = match descriptor.storage_type {
         StorageType::Inline => {
-            let data = z85::decode(&descriptor.path_or_inline_dv).map_err(|_| damaged("is no base-85 text"))?;
+            let data = z85::decode(&descriptor.path_or_inline_dv).map_err(|_| damaged("is not base-85 text"))?;
             parse(&data)
         }
         StorageType::UuidRelativePath => {
             let path = relative_path(&descriptor.path_or_inline_dv).ok_or_else(|| damaged("has no readable path"))?;
-            let start = u64::try_from(descriptor.offset.unwrap_or(1)).map_err(|_| damaged("has no place"))?;
-            let length = u64::try_from(descriptor.size_in_bytes).map_err(|_| damaged("has no length"))?;
+            let start = u64::try_from(descriptor.offset.unwrap_or(1)).map_err(|_| damaged("has no valid offset"))?;
+            let length = u64::try_from(descriptor.size_in_bytes).map_err(|_| damaged("has no valid length"))?;
             let stored = store.get_range(&path, start..start + 4 + length + 4).await?;
             parse(checked(&stored).ok_or_else(|| damaged("is damaged: its length or its checksum is wrong"))?)
         }
-        StorageType::AbsolutePath => return Err(damaged("lies outside of the table; that is a shallow clone")),
+        StorageType::AbsolutePath => return Err(damaged("is outside of the table, which is then a shallow clone")),
     };
     let rows = rows.ok_or_else(|| damaged("is damaged"))?;
-    if i64::try_from(rows.len()) == Ok(descriptor.cardinality) { Ok(rows) } else { Err(damaged("has too few rows")) }
+    if i64::try_from(rows.len()) == Ok(descriptor.cardinality) {
+        Ok(rows)
+    } else {
+        Err(damaged("has another number of rows than the log states"))
+    }
 }
 
 /// Writes the vectors into one new file; their descriptors in the same order.
@@ -69,7 +73,7 @@ pub async fn write(
     Ok(descriptors)
 }
 
-/// Where a vector of the log lies; `None` for those that have no file of their own in the table.
+/// The file of a vector; `None` where the table has no file for it.
 pub fn file_of(descriptor: &DeletionVectorDescriptor) -> Option<Path> {
     matches!(descriptor.storage_type, StorageType::UuidRelativePath)
         .then(|| relative_path(&descriptor.path_or_inline_dv))
@@ -106,7 +110,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn vectors_that_share_a_file_are_read_back_as_they_were_written() {
+    async fn vectors_of_one_file_are_read_back_as_written() {
         let store = InMemory::new();
         let vectors: [RowSet; 2] = [[0, 7, 1 << 33].into_iter().collect(), (0..100_000).collect()];
         let descriptors = write(&store, &vectors).await.unwrap();
@@ -117,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_vector_is_an_error_and_never_a_row_that_comes_back() {
+    async fn a_damaged_vector_is_an_error_and_never_undeletes_a_row() {
         let store = InMemory::new();
         let descriptors = write(&store, &[RowSet::from_iter([3, 5])]).await.unwrap();
         let path = file_of(&descriptors[0]).unwrap();
@@ -129,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vector_inside_the_log_is_read_as_the_protocols_example_says() {
+    async fn a_vector_inside_the_log_is_read_as_in_the_example_of_the_protocol() {
         let descriptor = DeletionVectorDescriptor {
             storage_type: StorageType::Inline,
             path_or_inline_dv: "^Bg9^0rr910000000000iXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L".to_owned(),

@@ -1,15 +1,22 @@
-//! A data file: one Parquet file of a table, read by ranges and written as a stream, wherever the table lies.
+//! A data file: one Parquet file of a table, read by ranges and written as a stream, on a disk or in an object store.
 
+/// The deleted rows of a file.
 pub mod deletion_vector;
+/// Files side by side, one for each partition.
 pub mod partitioned;
+/// Compression, row groups, Bloom filter.
+pub mod properties;
+/// Files of about 128 MiB, one after the other.
 pub mod rolling;
+/// What the log states of a file.
+pub mod statistics;
+/// The files of a version, and their living rows.
 pub mod stored;
 
 use std::{ops::Range, sync::Arc};
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use bytes::Bytes;
-use chrono::DateTime;
 use deltalake::{
     DeltaTableError, ObjectStore, Path,
     kernel::{Add, LogicalFileView},
@@ -18,20 +25,17 @@ use futures::{FutureExt as _, future::BoxFuture};
 use object_store::{ObjectStoreExt as _, buffered::BufWriter};
 use parquet::{
     arrow::{AsyncArrowWriter, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
-    basic::{Compression, LogicalType, ZstdLevel},
     errors::{ParquetError, Result},
     file::{
         metadata::{ParquetMetaData, ParquetMetaDataReader},
-        properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
-        statistics::Statistics,
+        properties::WriterProperties,
     },
-    schema::types::ColumnPath,
 };
-use serde_json::{Map, Value, json};
 
+use self::statistics::statistics;
 use crate::table::date_partition::Partition;
 
-/// One file, to be read.
+/// A file that can be read.
 #[derive(Clone)]
 pub struct DataFile {
     pub store: Arc<dyn ObjectStore>,
@@ -49,7 +53,9 @@ impl AsyncFileReader for DataFile {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
         async move {
             let mut parts = self.get_byte_ranges(vec![range]).await?;
-            parts.pop().ok_or_else(|| ParquetError::EOF("the store answered without a part".to_owned()))
+            parts
+                .pop()
+                .ok_or_else(|| ParquetError::EOF("the store answered a request for one range with none".to_owned()))
         }
         .boxed()
     }
@@ -71,7 +77,8 @@ impl AsyncFileReader for DataFile {
     }
 }
 
-/// One file that is being written. Nobody sees it before its [`Add`] is committed; dropped or aborted, it is not there.
+/// A file that is being written. No reader sees it before its [`Add`] is committed. One that is dropped or aborted does not
+/// come into being.
 pub struct DataFileWriter {
     path: Path,
     writer: AsyncArrowWriter<BufWriter>,
@@ -88,7 +95,7 @@ impl DataFileWriter {
         properties: WriterProperties,
         leading: usize,
     ) -> Result<Self> {
-        let out = BufWriter::new(store, path.clone()).with_max_concurrency(PARTS_IN_FLIGHT);
+        let out = BufWriter::new(store, path.clone()).with_max_concurrency(MAX_PARTS_IN_FLIGHT);
         let writer = AsyncArrowWriter::try_new(out, schema, Some(properties))?;
         Ok(Self { path, writer, leading, rows: 0 })
     }
@@ -103,7 +110,7 @@ impl DataFileWriter {
         self.rows
     }
 
-    /// What the file has become so far, in bytes; close to what it will be.
+    /// How large the file would be if it ended here; the rows that are not encoded yet are an estimate.
     pub fn size_bytes(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
     }
@@ -129,14 +136,14 @@ impl DataFileWriter {
     }
 }
 
-/// Takes back a file that no commit names. What cannot be taken back is left to the vacuum.
+/// Deletes a file that no commit names. If that fails, the vacuum deletes it later.
 pub async fn forget(store: &dyn ObjectStore, path: &Path) {
     if let Err(error) = store.delete(path).await {
-        tracing::debug!(%error, %path, "a data file without a commit stays until the vacuum");
+        tracing::debug!(%error, %path, "a data file that no commit names could not be deleted; vacuum removes it");
     }
 }
 
-/// Tells our files from those of other writers, whose rows may have changed without their `_sync_hash`.
+/// The names of our own files begin so. In a file of another writer, rows may have changed while their `_sync_hash` did not.
 const OWN_PREFIX: &str = "fhir-sync-";
 
 /// A new data file in `folder` of the table: its root, or a partition.
@@ -144,7 +151,7 @@ pub fn data_path(folder: &Path) -> Path {
     folder.clone().join(format!("{OWN_PREFIX}{}.zstd.parquet", uuid::Uuid::new_v4()))
 }
 
-/// A new change file; `folder` is that of the data files that it tells of.
+/// A new file of the change data feed; `folder` is that of the data files whose rows are in it.
 pub fn change_path(folder: &Path) -> Path {
     let folder: Path = [Path::from("_change_data"), folder.clone()].iter().flat_map(Path::parts).collect();
     folder.join(format!("cdc-{}.zstd.parquet", uuid::Uuid::new_v4()))
@@ -154,155 +161,11 @@ pub fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
 
-/// Parts of 10 MiB that may still be on their way when the next row group is handed over: a slow store slows the writer
+/// How many parts of 10 MiB may still be on their way to the store when more is written: a slow store then slows the writer
 /// down instead of filling the memory.
-const PARTS_IN_FLIGHT: usize = 2;
+const MAX_PARTS_IN_FLIGHT: usize = 2;
 
-/// Two of them are in memory while a file is rewritten.
-pub const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
-
-/// Rows that are looked at together by most readers.
-const ROW_GROUP_ROWS: usize = 256 * 1024;
-
-/// How the columns of a data file are encoded; `leading` of them from the left get statistics.
-pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
-    let properties = WriterProperties::builder()
-        .set_compression(zstd())
-        // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
-        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-        // A thousand leaves with statistics make a footer that costs more than the ids.
-        .set_statistics_enabled(EnabledStatistics::None);
-    // Every value of these is different: a dictionary would be built in vain.
-    let properties = ["id", "id_versioned", "_sync_hash", "resource_json"]
-        .into_iter()
-        .fold(properties, |properties, name| properties.set_column_dictionary_enabled(ColumnPath::from(name), false));
-    let leading = schema.fields().iter().take(leading);
-    leading
-        .fold(properties, |properties, field| {
-            properties.set_column_statistics_enabled(ColumnPath::from(field.name().as_str()), EnabledStatistics::Chunk)
-        })
-        .build()
-}
-
-/// Below this the ids are read about as fast as the filter that would save it.
-const FILTER_LEAST_ROWS: u64 = 16 * 1024;
-/// A filter is a power of two, and at this a whole row group has half a MiB: two bytes a row (decision 10).
-const FALSE_POSITIVES: f64 = 0.001;
-
-/// The same with a Bloom filter of the ids for each row group, unless the file has fewer rows than are worth it. The
-/// filters stand side by side at the end of the file, so that they are read at once.
-pub fn with_bloom_filter(properties: WriterPropertiesBuilder, most_rows: u64) -> WriterPropertiesBuilder {
-    if most_rows < FILTER_LEAST_ROWS {
-        return properties;
-    }
-    let id = || ColumnPath::from("id");
-    properties
-        .set_bloom_filter_position(BloomFilterPosition::End)
-        .set_column_bloom_filter_fpp(id(), FALSE_POSITIVES)
-        .set_column_bloom_filter_max_ndv(id(), most_rows.min(ROW_GROUP_ROWS as u64))
-}
-
-/// For files that grow side by side: each leaf has a compressor of its own, and the hundreds of zstd, most of them for
-/// leaves with hardly a value, would hold 60 MB per file. Snappy holds nothing; the columns that are large keep zstd.
-pub fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
-    let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
-    large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {
-        properties.set_column_compression(ColumnPath::from(field.name().as_str()), zstd())
-    })
-}
-
-fn zstd() -> Compression {
-    Compression::ZSTD(ZstdLevel::default())
-}
-
-/// The statistics of a file as the log states them: how many rows, and the bounds of the leading columns.
-fn statistics(metadata: &ParquetMetaData, leading: usize) -> Value {
-    let (mut least, mut most, mut nulls) = (Map::new(), Map::new(), Map::new());
-    for column in 0..metadata.file_metadata().schema_descr().num_columns() {
-        let descriptor = metadata.file_metadata().schema_descr().column(column);
-        // Leading columns are flat, so they are the first leaves as well.
-        let [name] = descriptor.path().parts() else { break };
-        if column >= leading {
-            break;
-        }
-        let chunks = metadata.row_groups().iter().map(|row_group| row_group.column(column).statistics());
-        let Some(bounds) = chunks.map(|of| bounds(of?, descriptor.logical_type_ref())).collect::<Option<Vec<_>>>()
-        else {
-            continue;
-        };
-        nulls.insert(name.clone(), bounds.iter().map(|bounds| bounds.nulls).sum::<u64>().into());
-        if let Some(bound) = bounds.iter().filter_map(|bounds| bounds.least.clone()).min() {
-            least.insert(name.clone(), bound.stated_least());
-        }
-        if let Some(bound) = bounds.into_iter().filter_map(|bounds| bounds.most).max() {
-            most.insert(name.clone(), bound.stated_most());
-        }
-    }
-    json!({
-        "numRecords": metadata.file_metadata().num_rows(),
-        "minValues": least,
-        "maxValues": most,
-        "nullCount": nulls,
-    })
-}
-
-struct Bounds {
-    least: Option<Bound>,
-    most: Option<Bound>,
-    nulls: u64,
-}
-
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Bound {
-    Text(String),
-    InstantMicros(i64),
-}
-
-fn bounds(statistics: &Statistics, logical: Option<&LogicalType>) -> Option<Bounds> {
-    let nulls = statistics.null_count_opt()?;
-    let (least, most) = match (statistics, logical) {
-        (Statistics::ByteArray(of), _) => {
-            let text =
-                |bytes: &parquet::data_type::ByteArray| bytes.as_utf8().ok().map(|text| Bound::Text(text.to_owned()));
-            (of.min_opt().and_then(text), of.max_opt().and_then(text))
-        }
-        (Statistics::Int64(of), Some(LogicalType::Timestamp(_))) => {
-            (of.min_opt().copied().map(Bound::InstantMicros), of.max_opt().copied().map(Bound::InstantMicros))
-        }
-        _ => return None,
-    };
-    Some(Bounds { least, most, nulls })
-}
-
-/// As long as Spark states a text.
-const STATED_CHARS: usize = 32;
-
-impl Bound {
-    fn stated_least(&self) -> Value {
-        match self {
-            Self::Text(text) => text.chars().take(STATED_CHARS).collect::<String>().into(),
-            Self::InstantMicros(micros) => instant(*micros),
-        }
-    }
-
-    /// Readers add a millisecond to an instant; a text that is cut must be made larger than what it stands for.
-    fn stated_most(&self) -> Value {
-        match self {
-            Self::Text(text) if text.chars().nth(STATED_CHARS).is_none() => text.as_str().into(),
-            Self::Text(text) => text.chars().take(STATED_CHARS).chain([char::MAX]).collect::<String>().into(),
-            Self::InstantMicros(micros) => instant(*micros),
-        }
-    }
-}
-
-/// In milliseconds, rounded down, as the protocol wants it.
-fn instant(micros: i64) -> Value {
-    let instant = DateTime::from_timestamp_micros(micros).unwrap_or_default();
-    instant.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string().into()
-}
-
-/// By the local clock: only for the log's book-keeping, which vacuum reads.
+/// By the local clock. Only for the entry of a file in the log, which vacuum reads.
 pub fn now_millis() -> i64 {
     #[expect(clippy::disallowed_methods, reason = "the log states when a file was made; no data decision uses it")]
     chrono::Utc::now().timestamp_millis()

@@ -1,6 +1,6 @@
-//! Partitioned files: rows of several partitions become data files, each in the folder of its partition, as Hive names it.
+//! Partitioned files: rows of several partitions become data files, each in the folder of its partition.
 //!
-//! Ids are looked for in all partitions, so a row whose date changes moves.
+//! An upsert looks for an id in all partitions, so a row whose date changes moves to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ use crate::table::{
     date_partition::{DatePartition, PartitionKey},
 };
 
-/// The rows of each partition that is `filter`, in their order, with those of `columns` that some of the rows fill.
+/// The rows of each partition that passes the filter, in their order, with those of `columns` that some of the rows fill.
 fn split(
     batches: &[RecordBatch],
     columns: &SchemaRef,
@@ -40,11 +40,11 @@ fn split(
     places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
 }
 
-/// Rows that are divided together, in Arrow's bytes. Divided a few thousand at a time, a million Observations of ninety months
-/// took more than six CPU minutes: each of their columns is gone through for each month.
-const WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// How many bytes of Arrow arrays are collected and then split by partition. Splitting goes through each column once for each
+/// partition: a million Observations of ninety months, split a few thousand at a time, took more than six CPU minutes.
+const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
-/// Growing files, one at a time for each partition that rows are of.
+/// One series of rolling files for each partition.
 pub struct PartitionedFiles {
     target: FileTarget,
     filled: BTreeSet<String>,
@@ -55,11 +55,11 @@ pub struct PartitionedFiles {
     done: Vec<Add>,
 }
 
-/// The partitions whose rows are written. They share the memory of one file.
+/// Which partitions are written. Together they have the memory of one file.
 pub enum PartitionFilter {
-    /// Only these; all of them grow at the same time.
+    /// Only these. All of them are open at the same time.
     Only(BTreeSet<PartitionKey>),
-    /// All, and so many grow at the same time.
+    /// All. At most `max_open` are open at the same time.
     All { max_open: usize },
 }
 
@@ -82,13 +82,13 @@ impl PartitionFilter {
 impl PartitionedFiles {
     /// `filled` as in [`DataFiles::new`].
     pub fn new(target: FileTarget, filled: BTreeSet<String>, filter: PartitionFilter) -> Self {
-        let side_by_side = if target.by.is_some() { filter.max_open() } else { 1 };
-        let target = FileTarget { row_group_bytes: target.row_group_bytes / side_by_side, ..target };
+        let open_at_once = if target.by.is_some() { filter.max_open() } else { 1 };
+        let target = FileTarget { row_group_bytes: target.row_group_bytes / open_at_once, ..target };
         let open = BTreeMap::new();
         Self { target, filled, filter, waiting: Vec::new(), waiting_bytes: 0, open, done: Vec::new() }
     }
 
-    /// Those of the rows that are filter. A column that they do not have is null.
+    /// Writes those of the rows whose partition passes the filter. A column that they do not have is null.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), DeltaTableError> {
         if rows.num_rows() == 0 {
             return Ok(());
@@ -98,7 +98,7 @@ impl PartitionedFiles {
         }
         self.waiting_bytes += bytes_of(rows);
         self.waiting.push(rows.clone());
-        if self.waiting_bytes >= WAITING_BYTES { self.divide().await } else { Ok(()) }
+        if self.waiting_bytes >= MAX_WAITING_BYTES { self.divide().await } else { Ok(()) }
     }
 
     async fn divide(&mut self) -> Result<(), DeltaTableError> {
@@ -130,7 +130,8 @@ impl PartitionedFiles {
         Ok(self.done)
     }
 
-    /// Ends the smallest file where there is none for `key` and no room for one: what strays comes in small numbers.
+    /// If no file is open for `key` and none can be opened, ends the smallest one: few rows are of a date that is far from
+    /// those of most others, so that one is the least likely to be needed again.
     async fn make_room(&mut self, key: PartitionKey) -> Result<(), DeltaTableError> {
         if self.open.contains_key(&key) || self.open.len() < self.filter.max_open() {
             return Ok(());

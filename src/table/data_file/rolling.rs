@@ -1,7 +1,8 @@
-//! Data files that grow: rows become files of about the size that readers of a lake like.
+//! Rolling files: rows become data files of about the size that readers of a lake prefer, one file after the other.
 //!
-//! A file has only those top-level columns that its rows fill, and the leading ones. A row that fills another column begins
-//! another file. Until the first rows have come, the columns are not decided; so the first of them wait in memory.
+//! A file has only the leading columns and those top-level columns that its rows fill. A row that fills one more column
+//! begins a new file. So that a file does not end after a few rows, the first rows are buffered before its columns are
+//! fixed.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,10 +15,8 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
-    data_file::{
-        DataFileWriter, ROW_GROUP_BYTES, change_path, data_path, with_bloom_filter, with_small_compressors,
-        writer_properties,
-    },
+    data_file::properties::{ROW_GROUP_BYTES, with_bloom_filter, with_small_compressors, writer_properties},
+    data_file::{DataFileWriter, change_path, data_path},
     date_partition::{DatePartition, Partition},
 };
 
@@ -26,14 +25,14 @@ use crate::table::{
 pub struct FileTarget {
     pub kind: FileKind,
     pub store: Arc<dyn ObjectStore>,
-    /// All columns of the table but those that it is partitioned by.
+    /// All columns of the table except the partition columns.
     pub columns: SchemaRef,
-    /// What tells the partition of new rows.
+    /// How the partition of a new row is found.
     pub by: Option<DatePartition>,
-    /// How many of them, from the left, have statistics and are never left out.
+    /// How many columns, from the left, have statistics and are in every file.
     pub leading: usize,
     pub file_bytes: u64,
-    /// What of a file waits in memory until it is a row group.
+    /// How much is collected in memory before it is written as one row group.
     pub row_group_bytes: usize,
 }
 
@@ -45,25 +44,25 @@ impl FileTarget {
     }
 }
 
-/// Files of about this size are what readers of a lake like.
+/// Readers of a lake prefer files of about this size: small enough to be read in parallel, large enough to be few.
 const TARGET_FILE_BYTES: u64 = 128 * 1024 * 1024;
 
-/// What the rows are.
+/// What the rows of a file are.
 #[derive(Clone, Copy)]
 pub enum FileKind {
-    /// Those of the table.
+    /// Rows of the table.
     Data,
-    /// What happened to rows, for those who follow the table.
+    /// Changes of rows, for readers of the change data feed.
     Changes,
 }
 
-/// Rows that wait until it is known which columns are filled, in Arrow's bytes.
+/// How many bytes of Arrow arrays are buffered before the columns of a file are fixed.
 const MAX_BUFFERED_BYTES: usize = 16 * 1024 * 1024;
 
 pub struct DataFiles {
     target: FileTarget,
     partition: Partition,
-    /// Columns that some row has filled; only grows.
+    /// The columns that some row has filled. None is ever removed.
     filled: BTreeSet<String>,
     open: OpenFile,
     done: Vec<Add>,
@@ -82,12 +81,13 @@ impl OpenFile {
 }
 
 impl DataFiles {
-    /// `filled` are the columns that are known to be filled, where that is known.
+    /// `filled` are columns that are already known to be filled, if any.
     pub fn new(target: FileTarget, partition: Partition, filled: BTreeSet<String>) -> Self {
         Self { target, partition, filled, open: OpenFile::nothing(), done: Vec::new(), rows: 0 }
     }
 
-    /// Says in which file of these, and as which rows of it, the rows will be. After an error the file that grew is gone.
+    /// Returns the index of the file among these, and the index of the first of the rows in it. After an error the open file
+    /// is gone.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
         let written = self.try_write(rows).await;
         if written.is_err()
@@ -104,7 +104,7 @@ impl DataFiles {
         }
         self.rows += rows.num_rows() as u64;
         let place = (self.done.len(), self.open_rows());
-        // Where files grow side by side, their row groups are small, and so is what waits for them.
+        // Where files are written side by side, their row groups are small, and so is what is buffered for each.
         let buffered_bytes = MAX_BUFFERED_BYTES.min(self.target.row_group_bytes);
         match &mut self.open {
             OpenFile::Buffered { rows: waiting, bytes } => {
@@ -124,20 +124,20 @@ impl DataFiles {
         Ok(place)
     }
 
-    /// The files, in the order of their numbers.
+    /// Ends the open file and returns all files, in the order of their indices.
     pub async fn finish(mut self) -> Result<Vec<Add>, DeltaTableError> {
         self.roll().await?;
         Ok(self.done)
     }
 
-    /// Gives the growing file up. Those that are whole stay behind for the vacuum.
+    /// Discards the open file. The finished ones are left to the vacuum.
     pub async fn abort(self) {
         if let OpenFile::Writing(writer, _) = self.open {
             writer.abort().await;
         }
     }
 
-    /// What has been written.
+    /// How many rows were written.
     pub fn rows(&self) -> u64 {
         self.rows
     }
@@ -149,7 +149,7 @@ impl DataFiles {
         }
     }
 
-    /// Notes the columns that the rows fill; says whether one of them is new.
+    /// Notes the columns that the rows fill. Is one of them new?
     fn fill(&mut self, rows: &RecordBatch) -> bool {
         let known = self.filled.len();
         for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
@@ -160,7 +160,7 @@ impl DataFiles {
         self.filled.len() > known
     }
 
-    /// Begins the file that the waiting rows are for, and perhaps others: at most so many.
+    /// Begins a file with the buffered rows; it will have at most `max_rows`.
     async fn begin_file(&mut self, max_rows: u64) -> Result<(), DeltaTableError> {
         let OpenFile::Buffered { rows, .. } = std::mem::replace(&mut self.open, OpenFile::nothing()) else {
             return Ok(());
@@ -174,7 +174,7 @@ impl DataFiles {
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),
-            // Nobody looks for ids in it.
+            // No reader looks up ids in a change file.
             FileKind::Changes => (change_path(&folder), properties),
         };
         let properties = properties.build();
@@ -201,21 +201,21 @@ impl DataFiles {
     }
 }
 
-/// Without what else lies in the same buffers: the columns of a part that was read back share one.
+/// Only what belongs to these rows: all columns of a batch from the spool are slices of one buffer.
 pub fn bytes_of(rows: &RecordBatch) -> usize {
     let columns = rows.columns().iter();
     columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }
 
-/// Those of `columns` that a file has. Only whole top-level columns may be missing, and the leading ones never:
-/// statistics are counted from the left.
+/// Those of `columns` that a file has. Only whole top-level columns may be missing, and never leading ones, because which
+/// columns have statistics is counted from the left.
 pub fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(&str) -> bool) -> SchemaRef {
     let fields = columns.fields().iter().enumerate();
     let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
-/// The folder of a partition, as Hive names it.
+/// The folder of a partition, in Hive's style: `year=2026/month=5`.
 fn folder(partition: &Partition) -> Path {
     let parts = partition
         .iter()
@@ -223,7 +223,7 @@ fn folder(partition: &Partition) -> Path {
     parts.collect()
 }
 
-/// The columns of the file, in its order and types; a top-level column that the rows do not have is null.
+/// The rows with the columns of the file, in its order and types. A column that they do not have is null.
 pub fn align(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
         Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),

@@ -1,4 +1,4 @@
-//! Stored rows: the data files of a table at one version, without the rows that are dead.
+//! Stored files: the data files of a table at one version, and their rows without the deleted ones.
 
 use std::sync::Arc;
 
@@ -37,23 +37,23 @@ pub struct FileIndex(pub u32);
 pub struct StoredFile {
     pub add: Add,
     pub file: DataFile,
-    /// Those that the log says are dead.
+    /// Its deleted rows, according to the log.
     pub dead: RowSet,
-    /// Other writers keep our columns as they were when they change a row; only what is in our own files is told by its
-    /// hash.
+    /// Is it a file of ours? Other writers keep `_sync_hash` as it was when they change a row, so only in our own files does
+    /// the hash stand for the content.
     pub own: bool,
 }
 
 impl StoredFile {
-    /// In the order of the folders.
+    /// The columns are in the order of the folders.
     pub fn partition(&self) -> Partition {
         let mut partition: Partition = self.add.partition_values.clone().into_iter().collect();
         partition.sort_by_key(|(name, _)| DatePart::ALL.iter().position(|part| part.as_str() == name));
         partition
     }
 
-    /// May one of the ids be in this file? Servers that number their resources bring new ones in files of their own. Only
-    /// statistics of our own making are believed: a bound that was cut to be short must still be one.
+    /// May one of the ids be in this file? Servers that number their resources put new ones in files of their own. The
+    /// statistics of other writers are not trusted: they may have cut a long maximum without making it larger.
     pub fn may_have(&self, ids: &Ids) -> bool {
         let stats = self.add.stats.as_deref().filter(|_| self.own);
         let stats: Option<Value> = stats.and_then(|stats| serde_json::from_str(stats).ok());
@@ -71,17 +71,17 @@ impl StoredFile {
         Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
     }
 
-    /// The footer; the widest tables have footers of a megabyte, so it is read once and passed on.
+    /// The widest tables have footers of a megabyte, so the caller reads it once and passes it on.
     pub async fn footer(&self) -> Result<ArrowReaderMetadata, DeltaTableError> {
         Ok(ArrowReaderMetadata::load_async(&mut self.file.clone(), ArrowReaderOptions::default()).await?)
     }
 }
 
-/// How many rows are read at once, and how many bytes of them as they are encoded: as Arrow they take about three times
-/// that.
-const BATCH_ROWS: usize = 4096;
-const BATCH_BYTES: u64 = 4 * 1024 * 1024;
-/// Deletion vectors that are read at the same time.
+/// How many rows are read at once.
+const MAX_BATCH_ROWS: usize = 4096;
+/// The same in encoded bytes; as Arrow arrays they take about three times as much.
+const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
+/// How many deletion vectors are read at the same time.
 const MAX_VECTORS_IN_FLIGHT: usize = 16;
 
 impl StoredFile {
@@ -93,7 +93,7 @@ impl StoredFile {
         self.rows_without(footer, &self.dead)
     }
 
-    /// All rows but the `dead` ones, which are others than [`Self::dead`].
+    /// All rows except `dead`, which the caller gives instead of [`Self::dead`].
     pub fn rows_without(
         &self,
         footer: ArrowReaderMetadata,
@@ -115,7 +115,7 @@ impl StoredFile {
         }))
     }
 
-    /// These rows, dead or alive.
+    /// These rows, deleted or not.
     pub async fn rows_of(
         &self,
         rows: &RowSet,
@@ -161,31 +161,31 @@ pub async fn stored_files(
     futures::stream::iter(files).buffered(MAX_VECTORS_IN_FLIGHT).try_collect().await
 }
 
-/// Rows differ in size a thousandfold, so a batch is bounded by bytes as well.
+/// One row can be a thousand times as large as another, so a batch is bounded by bytes as well.
 fn batch_rows(metadata: &ParquetMetaData) -> usize {
     let bytes_per_row = metadata.row_groups().iter().map(|row_group| {
         let of = |number: i64| u64::try_from(number).unwrap_or_default();
         of(row_group.total_byte_size()).div_ceil(of(row_group.num_rows()).max(1))
     });
-    let rows = BATCH_BYTES / bytes_per_row.max().unwrap_or_default().max(1);
-    usize::try_from(rows).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
+    let rows = MAX_BATCH_BYTES / bytes_per_row.max().unwrap_or_default().max(1);
+    usize::try_from(rows).unwrap_or(MAX_BATCH_ROWS).clamp(1, MAX_BATCH_ROWS)
 }
 
-/// The rows at these places, in ascending order, as what is read and what is passed over.
-pub fn selection(places: impl Iterator<Item = u64>) -> RowSelection {
+/// These rows, in ascending order, as runs of rows to read and rows to skip.
+pub fn selection(rows: impl Iterator<Item = u64>) -> RowSelection {
     let mut selectors = Vec::new();
     let mut next = 0;
-    for place in places {
-        if place > next {
-            selectors.push(RowSelector::skip(usize::try_from(place - next).unwrap_or(usize::MAX)));
+    for row in rows {
+        if row > next {
+            selectors.push(RowSelector::skip(usize::try_from(row - next).unwrap_or(usize::MAX)));
         }
         selectors.push(RowSelector::select(1));
-        next = place + 1;
+        next = row + 1;
     }
     selectors.into()
 }
 
-/// Which of `rows` rows from `first_row` on are alive; `None` where all are.
+/// Which of `rows` rows from `first_row` on are living; `None` where all of them are.
 fn live(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
     let rows = first_row..first_row + rows as u64;
     if dead.range_cardinality(rows.clone()) == 0 {

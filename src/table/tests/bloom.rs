@@ -26,7 +26,7 @@ use parquet::{
 
 use super::*;
 use crate::table::{
-    data_file::rolling::FileTarget, data_file::stored::StoredFile, data_file::with_bloom_filter, ids::Ids,
+    data_file::properties::with_bloom_filter, data_file::rolling::FileTarget, data_file::stored::StoredFile, ids::Ids,
     upsert::row_groups::prune,
 };
 

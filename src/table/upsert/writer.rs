@@ -6,8 +6,8 @@ use arrow::{
 };
 
 use crate::table::{
-    ChangeSet, Error, Table, change_set::entry::ChunkIndex, data_file::ROW_GROUP_BYTES,
-    data_file::deletion_vector::RowSet, data_file::rolling::FileTarget, upsert::decide::Decision,
+    ChangeSet, Error, Table, change_set::entry::ChunkIndex, data_file::deletion_vector::RowSet,
+    data_file::properties::ROW_GROUP_BYTES, data_file::rolling::FileTarget, upsert::decide::Decision,
 };
 
 pub struct Writer<'a> {

@@ -1,0 +1,68 @@
+//! Writer properties of data files: compression, row groups, statistics, and the Bloom filter of the ids.
+
+use arrow::datatypes::SchemaRef;
+use parquet::{
+    basic::{Compression, ZstdLevel},
+    file::properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+    schema::types::ColumnPath,
+};
+
+/// While a file is rewritten, two row groups are in memory: one of the old file and one of the new.
+pub const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
+
+/// More rows than this in a row group serve no reader: most of them work through one row group at a time.
+const MAX_ROW_GROUP_ROWS: usize = 256 * 1024;
+
+/// How the columns of a data file are encoded; `leading` of them from the left get statistics.
+pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
+    let properties = WriterProperties::builder()
+        .set_compression(zstd())
+        // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
+        .set_max_row_group_row_count(Some(MAX_ROW_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        // With statistics for each of a thousand leaves, reading the footer costs more than reading the ids.
+        .set_statistics_enabled(EnabledStatistics::None);
+    // Nearly all values of these columns are different, so a dictionary would only cost time.
+    let properties = ["id", "id_versioned", "_sync_hash", "resource_json"]
+        .into_iter()
+        .fold(properties, |properties, name| properties.set_column_dictionary_enabled(ColumnPath::from(name), false));
+    let leading = schema.fields().iter().take(leading);
+    leading
+        .fold(properties, |properties, field| {
+            properties.set_column_statistics_enabled(ColumnPath::from(field.name().as_str()), EnabledStatistics::Chunk)
+        })
+        .build()
+}
+
+/// In a smaller file, reading the ids takes about as long as reading the filter.
+const MIN_FILTER_ROWS: u64 = 16 * 1024;
+/// The size of a filter is a power of two. With this rate that of a full row group has half a MiB, two bytes for each row
+/// (docs/decisions/0010-bloom-filters-exclude-row-groups.md).
+const FALSE_POSITIVE_RATE: f64 = 0.001;
+
+/// Adds a Bloom filter of the ids for each row group, if the file may get enough rows. The filters are side by side at the
+/// end of the file, so that one request reads all of them.
+pub fn with_bloom_filter(properties: WriterPropertiesBuilder, max_rows: u64) -> WriterPropertiesBuilder {
+    if max_rows < MIN_FILTER_ROWS {
+        return properties;
+    }
+    let id = || ColumnPath::from("id");
+    properties
+        .set_bloom_filter_position(BloomFilterPosition::End)
+        .set_column_bloom_filter_fpp(id(), FALSE_POSITIVE_RATE)
+        .set_column_bloom_filter_max_ndv(id(), max_rows.min(MAX_ROW_GROUP_ROWS as u64))
+}
+
+/// For files that are written side by side. Each leaf column has its own compressor; those of zstd take 60 MB for one file
+/// with hundreds of leaves, most of which have hardly a value. Those of Snappy take nothing; the large columns, which are
+/// the flat ones, keep zstd.
+pub fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
+    let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
+    large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {
+        properties.set_column_compression(ColumnPath::from(field.name().as_str()), zstd())
+    })
+}
+
+fn zstd() -> Compression {
+    Compression::ZSTD(ZstdLevel::default())
+}
