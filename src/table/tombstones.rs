@@ -134,7 +134,7 @@ impl TombstoneTable {
     /// The tombstones of the ids of `shard`, which holds all or some of `ids`.
     pub async fn find(
         &self,
-        of: TableName,
+        of_table: TableName,
         source: &str,
         shard: &Shard,
         ids: &Ids,
@@ -143,7 +143,7 @@ impl TombstoneTable {
         let Some(table) = &self.table else { return Ok(found) };
         for stored in table.stored_files().await? {
             let partition = stored.add.partition_values.get(DELETED_FROM).cloned().flatten();
-            if partition.as_deref() != Some(of.as_str()) || !stored.may_have(ids) {
+            if partition.as_deref() != Some(of_table.as_str()) || !stored.may_have(ids) {
                 continue;
             }
             let mut batches = table.rows(&stored).await?;
@@ -154,8 +154,13 @@ impl TombstoneTable {
         Ok(found)
     }
 
-    /// Writes the tombstones of resources of the table `of` in one commit. [`Self::find`] sees them afterwards.
-    pub async fn append(&mut self, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<(), Error> {
+    /// Writes the tombstones of resources of the table `of_table` in one commit. [`Self::find`] sees them afterwards.
+    pub async fn append(
+        &mut self,
+        of_table: TableName,
+        tombstones: &[NewTombstone],
+        upsert: &Upsert,
+    ) -> Result<(), Error> {
         if tombstones.is_empty() {
             return Ok(());
         }
@@ -169,7 +174,7 @@ impl TombstoneTable {
             }
             None => create(&root).await?,
         };
-        let adds = write(&table, of, tombstones, upsert).await?;
+        let adds = write(&table, of_table, tombstones, upsert).await?;
         append(&mut table, adds, upsert).await?;
         self.table = Some(table);
         Ok(())
@@ -182,10 +187,15 @@ pub(super) fn target(table: &Table) -> Result<FileTarget, Error> {
     Ok(FileTarget { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..table.target()? })
 }
 
-async fn write(table: &Table, of: TableName, tombstones: &[NewTombstone], upsert: &Upsert) -> Result<Vec<Add>, Error> {
+async fn write(
+    table: &Table,
+    of_table: TableName,
+    tombstones: &[NewTombstone],
+    upsert: &Upsert,
+) -> Result<Vec<Add>, Error> {
     let mut tombstones: Vec<_> = tombstones.iter().collect();
     tombstones.sort_by(|one, other| one.id.cmp(&other.id));
-    let partition = vec![(DELETED_FROM.to_owned(), Some(of.to_string()))];
+    let partition = vec![(DELETED_FROM.to_owned(), Some(of_table.to_string()))];
     let mut files = DataFiles::new(target(table)?, partition, BTreeSet::new());
     for tombstones in tombstones.chunks(BATCH_ROWS) {
         let rows = rows(tombstones, upsert).map_err(|error| table.failed(error))?;

@@ -12,16 +12,14 @@ use deltalake::{
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-use super::{
-    DryRun, Maintained, MaintenanceOptions,
-    fold::fold,
-    plan::{CandidateFile, groups_to_compact, groups_to_fold},
-};
 use crate::table::{
     Amount, Error, Table, TableName,
     commit::{self, CommitOutcome, remove},
     data_file::rolling::{DataFiles, FileTarget},
     data_file::stored::StoredFile,
+    maintain::fold::fold,
+    maintain::options::{DryRun, Maintained, MaintenanceOptions},
+    maintain::plan::{CandidateFile, groups_to_compact, groups_to_fold},
     tombstones,
 };
 

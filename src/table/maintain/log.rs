@@ -9,8 +9,7 @@ use chrono::{DateTime, Utc};
 use deltalake::{ObjectMeta, ObjectStoreError, Path};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Amount, Table};
-use crate::table::Error;
+use crate::table::{Amount, Error, Table};
 
 pub(super) struct Log {
     files: Vec<LogFile>,

@@ -1,6 +1,6 @@
 //! The plan: which data files of a partition are rewritten together, and which stay as they are.
 
-use super::{MaintenanceOptions, MaintenanceStep};
+use crate::table::maintain::options::{MaintenanceOptions, MaintenanceStep};
 
 /// A data file as the plan sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::table::maintain::Retention;
+    use crate::table::maintain::options::Retention;
 
     fn options(steps: &[MaintenanceStep], target_file_bytes: u64) -> MaintenanceOptions {
         MaintenanceOptions {

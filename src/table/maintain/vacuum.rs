@@ -15,8 +15,9 @@ use deltalake::{
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Amount, DryRun, Table, log};
-use crate::table::{Error, data_file::deletion_vector::file_of};
+use crate::table::{
+    Amount, Error, Table, data_file::deletion_vector::file_of, maintain::log, maintain::options::DryRun,
+};
 
 /// Commits that are read at the same time.
 const PARALLEL_READS: usize = 8;
