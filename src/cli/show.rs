@@ -70,6 +70,9 @@ pub fn report(report: &Report) {
             TypeEnd::NotReached => println!(" {:>8}", "-"),
         }
     }
+    for (resource_type, of) in report.types.iter().filter(|(_, of)| of.foreign_commits > 0) {
+        println!("! {resource_type}: commits by other writers since our last one: {}", of.foreign_commits);
+    }
     for remark in &report.remarks {
         println!("! {remark}");
     }

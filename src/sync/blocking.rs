@@ -1,19 +1,20 @@
-//! Waiting: for work that blocks its thread, and for a stop. And the local clock.
+//! Waiting: for work that blocks its thread, and for a request to stop. And the local clock.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::Error;
 
-/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so they have a moment
-/// to end.
+/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment to
+/// end.
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Waits for `step`, or until the wish to stop has lasted for `patience`.
-pub async fn until<T>(
+/// Waits for `step`, but not longer than `patience` after the request to stop.
+pub async fn unless_stopped<T>(
     stop: &CancellationToken,
     patience: Duration,
     step: impl Future<Output = Result<T, Error>>,
@@ -29,10 +30,11 @@ pub async fn until<T>(
     }
 }
 
-/// Does `work` on a thread that may block.
+/// Does `work` on a thread that may block, in the span of the caller.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let mut thread = JoinSet::new();
-    thread.spawn_blocking(work);
+    let span = Span::current();
+    thread.spawn_blocking(move || span.in_scope(work));
     loop {
         match thread.join_next().await {
             Some(Ok(result)) => return result,

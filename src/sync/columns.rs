@@ -1,12 +1,11 @@
-//! The columns of a type's table: those of FHIR R4 where the server speaks it, else the leading ones and the line.
+//! The columns of a type's table: those of FHIR R4 where the server speaks it, else the leading ones and `resource_json`.
 
 use std::sync::Arc;
 
 use super::Syncer;
-use crate::{fhir::ResourceType, resource::Shape};
+use crate::{fhir::ResourceType, resource::Shape, table::TableDefinition};
 
 impl Syncer {
-    /// The columns of a type's table.
     pub(super) async fn shape(&self, resource_type: ResourceType) -> Arc<Shape> {
         if self.config.typed && *self.speaks_r4.get_or_init(|| self.ask_version()).await {
             Shape::of(resource_type, self.config.columns)
@@ -15,7 +14,7 @@ impl Syncer {
         }
     }
 
-    /// A server that does not say is taken for R4: its lines are kept whatever they are.
+    /// Whether the server speaks R4. One that does not say is taken for R4: its lines are kept in any case.
     async fn ask_version(&self) -> bool {
         let Some(version) = self.client.fhir_version().await else { return true };
         let is_r4 = version.starts_with("4.0");
@@ -28,4 +27,8 @@ impl Syncer {
         }
         is_r4
     }
+}
+
+pub fn definition(shape: &Shape) -> TableDefinition {
+    TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
 }

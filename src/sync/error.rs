@@ -1,4 +1,6 @@
-//! What can stop a run or fail a type, and the one place that says what follows from it.
+//! Errors: what can stop a run or fail a type, and the one place that decides what follows from it.
+
+use std::fmt;
 
 use crate::{export, fhir::ResourceType, resource::LineTooLong, state, table};
 
@@ -10,84 +12,112 @@ pub enum Error {
     Table(#[from] table::Error),
     #[error(transparent)]
     State(#[from] state::Error),
-    #[error("the quarantine {place} cannot be written; check the folder's owner, mode and free space")]
+    #[error("the quarantine file {place} cannot be written; check the folder's owner, mode and free space")]
     Quarantine { place: String, source: std::io::Error },
     #[error(
-        "the folder {place} takes no temporary file; check its owner, mode and free space, or set sync.spool_folder"
+        "no temporary file can be created in the folder {place}; check its owner, mode and free space, or set sync.spool_folder"
     )]
     SpoolFolder { place: String, source: std::io::Error },
     #[error(
-        "the state file {place} is broken (a copy is {kept_as}) and no table carries a watermark; delete {place} to begin anew with a full load"
+        "the state file {place} is broken (a copy is {kept_as}) and no table has a watermark; delete {place} to start again with a full load"
     )]
     BrokenState { place: String, kept_as: String },
-    #[error("{file}: {expected} lines were announced and {found} came; the next run asks for the type again")]
+    #[error("{file}: {expected} lines were announced and {found} received; the next sync requests the type again")]
     TooFewLines { file: String, expected: u64, found: u64 },
-    #[error("{file}: it ends in the middle of a line; the next run asks for the type again")]
+    #[error("{file}: ends in the middle of a line; the next sync requests the type again")]
     CutLine { file: String },
     #[error("{file}")]
     LongLine { file: String, source: LineTooLong },
     #[error(
-        "{bad} of {received} lines of {resource_type} are no resources, more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
+        "{bad} of {received} lines of {resource_type} are not resources, more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
     )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("rows could not be built")]
     Rows(#[from] arrow::error::ArrowError),
     /// Asked to stop. Nothing is lost: the job is in the state file.
-    #[error("stopped; the next start goes on with the same export")]
+    #[error("stopped; the next sync continues with the same export")]
     Stopped,
 }
 
-/// What to do with the job in flight after an error.
+/// What follows from an error. What to do is in the error's own sentence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Recovery {
+    pub acts: Actor,
+    pub job: JobFate,
+}
+
+/// Who has to do something before a sync can succeed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Actor {
+    /// Nobody: the next run tries again, and the cause may have passed.
+    NextRun,
+    Operator,
+}
+
+/// What becomes of the job in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JobFate {
-    /// It may still come to a good end: the next run resumes it.
-    Keep,
-    /// It cannot: the next run starts another, with the old `_since`.
-    Forget,
+    /// It may still succeed: the next run resumes it.
+    Kept,
+    /// It cannot succeed: the next run requests another export, with the old `_since`.
+    Dropped,
 }
 
-/// What an error means: who acts, and what becomes of the job. The sentence is the error's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Advice {
-    /// Time mends it.
-    NextRun(JobFate),
-    /// Nothing changes until somebody does something.
-    Operator(JobFate),
+impl fmt::Display for Actor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::NextRun => "next run",
+            Self::Operator => "operator",
+        })
+    }
 }
 
-pub fn advice(error: &Error) -> Advice {
-    use JobFate::{Forget, Keep};
-    match error {
-        Error::Export(error) => advice_on_export(error),
-        Error::Table(table::Error::Conflict { .. }) => Advice::NextRun(Forget),
+impl fmt::Display for JobFate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Kept => "kept",
+            Self::Dropped => "dropped",
+        })
+    }
+}
+
+/// Decides what follows from an error. There is no default: a new error must be decided here.
+pub fn recovery(error: &Error) -> Recovery {
+    use Actor::{NextRun, Operator};
+    use JobFate::{Dropped, Kept};
+    let (acts, job) = match error {
+        Error::Export(error) => of_export(error),
+        Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
         | Error::State(_)
         | Error::Quarantine { .. }
         | Error::SpoolFolder { .. }
-        | Error::BrokenState { .. } => Advice::Operator(Keep),
-        Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => Advice::Operator(Forget),
-        Error::TooFewLines { .. } | Error::CutLine { .. } => Advice::NextRun(Forget),
-        Error::Stopped => Advice::NextRun(Keep),
-    }
+        | Error::BrokenState { .. } => (Operator, Kept),
+        Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
+        Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),
+        Error::Stopped => (NextRun, Kept),
+    };
+    Recovery { acts, job }
 }
 
-fn advice_on_export(error: &export::Error) -> Advice {
-    use JobFate::{Forget, Keep};
+fn of_export(error: &export::Error) -> (Actor, JobFate) {
+    use Actor::{NextRun, Operator};
+    use JobFate::{Dropped, Kept};
     use export::Error as E;
     match error {
-        E::Unreachable { .. } | E::Busy { .. } => Advice::NextRun(Keep),
+        E::Unreachable { .. } | E::Busy { .. } => (NextRun, Kept),
         E::JobLost { .. }
         | E::ExportFailed { .. }
         | E::NotAManifest { .. }
         | E::FileGone { .. }
         | E::FileChanged { .. }
         | E::Corrupt { .. }
-        | E::Abandoned { .. } => Advice::NextRun(Forget),
+        | E::Abandoned { .. } => (NextRun, Dropped),
         E::Denied { .. } | E::AuthorizationRequired { .. } | E::TokenDenied { .. } | E::NoTokenEndpoint { .. } => {
-            Advice::Operator(Keep)
+            (Operator, Kept)
         }
-        E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => Advice::Operator(Keep),
+        E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
         | E::ForeignOrigin { .. }
         | E::TooManyRedirects { .. }
@@ -95,7 +125,7 @@ fn advice_on_export(error: &export::Error) -> Advice {
         | E::NoStatusUrl { .. }
         | E::Deadline { .. }
         | E::NotNdjson { .. }
-        | E::TooLarge { .. } => Advice::Operator(Forget),
+        | E::TooLarge { .. } => (Operator, Dropped),
     }
 }
 

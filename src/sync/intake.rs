@@ -1,8 +1,8 @@
 //! The intake: the files of a completed export become change sets.
 //!
-//! A pool of workers downloads and decodes; each holds one file's stream, never a file. Between the download and the
-//! decoder stands a bounded channel, so a slow disk slows the network down instead of filling the memory. A file that
-//! fails fails its type, and no other.
+//! A limited number of workers download and decode; each holds the stream of one file, never a whole file. A bounded channel
+//! connects the download with the decoder, so that a slow disk slows the network down instead of filling the memory. A file
+//! that fails also fails its type, but no other type.
 
 use std::{
     collections::BTreeMap,
@@ -19,59 +19,63 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, ProgressSender, Step, Syncer, blocking::blocking, chain, quarantine::Quarantine};
+use tracing::Instrument as _;
+
+use super::{Error, ProgressSender, Syncer, blocking::blocking, chain, columns, quarantine::Quarantine};
 use crate::{
     export::{Client, File, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
-    table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, TableDefinition, is_first_load},
+    table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, is_first_load},
 };
 
-/// What came of one resource type.
-pub(super) struct Intake {
+/// What was received of one resource type, when all of its files have ended.
+pub struct ReceivedType {
     pub shape: Arc<Shape>,
     pub changes: ChangeSet,
+    /// Files that were read to their end.
     pub files: u64,
+    /// Decoded bytes of these files.
     pub bytes: u64,
-    /// Lines that are in the quarantine.
-    pub bad: u64,
-    /// The first thing that went wrong with one of its files.
+    /// Lines in quarantine.
+    pub quarantined: u64,
+    /// The first error of one of its files.
     pub failure: Option<Error>,
 }
 
-/// What came of a whole export.
-pub(super) struct Received {
-    pub types: BTreeMap<ResourceType, Intake>,
+/// What was received of a whole export.
+pub struct Received {
+    pub types: BTreeMap<ResourceType, ReceivedType>,
     pub remarks: Vec<Remark>,
 }
 
 /// Something that concerns every type of the export.
-pub(super) enum Remark {
+pub enum Remark {
     /// Rows or deletions may be missing: no watermark may move.
     Hold(String),
-    /// Said to the operator; what could be kept is kept.
+    /// For the operator only; the watermarks move.
     Note(String),
 }
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them are there. A batch costs something for each of a thousand columns
-/// whatever it holds: with 1 MiB decoding and writing took a tenth more, with 8 MiB no less (docs/performance.md).
+/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand columns,
+/// whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more (docs/performance.md).
 pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 
 /// What all files of one export have in common.
 struct Context {
     client: Arc<Client>,
-    intakes: BTreeMap<ResourceType, Arriving>,
+    intakes: BTreeMap<ResourceType, Intake>,
     quarantine: Arc<Quarantine>,
     progress: ProgressSender,
-    stamp: Stamp,
+    provenance: Provenance,
     max_line_bytes: usize,
     workers: Arc<Semaphore>,
 }
 
-/// The intake of one type while its files arrive. Rows are pushed without the lock.
-struct Arriving {
+/// One resource type while its files arrive. Rows are pushed into the change set without the lock on the tally.
+struct Intake {
     shape: Arc<Shape>,
     changes: ChangeSet,
     tally: Mutex<Tally>,
@@ -80,16 +84,18 @@ struct Arriving {
 #[derive(Default)]
 struct Tally {
     files: u64,
-    /// Not ended yet, well or not.
+    /// Files that have neither been read to their end nor failed.
     files_left: u64,
     bytes: u64,
-    bad: u64,
+    quarantined: u64,
     failure: Option<Error>,
 }
 
-/// What every row of an export carries.
-pub(super) struct Stamp {
+/// Where the rows of an export are from: columns with the same value in each of them.
+pub struct Provenance {
+    /// `_sync_source`.
     pub source: Arc<str>,
+    /// `_sync_at`.
     pub run_started_micros: i64,
     pub transaction_time: Option<TransactionTime>,
     /// `_sync_job`: the export and the run.
@@ -97,46 +103,43 @@ pub(super) struct Stamp {
 }
 
 /// Streams every file of the manifest into the change sets of `types`.
-pub(super) async fn receive(
+pub async fn receive(
     syncer: &Syncer,
     manifest: &Manifest,
     types: &[ResourceType],
-    stamp: Stamp,
+    provenance: Provenance,
     quarantine: &Arc<Quarantine>,
 ) -> Result<Received, Error> {
     let files = manifest.output.len() + manifest.deleted.len();
-    syncer.progress.update(|progress| {
-        progress.step = Step::Streaming;
-        progress.files = files as u64;
-        progress.files_done = 0;
-    });
+    syncer.progress.streaming(files as u64);
     let context = Arc::new(Context {
         client: Arc::clone(&syncer.client),
         intakes: intakes(syncer, types, manifest).await?,
         quarantine: Arc::clone(quarantine),
         progress: syncer.progress.clone(),
-        stamp,
+        provenance,
         max_line_bytes: syncer.config.max_line_bytes,
         workers: Arc::new(Semaphore::new(syncer.config.parallel_downloads)),
     });
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
     let mut output: Vec<_> = (0..).zip(&manifest.output).collect();
-    // One type after the other: of no more than there are workers does anything wait in memory.
+    // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a change
+    // set that is complete goes to those that still arrive.
     output.sort_by_key(|(_, file)| file.resource_type);
     for (index, file) in output {
         let Some(resource_type) = file.resource_type.filter(|known| context.intakes.contains_key(known)) else {
-            remarks.extend(not_wanted(file));
+            remarks.extend(not_requested(file));
             continue;
         };
         let Ok(worker) = Arc::clone(&context.workers).acquire_owned().await else { break };
-        tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index, worker));
+        tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index, worker).in_current_span());
     }
     for file in &manifest.deleted {
-        tasks.spawn(deleted_file(Arc::clone(&context), file.clone()));
+        tasks.spawn(deleted_file(Arc::clone(&context), file.clone()).in_current_span());
     }
     for file in &manifest.outcomes {
-        tasks.spawn(outcome_file(Arc::clone(&context), file.clone()));
+        tasks.spawn(outcome_file(Arc::clone(&context), file.clone()).in_current_span());
     }
     while let Some(ended) = tasks.join_next().await {
         match ended {
@@ -145,20 +148,20 @@ pub(super) async fn receive(
         }
     }
     if manifest.transaction_time.is_none() {
-        let reason = "the manifest has no transactionTime with a zone, so nobody knows how far the export goes";
+        let reason = "the manifest has no transactionTime with a zone, so it is unknown how far the export goes";
         remarks.push(Remark::Hold(reason.to_owned()));
     }
     let intakes = Arc::into_inner(context).map(|context| context.intakes).unwrap_or_default();
-    let types = intakes.into_iter().map(|(resource_type, arriving)| (resource_type, arriving.complete()));
+    let types = intakes.into_iter().map(|(resource_type, intake)| (resource_type, intake.complete()));
     Ok(Received { types: types.collect(), remarks })
 }
 
-/// Change sets for all types, which share the memory.
+/// An intake for each type. Their change sets share the memory.
 async fn intakes(
     syncer: &Syncer,
     types: &[ResourceType],
     manifest: &Manifest,
-) -> Result<BTreeMap<ResourceType, Arriving>, Error> {
+) -> Result<BTreeMap<ResourceType, Intake>, Error> {
     let mut opened = Vec::new();
     let mut demand = MemoryDemand {
         types: types.len(),
@@ -170,7 +173,7 @@ async fn intakes(
     for resource_type in types {
         let shape = syncer.shape(*resource_type).await;
         let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
-        // A table of which nothing comes waits for its commit.
+        // Without files there is nothing to write early: the commit will open the table, or create it.
         let table = if files == 0 { None } else { Some(table(syncer, *resource_type, &shape).await) };
         match &table {
             Some(Ok((_, true))) => demand.appending += 1,
@@ -194,31 +197,29 @@ async fn intakes(
             Err(error) => (ChangeSet::new(&schema, budget, spool_folder), Some(error.into())),
         };
         let tally = Mutex::new(Tally { files_left, failure, ..Tally::default() });
-        intakes.insert(resource_type, Arriving { shape, changes, tally });
+        intakes.insert(resource_type, Intake { shape, changes, tally });
     }
     Ok(intakes)
 }
 
-/// The table of a type, and whether it is appended to.
+/// The table of a type, and whether its rows can be appended: to a table without rows they go without a look-up.
 async fn table(syncer: &Syncer, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
-    let definition =
-        TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
-    let table = syncer.root.open_or_create(resource_type, &definition).await?;
+    let table = syncer.root.open_or_create(resource_type, &columns::definition(shape)).await?;
     let appends = is_first_load(&table).await?;
     Ok((table, appends))
 }
 
-/// A file that no table waits for. One of a known type was not asked for and is only worth a warning; one without a type
-/// may hold anything.
-fn not_wanted(file: &File) -> Option<Remark> {
+/// A file that belongs to no table. A known type that was not requested is only worth a warning; a file without a known type
+/// may hold rows that are missing elsewhere.
+fn not_requested(file: &File) -> Option<Remark> {
     if let Some(resource_type) = file.resource_type {
-        tracing::warn!(%resource_type, file = file.name, "the server sent a type that was not asked for; it is left out");
+        tracing::warn!(%resource_type, file = file.name, "the server sent a type that was not requested; it is ignored");
         return None;
     }
     Some(Remark::Hold(format!("{}: the manifest names no resource type that is known", file.name)))
 }
 
-/// One file of rows. What goes wrong is kept with its type.
+/// One file of rows. An error is kept with its type.
 async fn output_file(
     context: Arc<Context>,
     file: File,
@@ -228,27 +229,28 @@ async fn output_file(
 ) -> Option<Remark> {
     let decoder = context.decoder(resource_type)?;
     let grouping = LineGrouping::of(&decoder.shape);
+    // The lines come back here, some MiB at a time and on a blocking thread: from the download through `consume`.
     let result = stream(&context, &file, move |context, file, mut lines| {
         grouping.group(&mut lines);
         let decoded = decoder.decode(lines)?;
         context.quarantine.keep(Some(resource_type), &file.name, &decoded.bad)?;
-        let Some(arriving) = context.intakes.get(&resource_type) else { return Ok(()) };
-        arriving.tally().bad += decoded.bad.len() as u64;
-        Ok(arriving.changes.push(OutputIndex(index), decoded.keys, decoded.rows)?)
+        let Some(intake) = context.intakes.get(&resource_type) else { return Ok(()) };
+        intake.tally().quarantined += decoded.bad.len() as u64;
+        Ok(intake.changes.push(OutputIndex(index), decoded.keys, decoded.rows)?)
     });
     let checked = result.await.and_then(|streamed| check_count(&file, streamed));
     context.progress.update(|progress| progress.files_done += 1);
-    let arriving = context.intakes.get(&resource_type)?;
-    let last = arriving.tally().end(checked);
+    let intake = context.intakes.get(&resource_type)?;
+    let last = intake.tally().end(checked);
     if last {
-        // What the type's data files hold in memory is for those that still arrive.
-        let closing = Arc::clone(&context);
-        let finished = blocking(move || match closing.intakes.get(&resource_type) {
-            Some(arriving) => Ok(Handle::current().block_on(arriving.changes.flush())?),
+        // Frees the memory of the type's open data files for the types that still arrive.
+        let flushing = Arc::clone(&context);
+        let flushed = blocking(move || match flushing.intakes.get(&resource_type) {
+            Some(intake) => Ok(Handle::current().block_on(intake.changes.flush())?),
             None => Ok(()),
         });
-        if let Err(error) = finished.await {
-            arriving.tally().failure.get_or_insert(error);
+        if let Err(error) = flushed.await {
+            intake.tally().failure.get_or_insert(error);
         }
     }
     None
@@ -257,8 +259,8 @@ async fn output_file(
 /// One file of deletions. They may be of any type, so one that fails holds every watermark.
 async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
-    let misunderstood = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&misunderstood);
+    let bad_lines = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&bad_lines);
     let result = stream(&context, &file, move |context, file, lines| {
         let mut bad = Vec::new();
         for line in lines {
@@ -272,11 +274,11 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
     });
     let result = result.await;
     context.progress.update(|progress| progress.files_done += 1);
-    match (result, misunderstood.load(Ordering::Relaxed)) {
-        (Err(error), _) => Some(Remark::Hold(format!("deletions are missing: {}", chain(&error)))),
+    match (result, bad_lines.load(Ordering::Relaxed)) {
+        (Err(error), _) => Some(Remark::Hold(format!("deletions may be missing: {}", chain(&error)))),
         (Ok(_), 0) => None,
         (Ok(_), lines) => {
-            Some(Remark::Note(format!("{}: {lines} lines are no deletions, see the quarantine", file.name)))
+            Some(Remark::Note(format!("{}: {lines} lines are not deletions; they are in quarantine", file.name)))
         }
     }
 }
@@ -289,9 +291,9 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let result = stream(&context, &file, move |_, file, lines| {
         for line in lines {
             let issues = operation_outcome(&line.bytes).unwrap_or_default();
-            let (errors, remarks): (Vec<_>, Vec<_>) = issues.into_iter().partition(Issue::is_error);
-            for issue in remarks {
-                tracing::warn!(file = file.name, line = line.number, %issue, "the server remarks");
+            let (errors, warnings): (Vec<_>, Vec<_>) = issues.into_iter().partition(Issue::is_error);
+            for issue in warnings {
+                tracing::warn!(file = file.name, line = line.number, %issue, "the server reported a warning");
             }
             found.lock().unwrap_or_else(PoisonError::into_inner).extend(errors);
         }
@@ -300,9 +302,9 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let result = result.await;
     let errors = std::mem::take(&mut *errors.lock().unwrap_or_else(PoisonError::into_inner));
     let reason = match (result, errors.first()) {
-        (Err(error), _) => format!("the server's remarks are missing: {}", chain(&error)),
+        (Err(error), _) => format!("the server's messages about the export could not be read: {}", chain(&error)),
         (Ok(_), Some(first)) => {
-            format!("the server says that data are missing: {} errors, first {first}", errors.len())
+            format!("the server reported missing data: {} errors, first {first}", errors.len())
         }
         (Ok(_), None) => return None,
     };
@@ -311,27 +313,27 @@ async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
 
 impl Context {
     fn decoder(&self, resource_type: ResourceType) -> Option<Decoder> {
-        let arriving = self.intakes.get(&resource_type)?;
+        let intake = self.intakes.get(&resource_type)?;
         Some(Decoder {
-            shape: Arc::clone(&arriving.shape),
-            source: Arc::clone(&self.stamp.source),
-            run_started_micros: self.stamp.run_started_micros,
-            transaction_time: self.stamp.transaction_time,
-            job: Arc::clone(&self.stamp.job),
+            shape: Arc::clone(&intake.shape),
+            source: Arc::clone(&self.provenance.source),
+            run_started_micros: self.provenance.run_started_micros,
+            transaction_time: self.provenance.transaction_time,
+            job: Arc::clone(&self.provenance.job),
         })
     }
 
-    /// A deletion of a type that was not asked for concerns nobody.
+    /// A deletion of a type that was not requested is ignored.
     fn delete(&self, deletion: Deletion) -> Result<(), Error> {
         match self.intakes.get(&deletion.resource_type) {
-            Some(arriving) => Ok(arriving.changes.delete(deletion.id, deletion.at)?),
+            Some(intake) => Ok(intake.changes.delete(deletion.id, deletion.at)?),
             None => Ok(()),
         }
     }
 }
 
 impl Tally {
-    /// One file has ended; says whether it was the last.
+    /// One file has ended; returns whether it was the last.
     fn end(&mut self, checked: Result<Streamed, Error>) -> bool {
         match checked {
             Ok(streamed) => {
@@ -347,14 +349,15 @@ impl Tally {
     }
 }
 
-impl Arriving {
+impl Intake {
     fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn complete(self) -> Intake {
-        let Tally { files, bytes, bad, failure, .. } = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Intake { shape: self.shape, changes: self.changes, files, bytes, bad, failure }
+    fn complete(self) -> ReceivedType {
+        let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Tally { files, bytes, quarantined, failure, .. } = tally;
+        ReceivedType { shape: self.shape, changes: self.changes, files, bytes, quarantined, failure }
     }
 }
 
@@ -376,7 +379,7 @@ async fn stream(
     let download = context.client.download(file, sender);
     let consume = consume(context, file, receiver, Arc::new(decode));
     let (receipt, consumed) = tokio::join!(download, consume);
-    // Where the reader failed, the download only says that nobody listens any more.
+    // When `consume` fails, the download fails too, but only because its channel was closed: the cause comes first.
     let (lines, whole) = consumed?;
     let receipt = receipt?;
     if !whole {
@@ -385,8 +388,8 @@ async fn stream(
     Ok(Streamed { lines, bytes: receipt.bytes })
 }
 
-/// Counts the lines, and says whether the last one was whole: without a length, that is all that tells a file that was
-/// cut from one that has ended (F3).
+/// Counts the lines, and returns whether the last one is whole. Where the server announces neither length nor count, only
+/// that distinguishes a file that was cut from one that ended (F3).
 async fn consume(
     context: &Arc<Context>,
     file: &File,
@@ -421,14 +424,19 @@ async fn hand_over(context: &Arc<Context>, file: &File, lines: Vec<Line>, decode
     blocking(move || decode(&context, &file, lines)).await
 }
 
-/// Fewer lines than announced is a loss; more is a server that cannot count (rule 56).
+/// Fewer lines than announced are a loss; more are only a wrong count (rule 56).
 fn check_count(file: &File, streamed: Streamed) -> Result<Streamed, Error> {
     match file.count {
         Some(expected) if streamed.lines < expected => {
             Err(Error::TooFewLines { file: file.name.clone(), expected, found: streamed.lines })
         }
         Some(expected) if streamed.lines > expected => {
-            tracing::warn!(file = file.name, expected, found = streamed.lines, "more lines came than were announced");
+            tracing::warn!(
+                file = file.name,
+                expected,
+                found = streamed.lines,
+                "the file has more lines than the manifest announced"
+            );
             Ok(streamed)
         }
         _ => Ok(streamed),

@@ -1,7 +1,7 @@
-//! Maintenance of all tables, one after the other. The server is asked nothing.
+//! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
-//! Never at the same time as a sync: who runs one holds the state file, and does one thing at a time. One failing table
-//! does not stop the others.
+//! It never runs at the same time as a sync: both need the state file, and its holder does one thing at a time. A table that
+//! fails does not stop the others.
 
 use std::time::{Duration, Instant};
 
@@ -9,25 +9,25 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Step, Syncer, advice,
+    Error, Step, Syncer,
     blocking::{blocking, now},
-    chain,
+    chain, recovery,
 };
 use crate::table::{self, DryRun, Maintained, TableName};
 
-/// How the tables are maintained, and how long that may take.
+/// One run of maintenance: what is done to the tables, and how long that may take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MaintenanceRun {
     pub tables: table::MaintenanceOptions,
-    /// When this is over, no further files are put together; the next time goes on there. What has begun is finished.
+    /// After this time no further files are rewritten; the next maintenance continues. What has begun is finished.
     pub time_limit: Duration,
 }
 
-/// What became of each table that there is.
+/// The result for each table that exists.
 pub type TablesMaintained = Vec<(TableName, Result<Maintained, Error>)>;
 
 impl Syncer {
-    /// Maintains these tables; those that are left when `stop` is cancelled are left out.
+    /// Maintains these tables, until `stop` is cancelled.
     pub async fn maintain(
         &self,
         tables: &[TableName],
@@ -39,7 +39,7 @@ impl Syncer {
         let mut done = Vec::new();
         for table in tables {
             if stop.is_cancelled() {
-                tracing::info!("maintenance is stopped; the next one goes on");
+                tracing::info!("maintenance stopped; the next one continues");
                 break;
             }
             self.progress.step(Step::Maintaining(*table));
@@ -79,8 +79,8 @@ fn log(table: TableName, dry_run: DryRun, result: &Result<Option<Maintained>, Er
             files_vacuumed = done.vacuumed.files, bytes_vacuumed = done.vacuumed.bytes, "table maintained"
         ),
         Err(error) => tracing::error!(
-            %table, advice = ?advice(error), error = chain(error),
-            "a table was not maintained; it is whole, and the next maintenance tries again"
+            %table, acts = %recovery(error).acts, error = chain(error),
+            "a table was not maintained; it is unharmed, and the next maintenance tries again"
         ),
     }
 }

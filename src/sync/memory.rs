@@ -1,4 +1,4 @@
-//! The memory of a sync: what the state file says, read and changed.
+//! The memory of a sync: what the state file says, and what the tables say when they are asked.
 
 use std::{
     path::PathBuf,
@@ -6,33 +6,13 @@ use std::{
 };
 
 use super::{Error, Export, Mode, Outcome, Report, Syncer, blocking::blocking};
-use crate::state::{ExportState, State, Store};
+use crate::{
+    fhir::{ResourceType, TransactionTime},
+    state::{ExportState, JobInFlight, State, Store},
+};
 
 impl Syncer {
-    pub(super) async fn remember_end(&self, report: &Report) -> Result<(), Error> {
-        if report.outcome != Outcome::Complete {
-            return Ok(());
-        }
-        let (name, ended_at) = (report.export.clone(), report.ended_at);
-        let full_refresh = report.mode == Mode::FullRefresh;
-        self.remember(move |state| {
-            let export = state.exports.entry(name).or_default();
-            // The first complete sync has loaded everything, whatever it was called.
-            if full_refresh || export.last_complete_at.is_none() {
-                export.last_full_refresh_at = Some(ended_at);
-            }
-            export.last_complete_at = Some(ended_at);
-            state.last_sync_before_migration = None;
-        })
-        .await
-    }
-
-    pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
-        let store = Arc::clone(&self.store);
-        Ok(blocking(move || lock(&store).update(change)).await?)
-    }
-
-    /// What is remembered just now.
+    /// What the state file says now.
     pub fn state(&self) -> State {
         lock(&self.store).state().clone()
     }
@@ -44,8 +24,91 @@ impl Syncer {
     pub(super) fn export_state(&self, export: &Export) -> ExportState {
         self.state().exports.remove(&export.name).unwrap_or_default()
     }
+
+    /// The watermark of each table of an export. The tables decide; the state file only mirrors them.
+    pub(super) async fn watermarks(
+        &self,
+        export: &Export,
+    ) -> Result<Vec<(ResourceType, Option<TransactionTime>)>, Error> {
+        let app_id = export.app_id();
+        let mut watermarks = Vec::new();
+        for resource_type in &export.types {
+            let watermark = match self.root.open(*resource_type).await? {
+                Some(table) => table.watermark(&app_id).await?,
+                None => None,
+            };
+            watermarks.push((*resource_type, watermark));
+        }
+        Ok(watermarks)
+    }
+
+    pub(super) async fn remember_job(&self, export: &Export, job: JobInFlight) -> Result<(), Error> {
+        self.remember_export(export, move |state| state.job = Some(job)).await
+    }
+
+    pub(super) async fn forget_job(&self, export: &Export) -> Result<(), Error> {
+        if self.export_state(export).job.is_none() {
+            return Ok(());
+        }
+        self.remember_export(export, |state| state.job = None).await
+    }
+
+    pub(super) async fn remember_watermarks(
+        &self,
+        export: &Export,
+        watermarks: Vec<(ResourceType, TransactionTime)>,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| state.watermarks.extend(watermarks)).await
+    }
+
+    /// The job is done, and its types have these watermarks.
+    pub(super) async fn remember_settled(
+        &self,
+        export: &Export,
+        watermarks: Vec<(ResourceType, TransactionTime)>,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            state.watermarks.extend(watermarks);
+            state.job = None;
+        })
+        .await
+    }
+
+    /// When the last complete sync ended: what `/health` and the schedule go by.
+    pub(super) async fn remember_end(&self, report: &Report) -> Result<(), Error> {
+        if report.outcome != Outcome::Complete {
+            return Ok(());
+        }
+        let (name, ended_at) = (report.export.clone(), report.ended_at);
+        let full_refresh = report.mode == Mode::FullRefresh;
+        self.remember(move |state| {
+            let export = state.exports.entry(name).or_default();
+            // The first complete sync has loaded everything, whichever mode it ran in.
+            if full_refresh || export.last_complete_at.is_none() {
+                export.last_full_refresh_at = Some(ended_at);
+            }
+            export.last_complete_at = Some(ended_at);
+            state.last_sync_before_migration = None;
+        })
+        .await
+    }
+
+    async fn remember_export(
+        &self,
+        export: &Export,
+        change: impl FnOnce(&mut ExportState) + Send + 'static,
+    ) -> Result<(), Error> {
+        let name = export.name.clone();
+        self.remember(move |state| change(state.exports.entry(name).or_default())).await
+    }
+
+    /// Changes the state file. It is on the disk when this returns.
+    pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
+        let store = Arc::clone(&self.store);
+        Ok(blocking(move || lock(&store).update(change)).await?)
+    }
 }
 
-pub fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
 }

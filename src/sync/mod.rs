@@ -1,15 +1,18 @@
 //! The story: one sync of one export.
 //!
 //! Ask the server what changed since the last time, and upsert it into one Delta table per resource type. A type's
-//! watermark moves only in the commit that completes the rows it stands for; one failing type, file or line does not
-//! stop the others; and whatever interrupts a run, the next one goes on where this one stood.
+//! watermark moves only in the commit that completes the rows up to it; a type, file or line that fails does not stop the
+//! others; and whatever interrupts a run, the next one continues from there.
+//!
+//! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The steps
+//! stand below them, in their order.
 
 mod blocking;
 mod columns;
 mod config;
 mod error;
+mod events;
 mod intake;
-mod log;
 mod maintain;
 mod memory;
 mod open;
@@ -27,17 +30,18 @@ use std::{
 
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use self::{
-    blocking::{REQUEST_PATIENCE, blocking, now, until},
+    blocking::{REQUEST_PATIENCE, blocking, now, unless_stopped},
     error::JobFate,
-    intake::{Received, Stamp},
+    intake::{Provenance, Received},
     quarantine::Quarantine,
     upsert::Commits,
 };
 pub use self::{
     config::{Config, Export, QuarantineLimit},
-    error::{Advice, Error, advice, chain},
+    error::{Error, Recovery, chain, recovery},
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
@@ -45,7 +49,7 @@ pub use self::{
     report::{Outcome, Report, TypeEnd, TypeReport},
 };
 use crate::{
-    export::{self, Client, Completed, Job},
+    export::{self, Client, Completed, ExportRequest, Job, PollProgress},
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, Store},
 };
@@ -56,7 +60,7 @@ pub use crate::{
     table::{Config as TablesConfig, DryRun, Location, Maintained, Retention, Root, TableName},
 };
 
-/// Everything that a run works with. One run at a time.
+/// Everything that syncs work with. One run at a time.
 pub struct Syncer {
     client: Arc<Client>,
     pub root: Root,
@@ -68,202 +72,192 @@ pub struct Syncer {
 }
 
 impl Syncer {
-    /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, a
-    /// waiting export is left to be resumed.
+    /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, an
+    /// export in progress on the server is resumed by the next run.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
-        let run = self.state().run + 1;
-        let mut report = Report::begin(&export.name, run, mode, &export.types, now());
-        tracing::info!(export = export.name, run, %mode, "sync begins");
-        let result = self.steps(export, mode, stop, &mut report).await;
-        report.ended_at = now();
-        report.outcome = match &result {
-            Ok(()) => report.outcome_of_types(),
-            Err(Error::Stopped) => Outcome::Stopped,
-            Err(error) => {
-                report.remarks.push(chain(error));
-                report.outcome_of_types()
-            }
+        let mut run = Run::new(self, export, mode, stop);
+        let span = events::span(&run.report);
+        let story = async {
+            let result = run.steps().await;
+            run.end(result).await
         };
-        if let Err(error) = self.remember_end(&report).await {
-            report.remarks.push(chain(&error));
-            report.outcome = Outcome::Failed;
-        }
-        log::end(&report, result.err().as_ref());
-        self.progress.step(Step::Idle);
-        report
+        story.instrument(span).await
+    }
+}
+
+/// One sync of one export, and what it has brought so far.
+struct Run<'a> {
+    syncer: &'a Syncer,
+    export: &'a Export,
+    mode: Mode,
+    stop: &'a CancellationToken,
+    quarantine: Arc<Quarantine>,
+    report: Report,
+}
+
+/// An export that the server has completed: what was asked for, and what the server made of it.
+struct CompletedExport {
+    asked: JobInFlight,
+    completed: Completed,
+}
+
+impl<'a> Run<'a> {
+    fn new(syncer: &'a Syncer, export: &'a Export, mode: Mode, stop: &'a CancellationToken) -> Self {
+        let number = syncer.state().run + 1;
+        let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number));
+        let report = Report::begin(&export.name, number, mode, &export.types, now());
+        Self { syncer, export, mode, stop, quarantine, report }
     }
 
-    async fn steps(
-        &self,
-        export: &Export,
-        mode: Mode,
-        stop: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<(), Error> {
-        self.progress.step(Step::Planning);
-        let run = report.run;
-        self.remember(move |state| state.run = run).await?;
-        let resumed = self.resume(export, mode, stop, report).await?;
-        let mut watermarks = self.watermarks(export).await?;
-        watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
-        for request in requests(&watermarks, mode, self.config.overlap) {
-            let job = until(stop, REQUEST_PATIENCE, self.kick_off(export, request, mode)).await?;
-            self.finish(export, job, stop, report).await?;
+    async fn steps(&mut self) -> Result<(), Error> {
+        self.begin().await?;
+        let resumed = self.resume().await?;
+        for request in self.plan(&resumed).await? {
+            let job = self.kick_off(request).await?;
+            self.follow(job).await?;
         }
         Ok(())
     }
 
-    /// The job that an earlier run left behind, brought to its end; the types that need no other in this run.
-    async fn resume(
-        &self,
-        export: &Export,
-        mode: Mode,
-        stop: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<Vec<ResourceType>, Error> {
-        let Some(mut job) = self.export_state(export).job else { return Ok(Vec::new()) };
-        job.types.retain(|resource_type| export.types.contains(resource_type));
-        tracing::info!(export = export.name, since = job.since, "an export is still in flight; going on with it");
-        // A full refresh is not done by what an incremental run had asked for.
-        let types = if mode == Mode::Incremental || job.full_refresh { job.types.clone() } else { Vec::new() };
-        match self.finish(export, job, stop, report).await {
+    async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
+        let export = self.wait(job).await?;
+        let received = self.stream_and_verify(&export).await?;
+        let upserted = self.upsert(export, received).await?;
+        self.settle(upserted).await
+    }
+
+    /// Uses up the number of the run, whatever becomes of it.
+    async fn begin(&self) -> Result<(), Error> {
+        self.syncer.progress.step(Step::Planning);
+        events::began(&self.report);
+        let number = self.report.run;
+        self.syncer.remember(move |state| state.run = number).await
+    }
+
+    /// Follows the job that an earlier run left in flight; gives the types that need no other export in this run.
+    async fn resume(&mut self) -> Result<Vec<ResourceType>, Error> {
+        let Some(mut job) = self.syncer.export_state(self.export).job else { return Ok(Vec::new()) };
+        job.types.retain(|resource_type| self.export.types.contains(resource_type));
+        tracing::info!(
+            since = job.since,
+            types = events::list(&job.types),
+            "resuming the export in progress on the server"
+        );
+        // What an incremental run asked for does not make a full refresh.
+        let types = if self.mode == Mode::Incremental || job.full_refresh { job.types.clone() } else { Vec::new() };
+        match self.follow(job).await {
             Ok(()) => Ok(types),
-            // The old `_since` still stands in the tables, so a new export loses nothing.
+            // The tables still have their old watermarks, so a new export loses nothing.
             Err(Error::Export(export::Error::JobLost { .. })) => {
-                tracing::warn!(export = export.name, "the server no longer has the export in flight; starting another");
+                tracing::warn!("the server no longer knows the export in progress; requesting another");
+                self.syncer.forget_job(self.export).await?;
                 Ok(Vec::new())
             }
             Err(error) => Err(error),
         }
     }
 
-    /// How far each table has come. The tables know; the state file only mirrors them.
-    async fn watermarks(&self, export: &Export) -> Result<Vec<(ResourceType, Option<TransactionTime>)>, Error> {
-        let app_id = export.app_id();
-        let mut watermarks = Vec::new();
-        for resource_type in &export.types {
-            let watermark = match self.root.open(*resource_type).await? {
-                Some(table) => table.watermark(&app_id).await?,
-                None => None,
-            };
-            watermarks.push((*resource_type, watermark));
+    async fn plan(&self, resumed: &[ResourceType]) -> Result<Vec<PlannedRequest>, Error> {
+        let mut watermarks = self.syncer.watermarks(self.export).await?;
+        watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
+        let requests = requests(&watermarks, self.mode, self.syncer.config.overlap);
+        for PlannedRequest { types, since } in &requests {
+            tracing::debug!(types = events::list(types), since, "export planned");
         }
-        Ok(watermarks)
+        Ok(requests)
     }
 
-    /// Asks for an export; its status URL is in the state file before anybody polls it.
-    async fn kick_off(&self, export: &Export, request: PlannedRequest, mode: Mode) -> Result<JobInFlight, Error> {
-        self.progress.step(Step::KickingOff);
+    /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.
+    async fn kick_off(&self, request: PlannedRequest) -> Result<JobInFlight, Error> {
+        self.syncer.progress.step(Step::KickingOff);
         let PlannedRequest { types, since } = request;
-        tracing::info!(export = export.name, ?types, since, "asking for an export");
-        let ask = export::ExportRequest { level: export.level.clone(), types: types.clone(), since: since.clone() };
-        let job = self.client.kick_off(&ask).await?;
-        let job = JobInFlight {
-            status_url: job.status_url,
-            kicked_off_at: job.kicked_off_at,
-            polling_since: job.polling_since,
-            types,
-            since,
-            full_refresh: mode == Mode::FullRefresh,
+        let request = ExportRequest { level: self.export.level.clone(), types: types.clone(), since: since.clone() };
+        let kicked_off = async {
+            let job = self.syncer.client.kick_off(&request).await?;
+            tracing::info!(types = events::list(&types), since, "export requested");
+            let job = JobInFlight {
+                status_url: job.status_url,
+                kicked_off_at: job.kicked_off_at,
+                polling_since: job.polling_since,
+                types,
+                since,
+                full_refresh: self.mode == Mode::FullRefresh,
+            };
+            self.syncer.remember_job(self.export, job.clone()).await?;
+            Ok(job)
         };
-        let (name, in_flight) = (export.name.clone(), job.clone());
-        self.remember(move |state| state.exports.entry(name).or_default().job = Some(in_flight)).await?;
-        Ok(job)
+        unless_stopped(self.stop, REQUEST_PATIENCE, kicked_off).await
     }
 
-    /// Wait, stream and verify, upsert, settle.
-    async fn finish(
-        &self,
-        export: &Export,
-        job: JobInFlight,
-        stop: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<(), Error> {
-        let quarantine = Arc::new(Quarantine::new(&self.state_folder(), &export.name, report.run));
-        let result = async {
-            let completed = until(stop, Duration::ZERO, self.wait(&job)).await?;
-            let received = until(stop, Duration::ZERO, self.stream(&completed, &job, report, &quarantine)).await?;
-            let watermark = watermark(&completed);
-            let since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
-            let everything = job.full_refresh && since.is_none();
-            upsert::upsert(self, Commits { export, watermark, since, everything }, received, stop, report).await?;
-            self.settle(export, completed.job, stop, report).await
-        }
-        .await;
-        if let Err(error) = &result
-            && let Advice::NextRun(JobFate::Forget) | Advice::Operator(JobFate::Forget) = advice(error)
-        {
-            self.forget_job(export).await?;
-        }
-        let quarantined: u64 = job.types.iter().map(|resource_type| report.of(*resource_type).quarantined).sum();
-        if quarantined > 0 {
-            let place = quarantine.path().display();
-            report.remarks.push(format!("{quarantined} lines are no resources; they are kept in {place}"));
-        }
-        result
-    }
-
-    async fn wait(&self, job: &JobInFlight) -> Result<Completed, Error> {
+    /// Polls until the server has completed the export.
+    async fn wait(&self, asked: JobInFlight) -> Result<CompletedExport, Error> {
+        let progress = &self.syncer.progress;
+        progress.step(Step::Waiting { polls: 0, server_says: None });
+        let on_progress = |poll: PollProgress| {
+            progress.step(Step::Waiting { polls: poll.polls, server_says: poll.x_progress });
+        };
         let job = Job {
-            status_url: job.status_url.clone(),
-            kicked_off_at: job.kicked_off_at,
-            polling_since: job.polling_since,
+            status_url: asked.status_url.clone(),
+            kicked_off_at: asked.kicked_off_at,
+            polling_since: asked.polling_since,
         };
-        self.progress.step(Step::Waiting { polls: 0, server_says: None });
-        let progress = |progress: export::PollProgress| {
-            tracing::debug!(polls = progress.polls, server_says = progress.x_progress, "the server is at work");
-            self.progress.step(Step::Waiting { polls: progress.polls, server_says: progress.x_progress });
-        };
-        Ok(job.wait(&self.client, &progress).await?)
+        let completed = async { Ok(job.wait(&self.syncer.client, &on_progress).await?) };
+        let completed = unless_stopped(self.stop, Duration::ZERO, completed).await?;
+        Ok(CompletedExport { asked, completed })
     }
 
-    async fn stream(
-        &self,
-        completed: &Completed,
-        job: &JobInFlight,
-        report: &Report,
-        quarantine: &Arc<Quarantine>,
-    ) -> Result<Received, Error> {
-        let stamp = Stamp {
-            source: Arc::clone(&self.config.source),
-            run_started_micros: report.started_at.timestamp_micros(),
-            transaction_time: completed.manifest.transaction_time,
-            job: report.job().into(),
+    /// Downloads every file of the export into change sets, and checks that each file is whole.
+    async fn stream_and_verify(&self, export: &CompletedExport) -> Result<Received, Error> {
+        let manifest = &export.completed.manifest;
+        let provenance = Provenance {
+            source: Arc::clone(&self.syncer.config.source),
+            run_started_micros: self.report.started_at.timestamp_micros(),
+            transaction_time: manifest.transaction_time,
+            job: self.report.job().into(),
         };
-        intake::receive(self, &completed.manifest, &job.types, stamp, quarantine).await
+        let received = intake::receive(self.syncer, manifest, &export.asked.types, provenance, &self.quarantine);
+        unless_stopped(self.stop, Duration::ZERO, received).await
     }
 
-    /// The state file, then the end of the export on the server; in this order, because without its files a lost commit
-    /// could not be made again.
-    async fn settle(&self, export: &Export, job: Job, stop: &CancellationToken, report: &Report) -> Result<(), Error> {
-        self.progress.step(Step::Settling);
-        let root = self.root.clone();
+    /// Commits what was received, type by type. Afterwards the server's job has done its service.
+    async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<Job, Error> {
+        let CompletedExport { asked, completed } = export;
+        let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
+        let commits =
+            Commits { watermark: watermark(&completed), since, everything: asked.full_refresh && since.is_none() };
+        upsert::upsert(self, commits, received).await?;
+        Ok(completed.job)
+    }
+
+    /// The tables to the disk, then the state file, then the end of the export on the server; in this order, because
+    /// without the export's files a lost commit could not be repeated.
+    async fn settle(&self, job: Job) -> Result<(), Error> {
+        self.syncer.progress.step(Step::Settling);
+        let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
-        let watermarks: Vec<_> = report
-            .types
-            .iter()
-            .filter_map(|(resource_type, of)| match of.end {
-                TypeEnd::Committed { watermark, .. } => Some((*resource_type, watermark)),
-                _ => None,
-            })
-            .collect();
-        let name = export.name.clone();
-        self.remember(move |state| {
-            let export = state.exports.entry(name).or_default();
-            export.watermarks.extend(watermarks);
-            export.job = None;
-        })
-        .await?;
-        let deleted = async { Ok(job.delete(&self.client).await?) };
-        if let Err(error) = until(stop, REQUEST_PATIENCE, deleted).await {
-            tracing::warn!(export = export.name, error = chain(&error), "the server keeps the files of the export");
+        self.syncer.remember_settled(self.export, self.report.watermarks()).await?;
+        let deleted = async { Ok(job.delete(&self.syncer.client).await?) };
+        if let Err(error) = unless_stopped(self.stop, REQUEST_PATIENCE, deleted).await {
+            tracing::warn!(error = chain(&error), "the export could not be deleted; the server keeps its files");
         }
         Ok(())
     }
 
-    async fn forget_job(&self, export: &Export) -> Result<(), Error> {
-        let name = export.name.clone();
-        self.remember(move |state| state.exports.entry(name).or_default().job = None).await
+    /// Decides what becomes of a job that is still in flight, and how the run ended.
+    async fn end(mut self, result: Result<(), Error>) -> Report {
+        let error = result.err();
+        let remembered = match &error {
+            Some(error) if recovery(error).job == JobFate::Dropped => self.syncer.forget_job(self.export).await,
+            _ => Ok(()),
+        };
+        self.report.end(error.as_ref(), &self.quarantine, now());
+        let remembered = remembered.and(self.syncer.remember_end(&self.report).await);
+        if let Err(error) = &remembered {
+            self.report.fail(error);
+        }
+        events::ended(&self.report, error.as_ref().or(remembered.as_ref().err()));
+        self.syncer.progress.step(Step::Idle);
+        self.report
     }
 }
 

@@ -1,4 +1,4 @@
-//! Opening: the rooms of a sync, made from their settings; and a state file that was lost, made again from the tables.
+//! Opening: the rooms of a sync are built from their settings, and a lost state file is recovered from the tables.
 
 use std::{
     path::Path,
@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::OnceCell;
 
-use super::{Config, Error, Export, ProgressSender, Syncer, blocking::blocking, memory::lock};
+use super::{Config, Error, Export, ProgressSender, Syncer};
 use crate::{
     export::{self, Client},
     state::{Found, Store},
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Syncer {
-    /// Opens the state file first: whoever holds it is the one who may go on.
+    /// Opens the state file first: its lock refuses a second fhir-sync with the same file.
     pub async fn open(
         server: export::Config,
         tables: table::Config,
@@ -35,30 +35,31 @@ impl Syncer {
             progress,
             speaks_r4: OnceCell::new(),
         };
-        syncer.greet(state_file, found, exports).await?;
+        syncer.recover_state(state_file, found, exports).await?;
         Ok(syncer)
     }
 
-    async fn greet(&self, state_file: &Path, found: Found, exports: &[Export]) -> Result<(), Error> {
+    /// The state file as it was found: where it was missing or broken, the tables know the watermarks.
+    async fn recover_state(&self, state_file: &Path, found: Found, exports: &[Export]) -> Result<(), Error> {
         let place = state_file.display();
         match found {
             Found::Whole => Ok(()),
             Found::Nothing => self.read_watermarks(exports).await.map(drop),
             Found::Previous => {
-                tracing::warn!(%place, "the state file was broken; going on with the generation before it");
+                tracing::warn!(%place, "the state file was broken; using the generation before it");
                 Ok(())
             }
             Found::Migrated => {
                 tracing::warn!(
                     %place,
-                    "the state file is of the old one-field form; its time is kept for /health, and because no table \
-                     carries a watermark yet, the first sync loads everything"
+                    "the state file has the old one-field form; its time is kept for /health, and because no table \
+                     has a watermark yet, the first sync loads everything"
                 );
                 self.read_watermarks(exports).await.map(drop)
             }
             Found::Broken { kept_as } => {
                 if self.read_watermarks(exports).await? {
-                    tracing::warn!(%place, kept_as = %kept_as.display(), "the state file was broken; made again from the tables");
+                    tracing::warn!(%place, kept_as = %kept_as.display(), "the state file was broken; its watermarks were recovered from the tables");
                     return Ok(());
                 }
                 Err(Error::BrokenState { place: place.to_string(), kept_as: kept_as.display().to_string() })
@@ -66,23 +67,24 @@ impl Syncer {
         }
     }
 
-    /// Copies the watermarks of the tables into the state file; says whether there were any.
+    /// Copies the watermarks of the tables into the state file; returns whether there were any.
     async fn read_watermarks(&self, exports: &[Export]) -> Result<bool, Error> {
         let mut any = false;
         for export in exports {
             let watermarks = self.watermarks(export).await?;
-            let known: Vec<_> = watermarks.into_iter().filter_map(|(of, watermark)| Some((of, watermark?))).collect();
+            let known: Vec<_> = watermarks
+                .into_iter()
+                .filter_map(|(resource_type, watermark)| Some((resource_type, watermark?)))
+                .collect();
             if known.is_empty() {
                 continue;
             }
             any = true;
             tracing::info!(export = export.name, types = known.len(), "watermarks found in the tables");
-            let name = export.name.clone();
-            self.remember(move |state| state.exports.entry(name).or_default().watermarks.extend(known)).await?;
+            self.remember_watermarks(export, known).await?;
         }
-        // Writing now shows a folder that cannot be written before anything is asked of the server.
-        let store = Arc::clone(&self.store);
-        blocking(move || lock(&store).update(|_| ())).await?;
+        // A folder that cannot be written must be noticed before anything is requested from the server.
+        self.remember(|_| ()).await?;
         Ok(any)
     }
 }

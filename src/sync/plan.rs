@@ -1,14 +1,14 @@
 //! A plan: the watermarks of an export's types become the requests that bring it up to date. Pure.
 //!
-//! A type without a watermark gets a full load of its own, so that a type new in the configuration does not begin with
-//! yesterday; the others share one request, since the oldest of their watermarks. More rows than needed may come, which
-//! an upsert absorbs; fewer never.
+//! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday; the
+//! others share one request since the oldest of their watermarks. It may bring more rows than needed, which the upsert finds
+//! unchanged, but never fewer.
 
 use chrono::TimeDelta;
 
 use crate::fhir::{ResourceType, TransactionTime};
 
-/// What is asked for in one kick-off.
+/// What one kick-off will ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedRequest {
     pub types: Vec<ResourceType>,
@@ -16,7 +16,7 @@ pub struct PlannedRequest {
     pub since: Option<String>,
 }
 
-/// Whether a run asks for what changed, or for everything.
+/// Whether a run asks for what changed or for everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     Incremental,
@@ -40,7 +40,7 @@ pub fn requests(
 ) -> Vec<PlannedRequest> {
     let (known, unknown): (Vec<_>, Vec<_>) =
         watermarks.iter().copied().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
-    let types = |of: &[(ResourceType, _)]| of.iter().map(|(resource_type, _)| *resource_type).collect::<Vec<_>>();
+    let types = |watermarks: &[(ResourceType, _)]| watermarks.iter().map(|(resource_type, _)| *resource_type).collect();
     let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
     let full = PlannedRequest { types: types(&unknown), since: None };
     let incremental = PlannedRequest { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };

@@ -1,4 +1,4 @@
-//! Progress: where a run is just now, for whoever watches: a terminal, health, systemd's status line.
+//! Progress: which step a run is at, for a terminal, `/health` and systemd's status line.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::{fhir::ResourceType, table::TableName};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub step: Step,
-    /// Of the export whose files are streamed now.
+    /// These four are of the export that is streamed now, or was streamed last.
     pub files: u64,
     pub files_done: u64,
     pub lines: u64,
@@ -37,7 +37,7 @@ impl fmt::Display for Step {
         match self {
             Self::Idle => out.write_str("idle"),
             Self::Planning => out.write_str("planning"),
-            Self::KickingOff => out.write_str("asking the server for an export"),
+            Self::KickingOff => out.write_str("requesting an export"),
             Self::Waiting { polls, server_says: Some(words) } => {
                 write!(out, "waiting for the server (poll {polls}: {words})")
             }
@@ -60,11 +60,32 @@ impl ProgressSender {
         (Self(sender), receiver)
     }
 
+    /// The files of an export begin to arrive; what was counted for the export before is over.
+    pub fn streaming(&self, files: u64) {
+        self.0.send_replace(Progress { step: Step::Streaming, files, ..Progress::default() });
+    }
+
     pub fn step(&self, step: Step) {
         self.0.send_modify(|progress| progress.step = step);
     }
 
     pub fn update(&self, change: impl FnOnce(&mut Progress)) {
         self.0.send_modify(change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_of_an_export_begin_at_zero() {
+        let (sender, progress) = ProgressSender::new();
+        sender.streaming(5);
+        sender.update(|progress| (progress.files_done, progress.lines, progress.bytes) = (5, 1544, 9000));
+        sender.step(Step::Settling);
+        sender.streaming(3);
+        let expected = Progress { step: Step::Streaming, files: 3, files_done: 0, lines: 0, bytes: 0 };
+        assert_eq!(*progress.borrow(), expected);
     }
 }

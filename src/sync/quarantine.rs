@@ -1,4 +1,4 @@
-//! The quarantine: lines that cannot be rows, kept with their place and reason until somebody looks at them.
+//! The quarantine: lines that cannot become rows, kept with file, line number and reason until somebody looks at them.
 //!
 //! One file per run, one JSON object per line, readable by its owner only: it is as confidential as the tables. A line
 //! is on the disk before the commit that moves its type's watermark.
@@ -8,7 +8,10 @@ use std::{
     io::Write as _,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::json;
@@ -19,19 +22,25 @@ use crate::{fhir::ResourceType, resource::BadLine};
 pub struct Quarantine {
     path: PathBuf,
     file: Mutex<Option<File>>,
+    /// Lines that should have been resources.
+    resources: AtomicU64,
 }
 
 impl Quarantine {
     /// The quarantine of one run; its file appears with the first bad line.
     pub fn new(folder: &Path, export: &str, run: u64) -> Self {
-        Self { path: folder.join("quarantine").join(format!("{export}-{run:08}.ndjson")), file: Mutex::new(None) }
+        let path = folder.join("quarantine").join(format!("{export}-{run:08}.ndjson"));
+        Self { path, file: Mutex::new(None), resources: AtomicU64::new(0) }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// What the operator should know of it.
+    pub fn remark(&self) -> Option<String> {
+        let lines = self.resources.load(Ordering::Relaxed);
+        let place = self.path.display();
+        (lines > 0).then(|| format!("{lines} lines are not resources; they are kept in {place}"))
     }
 
-    /// Keeps bad lines of one file. On the disk when it returns. Blocks.
+    /// Keeps bad lines of one file; a file of deletions has no type. They are on the disk when it returns. Blocks.
     pub fn keep(&self, resource_type: Option<ResourceType>, file_name: &str, bad: &[BadLine]) -> Result<(), Error> {
         if bad.is_empty() {
             return Ok(());
@@ -55,7 +64,11 @@ impl Quarantine {
             *file = Some(create(&self.path).map_err(failed)?);
         }
         let Some(file) = file.as_mut() else { return Ok(()) };
-        file.write_all(records.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)
+        file.write_all(records.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)?;
+        if resource_type.is_some() {
+            self.resources.fetch_add(bad.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,4 @@
-//! A rebuild of one type's table from its own lines. The server is asked nothing but which FHIR version it speaks.
+//! A rebuild of one type's table from its own lines. The only request to the server is for its FHIR version.
 
 use std::sync::Arc;
 
@@ -7,15 +7,16 @@ use tokio::runtime::Handle;
 use super::{
     Error, Syncer,
     blocking::{blocking, now},
+    columns::definition,
 };
 use crate::{
     fhir::ResourceType,
     resource::{Decoder, Line},
-    table::{self, Committed, TableDefinition},
+    table::{self, Committed},
 };
 
 impl Syncer {
-    /// Makes every row of a table anew, with the columns that the configuration asks for; `None` where there is no table.
+    /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await;
@@ -31,11 +32,10 @@ impl Syncer {
             let decoded = decoder.decode(lines).map_err(|error| error.to_string())?;
             match decoded.bad.first() {
                 None => Ok(decoded.rows),
-                Some(bad) => Err(format!("a line is no row any more: {}", bad.reason)),
+                Some(bad) => Err(format!("a line can no longer be decoded: {}", bad.reason)),
             }
         };
-        let definition =
-            TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let definition = definition(&shape);
         let runtime = Handle::current();
         let committed = blocking(move || runtime.block_on(table::rebuild(table, &definition, &decode))).await?;
         let root = self.root.clone();

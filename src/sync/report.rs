@@ -1,11 +1,11 @@
-//! A report: what one run brought, per type, and how it ended. Health, logs and people read it; nothing is decided by it
-//! but the exit code.
+//! A report: what one run brought, per type, and how it ended. It is for health, logs and people; only the exit code
+//! depends on it.
 
 use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, Utc};
 
-use super::Mode;
+use super::{Error, Mode, chain, quarantine::Quarantine};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     table::Counts,
@@ -30,7 +30,7 @@ pub struct TypeReport {
     pub files: u64,
     /// Decoded bytes of its files.
     pub bytes: u64,
-    /// Lines and deletions that came.
+    /// Lines and deletions in its files.
     pub received: u64,
     pub counts: Counts,
     pub quarantined: u64,
@@ -44,37 +44,26 @@ pub struct TypeReport {
 pub enum TypeEnd {
     #[default]
     NotReached,
-    /// Committed, and how far the table has come.
+    /// Committed; all rows up to the watermark are in the table.
     Committed {
         version: u64,
         watermark: TransactionTime,
     },
-    /// Committed, but the rows may not be all: the watermark stays.
+    /// Committed, but rows may be missing: the watermark was not moved.
     WatermarkHeld {
         version: u64,
     },
     Failed(String),
 }
 
-impl fmt::Display for TypeEnd {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotReached => out.write_str("not reached"),
-            Self::Committed { version, watermark } => write!(out, "version {version}, watermark {watermark}"),
-            Self::WatermarkHeld { version } => write!(out, "version {version}, the watermark stays"),
-            Self::Failed(reason) => write!(out, "failed: {reason}"),
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Every type has every row up to its new watermark.
     Complete,
-    /// Something was committed, something is missing.
+    /// Something was committed, and something failed, is missing or in quarantine.
     Partial,
     Failed,
-    /// Asked to stop; the next start goes on.
+    /// Stopped as requested; the next run continues.
     Stopped,
 }
 
@@ -108,36 +97,68 @@ impl Report {
         format!("{}#{}", self.export, self.run)
     }
 
-    pub fn of(&mut self, resource_type: ResourceType) -> &mut TypeReport {
-        self.types.entry(resource_type).or_default()
+    /// The run has ended. `error` is what stopped it.
+    pub(super) fn end(&mut self, error: Option<&Error>, quarantine: &Quarantine, ended_at: DateTime<Utc>) {
+        self.ended_at = ended_at;
+        self.remarks.extend(quarantine.remark());
+        self.outcome = match error {
+            None => self.outcome_of_types(),
+            Some(Error::Stopped) => Outcome::Stopped,
+            Some(error) => {
+                self.remarks.push(chain(error));
+                self.outcome_of_types()
+            }
+        };
     }
 
-    /// What the ends of the types amount to, if nothing stopped the run.
-    pub fn outcome_of_types(&self) -> Outcome {
+    /// The run cannot count as a success, whatever was committed.
+    pub(super) fn fail(&mut self, error: &Error) {
+        self.remarks.push(chain(error));
+        self.outcome = Outcome::Failed;
+    }
+
+    /// What the ends of the types amount to.
+    fn outcome_of_types(&self) -> Outcome {
         let committed = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. });
-        if self.types.values().all(|of| committed(&of.end) && of.quarantined == 0) && self.remarks.is_empty() {
+        if self.types.values().all(|report| committed(&report.end) && report.quarantined == 0)
+            && self.remarks.is_empty()
+        {
             return Outcome::Complete;
         }
         let written = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::WatermarkHeld { .. });
-        if self.types.values().any(|of| written(&of.end)) { Outcome::Partial } else { Outcome::Failed }
+        if self.types.values().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
+    }
+
+    /// The watermarks that moved.
+    pub fn watermarks(&self) -> Vec<(ResourceType, TransactionTime)> {
+        let moved = self.types.iter().filter_map(|(resource_type, report)| match report.end {
+            TypeEnd::Committed { watermark, .. } => Some((*resource_type, watermark)),
+            _ => None,
+        });
+        moved.collect()
+    }
+
+    /// The types that failed, each with its cause.
+    pub fn failed_types(&self) -> impl Iterator<Item = (&ResourceType, &str)> {
+        self.types.iter().filter_map(|(resource_type, report)| match &report.end {
+            TypeEnd::Failed(cause) => Some((resource_type, cause.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Why the run is not complete: the causes of the types that failed, and the remarks.
+    pub fn causes(&self) -> Vec<String> {
+        let failed = self.failed_types().map(|(resource_type, cause)| format!("{resource_type}: {cause}"));
+        failed.chain(self.remarks.iter().cloned()).collect()
     }
 
     pub fn received(&self) -> u64 {
-        self.types.values().map(|of| of.received).sum()
+        self.types.values().map(|report| report.received).sum()
     }
 
     /// Rows that a reader of the tables sees differently than before.
     pub fn changed(&self) -> u64 {
-        self.types
-            .values()
-            .map(|of| of.counts.inserted + of.counts.updated + of.counts.deleted + of.counts.removed)
-            .sum()
-    }
-}
-
-impl TypeReport {
-    /// Nothing is dropped silently: what came is what is accounted for.
-    pub fn is_balanced(&self) -> bool {
-        self.received == self.counts.total() + self.quarantined
+        let changed = |counts: &Counts| counts.inserted + counts.updated + counts.deleted + counts.removed;
+        self.types.values().map(|report| changed(&report.counts)).sum()
     }
 }

@@ -87,7 +87,7 @@ async fn the_content_of_a_bad_line_is_never_printed() {
         let limits = [("FHIR_SYNC__SYNC__MAX_QUARANTINED", "0"), ("FHIR_SYNC__SYNC__MAX_QUARANTINED_PERCENT", limit)];
         let ended = setup.process(&limits).await;
         assert_eq!(ended.code, Some(code), "{}", ended.output());
-        assert!(ended.stderr.contains("3 lines are no resources; they are kept in"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("3 lines are not resources; they are kept in"), "{}", ended.stderr);
         assert!(ended.stderr.contains("DEBUG"), "{}", ended.stderr);
         assert!(!ended.output().contains(MARK), "{}", ended.output());
         assert!(!ended.output().contains("1970-01-01"), "the content of a good line was printed: {}", ended.output());
@@ -102,7 +102,7 @@ async fn fewer_lines_than_announced_fail_their_type_only_and_the_next_sync_loads
     });
     let ended = setup.process(&[]).await;
     assert_eq!(ended.code, Some(3), "{}", ended.output());
-    assert!(ended.stdout.contains("Patient file 1 of 1: 7 lines were announced and 5 came"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("Patient file 1 of 1: 7 lines were announced and 5 received"), "{}", ended.stdout);
     assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (None, 0));
     assert!(setup.watermark(OBSERVATION).await.is_some());
     setup.server.scenario(|scenario| scenario.count_offset.clear());

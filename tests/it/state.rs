@@ -64,7 +64,7 @@ async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_req
     let ended = setup.process(&[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
     let place = setup.state_file().display().to_string();
-    assert!(ended.stderr.contains(&format!("delete {place} to begin anew with a full load")), "{}", ended.stderr);
+    assert!(ended.stderr.contains(&format!("delete {place} to start again with a full load")), "{}", ended.stderr);
     assert!(setup.server.requests().is_empty());
     fs::remove_file(setup.state_file()).unwrap();
     setup.complete().await;

@@ -76,7 +76,7 @@ async fn a_signal_between_two_commits_finishes_the_running_one_and_leaves_the_re
 async fn a_signal_ends_an_idle_daemon_gracefully() {
     let setup = Setup::new().await;
     let process = setup.start("run", &[]);
-    process.logged("sync ends").await;
+    process.logged("sync complete").await;
     process.terminate().await;
     let ended = process.end().await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
