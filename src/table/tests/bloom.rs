@@ -1,5 +1,5 @@
-//! Which row groups a probe reads: those that may have one of the ids, and no others. A row group whose ids are damaged on
-//! the disk tells whether they were read.
+//! A probe reads only the row groups that may have one of the ids. The tests damage the ids of a row group on the disk: if it
+//! is read, the upsert fails.
 
 use std::{
     fs,
@@ -65,7 +65,7 @@ fn with_filter() -> WriterPropertiesBuilder {
     plain().set_column_bloom_filter_fpp(ColumnPath::from("id"), 0.001)
 }
 
-/// A Parquet file with these ids of ours, and nothing else.
+/// A Parquet file of our source with these ids and no other columns.
 fn file_of(ids: &[String], properties: WriterPropertiesBuilder) -> Vec<u8> {
     let field = |name| Field::new(name, DataType::Utf8, true);
     let schema = Arc::new(Schema::new(vec![field("id"), field("_sync_source")]));
@@ -83,7 +83,7 @@ const OURS: &str = "fhir-sync-made.parquet";
 const THEIRS: &str = "part-0.parquet";
 
 impl Lake {
-    /// A table with just this data file, of which the log states no bounds.
+    /// A table with only this data file; the log states no bounds of it.
     async fn with_file(name: &str, file: &[u8]) -> Self {
         let lake = lake();
         let version = lake.table().await.version() + 1;
@@ -112,7 +112,7 @@ impl Lake {
         self.binaries().join(self.only_file().await.0.file.path.as_ref())
     }
 
-    /// Nobody can read the ids of a row group any more.
+    /// Damages the ids of a row group, so that reading them is an error.
     async fn damage_ids(&self, row_group: usize) {
         let (_, footer) = self.only_file().await;
         let (start, bytes) = of_ids(&footer, row_group).byte_range();
@@ -143,7 +143,7 @@ fn inserted(count: u64) -> Counts {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_has_none_of_the_ids_by_its_filter_is_not_read() {
+async fn a_file_whose_filter_has_none_of_the_ids_is_not_read() {
     let lake = lake();
     lake.upsert(&[binaries(0..ROWS, 1)], 5).await;
     lake.damage_ids(0).await;
@@ -160,21 +160,21 @@ async fn a_file_that_may_have_one_of_the_ids_is_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_refresh_reads_every_file_whatever_its_filter_says() {
+async fn a_full_refresh_reads_every_file_despite_its_filter() {
     let lake = Lake::with_file(OURS, &file_of(&ids(0..ROWS), with_filter())).await;
     lake.damage_ids(0).await;
     assert!(lake.try_upsert(&binaries(ROWS..ROWS + 50, 1), &full_refresh(6, 100.0)).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_is_read_when_so_many_ids_come_that_its_filter_would_let_one_pass() {
+async fn a_file_is_read_without_its_filter_if_there_are_too_many_ids() {
     let lake = Lake::with_file(OURS, &file_of(&ids(0..ROWS), with_filter())).await;
     lake.damage_ids(0).await;
     assert!(lake.try_upsert(&binaries(ROWS..ROWS + 3_000, 1), &upsert(6)).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_file_only_the_row_groups_are_read_whose_ids_may_be_among_those_that_come() {
+async fn only_row_groups_that_may_hold_a_changed_id_are_read() {
     for (name, properties) in [(OURS, with_filter()), (THEIRS, with_filter())] {
         let lake = Lake::with_file(name, &file_of(&ids(0..ROWS + ROWS), properties)).await;
         lake.damage_ids(0).await;
@@ -187,7 +187,7 @@ async fn of_a_file_only_the_row_groups_are_read_whose_ids_may_be_among_those_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn row_groups_of_ours_whose_ids_lie_elsewhere_are_not_read_filter_or_not() {
+async fn row_groups_of_our_files_without_ids_in_the_range_are_not_read() {
     let numbered: Vec<_> = (0..3_000).map(|number| format!("{:06}", number * 10)).collect();
     let file = file_of(&numbered, plain().set_max_row_group_row_count(Some(1_000)));
     let lake = Lake::with_file(OURS, &file).await;
@@ -197,11 +197,11 @@ async fn row_groups_of_ours_whose_ids_lie_elsewhere_are_not_read_filter_or_not()
     assert!(lake.try_upsert(&[binary("010005", 1)], &upsert(7)).await.is_err());
     let lake = Lake::with_file(THEIRS, &file).await;
     lake.damage_ids(1).await;
-    assert!(lake.try_upsert(&changes, &upsert(6)).await.is_err(), "the bounds of others are not believed");
+    assert!(lake.try_upsert(&changes, &upsert(6)).await.is_err(), "bounds of other writers are not trusted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filter_that_is_damaged_loses_no_row() {
+async fn a_damaged_filter_loses_no_row() {
     for name in [OURS, THEIRS] {
         for damage in [0xff, 0] {
             let lake = Lake::with_file(name, &file_of(&ids(0..ROWS), with_filter())).await;
@@ -219,7 +219,7 @@ async fn a_filter_that_is_damaged_loses_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_filter_that_lies_outside_of_its_file_or_states_no_length_or_a_wrong_one_is_none() {
+async fn a_filter_with_an_impossible_or_missing_position_is_ignored() {
     let lake = Lake::with_file(OURS, &file_of(&ids(0..ROWS), with_filter())).await;
     let (stored, footer) = lake.only_file().await;
     let mut absent = Ids::default();
@@ -252,7 +252,7 @@ async fn a_filter_that_lies_outside_of_its_file_or_states_no_length_or_a_wrong_o
     }
 }
 
-/// By parquet's own reader, which knows nothing of ours.
+/// Read with parquet's own reader, which shares no code with ours.
 fn filters(path: &Path) -> Vec<Vec<Option<Sbbf>>> {
     let properties = ReaderProperties::builder().set_read_bloom_filter(true).build();
     let options = ReadOptionsBuilder::new().with_reader_properties(properties).build();
@@ -265,7 +265,7 @@ fn filters(path: &Path) -> Vec<Vec<Option<Sbbf>>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_of_many_rows_has_a_filter_of_its_ids_and_of_nothing_else_and_a_small_one_has_none() {
+async fn only_large_files_have_a_filter_and_only_of_their_ids() {
     let lake = lake();
     lake.upsert(&[binaries(0..ROWS, 1)], 5).await;
     let large = filters(&lake.path_of_only_file().await);
@@ -281,7 +281,7 @@ async fn a_file_of_many_rows_has_a_filter_of_its_ids_and_of_nothing_else_and_a_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn filters_stand_together_between_the_rows_and_the_footer() {
+async fn filters_are_together_between_the_rows_and_the_footer() {
     let lake = lake();
     let table = lake.table().await;
     let target = FileTarget { row_group_bytes: 1 << 20, ..table.target().unwrap() };
@@ -317,7 +317,7 @@ fn the_filter_of_a_whole_row_group_takes_two_bytes_a_row() {
     assert!((512 * 1024..512 * 1024 + 32).contains(&filter_bytes), "{filter_bytes}");
 }
 
-/// What comes for a number: a version of its row, or its deletion.
+/// A change of the resource with a number: a version of its row, or its deletion.
 fn any_changes() -> impl Strategy<Value = Vec<Change>> {
     let number = prop_oneof![1 => 0..ROWS, 1 => 0..20u32, 4 => ROWS..2 * ROWS];
     let change = (number, proptest::option::weighted(0.8, 1u32..40)).prop_map(|(number, version)| match version {
@@ -331,7 +331,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
-    fn any_changes_have_the_same_outcome_with_filters_and_without(
+    fn any_changes_have_the_same_result_with_and_without_filters(
         exports in proptest::collection::vec(any_changes(), 1..3),
         ours in any::<bool>(),
     ) {

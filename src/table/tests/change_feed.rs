@@ -269,7 +269,7 @@ fn follow(before: &BTreeMap<(String, String), i32>, changes: &[RowChange]) -> BT
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
     #[test]
-    fn who_follows_the_feed_has_the_rows_of_the_table(
+    fn a_reader_that_applies_the_feed_has_the_rows_of_the_table(
         exports in proptest::collection::vec(proptest::collection::vec((0u8..6, 1u32..5, 0u8..4), 0..8), 1..5),
         copy_on_write in any::<bool>(),
     ) {

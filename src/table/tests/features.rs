@@ -1,4 +1,4 @@
-//! Tables that ask for more than we can do are refused by the name of what they ask, before anything is written.
+//! Tables that demand more than we can do are refused before anything is written, with the name of the demand.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ impl Lake {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// Commits these by hand, as another writer.
+    /// Commits these actions by hand, as another writer.
     fn commit(&self, version: u64, actions: &[Value]) {
         let text: Vec<_> = actions.iter().map(ToString::to_string).collect();
         std::fs::write(self.log(version), text.join("\n")).unwrap();
@@ -47,7 +47,7 @@ fn protocol(features: &[&str]) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_feature_that_we_do_not_know_is_refused_by_its_name() {
+async fn an_unknown_table_feature_is_refused_by_name() {
     for feature in [
         "rowTracking",
         "domainMetadata",
@@ -65,7 +65,7 @@ async fn a_table_feature_that_we_do_not_know_is_refused_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_property_that_we_cannot_keep_is_refused_by_its_name() {
+async fn a_table_property_that_cannot_be_respected_is_refused_by_name() {
     for (property, value, features) in [
         ("delta.appendOnly", "true", &["appendOnly"][..]),
         ("delta.constraints.adult", "birthDate IS NOT NULL", &["checkConstraints"]),
@@ -82,7 +82,7 @@ async fn a_table_with_partitions_is_refused() {
     assert!(said.contains("partition columns"), "{said}");
 }
 
-/// Changes the metadata of the columns; the schema is a text in the log.
+/// Changes the metadata of the columns; the log holds the schema as text.
 fn change_columns(metadata: &mut Value, change: impl Fn(usize, &mut Value)) {
     let mut schema: Value = serde_json::from_str(metadata["schemaString"].as_str().unwrap()).unwrap();
     let fields = schema["fields"].as_array_mut().unwrap();
@@ -91,7 +91,7 @@ fn change_columns(metadata: &mut Value, change: impl Fn(usize, &mut Value)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_column_with_an_invariant_or_one_that_is_generated_is_refused_by_its_name() {
+async fn a_column_with_an_invariant_or_a_generated_column_is_refused_by_name() {
     for (demand, value, feature) in [
         ("delta.invariants", r#"{"expression":{"expression":"gender = 'female'"}}"#, "invariants"),
         ("delta.generationExpression", "upper(id)", "generatedColumns"),
@@ -108,7 +108,7 @@ async fn a_column_with_an_invariant_or_one_that_is_generated_is_refused_by_its_n
     }
 }
 
-/// Gives every column, however deep, a name of its own in the files; counts them from `next` on.
+/// Gives every column, also nested ones, a physical name; counts them from `next` on.
 fn map_columns(of: &mut Value, next: &mut u64) {
     for field in of.get_mut("fields").and_then(Value::as_array_mut).into_iter().flatten() {
         field["metadata"]["delta.columnMapping.id"] = (*next).into();
@@ -124,7 +124,7 @@ fn map_columns(of: &mut Value, next: &mut u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_whose_columns_have_other_names_in_the_files_is_refused() {
+async fn a_table_with_column_mapping_is_refused() {
     let mapped = json!({
         "minReaderVersion": 3, "minWriterVersion": 7,
         "readerFeatures": ["deletionVectors", "columnMapping"], "writerFeatures": ["deletionVectors", "columnMapping"],
@@ -142,7 +142,7 @@ async fn a_table_whose_columns_have_other_names_in_the_files_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_old_protocol_with_numbers_is_read_as_the_features_that_it_stands_for() {
+async fn a_numbered_protocol_is_read_as_the_features_that_it_implies() {
     let lake = Lake::new();
     let root = lake.root_with(UpdateMode::CopyOnWrite);
     let lake = Lake { root, ..lake };
@@ -156,7 +156,7 @@ async fn an_old_protocol_with_numbers_is_read_as_the_features_that_it_stands_for
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_whose_vectors_were_switched_off_is_rewritten_instead() {
+async fn a_table_with_deletion_vectors_switched_off_is_rewritten_instead() {
     let lake = Lake::new();
     lake.upsert(&[(0..9).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
     let mut metadata = lake.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();

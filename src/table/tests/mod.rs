@@ -43,7 +43,7 @@ struct Lake {
     resource_type: ResourceType,
 }
 
-/// One thing that an export brings.
+/// One line of an export.
 #[derive(Clone, Debug)]
 enum Change {
     Line(String),
@@ -130,7 +130,7 @@ impl Lake {
         }
     }
 
-    /// One file per slice of `files`; they come in the opposite order, which must not matter.
+    /// One file per slice of `files`; they arrive in the opposite order, which must not matter.
     fn fill(&self, changes: &ChangeSet, files: &[Vec<Change>], transaction_time: i64) {
         let decoder = self.decoder(transaction_time);
         for (index, file) in files.iter().enumerate().rev() {
@@ -268,7 +268,7 @@ async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
 }
 
 #[tokio::test]
-async fn a_late_deletion_does_not_remove_what_was_created_again() {
+async fn a_late_deletion_does_not_remove_a_recreated_resource() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 30, "")]], 5).await;
     let late = vec![deletion("a", Some("2026-01-01T00:00:10Z"))];
@@ -285,7 +285,7 @@ async fn a_row_that_the_same_export_also_deletes_stays() {
 }
 
 #[tokio::test]
-async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
+async fn a_full_refresh_removes_missing_rows_unless_they_are_too_many() {
     let lake = Lake::new();
     let all: Vec<_> = ["a", "b", "c", "d"].map(|id| line(id, 1, "")).to_vec();
     lake.upsert(std::slice::from_ref(&all), 5).await;
@@ -303,7 +303,7 @@ async fn a_full_refresh_removes_what_no_longer_comes_unless_it_is_too_much() {
 }
 
 #[tokio::test]
-async fn a_full_refresh_leaves_alone_what_a_later_export_brought() {
+async fn a_full_refresh_keeps_rows_of_a_later_export() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 9).await;
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 5);
@@ -338,7 +338,7 @@ async fn a_commit_that_another_writer_overtook_is_merged_again() {
 }
 
 #[tokio::test]
-async fn a_table_of_others_is_refused_with_the_way_out() {
+async fn a_table_of_another_writer_is_refused_with_the_way_out() {
     let lake = Lake::new();
     let others =
         arrow::datatypes::Schema::new(vec![arrow::datatypes::Field::new("id", arrow::datatypes::DataType::Utf8, true)]);
@@ -391,7 +391,7 @@ fn a_root_that_cannot_be_written_is_named() {
     assert!(error.contains("file/lake") && error.contains("tables.root"), "{error}");
 }
 
-/// The newest version of each id over everything that came, deletions included.
+/// The newest version of each id in all exports.
 fn fold(exports: &[Vec<(u8, u32)>]) -> BTreeMap<String, u32> {
     let mut newest = BTreeMap::new();
     for (id, version) in exports.iter().flatten() {
@@ -428,7 +428,7 @@ proptest! {
 }
 
 #[tokio::test]
-async fn a_table_gives_back_the_columns_that_it_was_made_with() {
+async fn a_table_has_the_columns_that_it_was_created_with() {
     let lake = Lake::new();
     let layouts = [resource::Layout::Pathling, resource::Layout::Wide];
     let names =

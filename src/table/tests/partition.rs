@@ -1,4 +1,4 @@
-//! What partitions by a date change, and what they do not.
+//! What partitions by a date change in a table, and what they do not change.
 
 use std::collections::BTreeSet;
 
@@ -19,14 +19,14 @@ fn born(id: &str, version: u32, date: Option<&str>) -> Change {
 }
 
 impl Lake {
-    /// Where the rows are: the ids with the text of the partition columns.
+    /// The ids of the rows with the text of the partition columns.
     fn partitions_of(&self, columns: &[&str]) -> Vec<String> {
         let drawn = self.drawn(&[&["id"], columns].concat());
         let rows = drawn.lines().skip(3).filter(|row| row.starts_with('|'));
         rows.map(|row| row.split_whitespace().collect()).collect()
     }
 
-    /// The folders of the files that the newest version has.
+    /// The folders of the files of the newest version.
     async fn folders(&self) -> Vec<String> {
         let table = self.root.open(patient()).await.unwrap().unwrap();
         let files = table.stored_files().await.unwrap();
@@ -43,7 +43,7 @@ impl Lake {
 }
 
 #[tokio::test]
-async fn rows_lie_by_their_date_in_folders_as_hive_names_them_and_are_found_by_it() {
+async fn rows_are_in_hive_folders_of_their_date_and_are_found_by_it() {
     let lake = partitioned(DatePart::Month);
     let rows = [
         born("a", 1, Some("1970-05-03")),
@@ -65,7 +65,7 @@ async fn rows_lie_by_their_date_in_folders_as_hive_names_them_and_are_found_by_i
 }
 
 #[tokio::test]
-async fn a_partition_is_as_fine_as_it_is_asked_for() {
+async fn a_partition_is_as_fine_as_configured() {
     for (finest, folder) in [
         (DatePart::Year, "year=1970"),
         (DatePart::Month, "year=1970/month=12"),
@@ -78,7 +78,7 @@ async fn a_partition_is_as_fine_as_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_row_whose_date_changes_moves_and_is_told_once_before_and_once_after() {
+async fn a_row_whose_date_changes_moves_and_has_one_preimage_and_one_postimage() {
     let lake = partitioned(DatePart::Year);
     lake.upsert(&[vec![born("a", 1, Some("1970")), born("b", 1, Some("1970")), born("c", 1, None)]], 5).await;
     let moved = vec![born("a", 2, Some("1980")), born("c", 2, Some("1970"))];
@@ -132,7 +132,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
 }
 
 #[tokio::test]
-async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_out() {
+async fn a_partition_setting_that_differs_from_the_table_is_refused_with_the_way_out() {
     let mut lake = partitioned(DatePart::Month);
     lake.upsert(&[vec![born("a", 1, Some("1970-05-03"))]], 5).await;
     let refused = async |lake: &mut Lake, partitions| {
@@ -157,7 +157,7 @@ async fn another_setting_than_the_table_was_made_with_is_refused_with_the_way_ou
 }
 
 #[tokio::test]
-async fn a_type_without_the_column_is_refused_before_a_table_is_made() {
+async fn a_type_without_the_date_column_is_refused_before_a_table_is_created() {
     let lake = partitioned(DatePart::Year);
     let untyped = Shape::untyped(patient(), resource::Options { layout: resource::Layout::Pathling, raw_json: true });
     let error = lake.root.open_or_create(patient(), &definition_of(&untyped)).await.err().unwrap().to_string();
@@ -166,7 +166,7 @@ async fn a_type_without_the_column_is_refused_before_a_table_is_made() {
 }
 
 #[tokio::test]
-async fn no_resource_type_has_a_column_of_a_partitions_name() {
+async fn no_resource_type_has_a_column_with_the_name_of_a_partition() {
     for name in crate::fhir::RESOURCE_TYPES {
         let shape = Shape::of(name.parse().unwrap(), shape().options);
         assert!(DatePart::ALL.iter().all(|part| shape.schema().field_with_name(part.as_str()).is_err()), "{name}");
@@ -174,7 +174,7 @@ async fn no_resource_type_has_a_column_of_a_partitions_name() {
 }
 
 #[tokio::test]
-async fn more_partitions_than_grow_side_by_side_are_a_file_each() {
+async fn many_partitions_get_one_file_each() {
     let lake = partitioned(DatePart::Year);
     let rows = (0..100).map(|number| born(&format!("p{number}"), 1, Some(&format!("{}", 1950 + number % 40))));
     let committed = lake.upsert(&[rows.clone().collect(), rows.collect()], 5).await;
@@ -214,7 +214,7 @@ proptest! {
                     .collect();
                 let time = i64::try_from(number + 1).unwrap() * 1_000_000;
                 let [plain, partitioned] = &lakes;
-                // Small ones, so that they have different columns.
+                // Small files, so that they have different columns.
                 let files: Vec<_> = file.chunks(2).map(<[_]>::to_vec).collect();
                 let counts = plain.upsert(&files, time).await.counts;
                 assert_eq!(partitioned.upsert(&files, time).await.counts, counts);

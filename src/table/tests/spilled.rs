@@ -1,10 +1,10 @@
-//! A change set that lies on the disk, encrypted and in many shards, makes the same table as one in memory.
+//! A change set on the disk, encrypted and in many shards, gives the same table as one in memory.
 
 use super::*;
 
 const COUNT: u32 = 200;
 
-/// Two files; every third row comes again in a newer version, and every seventh in an older one.
+/// Two files; every third row is repeated in a newer version, and every seventh in an older one.
 fn export(version: u32) -> Vec<Vec<Change>> {
     let id = |number: u32| format!("id{number}");
     let first = (0..COUNT).map(|number| line(&id(number), version, "plain"));
@@ -24,7 +24,7 @@ fn update(version: u32) -> Vec<Vec<Change>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_set_that_spills_all_the_time_makes_the_same_table() {
+async fn a_change_set_that_always_spills_gives_the_same_table() {
     let (spilled, held) = (Lake::new(), Lake::new());
     for (transaction_time, files) in [(5, export(10)), (6, update(15)), (7, update(15)), (8, export(9))] {
         let of_held = ChangeSet::new(&held.shape().schema(), MemoryBudget::alone(64 << 20), held.folder.path());

@@ -199,7 +199,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_sequence_of_changes_is_the_fold_over_them(steps in vec(step(), 1..7)) {
+    fn any_sequence_of_changes_gives_the_rows_of_the_model(steps in vec(step(), 1..7)) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {
             let (mut lake, mut model) = (lake(), Model::default());
@@ -212,7 +212,7 @@ proptest! {
     }
 
     #[test]
-    fn deletions_that_are_folded_after_every_export_are_the_fold_over_them_all_the_same(
+    fn a_fold_after_every_export_does_not_change_the_result(
         exports in vec(export_of_few(), 2..7),
     ) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -226,7 +226,7 @@ proptest! {
     }
 
     #[test]
-    fn any_order_of_exports_with_whole_versions_ends_in_the_same_table(
+    fn exports_with_complete_versions_give_the_same_table_in_any_order(
         exports in vec(whole_export(), 2..5),
         order in Just((0..4usize).collect::<Vec<_>>()).prop_shuffle(),
         again in subsequence((0..4usize).collect::<Vec<_>>(), 0..3),
