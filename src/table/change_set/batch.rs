@@ -1,7 +1,7 @@
-//! A part: one batch of received rows as bytes, and back.
+//! A spooled batch: some received rows as bytes, and back.
 //!
-//! The columns that are null in all rows of the batch are left out: of the hundreds that a resource type may have, most
-//! are. The schema is not written at all, for it would often be larger than the rows; the reader has it.
+//! Columns that are null in all rows of the batch are left out, which is most of the hundreds that a resource type may have.
+//! The schema is not written, because it would often be larger than the rows; the reader has it.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -26,15 +26,15 @@ pub struct SpooledBatch {
     pub block: Vec<u8>,
 }
 
-/// What the buffers of a message are aligned to, so that arrow need not copy those that are not compressed.
+/// Buffers of a message are aligned to this, so that arrow need not copy those that are not compressed.
 const ALIGNMENT: usize = 64;
 
 impl SpooledBatch {
-    /// `rows` has columns of `schema`; those that it lacks are null.
+    /// The columns of `rows` are some of `schema`; those that it lacks are null.
     pub fn encode(schema: &SchemaRef, rows: &RecordBatch) -> Result<Self, ArrowError> {
-        let there = rows.schema();
+        let given = rows.schema();
         let filled = |(index, field): (usize, &FieldRef)| {
-            let (column, found) = there.column_with_name(field.name())?;
+            let (column, found) = given.column_with_name(field.name())?;
             let fits = found.data_type() == field.data_type();
             (rows.column(column).null_count() < rows.num_rows()).then_some((index, column, fits))
         };
@@ -44,7 +44,7 @@ impl SpooledBatch {
         }
         let columns: Vec<_> = filled.iter().map(|(index, ..)| *index).collect();
         let projection: Vec<_> = filled.iter().map(|(_, column, _)| *column).collect();
-        // DataFusion brings arrow's LZ4; lines of JSON become a fifth, at less than what decoding them has cost.
+        // Lines of JSON shrink to a fifth, in less time than their decoding took.
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let (_, message) = IpcDataGenerator::default().encode(
             &rows.project(&projection)?,

@@ -1,7 +1,8 @@
-//! An entry: what the index keeps of one row or deletion as it came.
+//! An index entry: what the index keeps of one received row or deletion.
 //!
-//! Ids are known by their [`IdHash`], so that an entry is small whatever the id; only a deletion keeps the text. Entries exist
-//! as bytes, little endian and back to back, at most 69 for a row; values that a version lacks take none.
+//! An entry has the [`IdHash`] instead of the id, so that it is small however long the id is; only that of a deletion has
+//! the id as well. Entries are kept as bytes, little-endian and back to back. That of a row takes at most 69; a value that a
+//! version lacks takes none.
 
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 
@@ -9,7 +10,7 @@ use chrono::{DateTime, Utc};
 
 use crate::fhir::Version;
 
-/// Stands for an id: 128 bits of a hash that is seeded at random for each change set.
+/// 128 bits that stand for an id: a keyed hash, whose key is drawn at random for each change set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct IdHash {
     pub high: u64,
@@ -22,7 +23,7 @@ impl Hash for IdHash {
     }
 }
 
-/// Makes keys of ids.
+/// Hashes ids with the key of one change set.
 #[derive(Clone)]
 pub struct IdHasher(RandomState);
 
@@ -31,9 +32,9 @@ impl IdHasher {
         Self(RandomState::new())
     }
 
-    /// Two ids with one id_hash would be one row, so whoever chooses ids must not be able to find such: the standard hasher is
-    /// a keyed one for just that, where fast hashes with a seed promise nothing. Its 64 bits are asked for twice, the
-    /// second time behind a byte that no id can end with.
+    /// Two ids with the same hash would become one row, and a server could choose its ids. So the hash is the keyed one of
+    /// the standard library, which is made against chosen inputs; faster hashes with a seed do not promise that. It gives 64
+    /// bits, so it is read twice, the second time after one more byte that no id can end with.
     pub fn of(&self, id: &str) -> IdHash {
         let mut hasher = self.0.build_hasher();
         hasher.write(id.as_bytes());
@@ -81,7 +82,7 @@ pub struct RowEntry {
 
 const DELETION: u8 = 1;
 const SUBSETTED: u8 = 2;
-/// The times and numbers that are there, in the order in which they stand.
+/// Which of the times and numbers the entry has, in this order.
 const FIRST: u8 = 4;
 const SECOND: u8 = 8;
 const THIRD: u8 = 16;
@@ -117,7 +118,7 @@ impl IndexEntry {
         }
     }
 
-    /// Takes the first entry off `bytes`; `None` where they are no entry.
+    /// Takes the first entry off `bytes`; `None` where they do not begin with one.
     pub fn decode(bytes: &mut &[u8]) -> Option<(IdHash, Self)> {
         let id_hash = IdHash { high: number(bytes)?, low: number(bytes)? };
         let [flags] = take(bytes)?;
@@ -186,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn entries_come_back_as_they_were_and_a_cut_one_is_none(
+        fn entries_are_decoded_as_encoded_and_a_truncated_one_is_refused(
             entries in proptest::collection::vec(prop_oneof![any_row(), any_deletion()], 0..20),
         ) {
             let hasher = IdHasher::new();
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_the_same_within_a_change_set_and_others_in_the_next() {
+    fn hashes_of_an_id_are_equal_within_a_change_set_only() {
         let hasher = IdHasher::new();
         assert_eq!(hasher.of("a"), hasher.clone().of("a"));
         assert_ne!(hasher.of("a"), hasher.of("A"), "ids are case-sensitive");

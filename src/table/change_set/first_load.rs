@@ -1,7 +1,7 @@
-//! FirstLoad rows: those of a first load become data files while the download runs, not after it.
+//! A first load: the rows for an empty table are written into data files while the download runs, not after it.
 //!
-//! Nothing names the files before the commit. Which of their rows are superseded by others of the same export is known
-//! only then, so the commit brings the files together with their deletion vectors.
+//! No reader sees the files before the commit. Which of their rows are superseded by other rows of the same export is known
+//! only at the end, so the commit adds the files together with deletion vectors.
 
 use std::{
     collections::BTreeSet,
@@ -32,28 +32,28 @@ pub struct FirstLoad {
     finished: Mutex<Vec<(ChunkIndex, StoredFile)>>,
 }
 
-/// Grows one file at a time.
+/// Writes one file at a time.
 #[derive(Default)]
 struct LoadWriter {
     files: Option<DataFiles>,
-    /// The numbers of its files, as the change set knows them.
+    /// The indices of its files in the change set.
     chunks: Vec<ChunkIndex>,
 }
 
 impl FirstLoad {
-    /// As many writers as cores share `memory_bytes`, or fewer where that is little. Half of a writer's part is for the rows
-    /// that wait until its columns are decided.
+    /// `memory_bytes` are divided among as many writers as there are cores, or fewer where each would get little. A writer
+    /// uses half of its memory for a row group, the other half for rows that are buffered until the columns are known.
     pub fn new(target: FileTarget, memory_bytes: usize) -> Self {
         let writers = (memory_bytes / WRITER_BYTES).clamp(1, cores());
         let row_group_bytes = (memory_bytes / writers / 2).clamp(1, target.row_group_bytes);
         let target = FileTarget { row_group_bytes, ..target };
         let writers = (0..writers).map(|_| Mutex::default()).collect();
-        let (next_writer, next_chunk, finished) = Default::default();
-        Self { target, writers, next_writer, next_chunk, finished }
+        let (next_writer, next_chunk) = (AtomicUsize::new(0), AtomicU32::new(0));
+        Self { target, writers, next_writer, next_chunk, finished: Mutex::default() }
     }
 
-    /// Writes the rows into one file, side by side; the place of the first of them. Blocks, on a thread without a runtime
-    /// of its own.
+    /// Writes the rows into one file, one after the other, and returns the location of the first. Blocks on the runtime, so it
+    /// must not be called on one of the runtime's own threads.
     pub fn write(&self, rows: &RecordBatch) -> Result<RowLocation, DeltaTableError> {
         let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
         let mut writer = free.unwrap_or_else(|| {
@@ -70,7 +70,7 @@ impl FirstLoad {
         Ok(RowLocation { chunk: chunks[file], row })
     }
 
-    /// Ends the files that still grow. What comes later begins new ones.
+    /// Finishes the open files. Later rows begin new ones.
     pub async fn flush(&self) -> Result<(), DeltaTableError> {
         for writer in &self.writers {
             let LoadWriter { files, chunks } =
@@ -92,10 +92,10 @@ impl FirstLoad {
         Ok(())
     }
 
-    /// Takes back all that was written.
+    /// Deletes everything that was written.
     pub async fn abandon(&self) {
         if let Err(error) = self.flush().await {
-            tracing::debug!(%error, "what was being written is not whole, and not there");
+            tracing::debug!(%error, "an unfinished data file was discarded");
         }
         let finished = std::mem::take(&mut *self.finished.lock().unwrap_or_else(PoisonError::into_inner));
         for (_, stored) in finished {
@@ -103,13 +103,13 @@ impl FirstLoad {
         }
     }
 
-    /// The files that were finished, with their numbers.
+    /// The finished files, with their chunk indices.
     pub fn files(&self) -> Vec<(ChunkIndex, StoredFile)> {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// One writer less is better than smaller row groups: each has a part of the footer.
+/// Fewer writers with larger row groups are better: the footer has an entry for each column of each row group.
 const WRITER_BYTES: usize = 16 * 1024 * 1024;
-/// With less than this, rows are better off in the spool.
+/// With less memory than this, a first load would write tiny row groups; the rows then go into the spool.
 pub const MIN_WRITER_BYTES: usize = 512 * 1024;

@@ -1,43 +1,43 @@
-//! Shares: how much memory each change set of an export may take, so that all of them together stay below what is allowed.
+//! The memory budget: how much memory each change set of an export may take, so that all together stay below the limit.
 //!
-//! Three quarters are for rows, a twelfth for the entries of the indices, an eighth for what is loaded of those while they are
-//! read, the rest for ids. Nobody has a floor below which a share cannot fall: whoever has little goes to the disk sooner.
+//! Three quarters are for rows, a twelfth for entries of the index, an eighth for the shard that is loaded while a change set is
+//! read, and the rest for ids. A budget has no minimum: a change set with a small one writes to the disk sooner.
 
-/// Who shares the memory of an export.
+/// How many change sets of an export need memory, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryDemand {
-    /// Types that may get something, if only deletions.
+    /// Types that may receive something, if only deletions.
     pub types: usize,
-    /// Types of which rows come, into tables that have rows already.
+    /// Types that receive rows, for tables that already have some.
     pub waiting: usize,
-    /// Types of which rows come, into tables that are empty.
+    /// Types that receive rows, for tables that are empty.
     pub appending: usize,
-    /// Types of which rows come at the same time.
+    /// Types whose files are downloaded at the same time.
     pub at_once: usize,
     /// Change sets that are read at the same time.
     pub read_at_once: usize,
 }
 
-/// What one change set may take.
+/// How much one change set may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryBudget {
-    /// Rows that wait for the commit.
+    /// Rows that are in memory until the commit.
     pub waiting_bytes: usize,
-    /// Rows on their way into data files.
+    /// Rows that are being written into data files.
     pub appending_bytes: usize,
     /// Entries of the index before they go to the spool.
     pub entries_bytes: usize,
-    /// What is loaded of the index at once.
+    /// The shard that is loaded.
     pub shard_bytes: usize,
-    /// Ids that are known one by one.
+    /// Ids that are kept one by one.
     pub ids_bytes: usize,
 }
 
 impl MemoryBudget {
-    /// Of `memory_bytes` that are shared by all of `demand`.
+    /// Divides `memory_bytes` by the demand.
     ///
-    /// Those whose rows wait keep their share to the end; what is appended leaves the memory with the last file of its type,
-    /// so only those that arrive at the same time share it.
+    /// Rows for a table that has some stay in memory until the end. Rows for an empty table leave it with the last file of
+    /// their type, so only types that are downloaded at the same time share that part.
     pub fn of(memory_bytes: usize, demand: MemoryDemand) -> Self {
         let MemoryDemand { types, waiting, appending, at_once, read_at_once } = demand;
         let entries_bytes = memory_bytes / 12;
@@ -48,12 +48,12 @@ impl MemoryBudget {
             appending_bytes: waiting_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
             entries_bytes: entries_bytes / types.max(1),
             shard_bytes: shard_bytes / read_at_once.max(1),
-            // Whoever reads has another copy.
+            // A change set that is read has a second copy of its ids.
             ids_bytes: ids_bytes / (types + read_at_once).max(1),
         }
     }
 
-    /// Of a change set that shares with nobody.
+    /// The budget of the only change set.
     pub fn alone(memory_bytes: usize) -> Self {
         Self::of(memory_bytes, MemoryDemand { types: 1, waiting: 0, appending: 1, at_once: 1, read_at_once: 1 })
     }
@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_shares_of_an_export_never_add_up_to_more_than_its_memory(
+        fn the_budgets_of_an_export_never_add_up_to_more_than_its_memory(
             memory_bytes in prop_oneof![0usize..1 << 20, 1usize << 20..1 << 36],
             (waiting, appending, deletions_only) in (0usize..150, 0usize..150, 0usize..150),
             (at_once, read_at_once) in (1usize..64, 1usize..16),
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_load_of_many_types_leaves_each_enough_for_row_groups() {
+    fn in_a_first_load_of_many_types_each_has_enough_memory_for_row_groups() {
         let demand = MemoryDemand { types: 140, waiting: 0, appending: 140, at_once: 4, read_at_once: 2 };
         let budget = MemoryBudget::of(256 << 20, demand);
         assert!(budget.appending_bytes >= 47 << 20, "{budget:?}");

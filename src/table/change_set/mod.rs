@@ -1,15 +1,21 @@
-//! A change set: what one run brings for one resource type.
+//! A change set: what one run receives for one resource type.
 //!
-//! Several workers push at the same time; neither their order nor repetition changes which rows are the newest. The rows
-//! lie in a [`Spool`], or, for a table that is still empty, in what will be its data files; the index of their ids in
-//! memory as far as it fits there: a row costs at most 69 bytes until the change set is read, and then about 145 more for
-//! each id of the shards that are loaded.
+//! Several workers push at the same time. Neither their order nor repetition changes which row of an id wins. The rows are in
+//! a [`Spool`], or, on a first load, in what will be data files of the table. The index of their ids is in memory as far as it
+//! fits there: a row takes at most 69 bytes until the change set is read, and then about 145 more for each id of the shard
+//! that is loaded.
 
+/// One batch of rows as bytes.
 pub mod batch;
+/// What the index keeps of a row or a deletion.
 pub mod entry;
+/// Rows for an empty table, written into data files at once.
 pub mod first_load;
+/// How much memory each change set may take.
 pub mod memory_budget;
+/// The index, and the winner of each id.
 pub mod newest;
+/// Encrypted blocks in memory, then on the disk.
 pub mod spool;
 
 use std::{
@@ -76,7 +82,7 @@ impl ChangeSet {
         Ok(changes.appending(table.target()?, budget.appending_bytes))
     }
 
-    /// An empty change set whose rows have `schema`. What is beyond its share goes, encrypted, to an unnamed file in
+    /// An empty change set whose rows have `schema`. What its budget has no room for goes, encrypted, to an unnamed file in
     /// `folder`, which is gone when the change set is dropped, or the process.
     pub fn new(schema: &SchemaRef, budget: MemoryBudget, folder: &Path) -> Self {
         let MemoryBudget { waiting_bytes, entries_bytes, shard_bytes, ids_bytes, .. } = budget;
@@ -84,7 +90,7 @@ impl ChangeSet {
         Self::with(schema, limits, Ids::within(ids_bytes), Spool::new(waiting_bytes, folder))
     }
 
-    /// One that spills all the time, and never has more than a few ids in one shard.
+    /// A change set that spills all the time, and never has more than a few ids in one shard.
     #[cfg(test)]
     pub fn tiny(schema: &SchemaRef, folder: &Path) -> Self {
         Self::with(schema, Limits { entries_bytes: 200, shard_bytes: 400 }, Ids::default(), Spool::new(500, folder))
@@ -95,12 +101,12 @@ impl ChangeSet {
         Self { schema: schema.clone(), hasher: IdHasher::new(), first_load: None, held: RwLock::new(held) }
     }
 
-    /// The same, but rows become data files of `target` at once, and only entries of the index are spooled.
+    /// The same, but rows are written into data files at once, and only entries of the index are spooled.
     pub fn appending(self, target: FileTarget, memory_bytes: usize) -> Self {
         Self { first_load: Some(FirstLoad::new(target, memory_bytes)), ..self }
     }
 
-    /// Takes the rows of some lines of the file `output`; `keys` and `rows` run in parallel. Blocks on the disk.
+    /// Takes the rows of some lines of the file `output`; `keys` has one key for each of `rows`. Blocks on the disk.
     pub fn push(&self, output: OutputIndex, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
         if keys.is_empty() {
             return Ok(());
@@ -109,7 +115,7 @@ impl ChangeSet {
             Some(first_load) => first_load.write(&rows).map_err(Error::spool)?,
             None => self.spool(&rows)?,
         };
-        // Its memory is not needed while others are waited for.
+        // Frees the memory before waiting for other workers at the lock.
         drop(rows);
         let keys: Vec<_> = keys.into_iter().map(|key| (self.hasher.of(&key.id), key)).collect();
         let Held { spool, index, ids, .. } = &mut *self.write();
@@ -133,7 +139,7 @@ impl ChangeSet {
         Ok(RowLocation { chunk, row: 0 })
     }
 
-    /// Ends the data files that still grow, where rows are first_load. More may come afterwards.
+    /// On a first load, finishes the open data files. More rows may be pushed afterwards.
     pub async fn flush(&self) -> Result<(), Error> {
         match &self.first_load {
             Some(first_load) => first_load.flush().await.map_err(Error::spool),
@@ -141,14 +147,14 @@ impl ChangeSet {
         }
     }
 
-    /// Gives up: data files that no commit will name are taken back. Those that cannot be are left to the vacuum.
+    /// Deletes the data files that no commit will name. If that fails, the vacuum deletes them later.
     pub async fn abandon(&self) {
         if let Some(first_load) = &self.first_load {
             first_load.abandon().await;
         }
     }
 
-    /// The data files that the rows have become, with the numbers of the chunks; none where they are in the spool.
+    /// On a first load, the data files of the rows, with the indices of the chunks; `None` where the rows are in the spool.
     pub fn files(&self) -> Option<Vec<(ChunkIndex, StoredFile)>> {
         self.first_load.as_ref().map(FirstLoad::files)
     }
@@ -170,7 +176,7 @@ impl ChangeSet {
         &self.schema
     }
 
-    /// The ids of the change set, or where they lie.
+    /// The ids of the change set, or their range.
     pub fn ids(&self) -> Ids {
         self.read().ids.clone()
     }
@@ -184,8 +190,8 @@ impl ChangeSet {
         self.received() == 0
     }
 
-    /// The newest of each id, as many ids at a time as fit into memory: usually all in one, and in any case one. As often as
-    /// asked; each blocks on the disk.
+    /// The winner of each id, in shards that fit into memory one at a time: usually one, and never none. May be called
+    /// repeatedly; loading a shard blocks on the disk.
     pub fn shards(&self) -> impl Iterator<Item = Result<Shard, Error>> {
         let spans = self.read().index.spans();
         spans.into_iter().map(|span| {
@@ -194,8 +200,8 @@ impl ChangeSet {
         })
     }
 
-    /// The rows of a spooled chunk, without the columns that are null in all of them. In any order, as often as asked,
-    /// several at the same time. Blocks on the disk.
+    /// The rows of a spooled chunk, without the columns that are null in all of them. May be called in any
+    /// order, repeatedly, and by several threads at the same time. Blocks on the disk.
     pub fn batch(&self, chunk: ChunkIndex) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();
@@ -217,7 +223,7 @@ impl ChangeSet {
     }
 }
 
-/// Is there a folder that takes our temporary files? Asked once, before anything is downloaded.
+/// Can temporary files be created in the folder? Checked once, before anything is downloaded.
 pub fn probe_spool_folder(folder: &Path) -> std::io::Result<File> {
     tempfile::tempfile_in(folder)
 }

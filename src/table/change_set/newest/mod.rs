@@ -1,10 +1,10 @@
-//! The newest of each id: what remains of the rows and deletions of one run, in bounded memory.
+//! The newest of each id: which row or deletion wins among all that one run received for it, in bounded memory.
 //!
-//! The [`Index`] takes entries unsorted, up to 69 bytes each, into 64 shards by their id_hash; beyond its budget it gives them
-//! to the spool. [`Index::load`] then makes a [`Shard`] of as many shards as fit into memory, usually of all, at about 145
-//! bytes per id. Neither the order in which entries were pushed nor their repetition changes what it holds: a row that a
-//! deletion certainly follows is out, versions decide between the others, and between equal versions the place in the
-//! export (file, then line).
+//! The [`Index`] takes entries of up to 69 bytes in any order and puts them into 64 buckets by their [`IdHash`]. When they
+//! exceed their budget, it moves them to the spool. [`Index::load`] then makes a [`Shard`] of as many buckets as fit into
+//! memory, usually of all, at about 145 bytes for each id. Neither the order in which entries were pushed nor repetition
+//! changes the result: a row that is certainly older than a deletion loses; otherwise versions decide, and between equal
+//! versions the position in the export (file, then line).
 
 use std::{
     collections::{HashMap, hash_map::Entry as Known},
@@ -32,28 +32,28 @@ pub enum Winner {
     Deleted { id: Box<str>, at: Option<DateTime<Utc>> },
 }
 
-/// The newest of the ids of some shards. An id of another shard is not found.
+/// The winners of the ids of one span. An id outside of the span is not found.
 pub struct Shard {
     hasher: IdHasher,
     span: Span,
-    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<Low>>,
+    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<LowBits>>,
     winners: Vec<Winner>,
     duplicate: u64,
 }
 
 impl Shard {
-    /// The index of the winner of an id.
+    /// The winner of an id, by its index.
     pub fn get(&self, id: &str) -> Option<WinnerIndex> {
         self.of.get(&self.hasher.of(id)).copied()
     }
 
-    /// Would an id be found here if the change set had it?
+    /// Is the id in the span, whether the change set has it or not?
     pub fn covers(&self, id: &str) -> bool {
         let id_hash = self.hasher.of(id);
         self.span.buckets.contains(&bucket_of(id_hash)) && self.span.covers(id_hash)
     }
 
-    /// The winner with an index that [`Shard::get`] gave.
+    /// The winner with an index from [`Shard::get`].
     pub fn winner(&self, index: WinnerIndex) -> &Winner {
         &self.winners[index.0 as usize]
     }
@@ -63,27 +63,27 @@ impl Shard {
         (0..).map(WinnerIndex).zip(&self.winners)
     }
 
-    /// Rows and deletions that another one of the same id made superfluous.
+    /// How many rows and deletions lost against another one of the same id.
     pub fn duplicate(&self) -> u64 {
         self.duplicate
     }
 }
 
-/// How much memory an [`Index`] and what is loaded of it take.
+/// How much memory an [`Index`] and a [`Shard`] may take.
 #[derive(Clone, Copy)]
 pub struct Limits {
-    /// Of entries before they go to the spool.
+    /// Entries that are not in the spool yet.
     pub entries_bytes: usize,
-    /// Of one [`Shard`].
+    /// One [`Shard`].
     pub shard_bytes: usize,
 }
 
-/// A power of two, and the number of the leading bits of a id_hash that choose the shard.
+/// A power of two: the leading bits of an [`IdHash`] choose the bucket.
 const BUCKETS: usize = 64;
 const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
-/// What an id takes in a [`Shard`]: a winner, and a place in a map that may be a little less than half full, as it is just
-/// after its size was rounded up; while loading, its position as well.
+/// What an id takes while a [`Shard`] is loaded: a winner, its position, and an entry of a hash map, which may be a little less
+/// than half full because its size is rounded up.
 const BYTES_PER_ID: usize =
     size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, WinnerIndex)>() + 1) * 16 / 7;
 
@@ -102,11 +102,11 @@ struct Bucket {
     count: u64,
 }
 
-/// Some of the id_hash space, small enough to be loaded.
+/// A range of id hashes whose winners fit into memory: some buckets, or a slice of a bucket that is too large.
 #[derive(Clone)]
 pub struct Span {
     buckets: Range<usize>,
-    /// Of one shard that is too large: which part of its keys, of how many.
+    /// Which slice of the bucket, of how many; the whole if there is one.
     slice: u32,
     slices: u32,
     count: u64,
@@ -118,8 +118,8 @@ impl Index {
         Self { limits, buckets, entries_bytes: 0 }
     }
 
-    /// Takes an entry; beyond the budget all go to the spool, which blocks on the disk. An error is the spool's: the entry
-    /// was taken, and those that could not be spooled are still here.
+    /// Takes an entry. If the entries exceed their budget, all of them are moved to the spool, which blocks on the disk. After
+    /// an error of the spool, the entry is in the index all the same, and those that could not be spooled are still in memory.
     pub fn push(&mut self, spool: &mut Spool, id_hash: IdHash, entry: &IndexEntry) -> Result<(), Error> {
         let bucket = &mut self.buckets[bucket_of(id_hash)];
         self.entries_bytes -= bucket.recent.capacity();
@@ -142,25 +142,26 @@ impl Index {
         self.buckets.iter().map(|bucket| bucket.count).sum()
     }
 
-    /// Divides the keys so that what is loaded of each span fits into the budget. Together the spans cover every id, also
-    /// those that were never pushed; there is always one.
+    /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they cover
+    /// every id, pushed or not.
     pub fn spans(&self) -> Vec<Span> {
-        let most = (self.limits.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
+        let max_ids = (self.limits.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
         let mut spans: Vec<Span> = Vec::new();
         for (index, bucket) in self.buckets.iter().enumerate() {
-            if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + bucket.count <= most) {
+            if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + bucket.count <= max_ids)
+            {
                 span.buckets.end = index + 1;
                 span.count += bucket.count;
                 continue;
             }
-            let slices = u32::try_from(bucket.count.div_ceil(most).max(1)).unwrap_or(u32::MAX);
+            let slices = u32::try_from(bucket.count.div_ceil(max_ids).max(1)).unwrap_or(u32::MAX);
             let count = bucket.count.div_ceil(slices.into());
             spans.extend((0..slices).map(|slice| Span { buckets: index..index + 1, slice, slices, count }));
         }
         spans
     }
 
-    /// The newest of each id of a span. Blocks on the disk.
+    /// The winners of a span. Blocks on the disk.
     pub fn load(&self, spool: &Spool, hasher: &IdHasher, span: &Span) -> Result<Shard, Error> {
         let mut loading = Loading::new(span);
         for bucket in &self.buckets[span.buckets.clone()] {
@@ -168,7 +169,7 @@ impl Index {
                 loading.take(&spool.read(block)?)?;
             }
             loading.take(&bucket.recent)?;
-            loading.settle();
+            loading.resolve_duplicates();
         }
         let Loading { of, winners, duplicate, .. } = loading;
         Ok(Shard { hasher: hasher.clone(), span: span.clone(), of, winners, duplicate })
@@ -176,7 +177,7 @@ impl Index {
 }
 
 fn bucket_of(id_hash: IdHash) -> usize {
-    // The shift leaves the leading bits, so the number is below BUCKETS.
+    // Only the leading bits are left, so the number is below BUCKETS.
     usize::try_from(id_hash.high >> (u64::BITS - BUCKET_BITS)).unwrap_or_default()
 }
 
@@ -187,28 +188,28 @@ impl Span {
     }
 }
 
-/// A [`Shard`] in the making.
+/// A [`Shard`] that is being loaded.
 struct Loading<'span> {
     span: &'span Span,
-    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<Low>>,
+    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<LowBits>>,
     winners: Vec<Winner>,
-    /// Of the rows in `winners`.
+    /// The position of each of `winners`.
     positions: Vec<Position>,
-    /// Entries of ids that were met before.
-    again: Vec<(IdHash, IndexEntry)>,
+    /// Entries of ids that have a winner already.
+    repeated: Vec<(IdHash, IndexEntry)>,
     duplicate: u64,
 }
 
 impl<'span> Loading<'span> {
     fn new(span: &'span Span) -> Self {
-        // The number of entries bounds that of ids; it is what was counted, and fits.
+        // There are at most as many ids as entries, and the span was chosen so that these fit.
         let ids = usize::try_from(span.count).unwrap_or_default();
         Self {
             span,
             of: HashMap::with_capacity_and_hasher(ids, BuildHasherDefault::default()),
             winners: Vec::with_capacity(ids),
             positions: Vec::with_capacity(ids),
-            again: Vec::new(),
+            repeated: Vec::new(),
             duplicate: 0,
         }
     }
@@ -227,27 +228,27 @@ impl<'span> Loading<'span> {
                     self.positions.push(entry.position());
                     self.winners.push(entry.into_winner());
                 }
-                Known::Occupied(_) => self.again.push((id_hash, entry)),
+                Known::Occupied(_) => self.repeated.push((id_hash, entry)),
             }
         }
         Ok(())
     }
 
-    /// Decides for the ids that came more than once. All entries of an id must be there: not every rule is transitive
-    /// where values are missing, so they are taken in the order of the export, whatever the order in which they came.
-    fn settle(&mut self) {
-        self.duplicate += self.again.len() as u64;
-        self.again.sort_unstable_by_key(|(id_hash, _)| *id_hash);
-        for again in self.again.chunk_by(|(a, _), (b, _)| a == b) {
-            let Some(index) = again.first().and_then(|(id_hash, _)| self.of.get(id_hash)) else { continue };
+    /// Chooses the winners of ids that have several entries. All entries of an id must have been taken: where versions lack
+    /// values, "is newer" is not transitive, so the entries are compared in the order of the export, not of their arrival.
+    fn resolve_duplicates(&mut self) {
+        self.duplicate += self.repeated.len() as u64;
+        self.repeated.sort_unstable_by_key(|(id_hash, _)| *id_hash);
+        for repeated in self.repeated.chunk_by(|(a, _), (b, _)| a == b) {
+            let Some(index) = repeated.first().and_then(|(id_hash, _)| self.of.get(id_hash)) else { continue };
             let index = index.0 as usize;
             let first = IndexEntry::of(self.winners[index].clone(), self.positions[index]);
-            let entries = again.iter().map(|(_, entry)| entry.clone());
+            let entries = repeated.iter().map(|(_, entry)| entry.clone());
             if let Some(winner) = newest(entries.chain([first])) {
                 self.winners[index] = winner;
             }
         }
-        self.again = Vec::new();
+        self.repeated = Vec::new();
     }
 }
 
@@ -274,10 +275,10 @@ impl IndexEntry {
     }
 }
 
-/// What remains of all entries of one id; nothing of none.
+/// The winner of all entries of one id; `None` without entries.
 ///
-/// A row of the same export as a deletion stays: it was created again (rule 96), unless both say when and the deletion is
-/// the later one.
+/// A row wins against a deletion in the same export, because the resource was created again (rule 96), unless both have a time
+/// and the deletion is later.
 fn newest(entries: impl Iterator<Item = IndexEntry>) -> Option<Winner> {
     let mut rows = Vec::new();
     let mut deleted: Option<(Box<str>, Option<DateTime<Utc>>)> = None;
@@ -315,11 +316,11 @@ fn deletion_wins(at: Option<DateTime<Utc>>, row: &Version) -> bool {
     }
 }
 
-/// IdHasher are hashes already: their lower half serves as it is.
+/// An [`IdHash`] is a hash already: its lower half is used as it is.
 #[derive(Default)]
-struct Low(u64);
+struct LowBits(u64);
 
-impl Hasher for Low {
+impl Hasher for LowBits {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -328,7 +329,7 @@ impl Hasher for Low {
         self.0 = low;
     }
 
-    /// A id_hash hashes as one number; anything else would still come out right, only slower.
+    /// The trait needs it, but an [`IdHash`] is written as one number.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);

@@ -1,8 +1,8 @@
 //! A spool: blocks of bytes, in memory up to a budget, then in an unnamed file.
 //!
-//! What lies in the file is patients' data, so it is sealed: AES-256-GCM under a key that only this spool knows and that is
-//! gone with it. A block reads back as it was appended, or not at all. The file has no name, so the operating system
-//! removes it with the process, whatever ends that.
+//! The file has patients' data in it, so each block is encrypted by AES-256-GCM, with a key that is only in the memory of this
+//! spool. A block is read back exactly as it was appended, or not at all. The file has no name, so the operating system
+//! removes it when the process ends, however it ends.
 
 use std::{
     fs::File,
@@ -25,25 +25,25 @@ pub struct Spool {
     sealed: Option<SealedFile>,
 }
 
-/// What finds a block again, in the spool that it was appended to.
-pub struct Block(Place);
+/// Finds a block in the spool that it was appended to.
+pub struct Block(BlockLocation);
 
-enum Place {
+enum BlockLocation {
     Memory(Bytes),
     Sealed { number: u64, offset: u64, bytes: usize },
 }
 
 impl Spool {
-    /// An empty spool that keeps up to `memory_bytes` in memory; the file is made in `folder` when it is needed.
+    /// An empty spool that keeps up to `memory_bytes` in memory; the file is created in `folder` when it is needed.
     pub fn new(memory_bytes: usize, folder: &Path) -> Self {
         Self { folder: folder.to_owned(), memory_left_bytes: memory_bytes, sealed: None }
     }
 
-    /// Keeps a block. Blocks on the disk. On an error the spool is as it was.
+    /// Keeps a block. Blocks on the disk. After an error the spool is as it was.
     pub fn append(&mut self, block: &[u8]) -> Result<Block, Error> {
         if let Some(left) = self.memory_left_bytes.checked_sub(block.len()) {
             self.memory_left_bytes = left;
-            return Ok(Block(Place::Memory(Bytes::copy_from_slice(block))));
+            return Ok(Block(BlockLocation::Memory(Bytes::copy_from_slice(block))));
         }
         let sealed = match self.sealed.take() {
             Some(sealed) => sealed,
@@ -55,25 +55,25 @@ impl Spool {
     /// The block as it was appended. Blocks on the disk; several may read at the same time.
     pub fn read(&self, block: &Block) -> Result<Bytes, Error> {
         match (&block.0, &self.sealed) {
-            (Place::Memory(block), _) => Ok(block.clone()),
-            (Place::Sealed { number, offset, bytes }, Some(sealed)) => sealed.read(*number, *offset, *bytes),
-            (Place::Sealed { .. }, None) => Err(Error::spool(CHANGED)),
+            (BlockLocation::Memory(block), _) => Ok(block.clone()),
+            (BlockLocation::Sealed { number, offset, bytes }, Some(sealed)) => sealed.read(*number, *offset, *bytes),
+            (BlockLocation::Sealed { .. }, None) => Err(Error::spool(CHANGED)),
         }
     }
 }
 
-/// Blocks one after the other, each with its tag behind it.
+/// Encrypted blocks one after the other, each followed by its tag.
 struct SealedFile {
     file: File,
-    /// Its memory is overwritten when it is dropped: AWS-LC cleanses whatever it frees, and the key lies there alone.
+    /// AWS-LC overwrites all memory that it frees, and the key is in no other memory.
     key: LessSafeKey,
     end: u64,
-    /// Blocks sealed so far, and the nonce of the next one.
+    /// How many blocks were encrypted. This is also the nonce of the next one.
     blocks: u64,
 }
 
-/// The file has no name and its key was never written: only a failing disk or somebody with our own rights gets here.
-const CHANGED: &str = "a block is not what was written there; check the disk under the temporary folder";
+/// The file has no name and its key is written nowhere, so only a failing disk or a process of the same user can cause this.
+const CHANGED: &str = "a block is not as it was written; check the disk under the temporary folder";
 
 impl SealedFile {
     fn new(folder: &Path) -> Result<Self, Error> {
@@ -86,7 +86,7 @@ impl SealedFile {
 
     fn append(&mut self, block: &[u8]) -> Result<Block, Error> {
         let number = self.blocks;
-        // Even where the disk then refuses the block: no nonce serves twice under one key.
+        // Counted before the write, which may fail: a nonce must never be used twice with one key.
         self.blocks += 1;
         let mut sealed = Vec::with_capacity(block.len() + MAX_TAG_LEN);
         sealed.extend_from_slice(block);
@@ -94,7 +94,7 @@ impl SealedFile {
         self.file.write_all_at(&sealed, self.end).map_err(Error::spool)?;
         let offset = self.end;
         self.end += sealed.len() as u64;
-        Ok(Block(Place::Sealed { number, offset, bytes: sealed.len() }))
+        Ok(Block(BlockLocation::Sealed { number, offset, bytes: sealed.len() }))
     }
 
     fn read(&self, number: u64, offset: u64, bytes: usize) -> Result<Bytes, Error> {
