@@ -14,11 +14,11 @@ mod error;
 mod parallel;
 mod properties;
 
-/// The folder of all tables, and a table at one version.
-mod root;
-
 /// One Parquet file, and what belongs to it.
 mod data_file;
+
+/// The folder of all tables, and a table at one version.
+mod root;
 
 /// What one run received for one table.
 mod change_set;
