@@ -15,7 +15,7 @@ use crate::{
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("tables").args(["config", "delta_path"]).required(true)))]
 pub struct Arguments {
-    /// One statement; names with capital letters need double quotes: 'SELECT count("birthDate") FROM "Patient"'
+    /// One statement; a table has the name of its resource type: 'SELECT count(birthDate) FROM Patient'
     sql: String,
     /// Configuration file, for its `tables.root` and the settings of its object store
     // No `env` here: a variable that is set for the daemon would contradict --delta-path.
@@ -55,8 +55,7 @@ mod tests {
 
     #[test]
     fn only_the_tables_that_a_statement_names_are_opened() {
-        let sql =
-            "SELECT p.id FROM \"Patient\" p JOIN \"Observation\" o ON o.subject = p.id WHERE o.note = 'Encounters'";
+        let sql = "SELECT p.id FROM Patient p JOIN Observation o ON o.subject = p.id WHERE o.note = 'Encounters'";
         assert_eq!(named_types(sql), [ResourceType::OBSERVATION, ResourceType::PATIENT]);
     }
 }

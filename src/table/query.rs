@@ -2,18 +2,24 @@
 
 use deltalake::{
     arrow::util::pretty::pretty_format_batches,
-    datafusion::{common::TableReference, error::DataFusionError, prelude::SessionContext},
+    datafusion::{
+        common::TableReference,
+        error::DataFusionError,
+        prelude::{SessionConfig, SessionContext},
+    },
 };
 
 use super::{Error, Root};
 use crate::fhir::ResourceType;
 
 impl Root {
-    /// Runs `sql` over the tables of `resource_types`, each under its type's (quoted) name, and draws the answer as text.
+    /// Runs `sql` over the tables of `resource_types`, each under its type's name, and draws the answer as text.
     pub async fn query(&self, resource_types: &[ResourceType], sql: &str) -> Result<String, Error> {
         let place = self.url.to_string();
         let failed = |error: DataFusionError| Error::delta(&place, error);
-        let context = SessionContext::new();
+        // Names are taken as they are written: most of those of FHIR have capital letters, and SQL ignores case.
+        let settings = SessionConfig::new().set_bool("datafusion.sql_parser.enable_ident_normalization", false);
+        let context = SessionContext::new_with_config(settings);
         for resource_type in resource_types {
             let Some(table) = self.open(*resource_type).await? else { continue };
             let provider = table.delta.table_provider().await.map_err(|error| table.failed(error))?;
