@@ -40,7 +40,8 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", default_value = "/var/lib/fhir-sync/state.json")]
     state_file: PathBuf,
     /// Resource types
-    #[arg(long, value_name = "TYPE", num_args = 1.., default_values = ["Patient", "Condition", "Observation", "Encounter"])]
+    #[arg(long, value_name = "TYPE", num_args = 1..,
+          default_values = ["Patient", "Condition", "Observation", "Encounter"])]
     pub resource_types: Vec<String>,
     /// Sync only the patients of this Group
     #[arg(long, value_name = "ID")]

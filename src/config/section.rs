@@ -1,7 +1,7 @@
 //! A section: one table of the configuration, read key by key.
 //!
-//! Every value is read as text by the function that knows its type. Mistakes are collected with their key, and a key that
-//! was not read is a mistake too, so that the operator sees all of them at once.
+//! Every value is read as text by the function that knows its type. Mistakes are collected with their key, so that the
+//! operator sees all of them at once; a key that was not read is a mistake too.
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -52,8 +52,8 @@ impl Section {
         self.read(key, &text, read)
     }
 
-    /// A list, empty where it is absent; `None` after a mistake. A single value is a list of one; a text may hold several,
-    /// separated by commas, as the environment needs it.
+    /// A list, empty where it is absent; `None` after a mistake. A single value is a list of one, and a text may hold
+    /// several, separated by commas: the environment has no other lists.
     pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
         self.asked(key, None);
         let texts = match self.table.remove(key).map(|value| value.kind) {
