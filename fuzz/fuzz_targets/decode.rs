@@ -24,7 +24,7 @@ static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
     let decoder = |shape: Arc<Shape>| Decoder {
         shape,
         source: "source".into(),
-        at_micros: 0,
+        run_started_micros: 0,
         transaction_time: None,
         job: "job".into(),
     };

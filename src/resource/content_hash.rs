@@ -1,13 +1,13 @@
 //! The content hash: what of a line counts as its content.
 //!
-//! Equal hashes stand for equal content: neither the order of members, nor white space, nor the way a character is escaped
-//! matters. The text of numbers does: 1.50 is another measurement than 1.5.
+//! Equal hashes mean equal content. The order of members, white space, and the way a character is escaped do not count.
+//! The text of numbers does: 1.50 is another measurement than 1.5.
 
 use std::{cmp::Ordering, fmt::Write};
 
 use super::json::{At, Document, TokenKind};
 
-/// Hashes documents; its memory serves for the next one.
+/// Hashes documents; the next document uses its memory again.
 #[derive(Default)]
 pub struct ContentHash {
     canonical: String,
@@ -16,7 +16,7 @@ pub struct ContentHash {
 
 #[derive(Clone, Copy)]
 struct Member {
-    /// The first eight bytes of the name as a number: mostly enough to tell which of two comes first.
+    /// The first eight bytes of the name as a number: mostly enough to order two names.
     beginning: u64,
     name: At,
     value: At,
@@ -54,7 +54,7 @@ impl ContentHash {
         for (name, value) in document.members(at) {
             self.members.push(Member { beginning: beginning(document.text(name)), name, value });
         }
-        // Stable, so that the order of two members of the same name counts: it decides which one is read.
+        // Stable, so that the order of two members with the same name counts: the decoder reads the first.
         self.members[first..].sort_by(|a, b| order(document, a, b));
         self.canonical.push('{');
         for index in first..self.members.len() {
@@ -96,12 +96,12 @@ fn beginning(text: &str) -> u64 {
     let bytes = text.as_bytes();
     match bytes.first_chunk::<8>() {
         Some(bytes) => u64::from_be_bytes(*bytes),
-        // No name has a byte 0 in it, unless escaped.
+        // Only an escaped name can have a byte 0.
         None => bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)) << (64 - 8 * bytes.len().max(1)),
     }
 }
 
-/// By name; escaped ones by what they stand for.
+/// By name; escaped names by their unescaped text.
 fn order(document: Document<'_>, a: &Member, b: &Member) -> Ordering {
     let text = || document.text(a.name).cmp(document.text(b.name));
     match (document.kind(a.name), document.kind(b.name)) {
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn order_white_space_and_escapes_are_no_content() {
+    fn order_white_space_and_escapes_do_not_change_the_hash() {
         let plain = hash(r#"{"a":[1,{"x":"é/\"\n","y":true}],"b":null}"#);
         assert_eq!(plain, hash(r#" { "b" : null , "\u0061" : [ 1 , { "y":true, "x":"\u00e9\/\u0022\u000A"} ] } "#));
     }
 
     #[test]
-    fn everything_else_is_content() {
+    fn every_other_difference_changes_the_hash() {
         let plain = hash(r#"{"a":[1.50,"x"],"b":{}}"#);
         for other in [
             r#"{"a":[1.5,"x"],"b":{}}"#,
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_sorted_by_their_whole_names() {
+    fn members_are_sorted_by_their_complete_names() {
         let sorted =
             r#"{"":0,"a":1,"ab":2,"abcdefg":3,"abcdefgh":4,"abcdefgha":5,"abcdefghb":6,"b":7,"\u00e9":8,"é2":9}"#;
         let mixed =

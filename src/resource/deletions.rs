@@ -1,14 +1,15 @@
 //! Deletions: the lines of a `deleted` file.
 //!
-//! Each line is a Bundle of type `transaction`; its entries say `DELETE Type/id`. Nothing else signals a deletion (rule
-//! 94), and nothing else is taken for one: a conditional delete (`Type?search`) would remove rows that nobody named.
+//! Each line is a Bundle of type `transaction`, whose entries are `DELETE Type/id`. Nothing else reports a deletion
+//! (rule 94), and nothing else counts as one: a conditional delete (`Type?search`) could remove rows that the server
+//! did not name.
 
 use serde::Deserialize;
 
 use super::{Line, Reason};
 use crate::fhir::{Deletion, parse_instant};
 
-/// The deletions of one line, in the order of its entries; `Err` if anything in it is no plain deletion.
+/// The deletions of one line, in the order of its entries; `Err` if anything in it is not the deletion of one resource.
 pub fn deletions(line: &Line) -> Result<Vec<Deletion>, Reason> {
     let text = std::str::from_utf8(&line.bytes).map_err(|error| Reason::NotUtf8 { at_byte: error.valid_up_to() })?;
     let bundle: Bundle = serde_json::from_str(text).map_err(|error| Reason::NotJson { at_byte: error.column() })?;
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plain_deletion_deletes_nothing() {
+    fn an_entry_that_is_not_the_deletion_of_one_resource_deletes_nothing() {
         for (method, url) in
             [("DELETE", "Patient?name=x"), ("PUT", "Patient/p1"), ("DELETE", "p1"), ("DELETE", "Patient/")]
         {

@@ -1,11 +1,11 @@
 //! Lines: NDJSON cut at its newlines, however the bytes arrive.
 //!
-//! Any chunking of the same bytes gives the same lines. Blank lines, `\r\n`, a byte-order mark at the start and a missing
-//! last newline are all legal (rule 86, Q-47). A line is held in memory whole, so its length has a limit.
+//! Any chunking of the same bytes gives the same lines. Blank lines, `\r\n`, a byte-order mark at the start, and a
+//! missing newline at the end are all legal (rule 86, Q-47). A line is held in memory whole, so its length has a limit.
 
 use std::ops::Range;
 
-/// One line, without its newline, and where it stood.
+/// One line without its newline, and its number in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Line {
     /// The first line of a file is 1; blank lines count.
@@ -13,7 +13,7 @@ pub struct Line {
     pub bytes: Vec<u8>,
 }
 
-/// A line is longer than `limit_bytes`; nothing of the file after it can be trusted to be a line.
+/// A line is longer than `limit_bytes`. Nothing after it is read: where the next line begins is not known.
 #[derive(thiserror::Error, Debug, PartialEq, Eq)]
 #[error("line {number} is longer than {limit_bytes} bytes; raise `sync.max_line_size` if such resources are real")]
 pub struct LineTooLong {
@@ -42,7 +42,7 @@ impl Lines {
         self.take(chunk)
     }
 
-    /// The last line, where the file ends without a newline.
+    /// The last line, if the file ends without a newline.
     pub fn finish(mut self) -> Option<Line> {
         let mut last = Vec::new();
         self.end_line(&mut last);
@@ -68,17 +68,16 @@ impl Lines {
     }
 }
 
-/// Where the next newline is. By blocks, so that most bytes are looked at sixteen at a time.
+/// The index of the next newline. It is searched for in blocks, which the compiler compares many bytes at a time.
 fn newline(bytes: &[u8]) -> Option<usize> {
     const BLOCK: usize = 32;
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
     let has_newline = |block: &[u8; BLOCK]| block.iter().fold(0, |found, byte| found | u8::from(*byte == b'\n')) != 0;
     let before = blocks.iter().position(has_newline).unwrap_or(blocks.len()) * BLOCK;
-    bytes[before..].iter().position(|byte| *byte == b'\n').map(|place| before + place)
+    bytes[before..].iter().position(|byte| *byte == b'\n').map(|index| before + index)
 }
 
-/// What of a raw line is the line: without the byte-order mark and the `\r` of `\r\n`; `None` where nothing but blanks
-/// is left.
+/// A raw line without the byte-order mark and the `\r` of `\r\n`; `None` if only white space is left.
 fn content(bytes: &[u8], first: bool) -> Option<Range<usize>> {
     let start = if first && bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
     let end = if bytes.ends_with(b"\r") { bytes.len() - 1 } else { bytes.len() };
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_over_the_limit_is_an_error_that_says_where() {
+    fn a_line_over_the_limit_is_an_error_with_its_number() {
         assert_eq!(split(&[b"{}\n", b"12345", b"6"], 5), Err(LineTooLong { number: 2, limit_bytes: 5 }));
     }
 

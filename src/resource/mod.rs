@@ -1,7 +1,7 @@
 //! FHIR resources as Arrow: bytes become lines, lines become rows.
 //!
-//! Knows lines and columns, not tables and not servers. A line that cannot become a row is handed back with its reason;
-//! it is never skipped.
+//! This room knows lines and columns; it knows no tables and no servers. A line that cannot become a row is given back
+//! with the reason, never skipped.
 
 mod content_hash;
 mod decode;

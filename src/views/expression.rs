@@ -1,6 +1,7 @@
-//! The value of a view's column: a way from a table's columns to something plain, and how each dialect writes it.
+//! The value of a view's column: a path from a table's columns to a value without nesting, and how each dialect writes
+//! it.
 //!
-//! Where the way ends before the value, the value is NULL; no data make a statement fail.
+//! If an element on the path is missing, the value is NULL; no data makes a statement fail.
 
 use super::Dialect;
 

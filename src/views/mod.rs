@@ -1,7 +1,7 @@
 //! Flat views over the typed tables, as SQL statements for an engine.
 //!
-//! A view is always as fresh as its table, and has one row per resource (or per item of one list) and plain columns only.
-//! What a statement names is in every table of that type, whatever the layout.
+//! A view is as recent as its table. It has one row per resource, or per item of one list, and only columns without
+//! nesting. Each column that a statement names exists in every table of that type, in either layout.
 
 mod catalogue;
 mod expression;
@@ -41,10 +41,10 @@ fn statement(dialect: Dialect, root: &str, view: &View) -> String {
 }
 
 fn table(dialect: Dialect, root: &str, resource_type: &str) -> String {
-    let place = format!("{}/{resource_type}.parquet", root.trim_end_matches('/'));
+    let path = format!("{}/{resource_type}.parquet", root.trim_end_matches('/'));
     match dialect {
-        Dialect::Duckdb => format!("delta_scan('{}')", place.replace('\'', "''")),
-        Dialect::Spark => format!("delta.`{}`", place.replace('`', "``")),
+        Dialect::Duckdb => format!("delta_scan('{}')", path.replace('\'', "''")),
+        Dialect::Spark => format!("delta.`{}`", path.replace('`', "``")),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 const DIALECTS: [Dialect; 2] = [Dialect::Duckdb, Dialect::Spark];
 
 #[test]
-fn every_column_that_a_view_names_is_in_the_schema_and_ends_in_something_plain() {
+fn every_column_that_a_view_names_is_in_the_schema_and_has_no_nesting() {
     for layout in [Layout::Pathling, Layout::Wide] {
         for view in catalogue::all() {
             let resource_type = ResourceType::from_str(view.resource_type).unwrap();
@@ -29,7 +29,7 @@ fn every_column_that_a_view_names_is_in_the_schema_and_ends_in_something_plain()
 }
 
 #[test]
-fn a_name_that_the_schema_has_not_is_noticed() {
+fn a_name_that_is_not_in_the_schema_is_an_error() {
     let patient = ResourceType::from_str("Patient").unwrap();
     let schema = Shape::of(patient, Options { layout: Layout::Pathling, raw_json: true }).schema();
     let wrong = [
@@ -133,6 +133,6 @@ fn member(of: &DataType, name: &str) -> Result<DataType, String> {
 fn item(of: &DataType) -> Result<DataType, String> {
     match of {
         DataType::List(item) => Ok(item.data_type().clone()),
-        other => Err(format!("{other} is no list")),
+        other => Err(format!("{other} is not a list")),
     }
 }

@@ -106,8 +106,8 @@ impl<'shape> ComplexColumn<'shape> {
         self.len += 1;
     }
 
-    /// Appends a member of the open structure to whatever column it belongs to; gives back the index of its element, if that
-    /// has received a value.
+    /// Appends a member of the open structure to whatever column it belongs to; gives back the index of its element, if
+    /// that has received a value.
     pub fn member(
         &mut self,
         walk: &mut Walk<'_>,
@@ -285,8 +285,8 @@ impl MemberOrder {
         self.last = 0;
     }
 
-    /// The element that followed the last time, if it has this name. Members without a column (`extension`, or what FHIR does
-    /// not know) are never found, because no element has their name.
+    /// The element that followed the last time, if it has this name. Members without a column (`extension`, or what
+    /// FHIR does not know) are never found, because no element has their name.
     #[inline]
     fn guess(&mut self, elements: &[Element], name: &str) -> Option<usize> {
         let guess = self.next.get(self.last).map(|next| usize::from(*next))?;

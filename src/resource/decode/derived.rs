@@ -14,7 +14,7 @@ use crate::resource::{
 /// The derived columns of a batch. A row without the element has nulls in them.
 pub struct DerivedColumns {
     columns: Vec<ColumnPair>,
-    /// By the place of an element: which columns are made from it, and how.
+    /// By the index of an element: which columns are derived from it, and how.
     from: Vec<Vec<(usize, Derivation)>>,
 }
 
@@ -32,7 +32,7 @@ enum Derivation {
 impl DerivedColumns {
     pub fn new(derived: &[Derived], elements: &[Element]) -> Self {
         let mut from: Vec<Vec<_>> = vec![Vec::new(); elements.len()];
-        let place = |member: &str| elements.iter().position(|element| element.name == member && !element.repeated);
+        let index_of = |member: &str| elements.iter().position(|element| element.name == member && !element.repeated);
         let mut columns = Vec::with_capacity(derived.len());
         for (index, derived) in derived.iter().enumerate() {
             let made: Vec<_> = match derived {
@@ -48,7 +48,7 @@ impl DerivedColumns {
                 }
             };
             for (member, how) in made {
-                if let Some(uses) = place(member).and_then(|place| from.get_mut(place)) {
+                if let Some(uses) = index_of(member).and_then(|element| from.get_mut(element)) {
                     uses.push((index, how));
                 }
             }
@@ -56,7 +56,7 @@ impl DerivedColumns {
         Self { columns, from }
     }
 
-    /// The value of an element of `row`.
+    /// Appends what is derived from the value of an element of this row.
     pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) {
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
@@ -83,7 +83,7 @@ impl DerivedColumns {
         }
     }
 
-    /// In the order of the schema; none for those that no row has.
+    /// In the order of the schema; `None` for columns that no row has.
     pub fn finish(self, rows: usize) -> Vec<Option<ArrayRef>> {
         let finish = |columns| -> [Option<ArrayRef>; 2] {
             match columns {

@@ -1,7 +1,7 @@
 //! The `_extension` column: for each row a map from the `_fid` of a structure to the extensions of that structure.
 //!
-//! An extension is a structure itself: extensions inside it are under its own `_fid`. A row without extensions has an empty
-//! map.
+//! An extension is a structure itself: extensions inside it are under its own `_fid`. A row without extensions has an
+//! empty map.
 
 use std::sync::Arc;
 
@@ -36,8 +36,8 @@ impl<'shape> ExtensionColumn<'shape> {
         Self { rows: Offsets::default(), fids: Vec::new(), lists: Offsets::default(), items }
     }
 
-    /// Writes the extensions of all carriers of the walk, those inside of extensions included. Such a one waits until the list
-    /// that is being written has ended, and comes before any other carrier.
+    /// Writes the extensions of all carriers of the walk, those inside of extensions included. Such a one waits until
+    /// the list that is being written has ended, and comes before any other carrier.
     pub fn write(&mut self, walk: &mut Walk<'_>) {
         while let Some(carrier) = walk.carriers.pop_front() {
             self.append(walk, carrier);

@@ -1,4 +1,4 @@
-//! The head of a resource: what decides where its row goes.
+//! The head of a resource: type, id and meta, which decide about its row.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,8 @@ pub struct Head<'line> {
 }
 
 impl<'line> Head<'line> {
-    /// Reads the members of the root alone. Who says twice what a resource is says nothing.
+    /// Reads only the members of the root. A second `resourceType`, `id` or `meta` is an error: which one counts is
+    /// unclear.
     pub fn read(document: Document<'line>, expected: ResourceType) -> Result<Self, Reason> {
         if document.kind(Document::ROOT) != TokenKind::Object {
             return Err(Reason::NotJson { at_byte: document.at_byte(Document::ROOT) });

@@ -1,6 +1,6 @@
-//! Issues: what of a line its typed columns do not carry, and where in the resource that is.
+//! Issues: what the typed columns do not hold of a line, and at which path of the resource.
 //!
-//! An issue names a place, never a value. One line has a limited number of them; what is beyond is counted.
+//! An issue names a path, never a value. A line has a limited number of issues; those beyond the limit are counted.
 
 use std::{borrow::Cow, fmt::Write};
 
@@ -9,9 +9,9 @@ use std::{borrow::Cow, fmt::Write};
 pub enum IssueCode {
     /// FHIR does not know the element.
     Unmapped,
-    /// No value of its type, a second one where one may be, or a list where none may be.
+    /// Not a value of its type, a second value where one is allowed, or a list where none is allowed.
     Invalid,
-    /// The column has fewer digits behind the point.
+    /// The column has fewer digits after the point.
     DecimalRounded,
     /// The nesting limit leaves no column for it.
     TooDeep,
@@ -64,7 +64,7 @@ impl ElementPath {
         self.steps.pop();
     }
 
-    /// As text; `member` is one more step, of a name that came with the line.
+    /// The path as text; `member` is one more step, with a name from the line.
     pub fn text(&self, member: Option<&str>) -> String {
         let mut text = String::with_capacity(64);
         for step in &self.steps {
@@ -102,15 +102,15 @@ impl Issues {
         self.add_at(code, || path.text(member));
     }
 
-    pub fn add_at(&mut self, code: IssueCode, place: impl FnOnce() -> String) {
+    pub fn add_at(&mut self, code: IssueCode, path: impl FnOnce() -> String) {
         if self.texts.len() < Self::MAX_ISSUES {
-            self.texts.push(format!("{}: {}", code.as_str(), place()));
+            self.texts.push(format!("{}: {}", code.as_str(), path()));
         } else {
             self.beyond += 1;
         }
     }
 
-    /// Takes them out, in the order in which they were met. Beyond the limit the last one is `more: <how many>`.
+    /// Takes all issues, in the order of the line. If some were beyond the limit, the last one is `more: <count>`.
     pub fn take(&mut self) -> Vec<String> {
         let beyond = std::mem::take(&mut self.beyond);
         let mut texts = std::mem::take(&mut self.texts);
@@ -119,7 +119,7 @@ impl Issues {
     }
 }
 
-/// A name that somebody else chose may be of any length.
+/// A name from the line may have any length.
 fn shortened(member: &str) -> Cow<'_, str> {
     const MAX_CHARACTERS: usize = 100;
     match member.char_indices().nth(MAX_CHARACTERS) {
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_issue_names_its_place() {
+    fn an_issue_names_its_path() {
         let mut path = ElementPath::of("Patient");
         path.enter("name");
         path.enter_item(2);

@@ -1,4 +1,4 @@
-//! A leaf column: the values of one primitive element, one for each time its place was there.
+//! A leaf column: the values of one primitive element, one for each structure or list item that has the element.
 
 use std::{mem, sync::Arc};
 
@@ -129,8 +129,8 @@ impl Leaf {
     }
 }
 
-/// As FHIR writes it, or as leniently as it is still unambiguous. Digits beyond the microsecond are cut off, like
-/// the offset: both stay in the line only.
+/// Reads an instant as FHIR writes it, or as leniently as is unambiguous. Digits beyond the microsecond and the
+/// offset are not kept: they are only in the line.
 pub fn instant_micros(text: &str) -> Option<i64> {
     date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
 }
@@ -147,7 +147,7 @@ fn number<'line>(walk: &Walk<'line>, at: At) -> Option<&'line str> {
     (walk.document.kind(at) == TokenKind::Number).then(|| walk.document.text(at))
 }
 
-/// At the scale of the column, and the scale of the text as far as the column has it.
+/// The value at the scale of the column, and the scale of the text, which is at most that of the column.
 fn decimal(walk: &mut Walk<'_>, at: At) -> Option<(i128, i32)> {
     let Digits { precision, scale } = walk.batch.digits;
     let decimal = Decimal::parse(number(walk, at)?)?;

@@ -1,7 +1,8 @@
 //! A decoder turns the lines of one file into rows of one resource type.
 //!
-//! Every line ends as exactly one row or exactly one [`BadLine`]. The line itself goes into `resource_json` byte for byte;
-//! what its typed columns do not carry is listed in `_sync_issues`. A bad value costs the value, never the row.
+//! Every line ends as exactly one row or exactly one [`BadLine`]. The line itself goes into `resource_json` byte for
+//! byte; what its typed columns do not hold is listed in `_sync_issues`. An invalid value is null in its column; the
+//! row stays.
 
 mod column;
 mod complex;
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::fhir::{ResourceType, RowKey, TransactionTime, Version};
 
-/// Decodes for one resource type of one run; what all its rows have in common.
+/// Decodes lines of one resource type in one run. Its fields are what all those rows have in common.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pub shape: Arc<Shape>,
@@ -56,7 +57,7 @@ pub struct BadLine {
     pub reason: Reason,
 }
 
-/// Why a line cannot be a row. Speaks of places, never of content: the text goes into logs.
+/// Why a line cannot be a row. It names positions, never content, because it is written to logs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Reason {
     NotUtf8 {
@@ -65,7 +66,7 @@ pub enum Reason {
     NotJson {
         at_byte: usize,
     },
-    /// Objects and arrays inside each other beyond any resource.
+    /// More objects and arrays inside each other than any resource has.
     TooDeepJson {
         at_byte: usize,
     },
@@ -74,7 +75,7 @@ pub enum Reason {
     OtherType {
         found: Option<ResourceType>,
     },
-    /// An entry of a `deleted` bundle that is no plain deletion.
+    /// An entry of a `deleted` bundle that is not the deletion of one resource.
     NoDeletion {
         entry: usize,
     },
@@ -104,14 +105,14 @@ impl fmt::Display for Reason {
             Self::NoResourceType => write!(out, "no resourceType"),
             Self::NoId => write!(out, "no id"),
             Self::OtherType { found: Some(found) } => write!(out, "a {found} in a file of another type"),
-            Self::NoDeletion { entry } => write!(out, "entry {entry} is no deletion of one resource"),
+            Self::NoDeletion { entry } => write!(out, "entry {entry} is not the deletion of one resource"),
             Self::OtherType { found: None } => write!(out, "an unknown resource type in a file of another type"),
         }
     }
 }
 
 impl Decoder {
-    /// Lines to rows. `Err` only where the rows exceed what Arrow can hold in one batch (2 GiB of text).
+    /// Decodes lines to rows. `Err` only if the rows exceed what Arrow can hold in one batch (2 GiB of text).
     pub fn decode(&self, lines: Vec<Line>) -> Result<Decoded, ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         self.check_size(lines.len(), lines_bytes)?;

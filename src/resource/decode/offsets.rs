@@ -1,8 +1,8 @@
-//! Offsets: where the lists of a column end.
+//! Offsets: where each list of a column ends.
 
 use arrow::buffer::{OffsetBuffer, ScalarBuffer};
 
-/// Always begins with 0 and never falls.
+/// The first is 0, and none is less than the one before.
 pub struct Offsets {
     ends: Vec<i32>,
 }
@@ -24,7 +24,7 @@ impl Offsets {
         self.ends.push(i32::try_from(item).unwrap_or(i32::MAX).max(last));
     }
 
-    /// Empty lists.
+    /// Ends this many empty lists.
     pub fn end_empty(&mut self, count: usize) {
         let last = self.ends.last().copied().unwrap_or_default();
         self.ends.resize(self.ends.len() + count, last);

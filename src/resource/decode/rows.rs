@@ -1,6 +1,7 @@
 //! Rows: the columns of one batch, while they grow.
 //!
-//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's schema.
+//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's
+//! schema.
 
 use std::{collections::HashSet, fmt::Write as _, sync::Arc};
 
@@ -41,7 +42,7 @@ pub struct Rows<'shape> {
 }
 
 impl<'shape> Rows<'shape> {
-    /// For lines of so many bytes and such a number.
+    /// `lines` and `lines_bytes` are their number and total size, for the memory to reserve.
     pub fn new(decoder: &'shape Decoder, lines: usize, lines_bytes: usize) -> Self {
         let shape = &decoder.shape;
         Self {
@@ -64,7 +65,7 @@ impl<'shape> Rows<'shape> {
         }
     }
 
-    /// One more row.
+    /// Appends one row.
     pub fn append(&mut self, document: Document<'_>, line: &str, head: &Head<'_>, hash: u64) -> Result<(), ArrowError> {
         let resource_type = self.decoder.shape.resource_type.as_str();
         self.ids.append_value(&head.id);
@@ -181,7 +182,7 @@ fn resources<'line>(walk: &mut Walk<'line>, at: At) -> Option<Vec<Option<&'line 
     texts
 }
 
-/// The primitive extensions of the row: the first of those that came twice, as a map's keys must be distinct.
+/// The primitive extensions of the row. Of two with the same path only the first: the keys of a map must be distinct.
 fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
     let mut seen = HashSet::new();
     let (first, again): (Vec<_>, Vec<_>) =

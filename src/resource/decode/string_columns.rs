@@ -1,7 +1,7 @@
 //! String columns of a row's bookkeeping: lists of strings, and maps from string to string. Null where a row has none.
 //!
-//! They hold paths, which are longer than what they point to. So their size is checked: one array holds at most 2 GiB of
-//! text.
+//! They hold paths, which are longer than what they point to. So their size is checked: one array holds at most 2 GiB
+//! of text.
 
 use std::sync::Arc;
 

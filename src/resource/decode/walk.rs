@@ -24,8 +24,8 @@ pub struct Carrier {
     pub path: ElementPath,
 }
 
-/// Writes the extensions of the carriers that a walk has collected so far. A structure calls it as soon as it has added one,
-/// so that element numbers, issues and extensions are in the order of the line.
+/// Writes the extensions of the carriers that a walk has collected so far. A structure calls it as soon as it has added
+/// one, so that element numbers, issues and extensions are in the order of the line.
 pub type WriteExtensions<'a> = dyn FnMut(&mut Walk<'_>) + 'a;
 
 pub struct Walk<'line> {
@@ -51,8 +51,8 @@ impl<'line> Walk<'line> {
         }
     }
 
-    /// The element number of the next structure, Pathling's `_fid`: unique in its row, 0 for the resource itself, then in the
-    /// order of the line. The extensions of a structure are found by it in the `_extension` column.
+    /// The element number of the next structure, Pathling's `_fid`: unique in its row, 0 for the resource itself, then
+    /// in the order of the line. The extensions of a structure are found by it in the `_extension` column.
     pub fn next_fid(&mut self) -> i32 {
         let fid = self.next_fid;
         // A line has fewer structures than bytes, and fewer bytes than 2 GiB.

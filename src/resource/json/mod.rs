@@ -1,7 +1,8 @@
 //! A document: one line of JSON as a flat list of tokens. Why this is not a crate: (decision 11).
 //!
-//! Reading checks the whole line against RFC 8259 and limits its depth, without recursion and without copying. Afterwards each
-//! token knows where its value ends, so a value is skipped in one step. A string is unescaped only when it is asked for.
+//! Reading checks the whole line against RFC 8259 and limits its depth, without recursion and without copying.
+//! Afterwards each token knows where its value ends, so a value is skipped in one step. A string is unescaped only when
+//! it is asked for.
 
 use std::borrow::Cow;
 
@@ -347,11 +348,11 @@ impl Reader<'_> {
 
 /// How many bytes there are before the next quote, backslash or control character; all of them if there is none.
 ///
-/// Eight bytes at a time. `(b - 1) & !b` has its high bit only if the byte `b` is 0, and `(b - 0x20) & !b` only if `b` is less
-/// than 0x20; so `b ^ 0x22` finds quotes and `b ^ 0x5C` backslashes. In a whole word a byte that matches borrows from the
-/// bytes above it, which may then be marked as well although they do not match. No borrow comes from below the first match,
-/// so the lowest mark is right, and only that one is used. See "Determine if a word has a zero byte" and "… has a byte less
-/// than n" in <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>.
+/// Eight bytes at a time. `(b - 1) & !b` has its high bit only if the byte `b` is 0, and `(b - 0x20) & !b` only if `b`
+/// is less than 0x20; so `b ^ 0x22` finds quotes and `b ^ 0x5C` backslashes. In a whole word a byte that matches
+/// borrows from the bytes above it, which may then be marked as well although they do not match. No borrow comes from
+/// below the first match, so the lowest mark is right, and only that one is used. See "Determine if a word has a zero
+/// byte" and "… has a byte less than n" in <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>.
 #[inline]
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::from_le_bytes([1; 8]);

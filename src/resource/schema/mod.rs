@@ -1,8 +1,8 @@
 //! The columns of a resource type's table.
 //!
-//! Leading columns first: `delta.dataSkippingNumIndexedCols` counts from the left, and what stands there gets statistics
-//! in the log. So only ids, the types they are of, and instants may stand there. All columns are nullable, as every reader
-//! of Delta tables expects, and the names inside lists and maps are those that a Delta table gives back.
+//! The leading columns have statistics in the log, because `delta.dataSkippingNumIndexedCols` counts from the left. So
+//! only ids, resource types and instants may be there. All columns are nullable, as every reader of Delta tables
+//! expects, and the names inside lists and maps are those that a Delta table gives back.
 
 use std::sync::Arc;
 

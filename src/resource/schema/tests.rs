@@ -97,7 +97,7 @@ fn the_wide_layout_differs_in_decimals_and_extensions_only() {
 }
 
 #[test]
-fn the_leading_columns_are_the_key_the_bookkeeping_and_what_is_derived() {
+fn the_leading_columns_are_the_key_the_bookkeeping_and_the_derived_columns() {
     let shape = shape("Observation", Layout::Pathling);
     let schema = shape.schema();
     let leading: Vec<_> = schema.fields()[..shape.leading()].iter().map(|field| field.name().as_str()).collect();
@@ -213,7 +213,7 @@ fn spark_type(of: &DataType) -> String {
             let DataType::Struct(entry) = entry.data_type() else { panic!("an entry is a struct") };
             format!("map<{},{}>", spark_type(entry[0].data_type()), spark_type(entry[1].data_type()))
         }
-        other => panic!("{other} is no type of ours"),
+        other => panic!("{other} is not a type of our columns"),
     }
 }
 

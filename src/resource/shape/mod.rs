@@ -33,7 +33,7 @@ pub struct Shape {
     schema: SchemaRef,
 }
 
-/// How often a type may stand below itself.
+/// How often a type may be nested inside itself.
 const NESTING_LEVEL: usize = 3;
 
 /// Pathling cannot encode these.
@@ -74,12 +74,12 @@ const BEYOND_R4: [(&str, &[&str]); 10] = [
 ];
 
 impl Shape {
-    /// Without typed columns, whatever the type.
+    /// A shape without typed columns, for any type.
     pub fn untyped(resource_type: ResourceType, options: Options) -> Arc<Self> {
         Self::new(resource_type, options, Vec::new(), None, Vec::new())
     }
 
-    /// What a table with these columns says of itself.
+    /// The properties of a table with these columns.
     pub fn properties(&self) -> Vec<(&'static str, String)> {
         let mut properties = vec![("fhirsync.schemaVersion", SCHEMA_VERSION.to_owned())];
         if self.extension.is_some() {
@@ -92,8 +92,8 @@ impl Shape {
         properties
     }
 
-    /// Walks the definitions. `Bundle`, `Parameters`, `StructureDefinition`, `StructureMap` and whatever R4 does not
-    /// know have no typed columns.
+    /// The shape that follows from the definitions. `Bundle`, `Parameters`, `StructureDefinition`, `StructureMap` and
+    /// types that R4 does not have get no typed columns.
     pub fn of(resource_type: ResourceType, options: Options) -> Arc<Self> {
         let name = resource_type.as_str();
         let root = definitions::resource(name).filter(|_| !WITHOUT_TYPED_COLUMNS.contains(&name));
@@ -133,7 +133,7 @@ impl Layout {
         format!("nest{NESTING_LEVEL};ext;openTypes={}", self.open_types().join(","))
     }
 
-    /// Of which types the value of an extension may be.
+    /// The types that the value of an extension may have.
     fn open_types(self) -> Vec<&'static str> {
         match self {
             Self::Pathling => OPEN_TYPES.to_vec(),
@@ -142,10 +142,10 @@ impl Layout {
     }
 }
 
-/// The way down from a root through the definitions.
+/// The expansion of a structure into a tree of elements, down to the nesting limit.
 struct Expansion {
     layout: Layout,
-    /// The structures on the way, this one included.
+    /// The structures around the current one, and that one.
     above: Vec<Structure>,
 }
 
@@ -195,7 +195,7 @@ impl Expansion {
         }
     }
 
-    /// `None` where the type already stands above as often as it may.
+    /// `None` if the type is already above itself as often as the nesting limit allows.
     fn content(&mut self, of: Type) -> Option<ElementContent> {
         let structure = match of {
             Type::Primitive(primitive) => return Some(ElementContent::Primitive(primitive.into())),
@@ -207,7 +207,7 @@ impl Expansion {
     }
 }
 
-/// The elements in column order: what stands beyond R4 comes between the inherited and the own ones.
+/// The elements in column order: inherited elements, those beyond R4, then the structure's own.
 fn elements_of(structure: Structure) -> Vec<ElementDefinition> {
     let mut elements = structure.base().map(Structure::elements).unwrap_or_default();
     if let Some((_, beyond)) = BEYOND_R4.iter().find(|(name, _)| *name == structure.name()) {

@@ -46,7 +46,7 @@ fn a_choice_is_one_element_per_type_in_the_order_of_hapis_class_names() {
 }
 
 #[test]
-fn a_reference_has_no_reference_inside_and_says_so() {
+fn a_reference_inside_a_reference_has_no_column_and_is_listed() {
     let shape = shape("Observation", Layout::Pathling);
     let subject = complex(&shape.elements, &["subject"]);
     assert_eq!((subject.special, subject.without_column.len()), (Special::Reference, 0));
@@ -55,13 +55,13 @@ fn a_reference_has_no_reference_inside_and_says_so() {
 }
 
 #[test]
-fn a_type_stands_below_itself_three_times_and_then_says_that_it_was_cut() {
+fn a_type_is_nested_in_itself_three_times_and_then_listed_as_cut() {
     let shape = shape("QuestionnaireResponse", Layout::Pathling);
     let third = complex(&shape.elements, &["item", "item", "item"]);
     assert!(names(&third.elements).contains(&"item"));
     let fourth = complex(&shape.elements, &["item", "item", "item", "item"]);
     assert_eq!((fourth.type_name, &fourth.without_column[..]), ("QuestionnaireResponse.item", &["item"][..]));
-    // Counted on the whole way, whatever stands between.
+    // All levels count, also with other types between them.
     let fourth = complex(&shape.elements, &["item", "answer", "item", "answer", "item", "item"]);
     assert_eq!(fourth.without_column, ["item"]);
 }
@@ -87,7 +87,7 @@ fn a_quantity_is_special_whatever_it_is_called() {
 }
 
 #[test]
-fn the_primitives_that_make_more_than_one_column_are_told_apart() {
+fn primitives_with_more_than_one_column_have_kinds_of_their_own() {
     let shape = shape("Observation", Layout::Pathling);
     let meta = complex(&shape.elements, &["meta"]);
     assert_eq!(element(&meta.elements, "versionId").content, ElementContent::Primitive(Primitive::Id));

@@ -1,7 +1,7 @@
 //! Dates and times: how FHIR writes them, and which instants of UTC they stand for.
 //!
-//! A text is valid exactly where FHIR R4 says so, with one leniency: a time without an offset is taken for UTC. Bounds are
-//! inclusive and in microseconds since the epoch; `start` is never after `end`.
+//! A text is valid exactly where FHIR R4 says so, with one leniency: a time without an offset is read as UTC. Bounds
+//! are inclusive and in microseconds since the epoch; `start` is never after `end`.
 
 use chrono::{NaiveDate, TimeDelta};
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_date_time_has_no_bounds() {
+    fn what_is_not_a_date_time_has_no_bounds() {
         for text in [
             "",
             "70",

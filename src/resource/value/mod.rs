@@ -1,6 +1,6 @@
 //! Values: the text of one FHIR primitive, parsed.
 //!
-//! Every function here is pure and total: any text gives a value or `None`, never an error and never a panic. Nothing goes
+//! Every function here is pure and total: any text gives a value or `None`, never an error or a panic. No number passes
 //! through a float.
 
 pub mod date;

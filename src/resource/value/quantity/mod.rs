@@ -41,7 +41,8 @@ pub struct Units {
 
 type ByCode = HashMap<Box<str>, Option<Arc<Unit>>>;
 
-/// Those that any batch has met: what a code stands for never changes, and finding it out takes as long as some lines.
+/// The units that any batch has met. What a code means never changes, and resolving it takes as long as decoding some
+/// lines.
 static KNOWN: LazyLock<Mutex<ByCode>> = LazyLock::new(Mutex::default);
 
 /// `Quantity.system` of a UCUM code.
@@ -216,9 +217,10 @@ impl Factor {
         Some(Self { fraction, exponent: exponent.checked_add(over)?.checked_sub(under)?, small })
     }
 
-    /// What a factor of 28 digits stands for: itself, or the fraction that was rounded to it. The library gives `U`, 1 µmol
-    /// per minute, as 1.00369012666…67 × 10^16 per second. Three times that is 3.01107038 × 10^16 but for the rounding: a
-    /// short number. So a long factor is taken for a short number divided by a small one, if there is such a small one.
+    /// What a factor of 28 digits stands for: itself, or the fraction that was rounded to it. The library gives `U`, 1
+    /// µmol per minute, as 1.00369012666…67 × 10^16 per second. Three times that is 3.01107038 × 10^16 but for the
+    /// rounding: a short number. So a long factor is taken for a short number divided by a small one, if there is such
+    /// a small one.
     fn exact(number: Number) -> Option<Self> {
         const LONG: i128 = 10i128.pow(20);
         const SHORT: i128 = 10i128.pow(10);
@@ -310,7 +312,7 @@ fn canonical_value(quotient: u128, exponent: i32) -> Option<CanonicalValue> {
 /// Canonical values have 38 digits at most.
 const LIMIT: u128 = 10u128.pow(38);
 
-/// What nearly every measurement needs: eighteen digits at a time.
+/// Eighteen digits at a time, on machine words: enough for nearly every measurement.
 fn divide_small(product: u128, denominator: u128, mut exponent: i32) -> Option<(u128, i32)> {
     let mut quotient = product / denominator;
     let mut remainder = product % denominator;
