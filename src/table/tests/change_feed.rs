@@ -195,7 +195,10 @@ async fn the_setting_of_another_writer_for_the_feed_is_respected() {
     let mut lake = Lake::new();
     lake.upsert(&[vec![line("a", 1, "")]], 5).await;
     let decide = async |lake: &Lake, on: &str| {
-        let properties = HashMap::from([(ENABLE_CHANGE_DATA_FEED.to_owned(), on.to_owned())]);
+        let properties = std::collections::HashMap::from([(
+            crate::table::properties::ENABLE_CHANGE_DATA_FEED.to_owned(),
+            on.to_owned(),
+        )]);
         lake.table().await.delta.set_tbl_properties().with_properties(properties).await.unwrap();
     };
     decide(&lake, "true").await;

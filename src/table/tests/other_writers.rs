@@ -17,7 +17,7 @@ fn patients() -> Vec<Change> {
     ["a", "b", "c", "d", "e"].map(line).to_vec()
 }
 
-async fn delta(lake: &Lake) -> DeltaTable {
+async fn delta(lake: &Lake) -> deltalake::DeltaTable {
     lake.root.open(patient()).await.unwrap().unwrap().delta
 }
 
