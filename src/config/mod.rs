@@ -93,7 +93,7 @@ pub fn load(path: &Path) -> Result<Config, Mistakes> {
     read(table(path)?, KeyFile::MustExist).0
 }
 
-/// As [`load`], on a machine where the private key may be missing: a credential of systemd exists only while the service
+/// As [`load`], on a machine where the private key may be missing: a systemd credential exists only while the service
 /// runs. Also returns remarks: what is worth knowing and not a mistake.
 pub fn check(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
     let (config, mut findings) = read(table(path)?, KeyFile::MayBeElsewhere);

@@ -1,4 +1,4 @@
-//! `[server]`: where the FHIR server is, how to authorize, how long to wait. The defaults are those of the room `export`.
+//! `[server]`: where the FHIR server is, how to authorize, how long to wait. The defaults are those of `export`.
 
 use super::{Section, boolean, bytes, duration, duration_text, number, path, positive_duration, size_text, text, url};
 use crate::{
