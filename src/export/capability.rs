@@ -1,11 +1,11 @@
-//! What a server says of itself: its `CapabilityStatement`, as far as we need it.
+//! The `CapabilityStatement` of a server, as far as it is needed here.
 
 use reqwest::Method;
 use serde::Deserialize;
 
 use super::{Client, OnRedirect, RequestSpec, TokenUse, error, request::under};
 
-/// Larger than any that was seen; HAPI's has 2 MB.
+/// Larger than any known one; HAPI's has 2 MB.
 const MAX_BYTES: u64 = 32 << 20;
 
 #[derive(Deserialize)]
@@ -15,8 +15,8 @@ struct CapabilityStatement {
 }
 
 impl Client {
-    /// The FHIR version that the server speaks, such as `4.0.1`. `None` where it does not say, or does not answer: many
-    /// servers say little of themselves (rule 6), and the export tells soon enough whether they are there.
+    /// The FHIR version that the server speaks, such as `4.0.1`. `None` where the statement cannot be read or
+    /// does not say: many servers declare little (rule 6), and the kick-off shows whether the server can be reached.
     pub async fn fhir_version(&self) -> Option<String> {
         let url = under(&self.config.server, ["metadata"]);
         let context = format!("capabilities at {}", error::shown(&url));

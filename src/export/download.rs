@@ -1,7 +1,7 @@
 //! One file of an export, as a stream of its decoded bytes.
 //!
-//! What always holds: the reader gets each byte exactly once and in order, whatever happens on the way; `Ok` means that
-//! the end of the stream was seen, of the transfer and of gzip (rule 76). No more than a few chunks are in memory.
+//! What always holds: the reader receives each byte exactly once and in order, whatever the network does; `Ok` means that
+//! the transfer and the gzip stream were read to their ends (rule 76). No more than a few chunks are in memory.
 //! Bytes are handed on as they are, a BOM included.
 
 use std::{io, sync::Arc, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed};
@@ -29,23 +29,23 @@ use super::{
 /// A file that has been read to its end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Receipt {
-    /// As they came, in the reading that reached the end.
+    /// As transferred, in the reading that reached the end.
     pub wire_bytes: u64,
-    /// Decoded: what the reader got.
+    /// Decoded: what the reader received.
     pub bytes: u64,
-    /// Of the decoded bytes.
+    /// Of the decoded bytes: names what the reader received, however it was transferred.
     pub sha256: [u8; 32],
 }
 
 const FILE: &[(&str, &str)] = &[("accept-encoding", "gzip")];
-/// Progress allows new attempts, but not for ever: so many times `retry_attempts` in all.
+/// Progress allows new attempts, up to this many times `retry_attempts` in all.
 const ATTEMPTS_FACTOR: u32 = 4;
 const DECODED_CHUNK_BYTES: usize = 64 * 1024;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 impl Client {
-    /// Streams a file, decoded, into a bounded channel, which slows the server down to the reader's pace. After an
-    /// interruption the file is read from its beginning, and what the reader already has is compared, not sent again.
+    /// Streams a file, decoded, into a bounded channel, which slows the transfer down to the reader's pace. After an
+    /// interruption the file is read again from its beginning; what the reader already has is compared, not sent again.
     ///
     /// # Errors
     /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and [`Error::Denied`]: a fresh
@@ -59,7 +59,7 @@ impl Client {
         tokio::select! {
             biased;
             receipt = self.deliver(file, token, into) => receipt,
-            // Between two chunks too: nobody waits for a silent server on behalf of nobody.
+            // Between two chunks too: a silent server must not keep a download that has no reader.
             () = receiver.closed() => Err(Error::Abandoned { file: file.name.clone() }),
         }
     }
@@ -95,12 +95,12 @@ impl Client {
         }
     }
 
-    /// Reads the file once, from its first byte to its last; how many bytes came over the wire.
+    /// Reads the file once, from its first byte to its last. Gives the number of bytes that were transferred.
     async fn read_through(&self, file: &File, token: TokenUse, delivery: &mut Delivery<'_>) -> Result<u64, Failure> {
         let spec = RequestSpec {
             method: Method::GET,
             url: &file.url,
-            // HAPI sends the Binary resource in an envelope otherwise.
+            // With another Accept HAPI wraps the file in a Binary resource.
             accept: "application/fhir+ndjson",
             headers: FILE,
             token,
@@ -129,7 +129,7 @@ impl Client {
         Ok(counter.load(Relaxed))
     }
 
-    /// A denial is told with its status: the origin was judged before anything was sent (rule 93).
+    /// A denial is not the origin's fault here: that was checked before anything was sent (rule 93).
     async fn file_refusal(&self, file: &File, response: Response) -> Error {
         let (context, status) = (file.name.clone(), response.status());
         let issues = self.http.issues(response).await;
@@ -143,8 +143,8 @@ impl Client {
 /// What the headers say about the body.
 enum Encoding {
     Gzip,
-    /// Sniffed: object stores send `.ndjson.gz` without saying so.
-    Unsaid,
+    /// Told by the first bytes: object stores send `.ndjson.gz` without a header.
+    Unknown,
 }
 
 impl Encoding {
@@ -157,17 +157,17 @@ impl Encoding {
         }
         match header(CONTENT_ENCODING).to_ascii_lowercase() {
             gzip if gzip == "gzip" || gzip == "x-gzip" => Ok(Self::Gzip),
-            none if none.is_empty() || none == "identity" => Ok(Self::Unsaid),
-            other => Err(format!("its Content-Encoding is {}, only gzip was offered", code(other))),
+            none if none.is_empty() || none == "identity" => Ok(Self::Unknown),
+            other => Err(format!("its Content-Encoding is {}, only gzip was requested", code(other))),
         }
     }
 }
 
-/// The body as it comes, counted, with a limit to every silence.
+/// The body as it is transferred: counted, and with a limit to every silence.
 struct Wire {
     chunks: BoxStream<'static, Result<Bytes, io::Error>>,
     bytes: Arc<AtomicU64>,
-    /// The server said that there is nothing, and there is nothing.
+    /// `Content-Length: 0`.
     empty: bool,
 }
 
@@ -197,7 +197,7 @@ impl Wire {
         }
         let gzip = match encoding {
             Encoding::Gzip => !self.empty,
-            Encoding::Unsaid => head.starts_with(&GZIP_MAGIC),
+            Encoding::Unknown => head.starts_with(&GZIP_MAGIC),
         };
         let chunks = stream::once(async { Ok(Bytes::from(head)) }).chain(self.chunks);
         if !gzip {
@@ -209,7 +209,7 @@ impl Wire {
     }
 }
 
-/// The fault that an error of the byte stream stands for.
+/// The fault behind an error of the byte stream.
 fn fault(error: io::Error) -> Failure {
     match error.downcast::<Fault>() {
         Ok(fault) => Failure::Retry(fault),
@@ -217,7 +217,7 @@ fn fault(error: io::Error) -> Failure {
     }
 }
 
-/// A gzip stream that ends early may have been cut on the way; one that is wrong is wrong.
+/// A gzip stream that ends early may have been cut by the network; a damaged one is damaged at the next attempt too.
 fn failure(file: &File, error: io::Error) -> Failure {
     let is_ours = error.get_ref().and_then(|source| source.downcast_ref::<Fault>()).is_some();
     if is_ours || error.kind() == io::ErrorKind::UnexpectedEof {
@@ -230,7 +230,7 @@ fn not_ndjson(file: &File, reason: String) -> Failure {
     Failure::Fatal(Error::NotNdjson { file: file.name.clone(), reason })
 }
 
-/// What the reader has got so far.
+/// What the reader has received so far.
 struct Delivery<'a> {
     file: &'a File,
     into: Sender<Bytes>,
@@ -239,15 +239,15 @@ struct Delivery<'a> {
     hash: Context,
 }
 
-/// One reading of the file: first over what the reader already has, then on.
+/// One reading of the file: first what the reader already has, then the rest.
 struct Reading {
     first_bytes: FirstBytes,
-    /// How many of the bytes that the reader has were read again.
+    /// How many of the reader's bytes have been read again.
     again_bytes: u64,
     hash: Context,
 }
 
-/// How far the beginning is understood.
+/// How much is known of the beginning of a file.
 enum FirstBytes {
     /// This many bytes of a BOM were read.
     Bom(usize),
@@ -287,7 +287,7 @@ impl<'a> Delivery<'a> {
         self.into.send(chunk).await.map_err(|_| Error::Abandoned { file: self.file.name.clone() }.into())
     }
 
-    /// At the end of a reading: did it come as far as the one before?
+    /// At the end of a reading: it must not be shorter than the one before.
     fn end(&self, reading: &Reading) -> Result<(), Failure> {
         if reading.again_bytes == self.bytes { Ok(()) } else { Err(self.changed()) }
     }
@@ -305,7 +305,7 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// The hash so far; the context goes on.
+/// The hash so far; more bytes may follow.
 fn digest(hash: &Context) -> [u8; 32] {
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(hash.clone().finish().as_ref());
@@ -319,7 +319,7 @@ impl Reading {
 }
 
 impl FirstBytes {
-    /// The first byte that is not blank opens a JSON object; a BOM may come before (rule 86).
+    /// The first byte that is not blank begins a JSON object; a BOM may precede it (rule 86).
     fn read(&mut self, chunk: &[u8]) -> Result<(), &'static str> {
         for byte in chunk {
             *self = match (&*self, byte) {
@@ -328,7 +328,7 @@ impl FirstBytes {
                 (Self::Bom(1 | 2), _) => return Err("it does not begin with a JSON object"),
                 (_, b' ' | b'\t' | b'\r' | b'\n') => Self::Blank,
                 (_, b'{') => Self::Object,
-                (_, b'<') => return Err("the server sent XML or HTML; it may want another Accept or _outputFormat"),
+                (_, b'<') => return Err("the server sent XML or HTML; it may need another Accept or _outputFormat"),
                 _ => return Err("it does not begin with a JSON object"),
             };
         }

@@ -1,7 +1,7 @@
 //! The completion manifest: which files an export consists of.
 //!
-//! It is read in the shape of every version of the guide, 1.0 to the ballot of 4.0, and as leniently as servers need
-//! but an entry is never dropped: a file without a usable URL is no manifest.
+//! It is read in the form of every version of the guide, 1.0 to the ballot of 4.0, and as leniently as servers need
+//! . An entry is never dropped: with a file without a usable URL it is not a manifest.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -12,10 +12,10 @@ use url::Url;
 use super::{Issues, error::shown};
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
-/// All pages of a completed export.
+/// All pages of a complete export.
 #[derive(Clone, Debug)]
 pub struct Manifest {
-    /// The server's time of the query: the next watermark. `None` where a server sends none that can be read (rule 50);
+    /// The server's time of the query: the next watermark. `None` where none can be read (rule 50);
     /// the earliest where pages differ (rule 69).
     pub transaction_time: Option<TransactionTime>,
     pub output: Vec<File>,
@@ -33,7 +33,7 @@ pub struct File {
     /// What the manifest announces; each line says what it is (rule 79).
     pub resource_type: Option<ResourceType>,
     pub url: Url,
-    /// How many lines there should be (rule 56).
+    /// How many lines the file should have (rule 56).
     pub count: Option<u64>,
     pub requires_access_token: bool,
 }
@@ -65,11 +65,11 @@ enum Time {
     #[default]
     Absent,
     At(TransactionTime),
-    /// On one page at least: then none of them is trusted.
+    /// On at least one page: then none of them is trusted.
     Unreadable,
 }
 
-/// An entry with its URL made absolute, but not yet named: that takes all pages.
+/// An entry with its absolute URL. Its name needs the number of all entries, so it gets it when all pages are read.
 struct Entry {
     resource_type: Option<ResourceType>,
     url: Url,
@@ -78,10 +78,10 @@ struct Entry {
 }
 
 impl Pages {
-    /// Adds one page that came from `at`, and says where the next one is. On an error nothing was added.
+    /// Adds one page that was received from `at`, and gives the URL of the next one. On an error nothing was added.
     ///
     /// # Errors
-    /// Why this is no manifest, without quoting it.
+    /// Why this is not a manifest, without quoting it.
     pub fn add(&mut self, body: &[u8], at: &Url) -> Result<Option<Url>, String> {
         let page = Page::read(body)?;
         let requires_access_token = page.requires_access_token.as_ref().and_then(truth);
@@ -117,7 +117,7 @@ impl Pages {
         Ok(next)
     }
 
-    /// `token_by_default`: what holds where the server does not say.
+    /// `token_by_default` is for servers that do not say whether files require a token.
     pub fn manifest(self, token_by_default: bool) -> Manifest {
         let default = self.requires_access_token.unwrap_or(token_by_default);
         Manifest {
@@ -165,7 +165,7 @@ fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(Option<Resou
     entries.into_iter().map(file).collect()
 }
 
-/// One page as it stands there. Unknown members are ignored (rule 60); null and absent are the same.
+/// One page as received. Unknown members are ignored (rule 60); null and absent are the same.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Page {
@@ -203,7 +203,7 @@ impl Page {
             b'<' => return Err("the body is HTML or XML, not JSON".to_owned()),
             _ => return Err("the body is not a JSON object".to_owned()),
         }
-        // The message of the parser may quote the body; its place does not.
+        // The parser's message may quote the body; line and column do not.
         let page: Self = serde_json::from_slice(body)
             .map_err(|error| format!("JSON that does not fit at line {}, column {}", error.line(), error.column()))?;
         if page.resource_type.as_ref().and_then(Value::as_str) == Some("OperationOutcome") {

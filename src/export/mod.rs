@@ -77,7 +77,7 @@ pub struct Completed {
 
 const KICK_OFF: &[(&str, &str)] = &[
     ("prefer", "respond-async"),
-    // HAPI otherwise answers with an old job of equal parameters.
+    // Without it HAPI answers with an old job of equal parameters.
     ("cache-control", "no-cache"),
 ];
 
@@ -137,8 +137,8 @@ impl Client {
         }
     }
 
-    /// Sends where the origin rules allow it, with a token where they allow that, renewed once after a 401 (rule 44), and
-    /// follows redirects if asked to.
+    /// Sends a request, with a token where the origin may receive it, renewed once after a 401 (rule 44); follows redirects
+    /// where the spec says so.
     async fn send(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
         let mut redirects = Redirects::new(spec, &self.config);
         loop {
@@ -190,7 +190,7 @@ impl Client {
         }
     }
 
-    /// As [`Client::refusal`], with what usually is behind an answer to a kick-off.
+    /// As [`Client::refusal`], with the usual reason for such an answer to a kick-off.
     async fn kick_off_refusal(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
         let content_type = content_type(response.headers());
         let location = redirect_target(&response, spec.url).map(|url| shown(&url));
@@ -235,7 +235,7 @@ impl Client {
     }
 }
 
-/// A kick-off that waits for the end of another export.
+/// A kick-off that waits until the server has finished another export.
 struct Queue {
     started: Instant,
     deadline: Duration,

@@ -27,7 +27,7 @@ const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
 const MIN_REPORTS: u32 = 3;
 const MAX_X_PROGRESS_CHARS: usize = 100;
 
-/// What is known of a job that is not done.
+/// What is known of a job that is not complete.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PollProgress {
     /// Since this wait began.
@@ -39,10 +39,10 @@ pub struct PollProgress {
 }
 
 impl Job {
-    /// Polls until the export is done, and reads every page of its manifest (rules 66 to 70).
+    /// Polls until the export is complete, and reads every page of its manifest (rules 66 to 70).
     ///
     /// # Errors
-    /// [`Error::JobLost`] and [`Error::ExportFailed`]: start afresh with the old `_since`. [`Error::Unreachable`] and
+    /// [`Error::JobLost`] and [`Error::ExportFailed`]: start another export with the old `_since`. [`Error::Unreachable`] and
     /// [`Error::Denied`]: the job may still be running, wait for it again later. [`Error::Deadline`],
     /// [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
     pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(PollProgress) + Sync)) -> Result<Completed, Error> {
@@ -87,12 +87,12 @@ enum Polled {
     Manifest {
         next: Option<Url>,
     },
-    /// Ask again later; nothing is wrong.
+    /// Poll again later; nothing is wrong.
     Later {
         retry_after: Option<Duration>,
         x_progress: Option<String>,
     },
-    /// Ask again, but not for ever.
+    /// Poll again, a limited number of times.
     Failed(Fault),
 }
 
@@ -102,7 +102,7 @@ impl<'a> Wait<'a> {
             client,
             on_progress,
             context: format!("export status at {}", shown(&job.status_url)),
-            // A clock that was set back makes the job young, never old.
+            // When our clock was set back, the job has no age: rather too young than too old.
             age: (local_now() - job.polling_since).to_std().unwrap_or_default(),
             started: Instant::now(),
             polls: 0,
@@ -111,7 +111,7 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Polls one page until it is there, and adds it.
+    /// Polls one page until it can be read, and adds it.
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
         let mut interval = Backoff::new(config.poll.interval, Rng::new());

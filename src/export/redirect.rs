@@ -1,4 +1,4 @@
-//! Redirects: where a request may go, and where an answer sends it on to.
+//! Redirects: where a request may go, and where a redirect leads it.
 //!
 //! What always holds: no request goes down from https to http, or unencrypted to another host unless that is allowed.
 

@@ -1,6 +1,6 @@
-//! What is asked of a server: a level, resource types, and since when.
+//! What a kick-off requests: a level, resource types, and since when.
 //!
-//! A request becomes one kick-off URL. Parameters that real servers misread are not sent: no `_outputFormat` (Q-10,
+//! It becomes one URL. Parameters that real servers misread are not sent: no `_outputFormat` (Q-10,
 //! Q-77), no repeated `_type`.
 
 use std::collections::BTreeSet;
@@ -10,7 +10,7 @@ use url::Url;
 use super::Error;
 use crate::fhir::ResourceType;
 
-/// Whose data (rule 3).
+/// Whose data are exported (rule 3).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Level {
     System,
@@ -22,7 +22,7 @@ pub enum Level {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ExportRequest {
     pub level: Level,
-    /// Without any the server decides, which hardly ever means "all".
+    /// Without any the server decides, which rarely means "all".
     pub types: Vec<ResourceType>,
     /// An instant in UTC with milliseconds, as [`crate::fhir::TransactionTime::since`] writes it (rule 15).
     pub since: Option<String>,
@@ -30,7 +30,7 @@ pub struct ExportRequest {
 
 impl ExportRequest {
     /// # Errors
-    /// A Group id that is no path segment.
+    /// A Group id that is not a path segment.
     pub(super) fn url(&self, base: &Url) -> Result<Url, Error> {
         let mut url = under(base, self.segments()?);
         let mut parameters = Vec::new();
@@ -53,9 +53,9 @@ impl ExportRequest {
         match &self.level {
             Level::System => Ok(vec!["$export"]),
             Level::Patient => Ok(vec!["Patient", "$export"]),
-            // A URL swallows "." and "..": another resource would be asked.
+            // "." and ".." disappear from a URL: another resource would be requested.
             Level::Group(id) if matches!(id.as_str(), "" | "." | "..") => {
-                Err(Error::Config { setting: "group id", reason: format!("{id:?} names no Group") })
+                Err(Error::Config { setting: "group id", reason: format!("{id:?} is not the id of a Group") })
             }
             Level::Group(id) => Ok(vec!["Group", id, "$export"]),
         }
@@ -65,7 +65,7 @@ impl ExportRequest {
 /// A URL below the FHIR base, whose own path is kept; each segment is percent-encoded.
 pub(super) fn under<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
     let mut url = base.clone();
-    // Only a URL without a host has no segments; the configuration refused those.
+    // Only a URL without a host has no segments; `Client::new` refuses those.
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(segments);
     }

@@ -1,4 +1,4 @@
-//! Discovery: where tokens come from, as the server publishes it, and which scopes it knows.
+//! Discovery: the token endpoint that a server publishes, and the scopes that it supports.
 
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
@@ -14,7 +14,7 @@ use crate::export::{
     retry::{is_transient, retrying},
 };
 
-/// Where tokens come from, and what is asked for.
+/// Where tokens are obtained, and with which scope.
 pub struct Endpoint {
     pub token_url: Url,
     pub scope: String,
@@ -24,7 +24,7 @@ pub struct Endpoint {
 const MAX_DISCOVERY_BYTES: u64 = 16 << 20;
 const OAUTH_URIS: &str = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris";
 
-/// Where tokens come from, and which scopes to ask for; without a token (rules 114 to 116).
+/// Reads what the server publishes, without a token (rules 114 to 116); what is configured needs no discovery.
 pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, Error> {
     let server = &client.config.server;
     let well_known = under(server, [".well-known", "smart-configuration"]);
@@ -47,14 +47,14 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
         }
     };
     let scope = match config.scopes.as_slice() {
-        [] if smart.as_ref().is_some_and(knows_scopes_v2) => "system/*.rs".to_owned(),
+        [] if smart.as_ref().is_some_and(supports_scopes_v2) => "system/*.rs".to_owned(),
         [] => "system/*.read".to_owned(),
         scopes => scopes.join(" "),
     };
     Ok(Endpoint { token_url, scope })
 }
 
-/// A published JSON document; `None` when the server answers with something else.
+/// A published JSON document; `None` when the server answers with anything else.
 async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
     let context = format!("discovery at {}", shown(url));
     let spec = RequestSpec {
@@ -101,8 +101,8 @@ fn oauth_uris_token(metadata: &Value) -> Option<&str> {
     })
 }
 
-/// Scopes such as `system/*.rs`, where version 1 has `.read` (rule 124).
-fn knows_scopes_v2(smart: &Value) -> bool {
+/// Whether the server supports scopes such as `system/*.rs`, where version 1 has `.read` (rule 124).
+fn supports_scopes_v2(smart: &Value) -> bool {
     let words = |name: &str| smart.get(name).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let is_v2 = |scope: &str| {
         let permissions =

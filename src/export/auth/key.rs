@@ -20,11 +20,11 @@ use serde_json::{Value, json};
 
 use crate::export::Error;
 
-/// A private key and the name of its public half.
+/// A private key and the id of its public half.
 #[derive(Clone)]
 pub struct SigningKey {
     pair: Arc<Pair>,
-    /// Under which the server finds the public key (rule 119). From the JWK; a PEM has none.
+    /// The key id by which the server finds the public key (rule 119). From the JWK; a PEM has none.
     pub kid: Option<String>,
 }
 
@@ -88,7 +88,7 @@ impl SigningKey {
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)).into())
     }
 
-    /// The reason if not, as all private functions here: what the text holds, and what is needed.
+    /// On an error, as in all private functions here: what the text holds, and what is needed.
     fn from_text(text: &str) -> Result<Self, String> {
         let text = text.trim();
         if !text.starts_with('{') {
@@ -300,7 +300,7 @@ mod tests {
     use super::is_exposed;
 
     #[test]
-    fn a_key_is_refused_when_others_can_read_it_and_accepted_when_root_lends_it_to_our_group() {
+    fn a_key_file_is_for_its_owner_or_for_our_group_when_root_owns_it() {
         for (mode, owner, own_uid, exposed) in [
             (0o100_600, 1000, 1000, false),
             (0o100_640, 1000, 1000, true),

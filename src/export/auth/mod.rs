@@ -1,4 +1,4 @@
-//! SMART Backend Services: how we prove who we are, and the access token that we get for it.
+//! SMART Backend Services: how this client proves its identity, and the access tokens that it receives for that.
 
 use url::Url;
 
@@ -9,13 +9,13 @@ mod tokens;
 pub use key::SigningKey;
 pub(super) use tokens::Tokens;
 
-/// How we prove who we are.
+/// How this client proves its identity.
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
     pub client_id: String,
     pub key: SigningKey,
     /// Instead of what the server publishes (rule 116).
     pub token_url: Option<Url>,
-    /// Without any: all resource types, in the form that the server seems to know (rule 124).
+    /// Without any: all resource types, in the form that the server supports (rule 124).
     pub scopes: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! SMART Backend Services: an access token in exchange for a signed assertion.
+//! Access tokens, each in exchange for a signed assertion.
 //!
 //! What always holds: at most one request for a token is under way; a token that is handed out is not about to
 //! expire; an assertion is used once (rule 122). Neither is ever printed.
@@ -129,7 +129,7 @@ impl Tokens {
         }
         match oauth_error(&body) {
             Some(code) => Err(denied(context, code).into()),
-            // Epic answers a bare 400 now and then.
+            // Epic sometimes answers 400 without a body.
             None if status == StatusCode::BAD_REQUEST => {
                 Err(Fault::Status { status, retry_after, issues: Issues::default() }.into())
             }
@@ -137,7 +137,7 @@ impl Tokens {
         }
     }
 
-    /// The client, this endpoint and a short life, signed (rules 120 and 121).
+    /// Names the client and this endpoint, is valid for a short time, and is signed (rules 120 and 121).
     fn assertion(&self, token_url: &Url) -> Result<SecretString, Error> {
         let now = local_now().timestamp();
         let client_id = &self.config.client_id;

@@ -1,4 +1,4 @@
-//! Tokens: where they come from, when they are renewed, and who never sees one.
+//! Tokens: where they are obtained, when they are renewed, and who never receives one.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use super::*;
 const LINE: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n";
 const SMART: &str = r#"{"token_endpoint":"/token","capabilities":[],"scopes_supported":["system/*.read"]}"#;
 
-/// A server that hands out the tokens `t1`, `t2`, … and asks `resource` about the rest.
+/// A server that issues the tokens `t1`, `t2`, …; `resource` answers everything else.
 async fn smart_server(
     expires_in: &'static str,
     mut resource: impl FnMut(&server::Asked) -> Answer + Send + 'static,
@@ -50,7 +50,7 @@ async fn download(client: &Client, file: &File) -> Result<(), Error> {
     tokio::join!(reader, client.download(file, into)).1.map(|_| ())
 }
 
-/// The paths that were asked for, each with the token that it brought.
+/// The requested paths, each with the token of its request.
 fn asked(server: &Server) -> Vec<(String, Option<String>)> {
     let asked = server.asked().into_iter();
     asked.map(|asked| (asked.path.clone(), asked.header("authorization").map(str::to_owned))).collect()
@@ -166,7 +166,7 @@ async fn without_authorization_no_file_gets_a_token() {
 }
 
 #[tokio::test]
-async fn a_foreign_origin_gets_no_token_and_its_files_are_refused_by_name() {
+async fn a_foreign_origin_receives_no_token_and_the_error_names_it() {
     let server = smart_server("", |_| Answer::status(500)).await;
     let foreign = Server::start(|_| Answer::ndjson(LINE)).await;
     let file = guarded(foreign.url("/file?signature=s3cret"));
@@ -198,7 +198,7 @@ async fn a_redirect_takes_the_token_to_allowed_origins_only() {
 }
 
 #[tokio::test]
-async fn a_job_on_a_foreign_origin_is_polled_without_a_token_and_named_when_it_wants_one() {
+async fn a_job_on_a_foreign_origin_is_polled_without_a_token_and_the_error_names_the_origin() {
     let server = smart_server("", |_| Answer::status(500)).await;
     let foreign = Server::start(|_| Answer::status(401)).await;
     let error = wait(job(&foreign), &smart_client(&server)).await.unwrap_err();
@@ -310,7 +310,7 @@ async fn the_default_scope_has_the_form_that_the_server_knows() {
 }
 
 #[tokio::test]
-async fn an_assertion_never_goes_in_clear_to_another_host() {
+async fn an_assertion_is_never_sent_unencrypted_to_another_host() {
     let server = Server::start(|_| Answer::json(r#"{"token_endpoint":"http://login.example.org/token"}"#)).await;
     let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::UnusableUrl { .. }), "{error}");
@@ -320,7 +320,7 @@ async fn an_assertion_never_goes_in_clear_to_another_host() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_dropped_while_it_waits_for_a_token_blocks_nobody() {
+async fn a_request_that_is_dropped_while_it_waits_for_a_token_does_not_block_others() {
     let mut turn = 0;
     let server = Server::start(move |asked| match asked.path.as_str() {
         "/fhir/.well-known/smart-configuration" => Answer::json(SMART),

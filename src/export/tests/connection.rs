@@ -1,4 +1,4 @@
-//! Connections that fail: what a person reads.
+//! Failed connections: the words for people.
 
 use std::{error::Error as StdError, io};
 

@@ -1,4 +1,4 @@
-//! Downloads: each byte once, the end always seen, nothing but NDJSON.
+//! Downloads: each byte once, always to the end, nothing but NDJSON.
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -8,7 +8,7 @@ use crate::export::Receipt;
 
 const TWO_LINES: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
 
-/// What the reader got, and how it ended.
+/// What the reader received, and the result.
 async fn read(client: &Client, file: &File) -> (Vec<u8>, Result<Receipt, Error>) {
     let (into, mut from) = mpsc::channel::<Bytes>(1);
     let reader = async {
@@ -128,7 +128,7 @@ async fn a_transfer_that_is_cut_never_counts_as_complete() {
 }
 
 #[tokio::test]
-async fn after_a_cut_the_file_goes_on_and_each_byte_arrives_once() {
+async fn after_a_cut_each_byte_still_arrives_once() {
     let mut turn = 0;
     let server = Server::start(move |_| {
         turn += 1;
@@ -148,7 +148,7 @@ async fn after_a_cut_the_file_goes_on_and_each_byte_arrives_once() {
 }
 
 #[tokio::test]
-async fn after_a_cut_a_file_may_come_in_another_encoding() {
+async fn after_a_cut_a_file_may_have_another_encoding() {
     let zipped = gzip(TWO_LINES).await;
     let mut turn = 0;
     let server = Server::start(move |_| {
@@ -162,7 +162,7 @@ async fn after_a_cut_a_file_may_come_in_another_encoding() {
 }
 
 #[tokio::test]
-async fn a_file_that_changed_or_shrank_between_two_readings_is_not_patched_together() {
+async fn a_file_that_changed_between_two_readings_is_an_error() {
     let changed: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"3\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
     for second in [changed, &TWO_LINES[..20], b""] {
         let mut turn = 0;
@@ -178,7 +178,7 @@ async fn a_file_that_changed_or_shrank_between_two_readings_is_not_patched_toget
 }
 
 #[tokio::test]
-async fn progress_earns_new_attempts_but_not_for_ever() {
+async fn progress_allows_new_attempts_up_to_a_limit() {
     let long: Vec<u8> = [b"{".as_slice(), &[b' '; 500]].concat();
     let mut length = 0;
     let body = long.clone();
@@ -196,7 +196,7 @@ async fn progress_earns_new_attempts_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_silent_server_is_left_and_asked_again() {
+async fn a_silent_server_is_asked_again() {
     let mut turn = 0;
     let server = Server::start(move |_| {
         turn += 1;
@@ -243,22 +243,22 @@ async fn a_byte_order_mark_and_blank_lines_may_come_before_the_first_resource() 
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_or_denied_is_told_apart_from_one_that_failed() {
+async fn gone_denied_and_refused_files_are_different_errors() {
     for (status, expected) in [(404, "gone"), (410, "gone"), (401, "denied"), (403, "denied"), (400, "refused")] {
         let server = Server::start(move |_| Answer::status(status)).await;
-        let told = match download(&server).await.1.unwrap_err() {
+        let kind = match download(&server).await.1.unwrap_err() {
             Error::FileGone { .. } => "gone",
             Error::Denied { .. } => "denied",
             Error::Refused { .. } => "refused",
             error => panic!("{error}"),
         };
-        assert_eq!(told, expected, "{status}");
+        assert_eq!(kind, expected, "{status}");
         assert_eq!(server.asked().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_file_larger_than_allowed_is_stopped_also_when_it_only_unzips_to_that() {
+async fn the_size_limit_holds_for_the_decoded_file() {
     let mut bomb = b"{".to_vec();
     bomb.resize(10 << 20, b' ');
     let zipped = gzip(&bomb).await;
@@ -272,7 +272,7 @@ async fn a_file_larger_than_allowed_is_stopped_also_when_it_only_unzips_to_that(
 }
 
 #[tokio::test]
-async fn a_download_that_nobody_reads_any_more_stops() {
+async fn a_download_without_a_reader_stops() {
     let server = Server::start(|_| Answer::ndjson(TWO_LINES)).await;
     let (into, from) = mpsc::channel(1);
     drop(from);
@@ -308,7 +308,7 @@ async fn redirects_are_followed_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_file_in_a_bucket_is_told_clearly() {
+async fn a_file_in_a_bucket_is_refused_with_its_scheme() {
     let server = Server::start(|_| Answer::status(500)).await;
     let file = file("s3://bucket/Patient.ndjson?signature=s3cret".parse().unwrap());
     let error = read(&client(&server), &file).await.1.unwrap_err();

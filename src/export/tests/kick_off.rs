@@ -7,7 +7,7 @@ fn accepted(location: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_kick_off_says_exactly_what_servers_want_to_hear() {
+async fn a_kick_off_sends_exactly_what_servers_require() {
     let server = Server::start(|_| accepted("/status/1")).await;
     let request = ExportRequest {
         level: Level::Group("a b/c".to_owned()),
@@ -39,7 +39,7 @@ async fn each_level_has_its_own_path() {
 }
 
 #[tokio::test]
-async fn a_group_id_that_would_ask_for_something_else_is_refused() {
+async fn a_group_id_that_would_change_the_path_is_refused() {
     let server = Server::start(|_| accepted("/status/1")).await;
     for id in ["", ".", ".."] {
         let request = ExportRequest { level: Level::Group(id.to_owned()), ..request(&[]) };
@@ -65,13 +65,13 @@ async fn a_job_carries_the_clock_of_the_server() {
 }
 
 #[tokio::test]
-async fn a_202_without_a_status_url_is_no_job() {
+async fn a_202_without_a_status_url_is_an_error() {
     let server = Server::start(|_| Answer::status(202)).await;
     assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::NoStatusUrl { .. })));
 }
 
 #[tokio::test]
-async fn a_status_url_in_clear_on_another_host_is_refused() {
+async fn an_unencrypted_status_url_on_another_host_is_refused() {
     let server = Server::start(|_| accepted("http://fhir.example.org/status")).await;
     assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::UnusableUrl { .. })));
     let client = Client::new(Config { allow_http: true, ..config(&server) }).unwrap();
@@ -91,7 +91,7 @@ async fn a_busy_server_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_server_that_stays_busy_is_given_up_at_the_deadline() {
+async fn a_server_that_stays_busy_is_an_error_at_the_deadline() {
     let server = Server::start(|_| Answer::status(429)).await;
     let mut config = config(&server);
     config.poll.kick_off_deadline = Duration::from_millis(20);
@@ -110,14 +110,14 @@ async fn a_refusal_names_severity_and_code_but_not_the_diagnostics() {
 }
 
 #[tokio::test]
-async fn a_code_that_is_no_code_is_not_repeated() {
+async fn an_invalid_code_is_not_quoted() {
     let server = Server::start(|_| Answer::outcome(400, "Jane Doe, born 1970")).await;
     let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(error.to_string().contains("error (unknown)"), "{error}");
 }
 
 #[tokio::test]
-async fn a_kick_off_that_fails_is_tried_again_and_then_given_up() {
+async fn a_failing_kick_off_is_tried_six_times() {
     let server = Server::start(|_| Answer::status(503)).await;
     let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { attempts: 6, .. }), "{error}");
@@ -125,7 +125,7 @@ async fn a_kick_off_that_fails_is_tried_again_and_then_given_up() {
 }
 
 #[tokio::test]
-async fn a_refused_kick_off_says_what_is_behind_the_answer_and_what_to_do() {
+async fn the_error_of_a_refused_kick_off_names_the_usual_reason() {
     for (answer, expected) in [
         (Answer::status(404), "no $export at this URL (404 Not Found, without an OperationOutcome); check server.url"),
         (Answer::outcome(404, "not-found"), "(404 Not Found, error (not-found))"),
@@ -157,7 +157,7 @@ async fn a_kick_off_is_not_redirected() {
 }
 
 #[tokio::test]
-async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_is_fine() {
+async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_succeeds() {
     for status in [200, 202, 204, 404, 405, 410] {
         let server = Server::start(move |_| Answer::status(status)).await;
         job(&server).delete(&client(&server)).await.unwrap();
@@ -168,7 +168,7 @@ async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_is_fine() {
 }
 
 #[test]
-fn a_server_that_would_be_asked_in_clear_is_refused() {
+fn a_server_that_would_be_reached_unencrypted_is_refused() {
     install_crypto();
     let new = |server: &str, allow_http| Client::new(Config { allow_http, ..Config::new(server.parse().unwrap()) });
     for good in ["https://fhir.example.org/r4", "http://localhost:8080/", "http://127.0.0.1/", "http://[::1]/fhir"] {

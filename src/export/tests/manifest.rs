@@ -1,4 +1,4 @@
-//! The manifest: every version of the guide, and what servers make of it.
+//! The manifest: every version of the guide, and how servers deviate from it.
 
 use super::super::manifest::{Manifest, Pages};
 use super::*;
@@ -55,14 +55,14 @@ fn a_manifest_of_every_version_of_the_guide_is_read() {
 }
 
 #[test]
-fn what_is_missing_is_empty() {
+fn absent_lists_are_empty() {
     let manifest = read(r#"{"transactionTime":"2026-11-20T10:00:00Z","output":null}"#).unwrap();
     assert!(manifest.output.is_empty() && manifest.deleted.is_empty() && manifest.outcomes.is_empty());
     assert!(read(r#"{"output":[]}"#).unwrap().transaction_time.is_none());
 }
 
 #[test]
-fn a_transaction_time_is_read_where_it_is_an_instant_and_trusted_where_all_pages_have_one() {
+fn a_transaction_time_counts_only_when_it_is_an_instant_on_every_page() {
     for (text, readable) in [
         (r#""2020/01/20 16:53:41.160 -0500""#, true),
         (r#""2026-11-20T10:00:00+01:00""#, true),
@@ -98,7 +98,7 @@ fn whether_a_token_is_required_is_read_leniently() {
 }
 
 #[test]
-fn counts_and_types_are_read_where_they_can_be() {
+fn counts_and_types_that_cannot_be_read_are_absent() {
     let manifest = read(
         r#"{"output":[{"type":"Patient","url":"/1","count":"12"},{"type":"Alien","url":"/2","count":-1},
                       {"url":"/3","count":4.0},{"type":7,"url":"/4","count":null}]}"#,
@@ -112,7 +112,7 @@ fn counts_and_types_are_read_where_they_can_be() {
 }
 
 #[test]
-fn a_file_that_is_listed_as_error_and_as_outcome_counts_once() {
+fn a_file_listed_as_error_and_as_outcome_counts_once() {
     let manifest = read(r#"{"output":[],"error":[{"url":"/1"}],"outcome":[{"url":"/1"},{"url":"/2"}]}"#).unwrap();
     assert_eq!(manifest.outcomes.len(), 2);
 }

@@ -1,4 +1,4 @@
-//! The export room against a real HTTP server on a port of its own.
+//! The export room with a real HTTP server on a port of its own.
 //!
 //! Waits are configured in milliseconds; where hours must pass, tokio's clock is set forward between two requests.
 

@@ -1,4 +1,4 @@
-//! Polling: what is waited out, what is believed, which pages are followed.
+//! Polling: what is waited for, what is believed, which pages are read.
 
 use std::sync::Mutex;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const EMPTY: &str = r#"{"transactionTime":"2026-11-20T10:00:00Z","requiresAccessToken":false,"output":[],"error":[]}"#;
 
-/// Answers in turn; the last one for ever.
+/// Gives these answers in turn, and then the last one again and again.
 async fn answering(answers: Vec<fn() -> Answer>) -> Server {
     let mut turn = 0;
     Server::start(move |_| {
@@ -21,27 +21,28 @@ fn old_job(server: &Server, minutes: i64) -> Job {
 }
 
 #[tokio::test]
-async fn a_job_is_polled_until_its_manifest_is_there_and_progress_is_told() {
+async fn a_job_is_polled_until_its_manifest_is_complete_and_progress_is_reported() {
     let server = answering(vec![
         || Answer::status(202).header("x-progress", format!("50%\t{}", "x".repeat(200))).header("retry-after", "120"),
         || Answer::status(429).header("retry-after", "1795219106502"),
         || Answer::json(EMPTY),
     ])
     .await;
-    let told = Mutex::new(Vec::new());
-    let completed = job(&server).wait(&client(&server), &|progress| told.lock().unwrap().push(progress)).await.unwrap();
+    let reported = Mutex::new(Vec::new());
+    let completed =
+        job(&server).wait(&client(&server), &|progress| reported.lock().unwrap().push(progress)).await.unwrap();
     assert_eq!(completed.manifest.transaction_time.unwrap().to_string(), "2026-11-20T10:00:00Z");
-    let told = told.into_inner().unwrap();
-    assert_eq!(told.len(), 2);
-    assert_eq!(told[0].polls, 1);
-    assert_eq!(told[0].retry_in, Duration::from_millis(3), "Retry-After is clamped");
-    let x_progress = told[0].x_progress.as_deref().unwrap();
+    let reported = reported.into_inner().unwrap();
+    assert_eq!(reported.len(), 2);
+    assert_eq!(reported[0].polls, 1);
+    assert_eq!(reported[0].retry_in, Duration::from_millis(3), "Retry-After is clamped");
+    let x_progress = reported[0].x_progress.as_deref().unwrap();
     assert!(x_progress.starts_with("50%xxx") && x_progress.len() == 100, "{x_progress}");
     assert_eq!(server.asked()[0].header("accept"), Some("application/json"));
 }
 
 #[tokio::test]
-async fn a_404_right_after_the_kick_off_is_waited_out() {
+async fn a_404_right_after_the_kick_off_is_waited_for() {
     let server = answering(vec![|| Answer::status(404), || Answer::json(EMPTY)]).await;
     assert!(wait(job(&server), &client(&server)).await.is_ok());
 }
@@ -56,7 +57,7 @@ async fn a_404_later_or_a_410_means_that_the_job_is_lost() {
 }
 
 #[tokio::test]
-async fn transient_issues_are_waited_out_however_often_they_come() {
+async fn transient_issues_are_waited_for_without_a_limit() {
     let mut turn = 0;
     let server = Server::start(move |_| {
         turn += 1;
@@ -87,7 +88,7 @@ async fn a_500_with_other_issues_is_believed_the_third_time() {
 }
 
 #[tokio::test]
-async fn faults_of_the_network_do_not_make_a_verdict_believed_sooner() {
+async fn faults_of_the_network_do_not_count_as_reports_of_the_server() {
     let bad = || Answer::status(502);
     let failed = || Answer::outcome(500, "processing");
     let server = answering(vec![bad, bad, failed, bad, failed, || Answer::json(EMPTY)]).await;
@@ -95,7 +96,7 @@ async fn faults_of_the_network_do_not_make_a_verdict_believed_sooner() {
 }
 
 #[tokio::test]
-async fn one_issue_that_is_not_transient_decides_however_far_down_it_stands() {
+async fn one_issue_that_is_not_transient_decides_wherever_it_is() {
     let transient = r#"{"severity":"error","code":"transient"},"#.repeat(20);
     let server = Server::start(move |_| {
         Answer::status(400).body(format!(
@@ -119,7 +120,7 @@ async fn a_5xx_of_a_proxy_is_tried_again_and_counted_in_a_row() {
 }
 
 #[tokio::test]
-async fn a_server_that_nobody_listens_at_is_unreachable_and_its_query_is_not_told() {
+async fn the_error_of_an_unreachable_server_has_no_query() {
     let server = answering(vec![|| Answer::status(202)]).await;
     let client = client(&server);
     let job = Job { status_url: server.url("/status?signature=s3cret"), ..job(&server) };
@@ -129,7 +130,7 @@ async fn a_server_that_nobody_listens_at_is_unreachable_and_its_query_is_not_tol
 }
 
 #[tokio::test]
-async fn a_200_that_is_no_manifest_is_never_an_empty_export() {
+async fn a_200_without_a_manifest_is_never_an_empty_export() {
     for body in [
         "",
         "null",
@@ -160,7 +161,7 @@ async fn x_export_status_on_a_200_is_the_status_of_the_export() {
 }
 
 #[tokio::test]
-async fn a_job_beyond_its_deadline_is_asked_once_more() {
+async fn a_job_beyond_its_deadline_is_polled_once_more() {
     let server = answering(vec![|| Answer::json(EMPTY)]).await;
     assert!(wait(old_job(&server, 60 * 24 * 31), &client(&server)).await.is_ok());
     let server = answering(vec![|| Answer::status(202)]).await;
@@ -170,13 +171,13 @@ async fn a_job_beyond_its_deadline_is_asked_once_more() {
 }
 
 #[tokio::test]
-async fn a_denied_poll_says_so() {
+async fn a_denied_poll_is_an_error() {
     let server = answering(vec![|| Answer::status(403)]).await;
     assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::Denied { .. })));
 }
 
 #[tokio::test]
-async fn every_page_is_followed_also_when_it_is_not_ready_yet() {
+async fn every_page_is_read_even_if_it_is_not_ready_at_first() {
     let mut waited = false;
     let server = Server::start(move |asked| match asked.path.as_str() {
         "/status" => Answer::json(
@@ -201,7 +202,7 @@ async fn every_page_is_followed_also_when_it_is_not_ready_yet() {
 }
 
 #[tokio::test]
-async fn pages_that_form_a_cycle_or_never_end_are_no_manifest() {
+async fn pages_that_form_a_cycle_or_never_end_are_not_a_manifest() {
     let page = |next: &str| Answer::json(&format!(r#"{{"output":[],"link":[{{"relation":"next","url":"{next}"}}]}}"#));
     let server = Server::start(move |asked| page(if asked.path == "/status" { "/2" } else { "/status" })).await;
     let error = wait(job(&server), &client(&server)).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Waits and origins: `Retry-After`, backoff, which URLs are gone to.
+//! Waits and URLs: `Retry-After`, backoff, and where a request may go.
 
 use std::collections::HashSet;
 
@@ -20,7 +20,7 @@ fn read(retry_after_header: &str) -> Option<Duration> {
 }
 
 #[test]
-fn retry_after_is_read_in_every_form_that_servers_were_seen_to_send() {
+fn retry_after_is_read_in_every_form_that_servers_send() {
     for (header, seconds) in [
         ("120", Some(120)),
         (" 0 ", Some(0)),
@@ -108,7 +108,7 @@ fn a_shortest_wait_above_the_longest_is_not_a_range() {
 }
 
 #[test]
-fn nothing_goes_down_from_https_or_to_another_scheme() {
+fn no_request_is_downgraded_from_https_or_uses_another_scheme() {
     let may =
         |url: &str, from: &str, allow_http| check_url(&url.parse().unwrap(), Some(&from.parse().unwrap()), allow_http);
     assert!(may("https://b.example.org/", "http://a.example.org/", false).is_ok());

@@ -1,4 +1,4 @@
-//! A server that answers as it is told, and remembers what it was asked. One request for each connection.
+//! A server that gives the answers of a test, and records the requests. One request for each connection.
 
 use std::{
     fmt::Write as _,
@@ -18,7 +18,7 @@ pub struct Server {
     _connections: JoinSet<()>,
 }
 
-/// One request, as it came.
+/// One request as it was received.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     pub method: String,
@@ -45,7 +45,7 @@ enum Body {
         chunks: Vec<Vec<u8>>,
         is_ended: bool,
     },
-    /// Headers and these bytes, and then nothing for ever.
+    /// Headers and these bytes, and then nothing more.
     Silent(Vec<u8>),
 }
 
@@ -64,7 +64,7 @@ impl Server {
                     let (asked, stream) = read(stream).await;
                     log.lock().unwrap().push(asked.clone());
                     let answer = (answer.lock().unwrap())(&asked);
-                    // The client may be gone; that is what some tests are about.
+                    // In some tests the client has closed the connection.
                     let _ = answer.write(stream).await;
                 });
             }
