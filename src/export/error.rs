@@ -70,7 +70,7 @@ pub enum Error {
     NoStatusUrl { context: String },
     /// The network or the server failed at every attempt. An export that was begun there may still be running.
     #[error(
-        "{context}: {source} ({attempts} attempts in {:.1} s); {}, the next sync tries again",
+        "{context}: {source} ({attempts} attempts in {:.1} s); {}; the next sync tries again",
         elapsed.as_secs_f64(), source.way_out()
     )]
     Unreachable { context: String, attempts: u32, elapsed: Duration, source: Fault },

@@ -22,7 +22,7 @@ use error::{content_type, shown};
 use failure::Failure;
 use http::{Http, OnRedirect, RequestSpec, TokenUse};
 use redirect::{Redirects, redirect_target};
-use retry::{Backoff, WaitLog, is_transient, retry_after, retrying};
+use retry::{Backoff, WaitLog, is_transient, millis, retry_after, retrying};
 
 pub mod auth;
 mod capability;
@@ -261,8 +261,8 @@ impl Queue {
         if self.log.is_due() {
             tracing::info!(
                 context,
-                waited_ms = waited.as_millis(),
-                wait_ms = wait.as_millis(),
+                waited_ms = millis(waited),
+                wait_ms = millis(wait),
                 "the server is busy with another export; asking again in {:.1} s",
                 wait.as_secs_f64()
             );

@@ -18,7 +18,7 @@ use super::{
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
     manifest::Pages,
-    retry::{Backoff, Retries, WaitLog, is_transient, retry_after},
+    retry::{Backoff, Retries, WaitLog, is_transient, millis, retry_after},
 };
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
@@ -140,7 +140,7 @@ impl<'a> Wait<'a> {
                 context = self.context,
                 polls = self.polls,
                 job_age_s = self.job_age().as_secs(),
-                wait_ms = retry_in.as_millis(),
+                wait_ms = millis(retry_in),
                 server_says = x_progress,
                 "the export is in progress; polling again in {:.1} s",
                 retry_in.as_secs_f64()

@@ -87,7 +87,7 @@ impl Retries {
                 context,
                 attempt = attempts,
                 max_attempts,
-                wait_ms = wait.as_millis(),
+                wait_ms = millis(wait),
                 "{fault}; trying again in {:.1} s",
                 wait.as_secs_f64()
             );
@@ -135,6 +135,11 @@ impl Backoff {
     pub fn reset(&mut self) {
         self.next = self.range.min();
     }
+}
+
+/// As logs write a duration.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Which of many waits in a row are worth a line in the log.

@@ -20,7 +20,7 @@ async fn a_refused_connection_names_the_host_the_attempts_and_the_way_out() {
     let expected =
         format!("kick-off at http://{closed}/fhir/$export: cannot connect to {closed}: connection refused (1 a");
     assert!(error.starts_with(&expected), "{error}");
-    let way_out = "check that the server is up and reachable from this host, the next sync tries again";
+    let way_out = "check that the server is up and reachable from this host; the next sync tries again";
     assert!(error.ends_with(way_out), "{error}");
 }
 
