@@ -236,7 +236,8 @@ fn modules_by_name(door: &str) -> BTreeMap<String, String> {
     let (_, offered) = door.split_once("pub use self::{").unwrap();
     let mut by_name = BTreeMap::new();
     for path in paths(offered) {
-        let Some((module, names)) = path.split_once("::") else { continue };
+        let Some((module, _)) = path.split_once("::") else { continue };
+        let names = path.rsplit("::").next().unwrap();
         for name in names.split(|char: char| !char.is_alphanumeric() && char != '_').filter(|name| !name.is_empty()) {
             by_name.insert(name.to_owned(), module.to_owned());
         }
