@@ -173,11 +173,11 @@ async fn intakes(
     for resource_type in types {
         let shape = syncer.shape(*resource_type).await;
         let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
-        // Without files there is nothing to write early: the commit will open the table, or create it.
+        // Without files there is nothing to write before the commit, which will open the table, or create it.
         let table = if files == 0 { None } else { Some(table(syncer, *resource_type, &shape).await) };
         match &table {
-            Some(Ok((_, true))) => demand.appending += 1,
-            Some(Ok((_, false)) | Err(_)) => demand.waiting += 1,
+            Some(Ok((_, FirstLoad(true)))) => demand.appending += 1,
+            Some(Ok((_, FirstLoad(false))) | Err(_)) => demand.waiting += 1,
             None => {}
         }
         opened.push((*resource_type, shape, files as u64, table));
@@ -202,11 +202,17 @@ async fn intakes(
     Ok(intakes)
 }
 
-/// The table of a type, and whether its rows can be appended: to a table without rows they go without a look-up.
-async fn table(syncer: &Syncer, resource_type: ResourceType, shape: &Shape) -> Result<(Table, bool), table::Error> {
+/// Whether a table has no rows yet: then its rows are written while they arrive, instead of waiting for the commit.
+struct FirstLoad(bool);
+
+async fn table(
+    syncer: &Syncer,
+    resource_type: ResourceType,
+    shape: &Shape,
+) -> Result<(Table, FirstLoad), table::Error> {
     let table = syncer.root.open_or_create(resource_type, &columns::definition(shape)).await?;
-    let appends = is_first_load(&table).await?;
-    Ok((table, appends))
+    let first_load = FirstLoad(is_first_load(&table).await?);
+    Ok((table, first_load))
 }
 
 /// A file that belongs to no table. A known type that was not requested is only worth a warning; a file without a known type

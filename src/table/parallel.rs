@@ -6,6 +6,8 @@ use std::{
     thread,
 };
 
+use tracing::Span;
+
 use super::Error;
 
 /// Gives every unit to `work`, and the results in the order of the units. After an error no unit is begun. Blocks this
@@ -23,8 +25,10 @@ pub(super) fn in_parallel<Unit: Sync, Done: Send>(
         }
         Ok(done)
     };
+    // Log lines of the new threads belong to the same run.
+    let span = Span::current();
     let done = thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| span.in_scope(one))).collect();
         let joined = running.into_iter().map(|thread| match thread.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),

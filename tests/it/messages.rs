@@ -1,7 +1,7 @@
 use std::{fs, net::TcpListener};
 
 use fhir_sync::demo::Fault;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::harness::{BINARY, Ended, OBSERVATION, PATIENT, Process, Setup};
@@ -136,6 +136,39 @@ async fn an_export_that_is_not_configured_is_named() {
     fs::write(&path, setup.config()).unwrap();
     let arguments = ["sync", "--config", path.to_str().unwrap(), "--export", "nightly"];
     assert_printed(&Process::start(&arguments, &[]).end().await, 78, &["no export \"nightly\"; it has all"]);
+}
+
+/// The events of fhir-sync itself, from the begin of the first run on.
+fn events(ended: &Ended) -> Vec<Value> {
+    let events = ended.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let own = events.filter(|event| event["target"].as_str().is_some_and(|target| target.starts_with("fhir_sync")));
+    own.skip_while(|event| event["message"] != "sync begins").collect()
+}
+
+#[tokio::test]
+async fn every_log_line_of_a_run_has_its_export_and_number() {
+    let setup = Setup::new().await;
+    let ended = setup.process(&[]).await;
+    let events = events(&ended);
+    assert!(events.iter().any(|event| event["message"] == "Patient: 5 received, 5 inserted, version 1"), "{events:#?}");
+    assert_eq!(events.last().unwrap()["message"], "sync complete");
+    for event in events {
+        assert_eq!((&event["span"]["export"], &event["span"]["run"]), (&json!("all"), &json!(1)), "{event}");
+    }
+}
+
+#[tokio::test]
+async fn the_last_log_line_names_the_types_that_failed_and_why() {
+    let setup = Setup::new().await;
+    setup.server.scenario(|scenario| {
+        scenario.count_offset.insert(PATIENT, 2);
+    });
+    let ended = setup.process(&[]).await;
+    let last = events(&ended).pop().unwrap();
+    assert_eq!((&last["message"], &last["level"]), (&json!("sync partial"), &json!("ERROR")));
+    assert_eq!(last["failed_types"], "Patient");
+    let causes = last["causes"].as_str().unwrap();
+    assert!(causes.starts_with("Patient: Patient file 1 of 1: 7 lines were announced and 5 received"), "{causes}");
 }
 
 /// Two syncs in a new mount namespace: the first with a disk of 256 KiB under the tables, the second with more.
