@@ -194,7 +194,7 @@ async fn a_file_that_the_server_lost_fails_its_type_and_the_next_sync_loads_it()
     });
     let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
-    assert!(failure(&report, PATIENT).contains("no longer has it"), "{report:#?}");
+    assert!(failure(&report, PATIENT).contains("no longer has this file"), "{report:#?}");
     assert!(setup.watermark(OBSERVATION).await.is_some());
     setup.complete().await;
     setup.assert_same_as_server().await;
