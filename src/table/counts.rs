@@ -1,4 +1,4 @@
-//! What a commit is for, and what it did, in numbers.
+//! What a commit is for, and what it did, in counts.
 
 use crate::fhir::TransactionTime;
 
@@ -7,39 +7,39 @@ use crate::fhir::TransactionTime;
 pub struct Upsert {
     /// Names the export in the log of the table.
     pub app_id: String,
-    /// Only rows with this `_sync_source` are looked at.
+    /// Rows with another `_sync_source` are neither read nor changed.
     pub source: String,
-    /// What the commit makes the table's watermark; without one the rows are upserted and the watermark stays.
+    /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.
     pub watermark: Option<TransactionTime>,
-    /// When the server made the export, known or not whether it is whole.
+    /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
-    /// `_sync_at` and `_sync_job` of what the run brings.
+    /// `_sync_at` of the rows that the run writes; `job` is their `_sync_job`.
     pub run_started_micros: i64,
     pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
-    /// Set where the change set is everything that there is: rows that it does not have are removed.
+    /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
 }
 
-/// How rows are removed that a full refresh no longer brings. Servers that never speak of deletions leave
-/// no other way to notice them.
+/// The limit for removing rows that a full refresh lacks. With servers that never report deletions there
+/// is no other way to notice them.
 #[derive(Clone, Copy, Debug)]
 pub struct Reconcile {
-    /// When more rows than this are gone, and they are more than this share of those that were stored, none is removed:
-    /// that is a server in trouble, not a deletion (rule 98).
+    /// If more rows than this are missing, and more than `max_missing_percent` of those that were stored, none is
+    /// removed: then the server is more likely in trouble than its resources deleted (rule 98).
     pub max_missing: u64,
     pub max_missing_percent: f64,
 }
 
-/// What happened to the table.
+/// What a commit did to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
     pub version: u64,
     pub counts: Counts,
     /// Bytes of data files written.
     pub bytes_written: u64,
-    /// Commits of other writers, since our last one, that changed rows.
+    /// How many commits of other writers since our last one changed rows.
     pub foreign: u64,
 }
 
@@ -48,16 +48,17 @@ pub struct Committed {
 pub struct Counts {
     pub inserted: u64,
     pub updated: u64,
-    /// Equal to what was there already; a deletion of an id that was not there counts here.
+    /// Equal to what was stored. A deletion of an id that was not stored counts here.
     pub unchanged: u64,
-    /// Older than what was there.
+    /// Older than what was stored.
     pub stale: u64,
     /// Superseded within the same export.
     pub duplicate: u64,
     pub deleted: u64,
-    /// Rows that a full refresh no longer brought, removed. They were not received, so they are no part of the total.
+    /// Stored rows that a full refresh lacked, and that were removed. They were not received, so they are not in the
+    /// total.
     pub removed: u64,
-    /// The same, but too many to believe: they are still there.
+    /// The same, but more than [`Reconcile`] allows: they were not removed.
     pub missing: u64,
 }
 

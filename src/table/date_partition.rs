@@ -1,7 +1,7 @@
 //! Partitions by a date: which date, how finely, and the partition of a row.
 //!
-//! The date is the start of one of the derived dates, in UTC. The columns `year`, `month` and `day` are the last ones of the
-//! table and are in no data file. A row without the date is in the partition of null.
+//! The date is the start of one of the derived dates, in UTC. The columns `year`, `month` and `day` are the last ones
+//! of the table and are in no data file. A row without the date is in the partition of null.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ pub struct DatePartition {
     pub finest: DatePart,
 }
 
-/// A partition column; those before it in this order are there too.
+/// A partition column. A table that has it has those before it as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DatePart {
     Year,
@@ -44,8 +44,8 @@ impl DatePart {
     }
 }
 
-/// Year, month and day; zero where the partitions are not so fine. `None` for rows without the date, and for all rows of a
-/// table without partitions.
+/// Year, month and day; month and day are zero where partitions are not so fine. `None` for rows without the date, and
+/// for all rows of a table without partitions.
 pub(super) type PartitionKey = Option<(i32, u32, u32)>;
 
 impl DatePartition {
@@ -53,7 +53,7 @@ impl DatePartition {
         DatePart::ALL.into_iter().filter(|part| *part <= self.finest).map(DatePart::as_str)
     }
 
-    /// The column that the date stands in.
+    /// The column of the date.
     pub(super) fn source(&self) -> String {
         format!("__{}_start", self.date)
     }
@@ -64,7 +64,7 @@ impl DatePartition {
         Schema::new(schema.fields().iter().cloned().chain(own).collect::<Vec<_>>())
     }
 
-    /// What the log says of the files of a key.
+    /// The partition columns of the files of a key, with their values.
     pub(super) fn partition(&self, key: PartitionKey) -> Partition {
         let value = |name: &str| {
             let (year, month, day) = key?;
@@ -90,13 +90,13 @@ impl DatePartition {
     }
 }
 
-/// `columns` without those that no data file has.
+/// `columns` without the partition columns, which no data file has.
 pub(super) fn of_data_files(columns: &SchemaRef, partition_columns: &[String]) -> Schema {
     let own = columns.fields().iter().filter(|field| !partition_columns.contains(field.name()));
     Schema::new(own.cloned().collect::<Vec<_>>())
 }
 
-/// The partitions that rows are of; just `None` without `by`.
+/// The partitions of the rows; only `None` without `by`.
 pub(super) fn keys(rows: &RecordBatch, by: Option<&DatePartition>) -> Result<BTreeSet<PartitionKey>, ArrowError> {
     by.map_or_else(|| Ok(BTreeSet::from([None])), |by| Ok(by.keys(rows)?.into_iter().collect()))
 }

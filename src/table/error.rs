@@ -1,4 +1,4 @@
-//! What can go wrong with tables, by what the caller does about it.
+//! Errors of tables. Variants differ where the caller, or the operator, does something different about them.
 
 use std::io::ErrorKind;
 
@@ -8,21 +8,21 @@ use super::TableName;
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
-    /// Nothing that waiting mends: the place must be changed by somebody.
+    /// Waiting does not help: the operator must change the folder, or the configuration.
     #[error("the tables folder {place} cannot be used: {reason}")]
     Root { place: String, reason: String },
     #[error(
         "the table at {place} was not written by fhir-sync ({reason}); move it away, or choose another `tables.root`"
     )]
     NotOurs { place: String, reason: String },
-    #[error("the table at {place} uses {feature}, which this version cannot merge into; {way_out}")]
+    #[error("the table at {place} uses {feature}, which this version cannot write to; {way_out}")]
     Unsupported { place: String, feature: String, way_out: &'static str },
-    #[error("the disk under {place} is full; make room, nothing was lost, the next run goes on")]
+    #[error("the disk under {place} is full; make room: nothing was lost, and the next run continues")]
     DiskFull { place: String },
-    #[error("{place} may not be written ({kind}); check its owner and mode, and that it is not mounted read-only")]
+    #[error("{place} cannot be written to ({kind}); check its owner and mode, and that it is not mounted read-only")]
     NotWritable { place: String, kind: ErrorKind },
-    /// Others wrote to the table at the same time, more often than we tried again.
-    #[error("other writers changed the table {table} {attempts} times while it was merged")]
+    /// Other writers committed to the table at the same moment, in each of our attempts.
+    #[error("other writers changed the table {table} during each of {attempts} attempts to write to it")]
     Conflict { table: TableName, attempts: u32 },
     #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]
     Rebuild { place: String, reason: String },
@@ -35,7 +35,7 @@ pub enum Error {
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the table at {place} failed")]
     Delta { place: String, source: Box<DeltaTableError> },
-    #[error("the counts of {table} do not add up: {counts}; this is a defect of fhir-sync, nothing was committed")]
+    #[error("the counts of {table} do not add up: {counts}; this is a bug in fhir-sync, and nothing was committed")]
     Unbalanced { table: TableName, counts: String },
 }
 
@@ -67,8 +67,8 @@ impl Error {
     }
 }
 
-/// The kind of the operating system's error at the bottom of a chain, where there is one. Object stores and Parquet wrap
-/// it differently, and some only in text.
+/// The kind of the operating system's error that is the cause of an error, if any. Object stores and Parquet wrap it
+/// differently, and some keep only its text.
 fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
     let mut next = Some(error);
     while let Some(error) = next {

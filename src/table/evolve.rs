@@ -1,6 +1,7 @@
 //! Evolution: a table gains the columns and properties that it lacks, in one commit that changes no row.
 //!
-//! Only whole columns can be added; what is inside a struct stays as it was made. What somebody has switched off stays off.
+//! Only whole columns are added; structs keep the fields that they have. A property that somebody has set stays as it
+//! is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,11 +22,11 @@ use super::{
 };
 use crate::fhir::ResourceType;
 
-/// How often a table that other writers change at the same moment is looked at again.
+/// How often a commit is tried because other writers commit at the same moment.
 const MAX_ATTEMPTS: u32 = 5;
 
 impl Root {
-    /// The table of a resource type; an empty first commit makes it where there is none.
+    /// The table of a resource type. If there is none, an empty first commit creates it.
     pub async fn open_or_create(
         &self,
         resource_type: ResourceType,
@@ -40,7 +41,7 @@ impl Root {
             return Err(Error::Unsupported {
                 place,
                 feature: format!("partitions by {}, for which it has no column", by.date),
-                way_out: "tables are typed only where the server speaks R4; take its [tables.<type>] out of the configuration",
+                way_out: "tables have typed columns only if the server speaks R4; remove its [tables.<type>]",
             });
         }
         if let Some(table) = self.open(resource_type).await? {
@@ -54,14 +55,14 @@ impl Root {
             .with_columns(schema.fields().cloned())
             .with_partition_columns(by.iter().flat_map(|by| by.columns()))
             .with_configuration(self.properties(definition).into_iter().chain(of_partition));
-        // Another process may have made it at the same moment, with fewer columns.
+        // Another process may have created it at the same moment, with fewer columns.
         evolve(self.create(name, create).await?, definition).await
     }
 }
 
-/// The table with everything that `definition` and the configuration ask for.
+/// Adds what the table lacks of `definition` and of the properties that the configuration demands.
 pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Result<Table, Error> {
-    // A table without our keys was made by other writers, and is not ours to change.
+    // A table without our own columns was created by another writer, and is not ours to change.
     let there = table.columns()?;
     if !definition.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
         return Ok(table);
@@ -74,7 +75,10 @@ pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Re
         }
         check_features(&table)?;
         let (actions, operation) = changes.actions(&table)?;
-        tracing::info!(table = %table.name, columns = changes.columns.len(), properties = ?changes.switched_on(), "the table evolves");
+        tracing::info!(
+            table = %table.name, columns = changes.columns.len(), properties = ?changes.switched_on(),
+            "the table gains columns or properties"
+        );
         match commit::attempt(&mut table, actions, operation, Vec::new(), BTreeMap::new()).await? {
             CommitOutcome::Committed { .. } => return Ok(table),
             CommitOutcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
@@ -98,7 +102,7 @@ impl Changes {
         if !columns.is_empty() {
             properties.extend(definition.properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
         }
-        let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
+        let snapshot = table.snapshot()?;
         let undecided = |property: &str| !snapshot.metadata().configuration().contains_key(property);
         // Dropping the feature leaves `checkpointProtection` behind.
         let wants_vectors = table.root.update_mode == UpdateMode::DeletionVectors;
@@ -119,11 +123,11 @@ impl Changes {
         self.properties.keys().map(String::as_str).filter(|name| name.starts_with("delta.")).collect()
     }
 
-    /// The metadata with everything, the protocol where it changes, and the operation that readers of the history see.
+    /// The new metadata, the new protocol if it changes, and the operation that DESCRIBE HISTORY shows.
     fn actions(&self, table: &Table) -> Result<(Vec<Action>, DeltaOperation), Error> {
         let added = kernel_schema(&Schema::new(self.columns.clone()), &table.place)?;
         let added: Vec<StructField> = added.fields().cloned().collect();
-        let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
+        let snapshot = table.snapshot()?;
         let mut actions = vec![Action::Metadata(self.metadata(snapshot.metadata(), &added, table)?)];
         if let Some(protocol) = self.protocol(snapshot.protocol(), table)? {
             actions.push(Action::Protocol(protocol));
@@ -168,7 +172,8 @@ impl Changes {
 const NUMBERED: [(i64, &[&str]); 3] =
     [(2, &["appendOnly", "invariants"]), (3, &["checkConstraints"]), (4, &["changeDataFeed", "generatedColumns"])];
 
-/// Deletion vectors need the protocol of named features; then all that the version meant is named. The feed alone does not.
+/// Deletion vectors need a protocol with named features; then all features that the version stood for are named. The
+/// change data feed alone does not need it.
 fn with_features(protocol: &Value, vectors: bool, feed: bool) -> Value {
     let names = |key: &str| -> BTreeSet<String> {
         let features = protocol[key].as_array().into_iter().flatten();
@@ -201,7 +206,7 @@ fn with_features(protocol: &Value, vectors: bool, feed: bool) -> Value {
         after["minReaderVersion"] = 3.into();
         after["readerFeatures"] = json!(readers);
     }
-    // Sets have no order: what nothing was added to is the same as before.
+    // Compared as sets: the protocol does not order features.
     let unchanged = version >= 7 && names("readerFeatures") == readers && names("writerFeatures") == writers;
     if unchanged { protocol.clone() } else { after }
 }

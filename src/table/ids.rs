@@ -1,6 +1,7 @@
 //! Sets of ids: each id while they are few, otherwise only the smallest and the largest.
 //!
-//! Ids are ordered by their bytes, as statistics of Parquet files are. How many are kept one by one is bounded by bytes.
+//! Ids are ordered by their bytes, as statistics of Parquet files are. How many are kept one by one is bounded by
+//! bytes.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +30,8 @@ pub struct IdBounds<'a> {
 
 /// Some 12,000 UUIDs. A change set of more ids has one for almost every row group.
 const MAX_EXACT_BYTES: usize = 1024 * 1024;
-/// What an id takes besides its text: a pointer and a length in a node that may be half empty, and what the allocator adds.
+/// What an id takes besides its text: a pointer and a length in a node that may be half empty, and what the allocator
+/// adds.
 const NODE_BYTES_PER_ID: usize = 48;
 
 impl Default for Ids {
@@ -103,8 +105,8 @@ impl Ids {
 
 /// A Bloom filter with one hash function, and sixteen bits for each id of the set.
 ///
-/// The [`IdHash`](super::entry::IdHash) of an id costs more than reading the id, and nearly all ids of a table are not in a
-/// small change set. Who chooses ids that all pass this filter gains nothing but the time of that hash.
+/// The [`IdHash`](super::entry::IdHash) of an id costs more than reading the id, and nearly all ids of a table are not
+/// in a small change set. Who chooses ids that all pass this filter gains nothing but the time of that hash.
 pub struct IdPrefilter {
     words: Vec<u64>,
     shift: u32,

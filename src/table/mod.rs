@@ -1,7 +1,7 @@
 //! Delta tables: one per resource type. The only room that names deltalake.
 //!
-//! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand for
-//! (an application transaction), so the two cannot disagree.
+//! A table exists only from its first commit on. A commit carries the rows of one run *and* the watermark they stand
+//! for (an application transaction), so the two cannot disagree.
 //!
 //! The modules, from the ground up: a module names only modules above it in this list.
 

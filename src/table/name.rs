@@ -1,4 +1,4 @@
-//! The name of a table: what its rows are, and where it lies below the root.
+//! The name of a table: what its rows are, and which folder below the root it is in.
 
 use std::{fmt, str::FromStr};
 
@@ -47,7 +47,7 @@ impl From<ResourceType> for TableName {
 }
 
 impl fmt::Display for TableName {
-    /// Padded where the format asks for it.
+    /// Padded to the width of the format.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.pad(self.as_str())
     }

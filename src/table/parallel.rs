@@ -1,4 +1,4 @@
-//! Work on many files at once: on as many threads as there are cores, and never on more files than that.
+//! Parallel work on files: on as many threads as there are cores, one file for each at a time.
 
 use std::{
     num::NonZero,
@@ -10,8 +10,9 @@ use tracing::Span;
 
 use super::Error;
 
-/// Gives every unit to `work`, and the results in the order of the units. After an error no unit is begun. Blocks this
-/// thread until all are done; `work` has a thread of its own in any case, so it may block on the runtime.
+/// Calls `work` for every unit and returns the results in the order of the units. After an error no further unit is
+/// begun. Blocks this thread until all are done. `work` runs on other threads, even for one unit, so it may block on
+/// the runtime.
 pub(super) fn in_parallel<Unit: Sync, Done: Send>(
     units: &[Unit],
     work: impl Fn(&Unit) -> Result<Done, Error> + Sync,

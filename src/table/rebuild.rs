@@ -1,7 +1,7 @@
 //! A rebuild: every row of a table is decoded again from its line, in one commit.
 //!
-//! The only way to change what is inside a struct, and to fill columns that the table gained after its rows were written.
-//! The server is not asked for any row. What the sync itself wrote into a row (source, times, job) stays.
+//! The only way to change what is inside a struct, and to fill columns that the table gained after its rows were
+//! written. The server is not asked for any row. What the sync itself wrote into a row (source, times, job) stays.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -34,8 +34,8 @@ const MAX_OPEN_PARTITIONS: usize = 4;
 
 /// Gives the table exactly the columns of `definition`.
 ///
-/// Blocks on encoding and decoding; the caller gives this a thread of its own. If another commit comes first, the rebuild is
-/// refused as a conflict.
+/// Blocks on encoding and decoding; the caller gives this a thread of its own. If another commit comes first, the
+/// rebuild is refused as a conflict.
 pub async fn rebuild(
     mut table: Table,
     definition: &TableDefinition,

@@ -1,4 +1,5 @@
-//! What a table asks of its writers. A demand that we cannot meet is named, with the way out, before anything is written.
+//! What a table demands of its writers. A demand that we cannot meet is an error, with the way out, before anything is
+//! written.
 
 use arrow::datatypes::SchemaRef;
 
@@ -8,8 +9,8 @@ use super::{
     properties::{APPEND_ONLY, COLUMN_MAPPING_MODE, CONSTRAINT_PREFIX, PARTITION_DATE},
 };
 
-/// What a writer must do for these, we do; or it asks for something only when a property or a column says so, which is
-/// looked at below.
+/// Features that we support, and features that demand something only if a property or a column says so, which is
+/// checked below.
 const KNOWN: [&str; 10] = [
     "appendOnly",
     "invariants",
@@ -35,7 +36,7 @@ pub(super) fn check_writable(table: &Table, columns: &SchemaRef) -> Result<(), E
     check_features(table)
 }
 
-/// Is there no demand on writers that we cannot meet?
+/// Can we meet all demands on writers?
 pub(super) fn check_features(table: &Table) -> Result<(), Error> {
     let there = table.columns()?;
     let snapshot = table.snapshot()?;
@@ -70,8 +71,8 @@ pub(super) fn check_features(table: &Table) -> Result<(), Error> {
     }
 }
 
-/// Is the table partitioned as the configuration says? Neither can follow the other: the rows would have to be written
-/// again, all of them.
+/// Is the table partitioned as the configuration says? If not, neither can follow the other, because all rows would
+/// have to be rewritten.
 pub(super) fn check_partitions(table: &Table) -> Result<(), Error> {
     let there = table.partition_columns()?;
     let date = table.property(PARTITION_DATE)?;
@@ -91,7 +92,8 @@ pub(super) fn check_partitions(table: &Table) -> Result<(), Error> {
         named(&there, date),
         named(&wanted, table.partitioned_by().map(|by| by.date.as_str()))
     );
-    let way_out = "set partition_by and partition_date of its [tables.<type>] to what it has, or move it away, so that it is recreated";
+    let way_out = "set partition_by and partition_date of its [tables.<type>] to what it has, \
+                   or move it away, so that it is recreated";
     Err(unsupported(table, &feature, way_out))
 }
 

@@ -1,4 +1,4 @@
-//! The root: where all tables lie, and a table as one version of it has been read.
+//! The root: the folder of all tables, and a table at one version.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,19 +35,19 @@ use crate::fhir::{ResourceType, TransactionTime};
 /// Where the tables are and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// A folder, or the URL of a place in an object store.
+    /// A folder, or the URL of a prefix in an object store.
     pub root: Location,
     /// deltalake's names, such as `aws_endpoint`; environment variables of the same names count as well.
     pub storage_options: HashMap<String, String>,
     pub update_mode: UpdateMode,
-    /// Whether tables are told to record what happens to their rows. Those that others have told otherwise are not.
+    /// Whether the change data feed is switched on for tables where nobody has set that property.
     pub change_data_feed: bool,
     /// The types whose tables are partitioned.
     pub partitions: BTreeMap<ResourceType, DatePartition>,
 }
 
 impl Config {
-    /// Everything as it is unless set.
+    /// With the default of everything else.
     pub fn new(root: Location) -> Self {
         Self {
             root,
@@ -59,13 +59,13 @@ impl Config {
     }
 }
 
-/// How rows leave a data file that stays.
+/// How a data file loses some of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum UpdateMode {
-    /// They are named as dead: writes little, and needs readers that know deletion vectors.
+    /// A deletion vector marks them as deleted. Little is written, but readers must support deletion vectors.
     #[default]
     DeletionVectors,
-    /// The file is written again without them: for every reader.
+    /// The file is rewritten without them. Every reader can read the result.
     CopyOnWrite,
 }
 
@@ -80,7 +80,7 @@ pub enum Location {
 pub struct TableDefinition {
     pub schema: SchemaRef,
     pub leading: usize,
-    /// What the table says of itself, such as the version of its schema.
+    /// Table properties, such as the version of the schema.
     pub properties: Vec<(&'static str, String)>,
 }
 
@@ -98,7 +98,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// Makes the folder where it is a local one, and sees that it can be written. Blocks on the disk.
+    /// Creates the folder if it is a local one, and checks that it can be written to. Blocks on the disk.
     pub fn new(config: Config) -> Result<Self, Error> {
         let (url, folder) = match config.root {
             Location::Folder(folder) => {
@@ -120,7 +120,7 @@ impl Root {
         Ok(Self { url, folder, storage_options, update_mode, change_data_feed, partitions, tombstone_lock })
     }
 
-    /// The table of a resource type, as of now; `None` before its first commit.
+    /// The table of a resource type at its newest version; `None` before its first commit.
     pub async fn open(&self, resource_type: ResourceType) -> Result<Option<Table>, Error> {
         self.load(resource_type.into()).await
     }
@@ -139,30 +139,31 @@ impl Root {
         Ok(Some(Table { name, place, delta, root: self.clone() }))
     }
 
-    /// Makes a table by its empty first commit: before that, no data file may lie in its folder.
+    /// Creates a table by its empty first commit. No data file may be in its folder before that.
     pub(super) async fn create(&self, name: TableName, create: CreateBuilder) -> Result<Table, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
         if let Some(folder) = &self.folder {
-            // deltalake wants the folder to be there; it stays without a log only if we are killed right here.
+            // deltalake needs the folder. It is left without a log only if the process is killed right here.
             std::fs::create_dir_all(folder.join(&directory)).map_err(|error| Error::delta(&place, error))?;
         }
         let created = create
             .with_log_store(self.delta(&directory)?.log_store())
             .with_save_mode(SaveMode::ErrorIfExists)
             .with_raise_if_key_not_exists(false)
-            // deltalake's own retry would make the table a second time, on top of what is there.
+            // deltalake's own retry would create the table a second time, on top of the first.
             .with_commit_properties(CommitProperties::default().with_max_retries(0))
             .await;
         match created {
             Ok(delta) => Ok(Table { name, place, delta, root: self.clone() }),
-            // It may be there by now: made by another process, or by us although the answer was lost.
+            // The table may exist now: created by another process, or by us although the answer was lost.
             Err(error) => self.load(name).await?.ok_or_else(|| Error::delta(&place, error)),
         }
     }
 
-    /// Hands everything written so far to the disk. deltalake itself never calls fsync, so without this the state file
-    /// could outlive the commits that it speaks of. Blocks; nothing to do on an object store.
+    /// Flushes everything that was written to the disk. deltalake never calls fsync, so without this a power failure
+    /// could leave the state file in place and lose the commits that it refers to. Blocks. Does nothing on an object
+    /// store.
     pub fn sync_to_disk(&self) -> Result<(), Error> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let place = folder.display().to_string();
@@ -196,7 +197,7 @@ impl Root {
         own.chain(vectors.into_iter().chain(feed).map(|name| (name, Some("true".to_owned()))))
             .chain([
                 (INDEXED_COLUMNS, Some(definition.leading.to_string())),
-                // Two commits an hour would make 17,000 files a year in each log; every hundredth becomes a checkpoint.
+                // Two commits an hour add 17,000 files a year to a log. This makes a checkpoint about every two days.
                 (CHECKPOINT_INTERVAL, Some("100".to_owned())),
             ])
             .collect()

@@ -1,4 +1,4 @@
-//! Value counts: how many rows have each value of a text column, for people who look at a result without SQL.
+//! Value counts: how many rows have each value of a text column. The demo shows them.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! A spooled batch: some received rows as bytes, and back.
 //!
-//! Columns that are null in all rows of the batch are left out, which is most of the hundreds that a resource type may have.
-//! The schema is not written, because it would often be larger than the rows; the reader has it.
+//! Columns that are null in all rows of the batch are left out, which is most of the hundreds that a resource type may
+//! have. The schema is not written, because it would often be larger than the rows; the reader has it.
 
 use std::{collections::HashMap, sync::Arc};
 

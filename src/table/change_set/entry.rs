@@ -1,8 +1,8 @@
 //! An index entry: what the index keeps of one received row or deletion.
 //!
-//! An entry has the [`IdHash`] instead of the id, so that it is small however long the id is; only that of a deletion has
-//! the id as well. Entries are kept as bytes, little-endian and back to back. That of a row takes at most 69; a value that a
-//! version lacks takes none.
+//! An entry has the [`IdHash`] instead of the id, so that it is small however long the id is; only that of a deletion
+//! has the id as well. Entries are kept as bytes, little-endian and back to back. That of a row takes at most 69; a
+//! value that a version lacks takes none.
 
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 
@@ -32,9 +32,9 @@ impl IdHasher {
         Self(RandomState::new())
     }
 
-    /// Two ids with the same hash would become one row, and a server could choose its ids. So the hash is the keyed one of
-    /// the standard library, which is made against chosen inputs; faster hashes with a seed do not promise that. It gives 64
-    /// bits, so it is read twice, the second time after one more byte that no id can end with.
+    /// Two ids with the same hash would become one row, and a server could choose its ids. So the hash is the keyed one
+    /// of the standard library, which is made against chosen inputs; faster hashes with a seed do not promise that. It
+    /// gives 64 bits, so it is read twice, the second time after one more byte that no id can end with.
     pub fn of(&self, id: &str) -> IdHash {
         let mut hasher = self.0.build_hasher();
         hasher.write(id.as_bytes());

@@ -1,7 +1,7 @@
 //! A first load: the rows for an empty table are written into data files while the download runs, not after it.
 //!
-//! No reader sees the files before the commit. Which of their rows are superseded by other rows of the same export is known
-//! only at the end, so the commit adds the files together with deletion vectors.
+//! No reader sees the files before the commit. Which of their rows are superseded by other rows of the same export is
+//! known only at the end, so the commit adds the files together with deletion vectors.
 
 use std::{
     collections::BTreeSet,
@@ -52,8 +52,8 @@ impl FirstLoad {
         Self { target, writers, next_writer, next_chunk, finished: Mutex::default() }
     }
 
-    /// Writes the rows into one file, one after the other, and returns the location of the first. Blocks on the runtime, so it
-    /// must not be called on one of the runtime's own threads.
+    /// Writes the rows into one file, one after the other, and returns the location of the first. Blocks on the
+    /// runtime, so it must not be called on one of the runtime's own threads.
     pub fn write(&self, rows: &RecordBatch) -> Result<RowLocation, DeltaTableError> {
         let free = self.writers.iter().find_map(|writer| writer.try_lock().ok());
         let mut writer = free.unwrap_or_else(|| {

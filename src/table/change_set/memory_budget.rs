@@ -1,7 +1,8 @@
 //! The memory budget: how much memory each change set of an export may take, so that all together stay below the limit.
 //!
-//! Three quarters are for rows, a twelfth for entries of the index, an eighth for the shard that is loaded while a change set is
-//! read, and the rest for ids. A budget has no minimum: a change set with a small one writes to the disk sooner.
+//! Three quarters are for rows, a twelfth for entries of the index, an eighth for the shard that is loaded while a
+//! change set is read, and the rest for ids. A budget has no minimum: a change set with a small one writes to the disk
+//! sooner.
 
 /// How many change sets of an export need memory, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +37,8 @@ pub struct MemoryBudget {
 impl MemoryBudget {
     /// Divides `memory_bytes` by the demand.
     ///
-    /// Rows for a table that has some stay in memory until the end. Rows for an empty table leave it with the last file of
-    /// their type, so only types that are downloaded at the same time share that part.
+    /// Rows for a table that has some stay in memory until the end. Rows for an empty table leave it with the last file
+    /// of their type, so only types that are downloaded at the same time share that part.
     pub fn of(memory_bytes: usize, demand: MemoryDemand) -> Self {
         let MemoryDemand { types, waiting, appending, at_once, read_at_once } = demand;
         let entries_bytes = memory_bytes / 12;

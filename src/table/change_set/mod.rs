@@ -1,9 +1,9 @@
 //! A change set: what one run receives for one resource type.
 //!
-//! Several workers push at the same time. Neither their order nor repetition changes which row of an id wins. The rows are in
-//! a [`Spool`], or, on a first load, in what will be data files of the table. The index of their ids is in memory as far as it
-//! fits there: a row takes at most 69 bytes until the change set is read, and then about 145 more for each id of the shard
-//! that is loaded.
+//! Several workers push at the same time. Neither their order nor repetition changes which row of an id wins. The rows
+//! are in a [`Spool`], or, on a first load, in what will be data files of the table. The index of their ids is in
+//! memory as far as it fits there: a row takes at most 69 bytes until the change set is read, and then about 145 more
+//! for each id of the shard that is loaded.
 
 /// One batch of rows as bytes.
 pub mod batch;
@@ -154,7 +154,8 @@ impl ChangeSet {
         }
     }
 
-    /// On a first load, the data files of the rows, with the indices of the chunks; `None` where the rows are in the spool.
+    /// On a first load, the data files of the rows, with the indices of the chunks; `None` where the rows are in the
+    /// spool.
     pub fn files(&self) -> Option<Vec<(ChunkIndex, StoredFile)>> {
         self.first_load.as_ref().map(FirstLoad::files)
     }

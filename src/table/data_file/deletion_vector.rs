@@ -1,7 +1,7 @@
 //! A deletion vector: which rows of a data file are deleted.
 //!
-//! Data files never change. To delete a row, its index is put into the vector that the log has for the file. All vectors of
-//! one commit share one file. The format is the protocol's: a version byte, then for each vector its length
+//! Data files never change. To delete a row, its index is put into the vector that the log has for the file. All
+//! vectors of one commit share one file. The format is the protocol's: a version byte, then for each vector its length
 //! (big-endian), a magic number and a 64-bit Roaring bitmap (little-endian), and a CRC-32 (big-endian) of both.
 
 use bytes::Bytes;

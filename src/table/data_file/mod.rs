@@ -77,8 +77,8 @@ impl AsyncFileReader for DataFile {
     }
 }
 
-/// A file that is being written. No reader sees it before its [`Add`] is committed. One that is dropped or aborted does not
-/// come into being.
+/// A file that is being written. No reader sees it before its [`Add`] is committed. One that is dropped or aborted does
+/// not come into being.
 pub struct DataFileWriter {
     path: Path,
     writer: AsyncArrowWriter<BufWriter>,
@@ -143,7 +143,8 @@ pub async fn forget(store: &dyn ObjectStore, path: &Path) {
     }
 }
 
-/// The names of our own files begin so. In a file of another writer, rows may have changed while their `_sync_hash` did not.
+/// The names of our own files begin so. In a file of another writer, rows may have changed while their `_sync_hash` did
+/// not.
 const OWN_PREFIX: &str = "fhir-sync-";
 
 /// A new data file in `folder` of the table: its root, or a partition.
@@ -161,8 +162,8 @@ pub fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
 
-/// How many parts of 10 MiB may still be on their way to the store when more is written: a slow store then slows the writer
-/// down instead of filling the memory.
+/// How many parts of 10 MiB may still be on their way to the store when more is written: a slow store then slows the
+/// writer down instead of filling the memory.
 const MAX_PARTS_IN_FLIGHT: usize = 2;
 
 /// By the local clock. Only for the entry of a file in the log, which vacuum reads.

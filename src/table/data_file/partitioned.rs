@@ -17,7 +17,8 @@ use crate::table::{
     date_partition::{DatePartition, PartitionKey},
 };
 
-/// The rows of each partition that passes the filter, in their order, with those of `columns` that some of the rows fill.
+/// The rows of each partition that passes the filter, in their order, with those of `columns` that some of the rows
+/// fill.
 fn split(
     batches: &[RecordBatch],
     columns: &SchemaRef,
@@ -40,8 +41,9 @@ fn split(
     places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
 }
 
-/// How many bytes of Arrow arrays are collected and then split by partition. Splitting goes through each column once for each
-/// partition: a million Observations of ninety months, split a few thousand at a time, took more than six CPU minutes.
+/// How many bytes of Arrow arrays are collected and then split by partition. Splitting goes through each column once
+/// for each partition: a million Observations of ninety months, split a few thousand at a time, took more than six CPU
+/// minutes.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 
 /// One series of rolling files for each partition.
@@ -130,8 +132,8 @@ impl PartitionedFiles {
         Ok(self.done)
     }
 
-    /// If no file is open for `key` and none can be opened, ends the smallest one: few rows are of a date that is far from
-    /// those of most others, so that one is the least likely to be needed again.
+    /// If no file is open for `key` and none can be opened, ends the smallest one: few rows are of a date that is far
+    /// from those of most others, so that one is the least likely to be needed again.
     async fn make_room(&mut self, key: PartitionKey) -> Result<(), DeltaTableError> {
         if self.open.contains_key(&key) || self.open.len() < self.filter.max_open() {
             return Ok(());

@@ -36,12 +36,12 @@ pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties
 
 /// In a smaller file, reading the ids takes about as long as reading the filter.
 const MIN_FILTER_ROWS: u64 = 16 * 1024;
-/// The size of a filter is a power of two. With this rate that of a full row group has half a MiB, two bytes for each row
-/// (docs/decisions/0010-bloom-filters-exclude-row-groups.md).
+/// The size of a filter is a power of two. With this rate that of a full row group has half a MiB, two bytes for each
+/// row (docs/decisions/0010-bloom-filters-exclude-row-groups.md).
 const FALSE_POSITIVE_RATE: f64 = 0.001;
 
-/// Adds a Bloom filter of the ids for each row group, if the file may get enough rows. The filters are side by side at the
-/// end of the file, so that one request reads all of them.
+/// Adds a Bloom filter of the ids for each row group, if the file may get enough rows. The filters are side by side at
+/// the end of the file, so that one request reads all of them.
 pub fn with_bloom_filter(properties: WriterPropertiesBuilder, max_rows: u64) -> WriterPropertiesBuilder {
     if max_rows < MIN_FILTER_ROWS {
         return properties;
@@ -53,9 +53,9 @@ pub fn with_bloom_filter(properties: WriterPropertiesBuilder, max_rows: u64) -> 
         .set_column_bloom_filter_max_ndv(id(), max_rows.min(MAX_ROW_GROUP_ROWS as u64))
 }
 
-/// For files that are written side by side. Each leaf column has its own compressor; those of zstd take 60 MB for one file
-/// with hundreds of leaves, most of which have hardly a value. Those of Snappy take nothing; the large columns, which are
-/// the flat ones, keep zstd.
+/// For files that are written side by side. Each leaf column has its own compressor; those of zstd take 60 MB for one
+/// file with hundreds of leaves, most of which have hardly a value. Those of Snappy take nothing; the large columns,
+/// which are the flat ones, keep zstd.
 pub fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
     let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
     large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {

@@ -86,8 +86,8 @@ impl DataFiles {
         Self { target, partition, filled, open: OpenFile::nothing(), done: Vec::new(), rows: 0 }
     }
 
-    /// Returns the index of the file among these, and the index of the first of the rows in it. After an error the open file
-    /// is gone.
+    /// Returns the index of the file among these, and the index of the first of the rows in it. After an error the open
+    /// file is gone.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
         let written = self.try_write(rows).await;
         if written.is_err()
@@ -207,8 +207,8 @@ pub fn bytes_of(rows: &RecordBatch) -> usize {
     columns.map(|of| of.to_data().get_slice_memory_size().unwrap_or_else(|_| of.get_array_memory_size())).sum()
 }
 
-/// Those of `columns` that a file has. Only whole top-level columns may be missing, and never leading ones, because which
-/// columns have statistics is counted from the left.
+/// Those of `columns` that a file has. Only whole top-level columns may be missing, and never leading ones, because
+/// which columns have statistics is counted from the left.
 pub fn columns_of_file(columns: &SchemaRef, leading: usize, has: impl Fn(&str) -> bool) -> SchemaRef {
     let fields = columns.fields().iter().enumerate();
     let fields = fields.filter(|(index, field)| *index < leading || has(field.name())).map(|(_, field)| field.clone());

@@ -7,7 +7,8 @@ use parquet::{
 };
 use serde_json::{Map, Value, json};
 
-/// How many rows the file has, and for each of the `leading` columns the smallest and largest value and the number of nulls.
+/// How many rows the file has, and for each of the `leading` columns the smallest and largest value and the number of
+/// nulls.
 pub fn statistics(metadata: &ParquetMetaData, leading: usize) -> Value {
     let (mut min, mut max, mut nulls) = (Map::new(), Map::new(), Map::new());
     for column in 0..metadata.file_metadata().schema_descr().num_columns() {
@@ -79,7 +80,8 @@ impl Bound {
         }
     }
 
-    /// A text that is cut must become larger than the whole one was. An instant need not: readers add a millisecond to it.
+    /// A text that is cut must become larger than the whole one was. An instant need not: readers add a millisecond to
+    /// it.
     fn stated_max(&self) -> Value {
         match self {
             Self::Text(text) if text.chars().nth(MAX_STATED_CHARS).is_none() => text.as_str().into(),

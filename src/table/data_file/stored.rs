@@ -39,8 +39,8 @@ pub struct StoredFile {
     pub file: DataFile,
     /// Its deleted rows, according to the log.
     pub dead: RowSet,
-    /// Is it a file of ours? Other writers keep `_sync_hash` as it was when they change a row, so only in our own files does
-    /// the hash stand for the content.
+    /// Is it a file of ours? Other writers keep `_sync_hash` as it was when they change a row, so only in our own files
+    /// does the hash stand for the content.
     pub own: bool,
 }
 

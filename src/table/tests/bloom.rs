@@ -1,5 +1,5 @@
-//! A probe reads only the row groups that may have one of the ids. The tests damage the ids of a row group on the disk: if it
-//! is read, the upsert fails.
+//! A probe reads only the row groups that may have one of the ids. The tests damage the ids of a row group on the disk:
+//! if it is read, the upsert fails.
 
 use std::{
     fs,

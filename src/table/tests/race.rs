@@ -236,8 +236,8 @@ async fn a_first_load_becomes_an_upsert_if_another_writer_fills_the_table_meanwh
     assert_eq!(contents(&lake).await, BTreeMap::from(expected));
 }
 
-/// deltalake's conflict check does not notice that another compaction has removed the files of this one: both would land,
-/// each with all rows. So the second one must not be tried again at the next version.
+/// deltalake's conflict check does not notice that another compaction has removed the files of this one: both would
+/// land, each with all rows. So the second one must not be tried again at the next version.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_compactions_at_the_same_time_double_no_row() {
     for other_is_ours in [false, true] {

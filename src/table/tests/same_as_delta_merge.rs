@@ -11,8 +11,8 @@ use deltalake::{
 
 use super::*;
 
-/// What arrives for an id in one round. MERGE has no rule for duplicate rows, and no deletions or tombstones. So there is at
-/// most one change for each id, and no id returns with a version older than its deletion.
+/// What arrives for an id in one round. MERGE has no rule for duplicate rows, and no deletions or tombstones. So there
+/// is at most one change for each id, and no id returns with a version older than its deletion.
 #[derive(Clone, Copy, Debug)]
 enum Received {
     Row(i32),
@@ -30,8 +30,8 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
     proptest::collection::vec(proptest::collection::btree_map(0..IDS, received, 1..8), 1..5).prop_map(absolute)
 }
 
-/// Gives each version a number that counts from the first round, and leaves out versions that are older than a deletion of
-/// their id.
+/// Gives each version a number that counts from the first round, and leaves out versions that are older than a deletion
+/// of their id.
 fn absolute(rounds: Vec<Round>) -> Vec<Round> {
     let mut deleted = BTreeMap::new();
     let absolute = (1..).zip(rounds).map(|(number, round)| {

@@ -1,10 +1,10 @@
 //! The newest of each id: which row or deletion wins among all that one run received for it, in bounded memory.
 //!
-//! The [`Index`] takes entries of up to 69 bytes in any order and puts them into 64 buckets by their [`IdHash`]. When they
-//! exceed their budget, it moves them to the spool. [`Index::load`] then makes a [`Shard`] of as many buckets as fit into
-//! memory, usually of all, at about 145 bytes for each id. Neither the order in which entries were pushed nor repetition
-//! changes the result: a row that is certainly older than a deletion loses; otherwise versions decide, and between equal
-//! versions the position in the export (file, then line).
+//! The [`Index`] takes entries of up to 69 bytes in any order and puts them into 64 buckets by their [`IdHash`]. When
+//! they exceed their budget, it moves them to the spool. [`Index::load`] then makes a [`Shard`] of as many buckets as
+//! fit into memory, usually of all, at about 145 bytes for each id. Neither the order in which entries were pushed nor
+//! repetition changes the result: a row that is certainly older than a deletion loses; otherwise versions decide, and
+//! between equal versions the position in the export (file, then line).
 
 use std::{
     collections::{HashMap, hash_map::Entry as Known},
@@ -82,8 +82,8 @@ pub struct Limits {
 const BUCKETS: usize = 64;
 const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
-/// What an id takes while a [`Shard`] is loaded: a winner, its position, and an entry of a hash map, which may be a little less
-/// than half full because its size is rounded up.
+/// What an id takes while a [`Shard`] is loaded: a winner, its position, and an entry of a hash map, which may be a
+/// little less than half full because its size is rounded up.
 const BYTES_PER_ID: usize =
     size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, WinnerIndex)>() + 1) * 16 / 7;
 
@@ -118,8 +118,9 @@ impl Index {
         Self { limits, buckets, entries_bytes: 0 }
     }
 
-    /// Takes an entry. If the entries exceed their budget, all of them are moved to the spool, which blocks on the disk. After
-    /// an error of the spool, the entry is in the index all the same, and those that could not be spooled are still in memory.
+    /// Takes an entry. If the entries exceed their budget, all of them are moved to the spool, which blocks on the
+    /// disk. After an error of the spool, the entry is in the index all the same, and those that could not be spooled
+    /// are still in memory.
     pub fn push(&mut self, spool: &mut Spool, id_hash: IdHash, entry: &IndexEntry) -> Result<(), Error> {
         let bucket = &mut self.buckets[bucket_of(id_hash)];
         self.entries_bytes -= bucket.recent.capacity();
@@ -142,8 +143,8 @@ impl Index {
         self.buckets.iter().map(|bucket| bucket.count).sum()
     }
 
-    /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they cover
-    /// every id, pushed or not.
+    /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they
+    /// cover every id, pushed or not.
     pub fn spans(&self) -> Vec<Span> {
         let max_ids = (self.limits.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
         let mut spans: Vec<Span> = Vec::new();
@@ -234,8 +235,9 @@ impl<'span> Loading<'span> {
         Ok(())
     }
 
-    /// Chooses the winners of ids that have several entries. All entries of an id must have been taken: where versions lack
-    /// values, "is newer" is not transitive, so the entries are compared in the order of the export, not of their arrival.
+    /// Chooses the winners of ids that have several entries. All entries of an id must have been taken: where versions
+    /// lack values, "is newer" is not transitive, so the entries are compared in the order of the export, not of their
+    /// arrival.
     fn resolve_duplicates(&mut self) {
         self.duplicate += self.repeated.len() as u64;
         self.repeated.sort_unstable_by_key(|(id_hash, _)| *id_hash);
@@ -277,8 +279,8 @@ impl IndexEntry {
 
 /// The winner of all entries of one id; `None` without entries.
 ///
-/// A row wins against a deletion in the same export, because the resource was created again (rule 96), unless both have a time
-/// and the deletion is later.
+/// A row wins against a deletion in the same export, because the resource was created again (rule 96), unless both have
+/// a time and the deletion is later.
 fn newest(entries: impl Iterator<Item = IndexEntry>) -> Option<Winner> {
     let mut rows = Vec::new();
     let mut deleted: Option<(Box<str>, Option<DateTime<Utc>>)> = None;

@@ -1,8 +1,8 @@
 //! A spool: blocks of bytes, in memory up to a budget, then in an unnamed file.
 //!
-//! The file has patients' data in it, so each block is encrypted by AES-256-GCM, with a key that is only in the memory of this
-//! spool. A block is read back exactly as it was appended, or not at all. The file has no name, so the operating system
-//! removes it when the process ends, however it ends.
+//! The file has patients' data in it, so each block is encrypted by AES-256-GCM, with a key that is only in the memory
+//! of this spool. A block is read back exactly as it was appended, or not at all. The file has no name, so the
+//! operating system removes it when the process ends, however it ends.
 
 use std::{
     fs::File,
@@ -72,7 +72,8 @@ struct SealedFile {
     blocks: u64,
 }
 
-/// The file has no name and its key is written nowhere, so only a failing disk or a process of the same user can cause this.
+/// The file has no name and its key is written nowhere, so only a failing disk or a process of the same user can cause
+/// this.
 const CHANGED: &str = "a block is not as it was written; check the disk under the temporary folder";
 
 impl SealedFile {

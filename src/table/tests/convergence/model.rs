@@ -184,8 +184,8 @@ impl Model {
     }
 }
 
-/// A row wins over a deletion of the same export, unless both state a time and the deletion is later. Among rows, the last
-/// one that is not older wins; complete rows win over subsetted ones.
+/// A row wins over a deletion of the same export, unless both state a time and the deletion is later. Among rows, the
+/// last one that is not older wins; complete rows win over subsetted ones.
 fn newest(entries: &[&Entry], transaction_time: u32) -> Newest {
     let deleted = entries.iter().filter_map(|entry| match entry {
         Entry::Deletion { at, .. } => Some(*at),
