@@ -102,6 +102,7 @@ impl ChangeSet {
     }
 
     /// The same, but rows are written into data files at once, and only entries of the index are spooled.
+    #[must_use]
     pub fn appending(self, target: FileTarget, memory_bytes: usize) -> Self {
         Self { first_load: Some(FirstLoad::new(target, memory_bytes)), ..self }
     }

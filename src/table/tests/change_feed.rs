@@ -51,7 +51,7 @@ impl Lake {
 
     /// A first load as the daemon does it: rows become data files as they arrive.
     async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let changes = ChangeSet::for_table(&table, &shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
+        let changes = ChangeSet::for_table(table, &shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
             .await
             .unwrap();
         tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
