@@ -223,7 +223,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn any_changes_in_any_order_leave_the_newest_of_each_id_however_often_they_spill(
+    fn any_order_and_any_spilling_keep_the_same_newest_change_of_each_id(
         (all, shuffled) in changes(any_version()),
     ) {
         let expected = without_file(fold_in_order(&all));
@@ -232,7 +232,7 @@ proptest! {
     }
 
     #[test]
-    fn where_versions_are_complete_that_is_what_one_gets_by_comparing_each_with_what_is_known(
+    fn with_complete_versions_the_result_equals_a_pairwise_comparison(
         (_, shuffled) in changes(complete_version()),
     ) {
         let expected = without_file(fold(shuffled.iter()));
@@ -242,7 +242,7 @@ proptest! {
 }
 
 #[test]
-fn workers_push_and_read_at_the_same_time_through_a_shared_reference() {
+fn workers_push_and_read_at_the_same_time() {
     let folder = tempfile::tempdir().unwrap();
     let changes = ChangeSet::tiny(&schema(), folder.path());
     std::thread::scope(|scope| {
@@ -265,7 +265,7 @@ fn workers_push_and_read_at_the_same_time_through_a_shared_reference() {
 }
 
 #[test]
-fn only_the_columns_that_hold_something_are_kept_and_named() {
+fn only_columns_with_values_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let changes = ChangeSet::new(&schema(), MemoryBudget::alone(1 << 20), folder.path());
     let even = Change::Row { id: 1, version: Version::default(), file: 0, line: 2 };

@@ -50,7 +50,7 @@ fn entries(of: &[(&str, IndexEntry)]) -> Vec<(String, IndexEntry)> {
 }
 
 #[test]
-fn what_fits_is_loaded_at_once_and_what_does_not_in_shards_that_fit() {
+fn an_index_is_loaded_as_one_shard_if_it_fits_and_else_in_shards_that_fit() {
     let rows: Vec<_> = (0..1000).map(|number| (format!("id{}", number % 900), row(number, None))).collect();
     let (at_once, hashes) = load(ROOMY, &rows);
     assert_eq!(at_once.len(), 1);
@@ -74,13 +74,13 @@ fn an_empty_index_is_loaded_once_and_covers_every_id() {
 }
 
 #[test]
-fn of_two_rows_of_one_version_the_later_in_the_export_counts_whichever_came_first() {
+fn of_two_rows_of_one_version_the_later_in_the_export_wins_in_any_order_of_arrival() {
     let (_, hashes) = load(TINY, &entries(&[("a", row(2, Some(1))), ("a", row(1, Some(1)))]));
     assert_eq!(hashes["a"], Some(2));
 }
 
 #[test]
-fn a_row_that_a_deletion_certainly_follows_is_out_whichever_came_first() {
+fn a_row_that_is_certainly_older_than_a_deletion_loses_in_any_order_of_arrival() {
     let (before, without_time, after) = (row(1, Some(10)), row(2, None), row(3, Some(30)));
     let deleted = deletion("a", Some(20));
     for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 3, 0, 2], [2, 0, 3, 1]] {
@@ -117,7 +117,7 @@ fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
 }
 
 #[test]
-fn of_two_deletions_the_later_one_counts() {
+fn of_two_deletions_the_later_one_wins() {
     let all = entries(&[("a", deletion("a", Some(5))), ("a", deletion("a", None)), ("a", deletion("a", Some(3)))]);
     let (loaded, _) = load(TINY, &all);
     assert_eq!(loaded[0].winners, [Winner::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
@@ -125,13 +125,13 @@ fn of_two_deletions_the_later_one_counts() {
 }
 
 #[test]
-fn the_memory_per_id_is_the_one_in_the_head_of_the_module() {
+fn an_id_takes_as_much_memory_as_the_documentation_of_the_module_says() {
     assert_eq!(size_of::<Winner>(), 72);
     assert_eq!(BYTES_PER_ID, 145);
 }
 
 #[test]
-fn a_disk_that_refuses_the_entries_loses_none_of_them() {
+fn entries_that_the_disk_refuses_stay_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let gone = folder.path().join("gone");
     let (hasher, mut spool, mut index) = (IdHasher::new(), Spool::new(0, &gone), Index::new(TINY));

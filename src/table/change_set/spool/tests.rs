@@ -8,7 +8,7 @@ fn text(spool: &Spool) -> Vec<u8> {
 }
 
 #[test]
-fn blocks_read_back_in_any_order_within_and_beyond_the_budget() {
+fn blocks_are_read_back_in_any_order_within_and_beyond_the_budget() {
     let folder = tempfile::tempdir().unwrap();
     let mut spool = Spool::new(100, folder.path());
     let written: Vec<_> = (0u8..20).map(|number| vec![number; usize::from(number) * 3]).collect();
@@ -67,7 +67,7 @@ fn a_block_in_the_place_of_another_is_an_error() {
 }
 
 #[test]
-fn a_full_disk_is_said_and_what_was_there_stays() {
+fn a_full_disk_is_an_error_and_earlier_blocks_stay() {
     let mut spool = Spool::new(0, &std::env::temp_dir());
     let first = spool.append(b"first").unwrap();
     let file = &mut spool.sealed.as_mut().unwrap().file;
