@@ -1,4 +1,5 @@
-//! The columns of a type's table: those of FHIR R4 where the server speaks it, else the leading ones and `resource_json`.
+//! The columns of a type's table: those of FHIR R4 where the server speaks it, else the leading ones and
+//! `resource_json`.
 
 use std::sync::Arc;
 

@@ -27,8 +27,8 @@ pub struct Config {
     pub columns: resource::Options,
 }
 
-/// How many lines of one type may be in quarantine. The type fails only when both limits are exceeded: a few bad lines must
-/// never stop the many good ones that arrived with them.
+/// How many lines of one type may be in quarantine. The type fails only when both limits are exceeded: a few bad lines
+/// must never stop the many good ones that arrived with them.
 #[derive(Clone, Copy, Debug)]
 pub struct QuarantineLimit {
     pub max_quarantined: u64,

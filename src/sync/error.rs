@@ -15,11 +15,13 @@ pub enum Error {
     #[error("the quarantine file {place} cannot be written; check the folder's owner, mode and free space")]
     Quarantine { place: String, source: std::io::Error },
     #[error(
-        "no temporary file can be created in the folder {place}; check its owner, mode and free space, or set sync.spool_folder"
+        "no temporary file can be created in the folder {place}; check its owner, mode and free space, \
+         or set sync.spool_folder"
     )]
     SpoolFolder { place: String, source: std::io::Error },
     #[error(
-        "the state file {place} is broken (a copy is {kept_as}) and no table has a watermark; delete {place} to start again with a full load"
+        "the state file {place} is broken (a copy is {kept_as}) and no table has a watermark; \
+         delete {place} to start again with a full load"
     )]
     BrokenState { place: String, kept_as: String },
     #[error("{file}: {expected} lines were announced and {found} received; the next sync requests the type again")]
@@ -29,7 +31,8 @@ pub enum Error {
     #[error("{file}")]
     LongLine { file: String, source: LineTooLong },
     #[error(
-        "{bad} of {received} lines of {resource_type} are not resources, more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
+        "{bad} of {received} lines of {resource_type} are not resources, \
+         more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
     )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("rows could not be built")]

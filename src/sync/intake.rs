@@ -1,8 +1,8 @@
 //! The intake: the files of a completed export become change sets.
 //!
-//! A limited number of workers download and decode; each holds the stream of one file, never a whole file. A bounded channel
-//! connects the download with the decoder, so that a slow disk slows the network down instead of filling the memory. A file
-//! that fails also fails its type, but no other type.
+//! A limited number of workers download and decode; each holds the stream of one file, never a whole file. A bounded
+//! channel connects the download with the decoder, so that a slow disk slows the network down instead of filling the
+//! memory. A file that fails also fails its type, but no other type.
 
 use std::{
     collections::BTreeMap,
@@ -59,8 +59,9 @@ pub enum Remark {
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand columns,
-/// whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more (docs/performance.md).
+/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand
+/// columns, whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more
+/// (docs/performance.md).
 pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 
 /// What all files of one export have in common.
@@ -124,8 +125,8 @@ pub async fn receive(
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
     let mut output: Vec<_> = (0..).zip(&manifest.output).collect();
-    // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a change
-    // set that is complete goes to those that still arrive.
+    // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a
+    // change set that is complete goes to those that still arrive.
     output.sort_by_key(|(_, file)| file.resource_type);
     for (index, file) in output {
         let Some(resource_type) = file.resource_type.filter(|known| context.intakes.contains_key(known)) else {
@@ -215,11 +216,12 @@ async fn table(
     Ok((table, first_load))
 }
 
-/// A file that belongs to no table. A known type that was not requested is only worth a warning; a file without a known type
-/// may hold rows that are missing elsewhere.
+/// A file that belongs to no table. A known type that was not requested is only worth a warning; a file without a known
+/// type may hold rows that are missing elsewhere.
 fn not_requested(file: &File) -> Option<Remark> {
     if let Some(resource_type) = file.resource_type {
-        tracing::warn!(%resource_type, file = file.name, "the server sent a type that was not requested; it is ignored");
+        let file = &file.name;
+        tracing::warn!(%resource_type, file, "the server sent a type that was not requested; it is ignored");
         return None;
     }
     Some(Remark::Hold(format!("{}: the manifest names no resource type that is known", file.name)))
@@ -289,7 +291,8 @@ async fn deleted_file(context: Arc<Context>, file: File) -> Option<Remark> {
     }
 }
 
-/// One file of `OperationOutcome`s: what the server could not export. An error among them holds every watermark (rule 101).
+/// One file of `OperationOutcome`s: what the server could not export. An error among them holds every watermark (rule
+/// 101).
 async fn outcome_file(context: Arc<Context>, file: File) -> Option<Remark> {
     let Ok(_worker) = context.workers.acquire().await else { return None };
     let errors = Arc::new(Mutex::new(Vec::<Issue>::new()));
@@ -394,8 +397,8 @@ async fn stream(
     Ok(Streamed { lines, bytes: receipt.bytes })
 }
 
-/// Counts the lines, and returns whether the last one is whole. Where the server announces neither length nor count, only
-/// that distinguishes a file that was cut from one that ended (F3).
+/// Counts the lines, and returns whether the last one is whole. Where the server announces neither length nor count,
+/// only that distinguishes a file that was cut from one that ended (F3).
 async fn consume(
     context: &Arc<Context>,
     file: &File,

@@ -1,7 +1,7 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
-//! It never runs at the same time as a sync: both need the state file, and its holder does one thing at a time. A table that
-//! fails does not stop the others.
+//! It never runs at the same time as a sync: both need the state file, and its holder does one thing at a time. A table
+//! that fails does not stop the others.
 
 use std::time::{Duration, Instant};
 
@@ -74,8 +74,8 @@ fn log(table: TableName, dry_run: DryRun, result: &Result<Option<Maintained>, Er
         Ok(None) => {}
         Ok(Some(done)) => tracing::info!(
             %table, dry_run = dry_run == DryRun::Yes, files_rewritten = done.rewritten.files,
-            files_written = done.written.files, rows_purged = done.purged_rows, rows_folded = done.folded_rows, left = done.left,
-            checkpoint = done.checkpoint, log_files_deleted = done.log_deleted.files,
+            files_written = done.written.files, rows_purged = done.purged_rows, rows_folded = done.folded_rows,
+            left = done.left, checkpoint = done.checkpoint, log_files_deleted = done.log_deleted.files,
             files_vacuumed = done.vacuumed.files, bytes_vacuumed = done.vacuumed.bytes, "table maintained"
         ),
         Err(error) => tracing::error!(

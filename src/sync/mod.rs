@@ -1,11 +1,11 @@
 //! The story: one sync of one export.
 //!
 //! Ask the server what changed since the last time, and upsert it into one Delta table per resource type. A type's
-//! watermark moves only in the commit that completes the rows up to it; a type, file or line that fails does not stop the
-//! others; and whatever interrupts a run, the next one continues from there.
+//! watermark moves only in the commit that completes the rows up to it; a type, file or line that fails does not stop
+//! the others; and whatever interrupts a run, the next one continues from there.
 //!
-//! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The steps
-//! stand below them, in their order.
+//! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The
+//! steps stand below them, in their order.
 
 mod blocking;
 mod columns;
@@ -261,8 +261,9 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers
-/// state the end of the job, or the time of the poll; what changed in between would never be asked for again.
+/// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some
+/// servers state the end of the job, or the time of the poll; what changed in between would never be asked for again
+///
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
     let transaction_time = completed.manifest.transaction_time?;
     Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))

@@ -59,7 +59,10 @@ impl Syncer {
             }
             Found::Broken { kept_as } => {
                 if self.read_watermarks(exports).await? {
-                    tracing::warn!(%place, kept_as = %kept_as.display(), "the state file was broken; its watermarks were recovered from the tables");
+                    tracing::warn!(
+                        %place, kept_as = %kept_as.display(),
+                        "the state file was broken; its watermarks were recovered from the tables"
+                    );
                     return Ok(());
                 }
                 Err(Error::BrokenState { place: place.to_string(), kept_as: kept_as.display().to_string() })

@@ -1,8 +1,8 @@
 //! A plan: the watermarks of an export's types become the requests that bring it up to date. Pure.
 //!
-//! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday; the
-//! others share one request since the oldest of their watermarks. It may bring more rows than needed, which the upsert finds
-//! unchanged, but never fewer.
+//! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday;
+//! the others share one request since the oldest of their watermarks. It may bring more rows than needed, which the
+//! upsert finds unchanged, but never fewer.
 
 use chrono::TimeDelta;
 

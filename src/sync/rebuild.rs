@@ -16,7 +16,8 @@ use crate::{
 };
 
 impl Syncer {
-    /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no table.
+    /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no
+    /// table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await;

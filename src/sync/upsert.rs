@@ -1,7 +1,7 @@
 //! The upserts of one export: a commit for each resource type.
 //!
-//! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type that
-//! fails leaves its table as it was and does not stop the others.
+//! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
+//! that fails leaves its table as it was and does not stop the others.
 
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
