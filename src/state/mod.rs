@@ -4,11 +4,12 @@
 //! run, when the last complete sync ended. A change is written to a temporary file, synced and renamed, and the folder is
 //! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
+mod place;
+
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{ErrorKind, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, File, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +17,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
+use uuid::Uuid;
 
+use self::place::Owner;
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
 #[derive(thiserror::Error, Debug)]
@@ -30,6 +33,8 @@ pub enum Error {
          `--state-file`)"
     )]
     Io { place: String, source: std::io::Error },
+    #[error("{place} cannot be used: {reason}")]
+    Refused { place: String, reason: String },
     #[error("the state could not be written as JSON")]
     Json(#[from] serde_json::Error),
 }
@@ -100,29 +105,35 @@ pub enum Found {
 pub struct Store {
     path: PathBuf,
     state: State,
+    holder: String,
     _lock: File,
 }
 
 impl Store {
     /// Opens the state file and locks it; creates the folder if it does not exist.
     pub fn open(path: &Path) -> Result<(Self, Found), Error> {
-        let folder = folder(path);
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
-        let lock = lock(path)?;
-        let (state, found) = match read(path)? {
+        place::folder(folder(path))?;
+        let (lock, holder) = lock(path)?;
+        let (state, found) = match read(path, Owner::Ourselves)? {
             Contents::Missing => (State::default(), Found::Nothing),
             Contents::Whole(state) => (state, Found::Whole),
             Contents::OldForm(state) => (state, Found::Migrated),
-            Contents::Broken => match read(&previous(path))? {
+            Contents::Broken(bytes) => match read(&previous(path), Owner::Ourselves)? {
                 Contents::Whole(state) => (state, Found::Previous),
-                _ => (State::default(), Found::Broken { kept_as: keep_broken(path)? }),
+                _ => (State::default(), Found::Broken { kept_as: keep_broken(path, &bytes)? }),
             },
         };
-        Ok((Self { path: path.to_owned(), state, _lock: lock }, found))
+        Ok((Self { path: path.to_owned(), state, holder, _lock: lock }, found))
     }
 
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Names whoever holds this state file, in this process or a later one: while the lock is held, no other process has
+    /// this name.
+    pub fn holder(&self) -> &str {
+        &self.holder
     }
 
     /// Changes the state, which is on the disk when this returns; after an error nothing has changed. Blocks.
@@ -142,9 +153,9 @@ impl Store {
 
 /// Reads a state file without locking it, for commands that change nothing.
 pub fn peek(path: &Path) -> Result<State, Error> {
-    match read(path)? {
+    match read(path, Owner::Anybody)? {
         Contents::Whole(state) | Contents::OldForm(state) => Ok(state),
-        Contents::Missing | Contents::Broken => Ok(State::default()),
+        Contents::Missing | Contents::Broken(_) => Ok(State::default()),
     }
 }
 
@@ -162,27 +173,28 @@ enum Contents {
     Missing,
     Whole(State),
     OldForm(State),
-    Broken,
+    /// The bytes of the file.
+    Broken(Vec<u8>),
 }
 
-fn read(path: &Path) -> Result<Contents, Error> {
-    let text = match fs::read_to_string(path) {
+fn read(path: &Path, owner: Owner) -> Result<Contents, Error> {
+    let Some(bytes) = place::read(path, owner)? else { return Ok(Contents::Missing) };
+    let text = match String::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Contents::Missing),
-        Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(Contents::Broken),
-        Err(error) => return Err(io(path, error)),
+        Err(error) => return Ok(Contents::Broken(error.into_bytes())),
     };
     if let Some(state) = old_form(&text) {
         return Ok(Contents::OldForm(state));
     }
-    let Ok(envelope) = serde_json::from_str::<Envelope>(&text) else { return Ok(Contents::Broken) };
+    let Ok(envelope) = serde_json::from_str::<Envelope>(&text) else { return Ok(Contents::Broken(text.into_bytes())) };
     if envelope.format > FORMAT {
         return Err(Error::Newer { place: path.display().to_string(), found: envelope.format });
     }
-    if envelope.checksum != checksum(envelope.state.get()) {
-        return Ok(Contents::Broken);
+    let is_whole = envelope.checksum == checksum(envelope.state.get());
+    match serde_json::from_str(envelope.state.get()) {
+        Ok(state) if is_whole => Ok(Contents::Whole(state)),
+        _ => Ok(Contents::Broken(text.into_bytes())),
     }
-    Ok(serde_json::from_str(envelope.state.get()).map_or(Contents::Broken, Contents::Whole))
 }
 
 fn old_form(text: &str) -> Option<State> {
@@ -201,52 +213,47 @@ fn write(path: &Path, state: &State) -> Result<(), Error> {
     let checksum = checksum(&body);
     let text = format!("{{\n\"format\": {FORMAT},\n\"checksum\": \"{checksum}\",\n\"state\": {body}\n}}\n");
     let new = with_suffix(path, "new");
-    write_synced(&new, &text).map_err(|error| io(&new, error))?;
-    if path.exists() {
-        keep_previous(path).map_err(|error| io(&previous(path), error))?;
-    }
+    place::write(&new, text.as_bytes())?;
+    keep_previous(path)?;
     fs::rename(&new, path).map_err(|error| io(path, error))?;
     let folder = folder(path);
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| io(folder, error))
 }
 
-fn write_synced(path: &Path, text: &str) -> std::io::Result<()> {
-    // On some servers the status URL of a job is all that is needed to read its files.
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
 /// Keeps the present file as the previous generation, if it is whole: a broken one must not replace the last good one.
-fn keep_previous(path: &Path) -> std::io::Result<()> {
-    if !matches!(read(path), Ok(Contents::Whole(_) | Contents::OldForm(_))) {
-        return Ok(());
-    }
+fn keep_previous(path: &Path) -> Result<(), Error> {
+    let (Contents::Whole(_) | Contents::OldForm(_)) = read(path, Owner::Ourselves)? else { return Ok(()) };
     let previous = previous(path);
-    match fs::remove_file(&previous) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    place::remove(&previous)?;
     // Not every file system has hard links.
-    fs::hard_link(path, &previous).or_else(|_| fs::copy(path, &previous).map(|_| ()))
+    let kept = fs::hard_link(path, &previous).or_else(|_| fs::copy(path, &previous).map(|_| ()));
+    kept.map_err(|error| io(&previous, error))
 }
 
-fn keep_broken(path: &Path) -> Result<PathBuf, Error> {
+fn keep_broken(path: &Path, bytes: &[u8]) -> Result<PathBuf, Error> {
     let kept_as = with_suffix(path, "broken");
-    fs::copy(path, &kept_as).map_err(|error| io(&kept_as, error))?;
+    place::write(&kept_as, bytes)?;
     Ok(kept_as)
 }
 
-fn lock(path: &Path) -> Result<File, Error> {
+/// The lock file, locked, and the name in it, which it gets when it is created.
+fn lock(path: &Path) -> Result<(File, String), Error> {
     let place = with_suffix(path, "lock");
-    let mut options = OpenOptions::new();
-    let lock = options.write(true).create(true).truncate(false).mode(0o600).open(&place);
-    let lock = lock.map_err(|error| io(&place, error))?;
+    let mut lock = place::open_or_create(&place)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { place: path.display().to_string() }),
-        Err(TryLockError::Error(error)) => Err(io(&place, error)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(Error::Locked { place: path.display().to_string() }),
+        Err(TryLockError::Error(error)) => return Err(io(&place, error)),
     }
+    let mut bytes = Vec::new();
+    lock.read_to_end(&mut bytes).map_err(|error| io(&place, error))?;
+    if let Ok(holder) = Uuid::try_parse_ascii(bytes.trim_ascii()) {
+        return Ok((lock, holder.to_string()));
+    }
+    let holder = Uuid::new_v4().to_string();
+    let written = lock.set_len(0).and_then(|()| lock.rewind());
+    written.and_then(|()| lock.write_all(format!("{holder}\n").as_bytes())).map_err(|error| io(&place, error))?;
+    Ok((lock, holder))
 }
 
 fn checksum(text: &str) -> String {

@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use super::{Config, Error, Export, ProgressSender, Syncer};
 use crate::{
     export::{self, Client},
+    fhir::{ResourceType, TransactionTime},
     state::{Found, Store},
     table::{self, Root, probe_spool_folder},
 };
@@ -44,7 +45,7 @@ impl Syncer {
         let place = state_file.display();
         match found {
             Found::Whole => Ok(()),
-            Found::Nothing => self.read_watermarks(exports).await.map(drop),
+            Found::Nothing => self.adopt_watermarks(self.known_watermarks(exports).await?).await,
             Found::Previous => {
                 tracing::warn!(%place, "the state file was broken; using the generation before it");
                 Ok(())
@@ -55,39 +56,48 @@ impl Syncer {
                     "the state file has the old one-field form; its time is kept for /health, and because no table \
                      has a watermark yet, the first sync loads everything"
                 );
-                self.read_watermarks(exports).await.map(drop)
+                self.adopt_watermarks(self.known_watermarks(exports).await?).await
             }
             Found::Broken { kept_as } => {
-                if self.read_watermarks(exports).await? {
-                    tracing::warn!(
-                        %place, kept_as = %kept_as.display(),
-                        "the state file was broken; its watermarks were recovered from the tables"
-                    );
-                    return Ok(());
+                let known = self.known_watermarks(exports).await?;
+                let kept_as = kept_as.display().to_string();
+                if known.is_empty() {
+                    // Nothing is written: an empty state in its place would make the next start a full load.
+                    return Err(Error::BrokenState { place: place.to_string(), kept_as });
                 }
-                Err(Error::BrokenState { place: place.to_string(), kept_as: kept_as.display().to_string() })
+                self.adopt_watermarks(known).await?;
+                tracing::warn!(
+                    %place, kept_as, "the state file was broken; its watermarks were recovered from the tables"
+                );
+                Ok(())
             }
         }
     }
 
-    /// Copies the watermarks of the tables into the state file; returns whether there were any.
-    async fn read_watermarks(&self, exports: &[Export]) -> Result<bool, Error> {
-        let mut any = false;
+    /// The watermarks of the exports in whose tables there are any.
+    async fn known_watermarks<'a>(&self, exports: &'a [Export]) -> Result<Vec<(&'a Export, Watermarks)>, Error> {
+        let mut all = Vec::new();
         for export in exports {
-            let watermarks = self.watermarks(export).await?;
-            let known: Vec<_> = watermarks
-                .into_iter()
-                .filter_map(|(resource_type, watermark)| Some((resource_type, watermark?)))
-                .collect();
-            if known.is_empty() {
-                continue;
+            let watermarks = self.watermarks(export).await?.into_iter();
+            let known: Watermarks =
+                watermarks.filter_map(|(resource_type, watermark)| Some((resource_type, watermark?))).collect();
+            if !known.is_empty() {
+                all.push((export, known));
             }
-            any = true;
-            tracing::info!(export = export.name, types = known.len(), "watermarks found in the tables");
-            self.remember_watermarks(export, known).await?;
+        }
+        Ok(all)
+    }
+
+    /// Copies watermarks of the tables into the state file.
+    async fn adopt_watermarks(&self, known: Vec<(&Export, Watermarks)>) -> Result<(), Error> {
+        for (export, watermarks) in known {
+            tracing::info!(export = export.name, types = watermarks.len(), "watermarks found in the tables");
+            self.remember_watermarks(export, watermarks).await?;
         }
         // A folder that cannot be written must be noticed before anything is requested from the server.
-        self.remember(|_| ()).await?;
-        Ok(any)
+        self.remember(|_| ()).await
     }
 }
+
+/// The watermarks of an export's tables.
+type Watermarks = Vec<(ResourceType, TransactionTime)>;

@@ -65,6 +65,8 @@ async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_req
     assert_eq!(ended.code, Some(78), "{}", ended.output());
     let place = setup.state_file().display().to_string();
     assert!(ended.stderr.contains(&format!("delete {place} to start again with a full load")), "{}", ended.stderr);
+    assert_eq!(fs::read_to_string(setup.state_file()).unwrap(), "garbage", "the refusal wrote over it");
+    assert_eq!(setup.process(&[]).await.code, Some(78), "the second start did not load everything again");
     assert!(setup.server.requests().is_empty());
     fs::remove_file(setup.state_file()).unwrap();
     setup.complete().await;
@@ -117,4 +119,79 @@ async fn a_state_folder_that_cannot_be_created_stops_before_any_request() {
     assert!(setup.server.requests().is_empty());
     fs::remove_file(&place).unwrap();
     assert_eq!(setup.sync().await.outcome, Outcome::Complete);
+}
+
+/// A sync with something else in the place of a file of the state must be refused with this text, before any request.
+async fn assert_refused(put: impl FnOnce(&std::path::Path), text: &str) {
+    let setup = Setup::new().await;
+    let state = setup.folder.path().join("state");
+    fs::create_dir_all(&state).unwrap();
+    put(&state);
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert!(ended.stderr.contains(text), "{}", ended.stderr);
+    assert!(setup.server.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_link_in_the_place_of_a_state_file_is_not_followed() {
+    let victim = tempfile::NamedTempFile::new().unwrap();
+    fs::write(victim.path(), "of somebody else").unwrap();
+    let link = |name: &'static str| {
+        let victim = victim.path();
+        move |state: &std::path::Path| std::os::unix::fs::symlink(victim, state.join(name)).unwrap()
+    };
+    assert_refused(link("state.json"), "state.json cannot be used: it is a symbolic link").await;
+    assert_refused(link("state.json.lock"), "state.json.lock cannot be used: it is a symbolic link").await;
+    let setup = Setup::new().await;
+    setup.complete().await;
+    for name in ["state.json.new", "state.json.previous", "state.json.broken"] {
+        let _ = fs::remove_file(setup.state_file().with_file_name(name));
+        link(name)(setup.state_file().parent().unwrap());
+    }
+    setup.complete().await;
+    assert_eq!(fs::read_to_string(victim.path()).unwrap(), "of somebody else");
+}
+
+#[tokio::test]
+async fn a_fifo_or_a_folder_in_the_place_of_the_state_file_is_named() {
+    let fifo = |state: &std::path::Path| {
+        let made = std::process::Command::new("mkfifo").arg(state.join("state.json")).status().unwrap();
+        assert!(made.success());
+    };
+    assert_refused(fifo, "state.json cannot be used: it is a FIFO").await;
+    let folder = |state: &std::path::Path| fs::create_dir(state.join("state.json")).unwrap();
+    assert_refused(folder, "state.json cannot be used: it is a folder").await;
+}
+
+#[tokio::test]
+async fn a_state_folder_that_every_user_may_write_to_is_reported() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let setup = synced().await;
+    fs::set_permissions(setup.folder.path().join("state"), fs::Permissions::from_mode(0o777)).unwrap();
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert!(ended.output().contains("other users can replace the state file"), "{}", ended.output());
+}
+
+#[tokio::test]
+async fn a_state_file_of_another_user_is_refused() {
+    if fs::metadata("/proc/self").map(|process| std::os::unix::fs::MetadataExt::uid(&process)).unwrap() != 0 {
+        return; // Only root can give a file away.
+    }
+    let setup = synced().await;
+    let state = setup.folder.path().join("state");
+    for place in [state.clone(), setup.state_file()] {
+        std::os::unix::fs::chown(place, Some(65534), None).unwrap();
+    }
+    assert_eq!(setup.process(&[]).await.code, Some(0), "root works for the owner of the folder");
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(setup.state_file()).unwrap());
+    assert_eq!(owner, 65534, "and leaves the file to the owner");
+    std::os::unix::fs::chown(state, Some(0), None).unwrap();
+    let before = setup.server.requests().len();
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    let text = "state.json.lock cannot be used: it belongs to user 65534, and fhir-sync runs as user 0";
+    assert!(ended.stderr.contains(text), "{}", ended.stderr);
+    assert_eq!(setup.server.requests().len(), before);
 }
