@@ -119,7 +119,8 @@ impl Demo {
             state_file: dir.join("state.json"),
             resource_types: types.iter().map(ToString::to_string).collect(),
             group_id: None,
-            auth: None,
+            client_id: None,
+            key: None,
         };
         let config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
         let reconciled = types.iter().copied().collect();

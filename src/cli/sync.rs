@@ -51,7 +51,8 @@ pub struct Arguments {
     #[arg(long, value_name = "ID", requires = "fhir_endpoint")]
     auth_client_id: Option<String>,
     /// File with the private key; without it `FHIR_PRIVATE_KEY` holds the key itself
-    #[arg(long, value_name = "FILE", requires = "fhir_endpoint")]
+    // A PEM begins with a hyphen: given in the place of its file it must not be printed as an unknown argument.
+    #[arg(long, value_name = "FILE", requires = "fhir_endpoint", allow_hyphen_values = true)]
     auth_private_key: Option<PathBuf>,
 }
 
@@ -106,26 +107,16 @@ impl Arguments {
             return config::load(&path);
         }
         let client_id = self.auth_client_id.or_else(|| std::env::var("FHIR_CLIENT_ID").ok());
-        let auth = match (client_id, self.auth_private_key, std::env::var("FHIR_PRIVATE_KEY")) {
-            (Some(client_id), Some(path), _) => Some((client_id, Key::File(path))),
-            (Some(client_id), None, Ok(text)) => Some((client_id, Key::Text(text))),
-            (Some(_), None, Err(_)) => {
-                let way_out = "a client id needs --auth-private-key, or the key in FHIR_PRIVATE_KEY";
-                return Err(Mistakes(vec![way_out.to_owned()]));
-            }
-            (None, Some(_), _) => {
-                let way_out = "--auth-private-key needs --auth-client-id, or the client id in FHIR_CLIENT_ID";
-                return Err(Mistakes(vec![way_out.to_owned()]));
-            }
-            (None, None, _) => None,
-        };
+        let key_text = || std::env::var("FHIR_PRIVATE_KEY").ok().map(Key::Text);
+        let key = self.auth_private_key.map(Key::File).or_else(key_text);
         let flags = Flags {
             fhir_endpoint: self.fhir_endpoint.unwrap_or_default(),
             delta_path: self.delta_path.unwrap_or_default(),
             state_file: self.state_file,
             resource_types: self.resource_types,
             group_id: self.group_id,
-            auth,
+            client_id,
+            key,
         };
         flags.load()
     }

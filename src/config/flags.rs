@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use config::{Map, Value, ValueKind};
 
 use super::{Config, KeyFile, Mistakes, environment, read};
-use crate::export::auth::{self, SigningKey};
 
 /// The drop-in flags of `fhir-sync sync`. They win over the environment.
 pub struct Flags {
@@ -14,8 +13,9 @@ pub struct Flags {
     pub state_file: PathBuf,
     pub resource_types: Vec<String>,
     pub group_id: Option<String>,
-    /// Client id and key of SMART Backend Services.
-    pub auth: Option<(String, Key)>,
+    /// The client id of SMART Backend Services, if it is not in the settings of the environment.
+    pub client_id: Option<String>,
+    pub key: Option<Key>,
 }
 
 pub enum Key {
@@ -33,7 +33,12 @@ impl Flags {
 
     /// Adds the flags to the settings of the environment. Mistakes name the flags.
     pub(super) fn over(self, settings: Map<String, Value>) -> Result<Config, Mistakes> {
-        self.read_over(settings).map_err(|Mistakes(mistakes)| Mistakes(mistakes.into_iter().map(by_flag).collect()))
+        let key_flag = match self.key {
+            Some(Key::Text(_)) => "FHIR_PRIVATE_KEY",
+            Some(Key::File(_)) | None => "--auth-private-key",
+        };
+        let by_flags = |mistakes: Vec<String>| mistakes.into_iter().map(|mistake| by_flag(mistake, key_flag)).collect();
+        self.read_over(settings).map_err(|Mistakes(mistakes)| Mistakes(by_flags(mistakes)))
     }
 
     fn read_over(self, mut settings: Map<String, Value>) -> Result<Config, Mistakes> {
@@ -47,36 +52,36 @@ impl Flags {
         ]);
         export.extend(self.group_id.map(|group| ("group".to_owned(), group.into())));
         settings.insert("export".to_owned(), vec![Value::from(export)].into());
-        let (client_id, text) = match self.auth {
-            None => return read(settings, KeyFile::MustExist).0,
-            Some((client_id, Key::File(path))) => {
-                set(&mut settings, "server", "client_id", client_id);
+        if let Some(client_id) = self.client_id {
+            set(&mut settings, "server", "client_id", client_id);
+        }
+        let key_file = match self.key {
+            None => KeyFile::MustExist,
+            Some(Key::File(path)) => {
                 set(&mut settings, "server", "private_key_file", path.display().to_string());
-                return read(settings, KeyFile::MustExist).0;
+                KeyFile::MustExist
             }
-            Some((client_id, Key::Text(text))) => (client_id, text),
+            Some(Key::Text(text)) => KeyFile::Given(text.into()),
         };
-        let mut config = read(settings, KeyFile::MustExist).0?;
-        let key = SigningKey::parse(&text).map_err(|error| Mistakes(vec![format!("FHIR_PRIVATE_KEY: {error}")]))?;
-        config.server.auth = Some(auth::AuthConfig { client_id, key, token_url: None, scopes: Vec::new() });
-        Ok(config)
+        read(settings, &key_file).0
     }
 }
 
 /// The keys that the flags set.
-const FLAGS: [(&str, &str); 7] = [
+const FLAGS: [(&str, &str); 6] = [
     ("server.url", "--fhir-endpoint"),
     ("tables.root", "--delta-path"),
     ("state.file", "--state-file"),
     ("export[0].types", "--resource-types"),
     ("export[0].group", "--group-id"),
-    ("server.client_id", "--auth-client-id"),
-    ("server.private_key_file", "--auth-private-key"),
+    ("server.client_id", "--auth-client-id or FHIR_CLIENT_ID"),
 ];
 
 /// Names the flag in the place of the key that it set.
-fn by_flag(mistake: String) -> String {
-    let named = FLAGS.iter().find_map(|(key, flag)| {
+fn by_flag(mistake: String, key_flag: &str) -> String {
+    let flags = FLAGS.into_iter().chain([("server.private_key_file", key_flag)]);
+    let mut flags = flags;
+    let named = flags.find_map(|(key, flag)| {
         let what = mistake.strip_prefix(key)?.strip_prefix(':')?;
         Some(format!("{flag}:{what}"))
     });

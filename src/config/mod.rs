@@ -90,13 +90,13 @@ impl std::error::Error for Mistakes {}
 
 /// Reads a file, then the environment, which wins over it: `FHIR_SYNC__SECTION__KEY`.
 pub fn load(path: &Path) -> Result<Config, Mistakes> {
-    read(table(path)?, KeyFile::MustExist).0
+    read(table(path)?, &KeyFile::MustExist).0
 }
 
 /// As [`load`], on a machine where the private key may be missing: a systemd credential exists only while the service
 /// runs. Also returns remarks: what is worth knowing and not a mistake.
 pub fn check(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
-    let (config, mut findings) = read(table(path)?, KeyFile::MayBeElsewhere);
+    let (config, mut findings) = read(table(path)?, &KeyFile::MayBeElsewhere);
     let config = config?;
     if !config.has_schedule() {
         findings.remarks.push("export: none has a schedule, so `fhir-sync run` will refuse to start".to_owned());
@@ -129,7 +129,7 @@ pub fn parse(text: &str, environment_of: &[(&str, &str)]) -> (Result<Config, Mis
         .build()
         .and_then(|settings| settings.cache.into_table());
     match settings {
-        Ok(table) => read(table, KeyFile::MustExist),
+        Ok(table) => read(table, &KeyFile::MustExist),
         Err(error) => (Err(Mistakes(vec![error.to_string()])), Findings::default()),
     }
 }
@@ -139,7 +139,7 @@ fn environment() -> Environment {
     Environment::with_prefix("FHIR_SYNC").prefix_separator("__").separator("__")
 }
 
-fn read(table: Map<String, Value>, key_file: KeyFile) -> (Result<Config, Mistakes>, Findings) {
+fn read(table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mistakes>, Findings) {
     let findings = Rc::new(RefCell::new(Findings::default()));
     let config = read_root(Section::root(table, Rc::clone(&findings)), key_file);
     let findings = findings.take();
@@ -150,7 +150,7 @@ fn read(table: Map<String, Value>, key_file: KeyFile) -> (Result<Config, Mistake
 }
 
 /// Reads every section before it fails, so that all mistakes are found.
-fn read_root(mut root: Section, key_file: KeyFile) -> Option<Config> {
+fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut server = root.section("server");
     server.renamed(&[("name", "source")]);
     let source = server.or("source", "fhir", name);

@@ -1,22 +1,25 @@
 //! `[server]`: where the FHIR server is, how to authorize, how long to wait. The defaults are those of `export`.
 
+use secrecy::{ExposeSecret as _, SecretString};
+
 use super::{Section, boolean, bytes, duration, duration_text, number, path, positive_duration, size_text, text, url};
 use crate::{
     export::{
-        self, WaitRange,
-        auth::{self, SigningKey},
+        self, Proxy, WaitRange,
+        auth::{self, SigningKey, TokenUrl},
     },
     sync,
 };
 
 /// Whether the file of the private key is read, or may be on another machine.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum KeyFile {
     MustExist,
     MayBeElsewhere,
+    /// The text of the key takes its place.
+    Given(SecretString),
 }
 
-pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
+pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> {
     let url = section.required("url", url);
     let allow_http = section.or("allow_http", "false", boolean);
     if let (Some(url), Some(allow_http)) = (&url, allow_http)
@@ -26,6 +29,11 @@ pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
     }
     let auth = read_auth(&mut section, key_file, allow_http);
     let token_origins = section.list("token_origins", super::url);
+    let proxy = section.or("proxy", "none", |text| match text {
+        "none" => Ok(Proxy::None),
+        "environment" => Ok(Proxy::Environment),
+        text => super::url(text).map(Proxy::Url),
+    });
     let poll = read_poll(section.section("poll"));
     let http = read_http(section.section("http"));
     section.end();
@@ -34,6 +42,7 @@ pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
         allow_http: allow_http?,
         auth,
         token_origins: token_origins?,
+        proxy: proxy?,
         poll: poll?,
         http,
         limits,
@@ -43,37 +52,44 @@ pub fn read(mut section: Section, key_file: KeyFile) -> Option<export::Config> {
 
 /// `None` for a mistake, `Some(None)` for a server without authorization.
 #[expect(clippy::option_option, reason = "a mistake and a server without authorization are different")]
-fn read_auth(section: &mut Section, key_file: KeyFile, allow_http: Option<bool>) -> Option<Option<auth::AuthConfig>> {
+fn read_auth(section: &mut Section, key_file: &KeyFile, allow_http: Option<bool>) -> Option<Option<auth::AuthConfig>> {
     let client_id = section.optional("client_id", text);
     let key_path = section.optional("private_key_file", path);
     let key_id = section.optional("key_id", text);
-    let token_url = section.optional("token_url", url);
+    let token_url = section.optional("token_url", |text| Ok(TokenUrl { url: url(text)?, text: text.to_owned() }));
     if let (Some(token_url), Some(allow_http)) = (&token_url, allow_http)
-        && let Err(reason) = export::check_url(token_url, None, allow_http)
+        && let Err(reason) = export::check_url(&token_url.url, None, allow_http)
     {
         section.mistake("token_url", &reason);
     }
+    let audience = section.optional("token_audience", text);
     let scopes = section.list("scopes", text);
-    let (client_id, key_path) = match (client_id, key_path) {
-        (Some(client_id), Some(key_path)) => (client_id, key_path),
-        (Some(_), None) => {
+    let key = match (client_id.is_some(), key_path, key_file) {
+        (false, None, KeyFile::MustExist | KeyFile::MayBeElsewhere) => return Some(None),
+        (true, None, KeyFile::Given(text)) => SigningKey::parse(text.expose_secret()),
+        (true, Some(path), KeyFile::MayBeElsewhere) if !SigningKey::is_given_as_path(&path) && !path.exists() => {
+            section.remark("private_key_file", "does not exist here; it is read when a sync starts");
+            return Some(None);
+        }
+        (true, Some(path), KeyFile::MustExist | KeyFile::MayBeElsewhere) => SigningKey::read(&path),
+        (_, Some(_), KeyFile::Given(_)) => {
+            section.mistake("private_key_file", "is set, and FHIR_PRIVATE_KEY too; remove one of them");
+            return None;
+        }
+        (true, None, _) => {
             section.mistake("private_key_file", "is missing; client_id needs the file of its private key");
             return None;
         }
-        (None, Some(_)) => {
-            section.mistake("client_id", "is missing; private_key_file needs it");
+        (false, _, _) => {
+            section.mistake("client_id", "is missing; the private key needs it");
             return None;
         }
-        (None, None) => return Some(None),
     };
-    if key_file == KeyFile::MayBeElsewhere && !key_path.exists() {
-        section.remark("private_key_file", "does not exist here; it is read when a sync starts");
-        return Some(None);
-    }
-    match SigningKey::read(&key_path) {
+    match key {
         Ok(mut key) => {
             key.kid = key_id.or(key.kid);
-            Some(Some(auth::AuthConfig { client_id, key, token_url, scopes: scopes? }))
+            let client_id = client_id?;
+            Some(Some(auth::AuthConfig { client_id, key, token_url, audience, scopes: scopes? }))
         }
         Err(error) => {
             section.mistake("private_key_file", &sync::chain(&error));

@@ -277,7 +277,8 @@ fn the_drop_in_flags_mean_what_a_file_would() {
         state_file: "/var/lib/fhir-sync/state.json".into(),
         resource_types: ["Patient", "Condition", "Observation", "Encounter"].map(str::to_owned).to_vec(),
         group_id: group_id.map(str::to_owned),
-        auth: None,
+        client_id: None,
+        key: None,
     };
     let none = Map::new;
     let config = flags(None).over(none()).unwrap();
@@ -389,7 +390,8 @@ fn mistakes_of_the_drop_in_flags_name_the_flags() {
         state_file: "state.json".into(),
         resource_types: vec!["patient".to_owned()],
         group_id: Some("..".to_owned()),
-        auth: None,
+        client_id: None,
+        key: None,
     };
     let found = flags.over(Map::new()).unwrap_err().0;
     let named: Vec<_> = found.iter().map(|mistake| mistake.split(':').next().unwrap()).collect();

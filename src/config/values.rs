@@ -88,24 +88,35 @@ pub fn path(text: &str) -> Result<PathBuf, String> {
 }
 
 pub fn url(text: &str) -> Result<Url, String> {
-    let url: Url = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
+    let url: Url = text.parse().map_err(|error| format!("{:?} is not a URL: {error}", without_secrets(text)))?;
     if matches!(url.scheme(), "http" | "https") {
         Ok(url)
     } else {
-        Err(format!("{text:?} is not an http or https URL"))
+        Err(format!("{:?} is not an http or https URL", without_secrets(text)))
+    }
+}
+
+/// A text that should be a URL, for people: without user, password, query and fragment, which may be secrets.
+fn without_secrets(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    match (text.split_once("://"), text.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        (None, Some((_, rest))) => format!("…@{rest}"),
+        (_, None) => text.to_owned(),
     }
 }
 
 /// A folder, `file://…`, or a URL of an object store that this binary was built for.
 pub fn location(text: &str) -> Result<Location, String> {
     let Some((scheme, _)) = text.split_once("://") else { return path(text).map(Location::Folder) };
-    let url: Url = text.parse().map_err(|error| format!("{text:?} is not a URL: {error}"))?;
+    let shown = without_secrets(text);
+    let url: Url = text.parse().map_err(|error| format!("{shown:?} is not a URL: {error}"))?;
     if scheme == "file" {
-        return url.to_file_path().map(Location::Folder).map_err(|()| format!("{text:?} does not name a folder"));
+        return url.to_file_path().map(Location::Folder).map_err(|()| format!("{shown:?} does not name a folder"));
     }
     if OBJECT_STORES.contains(&scheme) {
         return Ok(Location::ObjectStore(url));
     }
     let built_for = if OBJECT_STORES.is_empty() { "none".to_owned() } else { OBJECT_STORES.join(", ") };
-    Err(format!("{text:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
+    Err(format!("{shown:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
 }

@@ -17,11 +17,21 @@ pub struct Config {
     pub allow_http: bool,
     /// Without it no request carries an `Authorization`.
     pub auth: Option<auth::AuthConfig>,
-    /// Further origins that may receive the token; of each URL only the origin counts (rule 92).
+    /// Further origins that may receive the token, and the assertion for one; of each URL only the origin counts (rule 92).
     pub token_origins: Vec<Url>,
+    pub proxy: Proxy,
     pub poll: PollConfig,
     pub http: HttpConfig,
     pub limits: Limits,
+}
+
+/// Through which proxy requests go. Those to loopback addresses never go through one: they may be unencrypted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Proxy {
+    None,
+    /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
+    Environment,
+    Url(Url),
 }
 
 /// How long to wait for an export.
@@ -72,6 +82,7 @@ impl Config {
             allow_http: false,
             auth: None,
             token_origins: Vec::new(),
+            proxy: Proxy::None,
             poll: PollConfig::default(),
             http: HttpConfig::default(),
             limits: Limits::default(),

@@ -21,7 +21,7 @@ use super::{
     Client, Error, File, Refusal,
     error::code,
     failure::{Failure, Fault},
-    http::{OnRedirect, RequestSpec, TokenUse, next_within},
+    http::{GZIP_MAGIC, OnRedirect, RequestSpec, TokenUse, next_within},
     redirect::check_url,
     retry::{Retries, is_transient},
 };
@@ -41,7 +41,6 @@ const FILE: &[(&str, &str)] = &[("accept-encoding", "gzip")];
 /// Progress allows new attempts, up to this many times `retry_attempts` in all.
 const ATTEMPTS_FACTOR: u32 = 4;
 const DECODED_CHUNK_BYTES: usize = 64 * 1024;
-const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 impl Client {
     /// Streams a file, decoded, into a bounded channel, which slows the transfer down to the reader's pace. After an

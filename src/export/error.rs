@@ -44,6 +44,12 @@ pub enum Error {
         "no token endpoint is published at {well_known} or in the server's CapabilityStatement; set server.token_url"
     )]
     NoTokenEndpoint { well_known: String },
+    /// A server publishes a token endpoint that is neither its own nor trusted (rule 92).
+    #[error(
+        "the server publishes a token endpoint at {origin}, which is not allowed to receive our signed assertion; if you \
+         trust it, add it to server.token_origins, or set server.token_url"
+    )]
+    ForeignTokenEndpoint { origin: String },
     /// The token endpoint refused us: a mistake in the configuration, which time does not mend (rule 128).
     #[error("{context} refused a token: {code}; check the client id, the registered public key and the scopes")]
     TokenDenied { context: String, code: String },
@@ -110,6 +116,27 @@ pub enum Error {
     /// The receiver of the bytes was dropped: the rest is not needed.
     #[error("{file}: the download was abandoned by its reader")]
     Abandoned { file: String },
+}
+
+impl Error {
+    /// The same error again, for those who need a token after one was refused; `None` where asking again may help.
+    pub(super) fn of_token_endpoint(&self) -> Option<Self> {
+        Some(match self {
+            Self::TokenDenied { context, code } => Self::TokenDenied { context: context.clone(), code: code.clone() },
+            Self::NoTokenEndpoint { well_known } => Self::NoTokenEndpoint { well_known: well_known.clone() },
+            Self::ForeignTokenEndpoint { origin } => Self::ForeignTokenEndpoint { origin: origin.clone() },
+            Self::UnusableUrl { context, reason } => {
+                Self::UnusableUrl { context: context.clone(), reason: reason.clone() }
+            }
+            Self::Unreachable { context, attempts, elapsed, source } => Self::Unreachable {
+                context: context.clone(),
+                attempts: *attempts,
+                elapsed: *elapsed,
+                source: source.clone(),
+            },
+            _ => return None,
+        })
+    }
 }
 
 /// What an answer says that is not the one that was asked for.

@@ -29,7 +29,7 @@ impl From<Fault> for Failure {
 }
 
 /// What may be transient. Becomes the source of [`Error::Unreachable`].
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Fault {
     #[error("cannot connect to {host}: {problem}")]
     NotConnected { host: String, problem: Problem },
@@ -77,7 +77,7 @@ impl From<reqwest::Error> for Fault {
 }
 
 /// What a library reports, with its own causes, in one line and without a URL: the query of one may be a secret (rule 63).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Cause(String);
 
 impl From<reqwest::Error> for Cause {

@@ -5,16 +5,19 @@
 
 use std::time::Duration;
 
+use async_compression::tokio::bufread::GzipDecoder;
 use futures::StreamExt;
 use reqwest::{
     Method, Response,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
 };
-use tokio::time::timeout;
+use tokio::{io::AsyncReadExt as _, time::timeout};
 use url::Url;
 
-use super::{Config, Error, Issues, failure::Fault, retry::retry_after};
+use super::{Config, Error, Issues, Proxy, failure::Fault, redirect::is_loopback, retry::retry_after};
 
+/// How a gzip stream begins.
+pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// How much of an error's body is read.
 pub const MAX_OUTCOME_BYTES: u64 = 64 * 1024;
 
@@ -46,21 +49,42 @@ pub enum OnRedirect {
 /// Sends and reads; no tokens, no redirects, no retries.
 #[derive(Debug)]
 pub struct Http {
-    client: reqwest::Client,
+    direct: reqwest::Client,
+    /// Where there is a proxy.
+    proxied: Option<reqwest::Client>,
     idle_timeout: Duration,
 }
 
 impl Http {
     pub fn new(config: &Config) -> Result<Self, Error> {
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .connect_timeout(config.http.connect_timeout)
-            .build()
-            .map_err(|error| Error::Setup { source: error.into() })?;
-        Ok(Self { client, idle_timeout: config.http.idle_timeout })
+        let unusable = |error: reqwest::Error| Error::Setup { source: error.into() };
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .retry(reqwest::retry::never())
+                .connect_timeout(config.http.connect_timeout)
+        };
+        // Without `no_proxy` the library takes a proxy from the environment, and says nothing about it.
+        let direct = builder().no_proxy().build().map_err(unusable)?;
+        let proxied = match &config.proxy {
+            Proxy::None => None,
+            Proxy::Environment => Some(builder().build().map_err(unusable)?),
+            Proxy::Url(url) => {
+                let proxy = reqwest::Proxy::all(url.clone()).map_err(unusable)?;
+                Some(builder().no_proxy().proxy(proxy).build().map_err(unusable)?)
+            }
+        };
+        Ok(Self { direct, proxied, idle_timeout: config.http.idle_timeout })
+    }
+
+    /// Requests that stay on this machine may be unencrypted, so none of them goes to a proxy (rule 1).
+    fn client(&self, url: &Url) -> &reqwest::Client {
+        match &self.proxied {
+            Some(proxied) if !is_loopback(url) => proxied,
+            _ => &self.direct,
+        }
     }
 
     /// One request to one URL; any status is an answer.
@@ -78,16 +102,18 @@ impl Http {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        self.within_idle(self.client.request(spec.method.clone(), url.clone()).headers(headers).send()).await
+        let request = self.client(url).request(spec.method.clone(), url.clone()).headers(headers);
+        self.within_idle(request.send()).await
     }
 
     /// POST `application/x-www-form-urlencoded`, without a token and without redirects.
     pub async fn post_form(&self, url: &Url, form: &[(&str, &str)]) -> Result<Response, Fault> {
-        let request = self.client.post(url.clone()).header(ACCEPT, "application/json").form(form);
+        let request = self.client(url).post(url.clone()).header(ACCEPT, "application/json").form(form);
         self.within_idle(request.send()).await
     }
 
-    /// The whole body, when it is no longer than `limit_bytes`; `None` when it is.
+    /// The whole body, unpacked, when it is no longer than `limit_bytes`; `None` when it is. A server may send gzip that
+    /// nobody asked for (RFC 9110, 12.5.3), and some do so without a header.
     pub async fn read(&self, response: Response, limit_bytes: u64) -> Result<Option<Vec<u8>>, Fault> {
         let mut body = Vec::new();
         let mut chunks = response.bytes_stream();
@@ -97,7 +123,7 @@ impl Http {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Some(body))
+        if body.starts_with(&GZIP_MAGIC) { unpacked(&body, limit_bytes).await } else { Ok(Some(body)) }
     }
 
     /// The issues of an answer that is an `OperationOutcome`. None where reading it fails: the status says enough.
@@ -121,6 +147,15 @@ impl Http {
         let answer = timeout(self.idle_timeout, send).await.map_err(|_| Fault::Idle(self.idle_timeout))?;
         answer.map_err(Fault::from)
     }
+}
+
+/// What a gzip stream holds; `None` when that is longer than `limit_bytes`.
+async fn unpacked(body: &[u8], limit_bytes: u64) -> Result<Option<Vec<u8>>, Fault> {
+    let mut decoder = GzipDecoder::new(body);
+    decoder.multiple_members(true);
+    let mut unpacked = Vec::new();
+    decoder.take(limit_bytes + 1).read_to_end(&mut unpacked).await.map_err(|_| Fault::GzipCut)?;
+    Ok((unpacked.len() as u64 <= limit_bytes).then_some(unpacked))
 }
 
 /// The next chunk of a body, or a fault when none arrives in time.

@@ -29,6 +29,7 @@ mod capability;
 mod clock;
 mod config;
 mod connection;
+mod count;
 mod download;
 mod error;
 mod failure;
@@ -42,7 +43,7 @@ mod retry;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, HttpConfig, Limits, PollConfig, WaitRange, check_base};
+pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
 pub use manifest::{File, Manifest};

@@ -77,7 +77,8 @@ pub fn check_url(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), 
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether a request to `url` stays on this machine.
+pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),

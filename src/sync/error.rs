@@ -117,9 +117,11 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::FileChanged { .. }
         | E::Corrupt { .. }
         | E::Abandoned { .. } => (NextRun, Dropped),
-        E::Denied { .. } | E::AuthorizationRequired { .. } | E::TokenDenied { .. } | E::NoTokenEndpoint { .. } => {
-            (Operator, Kept)
-        }
+        E::Denied { .. }
+        | E::AuthorizationRequired { .. }
+        | E::TokenDenied { .. }
+        | E::NoTokenEndpoint { .. }
+        | E::ForeignTokenEndpoint { .. } => (Operator, Kept),
         E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
         | E::ForeignOrigin { .. }

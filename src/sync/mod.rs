@@ -130,6 +130,7 @@ impl<'a> Run<'a> {
     async fn begin(&self) -> Result<(), Error> {
         self.syncer.progress.step(Step::Planning);
         events::began(&self.report);
+        self.syncer.client.begin_run().await;
         let number = self.report.run;
         self.syncer.remember(move |state| state.run = number).await
     }

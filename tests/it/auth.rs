@@ -70,8 +70,7 @@ async fn guarded() -> Setup {
     let registered = es384();
     setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
     let key = SigningKey::parse(&registered.private).unwrap();
-    setup.client.auth =
-        Some(auth::AuthConfig { client_id: CLIENT.to_owned(), key, token_url: None, scopes: Vec::new() });
+    setup.client.auth = Some(auth::AuthConfig::new(CLIENT, key));
     setup
 }
 
@@ -164,7 +163,8 @@ async fn a_private_key_without_a_client_id_is_an_error_that_says_what_to_do() {
     let setup = Setup::new().await;
     let ended = drop_in(&setup, &["--auth-private-key", "/nowhere/key"], &[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
-    assert!(ended.stderr.contains("--auth-private-key needs --auth-client-id"), "{}", ended.stderr);
+    let expected = "--auth-client-id or FHIR_CLIENT_ID: is missing; the private key needs it";
+    assert!(ended.stderr.contains(expected), "{}", ended.stderr);
     assert!(setup.server.requests().is_empty());
 }
 
@@ -245,4 +245,59 @@ async fn a_client_id_that_the_server_does_not_know_is_reported_with_what_to_chec
     assert!(remark.contains("refused a token: invalid_client; check the client id"), "{remark}");
     let types: Vec<ResourceType> = report.types.keys().copied().collect();
     assert_eq!((types, setup.server.jobs().len()), (vec![OBSERVATION, PATIENT], 0));
+}
+
+#[tokio::test]
+async fn the_settings_of_the_environment_count_beside_a_key_in_the_environment() {
+    let (setup, registered) = (Setup::new().await, rs384());
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let token_url = setup.server.url().join("/auth/token").unwrap();
+    // As a secret store hands a PEM on. Without the key id the server would refuse it.
+    let key = registered.private.replace('\n', "\\n");
+    let environment = [
+        ("FHIR_PRIVATE_KEY", key.as_str()),
+        ("FHIR_SYNC__SERVER__CLIENT_ID", CLIENT),
+        ("FHIR_SYNC__SERVER__KEY_ID", KEY_ID),
+        ("FHIR_SYNC__SERVER__TOKEN_URL", token_url.as_str()),
+        ("FHIR_SYNC__SERVER__SCOPES", "system/Patient.rs,system/Observation.rs"),
+    ];
+    assert_silent(&drop_in(&setup, &[], &environment).await, &registered);
+    setup.assert_same_as_server().await;
+    let requests = setup.server.requests();
+    assert!(!requests.iter().any(|request| request.path.contains(".well-known")), "both settings were used");
+}
+
+#[tokio::test]
+async fn a_key_given_in_the_place_of_its_file_is_not_printed() {
+    let (setup, registered) = (Setup::new().await, rs384());
+    let ended = drop_in(&setup, &["--auth-client-id", CLIENT, "--auth-private-key", &registered.private], &[]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert!(ended.stderr.contains("is the key itself"), "{}", ended.stderr);
+    assert!(!ended.output().contains(&registered.secret), "{}", ended.output());
+    let url = "https://admin:s3cret@ehr example.org/fhir?key=s3cret";
+    let ended = setup.process(&[("FHIR_SYNC__SERVER__URL", url)]).await;
+    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert!(!ended.output().contains("s3cret"), "{}", ended.output());
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_receives_nothing() {
+    let (setup, registered) = (Setup::new().await, es384());
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let proxy = tokio::net::TcpListener::bind(ANY_PORT).await.unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let key_file = key_file(&setup, &registered);
+    for setting in ["none", "environment"] {
+        let settings = [
+            ("http_proxy", address.as_str()),
+            ("HTTP_PROXY", address.as_str()),
+            ("ALL_PROXY", address.as_str()),
+            ("FHIR_SYNC__SERVER__PROXY", setting),
+            ("FHIR_SYNC__SERVER__CLIENT_ID", CLIENT),
+            ("FHIR_SYNC__SERVER__PRIVATE_KEY_FILE", key_file.as_str()),
+        ];
+        assert_silent(&setup.process(&settings).await, &registered);
+    }
+    let accepted = tokio::time::timeout(std::time::Duration::from_millis(50), proxy.accept()).await;
+    assert!(accepted.is_err(), "the server is at a loopback address");
 }

@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use url::Url;
 
-use super::AuthConfig;
+use super::{AuthConfig, TokenUrl};
 use crate::export::{
     Client, Error,
     error::shown,
@@ -16,7 +16,7 @@ use crate::export::{
 
 /// Where tokens are obtained, and with which scope.
 pub struct Endpoint {
-    pub token_url: Url,
+    pub token_url: TokenUrl,
     pub scope: String,
 }
 
@@ -38,12 +38,12 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
     let published = smart.as_ref().and_then(|smart| smart.get("token_endpoint")?.as_str()).map(str::to_owned);
     let token_url = match (&config.token_url, published) {
         (Some(token_url), _) => token_url.clone(),
-        (None, Some(published)) => checked_url(client, &published)?,
+        (None, Some(published)) => published_url(client, &published)?,
         (None, None) => {
             let metadata = document(client, &under(server, ["metadata"]), "application/fhir+json").await?;
             let published = metadata.as_ref().and_then(oauth_uris_token);
             let missing = || Error::NoTokenEndpoint { well_known: shown(&well_known) };
-            checked_url(client, published.ok_or_else(missing)?)?
+            published_url(client, published.ok_or_else(missing)?)?
         }
     };
     let scope = match config.scopes.as_slice() {
@@ -81,13 +81,20 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
     .await
 }
 
-/// A published URL, absolute or relative to the FHIR base (rule 115).
-fn checked_url(client: &Client, published: &str) -> Result<Url, Error> {
+/// A published URL, absolute or relative to the FHIR base (rule 115). An assertion is as good as a password while it lasts:
+/// it goes where the access token may go, and nowhere else (rule 92).
+fn published_url(client: &Client, published: &str) -> Result<TokenUrl, Error> {
     let config = &client.config;
+    let published = published.trim();
     let unusable = |reason| Error::UnusableUrl { context: "published token endpoint".to_owned(), reason };
-    let url = config.server.join(published.trim()).map_err(|error| unusable(error.to_string()))?;
+    let url = config.server.join(published).map_err(|error| unusable(error.to_string()))?;
     check_url(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
-    Ok(url)
+    if !client.may_have_token(&url) {
+        return Err(Error::ForeignTokenEndpoint { origin: url.origin().ascii_serialization() });
+    }
+    let is_absolute = Url::parse(published).is_ok();
+    let text = if is_absolute { published.to_owned() } else { url.as_str().to_owned() };
+    Ok(TokenUrl { url, text })
 }
 
 fn oauth_uris_token(metadata: &Value) -> Option<&str> {

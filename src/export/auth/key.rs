@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
+use super::key_text;
 use crate::export::Error;
 
 /// A private key and the id of its public half.
@@ -45,6 +46,10 @@ impl SigningKey {
     /// [`Error::KeyFile`], [`Error::Key`].
     pub fn read(path: &Path) -> Result<Self, Error> {
         let unreadable = |source| Error::KeyFile { path: path.to_owned(), source };
+        if key_text::is_key(path) {
+            let reason = "is the key itself; write it to a file that only its owner can read, and set the file's path";
+            return Err(refused("the path of the private key", reason.to_owned()));
+        }
         let refused = |reason| refused(&path.display().to_string(), reason);
         let file = File::open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
@@ -57,6 +62,11 @@ impl SigningKey {
         let mut text = Zeroizing::new(String::new());
         file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(unreadable)?;
         Self::from_text(&text).map_err(refused)
+    }
+
+    /// Whether a setting that should name the file holds the key itself: then it must not be shown.
+    pub fn is_given_as_path(path: &Path) -> bool {
+        key_text::is_key(path)
     }
 
     /// From the text of a JWK, a JWKS with a private key that can sign, or a PEM (PKCS#8, PKCS#1 or SEC1).
@@ -90,11 +100,11 @@ impl SigningKey {
 
     /// On an error, as in all private functions here: what the text holds, and what is needed.
     fn from_text(text: &str) -> Result<Self, String> {
-        let text = text.trim();
+        let text = key_text::unwrapped(text);
         if !text.starts_with('{') {
-            return Ok(Self { pair: Arc::new(Pair::from_pem(text)?), kid: None });
+            return Ok(Self { pair: Arc::new(Pair::from_pem(&text)?), kid: None });
         }
-        let jwks: Jwks = serde_json::from_str(text).map_err(|_| "is neither a JWK, a JWKS nor a PEM")?;
+        let jwks: Jwks = serde_json::from_str(&text).map_err(|_| "is neither a JWK, a JWKS nor a PEM")?;
         match jwks {
             Jwks { keys: Some(keys), .. } => keys
                 .iter()

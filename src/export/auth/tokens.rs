@@ -13,7 +13,6 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{sync::Mutex, time::Instant};
-use url::Url;
 use uuid::Uuid;
 
 use super::{
@@ -41,6 +40,8 @@ pub struct Tokens {
 struct State {
     endpoint: Option<Endpoint>,
     token: Option<Arc<Token>>,
+    /// Why there is no token, until [`Tokens::forget_refusal`]: a client that goes on asking is locked out.
+    refusal: Option<Error>,
 }
 
 /// An access token and until when it is good to use.
@@ -48,6 +49,8 @@ pub struct Token {
     /// The whole value of the header.
     authorization: SecretString,
     renew_at: Instant,
+    /// The scopes granted: as the answer says, else those requested (RFC 6749, 5.1).
+    pub scope: String,
 }
 
 /// How long an assertion is valid. The guide allows five minutes; one of them allows for the clocks (rule 121).
@@ -65,7 +68,7 @@ impl Tokens {
             return Err(Error::Config { setting: "server.client_id", reason: "is empty".to_owned() });
         }
         if let Some(token_url) = &config.token_url {
-            check_url(token_url, None, allow_http)
+            check_url(&token_url.url, None, allow_http)
                 .map_err(|reason| Error::UnusableUrl { context: "server.token_url".to_owned(), reason })?;
         }
         Ok(Self { config, state: Mutex::default() })
@@ -89,7 +92,22 @@ impl Tokens {
         }
     }
 
+    /// A new run may ask again: the cause may have been removed.
+    pub async fn forget_refusal(&self) {
+        self.state.lock().await.refusal = None;
+    }
+
     async fn renew(&self, client: &Client, state: &mut State) -> Result<Arc<Token>, Error> {
+        if let Some(refusal) = state.refusal.as_ref().and_then(Error::of_token_endpoint) {
+            return Err(refusal);
+        }
+        // Boxed: every request waits on this future, and most of them never need it.
+        let renewed = Box::pin(self.discover_and_ask(client, state)).await;
+        state.refusal = renewed.as_ref().err().and_then(Error::of_token_endpoint);
+        renewed
+    }
+
+    async fn discover_and_ask(&self, client: &Client, state: &mut State) -> Result<Arc<Token>, Error> {
         state.token = None;
         // Taken out, so that after a failure the endpoint is discovered again: it may have moved.
         let endpoint = match state.endpoint.take() {
@@ -103,13 +121,13 @@ impl Tokens {
     }
 
     async fn token(&self, client: &Client, endpoint: &Endpoint) -> Result<Token, Error> {
-        let context = format!("token endpoint {}", shown(&endpoint.token_url));
+        let context = format!("token endpoint {}", shown(&endpoint.token_url.url));
         retrying(&client.config.http, &context, || self.ask(client, endpoint, &context)).await
     }
 
     /// Asks once, with a new assertion (rules 122 and 123).
     async fn ask(&self, client: &Client, endpoint: &Endpoint, context: &str) -> Result<Token, Failure> {
-        let assertion = self.assertion(&endpoint.token_url)?;
+        let assertion = self.assertion(&endpoint.token_url.text)?;
         let form = [
             ("grant_type", "client_credentials"),
             ("scope", &endpoint.scope),
@@ -117,7 +135,7 @@ impl Tokens {
             ("client_assertion", assertion.expose_secret()),
         ];
         let asked_at = Instant::now();
-        let response = client.http.post_form(&endpoint.token_url, &form).await?;
+        let response = client.http.post_form(&endpoint.token_url.url, &form).await?;
         warn_of_skew(context, response.headers());
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         if is_transient(status) {
@@ -138,13 +156,13 @@ impl Tokens {
     }
 
     /// Names the client and this endpoint, is valid for a short time, and is signed (rules 120 and 121).
-    fn assertion(&self, token_url: &Url) -> Result<SecretString, Error> {
+    fn assertion(&self, token_url: &str) -> Result<SecretString, Error> {
         let now = local_now().timestamp();
         let client_id = &self.config.client_id;
         self.config.key.sign(&json!({
             "iss": client_id,
             "sub": client_id,
-            "aud": token_url.as_str(),
+            "aud": self.config.audience.as_deref().unwrap_or(token_url),
             "exp": now + ASSERTION_LIFETIME_SECONDS,
             "iat": now,
             "jti": Uuid::new_v4().to_string(),
@@ -161,18 +179,20 @@ impl Token {
             access_token: String,
             token_type: Option<String>,
             expires_in: Option<Value>,
-            scope: Option<String>,
+            scope: Option<Value>,
         }
         let answer: TokenResponse =
             serde_json::from_slice(body).map_err(|_| denied(context, "no access_token in its answer".to_owned()))?;
-        if answer.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
+        if answer.token_type.is_some_and(|kind| !is_bearer(&kind)) {
             return Err(denied(context, "a token_type other than bearer".to_owned()));
         }
-        warn_of_scopes(context, scope, answer.scope.as_deref());
+        let granted = answer.scope.as_ref().and_then(words);
+        warn_of_scopes(context, scope, granted.as_deref());
         let lifetime = answer.expires_in.as_ref().and_then(lifetime).unwrap_or(DEFAULT_LIFETIME).min(MAX_LIFETIME);
         let margin = if lifetime < 4 * RENEW_BEFORE { lifetime / 4 } else { RENEW_BEFORE };
         let authorization = SecretString::from(format!("Bearer {}", answer.access_token));
-        let token = Self { authorization, renew_at: asked_at + lifetime.saturating_sub(margin) };
+        let renew_at = asked_at + lifetime.saturating_sub(margin);
+        let token = Self { authorization, renew_at, scope: granted.unwrap_or_else(|| scope.to_owned()) };
         token.authorization(context)?;
         Ok(token)
     }
@@ -184,6 +204,21 @@ impl Token {
         header.set_sensitive(true);
         Ok(header)
     }
+}
+
+/// The word in any case, and as some gateways write it.
+fn is_bearer(token_type: &str) -> bool {
+    ["bearer", "bearertoken"].iter().any(|known| token_type.trim().eq_ignore_ascii_case(known))
+}
+
+/// A list of scopes as text, with spaces or commas, or as a JSON array.
+fn words(scope: &Value) -> Option<String> {
+    let text = match scope {
+        Value::String(text) => text.replace(',', " "),
+        Value::Array(scopes) => scopes.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
+        _ => return None,
+    };
+    (!text.trim().is_empty()).then_some(text)
 }
 
 /// A number, or a number as text.

@@ -1,6 +1,9 @@
 //! Tokens: where they are obtained, when they are renewed, and who never receives one.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
 
 use auth::SigningKey;
 use bytes::Bytes;
@@ -32,7 +35,7 @@ async fn smart_server(
 
 fn smart_config(server: &Server) -> Config {
     let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
-    let auth = auth::AuthConfig { client_id: "me".to_owned(), key, token_url: None, scopes: Vec::new() };
+    let auth = auth::AuthConfig::new("me", key);
     Config { auth: Some(auth), ..config(server) }
 }
 
@@ -281,7 +284,7 @@ async fn a_configured_token_url_and_scopes_need_no_discovery() {
     let server = smart_server("", |_| Answer::status(202).header("content-location", "/status")).await;
     let mut config = smart_config(&server);
     let auth = config.auth.as_mut().unwrap();
-    auth.token_url = Some(server.url("/token"));
+    auth.token_url = Some(server.url("/token").into());
     auth.scopes = vec!["system/Patient.rs".to_owned(), "system/Group.rs".to_owned()];
     Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap();
     assert_eq!(server.asked()[0].path, "/token");
@@ -315,7 +318,7 @@ async fn an_assertion_is_never_sent_unencrypted_to_another_host() {
     let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::UnusableUrl { .. }), "{error}");
     let mut config = smart_config(&server);
-    config.auth.as_mut().unwrap().token_url = Some("http://login.example.org/token".parse().unwrap());
+    config.auth.as_mut().unwrap().token_url = Some(Url::parse("http://login.example.org/token").unwrap().into());
     assert!(matches!(Client::new(config), Err(Error::UnusableUrl { .. })));
 }
 
@@ -335,4 +338,114 @@ async fn a_request_that_is_dropped_while_it_waits_for_a_token_does_not_block_oth
     let first = tokio::time::timeout(Duration::from_millis(200), client.kick_off(&request(&[]))).await;
     assert!(first.is_err());
     client.kick_off(&request(&[])).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_token_is_not_asked_for_again_by_the_other_files_of_the_run() {
+    let mut turn = 0;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::json(SMART),
+        "/token" => {
+            turn += 1;
+            if turn == 1 {
+                Answer::json(r#"{"access_token":"t1"}"#)
+            } else {
+                Answer::status(401).body(r#"{"error":"invalid_client"}"#)
+            }
+        }
+        _ => Answer::status(401),
+    })
+    .await;
+    let client = smart_client(&server);
+    let file = guarded(server.url("/file"));
+    for _ in 0..60 {
+        let error = download(&client, &file).await.unwrap_err();
+        assert!(matches!(&error, Error::TokenDenied { code, .. } if code == "invalid_client"), "{error}");
+    }
+    assert_eq!((count(&server, "/token"), count(&server, "/fhir/.well-known/smart-configuration")), (2, 1));
+
+    client.begin_run().await;
+    assert!(download(&client, &file).await.is_err());
+    assert_eq!(count(&server, "/token"), 3, "the next run asks once again");
+}
+
+#[tokio::test]
+async fn the_audience_is_the_endpoint_as_published_unless_a_setting_says_otherwise() {
+    for (audience, relative) in [(None, false), (Some("https://ehr.example.org/aud"), false), (None, true)] {
+        let published = Arc::new(Mutex::new(String::new()));
+        let text = Arc::clone(&published);
+        let server = Server::start(move |asked| match asked.path.as_str() {
+            "/fhir/.well-known/smart-configuration" => {
+                Answer::json(&format!(r#"{{"token_endpoint":"{}"}}"#, text.lock().unwrap()))
+            }
+            "/token" => Answer::json(r#"{"access_token":"t1","token_type":"BearerToken"}"#),
+            _ => Answer::status(202).header("content-location", "/status"),
+        })
+        .await;
+        let endpoint = server.url("/token").to_string();
+        // The same place for a URL parser, and another text.
+        let unusual = endpoint.replace("http://", "HTTP://").replace("/token", "/a/../token");
+        *published.lock().unwrap() = if relative { "/a/../token".to_owned() } else { unusual.clone() };
+        let made = ec_key();
+        let mut config = smart_config(&server);
+        let auth = config.auth.as_mut().unwrap();
+        auth.key = SigningKey::parse(&made.jwk.to_string()).unwrap();
+        auth.audience = audience.map(str::to_owned);
+        Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap();
+        let expected = audience.unwrap_or(if relative { &endpoint } else { &unusual });
+        made.verified(&server.asked()[1].field("client_assertion").unwrap(), expected);
+    }
+}
+
+#[tokio::test]
+async fn an_assertion_goes_to_another_origin_only_if_that_is_listed() {
+    let login = Server::start(|_| Answer::json(r#"{"access_token":"t1"}"#)).await;
+    let endpoint = login.url("/token");
+    let published = endpoint.clone();
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::json(&format!(r#"{{"token_endpoint":"{published}"}}"#)),
+        _ => Answer::status(202).header("content-location", "/status"),
+    })
+    .await;
+    let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::ForeignTokenEndpoint { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&endpoint.origin().ascii_serialization()) && text.contains("server.token_origins"), "{text}");
+    assert!(login.asked().is_empty());
+
+    let listed = Config { token_origins: vec![endpoint.clone()], ..smart_config(&server) };
+    Client::new(listed).unwrap().kick_off(&request(&[])).await.unwrap();
+    let mut configured = smart_config(&server);
+    configured.auth.as_mut().unwrap().token_url = Some(endpoint.into());
+    Client::new(configured).unwrap().kick_off(&request(&[])).await.unwrap();
+    assert_eq!(count(&login, "/token"), 2);
+}
+
+#[tokio::test]
+async fn gzip_that_nobody_asked_for_is_unpacked_in_every_answer() {
+    let [smart, token, outcome] = [
+        SMART,
+        r#"{"access_token":"t1"}"#,
+        r#"{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"not-supported"}]}"#,
+    ];
+    let (smart, token, outcome) =
+        (gzip(smart.as_bytes()).await, gzip(token.as_bytes()).await, gzip(outcome.as_bytes()).await);
+    let manifest = gzip(br#"{"output":[],"transactionTime":"2026-11-20T10:00:00Z"}"#).await;
+    let bomb = gzip(&vec![b' '; 4 << 20]).await;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::status(200).body(smart.clone()),
+        "/token" => Answer::status(200).header("content-encoding", "gzip").body(token.clone()),
+        "/status" => Answer::status(200).header("content-encoding", "gzip").body(manifest.clone()),
+        "/bomb" => Answer::status(200).body(bomb.clone()),
+        _ => Answer::status(400).body(outcome.clone()),
+    })
+    .await;
+    let mut config = smart_config(&server);
+    config.limits.max_manifest_bytes = 1 << 20;
+    let client = Client::new(config).unwrap();
+    let error = client.kick_off(&request(&[])).await.unwrap_err();
+    assert!(error.to_string().contains("not-supported"), "{error}");
+    assert!(wait(job(&server), &client).await.is_ok());
+    let bomb = Job { status_url: server.url("/bomb"), ..job(&server) };
+    assert!(matches!(wait(bomb, &client).await, Err(Error::TooLarge { .. })));
 }

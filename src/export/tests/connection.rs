@@ -4,7 +4,10 @@ use std::{error::Error as StdError, io};
 
 use rustls::{CertificateError, InvalidMessage, OtherError};
 
-use super::{super::connection::Problem, *};
+use super::{
+    super::{Proxy, connection::Problem},
+    *,
+};
 
 async fn unreachable(url: &str) -> String {
     let mut config = Config::new(url.parse().unwrap());
@@ -58,4 +61,19 @@ fn the_usual_errors_of_a_connection_are_recognised() {
         let error: &(dyn StdError + 'static) = &wrapped;
         assert_eq!(Problem::of(error), expected, "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_proxy_is_used_where_the_setting_names_one_and_never_for_loopback() {
+    let accepted = || Answer::status(202).header("content-location", "/status");
+    let (proxy, server) = (Server::start(move |_| accepted()).await, Server::start(move |_| accepted()).await);
+    let through = |base: Url| {
+        let mut config = Config { proxy: Proxy::Url(proxy.url("/")), ..Config::new(base) };
+        config.allow_http = true;
+        Client::new(config).unwrap()
+    };
+    through(server.url("/fhir")).kick_off(&request(&[])).await.unwrap();
+    assert_eq!((proxy.asked().len(), server.asked().len()), (0, 1));
+    through("http://ehr.example.org/fhir".parse().unwrap()).kick_off(&request(&[])).await.unwrap();
+    assert_eq!(proxy.asked()[0].path, "http://ehr.example.org/fhir/$export");
 }

@@ -184,3 +184,37 @@ fn a_key_prints_no_secret() {
     let key = SigningKey::parse(&made.jwk.to_string()).unwrap();
     assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "ES384", kid: Some("ec-1"), .. }"#);
 }
+
+#[test]
+fn a_key_is_read_as_environments_and_secret_stores_hand_it_on() {
+    for made in [rsa_key(), ec_key()] {
+        let jwk = made.jwk.to_string();
+        let mut forms =
+            vec![format!("\u{feff}{jwk}\n"), format!("'{jwk}'"), json!(jwk).to_string(), STANDARD.encode(&jwk)];
+        for pem in &made.pems {
+            forms.push(pem.replace('\n', "\\n"));
+            forms.push(format!("\"{}\"", pem.replace('\n', "\\n")));
+            forms.push(format!("\u{feff}'{pem}'"));
+            forms.push(STANDARD.encode(pem));
+            forms.push(pem.replace('\n', "\r\n"));
+        }
+        // One PEM in one line; the other form has two parts.
+        forms.push(made.pems[0].replace('\n', " "));
+        for text in forms {
+            let key = SigningKey::parse(&text).unwrap_or_else(|error| panic!("{error}: {}", &text[..30]));
+            assert!(key.sign(&json!({})).is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_given_in_the_place_of_its_file_is_not_printed() {
+    let made = rsa_key();
+    let jwk = made.jwk.to_string();
+    let base64 = STANDARD.encode(&jwk);
+    for text in [jwk.as_str(), &made.pems[0], &made.pems[0].replace('\n', "\\n"), &base64] {
+        let error = SigningKey::read(std::path::Path::new(text)).unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("is the key itself") && shown.len() < 400, "{shown}");
+    }
+}

@@ -16,6 +16,7 @@ use server::{Answer, Server};
 mod authorization;
 mod connection;
 mod download;
+mod evidence;
 mod keys;
 mod kick_off;
 mod manifest;
