@@ -91,7 +91,12 @@ pub fn start(config: &Config) {
         .with_writer(std::io::stderr)
         .with_ansi(is_coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()))
         .with_span_events(FmtSpan::NONE);
-    let started = if config.format.is_json() { log.json().flatten_event(true).try_init() } else { log.try_init() };
+    let started = if config.format.is_json() {
+        // A run has one span: the list of spans would say the same again.
+        log.json().flatten_event(true).with_span_list(false).try_init()
+    } else {
+        log.try_init()
+    };
     // A second start in one process keeps the first log: nothing is lost by that.
     drop(started);
 }

@@ -14,7 +14,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("tombstones", &["data_file", "root", "change_set", "commit"]),
     ("requirements", &["root"]),
     ("evolve", &["root", "commit", "requirements"]),
-    ("upsert", &["data_file", "root", "change_set", "commit", "requirements", "evolve", "tombstones"]),
+    ("upsert", &["data_file", "root", "change_set", "commit", "requirements", "tombstones"]),
     ("maintain", &["data_file", "root", "commit", "requirements", "tombstones"]),
     ("rebuild", &["data_file", "root", "commit", "requirements"]),
     ("query", &["root"]),
