@@ -1,5 +1,5 @@
-//! A first load: everything that a server has, over HTTP, into a committed table; beside DuckDB, which reads the same files
-//! from the disk and writes one Parquet file.
+//! A first load: everything that a server has, over HTTP, into a committed table; beside DuckDB, which reads the same
+//! files from the disk and writes one Parquet file.
 
 use std::{
     fs::{self, File},

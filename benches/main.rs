@@ -1,8 +1,8 @@
 //! Benches: what is fast, shown as ratios of things measured in one run.
 //!
-//! `cargo bench -- decode` runs one measurement, without a name all of them. Each thing that a measurement compares runs in
-//! a process of its own and says what it used as one line of JSON, so peaks of memory are its own as well. Absolute figures
-//! are those of the machine and of its neighbours; the ratios are what can be compared.
+//! `cargo bench -- decode` runs one measurement, without a name all of them. Each thing that a measurement compares
+//! runs in a process of its own and says what it used as one line of JSON, so peaks of memory are its own as well.
+//! Absolute figures are those of the machine and of its neighbours; the ratios are what can be compared.
 
 mod child;
 mod data;

@@ -1,4 +1,5 @@
-//! The schedule: cron patterns become ticks. Always in UTC: in local time, a run would be skipped or repeated twice a year.
+//! The schedule: cron patterns become ticks. Always in UTC: in local time, a run would be skipped or repeated twice a
+//! year.
 //!
 //! A tick that is still waiting is not queued a second time: however many were missed, one run makes up for them.
 
@@ -65,8 +66,8 @@ pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTi
 /// It is time for something.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Tick {
-    /// Is taken before a waiting sync: it is rare and limited in time, and otherwise it could wait for ever behind syncs
-    /// that follow one another without a pause.
+    /// Is taken before a waiting sync: it is rare and limited in time, and otherwise it could wait for ever behind
+    /// syncs that follow one another without a pause.
     Maintain,
     Sync {
         export: String,

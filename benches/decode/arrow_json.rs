@@ -1,8 +1,8 @@
 //! arrow-json: decodes the same lines and throws the batches away.
 //!
 //! Its schema is that of the table without what JSON does not have: the columns of ours at the top level, `_extension`,
-//! and inside structs `_fid`, `…_scale`, `…_versioned` and the canonical quantities. Extensions are passed over, no text
-//! of a date is checked, nothing is hashed, and one bad value would fail a whole batch.
+//! and inside structs `_fid`, `…_scale`, `…_versioned` and the canonical quantities. Extensions are passed over, no
+//! text of a date is checked, nothing is hashed, and one bad value would fail a whole batch.
 
 use std::{path::Path, sync::Arc};
 

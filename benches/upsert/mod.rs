@@ -1,7 +1,7 @@
 //! The upsert engine: changes into tables of several sizes, and a first load.
 //!
-//! The table is made once for each number of rows and kept from run to run; a measurement works on a copy of its log, so
-//! all of them see the same version. What a change set is made of is decoded in the measured time.
+//! The table is made once for each number of rows and kept from run to run; a measurement works on a copy of its log,
+//! so all of them see the same version. What a change set is made of is decoded in the measured time.
 
 #[cfg(feature = "sql")]
 pub mod deltalake;
@@ -74,7 +74,8 @@ fn print_ratios(ours: &Figures, few: &Figures, new: &Figures, small: &Figures, a
     println!("the same changes again write {} bytes of data files", again.bytes_out);
 }
 
-/// Another one when data files are written otherwise, so that a table from before is not taken: these have Bloom filters.
+/// Another one when data files are written otherwise, so that a table from before is not taken: these have Bloom
+/// filters.
 const LAKE: &str = "lake-2";
 
 /// The folder of a table of that many rows.

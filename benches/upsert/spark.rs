@@ -1,4 +1,5 @@
-//! Spark with Delta, in a warm session: it is given the decoded rows of the same changes, so decoding is not in its figures.
+//! Spark with Delta, in a warm session: it is given the decoded rows of the same changes, so decoding is not in its
+//! figures.
 
 use std::{fs::File, path::Path};
 

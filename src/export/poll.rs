@@ -1,7 +1,7 @@
 //! Waiting for an export: status polls until every page of the manifest has been read.
 //!
-//! A failed poll is not a failed job: what is transient is tried again, what the server reports about the job is believed,
-//! and the deadline counts from the kick-off, across restarts.
+//! A failed poll is not a failed job: what is transient is tried again, what the server reports about the job is
+//! believed, and the deadline counts from the kick-off, across restarts.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -42,9 +42,9 @@ impl Job {
     /// Polls until the export is complete, and reads every page of its manifest (rules 66 to 70).
     ///
     /// # Errors
-    /// [`Error::JobLost`] and [`Error::ExportFailed`]: start another export with the old `_since`. [`Error::Unreachable`] and
-    /// [`Error::Denied`]: the job may still be running, wait for it again later. [`Error::Deadline`],
-    /// [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
+    /// [`Error::JobLost`] and [`Error::ExportFailed`]: start another export with the old `_since`.
+    /// [`Error::Unreachable`] and [`Error::Denied`]: the job may still be running, wait for it again later.
+    /// [`Error::Deadline`], [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
     pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(PollProgress) + Sync)) -> Result<Completed, Error> {
         let mut wait = Wait::new(client, &self, on_progress);
         let mut pages = Pages::default();

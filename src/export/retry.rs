@@ -1,7 +1,7 @@
 //! Retries: what is transient, how long to wait for it, and when to give up.
 //!
-//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and whoever waits says so: a line at
-//! the first wait, then at most one every 30 s.
+//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and whoever waits says so: a line
+//! at the first wait, then at most one every 30 s.
 
 use std::time::{Duration, SystemTime};
 
@@ -103,8 +103,8 @@ impl Retries {
     }
 }
 
-/// Waits that begin at the minimum of a range and double up to its maximum, each up to half as long again, so that clients
-/// that began together do not stay together. A server's `Retry-After` is obeyed within the range.
+/// Waits that begin at the minimum of a range and double up to its maximum, each up to half as long again, so that
+/// clients that began together do not stay together. A server's `Retry-After` is obeyed within the range.
 pub struct Backoff {
     range: WaitRange,
     next: Duration,
@@ -161,8 +161,8 @@ impl WaitLog {
     }
 }
 
-/// The wait that an answer asks for: seconds, an HTTP date, or an epoch time in seconds or milliseconds. Times are
-/// read against the server's own `Date`. Negative values and garbage count as absent.
+/// The wait that an answer asks for: seconds, an HTTP date, or an epoch time in seconds or milliseconds. Times
+/// are read against the server's own `Date`. Negative values and garbage count as absent.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let now = || date(headers).unwrap_or_else(local_now);

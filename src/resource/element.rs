@@ -1,7 +1,7 @@
 //! Elements: which JSON members of a resource have a column, of what type, and what else is made from them.
 //!
-//! Words only: `shape` builds them from the definitions of FHIR, `schema` makes Arrow columns of them, and `decode` fills
-//! those.
+//! Words only: `shape` builds them from the definitions of FHIR, `schema` makes Arrow columns of them, and `decode`
+//! fills those.
 
 use std::sync::Arc;
 

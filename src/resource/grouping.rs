@@ -1,9 +1,9 @@
 //! Line grouping: the lines of one batch in an order that the Parquet writer handles fast.
 //!
-//! Lines that are likely to fill the same wide columns become neighbours. For each change between a row with a structure
-//! and one without it, the Parquet writer visits all leaves of that structure: an Observation's `component` has two
-//! hundred, and one row in seven has a component. A batch is a few thousand neighbours, so values that readers filter by
-//! stay about as close together as they were. Only speed depends on what is found here.
+//! Lines that are likely to fill the same wide columns become neighbours. For each change between a row with a
+//! structure and one without it, the Parquet writer visits all leaves of that structure: an Observation's `component`
+//! has two hundred, and one row in seven has a component. A batch is a few thousand neighbours, so values that readers
+//! filter by stay about as close together as they were. Only speed depends on what is found here.
 
 use memchr::memmem::Finder;
 

@@ -58,7 +58,8 @@ pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
     instant.saturating_duration_since(view.heartbeat) < MAX_HEARTBEAT_AGE
 }
 
-/// The body of `/health`. The first two members are those of the script that fhir-sync replaces; monitoring looks for them.
+/// The body of `/health`. The first two members are those of the script that fhir-sync replaces; monitoring looks for
+/// them.
 #[derive(Serialize, Debug)]
 pub(super) struct Health {
     status: Status,

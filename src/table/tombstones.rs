@@ -1,8 +1,9 @@
 //! Tombstones: one table, `_fhir_sync/deleted`, says of every type which resources were deleted, when, and which export
 //! reported it.
 //!
-//! A tombstone is written before the row is removed, so a crash in between leaves at most a repeated tombstone. It stops
-//! older versions that arrive later, and tells downstream readers what was deleted. The rows of a file are sorted by `id`.
+//! A tombstone is written before the row is removed, so a crash in between leaves at most a repeated tombstone. It
+//! stops older versions that arrive later, and tells downstream readers what was deleted. The rows of a file are sorted
+//! by `id`.
 //!
 //! Delta calls the `remove` actions of its log tombstones as well. Those are removed files and something else.
 
@@ -55,7 +56,8 @@ pub(super) struct Tombstone {
 }
 
 impl Tombstone {
-    /// Is the row certainly newer? By the server's clock where both state a time, else by the exports that they are from.
+    /// Is the row certainly newer? By the server's clock where both state a time, else by the exports that they are
+    /// from.
     pub fn is_older_than(&self, row: &Version) -> bool {
         self.compare(row) == Some(Ordering::Less)
     }
@@ -80,8 +82,8 @@ impl Tombstone {
     }
 }
 
-/// All deletions of one id: the newest that states a time, and the newest that does not. The two are compared with a row
-/// by different clocks, so neither can replace the other.
+/// All deletions of one id: the newest that states a time, and the newest that does not. The two are compared with a
+/// row by different clocks, so neither can replace the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tombstones {
     timed: Tombstone,
@@ -98,9 +100,9 @@ impl Tombstones {
     ///
     /// A deletion without a time of its own gets the time of its export. An export that repeats it therefore brings a
     /// later one, and that one is written although no row has been there since. The resource may have been created and
-    /// deleted again between the two exports. A third export, of another name and made in between, may be resumed only now:
-    /// it would bring a version that the earlier tombstone does not cover. Neither a row of the table nor a watermark shows
-    /// that such an export exists. Maintenance folds the repeated tombstones.
+    /// deleted again between the two exports. A third export, of another name and made in between, may be resumed only
+    /// now: it would bring a version that the earlier tombstone does not cover. Neither a row of the table nor a
+    /// watermark shows that such an export exists. Maintenance folds the repeated tombstones.
     pub fn includes(&self, tombstone: Tombstone) -> bool {
         self.with(tombstone) == *self
     }
@@ -181,8 +183,8 @@ impl TombstoneTable {
     }
 }
 
-/// How new files of the table are written. All columns have statistics. A fold merges many files at once, so a row group
-/// has to be small.
+/// How new files of the table are written. All columns have statistics. A fold merges many files at once, so a row
+/// group has to be small.
 pub(super) fn target(table: &Table) -> Result<FileTarget, Error> {
     Ok(FileTarget { leading: fields().len(), row_group_bytes: ROW_GROUP_BYTES, ..table.target()? })
 }

@@ -36,8 +36,8 @@ impl<'text> Decimal<'text> {
         legal.then_some(Self { negative, integer, fraction: fraction.unwrap_or_default(), exponent })
     }
 
-    /// How many digits are written after the point; negative if the exponent makes the last written digit worth more than
-    /// one (`1.5e3`: -2).
+    /// How many digits are written after the point; negative if the exponent makes the last written digit worth more
+    /// than one (`1.5e3`: -2).
     pub fn lexical_scale(self) -> i32 {
         let scale = i64::try_from(self.fraction.len()).unwrap_or(i64::MAX).saturating_sub(self.exponent);
         i32::try_from(scale).unwrap_or(if scale < 0 { i32::MIN } else { i32::MAX })

@@ -9,8 +9,8 @@ pub struct ReferenceTarget<'text> {
     pub id: &'text str,
 }
 
-/// From `Type/id` or an absolute URL, both with or without `/_history/version`. `None` for `#contained`, `urn:`, a search, and
-/// anything else that does not name exactly one resource.
+/// From `Type/id` or an absolute URL, both with or without `/_history/version`. `None` for `#contained`, `urn:`, a
+/// search, and anything else that does not name exactly one resource.
 pub fn target(reference: &str) -> Option<ReferenceTarget<'_>> {
     // Nearly all references, in one pass over the id.
     if let Some((name, id)) = reference.split_once('/')
@@ -30,7 +30,8 @@ pub fn target(reference: &str) -> Option<ReferenceTarget<'_>> {
 }
 
 /// Whether the text may be a logical id: 1 to 64 letters, digits, `-` and `.`, as FHIR defines
-/// [`id`](https://hl7.org/fhir/R4/datatypes.html#id). `_` is allowed as well, which FHIR does not allow but some servers use.
+/// [`id`](https://hl7.org/fhir/R4/datatypes.html#id). `_` is allowed as well, which FHIR does not allow but some
+/// servers use.
 fn is_id(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))

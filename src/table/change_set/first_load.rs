@@ -41,8 +41,9 @@ struct LoadWriter {
 }
 
 impl FirstLoad {
-    /// `memory_bytes` are divided among as many writers as there are cores, or fewer where each would get little. A writer
-    /// uses half of its memory for a row group, the other half for rows that are buffered until the columns are known.
+    /// `memory_bytes` are divided among as many writers as there are cores, or fewer where each would get little. A
+    /// writer uses half of its memory for a row group, the other half for rows that are buffered until the columns are
+    /// known.
     pub fn new(target: FileTarget, memory_bytes: usize) -> Self {
         let writers = (memory_bytes / WRITER_BYTES).clamp(1, cores());
         let row_group_bytes = (memory_bytes / writers / 2).clamp(1, target.row_group_bytes);

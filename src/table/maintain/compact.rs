@@ -1,7 +1,7 @@
 //! Compaction and purge: groups of small files, and files with many deleted rows, are rewritten as one file each.
 //!
-//! The rows keep their order; those of the table of tombstones are [folded](super::fold). A group is one commit that says
-//! it changes no data. When another writer was faster, the rest of the table is left for the next maintenance.
+//! The rows keep their order; those of the table of tombstones are [folded](super::fold). A group is one commit that
+//! says it changes no data. When another writer was faster, the rest of the table is left for the next maintenance.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +31,8 @@ pub(super) async fn compact(
     goes_on: &(dyn Fn() -> bool + Sync),
     done: &mut Maintained,
 ) -> Result<(), Error> {
-    // Files of other writers are theirs to compact. Their rows may have been changed without their `_sync_hash`, which is
-    // trusted in files of our own.
+    // Files of other writers are theirs to compact. Their rows may have been changed without their `_sync_hash`, which
+    // is trusted in files of our own.
     let files: Vec<_> = table.stored_files().await?.into_iter().filter(|file| file.own).collect();
     let candidates = candidates(table, &files).await?;
     let groups_of = match table.name {
@@ -81,9 +81,9 @@ async fn candidates(table: &Table, files: &[StoredFile]) -> Result<Vec<Vec<Candi
     Ok(candidates.into_values().collect())
 }
 
-/// Writes the live rows of the group to one file that has every column of any of its files; returns the file, and how many
-/// tombstones were dropped because others cover them. Never more than a batch of rows and a row group of the new file in
-/// memory.
+/// Writes the live rows of the group to one file that has every column of any of its files; returns the file, and how
+/// many tombstones were dropped because others cover them. Never more than a batch of rows and a row group of the new
+/// file in memory.
 async fn rewrite(
     table: &Table,
     files: &[StoredFile],

@@ -1,7 +1,7 @@
 //! The log folder of a table: commits, checkpoints, and which of them are too old to be needed.
 //!
-//! A version is read from a checkpoint at or before it and from the commits after that. The commit of the checkpoint's own
-//! version is always kept with it: Spark refuses a checkpoint without that commit, deltalake does not.
+//! A version is read from a checkpoint at or before it and from the commits after that. The commit of the checkpoint's
+//! own version is always kept with it: Spark refuses a checkpoint without that commit, deltalake does not.
 
 use std::collections::{BTreeMap, BTreeSet};
 

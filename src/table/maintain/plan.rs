@@ -43,8 +43,8 @@ const MAX_FOLD_GROWTH: u64 = 2;
 /// Files of tombstones that are open at the same time.
 const MAX_FOLDED_FILES: usize = 32;
 
-/// The groups of resource files that become one file each: small files, and files with many deleted rows. Files that were
-/// written one after the other stay neighbours.
+/// The groups of resource files that become one file each: small files, and files with many deleted rows. Files that
+/// were written one after the other stay neighbours.
 pub(super) fn groups_to_compact(
     mut files: Vec<CandidateFile>,
     options: &MaintenanceOptions,

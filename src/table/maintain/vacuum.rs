@@ -1,9 +1,9 @@
 //! Vacuum: files that no version within the retention needs are deleted.
 //!
-//! A file stays if it is active, if a commit within the retention removed it, or if it was written within the retention: it
-//! may belong to a commit that is still to come. The same holds for change files and deletion vectors. That is why this is
-//! not deltalake's own vacuum, which deletes a replaced vector by its age alone, while readers of the version before still
-//! need it. No commit is made.
+//! A file stays if it is active, if a commit within the retention removed it, or if it was written within the
+//! retention: it may belong to a commit that is still to come. The same holds for change files and deletion vectors.
+//! That is why this is not deltalake's own vacuum, which deletes a replaced vector by its age alone, while readers of
+//! the version before still need it. No commit is made.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -151,8 +151,8 @@ fn is_data(location: &Path) -> bool {
     !hidden && (is_vector || location.extension() == Some("parquet"))
 }
 
-/// The name of the file that a deletion vector is in. It has a UUID, so its folder does not matter. `None` for a vector in
-/// the log itself.
+/// The name of the file that a deletion vector is in. It has a UUID, so its folder does not matter. `None` for a vector
+/// in the log itself.
 fn vector_name(vector: &DeletionVectorDescriptor) -> Option<String> {
     match vector.storage_type {
         StorageType::AbsolutePath => vector.path_or_inline_dv.rsplit('/').next().map(str::to_owned),

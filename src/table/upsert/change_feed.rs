@@ -1,9 +1,9 @@
 //! The change data feed: change files say what a commit did to each row, for readers that follow the table.
 //!
-//! A preimage is a row as it was before an update, a postimage the row as it is after the update. Change files hold both,
-//! and the inserted and deleted rows, each with its change type. Readers of a commit with change files read nothing else,
-//! so the inserts have to be in them too. A commit that only inserts needs none, because readers take its data files as the
-//! feed; then no row in those files may be marked as deleted.
+//! A preimage is a row as it was before an update, a postimage the row as it is after the update. Change files hold
+//! both, and the inserted and deleted rows, each with its change type. Readers of a commit with change files read
+//! nothing else, so the inserts have to be in them too. A commit that only inserts needs none, because readers take its
+//! data files as the feed; then no row in those files may be marked as deleted.
 
 use std::{collections::BTreeMap, pin::pin, sync::Arc};
 
@@ -50,8 +50,8 @@ pub fn files_with_preimages(decision: &Decision) -> Vec<Vec<FileIndex>> {
     files.chunks(files.len().div_ceil(threads).max(1)).map(<[FileIndex]>::to_vec).collect()
 }
 
-/// Writes the rows of `files` that are replaced or removed, into change files of the partitions that the rows were in. Never
-/// more than a batch of rows and a row group of the change file in memory.
+/// Writes the rows of `files` that are replaced or removed, into change files of the partitions that the rows were in.
+/// Never more than a batch of rows and a row group of the change file in memory.
 pub async fn write_preimages(writer: &Writer<'_>, feed: &Feed, files: &[FileIndex]) -> Result<Vec<Action>, Error> {
     let Writer { table, changes, decision, .. } = writer;
     let (target, filled) = (target_of_changes(writer), changes.filled_columns());

@@ -1,7 +1,7 @@
 //! A comparison: is a stored row the same as one of the change set?
 //!
-//! Rows in our own files carry the hash of their content. A row in a file of another writer may have been changed and still
-//! carry its old hash, so all its columns are compared except those that describe the run.
+//! Rows in our own files carry the hash of their content. A row in a file of another writer may have been changed and
+//! still carry its old hash, so all its columns are compared except those that describe the run.
 
 use std::collections::BTreeMap;
 

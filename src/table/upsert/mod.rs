@@ -1,10 +1,10 @@
 //! Upsert: a change set and a table become one commit.
 //!
-//! [`probe`](probe::probe) finds the stored rows of the change set's ids, [`compare`](compare::compare) says which of them
-//! have the same content, [`decide`](decide::decide) says what happens to each, [`write`](write::write) writes files, and
-//! the commit names them. Rows that are replaced or removed are marked in deletion vectors, or their files are rewritten
-//! without them; a file with many deleted rows is rewritten in any case. Each row of the change set is counted in exactly
-//! one of the [`Counts`].
+//! [`probe`](probe::probe) finds the stored rows of the change set's ids, [`compare`](compare::compare) says which of
+//! them have the same content, [`decide`](decide::decide) says what happens to each, [`write`](write::write) writes
+//! files, and the commit names them. Rows that are replaced or removed are marked in deletion vectors, or their files
+//! are rewritten without them; a file with many deleted rows is rewritten in any case. Each row of the change set is
+//! counted in exactly one of the [`Counts`].
 
 mod change_feed;
 mod compare;
@@ -37,7 +37,8 @@ impl Table {
         let mut foreign = 0;
         let mut tombstones = TombstoneTable::open(&self.root).await?;
         for _ in 0..MAX_ATTEMPTS {
-            // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look there.
+            // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look
+            // there.
             foreign = commit::foreign_commits(&self).await?.max(foreign);
             check_writable(&self, changes.schema())?;
             let decision = decide(&self, changes, upsert, &tombstones).await?;

@@ -62,7 +62,8 @@ const BATCH_ROWS: usize = 8192;
 /// The columns of a version.
 const VERSION_COLUMNS: [&str; 5] =
     ["_sync_transaction_time", "_sync_hash", "meta.lastUpdated", "meta.versionId", "meta.tag.list.element.code"];
-/// The columns of a version in a file without `meta`: its table has no columns of elements, or they are null in all rows.
+/// The columns of a version in a file without `meta`: its table has no columns of elements, or they are null in all
+/// rows.
 const RAW_VERSION_COLUMNS: [&str; 3] = ["_sync_transaction_time", "_sync_hash", "resource_json"];
 
 /// A row group that is read.

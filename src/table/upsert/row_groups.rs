@@ -1,7 +1,8 @@
 //! Row groups: those of a file that may have one of the ids of a change set. All others are pruned.
 //!
-//! First by the bounds of their ids in the footer, then by their Bloom filters where reading those is likely to save more
-//! than it costs. A row group that has one of the ids is never pruned: bounds and filters that cannot be trusted are ignored.
+//! First by the bounds of their ids in the footer, then by their Bloom filters where reading those is likely to save
+//! more than it costs. A row group that has one of the ids is never pruned: bounds and filters that cannot be trusted
+//! are ignored.
 
 use std::{collections::BTreeSet, ops::Range};
 
@@ -28,8 +29,8 @@ const MAX_FILTER_BYTES: u64 = 4 * 1024 * 1024;
 /// How much could be read in the time that a store takes to answer one request.
 const REQUEST_BYTES: f64 = 256.0 * 1024.0;
 
-/// The row groups that remain, in order. If a filter cannot be used, its row group remains; if the store does not answer,
-/// that is an error.
+/// The row groups that remain, in order. If a filter cannot be used, its row group remains; if the store does not
+/// answer, that is an error.
 pub async fn prune(
     stored: &StoredFile,
     footer: &ParquetMetaData,
@@ -77,8 +78,8 @@ fn bounds<'footer>(stored: &StoredFile, chunk: &'footer ColumnChunkMetaData) -> 
     }
 }
 
-/// Where the filter of a row group is, if reading it for this many ids pays. The filters of old writers do not state their
-/// length and would need two requests: they are not read.
+/// Where the filter of a row group is, if reading it for this many ids pays. The filters of old writers do not state
+/// their length and would need two requests: they are not read.
 fn filter_range(stored: &StoredFile, chunk: &ColumnChunkMetaData, asked: usize) -> Option<Range<u64>> {
     let start = u64::try_from(chunk.bloom_filter_offset()?).ok()?;
     let bytes = u64::try_from(chunk.bloom_filter_length()?).ok()?;
@@ -87,8 +88,8 @@ fn filter_range(stored: &StoredFile, chunk: &ColumnChunkMetaData, asked: usize) 
     (is_plausible && chunk.column_type() == Type::BYTE_ARRAY && pays(chunk, bytes, asked)).then_some(range)
 }
 
-/// A filter has no checksum, but it must contain the first and the last id of its own row group. Without a filter the ids
-/// themselves are read: a lost shortcut is not a reason to fail.
+/// A filter has no checksum, but it must contain the first and the last id of its own row group. Without a filter the
+/// ids themselves are read: a lost shortcut is not a reason to fail.
 fn trusted_filter(chunk: &ColumnChunkMetaData, bytes: &[u8]) -> Option<Sbbf> {
     let filter = Sbbf::from_bytes(bytes).ok().filter(|filter| filter.num_blocks() > 0)?;
     let statistics = chunk.statistics();
@@ -98,8 +99,8 @@ fn trusted_filter(chunk: &ColumnChunkMetaData, bytes: &[u8]) -> Option<Sbbf> {
     has_both.then_some(filter)
 }
 
-/// Is reading the filter likely to save twice what it costs? It saves nothing if one of the ids is really in the row group,
-/// and that is known only afterwards.
+/// Is reading the filter likely to save twice what it costs? It saves nothing if one of the ids is really in the row
+/// group, and that is known only afterwards.
 #[expect(clippy::cast_precision_loss, reason = "an estimate")]
 fn pays(chunk: &ColumnChunkMetaData, filter_bytes: u64, asked: usize) -> bool {
     let false_positives = false_positives(chunk.num_values() as f64, filter_bytes as f64);
@@ -107,9 +108,9 @@ fn pays(chunk: &ColumnChunkMetaData, filter_bytes: u64, asked: usize) -> bool {
     none_passes * chunk.compressed_size() as f64 > 2.0 * filter_bytes as f64 + REQUEST_BYTES
 }
 
-/// The share of absent ids that pass a filter. Each id sets one bit in each of the eight words of one block of 32 bytes.
-/// Blocks get different numbers of ids (a Poisson distribution), and the full ones let most ids pass: the usual formula for
-/// Bloom filters gives less than half of the real share.
+/// The share of absent ids that pass a filter. Each id sets one bit in each of the eight words of one block of 32
+/// bytes. Blocks get different numbers of ids (a Poisson distribution), and the full ones let most ids pass: the usual
+/// formula for Bloom filters gives less than half of the real share.
 fn false_positives(rows: f64, filter_bytes: f64) -> f64 {
     const MAX_IDS_PER_BLOCK: i32 = 100;
     let mean = rows * 32.0 / filter_bytes.max(32.0);

@@ -158,8 +158,8 @@ async fn mark(table: &Table, marked: Vec<TouchedFile<'_>>) -> Result<Vec<Action>
     Ok(actions)
 }
 
-/// The live rows of a file, in a new file of the same columns. In memory are an encoded row group of the old file, a batch
-/// of its rows, and a row group of the new file.
+/// The live rows of a file, in a new file of the same columns. In memory are an encoded row group of the old file, a
+/// batch of its rows, and a row group of the new file.
 async fn write_survivors(writer: &Writer<'_>, touched: &TouchedFile<'_>) -> Result<Vec<Action>, Error> {
     let table = writer.table;
     let footer = touched.stored.footer().await.map_err(|error| table.failed(error))?;
@@ -191,7 +191,8 @@ async fn write_changes(writer: &Writer<'_>, task: &WriteTask) -> Result<Vec<Acti
     Ok(written.into_iter().map(Action::Add).collect())
 }
 
-/// Rows that another writer changed may still carry their old hash. It would be trusted in a file of ours, so it is dropped.
+/// Rows that another writer changed may still carry their old hash. It would be trusted in a file of ours, so it is
+/// dropped.
 fn without_hash(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = rows.schema();
     let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| match field.name().as_str() {

@@ -32,8 +32,8 @@ const MIN_CHUNKS_PER_TASK: usize = 8;
 /// Partitions of one task; it writes a file of each at the same time.
 const MAX_PARTITIONS_PER_TASK: usize = 16;
 
-/// Tasks that together write all chosen rows, as many as are worth a thread. In a partitioned table each partition belongs
-/// to one task, which reads every chunk that has rows of it: that is more reading, but makes no small files.
+/// Tasks that together write all chosen rows, as many as are worth a thread. In a partitioned table each partition
+/// belongs to one task, which reads every chunk that has rows of it: that is more reading, but makes no small files.
 pub fn write_tasks(writer: &Writer<'_>) -> Result<Vec<WriteTask>, Error> {
     let chunks: Vec<_> = writer.decision.chosen.keys().copied().collect();
     let threads = (chunks.len() / MIN_CHUNKS_PER_TASK).clamp(1, cores());
@@ -54,7 +54,8 @@ pub fn write_tasks(writer: &Writer<'_>) -> Result<Vec<WriteTask>, Error> {
     Ok(shares.map(task).collect())
 }
 
-/// The chunks that have chosen rows of each partition, as a bitmap: partitions by day are many, and so are their chunks.
+/// The chunks that have chosen rows of each partition, as a bitmap: partitions by day are many, and so are their
+/// chunks.
 fn chunks_of_partitions(
     writer: &Writer<'_>,
     chunks: &[ChunkIndex],

@@ -76,8 +76,8 @@ struct TombstoneRow {
 
 impl TombstoneRow {
     /// May the other row be dropped? Only if this one stops every late version that the other stops, and readers that
-    /// filter by `_sync_at` still see it. As in [`Tombstones`](crate::table::tombstones::Tombstones), a deletion with a time
-    /// of the server cannot replace one without, nor the other way round.
+    /// filter by `_sync_at` still see it. As in [`Tombstones`](crate::table::tombstones::Tombstones), a deletion with a
+    /// time of the server cannot replace one without, nor the other way round.
     fn covers(&self, other: &Self) -> bool {
         let (one, two) = (&self.tombstone, &other.tombstone);
         one.deleted_at_micros.is_some() == two.deleted_at_micros.is_some()
@@ -181,8 +181,8 @@ fn collected(rows: &[MergedRow]) -> Result<RecordBatch, ArrowError> {
     interleave_record_batch(&batches, &indices)
 }
 
-/// The rows of several files in the order of their ids. If a file is not sorted, the rows of a resource may come apart: what
-/// could not be dropped for that reason is dropped by a later fold.
+/// The rows of several files in the order of their ids. If a file is not sorted, the rows of a resource may come apart:
+/// what could not be dropped for that reason is dropped by a later fold.
 struct Merge<'table> {
     table: &'table Table,
     files: Vec<BoxStream<'table, Result<RecordBatch, Error>>>,
