@@ -105,14 +105,14 @@ fn figures(mut command: Command) -> anyhow::Result<Figures> {
         bail!("a child failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     let text = String::from_utf8(output.stdout)?;
-    let last = text.lines().last().context("a child said nothing")?;
+    let last = text.lines().last().context("a child printed nothing")?;
     serde_json::from_str(last).with_context(|| format!("no figures: {last}"))
 }
 
 /// From `/proc`: Linux counts them in hundredths.
 fn cpu_seconds() -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The name of the program stands in brackets and may hold anything.
+    // The name of the program is in parentheses and may contain any character.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat is of another form")?;
     let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
     Ok(ticks / 100.0)

@@ -27,7 +27,7 @@ const FILES: u64 = 8;
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let input = input(setup)?;
-    let text = |path: &Path| Ok::<_, anyhow::Error>(path.to_str().context("a path that is no text")?.to_owned());
+    let text = |path: &Path| Ok::<_, anyhow::Error>(path.to_str().context("the path is not UTF-8")?.to_owned());
     let output = setup.dir.join("first-load");
     let bytes: u64 = fs::read_dir(&input)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<_>>()?;
     println!("\nfirst load: {ROWS} Observations, {:.0} MB in {FILES} files", megabytes(bytes));

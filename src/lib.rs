@@ -1,4 +1,4 @@
-//! fhir-sync keeps a Delta Lake copy of a FHIR server: current, provably complete, at a fixed memory.
+//! fhir-sync keeps a Delta Lake copy of a FHIR server: current, complete up to a known time, in bounded memory.
 //!
 //! The rooms, in reading order. Each names only rooms further down this list; `tests/it/architecture.rs` holds that.
 

@@ -29,7 +29,7 @@ const NEW: u64 = 100;
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let lines = data::observations(setup, setup.bytes)?;
-    let lines = lines.to_str().context("a path that is no text")?;
+    let lines = lines.to_str().context("the path is not UTF-8")?;
     let (rows, tenth) = (setup.rows, setup.rows / 10);
     let table = table(setup, lines, rows)?;
     let small = self::table(setup, lines, tenth)?;
@@ -57,7 +57,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     }
     if let Some(python) = &setup.spark {
         let file = setup.dir.join(format!("changes-{rows}.parquet"));
-        let path = file.to_str().context("a path that is no text")?;
+        let path = file.to_str().context("the path is not UTF-8")?;
         child::measure("upsert/changes", &[path, lines, &rows.to_string(), &CHANGES.to_string()])?;
         let merge = |table: &str| restored(&small, |small| spark::measure(python, table, small, &file));
         figures.push(Row { what: "Spark's merge, warm", figures: restored(&table, merge)? });
@@ -88,7 +88,7 @@ fn table(setup: &Setup, lines: &str, rows: u64) -> anyhow::Result<PathBuf> {
         fs::remove_dir_all(&folder)?;
     }
     println!("making a table of {rows} rows …");
-    let path = folder.to_str().context("a path that is no text")?;
+    let path = folder.to_str().context("the path is not UTF-8")?;
     let figures = child::measure("upsert/load", &[path, lines, &rows.to_string()])?;
     child::print_table(&[Row { what: "first load", figures }]);
     fs::write(folder.join("made"), "")?;
@@ -99,7 +99,7 @@ fn table(setup: &Setup, lines: &str, rows: u64) -> anyhow::Result<PathBuf> {
 fn restored<T>(table: &Path, work: impl FnOnce(&str) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let log = table.join("Observation.parquet/_delta_log");
     let before: Vec<_> = names(&log)?;
-    let done = work(table.to_str().context("a path that is no text")?);
+    let done = work(table.to_str().context("the path is not UTF-8")?);
     for name in names(&log)?.into_iter().filter(|name| !before.contains(name)) {
         fs::remove_file(log.join(name))?;
     }

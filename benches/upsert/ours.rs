@@ -29,7 +29,7 @@ const THREADS: usize = 2;
 const LOADED: i64 = 1_800_000_000_000_000;
 pub const CHANGED: i64 = LOADED + 1_000_000;
 
-/// Folder, lines, rows: a table of so many rows, from the lines again and again with fresh ids.
+/// Folder, lines, rows: a table of this many rows, made from the lines, which are repeated with new ids.
 pub fn load(arguments: &[String]) -> anyhow::Result<Work> {
     let [folder, lines, rows] = arguments else { anyhow::bail!("three arguments") };
     let bench = Bench::new(folder, UpdateMode::DeletionVectors)?;
@@ -53,7 +53,7 @@ pub fn copy_on_write(arguments: &[String]) -> anyhow::Result<Work> {
     changes(arguments, UpdateMode::CopyOnWrite, 1, ids)
 }
 
-/// The same twice: what the second time costs is what is told, but for the first one's part of the time.
+/// The same changes twice. Reported is the cost of the second upsert; of the first one it includes a part of the time.
 pub fn again(arguments: &[String]) -> anyhow::Result<Work> {
     changes(arguments, UpdateMode::DeletionVectors, 2, ids)
 }

@@ -20,7 +20,7 @@ const SESSION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/interop");
 
 /// `python` is that of `install.sh spark`; `small` a table that the session becomes warm with.
 pub fn measure(python: &Path, table: &str, small: &str, changes: &Path) -> anyhow::Result<Figures> {
-    let changes = changes.to_str().context("a path that is no text")?;
+    let changes = changes.to_str().context("the path is not UTF-8")?;
     let [table, small] = [table, small].map(|lake| format!("{lake}/Observation.parquet"));
     child::measure_python(python, include_str!("spark.py"), &[SESSION, &table, &small, changes, MEMORY])
 }

@@ -1,7 +1,7 @@
 //! The content hash: what of a line counts as its content.
 //!
 //! Equal hashes mean equal content. The order of members, white space, and the way a character is escaped do not count.
-//! The text of numbers does: 1.50 is another measurement than 1.5.
+//! The text of numbers does: 1.50 and 1.5 are different measurements.
 
 use std::{cmp::Ordering, fmt::Write};
 

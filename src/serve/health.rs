@@ -203,7 +203,7 @@ mod tests {
         let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
         let later = start + Duration::from_hours(3);
         assert!(!health(&view, MAX_AGE, at("2026-11-20T10:30:00Z"), later).0, "the monotonic clock knows better");
-        assert!(!health(&view, MAX_AGE, at("2026-11-20T09:00:00Z"), start).0, "an age from the future is no age");
+        assert!(!health(&view, MAX_AGE, at("2026-11-20T09:00:00Z"), start).0, "an age from the future is not an age");
         assert!(health(&view, MAX_AGE, at("2026-11-20T09:59:30Z"), start).0, "a little skew is");
     }
 

@@ -60,7 +60,7 @@ impl Root {
     }
 }
 
-/// Adds what the table lacks of `definition` and of the properties that the configuration demands.
+/// Adds what the table lacks of `definition` and of the properties that the configuration asks for.
 pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Result<Table, Error> {
     // A table without our own columns was created by another writer, and is not ours to change.
     let there = table.columns()?;

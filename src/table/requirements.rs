@@ -1,5 +1,5 @@
-//! What a table demands of its writers. A demand that we cannot meet is an error, with the way out, before anything is
-//! written.
+//! What a table requires of its writers. A requirement that we cannot meet is an error, with the way out, before anything
+//! is written.
 
 use arrow::datatypes::SchemaRef;
 
@@ -9,7 +9,7 @@ use super::{
     properties::{APPEND_ONLY, COLUMN_MAPPING_MODE, CONSTRAINT_PREFIX, PARTITION_DATE},
 };
 
-/// Features that we support, and features that demand something only if a property or a column says so, which is
+/// Features that we support, and features that require something only if a property or a column says so, which is
 /// checked below.
 const KNOWN: [&str; 10] = [
     "appendOnly",
@@ -36,7 +36,7 @@ pub(super) fn check_writable(table: &Table, columns: &SchemaRef) -> Result<(), E
     check_features(table)
 }
 
-/// Can we meet all demands on writers?
+/// Can we meet all requirements of writers?
 pub(super) fn check_features(table: &Table) -> Result<(), Error> {
     let there = table.columns()?;
     let snapshot = table.snapshot()?;

@@ -60,7 +60,7 @@ fn patient() -> Vec<(&'static str, Expression)> {
     ]
 }
 
-/// The text of a complex US Core extension, which its profile demands; without it the OMB category's.
+/// The text of a complex US Core extension, which its profile requires; without it the OMB category's.
 fn us_core_text(url: &'static str) -> Expression {
     let within = || column("_fid").extension(url).member("_fid");
     one_of([

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Syncs and maintains tables on an S3 server of its own, moto, behind a proxy that loses the answers to commits, refuses them,
-# or lets others go first; each time the log and what delta-rs reads must be as if nothing had been.
+# Syncs and maintains tables on a local S3 server (moto) behind a proxy. The proxy loses the responses to commits, refuses
+# commits, or lets another writer commit first. Each time the log, and what delta-rs reads, must be the same as without it.
 #   tests/interop/s3.sh PROGRAM
 # PROGRAM is built with `cargo build --features s3`; just interop-s3 does both. Minutes.
 set -euo pipefail

@@ -193,12 +193,12 @@ mod tests {
 
     /// What the generator hashed, read back from the table: so every number in it leads where it should.
     #[test]
-    fn the_table_says_what_its_hash_says() {
-        let mut said = String::new();
+    fn the_hash_of_the_table_is_that_of_the_generator() {
+        let mut text = String::new();
         for structure in structures() {
             let kind = if row(structure).resource { "whole" } else { "part" };
             let base = structure.base().map_or("-", Structure::name);
-            write!(said, "{} {kind} {base}", structure.name()).unwrap();
+            write!(text, "{} {kind} {base}", structure.name()).unwrap();
             for element in structure.own_elements() {
                 let (choice, types) = match element.content {
                     DefinedContent::Of(of) => ("", type_name(of)),
@@ -207,11 +207,11 @@ mod tests {
                     }
                 };
                 let star = if element.repeated { "*" } else { "" };
-                write!(said, " {}{choice}{star}:{types}", element.name).unwrap();
+                write!(text, " {}{choice}{star}:{types}", element.name).unwrap();
             }
-            said.push('\n');
+            text.push('\n');
         }
-        let digest = digest::digest(&digest::SHA256, said.as_bytes());
+        let digest = digest::digest(&digest::SHA256, text.as_bytes());
         let hex = digest.as_ref().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
         assert_eq!(hex, HASH);
     }

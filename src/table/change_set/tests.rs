@@ -178,8 +178,8 @@ fn fold<'a>(all: impl Iterator<Item = &'a Change>) -> HashMap<u8, Kept> {
     kept
 }
 
-/// The same fold, in an order that does not depend on that in which the changes came: without the rows that a deletion
-/// certainly follows, the deletions first, then the rows as they stand in the export.
+/// The same result, in an order that does not depend on the order of arrival: without the rows that a deletion
+/// certainly follows, the deletions first, then the rows in the order of the export.
 fn fold_in_order(all: &[Change]) -> HashMap<u8, Kept> {
     let mut last_deletion = HashMap::new();
     for change in all {

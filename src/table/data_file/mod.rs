@@ -77,8 +77,8 @@ impl AsyncFileReader for DataFile {
     }
 }
 
-/// A file that is being written. No reader sees it before its [`Add`] is committed. One that is dropped or aborted does
-/// not come into being.
+/// A file that is being written. No reader sees it before its [`Add`] is committed. If it is dropped or aborted, no
+/// file is created.
 pub struct DataFileWriter {
     path: Path,
     writer: AsyncArrowWriter<BufWriter>,

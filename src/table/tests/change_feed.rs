@@ -216,7 +216,7 @@ async fn maintenance_reports_no_changes_and_keeps_the_change_files_of_the_retent
     lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
     let version = lake.upsert(&[vec![line("a", 2, "")]], 6).await.version;
     lake.maintain(&MaintenanceStep::ALL, in_days(1)).await;
-    assert!(lake.table().await.version() > version, "something was put together");
+    assert!(lake.table().await.version() > version, "something was compacted");
     assert_eq!(lake.changes_since(version + 1, &["_change_type"]), Vec::<Vec<String>>::new());
     assert_eq!(lake.changes_in(version).len(), 2);
     lake.maintain(&[MaintenanceStep::Vacuum], in_days(8)).await;

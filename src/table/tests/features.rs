@@ -1,4 +1,4 @@
-//! Tables that demand more than we can do are refused before anything is written, with the name of the demand.
+//! Tables that require more than we can do are refused before anything is written, with the name of the requirement.
 
 use serde_json::{Value, json};
 
@@ -59,8 +59,11 @@ async fn an_unknown_table_feature_is_refused_by_name() {
         "futureFeature",
     ] {
         let features = if feature == "clustering" { vec![feature, "domainMetadata"] } else { vec![feature] };
-        let said = Lake::new().refusal(Some(protocol(&features)), |_| {}).await;
-        assert!(said.contains(feature) && said.contains("Patient.parquet") && said.contains("DROP FEATURE"), "{said}");
+        let error = Lake::new().refusal(Some(protocol(&features)), |_| {}).await;
+        assert!(
+            error.contains(feature) && error.contains("Patient.parquet") && error.contains("DROP FEATURE"),
+            "{error}"
+        );
     }
 }
 
@@ -71,15 +74,15 @@ async fn a_table_property_that_cannot_be_respected_is_refused_by_name() {
         ("delta.constraints.adult", "birthDate IS NOT NULL", &["checkConstraints"]),
     ] {
         let change = |metadata: &mut Value| metadata["configuration"][property] = value.into();
-        let said = Lake::new().refusal(Some(protocol(features)), change).await;
-        assert!(said.contains(property), "{said}");
+        let error = Lake::new().refusal(Some(protocol(features)), change).await;
+        assert!(error.contains(property), "{error}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_with_partitions_is_refused() {
-    let said = Lake::new().refusal(None, |metadata| metadata["partitionColumns"] = json!(["gender"])).await;
-    assert!(said.contains("partition columns"), "{said}");
+    let error = Lake::new().refusal(None, |metadata| metadata["partitionColumns"] = json!(["gender"])).await;
+    assert!(error.contains("partition columns"), "{error}");
 }
 
 /// Changes the metadata of the columns; the log holds the schema as text.
@@ -103,8 +106,8 @@ async fn a_column_with_an_invariant_or_a_generated_column_is_refused_by_name() {
                 }
             });
         };
-        let said = Lake::new().refusal(Some(protocol(&[feature])), change).await;
-        assert!(said.contains("gender"), "{said}");
+        let error = Lake::new().refusal(Some(protocol(&[feature])), change).await;
+        assert!(error.contains("gender"), "{error}");
     }
 }
 
@@ -137,8 +140,8 @@ async fn a_table_with_column_mapping_is_refused() {
         metadata["configuration"]["delta.columnMapping.mode"] = "name".into();
         metadata["configuration"]["delta.columnMapping.maxColumnId"] = next.to_string().into();
     };
-    let said = Lake::new().refusal(Some(mapped), change).await;
-    assert!(said.contains("column mapping"), "{said}");
+    let error = Lake::new().refusal(Some(mapped), change).await;
+    assert!(error.contains("column mapping"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Commits whose answer is lost: what landed counts once, what did not land is an error, and the next run goes on.
+//! Commits whose answer is lost: what landed counts once, what did not land is an error, and the next run continues.
 
 use futures::StreamExt as _;
 

@@ -250,8 +250,8 @@ async fn a_retention_shorter_than_the_tables_is_refused_unless_forced() {
     lake.small_files(2).await;
     let short = |vacuum_retention| MaintenanceOptions { vacuum_retention, ..maintenance(&MaintenanceStep::ALL) };
     let error = lake.try_maintain(&short(Retention::Checked(DAY)), DryRun::No, in_days(0)).await.unwrap_err();
-    let said = error.to_string();
-    assert!(said.contains("7days") && said.contains("1day") && said.contains("vacuum_retention"), "{said}");
+    let message = error.to_string();
+    assert!(message.contains("7days") && message.contains("1day") && message.contains("vacuum_retention"), "{message}");
     assert_eq!(lake.version().await, 2, "refused before anything was done");
     let done = lake.try_maintain(&short(Retention::Forced(Duration::ZERO)), DryRun::No, in_days(1)).await.unwrap();
     assert_eq!((done.rewritten.files, done.vacuumed.files), (2, 2));

@@ -39,7 +39,7 @@ struct TouchedFile<'files> {
     dead: RowSet,
 }
 
-/// A file with more deleted rows than this is rewritten, because readers would read too much in vain.
+/// A file with more deleted rows than this is rewritten, because readers would read too many rows that they skip.
 const MAX_DEAD_PERCENT: u64 = 30;
 
 /// What one thread writes.

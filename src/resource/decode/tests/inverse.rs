@@ -167,7 +167,7 @@ impl Compare<'_> {
     fn object(&mut self, at: At, mut typed: BTreeMap<&'static str, Typed>, path: &str) -> Result<(), String> {
         let document = self.document;
         for (name, value) in document.members(at) {
-            let name = document.string(name).ok_or("a name is no text")?;
+            let name = document.string(name).ok_or("a name is not a text")?;
             let place = format!("{path}.{name}");
             if at == Document::ROOT && matches!(name.as_ref(), "resourceType" | "id") {
                 continue;

@@ -144,7 +144,7 @@ fn a_patient_becomes_the_row_of_the_specification() {
 }
 
 #[test]
-fn extensions_stand_under_the_fid_of_what_carries_them() {
+fn extensions_are_stored_under_the_fid_of_their_element() {
     let decoded = decode("Patient", &[PATIENT, r#"{"resourceType":"Patient","id":"p2"}"#]);
     let maps = decoded.rows.column_by_name("_extension").unwrap().as_map();
     let entries = maps.value(0);
@@ -188,7 +188,7 @@ fn an_observation_has_its_join_keys_its_bounds_and_its_canonical_quantity() {
 }
 
 #[test]
-fn a_bad_value_costs_the_value_and_says_where() {
+fn an_invalid_value_is_null_and_reported_with_its_path() {
     for (member, expected) in [
         (r#""active":"yes""#, "invalid: Patient.active"),
         (r#""active":null"#, "invalid: Patient.active"),
@@ -358,7 +358,7 @@ fn a_reason_never_quotes_the_line() {
 }
 
 #[test]
-fn the_columns_of_real_looking_resources_say_what_the_lines_say() {
+fn the_columns_of_realistic_resources_have_the_values_of_their_lines() {
     for (resource_type, text, expected) in RESOURCES {
         for layout in [Layout::Pathling, Layout::Wide] {
             let found = assert_inverse(resource_type, layout, &[text.to_owned()]);
@@ -392,7 +392,7 @@ fn the_inverse_finds_what_differs() {
 
 /// Every line of the folder `FHIR_SYNC_TEST_DATA`, whose files are called `<Type>.ndjson.gz`.
 #[tokio::test]
-async fn the_columns_of_real_data_say_what_the_lines_say() {
+async fn the_columns_of_real_data_have_the_values_of_their_lines() {
     let Ok(folder) = std::env::var("FHIR_SYNC_TEST_DATA") else {
         println!("skipped: FHIR_SYNC_TEST_DATA names no folder");
         return;

@@ -181,8 +181,8 @@ fn collected(rows: &[MergedRow]) -> Result<RecordBatch, ArrowError> {
     interleave_record_batch(&batches, &indices)
 }
 
-/// The rows of several files in the order of their ids. If a file is not sorted, the rows of a resource may come apart:
-/// what could not be dropped for that reason is dropped by a later fold.
+/// The rows of several files in the order of their ids. If a file is not sorted, the rows of a resource may be
+/// separated: those that could not be dropped for that reason are dropped by a later fold.
 struct Merge<'table> {
     table: &'table Table,
     files: Vec<BoxStream<'table, Result<RecordBatch, Error>>>,
