@@ -43,7 +43,7 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// How a daemon came to its end.
+/// How a daemon ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Gracefully,
@@ -303,7 +303,7 @@ fn next_run_at(scheduled: &Scheduled, now: DateTime<Utc>) -> Option<DateTime<Utc
     [incremental, next_after(&scheduled.full_refresh, now)].into_iter().flatten().min()
 }
 
-/// Never, without an instant.
+/// Waits until the instant; without one, for ever.
 async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,

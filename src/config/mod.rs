@@ -55,7 +55,7 @@ pub struct Config {
     pub sync: sync::Config,
     pub exports: Vec<Scheduled>,
     pub maintenance: Maintenance,
-    /// How long a daemon that was told to stop may take.
+    /// How long the daemon may take to stop.
     pub grace_period: Duration,
     pub log: telemetry::Config,
 }

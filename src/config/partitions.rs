@@ -31,7 +31,7 @@ pub(super) fn read(
     partitions
 }
 
-/// Names from the environment are in small letters.
+/// Names from the environment are in lower case.
 fn resource_type(name: &str) -> Result<ResourceType, String> {
     let known = RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name));
     known.copied().unwrap_or(name).parse().map_err(|error| format!("is not a key, and {error}"))

@@ -176,7 +176,7 @@ impl Section {
         }
     }
 
-    /// The outer `None` stands for a mistake, which has been reported: the value is a list or a table.
+    /// The outer `None` means a mistake, which has been reported: the value is a list or a table.
     #[expect(clippy::option_option, reason = "a wrong value and an absent one are different")]
     fn scalar(&mut self, key: &str) -> Option<Option<String>> {
         match self.table.remove(key) {

@@ -53,7 +53,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| format!("{text:?} is not a duration such as \"90s\", \"5m\" or \"2h\""))
 }
 
-/// Longer than nothing.
+/// A duration above zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err(format!("{text:?} is too short; it must be longer than 0s")),

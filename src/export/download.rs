@@ -142,7 +142,7 @@ impl Client {
 /// What the headers say about the body.
 enum Encoding {
     Gzip,
-    /// Told by the first bytes: object stores send `.ndjson.gz` without a header.
+    /// Recognised by the first bytes: object stores send `.ndjson.gz` without a header.
     Unknown,
 }
 

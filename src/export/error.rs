@@ -36,7 +36,7 @@ pub enum Error {
          server.token_origins"
     )]
     ForeignOrigin { context: String, origin: String },
-    #[error("{context}: more than {limit} redirects; ask whoever runs the server for the final address")]
+    #[error("{context}: more than {limit} redirects; ask the administrator of the server for the final address")]
     TooManyRedirects { context: String, limit: usize },
 
     /// Neither discovery document names a token endpoint.
@@ -50,7 +50,7 @@ pub enum Error {
          trust it, add it to server.token_origins, or set server.token_url"
     )]
     ForeignTokenEndpoint { origin: String },
-    /// The token endpoint refused us: a mistake in the configuration, which time does not mend (rule 128).
+    /// The token endpoint refused us: a mistake in the configuration, which waiting does not resolve (rule 128).
     #[error("{context} refused a token: {code}; check the client id, the registered public key and the scopes")]
     TokenDenied { context: String, code: String },
     /// 401 from a server for which no authorization is configured.

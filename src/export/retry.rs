@@ -1,7 +1,7 @@
 //! Retries: what is transient, how long to wait for it, and when to give up.
 //!
-//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and whoever waits says so: a line
-//! at the first wait, then at most one every 30 s.
+//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and each wait is logged: a line
+//! at the first one, then at most one every 30 s.
 
 use std::time::{Duration, SystemTime};
 

@@ -172,9 +172,9 @@ fn lenient_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Tag>, 
 pub struct RowKey {
     pub id: String,
     pub version: Version,
-    /// Where it stood in its file; of two copies of the same version the later one counts.
+    /// Its position in its file; of two copies of the same version the later one counts.
     pub line: u64,
-    /// Of the content of the line; equal hashes stand for equal content, and such a row is not written again.
+    /// Of the content of the line; equal hashes mean equal content, and such a row is not written again.
     pub hash: u64,
 }
 

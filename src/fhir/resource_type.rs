@@ -27,7 +27,7 @@ impl ResourceType {
 impl FromStr for ResourceType {
     type Err = UnknownResourceType;
 
-    /// Case matters, as in FHIR: `patient` is no resource type.
+    /// Case matters, as in FHIR: `patient` is not a resource type.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         let alike = name.bytes().next().map_or(&[][..], beginning_with);
         // Names of another length are passed over without a look: this is asked for every reference of every resource.
@@ -66,7 +66,7 @@ const FIRST: [usize; 27] = {
     first
 };
 
-/// A name that is no FHIR resource type; `meant` is the one that differs in case only.
+/// A name that is not a FHIR resource type; `meant` is the one that differs in case only.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownResourceType {
     name: String,

@@ -40,7 +40,7 @@ pub struct LastComplete {
 
 /// How far the wall clock may be behind the last sync before it is not trusted.
 const MAX_SKEW: TimeDelta = TimeDelta::seconds(60);
-/// The daemon's loop publishes a heartbeat every second; after this long it hangs.
+/// The daemon's loop publishes a heartbeat every second; after this long without one it counts as hanging.
 const MAX_HEARTBEAT_AGE: Duration = Duration::from_mins(1);
 
 impl LastComplete {

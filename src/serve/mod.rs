@@ -99,7 +99,7 @@ async fn health(State(context): State<Context>) -> Response {
     respond(health.is_healthy(), Json(health))
 }
 
-/// Is the daemon's loop alive? It says nothing about the FHIR server or the tables: a restart would not mend those.
+/// Is the daemon's loop alive? It says nothing about the FHIR server or the tables: a restart would not repair those.
 async fn livez(State(context): State<Context>) -> Response {
     let alive = health::is_alive(&context.views.borrow(), Instant::now());
     respond(alive, if alive { "alive\n" } else { "the event loop does not respond\n" })

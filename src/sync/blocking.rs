@@ -9,8 +9,8 @@ use tracing::Span;
 
 use super::Error;
 
-/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so it has a moment
-/// to end.
+/// A kick-off or a DELETE that is dropped half-way leaves a job on the server that nobody waits for; so it has a short
+/// time to end.
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for `step`, but not longer than `patience` after the request to stop.

@@ -15,7 +15,7 @@ impl Syncer {
         }
     }
 
-    /// Whether the server speaks R4. One that does not say is taken for R4: its lines are kept in any case.
+    /// Whether the server speaks R4. One that does not say is treated as R4: its lines are kept in any case.
     async fn ask_version(&self) -> bool {
         let Some(version) = self.client.fhir_version().await else { return true };
         let is_r4 = version.starts_with("4.0");

@@ -51,7 +51,7 @@ pub struct Export {
     pub name: String,
     pub level: Level,
     pub types: Vec<ResourceType>,
-    /// Types that no other export brings: of these, what a full refresh lacks was deleted on the server.
+    /// Types that no other export has: if a full refresh lacks a row of them, the server deleted the resource.
     pub reconciled: BTreeSet<ResourceType>,
 }
 

@@ -10,7 +10,7 @@ use tracing::{Span, field};
 use super::{Error, Outcome, Report, TypeEnd, TypeReport, chain, recovery};
 use crate::fhir::ResourceType;
 
-/// The span of a run. Its level is error, so that a filter for warnings alone does not take the fields off them.
+/// The span of a run. Its level is error, so that lines keep these fields if a filter shows warnings only.
 pub fn span(report: &Report) -> Span {
     tracing::error_span!("sync", export = report.export, run = report.run)
 }

@@ -5,7 +5,7 @@
 //! the others; and whatever interrupts a run, the next one continues from there.
 //!
 //! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The
-//! steps stand below them, in their order.
+//! steps are below them, in their order.
 
 mod blocking;
 mod columns;
@@ -126,7 +126,7 @@ impl<'a> Run<'a> {
         self.settle(upserted).await
     }
 
-    /// Uses up the number of the run, whatever becomes of it.
+    /// Stores the number of the run first, so that no other run gets it, however this one ends.
     async fn begin(&self) -> Result<(), Error> {
         self.syncer.progress.step(Step::Planning);
         events::began(&self.report);
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         unless_stopped(self.stop, Duration::ZERO, received).await
     }
 
-    /// Commits what was received, type by type. Afterwards the server's job has done its service.
+    /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
     async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<Job, Error> {
         let CompletedExport { asked, completed } = export;
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);

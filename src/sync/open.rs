@@ -74,7 +74,7 @@ impl Syncer {
         }
     }
 
-    /// The watermarks of the exports in whose tables there are any.
+    /// The watermarks that are in the tables, by export.
     async fn known_watermarks<'a>(&self, exports: &'a [Export]) -> Result<Vec<(&'a Export, Watermarks)>, Error> {
         let mut all = Vec::new();
         for export in exports {

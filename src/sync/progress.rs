@@ -60,7 +60,7 @@ impl ProgressSender {
         (Self(sender), receiver)
     }
 
-    /// The files of an export begin to arrive; what was counted for the export before is over.
+    /// The files of an export begin to arrive; the counts begin at zero again.
     pub fn streaming(&self, files: u64) {
         self.0.send_replace(Progress { step: Step::Streaming, files, ..Progress::default() });
     }

@@ -119,10 +119,10 @@ pub(super) async fn discard(table: &Table, paths: impl Iterator<Item = String>) 
     }
 }
 
-/// A version of a table whose demands on writers [`requirements`](super::requirements) has checked.
+/// A version of a table whose requirements of writers [`requirements`](super::requirements) has checked.
 ///
 /// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves both to
-/// DataFusion. A commit of ours needs neither: so this shows deltalake a protocol that demands nothing.
+/// DataFusion. A commit of ours needs neither: so this shows deltalake a protocol that requires nothing.
 struct Checked {
     snapshot: EagerSnapshot,
     protocol: Protocol,

@@ -167,12 +167,12 @@ impl Changes {
     }
 }
 
-/// What each version of the numbered protocol asked of writers, beyond the version before.
+/// What each version of the numbered protocol requires of writers in addition to the version before.
 /// <https://github.com/delta-io/delta/blob/master/PROTOCOL.md#valid-feature-names-in-table-features>
 const NUMBERED: [(i64, &[&str]); 3] =
     [(2, &["appendOnly", "invariants"]), (3, &["checkConstraints"]), (4, &["changeDataFeed", "generatedColumns"])];
 
-/// Deletion vectors need a protocol with named features; then all features that the version stood for are named. The
+/// Deletion vectors need a protocol with named features; then all features that the version implied are named. The
 /// change data feed alone does not need it.
 fn with_features(protocol: &Value, vectors: bool, feed: bool) -> Value {
     let names = |key: &str| -> BTreeSet<String> {

@@ -27,7 +27,7 @@ mod change_set;
 mod commit;
 /// The tombstones of all types, in a table of their own.
 mod tombstones;
-/// What a table demands of its writers.
+/// What a table requires of its writers.
 mod requirements;
 /// A table is created, and gains columns.
 mod evolve;

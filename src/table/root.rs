@@ -240,7 +240,7 @@ impl Table {
         Ok(self.snapshot()?.metadata().configuration().get(name).map(String::as_str))
     }
 
-    /// What the table demands of writers, by the protocol's names of features.
+    /// What the table requires of writers, by the protocol's names of features.
     pub(super) fn features(&self) -> Result<Vec<String>, Error> {
         let protocol = self.snapshot()?.protocol();
         let features = protocol.writer_features().unwrap_or_default();
@@ -289,7 +289,7 @@ impl Table {
         files.map_err(|error| self.failed(error))
     }
 
-    /// The living rows of a file, in order, with the columns that the file has.
+    /// The live rows of a file, in order, with the columns that the file has.
     pub(super) async fn rows(
         &self,
         stored: &StoredFile,
@@ -306,7 +306,7 @@ impl Table {
     }
 }
 
-/// The last version of the writer protocol that stands for a fixed set of features; later ones name theirs.
+/// The last version of the writer protocol that implies a fixed set of features; later ones name theirs.
 const MAX_NUMBERED_VERSION: i32 = 4;
 
 /// `id` and the columns of the sync itself: a table without one of them was created by another writer.

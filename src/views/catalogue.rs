@@ -14,7 +14,7 @@ pub struct View {
     pub columns: Vec<(&'static str, Expression)>,
 }
 
-/// What a row of a view stands for.
+/// What a row of a view is.
 #[derive(Clone, Copy, Debug)]
 pub enum Rows {
     Resources,

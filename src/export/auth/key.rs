@@ -57,7 +57,7 @@ impl SigningKey {
             return Err(refused("is a directory, not a key file".to_owned()));
         }
         if is_exposed(metadata.mode(), metadata.uid(), own_uid()) {
-            return Err(refused(format!("can be read by others; run chmod 600 {}", path.display())));
+            return Err(refused(format!("can be read by other users; run chmod 600 {}", path.display())));
         }
         let mut text = Zeroizing::new(String::new());
         file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(unreadable)?;

@@ -36,7 +36,7 @@ impl<'shape> ExtensionColumn<'shape> {
         Self { rows: Offsets::default(), fids: Vec::new(), lists: Offsets::default(), items }
     }
 
-    /// Writes the extensions of all carriers of the walk, those inside of extensions included. Such a one waits until
+    /// Writes the extensions of all carriers of the walk, those inside of extensions included. One of those waits until
     /// the list that is being written has ended, and comes before any other carrier.
     pub fn write(&mut self, walk: &mut Walk<'_>) {
         while let Some(carrier) = walk.carriers.pop_front() {

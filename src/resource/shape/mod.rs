@@ -15,7 +15,7 @@ use super::{
 };
 use crate::fhir::ResourceType;
 
-/// Changes when columns do: a new one to the right, or, in a rebuilt table, anything.
+/// Changes when the columns change: by a new one at the end or, in a rebuilt table, in any way.
 const SCHEMA_VERSION: &str = "1";
 
 /// The FHIR columns of one resource type. Made once per type, then shared.
@@ -23,7 +23,7 @@ const SCHEMA_VERSION: &str = "1";
 pub struct Shape {
     pub resource_type: ResourceType,
     pub options: Options,
-    /// Root elements in column order, without `id`: that is a leading column, and `id_versioned` stands before these.
+    /// Root elements in column order, without `id`: that is a leading column, and `id_versioned` is before these.
     /// Empty for the types without typed columns.
     pub elements: Vec<Element>,
     /// An entry of `_extension`; `None` for the types without typed columns.

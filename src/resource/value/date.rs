@@ -1,4 +1,4 @@
-//! Dates and times: how FHIR writes them, and which instants of UTC they stand for.
+//! Dates and times: how FHIR writes them, and which instants of UTC they mean.
 //!
 //! A text is valid exactly where FHIR R4 says so, with one leniency: a time without an offset is read as UTC. Bounds
 //! are inclusive and in microseconds since the epoch; `start` is never after `end`.
@@ -83,7 +83,7 @@ fn days(day: NaiveDate) -> i32 {
     day.to_epoch_days()
 }
 
-/// A time of day, and how much of the day it stands for: a second, or what its last digit counts.
+/// A time of day, and how much of the day it covers: a second, or what its last digit counts.
 struct Clock {
     micros: i64,
     width_micros: i64,

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 
 use crate::fhir::Version;
 
-/// 128 bits that stand for an id: a keyed hash, whose key is drawn at random for each change set.
+/// 128 bits that identify an id: a keyed hash, whose key is drawn at random for each change set.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct IdHash {
     pub high: u64,
@@ -33,7 +33,7 @@ impl IdHasher {
     }
 
     /// Two ids with the same hash would become one row, and a server could choose its ids. So the hash is the keyed one
-    /// of the standard library, which is made against chosen inputs; faster hashes with a seed do not promise that. It
+    /// of the standard library, which resists chosen inputs; faster hashes with a seed do not promise that. It
     /// gives 64 bits, so it is read twice, the second time after one more byte that no id can end with.
     pub fn of(&self, id: &str) -> IdHash {
         let mut hasher = self.0.build_hasher();

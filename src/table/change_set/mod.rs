@@ -83,7 +83,7 @@ impl ChangeSet {
     }
 
     /// An empty change set whose rows have `schema`. What its budget has no room for goes, encrypted, to an unnamed
-    /// file in `folder`, which is gone when the change set is dropped, or the process.
+    /// file in `folder`, which is removed when the change set is dropped or the process ends.
     pub fn new(schema: &SchemaRef, budget: MemoryBudget, folder: &Path) -> Self {
         let MemoryBudget { waiting_bytes, entries_bytes, shard_bytes, ids_bytes, .. } = budget;
         let limits = Limits { entries_bytes, shard_bytes };

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{fhir::Version, table::change_set::newest::Winner};
 
-/// A row or a deletion, with the place in the export where it stands.
+/// A row or a deletion, with its position in the export.
 #[derive(Clone, Debug)]
 enum Change {
     Row { id: u8, version: Version, file: u32, line: u64 },

@@ -10,7 +10,7 @@ pub mod properties;
 pub mod rolling;
 /// What the log states of a file.
 pub mod statistics;
-/// The files of a version, and their living rows.
+/// The files of a version, and their live rows.
 pub mod stored;
 
 use std::{ops::Range, sync::Arc};

@@ -87,7 +87,7 @@ impl DataFiles {
     }
 
     /// Returns the index of the file among these, and the index of the first of the rows in it. After an error the open
-    /// file is gone.
+    /// file is discarded.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(usize, u64), DeltaTableError> {
         let written = self.try_write(rows).await;
         if written.is_err()

@@ -85,7 +85,7 @@ const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
 const MAX_VECTORS_IN_FLIGHT: usize = 16;
 
 impl StoredFile {
-    /// The living rows, in order, with the columns that the file has.
+    /// The live rows, in order, with the columns that the file has.
     pub async fn rows(
         &self,
     ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
@@ -185,7 +185,7 @@ pub fn selection(rows: impl Iterator<Item = u64>) -> RowSelection {
     selectors.into()
 }
 
-/// Which of `rows` rows from `first_row` on are living; `None` where all of them are.
+/// Which of `rows` rows from `first_row` on are live; `None` where all of them are.
 fn live(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
     let rows = first_row..first_row + rows as u64;
     if dead.range_cardinality(rows.clone()) == 0 {

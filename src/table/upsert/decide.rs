@@ -82,7 +82,7 @@ pub async fn decide(
     Ok(decision)
 }
 
-/// Does the table promise change files to its readers? Its own property decides, whoever set it.
+/// Does the table promise change files to its readers? Its own property decides, no matter who set it.
 fn records_changes(table: &Table) -> Result<bool, Error> {
     let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
     let stated = snapshot.metadata().configuration().get(ENABLE_CHANGE_DATA_FEED);
