@@ -1,7 +1,7 @@
 """A FHIR server with Bulk Data export, whose resources are changed from outside between two exports.
 
-It has a clock of its own, which moves on only when it is told to, and remembers what it deleted. It is not the server that
-`fhir-sync demo` brings: what one of the two gets wrong the other need not.
+Its clock moves only by `advance`, and it keeps the time of each deletion. It shares no code with the server of
+`fhir-sync demo`, so the two do not share their mistakes.
 """
 
 import datetime
@@ -17,12 +17,12 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 class Server:
-    """`lines` is what a full export sends: the line by type and id. `gone` has the instant of each deletion."""
+    """`lines` is what a full export sends: the line by type and id. `deleted_at` has the instant of each deletion."""
 
     def __init__(self) -> None:
         self.now = START
         self.lines: dict[Key, str] = {}
-        self.gone: dict[Key, datetime.datetime] = {}
+        self.deleted_at: dict[Key, datetime.datetime] = {}
         self._changed: dict[Key, datetime.datetime] = {}
         self._versions: dict[Key, int] = {}
         self._exports: list[tuple[datetime.datetime, dict[str, str]]] = []
@@ -42,14 +42,14 @@ class Server:
         resource = {"resourceType": resource_type, "id": resource_id, "meta": meta, **elements}
         self.lines[key] = json.dumps(resource, ensure_ascii=False)
         self._changed[key] = self.now
-        self.gone.pop(key, None)
+        self.deleted_at.pop(key, None)
 
     def delete(self, resource_type: str, resource_id: str) -> None:
-        self.vanish(resource_type, resource_id)
-        self.gone[resource_type, resource_id] = self.now
+        self.delete_silently(resource_type, resource_id)
+        self.deleted_at[resource_type, resource_id] = self.now
 
-    def vanish(self, resource_type: str, resource_id: str) -> None:
-        """Deletes without telling: only that it no longer comes tells."""
+    def delete_silently(self, resource_type: str, resource_id: str) -> None:
+        """Deletes without reporting it: only a full export shows that the resource is missing."""
         del self.lines[resource_type, resource_id], self._changed[resource_type, resource_id]
 
     def advance(self, **time) -> None:
@@ -62,7 +62,7 @@ class Server:
         for (resource_type, resource_id), line in self.lines.items():
             if resource_type in types and all(self._changed[resource_type, resource_id] >= at for at in since):
                 files[resource_type] = files.get(resource_type, "") + line + "\n"
-        deleted = [key for key, at in self.gone.items() if since and key[0] in types and at >= since[0]]
+        deleted = [key for key, at in self.deleted_at.items() if since and key[0] in types and at >= since[0]]
         if deleted:
             entries = [{"request": {"method": "DELETE", "url": "/".join(key)}} for key in deleted]
             files["deleted"] = json.dumps({"resourceType": "Bundle", "type": "transaction", "entry": entries}) + "\n"

@@ -1,10 +1,10 @@
-"""Some days in the life of a lake, with every engine reading after each of them.
+"""Some days of syncs into a lake, and after each of them every engine reads it.
 
     life.py PROGRAM
 
 PROGRAM syncs, day after day, in each mode of `tables.update_mode`: a first load, updates, insertions and deletions, a full
-refresh, each step of a maintenance, and a day in the other mode. After each, Polars, delta-rs and DuckDB must answer what
-the server knows, byte for byte. spark.py lets Spark read along.
+refresh, each step of a maintenance, and a day in the other mode. After each, Polars, delta-rs and DuckDB must return what
+the server has, byte for byte. spark.py adds Spark.
 """
 
 import datetime
@@ -22,7 +22,7 @@ import polars
 import readback
 
 PATIENTS, OBSERVATIONS = 400, 1600
-# A checkpoint comes after ten commits, of which a first load makes two.
+# A checkpoint is written after ten commits, of which a first load makes two.
 DAYS, FEW_DAYS = 9, 3
 CONFIG = """
 [server]
@@ -44,14 +44,14 @@ name = "life"
 types = ["Patient", "Observation"]
 incremental = "0 15 * * * *"
 """
-# What everybody is asked for: an id, a column of its own and the line. `{table}` is the engine's own word.
+# What every engine is asked for: an id, a column of the type and the line. `{table}` is how the engine names the table.
 ROWS = {
     "Patient": "SELECT id, gender, resource_json FROM {table}",
     "Observation": "SELECT id, status, resource_json FROM {table}",
 }
 CHANGED = "SELECT id FROM {table} WHERE _sync_at >= {instant}"
 DELETED = "SELECT id FROM {table} WHERE resource_type = '{type}' AND _sync_at >= {instant}"
-REMEMBERED = "SELECT DISTINCT resource_type, id FROM {table}"
+TOMBSTONES = "SELECT DISTINCT resource_type, id FROM {table}"
 
 Rows = set[tuple]
 # (a table, a question, an instant) -> rows
@@ -59,7 +59,7 @@ Engine = Callable[[pathlib.Path, str, datetime.datetime], list[tuple]]
 
 
 def with_polars(table: pathlib.Path, question: str, since: datetime.datetime) -> list[tuple]:
-    # A literal of its own: SQL of Polars has no instants with a zone.
+    # The instant is a column, because the SQL of Polars has no instants with a zone.
     lake = polars.SQLContext(t=polars.scan_delta(str(table)).with_columns(polars.lit(since).alias("since")), eager=True)
     return lake.execute(question.format(table="t", instant="since")).rows()
 
@@ -81,7 +81,7 @@ def duckdb_reader() -> Engine:
 
 
 def with_parquet_alone(table: pathlib.Path, question: str, since: datetime.datetime) -> list[tuple]:
-    """The files that the log names, by a reader that knows nothing of deletion vectors."""
+    """The files that the log names, by a reader that ignores deletion vectors."""
     files = deltalake.DeltaTable(str(table)).file_uris()
     rows = polars.concat([polars.scan_parquet(file, hive_partitioning=True) for file in files], how="diagonal")
     rows = rows.with_columns(polars.lit(since).alias("since"))
@@ -89,14 +89,14 @@ def with_parquet_alone(table: pathlib.Path, question: str, since: datetime.datet
 
 
 class Life:
-    """A server, a lake, and what the tables must hold. A difference is said and counted."""
+    """A server, a lake, and what the tables must contain. A difference is printed and counted."""
 
     def __init__(self, program: str, merge: str, folder: pathlib.Path, engines: dict[str, Engine]) -> None:
         self.server = bulk.Server()
         self.lake = folder / "lake"
         self.lake.mkdir()
         self.engines = engines
-        self.remembered: Rows = set()
+        self.tombstones: Rows = set()
         self.differences = 0
         self.merge = merge
         self.days = DAYS if merge == "deletion-vectors" else FEW_DAYS
@@ -108,7 +108,7 @@ class Life:
         return self.lake / f"{resource_type}.parquet"
 
     def run(self, command: str, *arguments: str, **settings: str) -> datetime.datetime:
-        """Since when it ran."""
+        """Runs a command; returns when it began."""
         began = datetime.datetime.now(datetime.UTC)
         environment = os.environ | {f"FHIR_SYNC__{name}": value for name, value in settings.items()}
         command = [self._program, command, "--config", str(self._config), *arguments]
@@ -118,7 +118,7 @@ class Life:
         return began
 
     def day(self, day: int) -> tuple[set, set]:
-        """A day passes on the server; which keys it changed, and which it deleted."""
+        """A day passes on the server. Returns the keys that it changed, and those that it deleted."""
         server = self.server
         server.advance(days=1)
         changed, deleted = set(), set()
@@ -135,10 +135,10 @@ class Life:
             changed.add(("Observation", f"o-{day}-{number}"))
         server.delete("Patient", f"p-{PATIENTS - day}")
         deleted.add(("Patient", f"p-{PATIENTS - day}"))
-        # Beyond what the next request reaches back (`server.since_overlap`), so that nothing comes twice.
+        # Longer than `server.since_overlap`, so that nothing is received twice.
         server.advance(hours=1)
         changed -= deleted
-        self.remembered |= deleted
+        self.tombstones |= deleted
         return changed, deleted
 
     def expected(self, resource_type: str) -> Rows:
@@ -147,12 +147,12 @@ class Life:
         return {(resource_id, json.loads(line)[element], line) for resource_id, line in lines.items()}
 
     def check(self, what: str, but: dict[str, Rows] | None = None) -> None:
-        """Everybody reads all of it; `but` has the rows of a type where they are not what the server knows."""
+        """Every engine reads all tables; `but` has the rows of a type if they must differ from those of the server."""
         differences = self.differences
         for resource_type, question in ROWS.items():
             expected = (but or {}).get(resource_type, self.expected(resource_type))
             self.ask(what, self.table(resource_type), question, expected)
-        self.ask(what, self.lake / "_fhir_sync" / "deleted", REMEMBERED, self.remembered)
+        self.ask(what, self.lake / "_fhir_sync" / "deleted", TOMBSTONES, self.tombstones)
         if differences == self.differences:
             print(f"  {what}: the same", flush=True)
 
@@ -172,10 +172,10 @@ class Life:
         self.differences += 1
         print(difference)
 
-    def hold(self, what: str, holds: bool) -> None:
-        """A sentence and whether it is so."""
+    def expect(self, what: str, holds: bool) -> None:
+        """Reports the sentence as a difference if it is not true."""
         if not holds:
-            self.differs(f"it does not hold: {what}")
+            self.differs(f"not true: {what}")
 
     def files(self, pattern: str) -> list[pathlib.Path]:
         return [path for resource_type in ROWS for path in self.table(resource_type).glob(pattern)]
@@ -194,13 +194,13 @@ def rows_of_last_commit(table: pathlib.Path) -> int:
 
 
 def days(life: Life) -> None:
-    """From the first load to a maintenance."""
+    """From the first load to the full refresh."""
     server = life.server
     for number in range(PATIENTS):
         server.put("Patient", f"p-{number}", gender="female", name=[{"family": f"Ünal-{number} 😀"}])
     for number in range(OBSERVATIONS):
         observation(server, f"o-{number}", number)
-    # The first deletion makes the table of deletions.
+    # The first deletion creates the table of tombstones.
     life.run("sync")
     for day in range(1, life.days + 1):
         changed, deleted = life.day(day)
@@ -214,17 +214,17 @@ def days(life: Life) -> None:
         question = DELETED.replace("{type}", resource_type)
         life.ask("what was deleted since a run", life.lake / "_fhir_sync" / "deleted", question, ids, began)
     life.check(f"{life.days} days")
-    vanished = [key for key in server.lines if key[0] == "Observation"][:20]
-    for key in vanished:
-        server.vanish(*key)
-    life.remembered |= set(vanished)
+    missing = [key for key in server.lines if key[0] == "Observation"][:20]
+    for key in missing:
+        server.delete_silently(*key)
+    life.tombstones |= set(missing)
     life.run("sync", "--full-refresh")
     life.check("a full refresh")
     asked = life.merge == "deletion-vectors"
-    life.hold("deletion vectors are there just where they are asked for", bool(life.files("*.bin")) == asked)
+    life.expect("there are deletion vectors only if they are configured", bool(life.files("*.bin")) == asked)
     protocols = [deltalake.DeltaTable(str(life.table(resource_type))).protocol() for resource_type in ROWS]
     versions = {(protocol.min_reader_version, protocol.min_writer_version) for protocol in protocols}
-    life.hold("else the protocol is that of every reader", versions == ({(3, 7)} if asked else {(1, 2)}))
+    life.expect("without deletion vectors every reader supports the protocol", versions == ({(3, 7)} if asked else {(1, 2)}))
 
 
 def maintenance(life: Life) -> None:
@@ -232,12 +232,12 @@ def maintenance(life: Life) -> None:
         life.run("maintain", "--force", MAINTENANCE__STEPS=step)
         life.check(f"maintenance, {step}")
     checkpoints = life.files("_delta_log/_last_checkpoint")
-    life.hold("each table has a checkpoint after so many days", len(checkpoints) == (len(ROWS) if life.days == DAYS else 0))
-    life.hold("a file per table is left, and no vector", len(life.files("*.parquet") + life.files("*.bin")) == len(ROWS))
+    life.expect(f"each table has a checkpoint after {life.days} days", len(checkpoints) == (len(ROWS) if life.days == DAYS else 0))
+    life.expect("a file per table is left, and no vector", len(life.files("*.parquet") + life.files("*.bin")) == len(ROWS))
 
 
-def live(program: str, merge: str, more: dict[str, Engine], then: Callable[[Life], None] = lambda life: None) -> bool:
-    """Do `more` engines and those that are here agree, to the end of it and of what comes `then`?"""
+def run_days(program: str, merge: str, more: dict[str, Engine], then: Callable[[Life], None] = lambda life: None) -> bool:
+    """Do all engines agree with the server, during the days, the maintenance and `then`? `more` are further engines."""
     engines = {"polars": with_polars, "delta-rs": with_delta_rs, "duckdb": duckdb_reader()} | more
     print(f'tables.update_mode = "{merge}": {", ".join(engines)}')
     with tempfile.TemporaryDirectory() as folder:
@@ -260,8 +260,8 @@ def in_the_other_mode(life: Life) -> None:
 
 def main(program: str) -> int:
     agreed = [
-        live(program, "deletion-vectors", {}, in_the_other_mode),
-        live(program, "copy-on-write", {"parquet alone": with_parquet_alone}, in_the_other_mode),
+        run_days(program, "deletion-vectors", {}, in_the_other_mode),
+        run_days(program, "copy-on-write", {"parquet alone": with_parquet_alone}, in_the_other_mode),
     ]
     return 0 if all(agreed) else 1
 

@@ -1,7 +1,7 @@
-"""A proxy before an S3 server, at which commits of Delta tables go wrong and nothing else does.
+"""A proxy in front of an S3 server. It disturbs commits of Delta tables, and nothing else.
 
-A commit is a PUT of `_delta_log/<version>.json`. What becomes of one is a fault: a function of the `Commit`, which answers it
-or cuts the connection, or lets it pass. It meets each version of a table once: what is sent again passes, as does all else.
+A commit is a PUT of `_delta_log/<version>.json`. A fault is a function of the `Commit`: it responds, or cuts the
+connection, or passes the commit on. Each version of a table meets it once: a commit that is sent again is passed on.
 """
 
 import http.client
@@ -16,25 +16,25 @@ import urllib.parse
 from collections.abc import Callable
 
 COMMIT = re.compile(r"/[^/]+/(?P<table>.+)/_delta_log/(?P<version>\d{20})\.json")
-# A table and a number.
+# A table and the number of its version.
 Version = tuple[str, int]
 ERROR = b'<?xml version="1.0"?><Error><Code>%s</Code><Message>by the proxy</Message></Error>'
 NOT_PASSED_ON = {"connection", "transfer-encoding", "keep-alive", "content-length", "date", "server"}
 
 
 class Commit:
-    """A PUT of a commit that waits for what becomes of it."""
+    """The PUT of a commit, which waits for what the fault does."""
 
     def __init__(self, handler: "_Handler", table: str, version: int, body: bytes) -> None:
         self.table, self.version, self.body = table, version, body
         self._handler = handler
 
     def apply(self) -> int:
-        """Sends it on; the status with which the store answers, unknown to the client."""
+        """Passes it on; returns the status of the store's response, which the client does not receive."""
         return self._handler.ask(self.body)[0]
 
     def put_another(self, body: bytes) -> None:
-        """Another writer's commit, at the same version."""
+        """Writes the commit of another writer at the same version."""
         status = self._handler.ask(body)[0]
         if status != 200:
             raise RuntimeError(f"the other writer's commit of {self.table} {self.version} was answered {status}")
@@ -46,19 +46,19 @@ class Commit:
         self._handler.close(reset)
 
 
-# Whether the commit is done with; else it passes.
+# Returns whether the client has been answered; otherwise the commit is passed on.
 Fault = Callable[[Commit], bool]
 
 
 def answer_lost(commit: Commit) -> bool:
-    """It is applied, and the answer is 500."""
+    """It is applied, and the response is 500."""
     commit.apply()
     commit.answer(500, b"InternalError")
     return True
 
 
 def cut(commit: Commit) -> bool:
-    """It is applied, and the connection ends before an answer."""
+    """It is applied, and the connection ends before a response."""
     commit.apply()
     commit.close(reset=False)
     return True
@@ -72,19 +72,19 @@ def reset(commit: Commit) -> bool:
 
 
 def refused(commit: Commit) -> bool:
-    """It is not applied, and the answer is 500."""
+    """It is not applied, and the response is 500."""
     commit.answer(500, b"InternalError")
     return True
 
 
 def conflict(commit: Commit) -> bool:
-    """It is not applied, and the answer is what S3 says of another request for the same key."""
+    """It is not applied, and the response is that of S3 to a concurrent request for the same key."""
     commit.answer(409, b"ConditionalRequestConflict")
     return True
 
 
 def late(commit: Commit) -> bool:
-    """It is applied when nobody waits for the answer any more."""
+    """It is applied after the client has stopped waiting."""
     time.sleep(LATE_SECONDS)
     commit.apply()
     commit.close(reset=False)
@@ -95,8 +95,8 @@ LATE_SECONDS = 1.5
 
 
 class Proxy:
-    """`fault` is what commits meet, `always` whenever they are sent. `statuses` has what each was answered, and None where
-    it was not.
+    """`fault` is applied to commits: to each once, or `always`. `statuses` has the status of each response, None if there was
+    none.
     """
 
     def __init__(self, store: str, fault: Fault) -> None:
@@ -121,7 +121,7 @@ class Proxy:
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, *request) -> None:
-        # A client may go before it has read all of an answer.
+        # A client may close the connection before it has read the whole response.
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(*request)
 
@@ -129,7 +129,7 @@ class _Server(http.server.ThreadingHTTPServer):
 class _Handler(http.server.BaseHTTPRequestHandler):
     of: Proxy
     protocol_version = "HTTP/1.1"
-    # Else an answer is two packets, the second of which waits for an acknowledgement.
+    # Unbuffered, a response would be two packets, and the second would wait for an acknowledgement.
     wbufsize = -1
 
     def pass_on(self) -> None:

@@ -21,7 +21,7 @@ from py4j.protocol import Py4JJavaError  # noqa: E402
 from pyspark.errors import PySparkException  # noqa: E402
 from session import session  # noqa: E402
 
-# What a question of a table that Pathling cannot decode ends with: one of them does not stop the others.
+# The errors of a question about a table that Pathling cannot decode. The other questions are still asked.
 ERRORS = (Py4JJavaError, PySparkException)
 
 CODING = [{"name": name, "path": name} for name in ("system", "code", "display")]
@@ -137,11 +137,11 @@ def views_agree(ours, own, lines: dict[str, served.Lines]) -> bool:
         try:
             answer = rows_of(ours, resource_type, view)
             same = answer == expected
-            said = "the same" if same else "DIFFERENT: " + served.difference(answer, expected)
+            result = "the same" if same else "DIFFERENT: " + served.difference(answer, expected)
         except ERRORS as error:
-            same, said = False, f"FAILED: {cause(error)}"
+            same, result = False, f"FAILED: {cause(error)}"
         agreed &= same
-        print(f"  {question}: {len(expected)}; {said}{'' if expected else ' (nothing to find in these lines)'}")
+        print(f"  {question}: {len(expected)}; {result}{'' if expected else ' (nothing to find in these lines)'}")
     return agreed
 
 
@@ -182,9 +182,9 @@ def written_back(context, source, resource_type: str, folder: pathlib.Path) -> d
 
 
 def cause(error: Exception) -> str:
-    """The innermost of what Java says, on one line."""
-    said = str(error).splitlines()
-    return ([line for line in said if line.startswith("Caused by: ")] or said)[-1][:200]
+    """The innermost cause of a Java error, on one line."""
+    lines = str(error).splitlines()
+    return ([line for line in lines if line.startswith("Caused by: ")] or lines)[-1][:200]
 
 
 def same_resources(whose: str, resource_type: str, written: dict[str, dict], expected: dict[str, dict]) -> bool:
@@ -221,7 +221,7 @@ def is_held(key: str, parent: str) -> bool:
 
 
 def where(expected, written, path: str) -> str:
-    """The first place where they part."""
+    """The first place where the two differ."""
     if isinstance(expected, dict) and isinstance(written, dict):
         pairs = [(f"{path}.{key}", expected.get(key), written.get(key)) for key in {**expected, **written}]
     elif isinstance(expected, list) and isinstance(written, list) and len(expected) == len(written):

@@ -1,8 +1,8 @@
-"""Reads tables with engines that had no part in writing them, and compares them with the NDJSON that was served.
+"""Reads tables with other engines, and compares the rows with the NDJSON that the server sent.
 
     readback.py LAKE DATA
 
-LAKE is the folder of tables that `fhir-sync demo --data DATA` left. Polars, delta-rs and DuckDB must answer what served.py
+LAKE is the folder of tables that `fhir-sync demo --data DATA` left. Polars, delta-rs and DuckDB must return what served.py
 expects.
 """
 

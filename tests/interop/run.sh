@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Syncs a folder of NDJSON through the embedded server, once in each layout, reads the tables back with Polars, DuckDB and
-# delta-rs, and tries the views; then lets them read along through some days of changes and a maintenance, and follows the
-# change data feed of synthetic patients with delta-rs, and compares their partitioned observations with the others.
+# delta-rs, and tries the views; then they read the tables during some days of changes and a maintenance. Reads the change
+# data feed of synthetic patients with delta-rs, and compares partitioned observations with unpartitioned ones.
 #   tests/interop/run.sh PROGRAM [DATA]
-# Without DATA a few lines of its own, with what trips readers: repeated ids, characters beyond ASCII, \r\n, gzip, and
-# those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh asks more engines.
+# Without DATA it uses a few lines of its own, which are hard to read: repeated ids, characters beyond ASCII, \r\n, gzip, and
+# those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh has more engines.
 set -euo pipefail
 
 program=$1

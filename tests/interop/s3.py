@@ -1,11 +1,11 @@
-"""Commits on an S3 server whose answers get lost, and that others overtake.
+"""Commits on an S3 server whose responses are lost, and that other writers overtake.
 
     s3.py PROGRAM
 
-PROGRAM was built with `--features s3`. It lives through some days of a lake on moto, once undisturbed, and then once with each
-fault (lossy.py) at every commit: what it says, what the logs say, and what delta-rs reads from moto must be the same. Among
-the commits are those that make a table, a first load, deletion vectors for a table, merges, deletions remembered, a watermark
-alone, a compaction. Then others write to the same tables: a second process, and delta-rs.
+PROGRAM was built with `--features s3`. It syncs some days into a lake on moto, once without faults, and then once with each
+fault (lossy.py) at every commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among the commits
+are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark alone and a
+compaction. Then other writers commit to the same tables: a second process, and delta-rs.
 """
 
 import concurrent.futures
@@ -48,14 +48,14 @@ types = ["Patient", "Observation"]
 incremental = "0 15 * * * *"
 """
 TABLES = ["Patient.parquet", "Observation.parquet", "_fhir_sync/deleted"]
-# deltalake's and botocore's words for the same.
+# In the words of deltalake; botocore has others for the same.
 ACCESS = {"aws_region": "us-east-1", "aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-# A commit that the proxy makes, of no row.
-OTHERS = {"operation": "VACUUM START", "operationParameters": {}, "timestamp": 1700000000000, "others": True}
+# A commit that the proxy makes; it changes no row.
+OTHER_COMMIT = {"operation": "VACUUM START", "operationParameters": {}, "timestamp": 1700000000000, "otherWriter": True}
 
 
 class Store:
-    """moto, in a process of its own: delta-rs holds Python's lock while it reads."""
+    """moto, in a separate process, because delta-rs holds Python's lock while it reads."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._log = folder / "moto.log"
@@ -95,7 +95,7 @@ class Store:
         return deltalake.DeltaTable(f"s3://{BUCKET}/{table}", storage_options=options(self.url))
 
     def rows(self, table: str, question: str) -> list[tuple]:
-        """What delta-rs answers; nothing where there is no table."""
+        """What delta-rs returns; nothing if there is no table."""
         try:
             builder = deltalake.QueryBuilder().register("t", self.table(table))
         except deltalake.exceptions.TableNotFoundError:
@@ -109,14 +109,14 @@ def options(url: str) -> dict[str, str]:
 
 
 class Lake:
-    """Tables of their own, a server that they are filled from, and what they must hold. A difference is said and counted."""
+    """A lake, the server that it is a copy of, and what its tables must contain. A difference is printed and counted."""
 
     def __init__(self, program: str, store: Store, name: str, folder: pathlib.Path) -> None:
         self.server = bulk.Server()
         self.store, self.name = store, name
-        self.remembered: set[tuple] = set()
-        # A deletion is remembered before its row goes: by a run that fails in between, and by the one that removes the row.
-        self.remembered_once = True
+        self.tombstones: set[tuple] = set()
+        # A tombstone is written before the row is removed. A run that fails in between leaves one, and the next run a second.
+        self.tombstones_once = True
         self.differences = 0
         self._program = program
         self._folder = folder / name
@@ -126,7 +126,7 @@ class Lake:
         return f"{self.name}/{table}"
 
     def program(self, url: str, name: str, **storage_options: str) -> pathlib.Path:
-        """The configuration of a process of its own, which reaches the store at `url`."""
+        """The configuration of one process, which reaches the store at `url`."""
         config = self._folder / f"{name}.toml"
         of_store = options(url) | {"backoff_config.init_backoff": "10ms"} | storage_options
         config.write_text(CONFIG.format(
@@ -136,7 +136,7 @@ class Lake:
         return config
 
     def run(self, config: pathlib.Path, command: str, settings: dict[str, str]) -> tuple[int, str]:
-        """With which code it ended, and what it said."""
+        """The exit code and the output."""
         environment = os.environ | {f"FHIR_SYNC__{name}": value for name, value in settings.items()}
         run = [self._program, command, "--config", str(config)]
         done = subprocess.run(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -146,12 +146,12 @@ class Lake:
         self.differences += 1
         print(f"{self.name}: {difference}", flush=True)
 
-    def hold(self, what: str, holds: bool) -> None:
+    def expect(self, what: str, holds: bool) -> None:
         if not holds:
-            self.differs(f"it does not hold: {what}")
+            self.differs(f"not true: {what}")
 
     def check(self, what: str) -> None:
-        """What delta-rs reads from the store, and what each commit says."""
+        """Compares the server with what delta-rs reads from the store and with the commits in the logs."""
         for resource_type in ["Patient", "Observation"]:
             lines = {key[1]: line for key, line in self.server.lines.items() if key[0] == resource_type}
             read = self.store.rows(self.table(f"{resource_type}.parquet"), "SELECT id, resource_json FROM t")
@@ -160,11 +160,11 @@ class Lake:
             commits = [action for commit in self.store.log(self.table(f"{resource_type}.parquet")) for action in commit]
             watermarks = [action["txn"]["version"] for action in commits if "txn" in action]
             now = round(self.server.now.timestamp() * 1_000_000)
-            self.hold(f"{what}: the watermark is {now}: {watermarks}", watermarks[-1:] == [now] and watermarks == sorted(watermarks))
-        if self.remembered:
+            self.expect(f"{what}: the watermark is {now}: {watermarks}", watermarks[-1:] == [now] and watermarks == sorted(watermarks))
+        if self.tombstones:
             read = self.store.rows(self.table("_fhir_sync/deleted"), "SELECT resource_type, id FROM t")
-            if set(read) != self.remembered or self.remembered_once and len(read) != len(self.remembered):
-                self.differs(f"{what}: {sorted(read)} is remembered, expected {sorted(self.remembered)}")
+            if set(read) != self.tombstones or self.tombstones_once and len(read) != len(self.tombstones):
+                self.differs(f"{what}: {sorted(read)} are the tombstones, expected {sorted(self.tombstones)}")
         for table in TABLES:
             self.check_log(what, table)
 
@@ -175,13 +175,13 @@ class Lake:
         identifiers = [identifier for identifier in identifiers if identifier]
         added = [action["add"]["path"] for action in commits if "add" in action and not action["add"].get("deletionVector")]
         metadata = [action["metaData"]["id"] for action in commits if "metaData" in action]
-        self.hold(f"{what}: a commit of {table} is there once", len(identifiers) == len(set(identifiers)))
-        self.hold(f"{what}: a file of {table} is added once", len(added) == len(set(added)))
-        self.hold(f"{what}: {table} is one and the same table", len(set(metadata)) <= 1)
+        self.expect(f"{what}: a commit of {table} is there once", len(identifiers) == len(set(identifiers)))
+        self.expect(f"{what}: a file of {table} is added once", len(added) == len(set(added)))
+        self.expect(f"{what}: {table} is one and the same table", len(set(metadata)) <= 1)
 
 
 def days(lake: Lake) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """What happens, day by day: a command, and its settings."""
+    """The commands, day by day, each with its settings."""
     server = lake.server
     for number in range(PATIENTS):
         server.put("Patient", f"p-{number}", gender="female")
@@ -196,8 +196,8 @@ def days(lake: Lake) -> Iterator[tuple[str, str, dict[str, str]]]:
         server.put("Observation", f"new-{day}", status="final")
         for key in [("Patient", f"p-{PATIENTS - day}"), ("Observation", f"o-{day}")]:
             server.delete(*key)
-            lake.remembered.add(key)
-        # Beyond what the next request reaches back.
+            lake.tombstones.add(key)
+        # Longer than `server.since_overlap`.
         server.advance(hours=1)
         yield f"day {day}", "sync", {}
     server.advance(days=1)
@@ -208,17 +208,17 @@ def days(lake: Lake) -> Iterator[tuple[str, str, dict[str, str]]]:
     yield "the day after", "sync", {}
 
 
-def said(output: str) -> list[list[str]]:
-    """What a sync says of each type, without the version of its table."""
+def printed_counts(output: str) -> list[list[str]]:
+    """The line that a sync prints for each type, without the version of its table."""
     return [line.split()[:-1] for line in output.splitlines() if line.split()[:1] in (["Patient"], ["Observation"])]
 
 
-def told(commits: list[list[dict]]) -> list[tuple]:
-    """What commits say of what they did: the operation, how many rows, and the watermark. Without those of the proxy."""
+def facts_of(commits: list[list[dict]]) -> list[tuple]:
+    """The operation, numbers of rows, and watermark that each commit records; without the commits of the proxy."""
     facts = []
     for commit in commits:
         info = next(action["commitInfo"] for action in commit if "commitInfo" in action)
-        if not info.get("others"):
+        if not info.get("otherWriter"):
             metrics = info.get("operationMetrics", {})
             rows = tuple((name, value) for name, value in sorted(metrics.items()) if "Rows" in name or "Files" in name)
             watermarks = tuple(action["txn"]["version"] for action in commit if "txn" in action)
@@ -226,28 +226,28 @@ def told(commits: list[list[dict]]) -> list[tuple]:
     return facts
 
 
-Told = dict[str, list]
+Facts = dict[str, list]
 
 
-def live(lake: Lake, run: Callable[[str, dict[str, str]], tuple[int, str]], expected: Told | None = None) -> Told:
-    """Lives through the days; `run` does a command and must end it well. What the syncs say, and at the end the logs, is as
-    `expected`, and returned.
+def run_days(lake: Lake, run: Callable[[str, dict[str, str]], tuple[int, str]], expected: Facts | None = None) -> Facts:
+    """Runs the commands of the days by `run`, which must succeed. Compares the output of the syncs, and at the end the logs,
+    with `expected`; returns them.
     """
-    of: Told = {}
+    of: Facts = {}
     for day, command, settings in days(lake):
         code, output = run(command, settings)
-        lake.hold(f"{day} ends well: {output}", code == 0)
+        lake.expect(f"{day} succeeds: {output}", code == 0)
         if command == "sync":
-            of[day] = said(output)
+            of[day] = printed_counts(output)
         lake.check(day)
     for table in TABLES:
-        of[table] = told(lake.store.log(lake.table(table)))
+        of[table] = facts_of(lake.store.log(lake.table(table)))
     for what, facts in of.items():
-        lake.hold(f"{what} says {expected and expected[what]}, not {facts}", expected is None or facts == expected[what])
+        lake.expect(f"{what} says {expected and expected[what]}, not {facts}", expected is None or facts == expected[what])
     return of
 
 
-def commits(of: Told) -> int:
+def commits(of: Facts) -> int:
     return sum(len(of[table]) for table in TABLES)
 
 
@@ -256,33 +256,35 @@ def end(lake: Lake, what: str) -> bool:
     return lake.differences == 0
 
 
-def undisturbed(lake: Lake) -> tuple[bool, Told]:
+def undisturbed(lake: Lake) -> tuple[bool, Facts]:
     config = lake.program(lake.store.url, "direct")
-    of = live(lake, lambda command, settings: lake.run(config, command, settings))
+    of = run_days(lake, lambda command, settings: lake.run(config, command, settings))
     kinds = {operation for table in TABLES for operation, _, _ in of[table]}
     for kind in ["CREATE TABLE", "SET TBLPROPERTIES", "MERGE", "WRITE", "OPTIMIZE"]:
-        lake.hold(f"a {kind} is among the commits: {kinds}", kind in kinds)
+        lake.expect(f"a {kind} is among the commits: {kinds}", kind in kinds)
     alone = [rows for table in TABLES for operation, rows, watermarks in of[table]
              if operation == "MERGE" and watermarks and ("numSourceRows", "0") in rows]
-    lake.hold("a watermark alone is among the commits", alone != [])
+    lake.expect("a watermark alone is among the commits", alone != [])
     return end(lake, f"{commits(of)} commits"), of
 
 
-def disturbed(lake: Lake, fault: lossy.Fault, answers: list[int | None], expected: Told) -> bool:
-    """Each commit meets the fault and gets these answers, and nothing else tells that it did."""
+def disturbed(lake: Lake, fault: lossy.Fault, answers: list[int | None], expected: Facts) -> bool:
+    """Each commit meets the fault and gets these responses. Nothing else differs from a run without faults."""
     proxy = lossy.Proxy(lake.store.url, fault)
     config = lake.program(proxy.url, "proxied")
-    live(lake, lambda command, settings: lake.run(config, command, settings), expected)
+    run_days(lake, lambda command, settings: lake.run(config, command, settings), expected)
     for commit, statuses in proxy.statuses.items():
-        lake.hold(f"{commit} is answered {answers}, not {statuses}", statuses == answers)
+        lake.expect(f"{commit} is answered {answers}, not {statuses}", statuses == answers)
     met, every = len(proxy.statuses), commits(expected)
-    lake.hold(f"each of {every} commits has met it, not {met}", met == every)
+    lake.expect(f"each of {every} commits has met it, not {met}", met == every)
     return end(lake, f"{met} commits, each answered {answers}")
 
 
-def overtaken(lake: Lake, expected: Told) -> bool:
-    """Before each commit another writer makes one at its version: of the same table where there is none yet, else of no row."""
-    others: set[lossy.Version] = set()
+def overtaken(lake: Lake, expected: Facts) -> bool:
+    """Before each commit another writer commits at the same version: it creates the table if there is none, else it changes
+    no row.
+    """
+    foreign: set[lossy.Version] = set()
 
     def other_first(commit: lossy.Commit) -> bool:
         if commit.version == 0:
@@ -290,29 +292,29 @@ def overtaken(lake: Lake, expected: Told) -> bool:
             for action in actions:
                 action.get("metaData", {})["id"] = str(uuid.uuid4())
             commit.put_another("\n".join(json.dumps(action) for action in actions).encode())
-            others.add((commit.table, 0))
-        # The commit comes again at the next version; once is enough.
-        elif commit.version == 1 or (commit.table, commit.version - 1) not in others:
-            commit.put_another(json.dumps({"commitInfo": OTHERS}).encode())
-            others.add((commit.table, commit.version))
+            foreign.add((commit.table, 0))
+        # The commit is sent again at the next version; it is overtaken only once.
+        elif commit.version == 1 or (commit.table, commit.version - 1) not in foreign:
+            commit.put_another(json.dumps({"commitInfo": OTHER_COMMIT}).encode())
+            foreign.add((commit.table, commit.version))
         return False
 
     def run(command: str, settings: dict[str, str]) -> tuple[int, str]:
         code, output = lake.run(config, command, settings)
         if command == "maintain":
-            lake.hold(f"a maintenance leaves what others change: {output}", code != 0 and "other writers" in output)
-            # Once for each commit that it still has to make to one table: the deletions of each type are one.
+            lake.expect(f"a maintenance leaves what other writers change: {output}", code != 0 and "other writers" in output)
+            # One attempt for each commit that is still missing in one table: the tombstones of each type are one commit.
             for _ in range(2):
                 code, output = (code, output) if code == 0 else lake.run(config, command, settings)
         return code, output
 
     config = lake.program(lossy.Proxy(lake.store.url, other_first).url, "proxied")
-    live(lake, run, expected)
-    return end(lake, f"{len(others)} commits of others")
+    run_days(lake, run, expected)
+    return end(lake, f"{len(foreign)} commits of other writers")
 
 
-def refused_for_good(lake: Lake, expected: Told) -> bool:
-    """No commit is applied, however often it is sent: the run fails, and leaves everything to the next one."""
+def refused_for_good(lake: Lake, expected: Facts) -> bool:
+    """No commit is applied, however often it is sent. The run fails, changes nothing, and the next run succeeds."""
     proxy = lossy.Proxy(lake.store.url, lossy.refused)
     proxy.always = True
     config = lake.program(proxy.url, "proxied", max_retries="1")
@@ -324,20 +326,20 @@ def refused_for_good(lake: Lake, expected: Told) -> bool:
         proxy.fault = lossy.refused
         code, output = lake.run(config, command, settings)
         failures += code != 0
-        lake.hold(f"{command} fails: {output}", code != 0)
+        lake.expect(f"{command} fails: {output}", code != 0)
         after = [lake.store.log(lake.table(table)) for table in TABLES]
-        lake.hold("a run that fails leaves the tables as they were", before == after)
+        lake.expect("a run that fails leaves the tables as they were", before == after)
         proxy.fault = None
         return lake.run(config, command, settings)
 
-    live(lake, run, expected)
-    return end(lake, f"{failures} runs failed and came again")
+    run_days(lake, run, expected)
+    return end(lake, f"{failures} runs failed and were repeated")
 
 
 def uncertain(lake: Lake, fault: lossy.Fault, **storage_options: str) -> bool:
-    """A run fails although its commit may land all the same: as many runs as it takes leave what the server has."""
+    """A run fails although its commit may be applied. After as many runs as needed the tables are those of the server."""
     config = lake.program(lossy.Proxy(lake.store.url, fault).url, "proxied", **storage_options)
-    lake.remembered_once = False
+    lake.tombstones_once = False
     failures = 0
 
     def run(command: str, settings: dict[str, str]) -> tuple[int, str]:
@@ -349,13 +351,13 @@ def uncertain(lake: Lake, fault: lossy.Fault, **storage_options: str) -> bool:
             failures += 1
         return code, output
 
-    live(lake, run)
-    lake.hold("some run failed", failures > 0)
-    return end(lake, f"{failures} runs failed and came again")
+    run_days(lake, run)
+    lake.expect("some run failed", failures > 0)
+    return end(lake, f"{failures} runs failed and were repeated")
 
 
-def another_process(lake: Lake, expected: Told) -> bool:
-    """At the first commit of each run a second process does the same from beginning to end."""
+def another_process(lake: Lake, expected: Facts) -> bool:
+    """At the first commit of each run a second process runs the same command from beginning to end."""
     ran: list[tuple[int, str]] = []
     lock = threading.Lock()
 
@@ -370,25 +372,25 @@ def another_process(lake: Lake, expected: Told) -> bool:
         asked, ran[:] = (command, settings), []
         code, output = lake.run(held, command, settings)
         if command == "maintain":
-            lake.hold(f"a maintenance leaves what others change: {output}", code != 0 and "other writers" in output)
+            lake.expect(f"a maintenance leaves what other writers change: {output}", code != 0 and "other writers" in output)
             return ran[0]
-        lake.hold(f"the other one ends well: {ran}", [code for code, _ in ran] == [0])
+        lake.expect(f"the other process succeeds: {ran}", [code for code, _ in ran] == [0])
         changes.append([sum(changed(of)) for of in (output, ran[0][1])])
         return code, output
 
     asked: tuple[str, dict[str, str]] = ("", {})
     changes: list[list[int]] = []
-    lake.remembered_once = False
+    lake.tombstones_once = False
     proxy = lossy.Proxy(lake.store.url, other_first)
     held, other = lake.program(proxy.url, "held"), lake.program(lake.store.url, "other")
-    live(lake, run)
+    run_days(lake, run)
     rows = [sum(changed_rows(facts)) for day, facts in expected.items() if day not in TABLES]
-    lake.hold(f"each row is changed by one of both, {rows} a day, not {changes}", rows == [sum(both) for both in changes])
+    lake.expect(f"each row is changed by exactly one of the two, {rows} a day, not {changes}", rows == [sum(both) for both in changes])
     return end(lake, f"rows that the held one and the other one changed: {changes}")
 
 
 def changed(output: str) -> list[int]:
-    return changed_rows(said(output))
+    return changed_rows(printed_counts(output))
 
 
 def changed_rows(types: list[list[str]]) -> list[int]:
@@ -399,26 +401,26 @@ def changed_rows(types: list[list[str]]) -> list[int]:
 def race(lake: Lake) -> bool:
     """Two processes at the same time."""
     configs = [lake.program(lake.store.url, f"process-{number}") for number in range(2)]
-    lake.remembered_once = False
+    lake.tombstones_once = False
 
     def run(command: str, settings: dict[str, str]) -> tuple[int, str]:
         with concurrent.futures.ThreadPoolExecutor() as threads:
             ends = list(threads.map(lambda config: lake.run(config, command, settings), configs))
         if command == "maintain":
-            # One of them leaves a table to the other, which may leave another table to it.
+            # Each of them may have left a table to the other.
             ends = [lake.run(configs[0], command, settings)]
         return max(ends)
 
-    live(lake, run)
+    run_days(lake, run)
     return end(lake, "two processes")
 
 
 def another_engine(lake: Lake) -> bool:
-    """delta-rs compacts the table before each commit to it, and deletes a row that this commit brings again."""
+    """Before each commit to the table, delta-rs compacts it and deletes a row that the commit inserts again."""
     before: list[str] = []
 
     def other_first(commit: lossy.Commit) -> bool:
-        # What is made again at the next version is not overtaken again.
+        # The commit that is sent again at the next version is not overtaken again.
         if commit.version > 1 and commit.table.endswith("Patient.parquet") and not before:
             table = lake.store.table(commit.table)
             before.append("OPTIMIZE" if table.optimize.compact()["numFilesAdded"] else "nothing")
@@ -433,14 +435,14 @@ def another_engine(lake: Lake) -> bool:
         code, output = lake.run(config, command, settings | {"TABLES__UPDATE_MODE": "copy-on-write"})
         done.extend(before)
         if command == "maintain":
-            lake.hold(f"a maintenance leaves what others change: {before} {output}", not before or code != 0)
+            lake.expect(f"a maintenance leaves what other writers change: {before} {output}", not before or code != 0)
             return lake.run(config, "sync", settings | {"TABLES__UPDATE_MODE": "copy-on-write"})
         return code, output
 
     done: list[str] = []
     config = lake.program(lossy.Proxy(lake.store.url, other_first).url, "proxied")
-    live(lake, run)
-    lake.hold(f"it did both: {done}", {"OPTIMIZE", "DELETE"} <= set(done))
+    run_days(lake, run)
+    lake.expect(f"it did both: {done}", {"OPTIMIZE", "DELETE"} <= set(done))
     return end(lake, f"delta-rs before its commits: {', '.join(done)}")
 
 

@@ -1,4 +1,4 @@
-"""What was served, and what every engine must answer from it.
+"""What the server sent, and what every engine must return from it.
 
 Of lines with the same id the last one counts: it is what de-duplication leaves where no line states a version. An answer
 is a list of pairs of texts, in any order; which questions a table can be asked is decided by its schema, as the Delta log
@@ -38,7 +38,7 @@ def served(data: pathlib.Path) -> dict[str, Lines]:
 
 
 def compare(lake: pathlib.Path, everything: dict[str, Lines], engine: str, schema: Callable, ask: Callable) -> bool:
-    """Asks every table every question that its columns answer, and says where the engine answers something else.
+    """Asks every table every question that its columns answer, and reports where the answer of the engine differs.
 
     `schema(table)` is the schema in the JSON form of the Delta log, `ask(table, question)` the engine's answer.
     """

@@ -1,9 +1,10 @@
-"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served; then lives with Spark for a while.
+"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served; then Spark and fhir-sync change
+the same tables in turn.
 
     spark.py PYTHON PROGRAM LAKE DATA
 
-PYTHON is that of install.sh spark. Spark reads along in life.py, and then changes the tables itself, with syncs of PROGRAM
-in between. One session does all of it.
+PYTHON is that of install.sh spark. Spark is one of the engines of life.py, and then changes the tables itself, with
+syncs of PROGRAM in between. One Spark session does all of it.
 """
 
 import datetime
@@ -33,7 +34,7 @@ SQL = {
 
 
 class Spark:
-    """A session in a process of its own: it has other packages, and Java."""
+    """A session in a separate process, because it needs other packages, and Java."""
 
     def __init__(self, python: str) -> None:
         script = pathlib.Path(__file__).with_name("spark_sql.py")
@@ -58,62 +59,62 @@ class Spark:
         self._process.wait()
 
 
-def writes(lived: life.Life, spark: Spark) -> None:
+def writes(scenario: life.Life, spark: Spark) -> None:
     """Spark reads the history and changes the tables, with syncs in between."""
-    patients, observations = lived.table("Patient"), lived.table("Observation")
+    patients, observations = scenario.table("Patient"), scenario.table("Observation")
     for table in (patients, observations):
         history = spark.sql(f"DESCRIBE HISTORY delta.`{table}`")
         for operation, metric in [("MERGE", "numTargetRowsUpdated"), ("OPTIMIZE", "numRemovedFiles")]:
-            said = [commit["operationMetrics"] or {} for commit in history if commit["operation"] == operation]
-            shown = bool(said) and all(metric in metrics for metrics in said)
-            lived.hold(f"the history of {table.name} shows what each {operation} did", shown)
+            recorded = [commit["operationMetrics"] or {} for commit in history if commit["operation"] == operation]
+            shown = bool(recorded) and all(metric in metrics for metrics in recorded)
+            scenario.expect(f"the history of {table.name} shows what each {operation} did", shown)
     following = iter(range(life.DAYS + 1, 22))
 
     def another_day(what: str, but: dict[str, life.Rows] | None = None) -> None:
-        lived.day(next(following))
-        lived.run("sync")
-        lived.check(f"a day after {what}", but and {"Patient": with_spark()})
+        scenario.day(next(following))
+        scenario.run("sync")
+        scenario.check(f"a day after {what}", but and {"Patient": with_spark()})
 
-    def healed(what: str, rows: int) -> None:
-        """How many rows a full refresh writes again."""
-        lived.server.advance(days=1)
-        lived.run("sync", "--full-refresh")
-        lived.check(f"a full refresh after {what}")
+    def repaired_by_full_refresh(what: str, rows: int) -> None:
+        """A full refresh writes this many rows again."""
+        scenario.server.advance(days=1)
+        scenario.run("sync", "--full-refresh")
+        scenario.check(f"a full refresh after {what}")
         written = life.rows_of_last_commit(patients) + life.rows_of_last_commit(observations)
-        lived.hold(f"the full refresh after {what} writes {rows} rows, not {written}", written == rows)
+        scenario.expect(f"the full refresh after {what} writes {rows} rows, not {written}", written == rows)
 
-    # Two that no day changes before the full refresh; the second is still there.
+    # Two patients that no day changes before the full refresh. The second is deleted later.
     changed, gone = "p-0", None
 
     def with_spark() -> life.Rows:
-        rows = {(i, "unknown" if i == changed else gender, line) for i, gender, line in lived.expected("Patient")}
+        rows = {(i, "unknown" if i == changed else gender, line) for i, gender, line in scenario.expected("Patient")}
         return {row for row in rows if row[0] != gone}
 
     another_day("the maintenance")
     spark.sql(f"UPDATE delta.`{patients}` SET gender = 'unknown' WHERE id = '{changed}'")
-    lived.check("Spark's UPDATE", {"Patient": with_spark()})
+    scenario.check("Spark's UPDATE", {"Patient": with_spark()})
     another_day("Spark's UPDATE", {"Patient": with_spark()})
     gone = "p-23"
     spark.sql(f"DELETE FROM delta.`{patients}` WHERE id = '{gone}'")
-    lived.check("Spark's DELETE", {"Patient": with_spark()})
+    scenario.check("Spark's DELETE", {"Patient": with_spark()})
     another_day("Spark's DELETE", {"Patient": with_spark()})
-    healed("Spark's UPDATE and DELETE", 2)
+    repaired_by_full_refresh("Spark's UPDATE and DELETE", 2)
     for table in (patients, observations):
         spark.sql(f"OPTIMIZE delta.`{table}`")
-    lived.check("Spark's OPTIMIZE")
+    scenario.check("Spark's OPTIMIZE")
     another_day("Spark's OPTIMIZE")
-    healed("Spark's OPTIMIZE", 0)
+    repaired_by_full_refresh("Spark's OPTIMIZE", 0)
     for table in (patients, observations):
         spark.sql(f"REORG TABLE delta.`{table}` APPLY (PURGE)")
-    lived.check("Spark's REORG … APPLY (PURGE)")
+    scenario.check("Spark's REORG … APPLY (PURGE)")
     another_day("Spark's REORG … APPLY (PURGE)")
-    healed("Spark's REORG … APPLY (PURGE)", 0)
+    repaired_by_full_refresh("Spark's REORG … APPLY (PURGE)", 0)
     spark.sql("SET spark.databricks.delta.retentionDurationCheck.enabled = false")
     for table in (patients, observations):
         spark.sql(f"VACUUM delta.`{table}` RETAIN 0 HOURS")
     another_day("Spark's VACUUM")
-    lived.run("maintain", "--force")
-    lived.check("a maintenance after Spark")
+    scenario.run("maintain", "--force")
+    scenario.check("a maintenance after Spark")
 
 
 def main(python: str, program: str, lake: pathlib.Path, data: pathlib.Path) -> int:
@@ -121,7 +122,7 @@ def main(python: str, program: str, lake: pathlib.Path, data: pathlib.Path) -> i
     version = spark.sql("SELECT version() AS version")[0]["version"].split()[0]
     agreed = [
         served.compare(lake, served.served(data), f"spark {version}", readback.schema, spark.ask),
-        life.live(program, "deletion-vectors", {"spark": spark.read}, lambda lived: writes(lived, spark)),
+        life.run_days(program, "deletion-vectors", {"spark": spark.read}, lambda scenario: writes(scenario, spark)),
     ]
     spark.stop()
     return 0 if all(agreed) else 1

@@ -1,4 +1,4 @@
-"""A Spark for other programs: a statement per line of the input, as JSON; per line of the output its rows, or what is wrong."""
+"""Spark for other programs: each line of the input is a statement in JSON, each line of the output its rows or its error."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from session import session
 
 
 def main() -> None:
-    # Java writes to the output of its own accord, VACUUM for one; what it says goes to the errors.
+    # Java itself writes to the output, for example in VACUUM; that is sent to the errors.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with tempfile.TemporaryDirectory() as scratch:
