@@ -101,7 +101,7 @@ async fn maintenance_writes_the_checkpoint_that_a_dry_run_announced() {
     assert_eq!(
         checkpoints(),
         ["00000000000000000011.checkpoint.parquet"],
-        "after the commit that put the files together"
+        "after the compaction"
     );
     setup.assert_same_as_server().await;
     setup.complete().await;
