@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meta_of_the_wrong_shape_costs_the_version_and_not_the_row() {
+    fn an_invalid_meta_loses_the_version_and_not_the_row() {
         let meta: Meta = serde_json::from_str(r#"{"lastUpdated":7,"versionId":3,"tag":"x"}"#).unwrap();
         assert_eq!(Version::of(Some(&meta)), Version { version_id: Some(3), ..Version::default() });
     }

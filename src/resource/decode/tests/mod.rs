@@ -436,7 +436,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mutated_resource_says_what_its_line_says_or_is_no_row(
+    fn a_mutated_resource_has_the_values_of_its_line_or_is_not_a_row(
         which in any::<prop::sample::Index>(),
         wide in any::<bool>(),
         mutations in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..4), 1..4),
