@@ -98,11 +98,7 @@ async fn maintenance_writes_the_checkpoint_that_a_dry_run_announced() {
     assert_eq!((row(&announced, "Patient")[6], checkpoints().len()), ("10", 0), "{}", announced.stdout);
     let ended = maintain(&setup, &[]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
-    assert_eq!(
-        checkpoints(),
-        ["00000000000000000011.checkpoint.parquet"],
-        "after the compaction"
-    );
+    assert_eq!(checkpoints(), ["00000000000000000011.checkpoint.parquet"], "after the compaction");
     setup.assert_same_as_server().await;
     setup.complete().await;
 }
