@@ -77,8 +77,8 @@ impl FromStr for Filter {
     }
 }
 
-/// The least severe events of other crates that are logged unless `log.filter` names the crate: what they trace may hold
-/// URLs with queries, or data. A name also stands for all that begin with it, such as `aws` for `aws_sdk_s3`.
+/// The least severe events of other crates that are logged unless `log.filter` names the crate: what they trace may
+/// hold URLs with queries, or data. A name also stands for all that begin with it, such as `aws` for `aws_sdk_s3`.
 const OTHER_CRATES: &str = "aws=warn,buoyant_kernel=warn,datafusion=warn,delta_kernel=warn,deltalake=error,h2=warn,\
                             hyper=warn,object_store=warn,quinn=warn,reqwest=warn,rustls=warn,\
                             rustls_platform_verifier=off,tokio_cron_scheduler=warn,tower=warn";

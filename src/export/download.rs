@@ -1,7 +1,7 @@
 //! One file of an export, as a stream of its decoded bytes.
 //!
-//! What always holds: the reader receives each byte exactly once and in order, whatever the network does; `Ok` means that
-//! the transfer and the gzip stream were read to their ends (rule 76). No more than a few chunks are in memory.
+//! What always holds: the reader receives each byte exactly once and in order, whatever the network does; `Ok` means
+//! that the transfer and the gzip stream were read to their ends (rule 76). No more than a few chunks are in memory.
 //! Bytes are handed on as they are, a BOM included.
 
 use std::{io, sync::Arc, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed};
@@ -47,9 +47,9 @@ impl Client {
     /// interruption the file is read again from its beginning; what the reader already has is compared, not sent again.
     ///
     /// # Errors
-    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and [`Error::Denied`]: a fresh
-    /// manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when the
-    /// receiver was dropped.
+    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and [`Error::Denied`]: a
+    /// fresh manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when
+    /// the receiver was dropped.
     pub async fn download(&self, file: &File, into: Sender<Bytes>) -> Result<Receipt, Error> {
         check_url(&file.url, Some(&self.config.server), self.config.allow_http)
             .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;

@@ -76,7 +76,8 @@ impl From<reqwest::Error> for Fault {
     }
 }
 
-/// What a library reports, with its own causes, in one line and without a URL: the query of one may be a secret (rule 63).
+/// What a library reports, with its own causes, in one line and without a URL: the query of one may be a secret
+/// (rule 63).
 #[derive(Clone, Debug)]
 pub struct Cause(String);
 

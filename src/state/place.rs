@@ -24,8 +24,8 @@ pub enum Owner {
     Anybody,
 }
 
-/// Creates the folder if it does not exist, for its owner only. Says so when other users can replace its files: volumes of
-/// containers are often like that, so it is not refused.
+/// Creates the folder if it does not exist, for its owner only. Says so when other users can replace its files: volumes
+/// of containers are often like that, so it is not refused.
 pub fn folder(folder: &Path) -> Result<(), Error> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| io(folder, error))?;
     let metadata = fs::metadata(folder).map_err(|error| io(folder, error))?;

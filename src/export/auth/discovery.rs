@@ -81,8 +81,8 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
     .await
 }
 
-/// A published URL, absolute or relative to the FHIR base (rule 115). An assertion is as good as a password while it lasts:
-/// it goes where the access token may go, and nowhere else (rule 92).
+/// A published URL, absolute or relative to the FHIR base (rule 115). An assertion is as good as a password while it
+/// lasts: it goes where the access token may go, and nowhere else (rule 92).
 fn published_url(client: &Client, published: &str) -> Result<TokenUrl, Error> {
     let config = &client.config;
     let published = published.trim();

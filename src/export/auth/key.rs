@@ -246,9 +246,9 @@ fn unusable_rsa() -> String {
     "holds an RSA key of less than 2048 bits, or one whose numbers do not fit together".to_owned()
 }
 
-/// Whether anybody else can read or change a file of this mode and owner. A secret that Kubernetes mounts with `fsGroup`, or
-/// a credential of a newer systemd, belongs to root and is readable through our group alone: nothing tighter is possible
-/// there.
+/// Whether anybody else can read or change a file of this mode and owner. A secret that Kubernetes mounts with
+/// `fsGroup`, or a credential of a newer systemd, belongs to root and is readable through our group alone: nothing
+/// tighter is possible there.
 fn is_exposed(mode: u32, owner: u32, own_uid: u32) -> bool {
     let lent_by_root = owner == 0 && own_uid != 0;
     mode & if lent_by_root { 0o037 } else { 0o077 } != 0

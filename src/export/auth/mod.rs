@@ -25,8 +25,8 @@ pub struct AuthConfig {
     pub scopes: Vec<String>,
 }
 
-/// The URL of a token endpoint. Servers compare the `aud` of an assertion with its text, byte for byte, and a parsed URL is
-/// written another way: without the default port, the host in lower case (rule 121).
+/// The URL of a token endpoint. Servers compare the `aud` of an assertion with its text, byte for byte, and a parsed
+/// URL is written another way: without the default port, the host in lower case (rule 121).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TokenUrl {
     pub url: Url,

@@ -26,8 +26,8 @@ enum Says {
     Nothing,
 }
 
-/// Compares the scopes of a token, separated by blanks, with a type: `system/*.read` and `system/Patient.read` of version 1,
-/// `system/*.rs` and `system/Patient.rs` of version 2, wildcards in any place.
+/// Compares the scopes of a token, separated by blanks, with a type: `system/*.read` and `system/Patient.read` of
+/// version 1, `system/*.rs` and `system/Patient.rs` of version 2, wildcards in any place.
 pub fn covers(granted: &str, resource_type: ResourceType) -> Granted {
     let said: Vec<_> = granted.split_whitespace().map(|scope| says(scope, resource_type.as_str())).collect();
     if said.contains(&Says::Yes) {
