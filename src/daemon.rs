@@ -95,6 +95,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     if let Err(error) = scheduler.shutdown().await {
         tracing::warn!(%error, "the scheduler did not shut down cleanly");
     }
+    if ended == Ended::Gracefully {
+        daemon.syncer.close().await;
+    }
     match ended {
         Ended::Gracefully => tracing::info!("stopped"),
         Ended::AtOnce => tracing::warn!("stopped at once; the next start continues"),

@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::Mistakes,
     daemon::Signals,
-    state,
     sync::{self, Outcome, chain},
 };
 
@@ -28,7 +27,7 @@ Exit codes:
   1    failed; of a healthcheck: unhealthy or no response
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
-  11   another fhir-sync holds the state file
+  11   another fhir-sync holds the state file or the tables
   78   the configuration is wrong, or a folder, file or address that it names cannot be used
   130  stopped by a signal; the next run continues";
 
@@ -78,7 +77,7 @@ pub fn not_opened(error: sync::Error) -> Exit {
 /// Mostly a place cannot be used, which somebody has to change; a full disk may have room at the next attempt.
 pub fn of_opening(error: &sync::Error) -> Exit {
     match error {
-        sync::Error::State(state::Error::Locked { .. }) => LOCKED,
+        error if error.is_held_by_another() => LOCKED,
         _ if is_full(error) => FAILED,
         _ => CONFIGURATION,
     }

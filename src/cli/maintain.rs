@@ -46,7 +46,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         .await
         .map_err(not_opened)?;
     if !arguments.rebuild.is_empty() {
-        return rebuild(&syncer, &arguments.rebuild).await;
+        let result = rebuild(&syncer, &arguments.rebuild).await;
+        syncer.close().await;
+        return result;
     }
     let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
     let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Tombstones]).collect();
@@ -61,6 +63,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     let stop = CancellationToken::new();
     let work = syncer.maintain(&tables, &maintenance, dry_run, &stop);
     let tables = stoppable(show::with_progress(work, progress), &stop).await?;
+    syncer.close().await;
     print(&tables, dry_run, &maintenance);
     if tables.iter().any(|(_, result)| result.is_err()) {
         return Err(FAILED);

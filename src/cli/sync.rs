@@ -78,6 +78,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
         show::report(&report);
         worst = worse(worst, report.outcome);
     }
+    syncer.close().await;
     Exit::of(worst)
 }
 

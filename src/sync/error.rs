@@ -42,6 +42,13 @@ pub enum Error {
     Stopped,
 }
 
+impl Error {
+    /// Whether another process holds the state file or the tables.
+    pub fn is_held_by_another(&self) -> bool {
+        matches!(self, Self::State(state::Error::Locked { .. }) | Self::Table(table::Error::InUse { .. }))
+    }
+}
+
 /// What follows from an error. What to do is in the error's own sentence.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Recovery {

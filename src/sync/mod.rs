@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -52,6 +52,7 @@ use crate::{
     export::{self, Client, Completed, ExportRequest, Job, PollProgress},
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, Store},
+    table::Lease,
 };
 
 // What the commands name of the rooms below, so that they need no arrow to them.
@@ -64,6 +65,9 @@ pub use crate::{
 pub struct Syncer {
     client: Arc<Client>,
     pub root: Root,
+    lease: Arc<Lease>,
+    /// Renews the lease as long as this exists.
+    _lease_keeper: JoinSet<()>,
     store: Arc<Mutex<Store>>,
     config: Config,
     progress: ProgressSender,
@@ -132,7 +136,8 @@ impl<'a> Run<'a> {
         events::began(&self.report);
         self.syncer.client.begin_run().await;
         let number = self.report.run;
-        self.syncer.remember(move |state| state.run = number).await
+        self.syncer.remember(move |state| state.run = number).await?;
+        Ok(self.syncer.root.check_lease().await?)
     }
 
     /// Follows the job that an earlier run left in flight; gives the types that need no other export in this run.

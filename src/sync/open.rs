@@ -5,14 +5,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, task::JoinSet};
 
 use super::{Config, Error, Export, ProgressSender, Syncer};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
     state::{Found, Store},
-    table::{self, Root, probe_spool_folder},
+    table::{self, Lease, Root, probe_spool_folder},
 };
 
 impl Syncer {
@@ -28,9 +28,16 @@ impl Syncer {
         let (store, found) = Store::open(state_file)?;
         probe_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
+        let mut root = Root::new(tables)?;
+        // After the state file: its lock tells that an earlier holder of the same name has ended.
+        let lease = root.take_lease(store.holder()).await?;
+        let mut lease_keeper = JoinSet::new();
+        lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         let syncer = Self {
             client: Arc::new(Client::new(server)?),
-            root: Root::new(tables)?,
+            root,
+            lease,
+            _lease_keeper: lease_keeper,
             store: Arc::new(Mutex::new(store)),
             config,
             progress,
@@ -38,6 +45,11 @@ impl Syncer {
         };
         syncer.recover_state(state_file, found, exports).await?;
         Ok(syncer)
+    }
+
+    /// Gives the lease of the tables back. Nothing may be written afterwards.
+    pub async fn close(&self) {
+        self.lease.release().await;
     }
 
     /// The state file as it was found: where it was missing or broken, the tables know the watermarks.

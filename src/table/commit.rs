@@ -60,6 +60,7 @@ pub(super) async fn attempt(
     transactions: Vec<Transaction>,
     mut metadata: BTreeMap<String, Value>,
 ) -> Result<CommitOutcome, Error> {
+    table.root.check_lease().await?;
     let read_version = table.version();
     let bytes_written = actions.iter().map(added_bytes).sum();
     let commit = Uuid::new_v4().to_string();

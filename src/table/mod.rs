@@ -17,6 +17,8 @@ mod properties;
 /// One Parquet file, and what belongs to it.
 mod data_file;
 
+/// Who may write below the root.
+mod lease;
 /// The folder of all tables, and a table at one version.
 mod root;
 
@@ -51,6 +53,7 @@ pub use self::{
     data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,
+    lease::Lease,
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     name::TableName,
     rebuild::{DecodeLines, rebuild},

@@ -15,6 +15,9 @@ pub enum TableName {
 /// The table of tombstones, as people call it.
 const DELETED: &str = "deleted";
 
+/// The folder below the root for what is not a table of resources.
+pub(super) const OWN_DIRECTORY: &str = "_fhir_sync";
+
 /// The partition column of the table of deletions.
 pub(super) const DELETED_FROM: &str = "resource_type";
 
@@ -23,7 +26,7 @@ impl TableName {
     pub(super) fn directory(self) -> String {
         match self {
             Self::Resources(resource_type) => format!("{resource_type}.parquet"),
-            Self::Tombstones => format!("_fhir_sync/{DELETED}"),
+            Self::Tombstones => format!("{OWN_DIRECTORY}/{DELETED}"),
         }
     }
 

@@ -24,10 +24,12 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::{
-    Error, TableName,
+    Error, Lease, TableName,
     data_file::rolling::FileTarget,
     data_file::stored::{StoredFile, stored_files},
     date_partition::{DatePartition, of_data_files},
+    lease::LeasePlace,
+    name::OWN_DIRECTORY,
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::fhir::{ResourceType, TransactionTime};
@@ -95,6 +97,8 @@ pub struct Root {
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
     /// Held while a run writes to the table of tombstones, which all types share.
     pub(super) tombstone_lock: Arc<Mutex<()>>,
+    /// Of a process that writes; it is checked before each commit.
+    pub(super) lease: Option<Arc<Lease>>,
 }
 
 impl Root {
@@ -117,7 +121,37 @@ impl Root {
         register_object_stores();
         let Config { storage_options, update_mode, change_data_feed, partitions, .. } = config;
         let (partitions, tombstone_lock) = (Arc::new(partitions), Arc::default());
-        Ok(Self { url, folder, storage_options, update_mode, change_data_feed, partitions, tombstone_lock })
+        Ok(Self {
+            url,
+            folder,
+            storage_options,
+            update_mode,
+            change_data_feed,
+            partitions,
+            tombstone_lock,
+            lease: None,
+        })
+    }
+
+    /// Takes the lease of this root for the holder of a state file; the holder renews it with [`Lease::keep`]. Waits for
+    /// up to a minute where nobody can say whether another holder is alive.
+    pub async fn take_lease(&mut self, holder: &str) -> Result<Arc<Lease>, Error> {
+        let shown = self.place_of(OWN_DIRECTORY);
+        let place = match &self.folder {
+            Some(folder) => LeasePlace::Folder(folder.join(OWN_DIRECTORY)),
+            None => LeasePlace::in_store(self.delta(OWN_DIRECTORY)?.log_store().object_store(None), &shown),
+        };
+        let lease = Arc::new(Lease::take(place, holder).await?);
+        self.lease = Some(Arc::clone(&lease));
+        Ok(lease)
+    }
+
+    /// Whether this process may still write below the root. A root that is only read has no lease, and nothing to check.
+    pub async fn check_lease(&self) -> Result<(), Error> {
+        match &self.lease {
+            Some(lease) => lease.check().await,
+            None => Ok(()),
+        }
     }
 
     /// The table of a resource type at its newest version; `None` before its first commit.
@@ -141,6 +175,7 @@ impl Root {
 
     /// Creates a table by its empty first commit. No data file may be in its folder before that.
     pub(super) async fn create(&self, name: TableName, create: CreateBuilder) -> Result<Table, Error> {
+        self.check_lease().await?;
         let directory = name.directory();
         let place = self.place_of(&directory);
         if let Some(folder) = &self.folder {

@@ -8,7 +8,8 @@ use std::{
 /// [`WORDS`]: `upsert` and `maintain` do not know each other, and nothing below knows them.
 const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("data_file", &[]),
-    ("root", &["data_file"]),
+    ("lease", &[]),
+    ("root", &["data_file", "lease"]),
     ("change_set", &["data_file", "root"]),
     ("commit", &["data_file", "root"]),
     ("tombstones", &["data_file", "root", "change_set", "commit"]),

@@ -23,6 +23,8 @@ mod convergence;
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
+/// One writer: two processes with different state files on one root.
+mod lease;
 /// Invalid lines and damaged files.
 mod lines;
 /// Maintenance by the command and by the daemon, never during a sync.

@@ -39,6 +39,7 @@ impl Root {
         goes_on: &(dyn Fn() -> bool + Sync),
     ) -> Result<Option<Maintained>, Error> {
         let Some(mut table) = self.load(name.into()).await? else { return Ok(None) };
+        self.check_lease().await?;
         let wants = |step| options.steps.contains(&step);
         check_maintainable(&table)?;
         if wants(MaintenanceStep::Vacuum) {
@@ -53,6 +54,8 @@ impl Root {
         }
         if dry_run == DryRun::No {
             self.sync_to_disk()?;
+            // Whoever has taken over may need what is deleted now.
+            self.check_lease().await?;
         }
         if wants(MaintenanceStep::CleanLog) {
             done.log_deleted = clean_log(&table, options.log_retention, dry_run, now).await?;
