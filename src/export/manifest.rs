@@ -6,11 +6,11 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use url::Url;
 
 use super::{Issues, error::shown};
-use crate::fhir::{ResourceType, TransactionTime, parse_instant};
+use crate::fhir::{Issue, RESOURCE_TYPES, ResourceType, TransactionTime, parse_instant};
 
 /// All pages of a complete export.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Manifest {
     pub deleted: Vec<File>,
     /// Files of `OperationOutcome`: `error` of 1.0 to 3.0, `outcome` of 4.0 (rule 58).
     pub outcomes: Vec<File>,
+    /// What some servers report in the manifest itself.
+    pub issues: Issues,
 }
 
 /// One file of an export.
@@ -31,11 +33,21 @@ pub struct File {
     /// For people, such as "Patient file 3 of 12": a URL may be a secret (rule 63).
     pub name: String,
     /// What the manifest announces; each line says what it is (rule 79).
-    pub resource_type: Option<ResourceType>,
+    pub kind: FileKind,
     pub url: Url,
     /// How many lines the file should have (rule 56).
     pub count: Option<u64>,
     pub requires_access_token: bool,
+}
+
+/// Which resources a file should have.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum FileKind {
+    Of(ResourceType),
+    /// A type that FHIR does not know: nobody can have asked for it.
+    Unknown,
+    /// The manifest names none: the lines may be of any type.
+    Untyped,
 }
 
 impl fmt::Debug for File {
@@ -57,6 +69,7 @@ pub struct Pages {
     output: Vec<Entry>,
     deleted: Vec<Entry>,
     outcomes: Vec<Entry>,
+    issues: Issues,
 }
 
 /// What the pages say about `transactionTime` together.
@@ -71,14 +84,14 @@ enum Time {
 
 /// An entry with its absolute URL. Its name needs the number of all entries, so it gets it when all pages are read.
 struct Entry {
-    resource_type: Option<ResourceType>,
+    kind: FileKind,
     url: Url,
     count: Option<u64>,
     requires_access_token: Option<bool>,
 }
 
 impl Pages {
-    /// Adds one page that was received from `at`, and gives the URL of the next one. On an error nothing was added.
+    /// Adds one page that was received from `at`, after any redirects, and gives the URL of the next one. On an error nothing was added.
     ///
     /// # Errors
     /// Why this is not a manifest, without quoting it.
@@ -102,11 +115,11 @@ impl Pages {
                 outcomes.push(outcome);
             }
         }
-        let next = match page.link.unwrap_or_default().into_iter().find(|link| link.relation.as_deref() == Some("next"))
-        {
+        let next = match page.link.as_ref().and_then(next_link) {
             None => None,
             Some(link) => {
-                Some(link.url.and_then(|url| at.join(url.trim()).ok()).ok_or("its next page has no usable url")?)
+                let url = link.get("url").and_then(Value::as_str);
+                Some(url.and_then(|url| at.join(url.trim()).ok()).ok_or("its next page has no usable url")?)
             }
         };
         self.time = self.time.and(page.transaction_time.as_ref());
@@ -114,6 +127,7 @@ impl Pages {
         self.output.extend(output);
         self.deleted.extend(deleted);
         self.outcomes.extend(outcomes);
+        self.issues.0.extend(page.issues.as_ref().map(inline_issues).unwrap_or_default().0);
         Ok(next)
     }
 
@@ -125,7 +139,12 @@ impl Pages {
                 Time::At(time) => Some(time),
                 Time::Absent | Time::Unreadable => None,
             },
-            output: named(self.output, default, |kind| kind.map_or("file".to_owned(), |kind| format!("{kind} file"))),
+            output: named(self.output, default, |kind| match kind {
+                FileKind::Of(resource_type) => format!("{resource_type} file"),
+                FileKind::Unknown => "file of an unknown type".to_owned(),
+                FileKind::Untyped => "file".to_owned(),
+            }),
+            issues: self.issues,
             deleted: named(self.deleted, default, |_| "deleted file".to_owned()),
             outcomes: named(self.outcomes, default, |_| "outcome file".to_owned()),
         }
@@ -143,20 +162,20 @@ impl Time {
     }
 }
 
-fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(Option<ResourceType>) -> String) -> Vec<File> {
+fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(FileKind) -> String) -> Vec<File> {
     let mut totals = BTreeMap::new();
     for entry in &entries {
-        *totals.entry(noun(entry.resource_type)).or_insert(0_usize) += 1;
+        *totals.entry(noun(entry.kind)).or_insert(0_usize) += 1;
     }
     let mut numbers = BTreeMap::new();
     let file = |entry: Entry| {
-        let noun = noun(entry.resource_type);
+        let noun = noun(entry.kind);
         let total = totals.get(&noun).copied().unwrap_or_default();
         let number: &mut usize = numbers.entry(noun.clone()).or_default();
         *number += 1;
         File {
             name: format!("{noun} {number} of {total}"),
-            resource_type: entry.resource_type,
+            kind: entry.kind,
             url: entry.url,
             count: entry.count,
             requires_access_token: entry.requires_access_token.unwrap_or(token_by_default),
@@ -176,7 +195,8 @@ struct Page {
     deleted: Option<Vec<RawFile>>,
     error: Option<Vec<RawFile>>,
     outcome: Option<Vec<RawFile>>,
-    link: Option<Vec<Link>>,
+    link: Option<Value>,
+    issues: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -184,12 +204,6 @@ struct RawFile {
     r#type: Option<Value>,
     url: Option<Value>,
     count: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Link {
-    relation: Option<String>,
-    url: Option<String>,
 }
 
 impl Page {
@@ -221,12 +235,48 @@ impl RawFile {
         let url = self.url?;
         let url = url.as_str().filter(|url| !url.trim().is_empty())?;
         Some(Entry {
-            resource_type: self.r#type.as_ref().and_then(Value::as_str).and_then(|name| name.parse().ok()),
+            kind: self.r#type.as_ref().map_or(FileKind::Untyped, kind),
             url: at.join(url.trim()).ok()?,
             count: self.count.as_ref().and_then(count),
             requires_access_token,
         })
     }
+}
+
+/// A name in another case is meant: a file that somebody waits for must not count as unknown.
+fn kind(name: &Value) -> FileKind {
+    let name = match name {
+        Value::String(name) if !name.trim().is_empty() => name.trim(),
+        Value::Null | Value::String(_) => return FileKind::Untyped,
+        _ => return FileKind::Unknown,
+    };
+    let known = RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name));
+    known.and_then(|known| known.parse().ok()).map_or(FileKind::Unknown, FileKind::Of)
+}
+
+/// The link to the next page, in a list of links or as the only one.
+fn next_link(link: &Value) -> Option<&Value> {
+    let is_next = |link: &&Value| link.get("relation").and_then(Value::as_str) == Some("next");
+    match link {
+        Value::Array(links) => links.iter().find(is_next),
+        link => Some(link).filter(is_next),
+    }
+}
+
+/// A list of issues, as an `OperationOutcome` has it. Those that cannot be read count as an error: they are no all-clear.
+fn inline_issues(issues: &Value) -> Issues {
+    let list = match issues {
+        Value::Null => return Issues::default(),
+        Value::Array(list) if list.is_empty() => return Issues::default(),
+        Value::Array(list) => list.clone(),
+        one => vec![one.clone()],
+    };
+    let outcome = json!({"resourceType": "OperationOutcome", "issue": list}).to_string();
+    let issues = Issues::read(outcome.as_bytes());
+    if issues.0.is_empty() {
+        return Issues(vec![Issue { severity: "error".to_owned(), code: "unknown".to_owned() }]);
+    }
+    issues
 }
 
 /// `true`, or `"true"` as Oracle Soarian writes it.

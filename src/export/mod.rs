@@ -46,7 +46,7 @@ mod tests;
 pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
-pub use manifest::{File, Manifest};
+pub use manifest::{File, FileKind, Manifest};
 pub use poll::PollProgress;
 pub use redirect::check_url;
 pub use request::{ExportRequest, Level};
@@ -74,6 +74,9 @@ pub struct Job {
 pub struct Completed {
     pub job: Job,
     pub manifest: Manifest,
+    /// The server's clock at the kick-off, or where that had no `Date`, at its earliest later answer: the export holds
+    /// nothing that is newer (rule 51).
+    pub bound: Option<TransactionTime>,
 }
 
 const KICK_OFF: &[(&str, &str)] = &[

@@ -18,8 +18,9 @@ use super::{
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
     manifest::Pages,
-    retry::{Backoff, Retries, WaitLog, is_transient, millis, retry_after},
+    retry::{Backoff, Retries, WaitLog, date, is_transient, millis, retry_after},
 };
+use crate::fhir::TransactionTime;
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
@@ -65,7 +66,8 @@ impl Job {
             };
             return Err(Error::NotAManifest { context: wait.context, reason });
         }
-        Ok(Completed { manifest: pages.manifest(client.tokens.is_some()), job: self })
+        let bound = self.kicked_off_at.or(wait.date);
+        Ok(Completed { manifest: pages.manifest(client.tokens.is_some()), bound, job: self })
     }
 }
 
@@ -79,6 +81,8 @@ struct Wait<'a> {
     started: Instant,
     polls: u32,
     bytes_left: u64,
+    /// The server's clock at its first answer that had a `Date`.
+    date: Option<TransactionTime>,
     log: WaitLog,
 }
 
@@ -107,6 +111,7 @@ impl<'a> Wait<'a> {
             started: Instant::now(),
             polls: 0,
             bytes_left: client.config.limits.max_manifest_bytes,
+            date: None,
             log: WaitLog::default(),
         }
     }
@@ -163,9 +168,10 @@ impl<'a> Wait<'a> {
             Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
             Err(Failure::Fatal(error)) => return Err(error),
         };
+        self.date = self.date.or_else(|| date(response.headers()).map(TransactionTime::from));
         let retry_after = retry_after(response.headers());
         match export_status(&response) {
-            StatusCode::OK => self.manifest(url, response, pages).await,
+            StatusCode::OK => self.manifest(response, pages).await,
             StatusCode::ACCEPTED => Ok(Polled::Later { retry_after, x_progress: x_progress(response.headers()) }),
             StatusCode::TOO_MANY_REQUESTS => Ok(Polled::Later { retry_after, x_progress: None }),
             StatusCode::NOT_FOUND if self.job_age() < UNKNOWN_GRACE => {
@@ -181,7 +187,9 @@ impl<'a> Wait<'a> {
         }
     }
 
-    async fn manifest(&mut self, url: &Url, response: Response, pages: &mut Pages) -> Result<Polled, Error> {
+    async fn manifest(&mut self, response: Response, pages: &mut Pages) -> Result<Polled, Error> {
+        // Relative URLs belong to the address that answered, which a redirect may have led to (RFC 3986, 5.1.3).
+        let answered = response.url().clone();
         let body = match self.client.http.read(response, self.bytes_left).await {
             Ok(Some(body)) => body,
             Ok(None) => {
@@ -191,7 +199,7 @@ impl<'a> Wait<'a> {
             }
             Err(fault) => return Ok(Polled::Failed(fault)),
         };
-        match pages.add(&body, url) {
+        match pages.add(&body, &answered) {
             Ok(next) => {
                 self.bytes_left = self.bytes_left.saturating_sub(body.len() as u64);
                 Ok(Polled::Manifest { next })

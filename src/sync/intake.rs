@@ -23,7 +23,7 @@ use tracing::Instrument as _;
 
 use super::{Error, ProgressSender, Syncer, blocking::blocking, chain, columns, quarantine::Quarantine};
 use crate::{
-    export::{Client, File, Manifest},
+    export::{Client, File, FileKind, Manifest},
     fhir::{Deletion, Issue, ResourceType, TransactionTime, operation_outcome},
     resource::{self, BadLine, Decoder, Line, LineGrouping, Lines, Shape},
     table::{self, ChangeSet, MemoryBudget, MemoryDemand, OutputIndex, Table, is_first_load},
@@ -127,11 +127,14 @@ pub async fn receive(
     let mut output: Vec<_> = (0..).zip(&manifest.output).collect();
     // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a
     // change set that is complete goes to those that still arrive.
-    output.sort_by_key(|(_, file)| file.resource_type);
+    output.sort_by_key(|(_, file)| file.kind);
     for (index, file) in output {
-        let Some(resource_type) = file.resource_type.filter(|known| context.intakes.contains_key(known)) else {
-            remarks.extend(not_requested(file));
-            continue;
+        let resource_type = match file.kind {
+            FileKind::Of(resource_type) if context.intakes.contains_key(&resource_type) => resource_type,
+            _ => {
+                remarks.extend(not_requested(file));
+                continue;
+            }
         };
         let Ok(worker) = Arc::clone(&context.workers).acquire_owned().await else { break };
         tasks.spawn(output_file(Arc::clone(&context), file.clone(), resource_type, index, worker).in_current_span());
@@ -142,6 +145,7 @@ pub async fn receive(
     for file in &manifest.outcomes {
         tasks.spawn(outcome_file(Arc::clone(&context), file.clone()).in_current_span());
     }
+    remarks.extend(reported_in_manifest(manifest));
     while let Some(ended) = tasks.join_next().await {
         match ended {
             Ok(remark) => remarks.extend(remark),
@@ -173,7 +177,7 @@ async fn intakes(
     };
     for resource_type in types {
         let shape = syncer.shape(*resource_type).await;
-        let files = manifest.output.iter().filter(|file| file.resource_type == Some(*resource_type)).count();
+        let files = manifest.output.iter().filter(|file| file.kind == FileKind::Of(*resource_type)).count();
         // Without files there is nothing to write before the commit, which will open the table, or create it.
         let table = if files == 0 { None } else { Some(table(syncer, *resource_type, &shape).await) };
         match &table {
@@ -216,15 +220,25 @@ async fn table(
     Ok((table, first_load))
 }
 
-/// A file that belongs to no table. A known type that was not requested is only worth a warning; a file without a known
-/// type may hold rows that are missing elsewhere.
+/// A file that belongs to no table. A type that was not requested is only worth a warning, whether FHIR knows it or not; a
+/// file without a type may hold rows that are missing elsewhere.
 fn not_requested(file: &File) -> Option<Remark> {
-    if let Some(resource_type) = file.resource_type {
-        let file = &file.name;
-        tracing::warn!(%resource_type, file, "the server sent a type that was not requested; it is ignored");
-        return None;
+    match file.kind {
+        FileKind::Of(_) | FileKind::Unknown => {
+            tracing::warn!(file = file.name, "the server sent a type that was not requested; it is ignored");
+            None
+        }
+        FileKind::Untyped => Some(Remark::Hold(format!("{}: the manifest names no resource type", file.name))),
     }
-    Some(Remark::Hold(format!("{}: the manifest names no resource type that is known", file.name)))
+}
+
+/// What the server reports in the manifest itself: an error holds every watermark, as in a file (rule 101).
+fn reported_in_manifest(manifest: &Manifest) -> Option<Remark> {
+    // A severity that cannot be read is no all-clear.
+    let is_error = |issue: &&Issue| issue.is_error() || issue.severity == "unknown";
+    let first = manifest.issues.0.iter().find(is_error)?;
+    let errors = manifest.issues.0.iter().filter(is_error).count();
+    Some(Remark::Hold(format!("the server reported missing data: {errors} errors, first {first}")))
 }
 
 /// One file of rows. An error is kept with its type.

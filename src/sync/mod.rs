@@ -272,5 +272,5 @@ impl<'a> Run<'a> {
 ///
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
     let transaction_time = completed.manifest.transaction_time?;
-    Some(completed.job.kicked_off_at.map_or(transaction_time, |kicked_off_at| transaction_time.min(kicked_off_at)))
+    Some(completed.bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
 }

@@ -98,21 +98,64 @@ fn whether_a_token_is_required_is_read_leniently() {
 }
 
 #[test]
-fn counts_and_types_that_cannot_be_read_are_absent() {
+fn counts_that_cannot_be_read_are_absent_and_unknown_types_are_told_from_missing_ones() {
     let manifest = read(
         r#"{"output":[{"type":"Patient","url":"/1","count":"12"},{"type":"Alien","url":"/2","count":-1},
-                      {"url":"/3","count":4.0},{"type":7,"url":"/4","count":null}]}"#,
+                      {"url":"/3","count":4.0},{"type":"","url":"/4","count":null},{"type":"observation","url":"/5"}]}"#,
     )
     .unwrap();
     let files: Vec<_> = manifest.output.iter().map(|file| (file.name.as_str(), file.count)).collect();
-    let expected =
-        [("Patient file 1 of 1", Some(12)), ("file 1 of 3", None), ("file 2 of 3", Some(4)), ("file 3 of 3", None)];
+    let expected = [
+        ("Patient file 1 of 1", Some(12)),
+        ("file of an unknown type 1 of 1", None),
+        ("file 1 of 2", Some(4)),
+        ("file 2 of 2", None),
+        ("Observation file 1 of 1", None),
+    ];
     assert_eq!(files, expected);
-    assert!(manifest.output[1].resource_type.is_none());
+    let kinds: Vec<_> = manifest.output.iter().map(|file| file.kind).collect();
+    let of = |name: &str| FileKind::Of(name.parse().unwrap());
+    let expected = [of("Patient"), FileKind::Unknown, FileKind::Untyped, FileKind::Untyped, of("Observation")];
+    assert_eq!(kinds, expected, "a type that FHIR does not know is not the same as no type");
 }
 
 #[test]
 fn a_file_listed_as_error_and_as_outcome_counts_once() {
     let manifest = read(r#"{"output":[],"error":[{"url":"/1"}],"outcome":[{"url":"/1"},{"url":"/2"}]}"#).unwrap();
     assert_eq!(manifest.outcomes.len(), 2);
+}
+
+#[test]
+fn a_link_may_be_an_object_and_only_a_next_one_is_followed() {
+    let at: Url = "https://fhir.example.org/status/1".parse().unwrap();
+    for (link, next) in [
+        (r#"{"relation":"next","url":"/2"}"#, Some("https://fhir.example.org/2")),
+        (
+            r#"[{"relation":"self","url":"/1"},{"relation":"next","url":"2"}]"#,
+            Some("https://fhir.example.org/status/2"),
+        ),
+        (r#"{"relation":"self","url":"/1"}"#, None),
+        ("{}", None),
+        ("null", None),
+        (r#"[7,{"url":"/2"},{"relation":["next"]}]"#, None),
+    ] {
+        let body = format!(r#"{{"output":[],"link":{link}}}"#);
+        let found = Pages::default().add(body.as_bytes(), &at).unwrap();
+        assert_eq!(found.as_ref().map(Url::as_str), next, "{link}");
+    }
+}
+
+#[test]
+fn issues_in_the_manifest_itself_are_outcomes() {
+    for (issues, expected) in [
+        (r#"[{"severity":"error","code":"not-found","diagnostics":"Jane Doe"}]"#, vec!["error (not-found)"]),
+        (r#"{"severity":"warning","code":"value"}"#, vec!["warning (value)"]),
+        ("[]", vec![]),
+        ("null", vec![]),
+        ("\"Jane Doe\"", vec!["error (unknown)"]),
+    ] {
+        let manifest = read(&format!(r#"{{"output":[],"issues":{issues}}}"#)).unwrap();
+        let found: Vec<_> = manifest.issues.0.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected, "{issues}");
+    }
 }

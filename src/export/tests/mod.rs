@@ -9,7 +9,8 @@ use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::{
-    Client, Completed, Config, Error, ExportRequest, File, Job, Level, PollProgress, WaitRange, auth, clock::local_now,
+    Client, Completed, Config, Error, ExportRequest, File, FileKind, Job, Level, PollProgress, WaitRange, auth,
+    clock::local_now,
 };
 use server::{Answer, Server};
 
@@ -60,7 +61,7 @@ async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
 fn file(url: Url) -> File {
     File {
         name: "Patient file 1 of 1".to_owned(),
-        resource_type: Some("Patient".parse().unwrap()),
+        kind: FileKind::Of("Patient".parse().unwrap()),
         url,
         count: None,
         requires_access_token: false,

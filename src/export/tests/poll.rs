@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
+use crate::fhir::TransactionTime;
 
 const EMPTY: &str = r#"{"transactionTime":"2026-11-20T10:00:00Z","requiresAccessToken":false,"output":[],"error":[]}"#;
 
@@ -229,4 +230,40 @@ async fn a_manifest_larger_than_allowed_is_not_held_in_memory() {
     config.limits.max_manifest_bytes = 20;
     let client = Client::new(config).unwrap();
     assert!(matches!(wait(job(&server), &client).await, Err(Error::TooLarge { limit_bytes: 20, .. })));
+}
+
+#[tokio::test]
+async fn relative_urls_of_a_manifest_belong_to_the_address_that_answered() {
+    let server = Server::start(|asked| match asked.path.as_str() {
+        "/status" => Answer::status(303).header("location", "/elsewhere/deep/manifest.json"),
+        "/elsewhere/deep/manifest.json" => Answer::json(
+            r#"{"output":[{"type":"Patient","url":"files/p"}],"link":{"relation":"next","url":"page-2.json"}}"#,
+        ),
+        "/elsewhere/deep/page-2.json" => Answer::json(EMPTY),
+        path => panic!("{path}"),
+    })
+    .await;
+    let manifest = wait(job(&server), &client(&server)).await.unwrap().manifest;
+    assert_eq!(manifest.output[0].url, server.url("/elsewhere/deep/files/p"));
+}
+
+#[tokio::test]
+async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later_answer() {
+    let at = |minute: u32| format!("Fri, 20 Nov 2026 10:{minute:02}:00 GMT");
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        match turn {
+            1 => Answer::status(202),
+            2 => Answer::status(202).header("date", at(1)),
+            _ => Answer::json(EMPTY).header("date", at(7)),
+        }
+    })
+    .await;
+    let client = client(&server);
+    let bound = wait(job(&server), &client).await.unwrap().bound.unwrap();
+    assert_eq!(bound.to_string(), "2026-11-20T10:01:00Z");
+    let kicked_off_at = Some(TransactionTime::from_micros(0).unwrap());
+    let job = Job { kicked_off_at, ..job(&server) };
+    assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
 }
