@@ -122,6 +122,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::fhir::ResourceType;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split_whitespace())
@@ -139,7 +140,11 @@ mod tests {
                     --full-refresh --auth-client-id me --auth-private-key /etc/key.jwk";
         let Command::Sync(arguments) = parse(cron).unwrap().command else { panic!("not a sync") };
         assert_eq!(arguments.resource_types, ["Patient", "Condition"]);
-        assert!(arguments.full_refresh);
+        assert!(arguments.full_refresh && arguments.allow_empty.is_empty());
+        let emptied = format!("{cron} --allow-empty Patient");
+        let Command::Sync(arguments) = parse(&emptied).unwrap().command else { panic!("not a sync") };
+        assert_eq!(arguments.allow_empty, [ResourceType::PATIENT]);
+        assert_eq!(parse("fhir-sync sync --config a.toml --allow-empty Patient").unwrap_err().exit_code(), 2);
     }
 
     #[test]

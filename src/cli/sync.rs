@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     config::{self, Config, Flags, Key, Mistakes},
+    fhir::ResourceType,
     sync::{Mode, Outcome, ProgressSender, Syncer},
     telemetry,
 };
@@ -30,6 +31,9 @@ pub struct Arguments {
     /// Ask for all resources, not only for what changed
     #[arg(long)]
     pub full_refresh: bool,
+    /// Remove all rows of these types that the full refresh lacks, even if none is left
+    #[arg(long, value_name = "TYPE", num_args = 1.., requires = "full_refresh")]
+    pub allow_empty: Vec<ResourceType>,
     /// Base URL of the FHIR server
     #[arg(long, value_name = "URL", requires = "delta_path")]
     fhir_endpoint: Option<String>,
@@ -59,7 +63,9 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     let mode = if arguments.full_refresh { Mode::FullRefresh } else { Mode::Incremental };
     let (path, only) = (arguments.config.clone(), arguments.export.clone());
+    let allow_empty = arguments.allow_empty.iter().copied().collect();
     let mut config = arguments.config().map_err(misconfigured)?;
+    config.sync.allow_empty = allow_empty;
     telemetry::start(&config.log);
     if let Some(only) = only {
         keep_only(&mut config, &only)?;

@@ -13,7 +13,7 @@ mod values;
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
     path::{Path, PathBuf},
     rc::Rc,
@@ -270,7 +270,12 @@ fn read_sync(
             max_quarantined: max_quarantined?,
             max_quarantined_percent: max_quarantined_percent?,
         },
-        reconcile: table::Reconcile { max_missing: max_missing?, max_missing_percent: max_missing_percent? },
+        reconcile: table::Reconcile {
+            max_missing: max_missing?,
+            max_missing_percent: max_missing_percent?,
+            allow_empty: false,
+        },
+        allow_empty: BTreeSet::new(),
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
     })

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    table::{self, Root, Upsert},
+    table::{self, Reconcile, Root, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -47,9 +47,12 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             let Some((resource_type, received)) = waiting.next() else { break };
             // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that
             // the server left out (rules 21 and 98).
-            let is_whole = commits.everything && !is_held && received.files > 0 && received.quarantined == 0;
+            let allow_empty = run.syncer.config.allow_empty.contains(&resource_type);
+            let is_there = received.files > 0 || allow_empty;
+            let is_whole = commits.everything && !is_held && is_there && received.quarantined == 0;
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
-            let upsert = Upsert { reconcile: reconciles.then_some(run.syncer.config.reconcile), ..upsert.clone() };
+            let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
+            let upsert = Upsert { reconcile: reconciles.then_some(limits), ..upsert.clone() };
             let commit = Commit {
                 root: run.syncer.root.clone(),
                 resource_type,
@@ -144,9 +147,10 @@ impl Commit {
 fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let missing = report.counts.missing;
     if missing > 0 {
-        let limit = "more than sync.max_missing and sync.max_missing_percent allow";
+        let limit = "more than sync.max_missing and sync.max_missing_percent allow, or all that were stored";
         return Some(format!(
-            "{missing} rows of {resource_type} are missing in the full refresh, {limit}; they are kept"
+            "{missing} rows of {resource_type} are missing in the full refresh, {limit}; they are kept. If the server \
+             has really deleted them: fhir-sync sync --full-refresh --allow-empty {resource_type}"
         ));
     }
     let is_held = matches!(report.end, TypeEnd::WatermarkHeld { .. });

@@ -30,6 +30,9 @@ pub struct Reconcile {
     /// removed: then the server is more likely in trouble than its resources deleted (rule 98).
     pub max_missing: u64,
     pub max_missing_percent: f64,
+    /// The operator has said that all rows may be missing: then no limit applies. Without this word, an export that
+    /// leaves no stored row is never believed, however few they are.
+    pub allow_empty: bool,
 }
 
 /// What a commit did to the table.

@@ -195,3 +195,49 @@ async fn a_full_refresh_with_a_failed_file_removes_nothing() {
     assert_eq!(report.outcome, Outcome::Partial);
     setup.assert_same_as_server().await;
 }
+
+/// The file of the patients is there and has no line; the manifest says so, too.
+fn empty_patient_file(scenario: &mut fhir_sync::demo::Scenario) {
+    (scenario.gzip, scenario.count_offset) = (false, [(PATIENT, -5)].into());
+    scenario.faults = vec![Fault::EndAfter { path_contains: "/Patient.1".to_owned(), bytes: 0, times: 9 }];
+}
+
+#[tokio::test]
+async fn a_full_refresh_never_removes_all_rows_of_a_table_however_few_they_are() {
+    let mut setup = Setup::new().await;
+    (setup.config.reconcile.max_missing, setup.config.reconcile.max_missing_percent) = (20, 100.0);
+    setup.complete().await;
+    setup.server.scenario(empty_patient_file);
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.types[&PATIENT].counts.missing, report.types[&PATIENT].counts.removed), (5, 0));
+    assert_eq!(report.outcome, Outcome::Partial);
+    let remarks = report.remarks.join("; ");
+    assert!(remarks.contains("--allow-empty Patient"), "{remarks}");
+    setup.server.scenario(|scenario| *scenario = fhir_sync::demo::Scenario::default());
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn a_full_refresh_with_other_resources_only_removes_no_stored_row() {
+    let mut setup = Setup::new().await;
+    (setup.config.reconcile.max_missing, setup.config.reconcile.max_missing_percent) = (20, 100.0);
+    setup.complete().await;
+    setup.later(|world| {
+        (1..=5).for_each(|number| assert!(world.delete(PATIENT, &format!("p{number}"))));
+        world.put(PATIENT, "renumbered", json!({}));
+    });
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.missing), (Outcome::Partial, 5));
+    assert_eq!(setup.lines(PATIENT).await.len(), 6);
+}
+
+#[tokio::test]
+async fn a_full_refresh_empties_a_table_if_the_operator_says_so() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.scenario(empty_patient_file);
+    setup.config.allow_empty = [PATIENT].into();
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!(report.types[&PATIENT].counts.removed, 5, "{report:#?}");
+    assert!(setup.lines(PATIENT).await.is_empty());
+}

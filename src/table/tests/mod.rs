@@ -199,7 +199,11 @@ fn upsert(transaction_time: i64) -> Upsert {
 }
 
 fn full_refresh(transaction_time: i64, max_missing_percent: f64) -> Upsert {
-    Upsert { reconcile: Some(Reconcile { max_missing: 0, max_missing_percent }), ..upsert(transaction_time) }
+    Upsert { reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
+}
+
+fn limits(max_missing_percent: f64) -> Reconcile {
+    Reconcile { max_missing: 0, max_missing_percent, allow_empty: false }
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ pub struct Decision {
     missing: Vec<(FileIndex, u64)>,
     /// Live rows of our source.
     stored_rows: u64,
+    /// How many resources the change set has rows of.
+    received_resources: u64,
 }
 
 /// What the change data feed needs to know beyond [`Decision`]: which deleted rows were not replaced, and which written
@@ -93,9 +95,7 @@ fn records_changes(table: &Table) -> Result<bool, Error> {
 async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) -> Result<(), Error> {
     let missing = std::mem::take(&mut decision.missing);
     let count = missing.len() as u64;
-    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
-    let missing_percent = count as f64 * 100.0 / decision.stored_rows.max(1) as f64;
-    if count > limits.max_missing && missing_percent > limits.max_missing_percent {
+    if !may_remove(count, decision, limits) {
         decision.counts.missing = count;
         return Ok(());
     }
@@ -111,6 +111,17 @@ async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) ->
         }
     }
     Ok(())
+}
+
+/// May this many missing rows be removed?
+fn may_remove(missing: u64, decision: &Decision, limits: Reconcile) -> bool {
+    // An export without a row, or without any row that was stored, looks like a table emptied on the server; a server in
+    // trouble looks the same (rule 98).
+    let leaves_none = decision.received_resources == 0 || missing == decision.stored_rows;
+    #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
+    let missing_percent = missing as f64 * 100.0 / decision.stored_rows.max(1) as f64;
+    let is_within = missing <= limits.max_missing || missing_percent <= limits.max_missing_percent;
+    limits.allow_empty || (is_within && !leaves_none)
 }
 
 impl Decision {
@@ -133,6 +144,7 @@ impl Decision {
         hits.sort_by_key(|(hit, _)| hit.winner);
         let mut hits = hits.as_slice();
         for (index, winner) in shard.winners() {
+            self.received_resources += u64::from(matches!(winner, Winner::Row { .. }));
             let copies = hits.partition_point(|(hit, _)| hit.winner == index);
             let (copies, rest) = hits.split_at(copies);
             hits = rest;

@@ -112,7 +112,7 @@ impl Export {
     }
 
     fn upsert(&self) -> Upsert {
-        let reconcile = self.refresh.map(|max_missing_percent| Reconcile { max_missing: 0, max_missing_percent });
+        let reconcile = self.refresh.map(limits);
         Upsert { reconcile, ..upsert(micros(self.transaction_time)) }
     }
 }
@@ -281,7 +281,7 @@ async fn take_all(steps: &[Step]) -> Model {
 async fn a_row_that_a_full_refresh_removed_does_not_return_because_an_older_deletion_states_a_time() {
     let model = take_all(&[
         export_of(5, &[Entry::Deletion { id: "a", at: Some(1) }], None),
-        export_of(8, &[timed_row("a", Some(2))], None),
+        export_of(8, &[timed_row("a", Some(2)), timed_row("b", Some(2))], None),
         export_of(9, &[timed_row("b", Some(2))], Some(100.0)),
         export_of(7, &[timed_row("a", Some(2))], None),
     ])

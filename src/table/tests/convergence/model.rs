@@ -106,15 +106,21 @@ impl Model {
         let old: Vec<_> = self.rows.iter().filter(|(_, row)| row.transaction_time <= export.transaction_time).collect();
         let ids: BTreeSet<_> = export.files.iter().flatten().map(Entry::id).collect();
         let gone: Vec<_> = old.into_iter().map(|(id, _)| *id).filter(|id| !ids.contains(id)).collect();
+        let mut any_row = false;
         for id in ids {
             let entries: Vec<_> = export.files.iter().flatten().filter(|entry| entry.id() == id).collect();
             counts.duplicate += entries.len() as u64 - 1;
             match newest(&entries, export.transaction_time) {
-                Newest::Row(row) => self.take_row(id, row, &mut counts),
+                Newest::Row(row) => {
+                    any_row = true;
+                    self.take_row(id, row, &mut counts);
+                }
                 Newest::Deleted(at) => self.take_deletion(id, at, export.transaction_time, &mut counts),
             }
         }
         if let Some(most_percent) = export.refresh {
+            // Never all rows, and never by an export without a row.
+            let most_percent = if any_row && gone.len() < before { most_percent } else { -1.0 };
             self.reconcile(&gone, before, most_percent, export.transaction_time, &mut counts);
         }
         counts
