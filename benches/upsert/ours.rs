@@ -134,6 +134,7 @@ impl Bench {
         let watermark = TransactionTime::from_micros(run_started_micros);
         let upsert = Upsert {
             app_id: "fhir-sync/bench".to_owned(),
+            adopted_app_id: None,
             source: "bench".to_owned(),
             watermark,
             exported_at: watermark,

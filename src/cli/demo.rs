@@ -20,7 +20,7 @@ use crate::{
     config,
     demo::{Server, generate},
     fhir::ResourceType,
-    sync::{Export, Level, Mode, Progress, ProgressSender, Report, Syncer, chain},
+    sync::{Chosen, Export, Level, Mode, Progress, ProgressSender, Report, Syncer, chain},
     telemetry,
 };
 
@@ -122,7 +122,9 @@ impl Demo {
             client_id: None,
             key: None,
         };
-        let config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
+        let mut config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
+        // The demo's server has another port each time.
+        config.sync.source_chosen = Chosen::ByOperator;
         let reconciled = types.iter().copied().collect();
         let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
         let (sender, progress) = ProgressSender::new();

@@ -73,6 +73,9 @@ pub fn report(report: &Report) {
     for (resource_type, of) in report.types.iter().filter(|(_, of)| of.foreign_commits > 0) {
         println!("! {resource_type}: commits by other writers since our last one: {}", of.foreign_commits);
     }
+    for note in &report.notes {
+        println!("  {note}");
+    }
     for remark in &report.remarks {
         println!("! {remark}");
     }

@@ -153,7 +153,8 @@ fn read(table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mistak
 fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut server = root.section("server");
     server.renamed(&[("name", "source")]);
-    let source = server.or("source", "fhir", name);
+    let source_chosen = if server.has("source") { sync::Chosen::ByOperator } else { sync::Chosen::ByDefault };
+    let source = server.or("source", "fhir", name).map(|source| (source, source_chosen));
     let overlap = server.or("since_overlap", "5m", duration);
     let server = server::read(server, key_file);
     let mut tables = root.section("tables");
@@ -230,7 +231,7 @@ const MIN_CHANGE_SET_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
 fn read_sync(
     mut section: Section,
     state_file: Option<&Path>,
-    source: Option<String>,
+    source: Option<(String, sync::Chosen)>,
     overlap: Option<Duration>,
     columns: Option<(bool, Options)>,
 ) -> Option<sync::Config> {
@@ -258,10 +259,12 @@ fn read_sync(
     let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let (typed, columns) = columns?;
+    let (source, source_chosen) = source?;
     Some(sync::Config {
         typed,
         columns,
-        source: source?.into(),
+        source: source.into(),
+        source_chosen,
         overlap: TimeDelta::from_std(overlap?).ok()?,
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,

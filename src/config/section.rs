@@ -146,6 +146,11 @@ impl Section {
         sections
     }
 
+    /// Whether somebody has set the key.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.get(key).is_some_and(|value| !matches!(value.kind, ValueKind::Nil))
+    }
+
     /// Keys of earlier versions, each with its present name: an old key is a mistake that names the new one.
     pub fn renamed(&mut self, keys: &[(&str, &str)]) {
         for (before, now) in keys {

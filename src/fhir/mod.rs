@@ -20,6 +20,8 @@ impl TransactionTime {
         DateTime::from_timestamp_micros(micros).map(Self)
     }
 
+    pub const EPOCH: Self = Self(DateTime::UNIX_EPOCH);
+
     pub fn as_micros(self) -> i64 {
         self.0.timestamp_micros()
     }

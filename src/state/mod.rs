@@ -4,6 +4,7 @@
 //! run, when the last complete sync ended. A change is written to a temporary file, synced and renamed, and the folder is
 //! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
+mod asked;
 mod place;
 
 use std::{
@@ -19,6 +20,7 @@ use serde_json::value::RawValue;
 use url::Url;
 use uuid::Uuid;
 
+pub use self::asked::Asked;
 use self::place::Owner;
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
@@ -55,9 +57,15 @@ pub struct State {
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExportState {
+    /// What the watermarks stand for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
     /// A mirror of the tables; where they differ, the table is right.
     #[serde(default)]
     pub watermarks: BTreeMap<ResourceType, TransactionTime>,
+    /// The types whose watermark no longer counts, each with the reason: they are loaded in full.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reload: BTreeMap<ResourceType, String>,
     /// When the last complete sync ended, by the local clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_complete_at: Option<DateTime<Utc>>,
@@ -83,6 +91,11 @@ pub struct JobInFlight {
     pub since: Option<String>,
     /// The run was a full refresh.
     pub full_refresh: bool,
+    /// What was asked, and of which server; absent in a state file of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Url>,
 }
 
 /// What the state file was when it was opened.
@@ -257,9 +270,13 @@ fn lock(path: &Path) -> Result<(File, String), Error> {
 }
 
 fn checksum(text: &str) -> String {
+    format!("sha256:{}", sha256(text))
+}
+
+fn sha256(text: &str) -> String {
     use aws_lc_rs::digest::{SHA256, digest};
     use std::fmt::Write as _;
-    let mut hex = String::from("sha256:");
+    let mut hex = String::new();
     for byte in digest(&SHA256, text.as_bytes()).as_ref() {
         // Writing to a String cannot fail.
         let _ = write!(hex, "{byte:02x}");
@@ -305,6 +322,8 @@ mod tests {
             types: vec!["Patient".parse().unwrap()],
             since: Some("2026-01-01T00:00:00.000Z".to_owned()),
             full_refresh: false,
+            asked: None,
+            server: None,
         });
         state
     }

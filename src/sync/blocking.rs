@@ -13,6 +13,9 @@ use super::Error;
 /// time to end.
 pub const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The cancellation of a job that is given up. Its server may be gone for good.
+pub const CANCEL_PATIENCE: Duration = Duration::from_secs(20);
+
 /// Waits for `step`, but not longer than `patience` after the request to stop.
 pub async fn unless_stopped<T>(
     stop: &CancellationToken,

@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use chrono::TimeDelta;
 
-use crate::{export::Level, fhir::ResourceType, resource, table::Reconcile};
+use crate::{export::Level, fhir::ResourceType, resource, state::Asked, table::Reconcile};
 
 /// How every export is synced.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `_sync_source` of all rows.
     pub source: Arc<str>,
+    pub source_chosen: Chosen,
     /// `_since` is this much earlier than the watermark.
     pub overlap: TimeDelta,
     pub parallel_downloads: usize,
@@ -27,6 +28,13 @@ pub struct Config {
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.
     pub typed: bool,
     pub columns: resource::Options,
+}
+
+/// Who chose a value. A source that the operator chose may move to another address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chosen {
+    ByDefault,
+    ByOperator,
 }
 
 /// How many lines of one type may be in quarantine. The type fails only when both limits are exceeded: a few bad lines
@@ -58,8 +66,23 @@ pub struct Export {
 }
 
 impl Export {
+    /// What the watermarks stand for, for rows of this source.
+    pub fn asked(&self, source: &str) -> Asked {
+        let (level, group) = match &self.level {
+            Level::System => ("system", None),
+            Level::Patient => ("patient", None),
+            Level::Group(id) => ("group", Some(id.clone())),
+        };
+        Asked { source: source.to_owned(), level: level.to_owned(), group }
+    }
+
     /// The application id of the watermarks: the `appId` of a Delta `txn` action.
-    pub fn app_id(&self) -> String {
+    pub fn app_id(&self, source: &str) -> String {
+        format!("{}/{}", self.app_id_before(), self.asked(source).fingerprint())
+    }
+
+    /// The application id of watermarks that versions wrote which did not record what was asked.
+    pub fn app_id_before(&self) -> String {
         format!("fhir-sync/{}", self.name)
     }
 }

@@ -24,6 +24,19 @@ pub enum Error {
          delete {place} to start again with a full load"
     )]
     BrokenState { place: String, kept_as: String },
+    #[error(
+        "the rows of source {name:?} are from {recorded}, and server.url is {configured}; if that is the same server at \
+         a new address, set server.source = {name:?}; if it is another server, give it a server.source or a \
+         tables.root of its own"
+    )]
+    OtherServer { name: String, recorded: String, configured: String },
+    #[error(
+        "the source {name:?} moved from {configured} to {recorded}, and server.url is {configured} again; two servers \
+         need two values of server.source. If it really moved back, delete {configured} from `earlier` in {place}"
+    )]
+    TwoServers { name: String, recorded: String, configured: String, place: String },
+    #[error("{place} is broken; restore it, or delete it and check that server.url is the server of these tables")]
+    BrokenDocument { place: String },
     #[error("{file}: {expected} lines were announced and {found} received; the next sync requests the type again")]
     TooFewLines { file: String, expected: u64, found: u64 },
     #[error("{file}: ends in the middle of a line; the next sync requests the type again")]
@@ -103,7 +116,10 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::State(_)
         | Error::Quarantine { .. }
         | Error::SpoolFolder { .. }
-        | Error::BrokenState { .. } => (Operator, Kept),
+        | Error::BrokenState { .. }
+        | Error::OtherServer { .. }
+        | Error::TwoServers { .. }
+        | Error::BrokenDocument { .. } => (Operator, Kept),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
         Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),
         Error::Stopped => (NextRun, Kept),

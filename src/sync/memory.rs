@@ -8,7 +8,8 @@ use std::{
 use super::{Error, Export, Mode, Outcome, Report, Syncer, blocking::blocking};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{ExportState, JobInFlight, State, Store},
+    state::{Asked, ExportState, JobInFlight, State, Store},
+    table::{self, ADOPTED, Table},
 };
 
 impl Syncer {
@@ -30,16 +31,44 @@ impl Syncer {
         &self,
         export: &Export,
     ) -> Result<Vec<(ResourceType, Option<TransactionTime>)>, Error> {
-        let app_id = export.app_id();
+        let reload = self.export_state(export).reload;
         let mut watermarks = Vec::new();
         for resource_type in &export.types {
             let watermark = match self.root.open(*resource_type).await? {
-                Some(table) => table.watermark(&app_id).await?,
-                None => None,
+                Some(table) if !reload.contains_key(resource_type) => self.watermark(export, &table).await?,
+                _ => None,
             };
             watermarks.push((*resource_type, watermark));
         }
         Ok(watermarks)
+    }
+
+    /// A watermark of a version that did not record what was asked counts until the first commit of this version.
+    async fn watermark(&self, export: &Export, table: &Table) -> Result<Option<TransactionTime>, table::Error> {
+        match table.watermark(&export.app_id(&self.config.source)).await? {
+            Some(watermark) => Ok(Some(watermark)),
+            None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
+        }
+    }
+
+    /// What is asked from now on. With a reason, the watermarks of these types no longer count.
+    pub(super) async fn remember_asked(
+        &self,
+        export: &Export,
+        asked: Asked,
+        reload: Option<(String, Vec<ResourceType>)>,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            let before = state.asked.replace(asked.clone()).unwrap_or(asked);
+            if let Some(job) = &mut state.job {
+                job.asked.get_or_insert(before);
+            }
+            if let Some((reason, types)) = reload {
+                state.watermarks.retain(|resource_type, _| !types.contains(resource_type));
+                state.reload.extend(types.into_iter().map(|resource_type| (resource_type, reason.clone())));
+            }
+        })
+        .await
     }
 
     pub(super) async fn remember_job(&self, export: &Export, job: JobInFlight) -> Result<(), Error> {
@@ -68,6 +97,7 @@ impl Syncer {
         watermarks: Vec<(ResourceType, TransactionTime)>,
     ) -> Result<(), Error> {
         self.remember_export(export, move |state| {
+            state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.watermarks.extend(watermarks);
             state.job = None;
         })

@@ -21,9 +21,11 @@ mod progress;
 mod quarantine;
 mod rebuild;
 mod report;
+mod sources;
 mod upsert;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -31,16 +33,17 @@ use std::{
 use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
+use url::Url;
 
 use self::{
-    blocking::{REQUEST_PATIENCE, blocking, now, unless_stopped},
+    blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
     error::JobFate,
     intake::{Provenance, Received},
     quarantine::Quarantine,
     upsert::Commits,
 };
 pub use self::{
-    config::{Config, Export, QuarantineLimit},
+    config::{Chosen, Config, Export, QuarantineLimit},
     error::{Error, Recovery, chain, recovery},
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
@@ -64,6 +67,8 @@ pub use crate::{
 /// Everything that syncs work with. One run at a time.
 pub struct Syncer {
     client: Arc<Client>,
+    /// The FHIR base URL.
+    server: Url,
     pub root: Root,
     lease: Arc<Lease>,
     /// Renews the lease as long as this exists.
@@ -115,6 +120,7 @@ impl<'a> Run<'a> {
 
     async fn steps(&mut self) -> Result<(), Error> {
         self.begin().await?;
+        self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
         for request in self.plan(&resumed).await? {
             let job = self.kick_off(request).await?;
@@ -140,9 +146,38 @@ impl<'a> Run<'a> {
         Ok(self.syncer.root.check_lease().await?)
     }
 
+    /// Where the configuration asks for something else than before, the watermarks say nothing about it: the types are
+    /// loaded in full.
+    async fn compare_with_what_was_asked(&mut self) -> Result<(), Error> {
+        let asked = self.export.asked(&self.syncer.config.source);
+        let known = self.syncer.export_state(self.export);
+        let change = known.asked.as_ref().and_then(|before| before.change_to(&asked));
+        if change.is_some() || known.asked.is_none() {
+            let types = self.export.types.clone();
+            self.syncer.remember_asked(self.export, asked, change.map(|reason| (reason, types))).await?;
+        }
+        let mut by_reason = BTreeMap::<_, Vec<ResourceType>>::new();
+        for (resource_type, reason) in self.syncer.export_state(self.export).reload {
+            if self.export.types.contains(&resource_type) {
+                by_reason.entry(reason).or_default().push(resource_type);
+            }
+        }
+        for (reason, types) in by_reason {
+            let types = events::list(&types);
+            tracing::warn!(types, reason, "the watermarks no longer count; loading everything");
+            self.report.notes.push(format!("{types}: loaded in full, because {reason}"));
+        }
+        Ok(())
+    }
+
     /// Follows the job that an earlier run left in flight; gives the types that need no other export in this run.
     async fn resume(&mut self) -> Result<Vec<ResourceType>, Error> {
         let Some(mut job) = self.syncer.export_state(self.export).job else { return Ok(Vec::new()) };
+        if let Some(reason) = self.is_foreign(&job) {
+            tracing::warn!(reason, "the export in progress is not the one that is asked for now; it is cancelled");
+            self.give_up(job).await?;
+            return Ok(Vec::new());
+        }
         job.types.retain(|resource_type| self.export.types.contains(resource_type));
         tracing::info!(
             since = job.since,
@@ -161,6 +196,33 @@ impl<'a> Run<'a> {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Why a job cannot be followed: it is another server's, or it does not bring what is asked for now.
+    fn is_foreign(&self, job: &JobInFlight) -> Option<String> {
+        let here = &self.syncer.server;
+        match &job.server {
+            Some(server) if server != here => return Some("server.url has changed".to_owned()),
+            // A job of an earlier version.
+            None if job.status_url.origin() != here.origin() => return Some("it is at another server".to_owned()),
+            _ => {}
+        }
+        job.asked.as_ref()?.change_to(&self.export.asked(&self.syncer.config.source))
+    }
+
+    /// Cancels a job that nobody will follow. It leaves the state file afterwards, so that a killed process does not
+    /// leave a job on the server that nobody knows (rule 104).
+    async fn give_up(&self, job: JobInFlight) -> Result<(), Error> {
+        let job =
+            Job { status_url: job.status_url, kicked_off_at: job.kicked_off_at, polling_since: job.polling_since };
+        let cancelled = async { Ok(job.delete(&self.syncer.client).await?) };
+        let cancelled = unless_stopped(self.stop, REQUEST_PATIENCE, cancelled);
+        match tokio::time::timeout(CANCEL_PATIENCE, cancelled).await {
+            Ok(Ok(())) => tracing::info!("the export was cancelled on the server"),
+            Ok(Err(error)) => tracing::warn!(error = chain(&error), "the export could not be cancelled on the server"),
+            Err(_) => tracing::warn!("the export could not be cancelled: the server did not answer in time"),
+        }
+        self.syncer.forget_job(self.export).await
     }
 
     async fn plan(&self, resumed: &[ResourceType]) -> Result<Vec<PlannedRequest>, Error> {
@@ -188,6 +250,8 @@ impl<'a> Run<'a> {
                 types,
                 since,
                 full_refresh: self.mode == Mode::FullRefresh,
+                asked: Some(self.export.asked(&self.syncer.config.source)),
+                server: Some(self.syncer.server.clone()),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;
             Ok(job)

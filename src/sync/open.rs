@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::OnceCell, task::JoinSet};
 
-use super::{Config, Error, Export, ProgressSender, Syncer};
+use super::{Config, Error, Export, ProgressSender, Syncer, sources};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
@@ -28,13 +28,17 @@ impl Syncer {
         let (store, found) = Store::open(state_file)?;
         probe_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
+        let url = server.server.clone();
+        let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
         // After the state file: its lock tells that an earlier holder of the same name has ended.
         let lease = root.take_lease(store.holder()).await?;
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
+        sources::claim(&root, &config, &url).await?;
         let syncer = Self {
-            client: Arc::new(Client::new(server)?),
+            client,
+            server: url,
             root,
             lease,
             _lease_keeper: lease_keeper,

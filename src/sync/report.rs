@@ -22,6 +22,8 @@ pub struct Report {
     pub types: BTreeMap<ResourceType, TypeReport>,
     /// What stopped the run, or kept a watermark where it was: sentences for the operator.
     pub remarks: Vec<String>,
+    /// What else the operator should know; it makes no run less than complete.
+    pub notes: Vec<String>,
 }
 
 /// What happened to one table.
@@ -89,6 +91,7 @@ impl Report {
             outcome: Outcome::Failed,
             types: types.iter().map(|resource_type| (*resource_type, TypeReport::default())).collect(),
             remarks: Vec::new(),
+            notes: Vec::new(),
         }
     }
 

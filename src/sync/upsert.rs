@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    table::{self, Reconcile, Root, Upsert},
+    table::{self, ADOPTED, Reconcile, Root, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -30,7 +30,8 @@ pub struct Commits {
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> Result<(), Error> {
     let is_held = received.remarks.iter().any(|remark| matches!(remark, Remark::Hold(_)));
     let upsert = Upsert {
-        app_id: run.export.app_id(),
+        app_id: run.export.app_id(&run.syncer.config.source),
+        adopted_app_id: Some(run.export.app_id_before()),
         source: run.syncer.config.source.to_string(),
         watermark: commits.watermark.filter(|_| !is_held),
         exported_at: commits.watermark,
@@ -126,7 +127,10 @@ impl Commit {
         let table = self.root.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
-        let known = table.watermark(&self.upsert.app_id).await?;
+        let mut known = table.watermark(&self.upsert.app_id).await?;
+        if let (None, Some(before)) = (known, &self.upsert.adopted_app_id) {
+            known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
+        }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
         table.upsert(&received.changes, &self.upsert).await
     }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Amount, Counts, Error, Table, Upsert,
+    ADOPTED, Amount, Counts, Error, Table, Upsert,
     data_file::stored::StoredFile,
     data_file::{forget, now_millis},
 };
@@ -48,7 +48,14 @@ pub(super) async fn commit(
         return Ok(CommitOutcome::Committed { bytes_written: 0 });
     }
     let metadata = metadata(counts, &actions, upsert);
-    let transactions = watermark.map(|version| Transaction::new(&upsert.app_id, version)).into_iter().collect();
+    let mut transactions: Vec<_> =
+        watermark.map(|version| Transaction::new(&upsert.app_id, version)).into_iter().collect();
+    if let (Some(_), Some(adopted)) = (watermark, &upsert.adopted_app_id) {
+        let known = transaction_version(&table.delta, adopted).await.map_err(|error| table.failed(error))?;
+        if known.is_some_and(|known| known > ADOPTED.as_micros()) {
+            transactions.push(Transaction::new(adopted, ADOPTED.as_micros()));
+        }
+    }
     attempt(table, actions, operation(), transactions, metadata).await
 }
 

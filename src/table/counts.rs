@@ -2,11 +2,17 @@
 
 use crate::fhir::TransactionTime;
 
+/// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a table,
+/// and a watermark under the earlier name must not be taken for one of another export later.
+pub const ADOPTED: TransactionTime = TransactionTime::EPOCH;
+
 /// What a commit is for.
 #[derive(Clone, Debug, Default)]
 pub struct Upsert {
     /// Names the export in the log of the table.
     pub app_id: String,
+    /// An earlier name of the same watermark. The commit that writes the new one ends it: see [`ADOPTED`].
+    pub adopted_app_id: Option<String>,
     /// Rows with another `_sync_source` are neither read nor changed.
     pub source: String,
     /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.

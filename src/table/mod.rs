@@ -22,6 +22,9 @@ mod lease;
 /// The folder of all tables, and a table at one version.
 mod root;
 
+/// Small documents beside the tables.
+mod document;
+
 /// What one run received for one table.
 mod change_set;
 
@@ -49,7 +52,7 @@ mod value_counts;
 pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
-    counts::{Amount, Committed, Counts, Reconcile, Upsert},
+    counts::{ADOPTED, Amount, Committed, Counts, Reconcile, Upsert},
     data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,

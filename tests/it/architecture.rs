@@ -10,6 +10,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("data_file", &[]),
     ("lease", &[]),
     ("root", &["data_file", "lease"]),
+    ("document", &["root"]),
     ("change_set", &["data_file", "root"]),
     ("commit", &["data_file", "root"]),
     ("tombstones", &["data_file", "root", "change_set", "commit"]),

@@ -13,6 +13,8 @@ mod read_back;
 
 /// The structure that the compiler does not check: which room may import which.
 mod architecture;
+/// What a watermark stands for: another server, level or group is asked in full.
+mod asked;
 /// Access tokens: which origins receive one, and that neither token nor key is printed.
 mod auth;
 /// The numbers in comments and docs, and the line of `docs/rules.md` that each leads to.

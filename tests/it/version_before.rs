@@ -213,3 +213,16 @@ async fn the_watermarks_of_the_version_before_are_read_from_its_tables() {
     copy(&fixture().join("lake"), &setup.lake());
     assert_read_and_updated(&setup, &deleted_lines).await;
 }
+
+#[tokio::test]
+async fn the_watermarks_of_the_version_before_are_adopted_once() {
+    let (mut setup, _) = setup().await;
+    copy(&fixture(), setup.folder.path());
+    setup.complete().await;
+    assert!(setup.server.jobs()[0].since.is_some());
+    // Without the state file nothing but the tables can say that the old watermarks are another group's.
+    fs::remove_dir_all(setup.folder.path().join("state")).unwrap();
+    setup.export.level = fhir_sync::export::Level::Group("another".to_owned());
+    setup.complete().await;
+    assert_eq!(setup.server.jobs()[1].since, None);
+}

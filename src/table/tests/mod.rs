@@ -188,6 +188,7 @@ impl Lake {
 fn upsert(transaction_time: i64) -> Upsert {
     Upsert {
         app_id: APP_ID.to_owned(),
+        adopted_app_id: None,
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
         exported_at: Some(time(transaction_time)),

@@ -66,6 +66,7 @@ impl Setup {
         let client = client(&server);
         let config = sync::Config {
             source: "hospital".into(),
+            source_chosen: sync::Chosen::ByDefault,
             overlap: TimeDelta::minutes(5),
             parallel_downloads: 4,
             parallel_upserts: 2,
@@ -156,7 +157,7 @@ impl Setup {
 
     pub async fn watermark(&self, of: ResourceType) -> Option<TransactionTime> {
         let table = self.root().open(of).await.unwrap()?;
-        table.watermark(&self.export.app_id()).await.unwrap()
+        table.watermark(&self.export.app_id(&self.config.source)).await.unwrap()
     }
 
     pub fn table_folder(&self, of: ResourceType) -> PathBuf {

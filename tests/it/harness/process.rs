@@ -50,7 +50,7 @@ impl Setup {
     pub fn config(&self) -> String {
         let types: Vec<_> = self.export.types.iter().map(|of| format!("\"{of}\"")).collect();
         format!(
-            "[server]\nurl = \"{}\"\n\
+            "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
              http = {{ retry_attempts = 2, retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
              [tables]\nroot = \"{}\"\n[state]\nfile = \"{}\"\n[health]\nlisten = \"127.0.0.1:0\"\n\

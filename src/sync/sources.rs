@@ -1,0 +1,71 @@
+//! Sources: the server of each `_sync_source` whose rows are below the root, in the document `sources.json`.
+//!
+//! A watermark of one server says nothing about another one, and a full refresh of one removes what the other has. So a
+//! source is one server. It moves to another address only where the operator has chosen the source's name, and never
+//! back: two servers that take turns under one name are two servers (decision 13).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use super::{Chosen, Config, Error};
+use crate::table::Root;
+
+const DOCUMENT: &str = "sources.json";
+
+#[derive(Serialize, Deserialize, Default)]
+struct Sources {
+    sources: BTreeMap<String, Source>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Clone)]
+struct Source {
+    /// The FHIR base URL.
+    server: String,
+    /// The addresses that it had earlier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    earlier: Vec<String>,
+}
+
+/// Records the server of the source, or refuses it.
+pub async fn claim(root: &Root, config: &Config, server: &Url) -> Result<(), Error> {
+    let mut sources = match root.read_document(DOCUMENT).await? {
+        None => Sources::default(),
+        Some(text) => serde_json::from_slice(&text)
+            .map_err(|_| Error::BrokenDocument { place: root.place_of_document(DOCUMENT) })?,
+    };
+    let server = server.as_str().trim_end_matches('/').to_owned();
+    let known = sources.sources.get(&*config.source).cloned();
+    let of_now = match known {
+        Some(known) if known.server == server => return Ok(()),
+        Some(known) => moved(root, config, known, server)?,
+        None => Source { server, earlier: Vec::new() },
+    };
+    let same = sources.sources.iter().find(|(_, other)| other.server == of_now.server);
+    if let Some((name, _)) = same {
+        tracing::warn!(
+            source = &*config.source,
+            other = name,
+            "rows of this server are also kept under another source; both are in the tables, and each has its own rows"
+        );
+    }
+    sources.sources.insert(config.source.to_string(), of_now);
+    let text = serde_json::to_vec_pretty(&sources).map_err(crate::state::Error::from)?;
+    Ok(root.write_document(DOCUMENT, text.into()).await?)
+}
+
+fn moved(root: &Root, config: &Config, known: Source, server: String) -> Result<Source, Error> {
+    let name = config.source.to_string();
+    if config.source_chosen == Chosen::ByDefault {
+        return Err(Error::OtherServer { name, recorded: known.server, configured: server });
+    }
+    if known.earlier.contains(&server) {
+        let place = root.place_of_document(DOCUMENT);
+        return Err(Error::TwoServers { name, recorded: known.server, configured: server, place });
+    }
+    tracing::warn!(source = name, before = known.server, now = server, "the source has moved to another address");
+    let mut earlier = known.earlier;
+    earlier.push(known.server);
+    Ok(Source { server, earlier })
+}
