@@ -1,7 +1,7 @@
-//! What an export asks of the server: what its watermarks stand for.
+//! What an export asks of the server, and what its watermarks are therefore valid for.
 //!
 //! A watermark says that all rows up to it are in the table: all rows of this source that this level and this group
-//! yield. Where one of them is another one, the watermark says nothing (rule 113). So its name in the tables ends in a
+//! yield. If one of the three changes, the watermark says nothing (rule 113). So its name in the tables ends in a
 //! fingerprint of these, and the state file keeps them in readable form.
 
 use serde::{Deserialize, Serialize};
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_said_in_words() {
+    fn a_change_is_described_in_words() {
         let (a, b) = (asked("fhir", "group", Some("a")), asked("fhir", "group", Some("b")));
         assert_eq!(a.change_to(&b).as_deref(), Some("group changed from a to b"));
         assert_eq!(a.change_to(&a), None);

@@ -1,7 +1,7 @@
 //! A commit: actions and watermark become one version of the table, or nothing does.
 //!
-//! The answer of an object store may be lost: a commit that was reported as failed may have landed. So every commit carries
-//! an identifier of its own, and after any error the log is searched for it. Only the log decides.
+//! The answer of an object store may be lost: a commit that was reported as failed may have landed. So every commit
+//! carries an identifier of its own, and after any error the log is searched for it. Only the log decides.
 
 use std::collections::BTreeMap;
 
@@ -76,8 +76,8 @@ pub(super) async fn attempt(
     metadata.insert("readVersion".to_owned(), read_version.into());
     metadata.entry("isBlindAppend".to_owned()).or_insert_with(|| false.into());
     let properties = CommitProperties::default()
-        // deltalake's own retry would rebase the commit, and its conflict check lets compactions pass. Two compactions of
-        // the same files would then both land, and so would one whose answer was lost and that is sent again.
+        // deltalake's own retry would rebase the commit, and its conflict check lets compactions pass. Two compactions
+        // of the same files would then both land, and so would one whose answer was lost and that is sent again.
         .with_max_retries(0)
         .with_cleanup_expired_logs(Some(false))
         .with_application_transactions(transactions)

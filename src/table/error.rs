@@ -22,13 +22,13 @@ pub enum Error {
     #[error("{place} cannot be written to ({kind}); check its owner and mode, and that it is not mounted read-only")]
     NotWritable { place: String, kind: ErrorKind },
     #[error(
-        "another fhir-sync, {holder}, holds the tables ({place}); only one may write to them. It is taken for ended when its \
-         process has ended, or a minute after it was last heard of"
+        "another fhir-sync, {holder}, holds the tables ({place}); only one may write to them. It counts as ended \
+         when its process has ended, or one minute after its last renewal"
     )]
     InUse { place: String, holder: String },
     #[error(
-        "another fhir-sync, {holder}, has taken over the tables ({place}); this one writes nothing more. Stop one of them, \
-         and start this one again if it is the one that should go on"
+        "another fhir-sync, {holder}, has taken over the tables ({place}); this one writes nothing more. Stop one of \
+         them, and start this one again if it is the one that should continue"
     )]
     LeaseLost { place: String, holder: String },
     /// Other writers committed to the table at the same moment, in each of our attempts.

@@ -165,7 +165,7 @@ async fn the_drop_in_flags_refuse_another_server_too() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_moved_goes_on_where_it_was_and_its_old_job_is_given_up() {
+async fn a_server_that_has_moved_continues_from_its_watermarks_and_its_old_job_is_cancelled() {
     let mut setup = Setup::new().await;
     setup.config.source_chosen = Chosen::ByOperator;
     setup.complete().await;

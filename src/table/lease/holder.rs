@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The name in the lock file of the state file. Whoever has that lock knows that an earlier process with the same
-    /// name has ended.
+    /// The name in the lock file of the state file. A process that has that lock knows that an earlier process with the
+    /// same name has ended.
     name: String,
     /// For people.
     host: String,

@@ -1,11 +1,11 @@
 //! The lease: who may write below the root. Its file, `_fhir_sync/lease.json`, names one holder.
 //!
-//! A lock on the state file admits one process per state file; the lease admits one per root, also from other hosts. It is
-//! taken by creating the file, or by replacing exactly the file that was read; each taking has an epoch of its own, one more than the
-//! last. The holder renews it. Before each commit the holder reads it again, and a holder that has lost it writes nothing
-//! more: a commit that was already on its way meets the new holder's in the Delta log, where only one of two gets the
-//! next version. The local clock decides nothing: a holder is gone when it says so, when its process is seen to
-//! have ended, or when the file has not changed for [`STALE_AFTER`] while we watched.
+//! A lock on the state file admits one process per state file; the lease admits one per root, also from other hosts. It
+//! is taken by creating the file, or by replacing exactly the file that was read; each new holder has an epoch, one
+//! more than the last. The holder renews it. Before each commit the holder reads it again, and a holder that has lost
+//! it writes nothing more: a commit that was already on its way meets the new holder's in the Delta log, where only one
+//! of two gets the next version. The local clock decides nothing: a holder has ended when it says so, when its process
+//! is seen to have ended, or when the file has not changed for [`STALE_AFTER`] while we watched.
 
 mod holder;
 mod place;
@@ -48,7 +48,7 @@ pub struct Lease {
 /// What the file says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
-    /// Counts the takings: whoever has a smaller one than the file has lost the lease.
+    /// Counts the holders: a holder with a smaller number than that of the file has lost the lease.
     epoch: u64,
     #[serde(flatten)]
     holder: Holder,
@@ -94,7 +94,7 @@ impl Lease {
                         let record = stored_record(Some(&stored));
                         tracing::warn!(
                             place = place.shown(), holder = %record.holder,
-                            "another fhir-sync may hold the tables; it is taken for ended if its lease does not change \
+                            "another fhir-sync may hold the tables; it counts as ended if its lease does not change \
                              for {}", humantime::format_duration(STALE_AFTER)
                         );
                         watched = Some((stored, Instant::now()));
@@ -163,7 +163,7 @@ impl Lease {
             Some(stored) if !stored.is_of(&record) => return Err(self.lost(stored)),
             Some(_) if !changes => return Ok(()),
             Some(_) => {}
-            // Somebody has removed the file, perhaps with all tables. Whoever creates it first has the lease.
+            // Somebody has removed the file, perhaps with all tables. The first one to create it has the lease.
             None => tracing::warn!(place = self.place.shown(), "the lease of the tables was removed; writing it again"),
         }
         change(&mut record);

@@ -1,4 +1,5 @@
-//! Where the lease is: a file in a folder, or an object of a store. Either is replaced only by somebody who has read it.
+//! Where the lease is: a file in a folder, or an object of a store. Either is replaced only by a process that has read
+//! it.
 
 use std::{
     fs::{self, File, OpenOptions},

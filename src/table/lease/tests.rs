@@ -57,7 +57,7 @@ async fn the_lease_of_a_process_that_ended_is_taken_over_at_once() {
 }
 
 #[tokio::test]
-async fn whoever_has_the_state_file_takes_its_lease_over_at_once_and_the_former_holder_writes_no_more() {
+async fn a_process_with_the_same_state_file_takes_over_the_lease_and_the_former_holder_writes_no_more() {
     let store = Arc::new(InMemory::new());
     let first = take(&store, "a").await.unwrap();
     let second = take(&store, "a").await.unwrap();
@@ -103,7 +103,7 @@ async fn a_lease_that_was_removed_with_its_folder_is_written_again() {
 }
 
 #[tokio::test]
-async fn of_two_that_replace_the_same_lease_one_is_told_that_it_was_overtaken() {
+async fn of_two_that_replace_the_same_lease_one_is_overtaken_and_gets_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let place = LeasePlace::Folder(folder.path().join("_fhir_sync"));
     let record = |holder| Record {
