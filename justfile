@@ -25,7 +25,7 @@ interop-all LAKE DATA:
     cargo build
     tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}}
 
-# Commits on an S3 server that loses answers, and races for them; builds with the feature s3, which takes long the first time
+# Commits on an S3 server that loses responses, and races for them; the first build with the feature s3 takes long
 interop-s3:
     cargo build --features s3
     tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"

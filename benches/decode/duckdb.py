@@ -1,4 +1,4 @@
-"""DuckDB turns NDJSON into Parquet, with whatever columns it finds; prints what that took, as a child of the benches does."""
+"""DuckDB turns NDJSON into Parquet, with the columns that it finds; prints its figures, as a child of the benches does."""
 
 import glob
 import json

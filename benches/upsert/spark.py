@@ -2,8 +2,9 @@
 
     spark.py SESSION FOLDER WARM CHANGES MEMORY
 
-SESSION is the folder of session.py. FOLDER and WARM are tables of two sizes; the same merge into the small one, before the time
-is taken, is what makes the session warm. CPU seconds and memory are those of the Java process: Python only waits for it.
+SESSION is the folder of session.py. FOLDER and WARM are tables of two sizes; the same merge into the small one, before
+the time is taken, is what makes the session warm. CPU seconds and memory are those of the Java process: Python only
+waits for it.
 """
 
 import json

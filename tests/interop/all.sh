@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Every supported engine reads LAKE and is compared with DATA; Pathling also with tables that it wrote itself.
 #   tests/interop/all.sh PROGRAM LAKE DATA
-# DATA is a folder of NDJSON, LAKE the tables that `fhir-sync demo --data DATA` left; `lines/` here is a small DATA that is
-# hard for typed columns. Spark also changes tables, between syncs of PROGRAM; delta-rs and Spark read the change data feed
-# of tables with and without partitions. Takes minutes, and the first time 1.3 GB: run.sh is the quick one.
+# DATA is a folder of NDJSON, LAKE the tables that `fhir-sync demo --data DATA` left; `lines/` here is a small DATA that
+# is hard for typed columns. Spark also changes tables, between syncs of PROGRAM; delta-rs and Spark read the change data
+# feed of tables with and without partitions. Takes minutes, and the first time 1.3 GB: run.sh is the quick one.
 set -euo pipefail
 
 if (($# != 3)); then

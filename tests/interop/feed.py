@@ -2,8 +2,8 @@
 
     feed.py delta-rs|spark|spark-stream LAKE…
 
-Each LAKE is a folder of tables that followed.sh made. The rows of a version must be those of the version before, without
-its deleted rows and preimages, with its inserted rows and postimages. Each row counts as often as it occurs.
+Each LAKE is a folder of tables that followed.sh made. The rows of a version must be those of the version before,
+without its deleted rows and preimages, with its inserted rows and postimages. Each row counts as often as it occurs.
 """
 
 import collections

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes tables with a change data feed, for feed.py: FOLDER/plain/lake, and FOLDER/partitioned/lake where the observations are
-# partitioned by the month of their date. The demo changes and removes rows between its two syncs.
+# Makes tables with a change data feed, for feed.py: FOLDER/plain/lake, and FOLDER/partitioned/lake where the
+# observations are partitioned by the month of their date. The demo changes and removes rows between its two syncs.
 #   tests/interop/followed.sh PROGRAM FOLDER
 set -euo pipefail
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark jars/.
+# Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark
+# jars/.
 #   tests/interop/install.sh readers | spark | pathling | s3
 # Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it).
 set -euo pipefail
@@ -24,7 +25,7 @@ case $engine in
     jars=(au.csiro.pathling:library-runtime:9.4.0 io.delta:{delta-spark_2.13,delta-storage}:4.0.0)
     ;;
   *)
-    sed -n '2,4s/^# //p' "$0" >&2
+    sed -n '2,5s/^# //p' "$0" >&2
     exit 2
     ;;
 esac

@@ -2,9 +2,9 @@
 
     life.py PROGRAM
 
-PROGRAM syncs, day after day, in each mode of `tables.update_mode`: a first load, updates, insertions and deletions, a full
-refresh, each step of a maintenance, and a day in the other mode. After each, Polars, delta-rs and DuckDB must return what
-the server has, byte for byte. spark.py adds Spark.
+PROGRAM syncs, day after day, in each mode of `tables.update_mode`: a first load, updates, insertions and deletions, a
+full refresh, each step of a maintenance, and a day in the other mode. After each, Polars, delta-rs and DuckDB must
+return what the server has, byte for byte. spark.py adds Spark.
 """
 
 import datetime

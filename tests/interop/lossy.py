@@ -95,8 +95,8 @@ LATE_SECONDS = 1.5
 
 
 class Proxy:
-    """`fault` is applied to commits: to each once, or `always`. `statuses` has the status of each response, None if there was
-    none.
+    """`fault` is applied to commits: to each once, or `always`. `statuses` has the status of each response, None if
+    there was none.
     """
 
     def __init__(self, store: str, fault: Fault) -> None:

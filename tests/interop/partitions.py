@@ -2,8 +2,8 @@
 
     partitions.py PLAIN PARTITIONED
 
-Both are lakes of followed.sh. Polars, delta-rs and DuckDB must find the same rows in them, each row in the month that its
-`__effective_start` says, and as many rows of one month whether they filter by partition or by date.
+Both are lakes of followed.sh. Polars, delta-rs and DuckDB must find the same rows in them, each row in the month that
+its `__effective_start` says, and as many rows of one month whether they filter by partition or by date.
 """
 
 import pathlib

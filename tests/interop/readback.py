@@ -2,8 +2,8 @@
 
     readback.py LAKE DATA
 
-LAKE is the folder of tables that `fhir-sync demo --data DATA` left. Polars, delta-rs and DuckDB must return what served.py
-expects.
+LAKE is the folder of tables that `fhir-sync demo --data DATA` left. Polars, delta-rs and DuckDB must return what
+served.py expects.
 """
 
 import json

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Syncs a folder of NDJSON through the embedded server, once in each layout, reads the tables back with Polars, DuckDB and
-# delta-rs, and tries the views; then they read the tables during some days of changes and a maintenance. Reads the change
-# data feed of synthetic patients with delta-rs, and compares partitioned observations with unpartitioned ones.
+# Syncs a folder of NDJSON through the embedded server, once in each layout, reads the tables back with Polars, DuckDB
+# and delta-rs, and tries the views; then they read the tables during some days of changes and a maintenance. Reads the
+# change data feed of synthetic patients with delta-rs, and compares partitioned observations with unpartitioned ones.
 #   tests/interop/run.sh PROGRAM [DATA]
-# Without DATA it uses a few lines of its own, which are hard to read: repeated ids, characters beyond ASCII, \r\n, gzip, and
-# those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh has more engines.
+# Without DATA it uses a few lines of its own, which are hard to read: repeated ids, characters beyond ASCII, \r\n,
+# gzip, and those in `lines/`: nested extensions, decimals of every form, codes in several places. all.sh has more
+# engines.
 set -euo pipefail
 
 program=$1

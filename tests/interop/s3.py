@@ -2,10 +2,10 @@
 
     s3.py PROGRAM
 
-PROGRAM was built with `--features s3`. It syncs some days into a lake on moto, once without faults, and then once with each
-fault (lossy.py) at every commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among the commits
-are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark alone and a
-compaction. Then other writers commit to the same tables: a second process, and delta-rs.
+PROGRAM was built with `--features s3`. It syncs some days into a lake on moto, once without faults, and then once with
+each fault (lossy.py) at every commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among
+the commits are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark
+alone and a compaction. Then other writers commit to the same tables: a second process, and delta-rs.
 """
 
 import concurrent.futures
@@ -109,13 +109,14 @@ def options(url: str) -> dict[str, str]:
 
 
 class Lake:
-    """A lake, the server that it is a copy of, and what its tables must contain. A difference is printed and counted."""
+    """A lake, the server that it copies, and what its tables must contain. A difference is printed and counted."""
 
     def __init__(self, program: str, store: Store, name: str, folder: pathlib.Path) -> None:
         self.server = bulk.Server()
         self.store, self.name = store, name
         self.tombstones: set[tuple] = set()
-        # A tombstone is written before the row is removed. A run that fails in between leaves one, and the next run a second.
+        # A tombstone is written before the row is removed. A run that fails in between leaves one, and the next run a
+        # second.
         self.tombstones_once = True
         self.differences = 0
         self._program = program
@@ -230,8 +231,8 @@ Facts = dict[str, list]
 
 
 def run_days(lake: Lake, run: Callable[[str, dict[str, str]], tuple[int, str]], expected: Facts | None = None) -> Facts:
-    """Runs the commands of the days by `run`, which must succeed. Compares the output of the syncs, and at the end the logs,
-    with `expected`; returns them.
+    """Runs the commands of the days by `run`, which must succeed. Compares the output of the syncs, and at the end the
+    logs, with `expected`; returns them.
     """
     of: Facts = {}
     for day, command, settings in days(lake):
@@ -281,8 +282,8 @@ def disturbed(lake: Lake, fault: lossy.Fault, answers: list[int | None], expecte
 
 
 def overtaken(lake: Lake, expected: Facts) -> bool:
-    """Before each commit another writer commits at the same version: it creates the table if there is none, else it changes
-    no row.
+    """Before each commit another writer commits at the same version: it creates the table if there is none, else it
+    changes no row.
     """
     foreign: set[lossy.Version] = set()
 
@@ -303,7 +304,8 @@ def overtaken(lake: Lake, expected: Facts) -> bool:
         code, output = lake.run(config, command, settings)
         if command == "maintain":
             lake.expect(f"a maintenance leaves what other writers change: {output}", code != 0 and "other writers" in output)
-            # One attempt for each commit that is still missing in one table: the tombstones of each type are one commit.
+            # One attempt for each commit that is still missing in one table: the tombstones of each type are one
+            # commit.
             for _ in range(2):
                 code, output = (code, output) if code == 0 else lake.run(config, command, settings)
         return code, output
@@ -337,7 +339,7 @@ def refused_for_good(lake: Lake, expected: Facts) -> bool:
 
 
 def uncertain(lake: Lake, fault: lossy.Fault, **storage_options: str) -> bool:
-    """A run fails although its commit may be applied. After as many runs as needed the tables are those of the server."""
+    """A run fails although its commit may be applied. Repeated runs make the tables equal to the server."""
     config = lake.program(lossy.Proxy(lake.store.url, fault).url, "proxied", **storage_options)
     lake.tombstones_once = False
     failures = 0

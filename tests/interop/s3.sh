@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Syncs and maintains tables on a local S3 server (moto) behind a proxy. The proxy loses the responses to commits, refuses
-# commits, or lets another writer commit first. Each time the log, and what delta-rs reads, must be the same as without it.
+# Syncs and maintains tables on a local S3 server (moto) behind a proxy. The proxy loses the responses to commits,
+# refuses commits, or lets another writer commit first. Each time the log, and what delta-rs reads, must be the same as
+# without it.
 #   tests/interop/s3.sh PROGRAM
 # PROGRAM is built with `cargo build --features s3`; just interop-s3 does both. Minutes.
 set -euo pipefail

@@ -1,8 +1,8 @@
 """What the server sent, and what every engine must return from it.
 
-Of lines with the same id the last one counts: it is what de-duplication leaves where no line states a version. An answer
-is a list of pairs of texts, in any order; which questions a table can be asked is decided by its schema, as the Delta log
-states it.
+Of lines with the same id the last one counts: it is what de-duplication leaves where no line states a version. An
+answer is a list of pairs of texts, in any order; which questions a table can be asked is decided by its schema, as the
+Delta log states it.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ Answer = list[tuple[str | None, str | None]]
 Lines = dict[str, str]
 
 decimal.getcontext().prec = 76
-# Ours. Pathling and Spark round ties away from zero: a line with a tie (0.0000005) is answered otherwise by its own tables.
+# Ours. Pathling and Spark round ties away from zero: a line with a tie (0.0000005) is answered otherwise by its own
+# tables.
 ROUNDING = decimal.ROUND_HALF_EVEN
 
 

@@ -1,5 +1,5 @@
-"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served; then Spark and fhir-sync change
-the same tables in turn.
+"""Reads every table of a lake with Spark, and compares it with the NDJSON that was served; then Spark and fhir-sync
+change the same tables in turn.
 
     spark.py PYTHON PROGRAM LAKE DATA
 

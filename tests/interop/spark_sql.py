@@ -1,4 +1,4 @@
-"""Spark for other programs: each line of the input is a statement in JSON, each line of the output its rows or its error."""
+"""Spark for other programs: each input line is a statement in JSON, each output line its rows or its error."""
 
 import json
 import os

@@ -2,7 +2,8 @@
 
     views.py LAKE PROGRAM
 
-Every view whose table LAKE has must have a row per resource (or item), and each column as often a value as the lines say.
+Every view whose table LAKE has must have a row per resource (or item), and each column as often a value as the lines
+say.
 """
 
 import pathlib
