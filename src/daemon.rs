@@ -322,7 +322,7 @@ fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Op
         return Some(Mode::FullRefresh);
     }
     let missed = next_after(&scheduled.incremental, last_complete_at).is_some_and(|at| at <= now);
-    (missed || known.job.is_some()).then_some(Mode::Incremental)
+    (missed || !known.jobs.is_empty()).then_some(Mode::Incremental)
 }
 
 /// The monotonic instant of a wall-clock time that may be before this process.

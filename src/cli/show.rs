@@ -66,7 +66,7 @@ pub fn report(report: &Report) {
         match &of.end {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
             TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
-            TypeEnd::Failed(reason) => println!(" {:>8}  {reason}", "-"),
+            TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),
             TypeEnd::NotReached => println!(" {:>8}", "-"),
         }
     }

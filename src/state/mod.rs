@@ -15,7 +15,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 use uuid::Uuid;
@@ -72,8 +72,9 @@ pub struct ExportState {
     /// The same for the last full refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_full_refresh_at: Option<DateTime<Utc>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job: Option<JobInFlight>,
+    /// The jobs in flight. An earlier version kept one, as `job`.
+    #[serde(default, alias = "job", deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    pub jobs: Vec<JobInFlight>,
 }
 
 /// An export job that was kicked off and is not settled yet.
@@ -173,6 +174,20 @@ pub fn peek(path: &Path) -> Result<State, Error> {
 }
 
 const FORMAT: u64 = 1;
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<JobInFlight>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Jobs {
+        Many(Vec<JobInFlight>),
+        One(Box<JobInFlight>),
+    }
+    Ok(match Option::<Jobs>::deserialize(deserializer)? {
+        Some(Jobs::Many(jobs)) => jobs,
+        Some(Jobs::One(job)) => vec![*job],
+        None => Vec::new(),
+    })
+}
 
 #[derive(Deserialize)]
 struct Envelope<'text> {
@@ -315,7 +330,7 @@ mod tests {
         export
             .watermarks
             .insert("Patient".parse().unwrap(), TransactionTime::from_micros(1_700_000_000_000_001).unwrap());
-        export.job = Some(JobInFlight {
+        export.jobs.push(JobInFlight {
             status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
             kicked_off_at: None,
             polling_since: DateTime::UNIX_EPOCH,

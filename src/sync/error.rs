@@ -10,6 +10,11 @@ pub enum Error {
     Export(#[from] export::Error),
     #[error(transparent)]
     Table(#[from] table::Error),
+    #[error(
+        "the table of {resource_type} cannot be opened, and nothing is asked for this type; restore its folder, or move \
+         it away: then the next sync loads the type in full"
+    )]
+    NotOpened { resource_type: ResourceType, source: table::Error },
     #[error(transparent)]
     State(#[from] state::Error),
     #[error("the quarantine file {place} cannot be written; check the folder's owner, mode and free space")]
@@ -59,6 +64,16 @@ impl Error {
     /// Whether another process holds the state file or the tables.
     pub fn is_held_by_another(&self) -> bool {
         matches!(self, Self::State(state::Error::Locked { .. }) | Self::Table(table::Error::InUse { .. }))
+    }
+}
+
+impl Error {
+    /// A table whose log cannot be read has a way out of its own; other errors say theirs.
+    pub(super) fn of_opening(resource_type: ResourceType, error: table::Error) -> Self {
+        match error {
+            source @ table::Error::Delta { .. } => Self::NotOpened { resource_type, source },
+            error => Self::Table(error),
+        }
     }
 }
 
@@ -113,6 +128,7 @@ pub fn recovery(error: &Error) -> Recovery {
         Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
+        | Error::NotOpened { .. }
         | Error::State(_)
         | Error::Quarantine { .. }
         | Error::SpoolFolder { .. }

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use url::Url;
+
 use super::{Error, Export, Mode, Outcome, Report, Syncer, blocking::blocking};
 use crate::{
     fhir::{ResourceType, TransactionTime},
@@ -26,21 +28,25 @@ impl Syncer {
         self.state().exports.remove(&export.name).unwrap_or_default()
     }
 
-    /// The watermark of each table of an export. The tables decide; the state file only mirrors them.
+    /// The watermark of each table of an export, or why it cannot be read. The tables decide; the state file only mirrors
+    /// them.
     pub(super) async fn watermarks(
         &self,
         export: &Export,
-    ) -> Result<Vec<(ResourceType, Option<TransactionTime>)>, Error> {
+    ) -> Vec<(ResourceType, Result<Option<TransactionTime>, Error>)> {
         let reload = self.export_state(export).reload;
         let mut watermarks = Vec::new();
         for resource_type in &export.types {
-            let watermark = match self.root.open(*resource_type).await? {
-                Some(table) if !reload.contains_key(resource_type) => self.watermark(export, &table).await?,
-                _ => None,
+            let watermark = async {
+                match self.root.open(*resource_type).await? {
+                    Some(table) if !reload.contains_key(resource_type) => self.watermark(export, &table).await,
+                    _ => Ok(None),
+                }
             };
+            let watermark = watermark.await.map_err(|error| Error::of_opening(*resource_type, error));
             watermarks.push((*resource_type, watermark));
         }
-        Ok(watermarks)
+        watermarks
     }
 
     /// A watermark of a version that did not record what was asked counts until the first commit of this version.
@@ -60,8 +66,8 @@ impl Syncer {
     ) -> Result<(), Error> {
         self.remember_export(export, move |state| {
             let before = state.asked.replace(asked.clone()).unwrap_or(asked);
-            if let Some(job) = &mut state.job {
-                job.asked.get_or_insert(before);
+            for job in &mut state.jobs {
+                job.asked.get_or_insert_with(|| before.clone());
             }
             if let Some((reason, types)) = reload {
                 state.watermarks.retain(|resource_type, _| !types.contains(resource_type));
@@ -72,14 +78,11 @@ impl Syncer {
     }
 
     pub(super) async fn remember_job(&self, export: &Export, job: JobInFlight) -> Result<(), Error> {
-        self.remember_export(export, move |state| state.job = Some(job)).await
+        self.remember_export(export, move |state| state.jobs.push(job)).await
     }
 
-    pub(super) async fn forget_job(&self, export: &Export) -> Result<(), Error> {
-        if self.export_state(export).job.is_none() {
-            return Ok(());
-        }
-        self.remember_export(export, |state| state.job = None).await
+    pub(super) async fn forget_job(&self, export: &Export, status_url: Url) -> Result<(), Error> {
+        self.remember_export(export, move |state| state.jobs.retain(|job| job.status_url != status_url)).await
     }
 
     pub(super) async fn remember_watermarks(
@@ -90,16 +93,20 @@ impl Syncer {
         self.remember_export(export, move |state| state.watermarks.extend(watermarks)).await
     }
 
-    /// The job is done, and its types have these watermarks.
+    /// These are the watermarks after a job, from which these types may still come.
     pub(super) async fn remember_settled(
         &self,
         export: &Export,
         watermarks: Vec<(ResourceType, TransactionTime)>,
+        status_url: Url,
+        left: Vec<ResourceType>,
     ) -> Result<(), Error> {
         self.remember_export(export, move |state| {
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.watermarks.extend(watermarks);
-            state.job = None;
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.types.clone_from(&left);
+            }
         })
         .await
     }

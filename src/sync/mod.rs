@@ -13,6 +13,7 @@ mod config;
 mod error;
 mod events;
 mod intake;
+mod jobs;
 mod maintain;
 mod memory;
 mod open;
@@ -25,7 +26,7 @@ mod sources;
 mod upsert;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -37,7 +38,6 @@ use url::Url;
 
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
-    error::JobFate,
     intake::{Provenance, Received},
     quarantine::Quarantine,
     upsert::Commits,
@@ -49,10 +49,10 @@ pub use self::{
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     progress::{Progress, ProgressSender, Step},
-    report::{Outcome, Report, TypeEnd, TypeReport},
+    report::{Failure, Outcome, Report, TypeEnd, TypeReport},
 };
 use crate::{
-    export::{self, Client, Completed, ExportRequest, Job, PollProgress},
+    export::{Client, Completed, ExportRequest, Job, PollProgress},
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, Store},
     table::Lease,
@@ -102,6 +102,8 @@ struct Run<'a> {
     stop: &'a CancellationToken,
     quarantine: Arc<Quarantine>,
     report: Report,
+    /// The first error of a request that did not stop the run.
+    tolerated: Option<Error>,
 }
 
 /// An export that the server has completed: what was asked for, and what the server made of it.
@@ -115,16 +117,26 @@ impl<'a> Run<'a> {
         let number = syncer.state().run + 1;
         let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number));
         let report = Report::begin(&export.name, number, mode, &export.types, now());
-        Self { syncer, export, mode, stop, quarantine, report }
+        Self { syncer, export, mode, stop, quarantine, report, tolerated: None }
     }
 
     async fn steps(&mut self) -> Result<(), Error> {
         self.begin().await?;
         self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
-        for request in self.plan(&resumed).await? {
-            let job = self.kick_off(request).await?;
-            self.follow(job).await?;
+        let mut requests = VecDeque::from(self.plan(&resumed).await?);
+        while let Some(request) = requests.pop_front() {
+            match self.kick_off(&request).await {
+                Ok(job) => {
+                    if let Err(error) = self.follow(job.clone()).await {
+                        self.failed(&request.types, Some(&job), error).await?;
+                    }
+                }
+                Err(error) => match request.halves(&error) {
+                    Some(halves) => halves.into_iter().rev().for_each(|half| requests.push_front(half)),
+                    None => self.failed(&request.types, None, error).await?,
+                },
+            }
         }
         Ok(())
     }
@@ -133,7 +145,7 @@ impl<'a> Run<'a> {
         let export = self.wait(job).await?;
         let received = self.stream_and_verify(&export).await?;
         let upserted = self.upsert(export, received).await?;
-        self.settle(upserted).await
+        self.settle(&upserted).await
     }
 
     /// Stores the number of the run first, so that no other run gets it, however this one ends.
@@ -170,64 +182,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Follows the job that an earlier run left in flight; gives the types that need no other export in this run.
-    async fn resume(&mut self) -> Result<Vec<ResourceType>, Error> {
-        let Some(mut job) = self.syncer.export_state(self.export).job else { return Ok(Vec::new()) };
-        if let Some(reason) = self.is_foreign(&job) {
-            tracing::warn!(reason, "the export in progress is not the one that is asked for now; it is cancelled");
-            self.give_up(job).await?;
-            return Ok(Vec::new());
-        }
-        job.types.retain(|resource_type| self.export.types.contains(resource_type));
-        tracing::info!(
-            since = job.since,
-            types = events::list(&job.types),
-            "resuming the export in progress on the server"
-        );
-        // What an incremental run asked for does not make a full refresh.
-        let types = if self.mode == Mode::Incremental || job.full_refresh { job.types.clone() } else { Vec::new() };
-        match self.follow(job).await {
-            Ok(()) => Ok(types),
-            // The tables still have their old watermarks, so a new export loses nothing.
-            Err(Error::Export(export::Error::JobLost { .. })) => {
-                tracing::warn!("the server no longer knows the export in progress; requesting another");
-                self.syncer.forget_job(self.export).await?;
-                Ok(Vec::new())
+    /// A type whose table cannot be opened fails alone, before anything is asked for it.
+    async fn plan(&mut self, resumed: &[ResourceType]) -> Result<Vec<PlannedRequest>, Error> {
+        let mut watermarks = Vec::new();
+        for (resource_type, watermark) in self.syncer.watermarks(self.export).await {
+            match watermark {
+                _ if resumed.contains(&resource_type) => {}
+                Ok(watermark) => watermarks.push((resource_type, watermark)),
+                Err(error) => self.report.fail_type(resource_type, &error),
             }
-            Err(error) => Err(error),
         }
-    }
-
-    /// Why a job cannot be followed: it is another server's, or it does not bring what is asked for now.
-    fn is_foreign(&self, job: &JobInFlight) -> Option<String> {
-        let here = &self.syncer.server;
-        match &job.server {
-            Some(server) if server != here => return Some("server.url has changed".to_owned()),
-            // A job of an earlier version.
-            None if job.status_url.origin() != here.origin() => return Some("it is at another server".to_owned()),
-            _ => {}
-        }
-        job.asked.as_ref()?.change_to(&self.export.asked(&self.syncer.config.source))
-    }
-
-    /// Cancels a job that nobody will follow. It leaves the state file afterwards, so that a killed process does not
-    /// leave a job on the server that nobody knows (rule 104).
-    async fn give_up(&self, job: JobInFlight) -> Result<(), Error> {
-        let job =
-            Job { status_url: job.status_url, kicked_off_at: job.kicked_off_at, polling_since: job.polling_since };
-        let cancelled = async { Ok(job.delete(&self.syncer.client).await?) };
-        let cancelled = unless_stopped(self.stop, REQUEST_PATIENCE, cancelled);
-        match tokio::time::timeout(CANCEL_PATIENCE, cancelled).await {
-            Ok(Ok(())) => tracing::info!("the export was cancelled on the server"),
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "the export could not be cancelled on the server"),
-            Err(_) => tracing::warn!("the export could not be cancelled: the server did not answer in time"),
-        }
-        self.syncer.forget_job(self.export).await
-    }
-
-    async fn plan(&self, resumed: &[ResourceType]) -> Result<Vec<PlannedRequest>, Error> {
-        let mut watermarks = self.syncer.watermarks(self.export).await?;
-        watermarks.retain(|(resource_type, _)| !resumed.contains(resource_type));
         let requests = requests(&watermarks, self.mode, self.syncer.config.overlap);
         for PlannedRequest { types, since } in &requests {
             tracing::debug!(types = events::list(types), since, "export planned");
@@ -236,9 +200,9 @@ impl<'a> Run<'a> {
     }
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.
-    async fn kick_off(&self, request: PlannedRequest) -> Result<JobInFlight, Error> {
+    async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
         self.syncer.progress.step(Step::KickingOff);
-        let PlannedRequest { types, since } = request;
+        let PlannedRequest { types, since } = request.clone();
         let request = ExportRequest { level: self.export.level.clone(), types: types.clone(), since: since.clone() };
         let kicked_off = async {
             let job = self.syncer.client.kick_off(&request).await?;
@@ -290,38 +254,21 @@ impl<'a> Run<'a> {
     }
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
-    async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<Job, Error> {
+    async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<JobInFlight, Error> {
         let CompletedExport { asked, completed } = export;
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         let commits =
             Commits { watermark: watermark(&completed), since, everything: asked.full_refresh && since.is_none() };
         upsert::upsert(self, commits, received).await?;
-        Ok(completed.job)
+        Ok(asked)
     }
 
-    /// The tables to the disk, then the state file, then the end of the export on the server; in this order, because
-    /// without the export's files a lost commit could not be repeated.
-    async fn settle(&self, job: Job) -> Result<(), Error> {
-        self.syncer.progress.step(Step::Settling);
-        let root = self.syncer.root.clone();
-        blocking(move || root.sync_to_disk()).await?;
-        self.syncer.remember_settled(self.export, self.report.watermarks()).await?;
-        let deleted = async { Ok(job.delete(&self.syncer.client).await?) };
-        if let Err(error) = unless_stopped(self.stop, REQUEST_PATIENCE, deleted).await {
-            tracing::warn!(error = chain(&error), "the export could not be deleted; the server keeps its files");
-        }
-        Ok(())
-    }
-
-    /// Decides what becomes of a job that is still in flight, and how the run ended.
+    /// Decides how the run ended.
     async fn end(mut self, result: Result<(), Error>) -> Report {
         let error = result.err();
-        let remembered = match &error {
-            Some(error) if recovery(error).job == JobFate::Dropped => self.syncer.forget_job(self.export).await,
-            _ => Ok(()),
-        };
         self.report.end(error.as_ref(), &self.quarantine, now());
-        let remembered = remembered.and(self.syncer.remember_end(&self.report).await);
+        let error = error.or(self.tolerated.take());
+        let remembered = self.syncer.remember_end(&self.report).await;
         if let Err(error) = &remembered {
             self.report.fail(error);
         }

@@ -61,7 +61,7 @@ impl Syncer {
         let place = state_file.display();
         match found {
             Found::Whole => Ok(()),
-            Found::Nothing => self.adopt_watermarks(self.known_watermarks(exports).await?).await,
+            Found::Nothing => self.adopt_watermarks(self.known_watermarks(exports).await).await,
             Found::Previous => {
                 tracing::warn!(%place, "the state file was broken; using the generation before it");
                 Ok(())
@@ -72,10 +72,10 @@ impl Syncer {
                     "the state file has the old one-field form; its time is kept for /health, and because no table \
                      has a watermark yet, the first sync loads everything"
                 );
-                self.adopt_watermarks(self.known_watermarks(exports).await?).await
+                self.adopt_watermarks(self.known_watermarks(exports).await).await
             }
             Found::Broken { kept_as } => {
-                let known = self.known_watermarks(exports).await?;
+                let known = self.known_watermarks(exports).await;
                 let kept_as = kept_as.display().to_string();
                 if known.is_empty() {
                     // Nothing is written: an empty state in its place would make the next start a full load.
@@ -91,17 +91,18 @@ impl Syncer {
     }
 
     /// The watermarks that are in the tables, by export.
-    async fn known_watermarks<'a>(&self, exports: &'a [Export]) -> Result<Vec<(&'a Export, Watermarks)>, Error> {
+    async fn known_watermarks<'a>(&self, exports: &'a [Export]) -> Vec<(&'a Export, Watermarks)> {
         let mut all = Vec::new();
         for export in exports {
-            let watermarks = self.watermarks(export).await?.into_iter();
+            // A table that cannot be opened fails its type in each sync.
+            let watermarks = self.watermarks(export).await.into_iter();
             let known: Watermarks =
-                watermarks.filter_map(|(resource_type, watermark)| Some((resource_type, watermark?))).collect();
+                watermarks.filter_map(|(resource_type, watermark)| Some((resource_type, watermark.ok()??))).collect();
             if !known.is_empty() {
                 all.push((export, known));
             }
         }
-        Ok(all)
+        all
     }
 
     /// Copies watermarks of the tables into the state file.

@@ -1,12 +1,17 @@
 //! A plan: the watermarks of an export's types become the requests that bring it up to date. Pure.
 //!
-//! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday;
-//! the others share one request since the oldest of their watermarks. It may bring more rows than needed, which the
-//! upsert finds unchanged, but never fewer.
+//! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday.
+//! Others share a request since the oldest of their watermarks, where these are close to each other: it may bring more
+//! rows than needed, which the upsert finds unchanged, but never fewer. A type that has lagged behind gets a request of
+//! its own, so that the others are not asked for weeks again.
 
 use chrono::TimeDelta;
 
-use crate::fhir::{ResourceType, TransactionTime};
+use super::Error;
+use crate::{
+    export,
+    fhir::{ResourceType, TransactionTime},
+};
 
 /// What one kick-off will ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,19 +37,75 @@ impl std::fmt::Display for Mode {
     }
 }
 
-/// At most two requests: what changed first, because the full load of a new type may take days.
+impl PlannedRequest {
+    /// Where the server refuses a request, it may refuse one of its types: then each half is asked by itself, so that
+    /// one type does not keep the others from being asked. `None` where the types are not the cause.
+    pub fn halves(&self, error: &Error) -> Option<[Self; 2]> {
+        let Error::Export(
+            export::Error::Denied { status, .. }
+            | export::Error::Refused { refusal: export::Refusal::Status { status, .. }, .. },
+        ) = error
+        else {
+            return None;
+        };
+        // 401 is about the token.
+        let is_about_types = status.is_client_error() && status.as_u16() != 401;
+        if self.types.len() < 2 || !is_about_types {
+            return None;
+        }
+        let (first, second) = self.types.split_at(self.types.len() / 2);
+        Some([first, second].map(|types| Self { types: types.to_vec(), since: self.since.clone() }))
+    }
+}
+
+/// Types whose watermarks are not further apart than this share a request.
+const SHARED_SPAN: TimeDelta = TimeDelta::hours(1);
+/// More requests would cost the server more than the rows that they spare it.
+const MAX_INCREMENTAL: usize = 3;
+
+/// What changed first, because the full load of a new type may take days; of this the freshest types first.
 pub fn requests(
     watermarks: &[(ResourceType, Option<TransactionTime>)],
     mode: Mode,
     overlap: TimeDelta,
 ) -> Vec<PlannedRequest> {
-    let (known, unknown): (Vec<_>, Vec<_>) =
-        watermarks.iter().copied().partition(|(_, watermark)| watermark.is_some() && mode == Mode::Incremental);
-    let types = |watermarks: &[(ResourceType, _)]| watermarks.iter().map(|(resource_type, _)| *resource_type).collect();
-    let oldest = known.iter().filter_map(|(_, watermark)| *watermark).min();
-    let full = PlannedRequest { types: types(&unknown), since: None };
-    let incremental = PlannedRequest { types: types(&known), since: oldest.map(|watermark| watermark.since(overlap)) };
-    [incremental, full].into_iter().filter(|request| !request.types.is_empty()).collect()
+    let mut known = Vec::new();
+    let mut full = PlannedRequest { types: Vec::new(), since: None };
+    for (resource_type, watermark) in watermarks {
+        match watermark {
+            Some(watermark) if mode == Mode::Incremental => known.push((*resource_type, *watermark)),
+            _ => full.types.push(*resource_type),
+        }
+    }
+    let mut requests = incremental(known, overlap);
+    requests.extend((!full.types.is_empty()).then_some(full));
+    requests
+}
+
+/// A request for each group of types, since the oldest watermark of the group.
+fn incremental(mut known: Vec<(ResourceType, TransactionTime)>, overlap: TimeDelta) -> Vec<PlannedRequest> {
+    known.sort_by_key(|(_, watermark)| std::cmp::Reverse(*watermark));
+    let mut groups: Vec<Vec<(ResourceType, TransactionTime)>> = Vec::new();
+    for (resource_type, watermark) in known {
+        let count = groups.len();
+        match groups.last_mut() {
+            Some(group) if count == MAX_INCREMENTAL || shares(group, watermark) => {
+                group.push((resource_type, watermark));
+            }
+            _ => groups.push(vec![(resource_type, watermark)]),
+        }
+    }
+    let request = |mut group: Vec<(ResourceType, TransactionTime)>| {
+        let since = group.iter().map(|(_, watermark)| *watermark).min().map(|oldest| oldest.since(overlap));
+        group.sort_by_key(|(resource_type, _)| *resource_type);
+        PlannedRequest { types: group.into_iter().map(|(resource_type, _)| resource_type).collect(), since }
+    };
+    groups.into_iter().map(request).collect()
+}
+
+/// Whether a watermark is close to the newest one of a group, which is its first.
+fn shares(group: &[(ResourceType, TransactionTime)], watermark: TransactionTime) -> bool {
+    group.first().is_some_and(|(_, newest)| newest.instant() - watermark.instant() <= SHARED_SPAN)
 }
 
 #[cfg(test)]
@@ -71,8 +132,27 @@ mod tests {
         let of = [("Patient", Some(100)), ("Condition", None), ("Encounter", Some(60))];
         assert_eq!(
             planned(&of, Mode::Incremental),
-            [(vec!["Patient", "Encounter"], Some("1970-01-01T00:00:55.000Z".to_owned())), (vec!["Condition"], None),]
+            [(vec!["Encounter", "Patient"], Some("1970-01-01T00:00:55.000Z".to_owned())), (vec!["Condition"], None),]
         );
+    }
+
+    #[test]
+    fn a_type_that_lags_behind_does_not_drag_the_others_back() {
+        let day = 24 * 3600;
+        let of = [("Patient", Some(30 * day)), ("Condition", Some(30 * day - 1800)), ("Encounter", Some(9 * day))];
+        let since =
+            |of: Vec<(Vec<&'static str>, Option<String>)>| of.into_iter().map(|(types, _)| types).collect::<Vec<_>>();
+        assert_eq!(since(planned(&of, Mode::Incremental)), [vec!["Condition", "Patient"], vec!["Encounter"]]);
+    }
+
+    #[test]
+    fn however_many_types_lag_there_are_few_requests() {
+        let names = ["Patient", "Condition", "Encounter", "Observation", "Procedure"];
+        let of: Vec<_> = (1..).map(|day| Some(day * 24 * 3600)).zip(names).map(|(at, name)| (name, at)).collect();
+        let planned = planned(&of, Mode::Incremental);
+        assert_eq!(planned.len(), MAX_INCREMENTAL);
+        assert_eq!(planned[2].0.len(), 3, "the oldest share one");
+        assert_eq!(planned[2].1.as_deref(), Some("1970-01-01T23:59:55.000Z"));
     }
 
     #[test]

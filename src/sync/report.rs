@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Mode, chain, quarantine::Quarantine};
+use super::{Error, Mode, Recovery, chain, events, quarantine::Quarantine, recovery};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     table::Counts,
@@ -47,15 +47,25 @@ pub enum TypeEnd {
     #[default]
     NotReached,
     /// Committed; all rows up to the watermark are in the table.
-    Committed {
-        version: u64,
-        watermark: TransactionTime,
-    },
+    Committed { version: u64, watermark: TransactionTime },
     /// Committed, but rows may be missing: the watermark was not moved.
-    WatermarkHeld {
-        version: u64,
-    },
-    Failed(String),
+    WatermarkHeld { version: u64 },
+    /// Its table is unchanged.
+    Failed(Failure),
+}
+
+/// Why a type failed, and what follows from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// A sentence for the operator.
+    pub cause: String,
+    pub recovery: Recovery,
+}
+
+impl Failure {
+    pub(super) fn of(error: &Error) -> Self {
+        Self { cause: chain(error), recovery: recovery(error) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +124,12 @@ impl Report {
         };
     }
 
+    /// A type failed before anything was asked for it.
+    pub(super) fn fail_type(&mut self, resource_type: ResourceType, error: &Error) {
+        events::failed(resource_type, error);
+        self.types.entry(resource_type).or_default().end = TypeEnd::Failed(Failure::of(error));
+    }
+
     /// The run cannot count as a success, whatever was committed.
     pub(super) fn fail(&mut self, error: &Error) {
         self.remarks.push(chain(error));
@@ -144,7 +160,7 @@ impl Report {
     /// The types that failed, each with its cause.
     pub fn failed_types(&self) -> impl Iterator<Item = (&ResourceType, &str)> {
         self.types.iter().filter_map(|(resource_type, report)| match &report.end {
-            TypeEnd::Failed(cause) => Some((resource_type, cause.as_str())),
+            TypeEnd::Failed(failure) => Some((resource_type, failure.cause.as_str())),
             _ => None,
         })
     }

@@ -7,7 +7,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    Error, QuarantineLimit, Run, Step, TypeEnd, TypeReport, chain, columns, events,
+    Error, Failure, QuarantineLimit, Run, Step, TypeEnd, TypeReport, columns, events,
     intake::{Received, ReceivedType, Remark},
 };
 use crate::{
@@ -137,7 +137,7 @@ impl Commit {
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
         events::failed(self.resource_type, error);
-        report.end = TypeEnd::Failed(chain(error));
+        report.end = TypeEnd::Failed(Failure::of(error));
         report
     }
 

@@ -109,7 +109,7 @@ async fn a_job_that_is_given_up_does_not_wait_for_a_server_that_is_gone() {
             job.server = Some(gone);
             job.status_url = "http://127.0.0.1:9/status/1".parse().unwrap();
         };
-        store.update(|state| change(state.exports.get_mut("all").unwrap().job.as_mut().unwrap())).unwrap();
+        store.update(|state| change(state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap())).unwrap();
     }
     setup.complete().await;
     setup.assert_same_as_server().await;
@@ -175,7 +175,7 @@ async fn a_server_that_has_moved_continues_from_its_watermarks_and_its_old_job_i
     setup.sync().await;
     assert!(moved.jobs()[0].since.is_some());
     assert!(setup.server.jobs()[1].deleted, "the job at the old address");
-    assert_eq!(peek(&setup.state_file()).unwrap().exports["all"].job, None);
+    assert_eq!(peek(&setup.state_file()).unwrap().exports["all"].jobs, []);
     setup.client.server = first;
     let error = setup.open().await.err().unwrap();
     assert!(matches!(error, sync::Error::TwoServers { .. }), "{error}");

@@ -33,6 +33,8 @@ mod lines;
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;
+/// A type, a request or a table that fails, and the others that go on.
+mod one_by_one;
 /// Killed processes, lost jobs, and two processes at once.
 mod resume;
 /// A lost, broken or old state file.

@@ -35,7 +35,7 @@ async fn waiting(setup: &Setup) -> Process {
 }
 
 fn job_in_flight(setup: &Setup) -> Option<JobInFlight> {
-    peek(&setup.state_file()).unwrap().exports.remove("all")?.job
+    peek(&setup.state_file()).unwrap().exports.remove("all")?.jobs.pop()
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_job_that_the_server_lost_is_requested_again_with_the_same_since() {
         let (mut store, _) = Store::open(&setup.state_file()).unwrap();
         store
             .update(|state| {
-                let job = state.exports.get_mut("all").unwrap().job.as_mut().unwrap();
+                let job = state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap();
                 job.polling_since -= chrono::TimeDelta::hours(1);
             })
             .unwrap();

@@ -212,7 +212,7 @@ pub fn end_of(report: &Report, of: ResourceType) -> &TypeEnd {
 /// The reason why a type failed. Panics if it did not fail.
 pub fn failure(report: &Report, of: ResourceType) -> &str {
     match end_of(report, of) {
-        TypeEnd::Failed(reason) => reason,
+        TypeEnd::Failed(failure) => &failure.cause,
         other => panic!("{of} did not fail: {other:?}"),
     }
 }

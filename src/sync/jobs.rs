@@ -1,0 +1,161 @@
+//! The jobs in flight: exports that the server works on, or has completed, and that are not settled yet.
+//!
+//! A job is worth hours. It leaves the state file when none of its types may still come from it, and only after its
+//! DELETE: a process that is killed in between leaves no job on the server that nobody knows (rules 103 to 105).
+
+use std::time::Duration;
+
+use super::{
+    CANCEL_PATIENCE, Error, Mode, REQUEST_PATIENCE, Run, Step, TypeEnd, blocking, chain, error::JobFate, events,
+    recovery, unless_stopped,
+};
+use crate::{
+    export::{self, Job},
+    fhir::ResourceType,
+    state::JobInFlight,
+};
+
+impl Run<'_> {
+    /// Follows the jobs that earlier runs left in flight; gives the types that need no other export in this run.
+    pub(super) async fn resume(&mut self) -> Result<Vec<ResourceType>, Error> {
+        let mut resumed = Vec::new();
+        for mut job in self.syncer.export_state(self.export).jobs {
+            if let Some(reason) = self.is_foreign(&job) {
+                tracing::warn!(reason, "the export in progress is not the one that is asked for now; it is cancelled");
+                self.give_up(&job).await?;
+                continue;
+            }
+            job.types.retain(|resource_type| self.export.types.contains(resource_type));
+            if job.types.is_empty() {
+                // Settled, but the process ended before the DELETE; or none of its types is configured any more.
+                self.give_up(&job).await?;
+                continue;
+            }
+            tracing::info!(
+                since = job.since,
+                types = events::list(&job.types),
+                "resuming the export in progress on the server"
+            );
+            let types = job.types.clone();
+            // What an incremental run asked for does not make a full refresh.
+            let is_enough = self.mode == Mode::Incremental || job.full_refresh;
+            match self.follow(job.clone()).await {
+                // The tables still have their old watermarks, so a new export loses nothing.
+                Err(Error::Export(export::Error::JobLost { .. })) => {
+                    tracing::warn!("the server no longer knows the export in progress; requesting another");
+                    self.syncer.forget_job(self.export, job.status_url).await?;
+                    continue;
+                }
+                Err(error) => self.failed(&types, Some(&job), error).await?,
+                Ok(()) => {}
+            }
+            if is_enough {
+                resumed.extend(types);
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// Why a job cannot be followed: it is another server's, or it does not bring what is asked for now.
+    fn is_foreign(&self, job: &JobInFlight) -> Option<String> {
+        let here = &self.syncer.server;
+        match &job.server {
+            Some(server) if server != here => return Some("server.url has changed".to_owned()),
+            // A job of an earlier version.
+            None if job.status_url.origin() != here.origin() => return Some("it is at another server".to_owned()),
+            _ => {}
+        }
+        job.asked.as_ref()?.change_to(&self.export.asked(&self.syncer.config.source))
+    }
+
+    /// A request, or the job that it became, has failed. Decides what becomes of the job, and whether the others are
+    /// still asked: an error that each of them would meet ends the run.
+    pub(super) async fn failed(
+        &mut self,
+        types: &[ResourceType],
+        job: Option<&JobInFlight>,
+        error: Error,
+    ) -> Result<(), Error> {
+        if let Some(job) = job
+            && recovery(&error).job == JobFate::Dropped
+        {
+            self.give_up(job).await?;
+        }
+        if concerns_all(&error) {
+            return Err(error);
+        }
+        tracing::error!(types = events::list(types), error = chain(&error), "an export failed; the others are asked");
+        let remark = chain(&error);
+        if !self.report.remarks.contains(&remark) {
+            self.report.remarks.push(remark);
+        }
+        self.tolerated.get_or_insert(error);
+        Ok(())
+    }
+
+    /// Cancels a job that nobody will follow, then forgets it.
+    pub(super) async fn give_up(&self, job: &JobInFlight) -> Result<(), Error> {
+        self.delete(job, CANCEL_PATIENCE).await;
+        self.syncer.forget_job(self.export, job.status_url.clone()).await
+    }
+
+    async fn delete(&self, job: &JobInFlight, patience: Duration) {
+        let at = job.status_url.clone();
+        let on_server = Job { status_url: at, kicked_off_at: job.kicked_off_at, polling_since: job.polling_since };
+        let deleted = async { Ok(on_server.delete(&self.syncer.client).await?) };
+        match tokio::time::timeout(patience, unless_stopped(self.stop, REQUEST_PATIENCE, deleted)).await {
+            Ok(Ok(())) => tracing::debug!("the export was deleted on the server"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "the export could not be deleted; the server keeps its files");
+            }
+            Err(_) => tracing::warn!("the export could not be deleted: the server did not answer in time"),
+        }
+    }
+
+    /// The tables to the disk, then the state file, then the end of the export on the server; in this order, because
+    /// without the export's files a lost commit could not be repeated. Types that may still come from it keep the job.
+    pub(super) async fn settle(&self, job: &JobInFlight) -> Result<(), Error> {
+        self.syncer.progress.step(Step::Settling);
+        let root = self.syncer.root.clone();
+        blocking(move || root.sync_to_disk()).await?;
+        let left: Vec<_> =
+            job.types.iter().copied().filter(|resource_type| self.may_still_come(*resource_type)).collect();
+        let is_done = left.is_empty();
+        if !is_done {
+            tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
+        }
+        let at = job.status_url.clone();
+        self.syncer.remember_settled(self.export, self.report.watermarks(), at, left).await?;
+        if is_done { self.give_up(job).await } else { Ok(()) }
+    }
+
+    fn may_still_come(&self, resource_type: ResourceType) -> bool {
+        match self.report.types.get(&resource_type).map(|report| &report.end) {
+            Some(TypeEnd::Failed(failure)) => failure.recovery.job == JobFate::Kept,
+            _ => false,
+        }
+    }
+}
+
+/// Whether every other request would fail for the same reason.
+fn concerns_all(error: &Error) -> bool {
+    use export::Error as E;
+    match error {
+        Error::Stopped | Error::State(_) | Error::Quarantine { .. } | Error::SpoolFolder { .. } => true,
+        Error::Export(error) => matches!(
+            error,
+            E::Unreachable { .. }
+                | E::Busy { .. }
+                | E::AuthorizationRequired { .. }
+                | E::TokenDenied { .. }
+                | E::NoTokenEndpoint { .. }
+                | E::ForeignTokenEndpoint { .. }
+                | E::Config { .. }
+                | E::Key { .. }
+                | E::KeyFile { .. }
+                | E::Setup { .. }
+                | E::UnusableUrl { .. }
+        ),
+        _ => false,
+    }
+}
