@@ -68,8 +68,8 @@ impl Run<'_> {
         job.asked.as_ref()?.change_to(&self.export.asked(&self.syncer.config.source))
     }
 
-    /// A request, or the job that it became, has failed. Decides what becomes of the job, and whether the other requests
-    /// are still sent: an error that each of them would meet ends the run.
+    /// A request, or the job that it became, has failed. Decides what becomes of the job, and whether the other
+    /// requests are still sent: an error that each of them would meet ends the run.
     pub(super) async fn failed(
         &mut self,
         types: &[ResourceType],
@@ -84,7 +84,11 @@ impl Run<'_> {
         if concerns_all(&error) {
             return Err(error);
         }
-        tracing::error!(types = events::list(types), error = chain(&error), "an export failed; the other requests are sent");
+        tracing::error!(
+            types = events::list(types),
+            error = chain(&error),
+            "an export failed; the others are still requested"
+        );
         let remark = chain(&error);
         if !self.report.remarks.contains(&remark) {
             self.report.remarks.push(remark);

@@ -2,8 +2,8 @@
 //!
 //! Types without a watermark share a full load, so that a type new in the configuration does not start at yesterday.
 //! Others share a request since the oldest of their watermarks, where these are close to each other: it may bring more
-//! rows than needed, which the upsert finds unchanged, but never fewer. A type that has lagged behind gets a
-//! separate request, so that the others are not requested for weeks again.
+//! rows than needed, which the upsert finds unchanged, but never fewer. A type that has lagged behind gets a separate
+//! request, so that the others are not requested for weeks again.
 
 use chrono::TimeDelta;
 
