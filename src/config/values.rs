@@ -5,7 +5,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 use bytesize::ByteSize;
 use url::Url;
 
-use crate::table::{Location, OBJECT_STORES};
+use crate::{
+    fhir::printable_code,
+    table::{Location, OBJECT_STORES},
+};
 
 pub fn text(text: &str) -> Result<String, String> {
     if text.is_empty() { Err("is empty".to_owned()) } else { Ok(text.to_owned()) }
@@ -18,6 +21,12 @@ pub fn name(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!("{text:?} is not a name: use up to 64 letters, digits, - _ and ."))
+}
+
+/// A code as a server may report it.
+pub fn code(text: &str) -> Result<String, String> {
+    let is_code = printable_code(text) == text;
+    is_code.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not a code such as \"not-found\""))
 }
 
 pub fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {

@@ -11,7 +11,7 @@ use reqwest::{
 use url::Url;
 
 use super::failure::{Cause, Fault};
-use crate::fhir::{Issue, operation_outcome};
+use crate::fhir::{self, Issue};
 
 /// `context` is what was asked for and where, such as `kick-off at https://ehr.example.org/fhir/$export`.
 #[derive(Debug, thiserror::Error)]
@@ -165,8 +165,7 @@ pub struct Issues(pub Vec<Issue>);
 impl Issues {
     /// From a body that may be an `OperationOutcome`, or anything.
     pub fn read(body: &[u8]) -> Self {
-        let issues = operation_outcome(body).unwrap_or_default().into_iter();
-        Self(issues.map(|issue| Issue { severity: code(issue.severity), code: code(issue.code) }).collect())
+        Self(fhir::issues(body))
     }
 
     /// Whether the server asks to wait, and reports nothing else (rule 43).
@@ -196,12 +195,9 @@ pub fn shown(url: &Url) -> String {
     format!("{}{}", url.origin().ascii_serialization(), url.path())
 }
 
-/// A word from a server that is safe to show: a code as FHIR and OAuth write them, or "unknown".
-pub fn code(word: String) -> String {
-    let is_code = !word.is_empty()
-        && word.len() <= 40
-        && word.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_'));
-    if is_code { word } else { "unknown".to_owned() }
+/// A word from a server as it is shown; see [`fhir::printable_code`].
+pub fn code(word: impl AsRef<str>) -> String {
+    fhir::printable_code(word.as_ref())
 }
 
 /// The media type of an answer, such as `text/html`, if it is safe to show.

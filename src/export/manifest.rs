@@ -50,6 +50,15 @@ pub enum FileKind {
     Untyped,
 }
 
+impl FileKind {
+    pub fn resource_type(self) -> Option<ResourceType> {
+        match self {
+            Self::Of(resource_type) => Some(resource_type),
+            Self::Unknown | Self::Untyped => None,
+        }
+    }
+}
+
 impl fmt::Debug for File {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("File")
@@ -274,7 +283,7 @@ fn inline_issues(issues: &Value) -> Issues {
     let outcome = json!({"resourceType": "OperationOutcome", "issue": list}).to_string();
     let issues = Issues::read(outcome.as_bytes());
     if issues.0.is_empty() {
-        return Issues(vec![Issue { severity: "error".to_owned(), code: "unknown".to_owned() }]);
+        return Issues(vec![Issue::unreadable()]);
     }
     issues
 }

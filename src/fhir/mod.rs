@@ -2,6 +2,7 @@
 //!
 //! A value of these types has been checked once, where it entered; nobody checks it again. Imports nothing of ours.
 
+mod outcome;
 mod resource_type;
 
 use std::{cmp::Ordering, fmt};
@@ -9,7 +10,10 @@ use std::{cmp::Ordering, fmt};
 use chrono::{DateTime, NaiveDateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-pub use self::resource_type::{RESOURCE_TYPES, ResourceType, UnknownResourceType};
+pub use self::{
+    outcome::{Issue, Judgement, Severity, issues, judge, printable_code},
+    resource_type::{RESOURCE_TYPES, ResourceType, UnknownResourceType},
+};
 
 /// An instant of the server's clock, in whole microseconds: the manifest's `transactionTime`, and with it our watermark.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -185,50 +189,8 @@ pub struct RowKey {
 pub struct Deletion {
     pub resource_type: ResourceType,
     pub id: String,
-    /// When, where the bundle says so.
+    /// When, where its own entry says so.
     pub at: Option<DateTime<Utc>>,
-}
-
-/// One issue of an `OperationOutcome`, without its free text: `diagnostics` may quote a patient.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize, Default)]
-#[serde(default)]
-pub struct Issue {
-    pub severity: String,
-    pub code: String,
-}
-
-impl Issue {
-    /// Data are missing, not merely remarked upon (rule 101).
-    pub fn is_error(&self) -> bool {
-        matches!(self.severity.as_str(), "error" | "fatal")
-    }
-
-    /// The server asks for patience: `transient` or a code below it (rule 43).
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self.code.as_str(),
-            "transient" | "lock-error" | "no-store" | "exception" | "timeout" | "incomplete" | "throttled"
-        )
-    }
-}
-
-impl fmt::Display for Issue {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} ({})", self.severity, self.code)
-    }
-}
-
-/// The issues of an `OperationOutcome`; `None` where the text is something else.
-pub fn operation_outcome(body: &[u8]) -> Option<Vec<Issue>> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct OperationOutcome {
-        resource_type: String,
-        #[serde(default)]
-        issue: Vec<Issue>,
-    }
-    let outcome: OperationOutcome = serde_json::from_slice(body).ok()?;
-    (outcome.resource_type == "OperationOutcome").then_some(outcome.issue)
 }
 
 #[cfg(test)]
@@ -238,6 +200,7 @@ mod tests {
     #[test]
     fn a_resource_type_named_by_a_constant_is_one_that_would_parse() {
         for constant in [
+            ResourceType::BINARY,
             ResourceType::BUNDLE,
             ResourceType::CONDITION,
             ResourceType::ENCOUNTER,
@@ -245,6 +208,7 @@ mod tests {
             ResourceType::OBSERVATION,
             ResourceType::OPERATION_OUTCOME,
             ResourceType::ORGANIZATION,
+            ResourceType::PARAMETERS,
             ResourceType::PATIENT,
             ResourceType::PRACTITIONER,
         ] {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct ResourceType(&'static str);
 
 impl ResourceType {
+    pub const BINARY: Self = Self("Binary");
     pub const BUNDLE: Self = Self("Bundle");
     pub const CONDITION: Self = Self("Condition");
     pub const ENCOUNTER: Self = Self("Encounter");
@@ -16,6 +17,7 @@ impl ResourceType {
     pub const OBSERVATION: Self = Self("Observation");
     pub const OPERATION_OUTCOME: Self = Self("OperationOutcome");
     pub const ORGANIZATION: Self = Self("Organization");
+    pub const PARAMETERS: Self = Self("Parameters");
     pub const PATIENT: Self = Self("Patient");
     pub const PRACTITIONER: Self = Self("Practitioner");
 

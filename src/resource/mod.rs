@@ -11,13 +11,17 @@ mod element;
 mod json;
 mod lines;
 mod grouping;
+mod over_lines;
 mod schema;
 mod shape;
+mod stated_type;
 mod value;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason};
-pub use deletions::deletions;
+pub use deletions::{DeletedEntry, deleted_entries};
 pub use element::{Derived, Layout, Options};
 pub use grouping::LineGrouping;
 pub use lines::{Line, LineTooLong, Lines};
+pub use over_lines::OverLines;
 pub use shape::Shape;
+pub use stated_type::stated_type;

@@ -246,7 +246,7 @@ impl<'a> Run<'a> {
         let provenance = Provenance {
             source: Arc::clone(&self.syncer.config.source),
             run_started_micros: self.report.started_at.timestamp_micros(),
-            transaction_time: manifest.transaction_time,
+            transaction_time: watermark(&export.completed),
             job: self.report.job().into(),
         };
         let received = intake::receive(self.syncer, manifest, &export.asked.types, provenance, &self.quarantine);

@@ -24,6 +24,8 @@ pub struct Report {
     pub remarks: Vec<String>,
     /// What else the operator should know; it makes no run less than complete.
     pub notes: Vec<String>,
+    /// Errors that the server reported and `sync.accept_reported_errors` accepts.
+    pub accepted: Vec<String>,
 }
 
 /// What happened to one table.
@@ -32,10 +34,17 @@ pub struct TypeReport {
     pub files: u64,
     /// Decoded bytes of its files.
     pub bytes: u64,
-    /// Lines and deletions in its files.
+    /// Lines and deletions in its files, and its rows in files of other types. Equal to [`TypeReport::accounted`].
     pub received: u64,
     pub counts: Counts,
+    /// Lines that are no resources.
     pub quarantined: u64,
+    /// Lines of types that nobody asked for.
+    pub not_wanted: u64,
+    /// Lines that are what the server says about the file.
+    pub outcomes: u64,
+    /// Of the rows, those in files of other types.
+    pub rerouted: u64,
     pub bytes_written: u64,
     /// Commits of other writers, since our last one, that changed rows.
     pub foreign_commits: u64,
@@ -90,6 +99,13 @@ impl fmt::Display for Outcome {
     }
 }
 
+impl TypeReport {
+    /// What became of each received line and deletion of a type that was committed. Nothing is dropped silently.
+    pub fn accounted(&self) -> u64 {
+        self.counts.total() + self.quarantined + self.not_wanted + self.outcomes
+    }
+}
+
 impl Report {
     pub fn begin(export: &str, run: u64, mode: Mode, types: &[ResourceType], started_at: DateTime<Utc>) -> Self {
         Self {
@@ -102,6 +118,7 @@ impl Report {
             types: types.iter().map(|resource_type| (*resource_type, TypeReport::default())).collect(),
             remarks: Vec::new(),
             notes: Vec::new(),
+            accepted: Vec::new(),
         }
     }
 

@@ -3,12 +3,14 @@
 //! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
 //! that fails leaves its table as it was and does not stop the others.
 
+use std::collections::BTreeSet;
+
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
     Error, Failure, QuarantineLimit, Run, Step, TypeEnd, TypeReport, columns, events,
-    intake::{Received, ReceivedType, Remark},
+    intake::{Received, ReceivedType},
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
@@ -28,19 +30,20 @@ pub struct Commits {
 
 /// Commits what was received. [`Error::Stopped`] where types were left to the next run.
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> Result<(), Error> {
-    let is_held = received.remarks.iter().any(|remark| matches!(remark, Remark::Hold(_)));
+    let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
     let upsert = Upsert {
         app_id: run.export.app_id(&run.syncer.config.source),
         adopted_app_id: Some(run.export.app_id_before()),
         source: run.syncer.config.source.to_string(),
-        watermark: commits.watermark.filter(|_| !is_held),
+        watermark: commits.watermark,
         exported_at: commits.watermark,
         run_started_micros: run.report.started_at.timestamp_micros(),
         job: run.report.job(),
         run: run.report.run,
         reconcile: None,
     };
-    run.report.remarks.extend(received.remarks.into_iter().map(|(Remark::Hold(text) | Remark::Note(text))| text));
+    run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
+    run.report.accepted.extend(received.accepted);
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -50,10 +53,15 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             // the server left out (rules 21 and 98).
             let allow_empty = run.syncer.config.allow_empty.contains(&resource_type);
             let is_there = received.files > 0 || allow_empty;
-            let is_whole = commits.everything && !is_held && is_there && received.quarantined == 0;
+            let is_held = held.contains(&resource_type);
+            let is_whole = commits.everything && !is_held && is_there && received.lines.are_all_rows();
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
             let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
-            let upsert = Upsert { reconcile: reconciles.then_some(limits), ..upsert.clone() };
+            let upsert = Upsert {
+                reconcile: reconciles.then_some(limits),
+                watermark: upsert.watermark.filter(|_| !is_held),
+                ..upsert.clone()
+            };
             let commit = Commit {
                 root: run.syncer.root.clone(),
                 resource_type,
@@ -99,8 +107,11 @@ impl Commit {
         let mut report = TypeReport {
             files: received.files,
             bytes: received.bytes,
-            received: received.changes.received() + received.quarantined,
-            quarantined: received.quarantined,
+            received: received.changes.received() + received.lines.without_row(),
+            quarantined: received.lines.quarantined,
+            not_wanted: received.lines.not_wanted,
+            outcomes: received.lines.outcomes,
+            rerouted: received.lines.rerouted,
             ..TypeReport::default()
         };
         if let Some(error) = received.failure.take().or_else(|| self.too_many_bad_lines(&report)) {

@@ -189,7 +189,7 @@ async fn a_full_refresh_with_a_failed_file_removes_nothing() {
     setup.complete().await;
     setup.server.scenario(|scenario| {
         (scenario.lines_per_file, scenario.omit_counts, scenario.gzip) = (2, true, false);
-        scenario.faults = vec![Fault::EndAfter { path_contains: "/Patient.2".to_owned(), bytes: 10, times: 1 }];
+        scenario.faults = vec![Fault::EndAfter { path_contains: "/Patient.2".to_owned(), bytes: 10, times: 2 }];
     });
     let report = setup.run(Mode::FullRefresh).await;
     assert_eq!(report.outcome, Outcome::Partial);

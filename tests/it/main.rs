@@ -27,6 +27,8 @@ mod columns;
 mod daemon;
 /// One writer: two processes with different state files on one root.
 mod lease;
+/// Deletions: which are applied, which hold a watermark, and what their time is.
+mod deletions;
 /// Invalid lines and damaged files.
 mod lines;
 /// Maintenance by the command and by the daemon, never during a sync.
@@ -35,6 +37,10 @@ mod maintain;
 mod messages;
 /// A type, a request or a table that fails, and the others that go on.
 mod one_by_one;
+/// Lines that are something else than a resource of their file's type.
+mod other_lines;
+/// What the server reports as missing.
+mod reported;
 /// Killed processes, lost jobs, and two processes at once.
 mod resume;
 /// A lost, broken or old state file.

@@ -122,7 +122,10 @@ async fn an_error_among_the_outcomes_stops_the_watermark_and_keeps_the_rows() {
     let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
-    assert!(report.remarks.iter().any(|remark| remark.contains("1 errors, first error (processing)")), "{report:#?}");
+    assert!(
+        report.remarks.iter().any(|remark| remark.contains("missing data: 1 times, first error (processing)")),
+        "{report:#?}"
+    );
     assert_eq!(setup.watermark(PATIENT).await, None);
     setup.assert_same_as_server().await;
 }

@@ -192,19 +192,20 @@ fn numbered(
 /// At most this many entries in one bundle.
 const MAX_BUNDLE_ENTRIES: usize = 50;
 
-/// Transaction bundles of DELETEs; a bundle's `lastUpdated` is the time of all its deletions (rules 94 and 97).
+/// Transaction bundles of DELETEs (rule 94), each entry with its own time (rule 97).
 fn bundles(deletions: &[Deletion]) -> Vec<Arc<str>> {
-    let same_time = deletions.chunk_by(|a, b| a.at == b.at);
-    let bundles = same_time.flat_map(|deletions| deletions.chunks(MAX_BUNDLE_ENTRIES));
-    bundles.map(|deletions| Arc::from(bundle(deletions).to_string())).collect()
+    deletions.chunks(MAX_BUNDLE_ENTRIES).map(|deletions| Arc::from(bundle(deletions).to_string())).collect()
 }
 
 fn bundle(deletions: &[Deletion]) -> Value {
-    let entry = |deletion: &Deletion| json!({"request": {"method": "DELETE", "url": format!("{}/{}", deletion.resource_type, deletion.id)}});
-    let at = deletions.first().and_then(|deletion| deletion.at).map(instant);
+    let entry = |deletion: &Deletion| {
+        json!({
+            "request": {"method": "DELETE", "url": format!("{}/{}", deletion.resource_type, deletion.id)},
+            "response": {"lastModified": deletion.at.map(instant)},
+        })
+    };
     json!({
         "resourceType": "Bundle",
-        "meta": {"lastUpdated": at},
         "type": "transaction",
         "entry": deletions.iter().map(entry).collect::<Vec<_>>(),
     })

@@ -233,7 +233,7 @@ fn lifetime(expires_in: &Value) -> Option<Duration> {
 /// The `error` of an OAuth answer, without its description (rule 128).
 fn oauth_error(body: &[u8]) -> Option<String> {
     let answer: Value = serde_json::from_slice(body).ok()?;
-    Some(code(answer.get("error")?.as_str()?.to_owned()))
+    Some(code(answer.get("error")?.as_str()?))
 }
 
 fn denied(context: &str, code: String) -> Error {

@@ -214,7 +214,7 @@ async fn a_token_endpoint_that_refuses_is_not_asked_again() {
     for (status, body, expected) in [
         (400, r#"{"error":"invalid_scope","error_description":"Jane Doe"}"#, "invalid_scope"),
         (401, r#"{"error":"invalid_client"}"#, "invalid_client"),
-        (400, r#"{"error":"eyJhbGciOi.secret"}"#, "unknown"),
+        (400, r#"{"error":"eyJhbGciOi.secret"}"#, "(unprintable code)"),
         (403, "<html>", "403"),
         (200, r#"{"token_type":"bearer"}"#, "no access_token"),
         (200, r#"{"access_token":"s3cret","token_type":"mac"}"#, "token_type"),

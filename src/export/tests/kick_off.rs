@@ -113,7 +113,7 @@ async fn a_refusal_names_severity_and_code_but_not_the_diagnostics() {
 async fn an_invalid_code_is_not_quoted() {
     let server = Server::start(|_| Answer::outcome(400, "Jane Doe, born 1970")).await;
     let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
-    assert!(error.to_string().contains("error (unknown)"), "{error}");
+    assert!(error.to_string().contains("error (unprintable code)"), "{error}");
 }
 
 #[tokio::test]

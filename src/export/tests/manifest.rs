@@ -152,7 +152,7 @@ fn issues_in_the_manifest_itself_are_outcomes() {
         (r#"{"severity":"warning","code":"value"}"#, vec!["warning (value)"]),
         ("[]", vec![]),
         ("null", vec![]),
-        ("\"Jane Doe\"", vec!["error (unknown)"]),
+        ("\"Jane Doe\"", vec!["unknown severity (no code)"]),
     ] {
         let manifest = read(&format!(r#"{{"output":[],"issues":{issues}}}"#)).unwrap();
         let found: Vec<_> = manifest.issues.0.iter().map(ToString::to_string).collect();

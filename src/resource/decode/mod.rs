@@ -75,10 +75,12 @@ pub enum Reason {
     OtherType {
         found: Option<ResourceType>,
     },
-    /// An entry of a `deleted` bundle that is not the deletion of one resource.
+    /// Entries of a `deleted` bundle that are not the deletion of one resource each; the first of them.
     NoDeletion {
         entry: usize,
     },
+    /// A `Binary` that should hold lines, and does not.
+    NoEnvelope,
 }
 
 impl Reason {
@@ -92,6 +94,7 @@ impl Reason {
             Self::NoId => "no-id",
             Self::OtherType { .. } => "other-type",
             Self::NoDeletion { .. } => "no-deletion",
+            Self::NoEnvelope => "no-envelope",
         }
     }
 }
@@ -106,6 +109,7 @@ impl fmt::Display for Reason {
             Self::NoId => write!(out, "no id"),
             Self::OtherType { found: Some(found) } => write!(out, "a {found} in a file of another type"),
             Self::NoDeletion { entry } => write!(out, "entry {entry} is not the deletion of one resource"),
+            Self::NoEnvelope => write!(out, "a Binary whose data are not lines in base64, or too many"),
             Self::OtherType { found: None } => write!(out, "an unknown resource type in a file of another type"),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Each sync opens state file and tables again, so that it knows only what is on the disk.
 
+mod made;
 mod process;
 
 use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
@@ -22,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::read_back;
 
-pub use self::process::{BINARY, Ended, Process, RARELY};
+pub use self::{
+    made::{Made, ndjson},
+    process::{BINARY, Ended, Process, RARELY},
+};
 
 pub const PATIENT: ResourceType = ResourceType::PATIENT;
 pub const OBSERVATION: ResourceType = ResourceType::OBSERVATION;
@@ -74,6 +78,7 @@ impl Setup {
             quarantine: sync::QuarantineLimit { max_quarantined: 0, max_quarantined_percent: 1.0 },
             reconcile: Reconcile { max_missing: 0, max_missing_percent: 10.0, allow_empty: false },
             allow_empty: BTreeSet::new(),
+            accept_reported_errors: BTreeSet::new(),
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
             typed: true,
@@ -125,7 +130,7 @@ impl Setup {
         let report = self.open().await.unwrap().run(&self.export, mode, &CancellationToken::new()).await;
         for (resource_type, of) in &report.types {
             let is_written = matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::WatermarkHeld { .. });
-            let is_balanced = of.received == of.counts.total() + of.quarantined;
+            let is_balanced = of.received == of.accounted();
             assert!(!is_written || is_balanced, "{resource_type}: {of:#?}");
         }
         report

@@ -1,0 +1,234 @@
+//! Outcomes: what a server states about itself in an `OperationOutcome`, and the judgement whether data are missing.
+//!
+//! Servers write it in many shapes. What cannot be read is never an all-clear. Of its words only codes leave this module,
+//! and only through [`printable_code`]: `diagnostics` may quote a patient, and any text may hold a secret.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::ResourceType;
+
+/// What one `OperationOutcome` means, by the worst of its issues (rule 101).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Judgement {
+    /// Nothing is missing.
+    Information(Vec<Issue>),
+    /// A warning at the worst.
+    Warning(Vec<Issue>),
+    /// Data are missing: an error, or a severity that nobody knows.
+    Error(Vec<Issue>),
+    /// Not an `OperationOutcome`, or one without issues: it says neither that data are missing nor that they are not.
+    Unreadable,
+}
+
+/// One issue, without its free text.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Issue {
+    pub severity: Severity,
+    /// Safe to show.
+    pub code: String,
+    /// The resource types that its `expression` or `location` begins with; empty where it does not say.
+    pub types: Vec<ResourceType>,
+}
+
+/// In the order of their weight.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    Success,
+    Information,
+    Warning,
+    /// Not a word of FHIR: it counts as an error.
+    Unknown,
+    Error,
+    Fatal,
+}
+
+impl Issue {
+    /// Stands for what was reported and cannot be read: no all-clear.
+    pub fn unreadable() -> Self {
+        Self { severity: Severity::Unknown, code: "no code".to_owned(), types: Vec::new() }
+    }
+
+    /// Data are missing, not merely remarked upon (rule 101).
+    pub fn is_error(&self) -> bool {
+        self.severity >= Severity::Unknown
+    }
+
+    /// The server asks for patience: `transient` or a code below it (rule 43).
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "transient" | "lock-error" | "no-store" | "exception" | "timeout" | "incomplete" | "throttled"
+        )
+    }
+}
+
+impl fmt::Display for Issue {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} ({})", self.severity, self.code.trim_matches(['(', ')']))
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Success => "success",
+            Self::Information => "information",
+            Self::Warning => "warning",
+            Self::Unknown => "unknown severity",
+            Self::Error => "error",
+            Self::Fatal => "fatal",
+        })
+    }
+}
+
+/// Judges a text that should be an `OperationOutcome`.
+pub fn judge(text: &[u8]) -> Judgement {
+    Judgement::of(issues(text)).unwrap_or(Judgement::Unreadable)
+}
+
+impl Judgement {
+    /// By the worst of these issues; `None` where there are none.
+    pub fn of(issues: Vec<Issue>) -> Option<Self> {
+        Some(match issues.iter().map(|issue| issue.severity).max()? {
+            Severity::Success | Severity::Information => Self::Information(issues),
+            Severity::Warning => Self::Warning(issues),
+            Severity::Unknown | Severity::Error | Severity::Fatal => Self::Error(issues),
+        })
+    }
+}
+
+/// The issues of an `OperationOutcome`; none where the text is something else.
+pub fn issues(text: &[u8]) -> Vec<Issue> {
+    let Ok(outcome) = serde_json::from_slice::<Value>(text) else { return Vec::new() };
+    if outcome["resourceType"].as_str() != Some("OperationOutcome") {
+        return Vec::new();
+    }
+    match &outcome["issue"] {
+        Value::Array(issues) => issues.iter().map(issue).collect(),
+        Value::Null => Vec::new(),
+        // One issue that is not in a list.
+        other => vec![issue(other)],
+    }
+}
+
+fn issue(value: &Value) -> Issue {
+    let places = ["expression", "location"].into_iter().flat_map(|member| texts(&value[member]));
+    Issue {
+        severity: severity(&value["severity"]),
+        code: code(&value["code"]),
+        types: places.filter_map(root).collect(),
+    }
+}
+
+/// Texts of a list, or the one that is there without a list.
+fn texts(value: &Value) -> Vec<&str> {
+    match value {
+        Value::Array(items) => items.iter().filter_map(Value::as_str).collect(),
+        other => other.as_str().into_iter().collect(),
+    }
+}
+
+/// The type that a path or a URL begins with: `Observation.code`, `Observation/o1`, `Observation?code=…`.
+fn root(place: &str) -> Option<ResourceType> {
+    place.split(|letter: char| !letter.is_ascii_alphanumeric()).next()?.parse().ok()
+}
+
+fn severity(value: &Value) -> Severity {
+    let Some(word) = value.as_str() else { return Severity::Unknown };
+    match word.trim().to_ascii_lowercase().as_str() {
+        "success" => Severity::Success,
+        "information" => Severity::Information,
+        "warning" => Severity::Warning,
+        "error" => Severity::Error,
+        "fatal" => Severity::Fatal,
+        _ => Severity::Unknown,
+    }
+}
+
+/// The code as text, as a Coding or as a `CodeableConcept`.
+fn code(value: &Value) -> String {
+    let known = match value {
+        Value::Object(_) => value["code"].as_str().or_else(|| value["coding"][0]["code"].as_str()),
+        other => other.as_str(),
+    };
+    known.map_or_else(|| "no code".to_owned(), printable_code)
+}
+
+const MAX_CODE_LETTERS: usize = 64;
+
+/// A word from a server that is safe on a terminal, in a log and in `/health`: letters, digits, `-` and `_`, as FHIR and
+/// OAuth write their codes. Everything else may be free text with a secret, or control characters.
+pub fn printable_code(word: &str) -> String {
+    let is_code = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_printable = !word.is_empty() && word.len() <= MAX_CODE_LETTERS && word.bytes().all(is_code);
+    if is_printable { word.to_owned() } else { "(unprintable code)".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn judged(issue: &Value) -> Judgement {
+        judge(json!({"resourceType": "OperationOutcome", "issue": issue}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_severity_counts_in_any_case_and_an_unknown_one_is_an_error() {
+        for (severity, is_error) in
+            [("ERROR", true), ("Fatal", true), ("severe", true), ("", true), ("WARNING", false), ("information", false)]
+        {
+            let judgement = judged(&json!([{"severity": severity, "code": "processing"}]));
+            assert_eq!(matches!(judgement, Judgement::Error(_)), is_error, "{severity}: {judgement:?}");
+        }
+        assert!(matches!(judged(&json!([{"code": "processing"}])), Judgement::Error(_)));
+        assert!(matches!(judged(&json!([{"severity": "success"}])), Judgement::Information(_)));
+    }
+
+    #[test]
+    fn the_worst_issue_decides() {
+        let judgement = judged(&json!([{"severity": "information"}, {"severity": "error"}, {"severity": "warning"}]));
+        assert!(matches!(judgement, Judgement::Error(issues) if issues.len() == 3));
+    }
+
+    #[test]
+    fn an_outcome_in_another_shape_is_never_an_all_clear() {
+        for issue in [json!({"severity": "error"}), json!("failed"), json!([["error"]]), json!(7)] {
+            assert!(matches!(judged(&issue), Judgement::Error(_)), "{issue}");
+        }
+        for text in
+            [r#"{"resourceType":"OperationOutcome","issue":[{"sev"#, "[]", r#"{"error":{"code":1}}"#, "", "\u{0}"]
+        {
+            assert_eq!(judge(text.as_bytes()), Judgement::Unreadable, "{text}");
+        }
+        assert_eq!(judged(&json!([])), Judgement::Unreadable);
+        assert_eq!(judged(&Value::Null), Judgement::Unreadable);
+    }
+
+    #[test]
+    fn a_code_is_found_in_every_shape_and_shown_only_where_it_is_a_code() {
+        let secret = "\u{1b}[31mpassword: hunter2";
+        for (code, expected) in [
+            (json!("not-found"), "not-found"),
+            (json!({"code": "timeout"}), "timeout"),
+            (json!({"coding": [{"code": "MSG_AUTH"}]}), "MSG_AUTH"),
+            (Value::Null, "no code"),
+            (json!(secret), "(unprintable code)"),
+            (json!("x".repeat(100)), "(unprintable code)"),
+        ] {
+            let Judgement::Error(issues) = judged(&json!([{"severity": "error", "code": code}])) else { panic!() };
+            assert_eq!(issues[0].code, expected);
+        }
+    }
+
+    #[test]
+    fn an_issue_names_the_types_that_its_places_begin_with() {
+        let places = json!(["Observation.code", "Patient?name=x", "elsewhere"]);
+        let Judgement::Error(issues) = judged(&json!([{"severity": "error", "expression": places}])) else { panic!() };
+        let names: Vec<_> = issues[0].types.iter().map(|of| of.as_str()).collect();
+        assert_eq!(names, ["Observation", "Patient"]);
+    }
+}

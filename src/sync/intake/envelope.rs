@@ -1,0 +1,55 @@
+//! An envelope: a `Binary` whose data are the lines of a file. HAPI sends it to clients that ask for JSON.
+
+use async_compression::tokio::bufread::GzipDecoder;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+use tokio::{io::AsyncReadExt as _, runtime::Handle};
+
+use crate::resource::{Line, Lines, OverLines, Reason};
+
+/// Unpacked lines are in memory all at once.
+const MAX_UNPACKED_BYTES: u64 = 256 * 1024 * 1024;
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// The lines in a `Binary`, which may be compressed. Blocks.
+///
+/// # Errors
+/// It holds no lines, or too many.
+pub fn unpack(envelope: &Line, max_line_bytes: usize) -> Result<Vec<Line>, Reason> {
+    #[derive(Deserialize)]
+    struct Binary {
+        data: String,
+    }
+    let Ok(Binary { data }) = serde_json::from_slice(&envelope.bytes) else { return Err(Reason::NoEnvelope) };
+    let text: Vec<u8> = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let mut bytes = STANDARD.decode(text).map_err(|_| Reason::NoEnvelope)?;
+    if bytes.starts_with(&GZIP_MAGIC) {
+        bytes = gunzip(&bytes).ok_or(Reason::NoEnvelope)?;
+    }
+    lines(&bytes, max_line_bytes).ok_or(Reason::NoEnvelope)
+}
+
+fn gunzip(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut decoder = GzipDecoder::new(bytes);
+    decoder.multiple_members(true);
+    let mut unpacked = Vec::new();
+    let reading = async {
+        let read = decoder.take(MAX_UNPACKED_BYTES + 1).read_to_end(&mut unpacked).await;
+        read.ok().filter(|read| *read as u64 <= MAX_UNPACKED_BYTES)
+    };
+    Handle::current().block_on(reading)?;
+    Some(unpacked)
+}
+
+/// `None` if it ends in the middle of a line.
+fn lines(bytes: &[u8], max_line_bytes: usize) -> Option<Vec<Line>> {
+    let mut splitter = Lines::new(max_line_bytes);
+    let mut lines = Vec::new();
+    splitter.push(bytes, &mut lines).ok()?;
+    lines.extend(splitter.finish());
+    let mut over_lines = OverLines::new(max_line_bytes);
+    let lines = over_lines.join(lines);
+    let is_whole = over_lines.finish().is_empty()
+        && lines.last().is_none_or(|last| serde_json::from_slice::<serde::de::IgnoredAny>(&last.bytes).is_ok());
+    is_whole.then_some(lines)
+}

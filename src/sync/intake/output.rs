@@ -1,0 +1,255 @@
+//! One file of resources. Each line goes to the change set of the type that it states.
+//!
+//! The lines of a good file are decoded as they are. Only what the decoder of the file's type gives back is looked at
+//! again: lines of other types, what the server says about the file, headers of organized files (rule 80), envelopes, and
+//! lines that are no resources, which alone go to the quarantine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    Context, Holds, LineCounts, Remark,
+    envelope::unpack,
+    outcome::{HeldBy, Outcomes},
+    stream::{Reader, stream},
+};
+use crate::{
+    export::File,
+    fhir::{ResourceType, judge},
+    resource::{BadLine, Line, Reason, stated_type},
+    sync::{Error, blocking::blocking, chain, events},
+    table::OutputIndex,
+};
+
+/// One file while it is read.
+struct Output {
+    index: OutputIndex,
+    outcomes: Outcomes,
+    counts: Mutex<FileCounts>,
+}
+
+#[derive(Default)]
+struct FileCounts {
+    lines: LineCounts,
+    rows: u64,
+    /// Lines that stand for no resource: headers and envelopes.
+    without_resource: u64,
+    /// Lines that were in envelopes.
+    unpacked: u64,
+    /// Types that other files bring, and this one too.
+    rerouted_to: BTreeSet<ResourceType>,
+}
+
+/// Where lines are from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    File,
+    /// An envelope in an envelope is not opened.
+    Envelope,
+}
+
+/// Reads the file to its end. An error is kept with its type.
+pub async fn read(context: Arc<Context>, file: File, index: u32, _worker: OwnedSemaphorePermit) -> Vec<Remark> {
+    let intake = file.kind.resource_type().and_then(|resource_type| context.intakes.get(&resource_type));
+    let output = Arc::new(Output {
+        index: OutputIndex(index),
+        outcomes: Outcomes::new(HeldBy::Warnings),
+        counts: Mutex::default(),
+    });
+    // Nothing more is fetched for a type that has failed.
+    let is_lost = intake.is_some_and(|intake| {
+        let tally = &mut *intake.tally();
+        let is_lost = tally.failure.is_some();
+        tally.files_left -= u64::from(is_lost);
+        is_lost
+    });
+    if is_lost {
+        context.progress.update(|progress| progress.files_done += 1);
+        return Vec::new();
+    }
+    let result = stream(&context, &file, Arc::clone(&output)).await;
+    context.progress.update(|progress| progress.files_done += 1);
+    let remarks = output.remarks(&file, result.as_ref().err());
+    let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else { return remarks };
+    let is_last = {
+        let tally = &mut *intake.tally();
+        tally.lines += output.counts().lines;
+        tally.end(result)
+    };
+    if is_last {
+        // Frees the memory of the type's open data files for the types that still arrive.
+        let flushing = Arc::clone(&context);
+        blocking(move || flushing.intakes.get(&resource_type).map(super::Intake::flush)).await;
+    }
+    remarks
+}
+
+impl Reader for Output {
+    fn take(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error> {
+        self.take_lines(context, file, lines, Place::File)
+    }
+
+    fn counted(&self, lines: u64) -> u64 {
+        let counts = self.counts();
+        (lines + counts.unpacked).saturating_sub(counts.without_resource)
+    }
+}
+
+impl Output {
+    fn counts(&self) -> MutexGuard<'_, FileCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_lines(&self, context: &Context, file: &File, lines: Vec<Line>, place: Place) -> Result<(), Error> {
+        let others = match file.kind.resource_type() {
+            Some(resource_type) => self.decode(context, resource_type, lines)?,
+            None => lines.into_iter().map(stated).collect(),
+        };
+        if others.is_empty() { Ok(()) } else { self.sort(context, file, others, place) }
+    }
+
+    /// The lines that are not rows of this type.
+    fn decode(
+        &self,
+        context: &Context,
+        resource_type: ResourceType,
+        mut lines: Vec<Line>,
+    ) -> Result<Vec<BadLine>, Error> {
+        let Some(intake) = context.intakes.get(&resource_type) else { return Ok(Vec::new()) };
+        intake.grouping.group(&mut lines);
+        let decoded = intake.decoder.decode(lines)?;
+        self.counts().rows += decoded.keys.len() as u64;
+        intake.changes.push(self.index, decoded.keys, decoded.rows)?;
+        Ok(decoded.bad)
+    }
+
+    /// Gives each line to where it belongs.
+    fn sort(&self, context: &Context, file: &File, others: Vec<BadLine>, place: Place) -> Result<(), Error> {
+        let mut rerouted: BTreeMap<ResourceType, Vec<Line>> = BTreeMap::new();
+        let mut bad = Vec::new();
+        for other in others {
+            match Kind::of(&other, file, context) {
+                Kind::Row(of) => rerouted.entry(of).or_default().push(other.line),
+                Kind::Outcome => {
+                    self.outcomes.add(context, &file.name, judge(&other.line.bytes));
+                    self.counts().lines.outcomes += 1;
+                }
+                Kind::Header => self.counts().without_resource += 1,
+                Kind::Envelope if place == Place::File => match unpack(&other.line, context.max_line_bytes) {
+                    Ok(lines) => {
+                        {
+                            let counts = &mut *self.counts();
+                            counts.without_resource += 1;
+                            counts.unpacked += lines.len() as u64;
+                        }
+                        self.take_lines(context, file, lines, Place::Envelope)?;
+                    }
+                    Err(reason) => bad.push(BadLine { line: other.line, reason }),
+                },
+                Kind::NotWanted => self.counts().lines.not_wanted += 1,
+                Kind::Envelope | Kind::NoResource => bad.push(other),
+            }
+        }
+        for (of, lines) in rerouted {
+            let received = lines.len() as u64;
+            let again = self.decode(context, of, lines)?;
+            let rows = received - again.len() as u64;
+            bad.extend(again);
+            self.counts().rerouted_to.insert(of);
+            if let Some(intake) = context.intakes.get(&of) {
+                intake.tally().lines.rerouted += rows;
+            }
+        }
+        self.counts().lines.quarantined += bad.len() as u64;
+        context.quarantine.keep(file.kind.resource_type(), &file.name, &bad)
+    }
+
+    /// What the operator should know of the file, when it has ended.
+    fn remarks(&self, file: &File, failure: Option<&Error>) -> Vec<Remark> {
+        let counts = self.counts();
+        let LineCounts { quarantined, not_wanted, outcomes, .. } = counts.lines;
+        if !counts.rerouted_to.is_empty() || not_wanted > 0 {
+            let to = events::list(&counts.rerouted_to);
+            tracing::warn!(file = file.name, to, not_wanted, "the file has lines of other types than its own");
+        }
+        let mut remarks = Vec::from_iter(self.outcomes.remark(&file.name, file.kind.resource_type()));
+        let others = quarantined + not_wanted;
+        let lines = counts.rows + others + outcomes;
+        // In a file without a type, lines that nobody wants are expected.
+        let misplaced = if file.kind.resource_type().is_some() { others } else { quarantined };
+        if misplaced * 2 > lines {
+            let text = format!("{}: {misplaced} of {lines} lines are not its resources, more than half", file.name);
+            remarks.push(Remark::hold(Holds::of(file.kind.resource_type()), text));
+        }
+        if file.kind.resource_type().is_none() && quarantined > 0 {
+            let text = format!("{}: {quarantined} lines are not resources; they are in quarantine", file.name);
+            remarks.push(Remark { text, holds: Holds::Nothing });
+        }
+        if let Some(error) = failure {
+            // Its own type fails. Of others, rows may be missing.
+            let holds = match file.kind.resource_type() {
+                Some(_) => Holds::Types(counts.rerouted_to.clone()),
+                None => Holds::Everything,
+            };
+            if holds != Holds::Types(BTreeSet::new()) {
+                remarks.push(Remark::hold(holds, format!("rows may be missing: {}", chain(error))));
+            }
+        }
+        remarks
+    }
+}
+
+/// What a line is that is no row of the file's type.
+enum Kind {
+    /// A resource of a type that is wanted.
+    Row(ResourceType),
+    /// What the server says about the file (rule 74).
+    Outcome,
+    /// The beginning of a block of an organized file.
+    Header,
+    Envelope,
+    /// A resource of a type that nobody asked for.
+    NotWanted,
+    NoResource,
+}
+
+impl Kind {
+    fn of(line: &BadLine, file: &File, context: &Context) -> Self {
+        let Reason::OtherType { found } = line.reason else { return Self::NoResource };
+        match found {
+            Some(ResourceType::OPERATION_OUTCOME) => Self::Outcome,
+            Some(ResourceType::PARAMETERS) if is_header(&line.line) => Self::Header,
+            Some(ResourceType::BINARY) if file.kind.resource_type().is_some() => Self::Envelope,
+            Some(found) if context.intakes.contains_key(&found) => Self::Row(found),
+            Some(ResourceType::BINARY) => Self::Envelope,
+            Some(_) => Self::NotWanted,
+            // In a file of a known type, a type that FHIR does not know is a mistake.
+            None if file.kind.resource_type().is_some() => Self::NoResource,
+            None => Self::NotWanted,
+        }
+    }
+}
+
+fn is_header(line: &Line) -> bool {
+    #[derive(Deserialize)]
+    struct Parameters {
+        parameter: Vec<Parameter>,
+    }
+    #[derive(Deserialize)]
+    struct Parameter {
+        name: String,
+    }
+    let parameters = serde_json::from_slice::<Parameters>(&line.bytes);
+    parameters.is_ok_and(|parameters| parameters.parameter.iter().any(|parameter| parameter.name == "header"))
+}
+
+/// A line of a file without a type, with the type that it states.
+fn stated(line: Line) -> BadLine {
+    let reason = stated_type(&line).map_or_else(|reason| reason, |found| Reason::OtherType { found });
+    BadLine { line, reason }
+}
