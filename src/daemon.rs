@@ -222,8 +222,7 @@ impl Daemon {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
                     self.exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
-                let tables: Vec<_> =
-                    types.into_iter().map(TableName::Resources).chain([TableName::Tombstones]).collect();
+                let tables: Vec<_> = types.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
                 let maintenance = self.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {

@@ -22,7 +22,7 @@ pub(super) struct Arguments {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
     config: PathBuf,
-    /// Resource types, or `deleted` for the table of tombstones; without any: all tables of the configuration
+    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger; without any: all tables of the configuration
     #[arg(value_name = "TYPE")]
     tables: Vec<TableName>,
     /// Show what would be done, and change nothing
@@ -51,7 +51,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         return result;
     }
     let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
-    let all = || configured.into_iter().map(TableName::Resources).chain([TableName::Tombstones]).collect();
+    let all = || configured.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
     let asked: BTreeSet<_> = arguments.tables.into_iter().collect();
     let tables = if asked.is_empty() { all() } else { Vec::from_iter(asked) };
     let mut maintenance = config.maintenance.of_tables;

@@ -4,11 +4,14 @@ mod check;
 mod demo;
 mod exit;
 mod healthcheck;
+mod look;
 mod maintain;
 #[cfg(feature = "sql")]
 mod query;
 mod run;
+mod runs;
 mod show;
+mod status;
 mod sync;
 mod views;
 
@@ -56,6 +59,10 @@ enum Command {
     Query(query::Arguments),
     /// Prints SQL that creates flat views over the tables, such as patient, encounter, condition and observation
     Views(views::Arguments),
+    /// Shows the ledger: what each run brought, type by type
+    Runs(runs::Arguments),
+    /// Shows how each export and type stands, also beside a running daemon
+    Status(status::Arguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {
         /// URL of the health endpoint
@@ -76,6 +83,8 @@ impl Cli {
             #[cfg(feature = "sql")]
             Command::Query(arguments) => query::run(arguments).await,
             Command::Views(arguments) => views::run(arguments),
+            Command::Runs(arguments) => runs::run(arguments).await,
+            Command::Status(arguments) => status::run(arguments).await,
             Command::Healthcheck { url } => healthcheck::run(&url).await,
         };
         result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)

@@ -14,6 +14,7 @@ mod error;
 mod events;
 mod intake;
 mod jobs;
+mod ledger;
 mod maintain;
 mod memory;
 mod open;
@@ -39,6 +40,7 @@ use url::Url;
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
     intake::{Provenance, Received},
+    ledger::Ledger,
     quarantine::Quarantine,
     upsert::Commits,
 };
@@ -61,7 +63,7 @@ use crate::{
 // What the commands name of the rooms below, so that they need no arrow to them.
 pub use crate::{
     export::Level,
-    table::{Config as TablesConfig, DryRun, Location, Maintained, Retention, Root, TableName},
+    table::{Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, Retention, Root, TableName},
 };
 
 /// Everything that syncs work with. One run at a time.
@@ -101,6 +103,7 @@ struct Run<'a> {
     mode: Mode,
     stop: &'a CancellationToken,
     quarantine: Arc<Quarantine>,
+    ledger: Ledger,
     report: Report,
     /// The first error of a request that did not stop the run.
     tolerated: Option<Error>,
@@ -117,7 +120,8 @@ impl<'a> Run<'a> {
         let number = syncer.state().run + 1;
         let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number));
         let report = Report::begin(&export.name, number, mode, &export.types, now());
-        Self { syncer, export, mode, stop, quarantine, report, tolerated: None }
+        let ledger = Ledger::begin(syncer.export_state(export).watermarks);
+        Self { syncer, export, mode, stop, quarantine, ledger, report, tolerated: None }
     }
 
     async fn steps(&mut self) -> Result<(), Error> {
@@ -255,6 +259,7 @@ impl<'a> Run<'a> {
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
     async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<JobInFlight, Error> {
+        self.ledger.completed(&export);
         let CompletedExport { asked, completed } = export;
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         let commits =
@@ -272,6 +277,7 @@ impl<'a> Run<'a> {
         if let Err(error) = &remembered {
             self.report.fail(error);
         }
+        self.syncer.record(&self.ledger, &self.report, self.export).await;
         events::ended(&self.report, error.as_ref().or(remembered.as_ref().err()));
         self.syncer.progress.step(Step::Idle);
         self.report

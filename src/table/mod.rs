@@ -34,6 +34,8 @@ mod commit;
 mod tombstones;
 /// What a table requires of its writers.
 mod requirements;
+/// What each run did.
+mod ledger;
 /// A table is created, and gains columns.
 mod evolve;
 
@@ -57,6 +59,7 @@ pub use self::{
     date_partition::{DatePart, DatePartition},
     error::Error,
     lease::Lease,
+    ledger::{LedgerFile, LedgerRow},
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     name::TableName,
     rebuild::{DecodeLines, rebuild},

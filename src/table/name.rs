@@ -10,10 +10,14 @@ pub enum TableName {
     Resources(ResourceType),
     /// What was removed from the tables of all types.
     Tombstones,
+    /// What each run did.
+    Runs,
 }
 
 /// The table of tombstones, as people call it.
 const DELETED: &str = "deleted";
+/// The ledger, as people call it.
+const RUNS: &str = "runs";
 
 /// The folder below the root for what is not a table of resources.
 pub(super) const OWN_DIRECTORY: &str = "_fhir_sync";
@@ -22,11 +26,15 @@ pub(super) const OWN_DIRECTORY: &str = "_fhir_sync";
 pub(super) const DELETED_FROM: &str = "resource_type";
 
 impl TableName {
+    /// The tables that are not of a resource type.
+    pub const OWN: [Self; 2] = [Self::Tombstones, Self::Runs];
+
     /// The folder below the root. The suffix is what lets Pathling's `read.delta` find the tables of resources.
     pub(super) fn directory(self) -> String {
         match self {
             Self::Resources(resource_type) => format!("{resource_type}.parquet"),
             Self::Tombstones => format!("{OWN_DIRECTORY}/{DELETED}"),
+            Self::Runs => format!("{OWN_DIRECTORY}/{RUNS}"),
         }
     }
 
@@ -39,6 +47,7 @@ impl TableName {
         match self {
             Self::Resources(resource_type) => resource_type.as_str(),
             Self::Tombstones => DELETED,
+            Self::Runs => RUNS,
         }
     }
 }
@@ -60,6 +69,10 @@ impl FromStr for TableName {
     type Err = <ResourceType as FromStr>::Err;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        if name == DELETED { Ok(Self::Tombstones) } else { name.parse().map(Self::Resources) }
+        match name {
+            DELETED => Ok(Self::Tombstones),
+            RUNS => Ok(Self::Runs),
+            resource_type => resource_type.parse().map(Self::Resources),
+        }
     }
 }

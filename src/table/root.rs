@@ -104,9 +104,16 @@ pub struct Root {
 impl Root {
     /// Creates the folder if it is a local one, and checks that it can be written to. Blocks on the disk.
     pub fn new(config: Config) -> Result<Self, Error> {
+        Self::with_folder(config, writable_folder)
+    }
+
+    fn with_folder(
+        config: Config,
+        absolute: impl FnOnce(&std::path::Path) -> std::io::Result<PathBuf>,
+    ) -> Result<Self, Error> {
         let (url, folder) = match config.root {
             Location::Folder(folder) => {
-                let folder = writable_folder(&folder).map_err(|error| Error::Root {
+                let folder = absolute(&folder).map_err(|error| Error::Root {
                     place: folder.display().to_string(),
                     reason: format!("{error}; check its owner and mode, or choose another `tables.root`"),
                 })?;
@@ -131,6 +138,17 @@ impl Root {
             tombstone_lock,
             lease: None,
         })
+    }
+
+    /// The same for commands that only read: nothing is created, and nothing is tried out.
+    pub fn for_reading(config: Config) -> Result<Self, Error> {
+        if let Location::Folder(folder) = &config.root
+            && !folder.is_dir()
+        {
+            let reason = "there is no such folder; no sync has created it yet, or it is not mounted".to_owned();
+            return Err(Error::Root { place: folder.display().to_string(), reason });
+        }
+        Self::with_folder(config, std::path::Path::canonicalize)
     }
 
     /// Takes the lease of this root for the holder of a state file; the holder renews it with [`Lease::keep`]. Waits for
@@ -300,7 +318,7 @@ impl Table {
     pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
-            TableName::Tombstones => None,
+            TableName::Tombstones | TableName::Runs => None,
         }
     }
 

@@ -15,6 +15,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("commit", &["data_file", "root"]),
     ("tombstones", &["data_file", "root", "change_set", "commit"]),
     ("requirements", &["root"]),
+    ("ledger", &["data_file", "root", "commit", "requirements"]),
     ("evolve", &["root", "commit", "requirements"]),
     ("upsert", &["data_file", "root", "change_set", "commit", "requirements", "tombstones"]),
     ("maintain", &["data_file", "root", "commit", "requirements", "tombstones"]),

@@ -25,6 +25,8 @@ mod convergence;
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
+/// The ledger, and the commands that look at it.
+mod ledger;
 /// One writer: two processes with different state files on one root.
 mod lease;
 /// Deletions: which are applied, which hold a watermark, and what their time is.

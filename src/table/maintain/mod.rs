@@ -69,9 +69,14 @@ impl Root {
 
 /// Tables of other writers are theirs to maintain, and a rewrite must not lose what it does not understand.
 fn check_maintainable(table: &Table) -> Result<(), Error> {
-    let own = ["id", "_sync_source", "_sync_at", "_sync_transaction_time"];
-    let own = own.map(|name| Field::new(name, DataType::Null, true));
-    check_writable(table, &Arc::new(Schema::new(own.to_vec())))
+    let own: &[&str] = match table.name {
+        TableName::Resources(_) | TableName::Tombstones => {
+            &["id", "_sync_source", "_sync_at", "_sync_transaction_time"]
+        }
+        TableName::Runs => &["run", "resource_type"],
+    };
+    let own = own.iter().map(|name| Field::new(*name, DataType::Null, true));
+    check_writable(table, &Arc::new(Schema::new(own.collect::<Vec<_>>())))
 }
 
 fn check_retention(table: &Table, retention: Retention) -> Result<(), Error> {

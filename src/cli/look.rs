@@ -1,0 +1,66 @@
+//! What the commands that only look have in common: they open the tables for reading, without key, lock or network, and
+//! print text on a terminal and JSON for programs.
+
+use std::{
+    fmt::Write as _,
+    io::{self, ErrorKind, Write as _},
+    path::Path,
+};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use super::exit::{Exit, failed, misconfigured};
+use crate::{
+    config::{self, Config},
+    sync::{Root, chain},
+    telemetry,
+};
+
+/// The configuration, and its tables for reading.
+pub fn open(config: &Path) -> Result<(Config, Root), Exit> {
+    telemetry::start(&telemetry::Config::quiet());
+    let (config, _) = config::check(config).map_err(misconfigured)?;
+    let root = Root::for_reading(config.tables.clone()).map_err(|error| failed(&chain(&error)))?;
+    Ok((config, root))
+}
+
+/// Prints text. A reader that has seen enough, such as `head`, is no error.
+pub fn print(text: &str) -> Result<(), Exit> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(failed(&format!("the result cannot be written to the standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn print_json(value: &impl Serialize) -> Result<(), Exit> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| failed(&error.to_string()))?;
+    print(&format!("{text}\n"))
+}
+
+/// A table of text; the last column is as wide as its texts.
+pub fn columns<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = rows.collect();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(head[column].len());
+    let widths: Vec<_> = (0..N).map(width).collect();
+    let mut text = String::new();
+    let head = head.map(str::to_owned);
+    for row in std::iter::once(&head).chain(&rows) {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a String cannot fail.
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// In UTC, to the second.
+pub fn day_and_time(instant: Option<DateTime<Utc>>) -> String {
+    instant.map_or_else(|| "-".to_owned(), |instant| instant.format("%Y-%m-%d %H:%M:%S").to_string())
+}

@@ -1,0 +1,80 @@
+//! `runs`: the ledger, a row for each run and type.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{
+    exit::{Exit, failed},
+    look::{self, day_and_time},
+};
+use crate::{
+    fhir::ResourceType,
+    sync::{LedgerRow, chain},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// Only this export
+    #[arg(long, value_name = "NAME")]
+    export: Option<String>,
+    /// Only this resource type
+    #[arg(long = "type", value_name = "TYPE")]
+    resource_type: Option<ResourceType>,
+    /// Only the newest runs
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: usize,
+    /// All columns as a JSON array, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks no server, and needs neither key nor state file, so it works beside a running daemon.
+pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
+    let (_, root) = look::open(&arguments.config)?;
+    let rows = root.ledger().await.map_err(|error| failed(&chain(&error)))?;
+    let rows = selected(rows, &arguments);
+    if arguments.json {
+        return look::print_json(&rows);
+    }
+    look::print(&table(&rows))
+}
+
+/// The rows of the newest runs that are asked for, the oldest first.
+fn selected(rows: Vec<LedgerRow>, arguments: &Arguments) -> Vec<LedgerRow> {
+    let is_asked_for = |row: &LedgerRow| {
+        arguments.export.as_ref().is_none_or(|export| row.export == *export)
+            && arguments.resource_type.is_none_or(|of| row.resource_type == of.as_str())
+    };
+    let rows: Vec<_> = rows.into_iter().filter(is_asked_for).collect();
+    let run = |row: &LedgerRow| (row.started_at, row.run);
+    let mut runs: Vec<_> = rows.iter().map(run).collect();
+    runs.sort_unstable();
+    runs.dedup();
+    let newest = runs.split_off(runs.len().saturating_sub(arguments.limit));
+    rows.into_iter().filter(|row| newest.contains(&run(row))).collect()
+}
+
+const HEAD: [&str; 9] =
+    ["run", "began (UTC)", "export", "type", "received", "changed", "quarantined", "watermark", "end"];
+
+fn table(rows: &[LedgerRow]) -> String {
+    let cells = |row: &LedgerRow| {
+        let changed = row.inserted + row.updated + row.deleted + row.removed;
+        [
+            row.run.to_string(),
+            day_and_time(row.started_at),
+            row.export.clone(),
+            row.resource_type.clone(),
+            row.received.to_string(),
+            changed.to_string(),
+            row.quarantined.to_string(),
+            day_and_time(row.watermark_after),
+            row.cause.as_ref().map_or_else(|| row.end.clone(), |cause| format!("{}: {cause}", row.end)),
+        ]
+    };
+    look::columns(&HEAD, rows.iter().map(cells))
+}

@@ -1,0 +1,79 @@
+use fhir_sync::sync::Mode;
+use serde_json::{Value, json};
+
+use crate::harness::{Ended, PATIENT, Process, Setup};
+
+/// A command that only looks, without the settings of a server's key. It must succeed.
+async fn look(setup: &Setup, arguments: &[&str]) -> Ended {
+    let path = setup.folder.path().join("fhir-sync.toml");
+    std::fs::write(&path, setup.config()).unwrap();
+    let arguments = [&arguments[..1], &["--config", path.to_str().unwrap()], &arguments[1..]].concat();
+    let ended = Process::start(&arguments, &[]).end().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    ended
+}
+
+fn json_of(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn each_run_has_a_row_per_type_in_the_ledger_also_one_that_failed() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p6", json!({}));
+    });
+    setup.complete().await;
+    setup.server.scenario(|scenario| scenario.hold = false);
+    let unreachable = [("FHIR_SYNC__SERVER__URL", "http://127.0.0.1:9")];
+    assert_eq!(setup.process(&unreachable).await.code, Some(1));
+    let rows = setup.root().ledger().await.unwrap();
+    let of_patients: Vec<_> = rows.iter().filter(|row| row.resource_type == "Patient").collect();
+    assert_eq!(rows.len(), 6);
+    let told = |row: &fhir_sync::sync::LedgerRow| (row.run, row.end.clone(), row.received, row.inserted);
+    let expected = [(1, "committed", 5, 5), (2, "committed", 1, 1), (3, "not reached", 0, 0)];
+    let expected = expected.map(|(run, end, received, inserted)| (run, end.to_owned(), received, inserted));
+    assert_eq!(of_patients.iter().map(|row| told(row)).collect::<Vec<_>>(), expected);
+    let second = of_patients[1];
+    assert_eq!(second.watermark_before, of_patients[0].watermark_after);
+    assert_eq!(second.since.as_deref(), Some("2026-01-01T00:55:00.000Z"));
+    assert_eq!(second.files_announced, Some(second.files));
+    assert_eq!((second.level.as_str(), second.mode.as_str()), ("system", "incremental"));
+    let failed = of_patients[2];
+    assert_eq!(failed.outcome, "failed");
+    assert!(failed.cause.as_ref().unwrap().contains("127.0.0.1"), "{failed:#?}");
+    assert_eq!(failed.watermark_after, second.watermark_after, "it did not move");
+}
+
+#[tokio::test]
+async fn runs_and_status_are_shown_beside_a_process_that_syncs() {
+    let setup = Setup::new().await;
+    setup.run(Mode::FullRefresh).await;
+    setup.complete().await;
+    let _running = setup.open().await.unwrap();
+    let text = look(&setup, &["runs", "--type", "Patient", "--limit", "1"]).await.stdout;
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("committed"), "{text}");
+    let runs = json_of(&look(&setup, &["runs", "--json"]).await);
+    assert_eq!(runs.as_array().unwrap().len(), 4);
+    assert_eq!(runs[1]["mode"], "full refresh");
+    let status = json_of(&look(&setup, &["status", "--json"]).await);
+    assert_eq!(status["run"], 2);
+    assert_eq!(status["exports"][0]["types"][1]["last_run"]["end"], "committed");
+    assert!(status["exports"][0]["types"][1]["watermark"].is_string(), "{status}");
+    let text = look(&setup, &["status"]).await.stdout;
+    assert!(text.starts_with("all: last complete 20"), "{text}");
+}
+
+#[tokio::test]
+async fn a_ledger_that_cannot_be_written_does_not_fail_the_run() {
+    let setup = Setup::new().await;
+    let runs = setup.lake().join("_fhir_sync/runs");
+    std::fs::create_dir_all(runs.parent().unwrap()).unwrap();
+    std::fs::write(&runs, "in the way").unwrap();
+    let ended = setup.process(&[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert!(ended.stderr.contains("the run could not be recorded in the ledger"), "{}", ended.stderr);
+    setup.assert_same_as_server().await;
+}
