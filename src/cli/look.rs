@@ -25,7 +25,7 @@ pub fn open(config: &Path) -> Result<(Config, Root), Exit> {
     Ok((config, root))
 }
 
-/// Prints text. A reader that has seen enough, such as `head`, is no error.
+/// Prints text. A reader that closes the pipe early, such as `head`, is not an error.
 pub fn print(text: &str) -> Result<(), Exit> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

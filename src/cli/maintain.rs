@@ -22,7 +22,8 @@ pub(super) struct Arguments {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
     config: PathBuf,
-    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger; without any: all tables of the configuration
+    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger; without any: all tables of the
+    /// configuration
     #[arg(value_name = "TYPE")]
     tables: Vec<TableName>,
     /// Show what would be done, and change nothing

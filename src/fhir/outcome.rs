@@ -1,6 +1,6 @@
 //! Outcomes: what a server states about itself in an `OperationOutcome`, and the judgement whether data are missing.
 //!
-//! Servers write it in many shapes. What cannot be read is never an all-clear. Of its words only codes leave this module,
+//! Servers write it in many shapes. What cannot be read counts as an error. Of its words only codes leave this module,
 //! and only through [`printable_code`]: `diagnostics` may quote a patient, and any text may hold a secret.
 
 use std::fmt;
@@ -45,7 +45,7 @@ pub enum Severity {
 }
 
 impl Issue {
-    /// Stands for what was reported and cannot be read: no all-clear.
+    /// For what was reported and cannot be read: it counts as an error.
     pub fn unreadable() -> Self {
         Self { severity: Severity::Unknown, code: "no code".to_owned(), types: Vec::new() }
     }
@@ -158,8 +158,8 @@ fn code(value: &Value) -> String {
 
 const MAX_CODE_LETTERS: usize = 64;
 
-/// A word from a server that is safe on a terminal, in a log and in `/health`: letters, digits, `-` and `_`, as FHIR and
-/// OAuth write their codes. Everything else may be free text with a secret, or control characters.
+/// A word from a server that is safe on a terminal, in a log and in `/health`: letters, digits, `-` and `_`, as FHIR
+/// and OAuth write their codes. Everything else may be free text with a secret, or control characters.
 pub fn printable_code(word: &str) -> String {
     let is_code = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let is_printable = !word.is_empty() && word.len() <= MAX_CODE_LETTERS && word.bytes().all(is_code);

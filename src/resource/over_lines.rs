@@ -1,8 +1,9 @@
 //! A resource over several lines: what a server that prints prettily sends in the place of one line.
 //!
 //! Good lines pass untouched. A line is taken for the beginning of a longer resource only if it ends between two tokens
-//! of JSON, inside an object; the lines that follow belong to it until its braces are balanced. NDJSON begins a resource
-//! at the beginning of a line, so a `{` there ends the attempt: then each of the lines is what it is, a broken one.
+//! of JSON, inside an object; the lines that follow belong to it until its braces are balanced. NDJSON begins a
+//! resource at the beginning of a line, so a `{` there ends the attempt: then each of the lines is what it is, a broken
+//! one.
 
 use super::Line;
 

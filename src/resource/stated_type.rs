@@ -8,7 +8,7 @@ use crate::fhir::ResourceType;
 /// The `resourceType` of a line; `None` where FHIR does not know it.
 ///
 /// # Errors
-/// Why the line is no resource at all.
+/// Why the line is not a resource.
 pub fn stated_type(line: &Line) -> Result<Option<ResourceType>, Reason> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

@@ -1,5 +1,5 @@
-//! The rows of a run in the ledger: its report, and what was asked. A ledger that cannot be written is a warning, because it
-//! must not keep data from arriving.
+//! The rows of a run in the ledger: its report, and what was asked. A ledger that cannot be written is a warning,
+//! because it must not keep data from arriving.
 
 use std::collections::BTreeMap;
 

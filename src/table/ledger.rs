@@ -1,4 +1,5 @@
-//! The ledger: the table `_fhir_sync/runs`, a row for each run and type: what was asked, what arrived, what became of it.
+//! The ledger: the table `_fhir_sync/runs`, a row for each run and type: what was asked, what arrived, what became of
+//! it.
 //!
 //! Rows are only appended, in one commit per run. No decision is made from them: they are what people and `fhir-sync
 //! verify` go by. A column that a table of an earlier version lacks is left out.

@@ -1,5 +1,5 @@
-//! What a table requires of its writers. A requirement that we cannot meet is an error, with the way out, before anything
-//! is written.
+//! What a table requires of its writers. A requirement that we cannot meet is an error, with the way out, before
+//! anything is written.
 
 use arrow::datatypes::SchemaRef;
 

@@ -31,10 +31,10 @@ async fn each_run_has_a_row_per_type_in_the_ledger_also_one_that_failed() {
     let rows = setup.root().ledger().await.unwrap();
     let of_patients: Vec<_> = rows.iter().filter(|row| row.resource_type == "Patient").collect();
     assert_eq!(rows.len(), 6);
-    let told = |row: &fhir_sync::sync::LedgerRow| (row.run, row.end.clone(), row.received, row.inserted);
+    let facts = |row: &fhir_sync::sync::LedgerRow| (row.run, row.end.clone(), row.received, row.inserted);
     let expected = [(1, "committed", 5, 5), (2, "committed", 1, 1), (3, "not reached", 0, 0)];
     let expected = expected.map(|(run, end, received, inserted)| (run, end.to_owned(), received, inserted));
-    assert_eq!(of_patients.iter().map(|row| told(row)).collect::<Vec<_>>(), expected);
+    assert_eq!(of_patients.iter().map(|row| facts(row)).collect::<Vec<_>>(), expected);
     let second = of_patients[1];
     assert_eq!(second.watermark_before, of_patients[0].watermark_after);
     assert_eq!(second.since.as_deref(), Some("2026-01-01T00:55:00.000Z"));

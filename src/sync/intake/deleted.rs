@@ -1,5 +1,5 @@
-//! One file of deletions. Each entry is judged by itself; one that is not understood holds the watermarks of the types that
-//! it may concern, and is kept in the quarantine (rule 95).
+//! One file of deletions. Each entry is judged by itself; one that is not understood holds the watermarks of the types
+//! that it may concern, and is kept in the quarantine (rule 95).
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -17,7 +17,7 @@ use crate::{
     sync::{Error, chain},
 };
 
-/// Stands for an entry that is not understood in `sync.accept_reported_errors`.
+/// The code of an entry that is not understood, in `sync.accept_reported_errors`.
 const NOT_UNDERSTOOD: &str = "deletion-not-understood";
 
 #[derive(Default)]
@@ -54,7 +54,7 @@ impl Reader for Deletions {
     }
 }
 
-/// What of one line was not understood.
+/// The part of a line that was not understood.
 struct Unclear {
     reason: Reason,
     concerns: Vec<Option<ResourceType>>,

@@ -1,9 +1,9 @@
 //! The intake: the files of a completed export become change sets.
 //!
-//! A limited number of workers download and decode; each holds the stream of one file, never a whole file. A bounded channel
-//! connects the download with the decoder, so that a slow disk slows the network down instead of filling the memory. A file
-//! that fails also fails its type, but no other type. A line belongs to the type that it states, whatever the manifest says
-//! of its file (rule 79).
+//! A limited number of workers download and decode; each holds the stream of one file, never a whole file. A bounded
+//! channel connects the download with the decoder, so that a slow disk slows the network down instead of filling the
+//! memory. A file that fails also fails its type, but no other type. A line belongs to the type that it states,
+//! whatever the manifest says of its file (rule 79).
 
 mod deleted;
 mod envelope;
@@ -206,8 +206,8 @@ pub async fn receive(
 async fn read_files(context: &Arc<Context>, manifest: &Manifest) -> Vec<Remark> {
     let mut tasks = JoinSet::new();
     let mut output: Vec<_> = (0..).zip(&manifest.output).collect();
-    // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a change
-    // set that is complete goes to those that still arrive.
+    // Sorted by type, so that at most as many types arrive at the same time as there are workers: the memory of a
+    // change set that is complete goes to those that still arrive.
     output.sort_by_key(|(_, file)| file.kind);
     for (index, file) in output {
         let is_wanted = match file.kind {
@@ -238,8 +238,8 @@ async fn read_files(context: &Arc<Context>, manifest: &Manifest) -> Vec<Remark> 
     remarks
 }
 
-/// A watermark never stands for lines that are no resources for the most part, however few they are: the next export may
-/// have them right.
+/// A watermark never stands for lines that are no resources for the most part, however few they are: the next export
+/// may have them right.
 fn mostly_quarantined(resource_type: ResourceType, received: &ReceivedType) -> Option<Remark> {
     let quarantined = received.lines.quarantined;
     let lines = received.changes.received() + quarantined;

@@ -1,6 +1,6 @@
 //! What the server says about the export: the judgement of its `OperationOutcome`s, in files of their own or among the
-//! resources. An error, or what cannot be read, holds the watermarks of the types that it concerns (rule 101), unless the
-//! operator accepts its code.
+//! resources. An error, or what cannot be read, holds the watermarks of the types that it concerns (rule 101), unless
+//! the operator accepts its code.
 
 use std::{
     collections::BTreeSet,

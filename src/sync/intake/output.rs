@@ -1,8 +1,8 @@
 //! One file of resources. Each line goes to the change set of the type that it states.
 //!
 //! The lines of a good file are decoded as they are. Only what the decoder of the file's type gives back is looked at
-//! again: lines of other types, what the server says about the file, headers of organized files (rule 80), envelopes, and
-//! lines that are no resources, which alone go to the quarantine.
+//! again: lines of other types, what the server says about the file, headers of organized files (rule 80), envelopes,
+//! and lines that are no resources, which alone go to the quarantine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -204,7 +204,7 @@ impl Output {
     }
 }
 
-/// What a line is that is no row of the file's type.
+/// What a line is if it is not a row of the file's type.
 enum Kind {
     /// A resource of a type that is wanted.
     Row(ResourceType),

@@ -1,7 +1,7 @@
 //! The stream of one file: its bytes become lines, some MiB at a time, and its end is proved.
 //!
-//! A file that ends in the middle of a line, or with fewer lines than announced, is read again once. The reader receives
-//! each line once: what it has already is compared with what is read again.
+//! A file that ends in the middle of a line, or with fewer lines than announced, is read again once. The reader
+//! receives each line once: what it has already is compared with what is read again.
 
 use std::sync::Arc;
 
@@ -18,8 +18,9 @@ use crate::{
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand columns,
-/// whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more (docs/performance.md).
+/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand
+/// columns, whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more
+/// (docs/performance.md).
 pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 /// A file that is not whole is read this many times.
 const READINGS: u32 = 2;
@@ -75,8 +76,8 @@ async fn read_once(
     Ok(Streamed { bytes: receipt.bytes })
 }
 
-/// Returns whether the last line is whole. Where the server announces neither length nor count, only that distinguishes a
-/// file that was cut from one that ended (F3).
+/// Returns whether the last line is whole. Where the server announces neither length nor count, only that distinguishes
+/// a file that was cut from one that ended (F3).
 async fn consume(
     context: &Arc<Context>,
     file: &File,
