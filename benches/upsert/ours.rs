@@ -141,6 +141,7 @@ impl Bench {
             run_started_micros,
             job: "bench#1".to_owned(),
             run: 1,
+            whole: false,
             reconcile: None,
         };
         Ok(self.runtime.block_on(open()?.upsert(&changes, &upsert))?)

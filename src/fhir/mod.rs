@@ -98,18 +98,26 @@ pub struct Version {
 }
 
 impl Version {
-    /// By `lastUpdated`, then numeric `versionId`, then transactionTime; where one side lacks a value the next decides
-    /// whole servers have no `lastUpdated`).
+    /// By `lastUpdated` and numeric `versionId`, where they agree or one of them does not decide (Q-51: whole servers
+    /// have no `lastUpdated`). Where they contradict each other, or decide nothing, the later snapshot is the newer one.
     pub fn compare(&self, other: &Self) -> Ordering {
-        fn known<T: Ord>(a: Option<T>, b: Option<T>) -> Ordering {
-            match (a, b) {
-                (Some(a), Some(b)) => a.cmp(&b),
-                _ => Ordering::Equal,
-            }
+        match self.stated(other) {
+            [Ordering::Equal, stated] | [stated, Ordering::Equal] if stated.is_ne() => stated,
+            [by_clock, by_version] if by_clock == by_version && by_clock.is_ne() => by_clock,
+            _ => known(self.transaction_time_micros, other.transaction_time_micros),
         }
-        known(self.last_updated_micros, other.last_updated_micros)
-            .then(known(self.version_id, other.version_id))
-            .then(known(self.transaction_time_micros, other.transaction_time_micros))
+    }
+
+    /// Is one of them the newer by `lastUpdated`, and the other by `versionId`? A server does not do that, unless it was
+    /// restored from a backup or its clock was set.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        let [by_clock, by_version] = self.stated(other);
+        by_clock.is_ne() && by_clock == by_version.reverse()
+    }
+
+    /// By `lastUpdated`, and by `versionId`; equal where one side lacks the value.
+    fn stated(&self, other: &Self) -> [Ordering; 2] {
+        [known(self.last_updated_micros, other.last_updated_micros), known(self.version_id, other.version_id)]
     }
 
     /// May a row of this version take the place of `stored`? An older one never may, and one with parts left out never
@@ -137,6 +145,10 @@ impl Version {
     pub fn at(self, transaction_time: Option<TransactionTime>) -> Self {
         Self { transaction_time_micros: transaction_time.map(TransactionTime::as_micros), ..self }
     }
+}
+
+fn known<T: Ord>(a: Option<T>, b: Option<T>) -> Ordering {
+    a.zip(b).map_or(Ordering::Equal, |(a, b)| a.cmp(&b))
 }
 
 /// The parts of `Resource.meta` that a version is made of. Values of a wrong type count as absent: they cost the
@@ -248,7 +260,10 @@ mod tests {
             subsetted: false,
         };
         for (a, b, expected) in [
-            (version(Some(2), Some(1), None), version(Some(1), Some(9), None), Ordering::Greater),
+            (version(Some(2), Some(2), Some(1)), version(Some(1), Some(1), Some(9)), Ordering::Greater),
+            (version(Some(2), Some(1), Some(1)), version(Some(1), Some(9), Some(2)), Ordering::Less),
+            (version(Some(2), Some(1), None), version(Some(1), Some(9), None), Ordering::Equal),
+            (version(Some(2), Some(1), None), version(Some(1), Some(1), None), Ordering::Greater),
             (version(Some(1), Some(2), None), version(Some(1), Some(10), None), Ordering::Less),
             (version(None, Some(2), Some(1)), version(Some(5), Some(1), Some(9)), Ordering::Greater),
             (version(None, None, Some(1)), version(Some(5), None, Some(9)), Ordering::Less),
@@ -256,6 +271,17 @@ mod tests {
         ] {
             assert_eq!(a.compare(&b), expected);
             assert_eq!(b.compare(&a), expected.reverse());
+        }
+    }
+
+    #[test]
+    fn a_version_contradicts_another_where_clock_and_number_disagree() {
+        let version =
+            |last_updated_micros, version_id| Version { last_updated_micros, version_id, ..Version::default() };
+        let stored = version(Some(2), Some(2));
+        assert!(version(Some(1), Some(3)).contradicts(&stored) && version(Some(3), Some(1)).contradicts(&stored));
+        for agreeing in [version(Some(3), Some(3)), version(Some(3), Some(2)), version(Some(3), None), stored] {
+            assert!(!agreeing.contradicts(&stored), "{agreeing:?}");
         }
     }
 

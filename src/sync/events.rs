@@ -36,6 +36,7 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
         %resource_type, version, watermark = watermark.map(field::display), received = report.received,
         inserted = counts.inserted, updated = counts.updated, deleted = counts.deleted, removed = counts.removed,
         unchanged = counts.unchanged, stale = counts.stale, duplicate = counts.duplicate, missing = counts.missing,
+        conflicts = counts.conflicts, overruled = counts.overruled,
         quarantined = report.quarantined, foreign_commits = report.foreign_commits, files = report.files,
         bytes = report.bytes, bytes_written = report.bytes_written, "{}", Summary(resource_type, report)
     );
@@ -65,6 +66,8 @@ impl fmt::Display for Summary<'_> {
             (counts.duplicate, "duplicate"),
             (counts.missing, "missing"),
             (report.quarantined, "quarantined"),
+            (counts.conflicts, "conflicts"),
+            (counts.overruled, "overruled"),
         ];
         for (count, word) in counted.into_iter().filter(|(count, _)| *count > 0) {
             write!(out, ", {count} {word}")?;

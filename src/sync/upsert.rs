@@ -40,6 +40,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         run_started_micros: run.report.started_at.timestamp_micros(),
         job: run.report.job(),
         run: run.report.run,
+        whole: false,
         reconcile: None,
     };
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
@@ -58,6 +59,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
             let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
             let upsert = Upsert {
+                whole: is_whole,
                 reconcile: reconciles.then_some(limits),
                 watermark: upsert.watermark.filter(|_| !is_held),
                 ..upsert.clone()

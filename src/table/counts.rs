@@ -24,6 +24,10 @@ pub struct Upsert {
     pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
+    /// The change set is everything that the export has, complete: a full refresh without a gap. It is the truth, and
+    /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
+    /// stay. A damaged data file is removed, because its rows come again.
+    pub whole: bool,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
 }
@@ -69,6 +73,12 @@ pub struct Counts {
     pub removed: u64,
     /// The same, but more than [`Reconcile`] allows: they were not removed.
     pub missing: u64,
+    /// Of the resources counted above: `lastUpdated` and `versionId` of the received and of the stored row contradict
+    /// each other, so the later snapshot won. Not part of the total.
+    pub conflicts: u64,
+    /// Of the resources counted above: a whole export won over a version or deletion that its times alone could not
+    /// have replaced. Not part of the total.
+    pub overruled: u64,
 }
 
 impl Counts {

@@ -67,6 +67,12 @@ impl Tombstone {
         matches!(self.compare(row), Some(Ordering::Greater | Ordering::Equal))
     }
 
+    /// No deletion is later than the export that reports it; a time beyond it is that of a wrong clock.
+    pub fn bounded(self) -> Self {
+        let latest = self.transaction_time_micros;
+        Self { deleted_at_micros: self.deleted_at_micros.map(|at| latest.map_or(at, |latest| at.min(latest))), ..self }
+    }
+
     /// The newest of both, by each of the clocks.
     fn join(self, other: Self) -> Self {
         Self {
@@ -94,6 +100,13 @@ impl Tombstones {
     /// Is the row certainly not newer than one of them?
     pub fn covers(&self, row: &Version) -> bool {
         self.timed.covers(row) || self.untimed.covers(row)
+    }
+
+    /// Are all deletions of which one covers the row from exports before this one?
+    pub fn covers_only_before(&self, row: &Version, exported_at: Option<TransactionTime>) -> bool {
+        let exported_at_micros = exported_at.map(TransactionTime::as_micros);
+        let covering = [self.timed, self.untimed].into_iter().filter(|tombstone| tombstone.covers(row));
+        covering.into_iter().all(|tombstone| tombstone.transaction_time_micros < exported_at_micros)
     }
 
     /// Would one more tombstone change nothing?
@@ -325,7 +338,8 @@ fn collect(
         let tombstone = Tombstone {
             deleted_at_micros: value(&deleted_at, row),
             transaction_time_micros: value(&transaction_times, row),
-        };
+        }
+        .bounded();
         let known = found.entry(winner).or_default();
         *known = known.with(tombstone);
     }

@@ -241,3 +241,71 @@ async fn a_full_refresh_empties_a_table_if_the_operator_says_so() {
     assert_eq!(report.types[&PATIENT].counts.removed, 5, "{report:#?}");
     assert!(setup.lines(PATIENT).await.is_empty());
 }
+
+/// The server is as it was then, but its clock goes on.
+fn restore(world: &mut fhir_sync::demo::World, backup: &fhir_sync::demo::World) {
+    let age = (world.now() - backup.now()).to_std().unwrap();
+    *world = backup.clone();
+    world.advance(age);
+}
+
+#[tokio::test]
+async fn a_full_refresh_follows_a_server_that_was_restored_from_a_backup() {
+    let setup = Setup::new().await;
+    let backup = setup.server.world(|world| world.clone());
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        assert!(world.delete(PATIENT, "p2"));
+        world.advance(HOUR);
+    });
+    setup.complete().await;
+    setup.later(|world| assert!(world.delete(PATIENT, "p3")));
+    setup.complete().await;
+    setup.later(|world| restore(world, &backup));
+    let report = setup.run(Mode::FullRefresh).await;
+    setup.assert_same_as_server().await;
+    let counts = report.types[&PATIENT].counts;
+    assert_eq!((report.outcome, counts.overruled, counts.stale), (Outcome::Complete, 2, 0), "{counts:?}");
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.changed(), report.types[&PATIENT].counts.overruled), (0, 0), "it overrules once");
+}
+
+#[tokio::test]
+async fn a_full_refresh_takes_back_a_version_with_a_time_of_the_future() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| {
+        let poisoned =
+            r#"{"resourceType":"Patient","id":"p1","meta":{"versionId":"99","lastUpdated":"2099-01-01T00:00:00Z"}}"#;
+        world.push_line(PATIENT, poisoned);
+    });
+    setup.complete().await;
+    setup.later(|world| {
+        world.clear_pushed_lines();
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+    });
+    assert_eq!(setup.complete().await.types[&PATIENT].counts.stale, 1, "an increment does not overrule");
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.overruled), (Outcome::Complete, 1));
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn of_two_versions_that_contradict_each_other_the_later_snapshot_wins() {
+    let setup = Setup::new().await;
+    let backup = setup.server.world(|world| world.clone());
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.put(PATIENT, "p1", json!({"gender": "other"}));
+        world.advance(HOUR);
+    });
+    setup.complete().await;
+    // After the backup the number is 2 again, at a later time.
+    setup.later(|world| {
+        restore(world, &backup);
+        world.put(PATIENT, "p1", json!({"gender": "unknown"}));
+    });
+    let report = setup.complete().await;
+    assert_eq!((report.types[&PATIENT].counts.updated, report.types[&PATIENT].counts.conflicts), (1, 1));
+    setup.assert_same_as_server().await;
+}

@@ -258,3 +258,32 @@ async fn an_upsert_that_is_tried_again_writes_its_tombstones_once() {
     assert_eq!(table.upsert(&changes, &upsert(micros(4))).await.unwrap().counts.deleted, 1);
     assert_eq!(lake.deleted_ids().await, [["a"]]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_deletion_is_later_than_its_export() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, "")]], micros(2)).await;
+    lake.upsert(&[vec![deletion("a", Some("2099-01-01T00:00:00Z"))]], micros(10)).await;
+    let old = lake.upsert(&[vec![line("a", 5, "")]], micros(20)).await;
+    assert_eq!(old.counts, Counts { stale: 1, ..Counts::default() });
+    let recreated = lake.upsert(&[vec![line("a", 11, "")]], micros(20)).await;
+    assert_eq!(recreated.counts, Counts { inserted: 1, ..Counts::default() });
+    let both = vec![deletion("a", Some("2099-01-01T00:00:00Z")), line("a", 30, "")];
+    let alive = lake.upsert(&[both], micros(30)).await;
+    assert_eq!(alive.counts, Counts { updated: 1, duplicate: 1, ..Counts::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_refresh_takes_back_a_deletion_of_an_earlier_export_and_none_of_a_later_one() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], micros(2)).await;
+    lake.upsert(&[vec![deletion("a", None), deletion("b", None)]], micros(10)).await;
+    let refresh = async |lines: Vec<Change>, second| {
+        let changes = lake.change_set(&[lines], micros(second));
+        lake.table().await.upsert(&changes, &full_refresh(micros(second), 100.0)).await.unwrap().counts
+    };
+    let before = refresh(vec![line("a", 1, "")], 9).await;
+    assert_eq!(before, Counts { stale: 1, ..Counts::default() });
+    let after = refresh(vec![line("a", 1, "")], 20).await;
+    assert_eq!(after, Counts { inserted: 1, overruled: 1, ..Counts::default() });
+}

@@ -19,8 +19,18 @@ fn received() -> Vec<Change> {
     vec![line("a", 2, "new"), line("d", 1, "new"), deletion("c", Some("2026-01-01T00:00:30Z"))]
 }
 
-const COUNTS: Counts =
-    Counts { inserted: 1, updated: 1, deleted: 1, unchanged: 0, stale: 0, duplicate: 0, removed: 0, missing: 0 };
+const COUNTS: Counts = Counts {
+    inserted: 1,
+    updated: 1,
+    deleted: 1,
+    unchanged: 0,
+    stale: 0,
+    duplicate: 0,
+    removed: 0,
+    missing: 0,
+    conflicts: 0,
+    overruled: 0,
+};
 
 async fn assert_applied(lake: &Lake) {
     let rows = lake.rows().await;

@@ -66,8 +66,11 @@ fn definition_of(shape: &Shape) -> TableDefinition {
     TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() }
 }
 
+/// Microseconds since the epoch; small numbers count from February 2026, because an export is not earlier than what it
+/// has, and the rows of [`line`] are of January.
 fn time(micros: i64) -> TransactionTime {
-    TransactionTime::from_micros(micros).unwrap()
+    const FEBRUARY: i64 = 1_769_904_000_000_000;
+    TransactionTime::from_micros(if micros < 1_000_000 { FEBRUARY + micros } else { micros }).unwrap()
 }
 
 fn line(id: &str, version: u32, content: &str) -> Change {
@@ -195,12 +198,13 @@ fn upsert(transaction_time: i64) -> Upsert {
         run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
+        whole: false,
         reconcile: None,
     }
 }
 
 fn full_refresh(transaction_time: i64, max_missing_percent: f64) -> Upsert {
-    Upsert { reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
+    Upsert { whole: true, reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
 }
 
 fn limits(max_missing_percent: f64) -> Reconcile {

@@ -171,6 +171,7 @@ impl Decision {
         upsert: &Upsert,
     ) -> Fate {
         let fates: Vec<_> = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, upsert)).collect();
+        self.counts.conflicts += u64::from(copies.iter().any(|(hit, equal)| contradicts(winner, hit, **equal)));
         let newer_is_stored = fates.contains(&Fate::Stale);
         let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
         let fate = match winner {
@@ -179,9 +180,18 @@ impl Decision {
             Winner::Deleted { .. } if copies.is_empty() => Fate::Unchanged,
             Winner::Deleted { .. } => Fate::Delete,
             Winner::Row { .. } if !copies.is_empty() => Fate::Update,
-            Winner::Row { version, .. } if tombstones.is_some_and(|known| known.covers(version)) => Fate::Stale,
-            Winner::Row { .. } => Fate::Insert,
+            Winner::Row { version, .. } => match tombstones.filter(|known| known.covers(version)) {
+                Some(known) if !(upsert.whole && known.covers_only_before(version, upsert.exported_at)) => Fate::Stale,
+                Some(_) => {
+                    self.counts.overruled += 1;
+                    Fate::Insert
+                }
+                None => Fate::Insert,
+            },
         };
+        let is_overruled = |(hit, equal): &(&Hit, &bool)| !**equal && loses_by_its_times(winner, hit, upsert);
+        self.counts.overruled +=
+            u64::from(matches!(fate, Fate::Update | Fate::Delete) && copies.iter().any(is_overruled));
         for (index, (hit, _)) in copies.iter().enumerate() {
             let is_superseded = match fates[index] {
                 Fate::Update => !newer_is_stored,
@@ -227,19 +237,42 @@ impl Decision {
 fn fate(winner: &Winner, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
     match winner {
         Winner::Row { .. } if equal => Fate::Unchanged,
-        Winner::Row { version, .. } if version.may_replace(&stored.version) => Fate::Update,
-        Winner::Row { .. } => Fate::Stale,
-        // A deletion that arrives late must not remove a resource that was recreated since (rule 97).
-        Winner::Deleted { at, .. } if tombstone(*at, upsert).is_older_than(&stored.version) => Fate::Stale,
+        _ if loses_by_its_times(winner, stored, upsert) && !overrules(winner, stored, upsert) => Fate::Stale,
+        Winner::Row { .. } => Fate::Update,
         Winner::Deleted { .. } => Fate::Delete,
     }
 }
 
-/// A deletion that states no time gets the time of the export.
+/// Is the stored copy newer, by the times and numbers that both state?
+fn loses_by_its_times(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
+    match winner {
+        Winner::Row { version, .. } => !version.may_replace(&stored.version),
+        // A deletion that arrives late must not remove a resource that was recreated since (rule 97).
+        Winner::Deleted { at, .. } => tombstone(*at, upsert).is_older_than(&stored.version),
+    }
+}
+
+/// Does a whole export win over a stored copy that is newer by its times? A server that was restored from a backup has
+/// older versions than the table, and a clock that was wrong leaves times that no later version reaches. A row with
+/// parts left out never takes the place of a whole one (rule 26).
+fn overrules(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
+    let is_earlier = stored.version.transaction_time_micros < upsert.exported_at.map(TransactionTime::as_micros);
+    let may = match winner {
+        Winner::Row { version, .. } => upsert.whole && (!version.subsetted || stored.version.subsetted),
+        // Without the right to reconcile, the row may be one that another export brings.
+        Winner::Deleted { .. } => upsert.whole && upsert.reconcile.is_some(),
+    };
+    is_earlier && may
+}
+
+fn contradicts(winner: &Winner, stored: &Hit, equal: bool) -> bool {
+    matches!(winner, Winner::Row { version, .. } if !equal && version.contradicts(&stored.version))
+}
+
+/// A deletion that states no time gets the time of the export, and none is later than its export.
 fn tombstone(at: Option<DateTime<Utc>>, upsert: &Upsert) -> Tombstone {
     let transaction_time_micros = upsert.exported_at.map(TransactionTime::as_micros);
-    Tombstone {
-        deleted_at_micros: at.map(|at| at.timestamp_micros()).or(transaction_time_micros),
-        transaction_time_micros,
-    }
+    let stated = Tombstone { deleted_at_micros: at.map(|at| at.timestamp_micros()), transaction_time_micros };
+    let bounded = stated.bounded();
+    Tombstone { deleted_at_micros: bounded.deleted_at_micros.or(transaction_time_micros), ..bounded }
 }

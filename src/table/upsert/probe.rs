@@ -201,7 +201,7 @@ impl RowGroupScan<'_> {
                     Some(winner) if !dead() => found.push((index, winner)),
                     None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
                         probed.stored_rows += 1;
-                        if rows.transaction_time(row) <= upsert.watermark {
+                        if rows.transaction_time(row) <= upsert.exported_at {
                             probed.missing.push((self.file, self.first_row + index));
                         }
                     }

@@ -310,12 +310,11 @@ fn row_wins(new: &RowEntry, known: &RowEntry) -> bool {
     new.version.compare(&known.version).then(new.position.cmp(&known.position)).is_gt()
 }
 
-/// Is the deletion certainly later than the row?
+/// Is the deletion certainly later than the row? No deletion is later than the export of both.
 fn deletion_wins(at: Option<DateTime<Utc>>, row: &Version) -> bool {
-    match (at, row.last_updated_micros) {
-        (Some(at), Some(last_updated_micros)) => at.timestamp_micros() > last_updated_micros,
-        _ => false,
-    }
+    let at_micros = at.map(|at| at.timestamp_micros());
+    let at_micros = at_micros.map(|at| row.transaction_time_micros.map_or(at, |latest| at.min(latest)));
+    at_micros.zip(row.last_updated_micros).is_some_and(|(at, last_updated)| at > last_updated)
 }
 
 /// An [`IdHash`] is a hash already: its lower half is used as it is.

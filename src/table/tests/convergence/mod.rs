@@ -113,7 +113,7 @@ impl Export {
 
     fn upsert(&self) -> Upsert {
         let reconcile = self.refresh.map(limits);
-        Upsert { reconcile, ..upsert(micros(self.transaction_time)) }
+        Upsert { whole: reconcile.is_some(), reconcile, ..upsert(micros(self.transaction_time)) }
     }
 }
 

@@ -1,6 +1,9 @@
 //! The model: what a table must hold after some exports, by the rules alone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{Counts, instant};
 
@@ -54,14 +57,24 @@ struct Row {
 }
 
 impl Row {
-    /// Is it certainly older? Decided by what both state: the server's clock, then the version id, then the export.
+    /// By the server's clock and by the version id, `None` where they say nothing.
+    fn stated(&self, other: &Self) -> [Option<Ordering>; 2] {
+        let by_clock = self.last_updated.zip(other.last_updated).map(|(a, b)| a.cmp(&b));
+        let by_version = self.version_id.zip(other.version_id).map(|(a, b)| a.cmp(&b));
+        [by_clock, by_version].map(|stated| stated.filter(|stated| stated.is_ne()))
+    }
+
+    fn contradicts(&self, other: &Self) -> bool {
+        matches!(self.stated(other), [Some(by_clock), Some(by_version)] if by_clock != by_version)
+    }
+
+    /// Is it certainly older? Where clock and version id say nothing, or the opposite of each other, the export decides.
     fn is_older_than(&self, other: &Self) -> bool {
-        let pairs = [
-            self.last_updated.zip(other.last_updated),
-            self.version_id.zip(other.version_id),
-            Some((self.transaction_time, other.transaction_time)),
-        ];
-        pairs.into_iter().flatten().find(|(a, b)| a != b).is_some_and(|(a, b)| a < b)
+        match self.stated(other) {
+            [Some(stated), None] | [None, Some(stated)] => stated.is_lt(),
+            [Some(by_clock), Some(by_version)] if by_clock == by_version => by_clock.is_lt(),
+            _ => self.transaction_time < other.transaction_time,
+        }
     }
 
     fn may_replace(&self, stored: &Self) -> bool {
@@ -80,6 +93,11 @@ impl Tombstone {
     /// When the resource was deleted and when the row was written, by a clock that both have.
     fn times(self, row: &Row) -> (u32, u32) {
         self.at.zip(row.last_updated).unwrap_or((self.transaction_time, row.transaction_time))
+    }
+
+    fn covers(self, row: &Row) -> bool {
+        let (deleted, made) = self.times(row);
+        deleted >= made
     }
 }
 
@@ -113,9 +131,12 @@ impl Model {
             match newest(&entries, export.transaction_time) {
                 Newest::Row(row) => {
                     any_row = true;
-                    self.take_row(id, row, &mut counts);
+                    self.take_row(id, row, export.refresh.is_some(), &mut counts);
                 }
-                Newest::Deleted(at) => self.take_deletion(id, at, export.transaction_time, &mut counts),
+                Newest::Deleted(at) => {
+                    let is_refresh = export.refresh.is_some();
+                    self.take_deletion(id, at, export.transaction_time, is_refresh, &mut counts);
+                }
             }
         }
         if let Some(most_percent) = export.refresh {
@@ -126,16 +147,26 @@ impl Model {
         counts
     }
 
-    fn take_row(&mut self, id: &'static str, row: Row, counts: &mut Counts) {
+    fn take_row(&mut self, id: &'static str, row: Row, is_refresh: bool, counts: &mut Counts) {
+        let earlier_tombstones = self.only_earlier_tombstones_cover(id, &row);
         let counter = match self.rows.get(id) {
             Some(stored) if stored.line == row.line => &mut counts.unchanged,
-            Some(stored) if row.may_replace(stored) => {
-                self.rows.insert(id, row);
-                &mut counts.updated
+            Some(stored) => {
+                counts.conflicts += u64::from(row.contradicts(stored));
+                let is_truth = is_refresh
+                    && stored.transaction_time < row.transaction_time
+                    && (!row.subsetted || stored.subsetted);
+                if row.may_replace(stored) || is_truth {
+                    counts.overruled += u64::from(!row.may_replace(stored));
+                    self.rows.insert(id, row);
+                    &mut counts.updated
+                } else {
+                    &mut counts.stale
+                }
             }
-            Some(_) => &mut counts.stale,
-            None if self.is_deleted(id, &row) => &mut counts.stale,
+            None if self.is_deleted(id, &row) && !(is_refresh && earlier_tombstones) => &mut counts.stale,
             None => {
+                counts.overruled += u64::from(self.is_deleted(id, &row));
                 self.rows.insert(id, row);
                 &mut counts.inserted
             }
@@ -145,22 +176,38 @@ impl Model {
 
     /// Is there a tombstone that is not older than the row?
     fn is_deleted(&self, id: &str, row: &Row) -> bool {
-        self.tombstones.get(id).into_iter().flatten().any(|tombstone| {
-            let (deleted, made) = tombstone.times(row);
-            deleted >= made
+        self.tombstones.get(id).into_iter().flatten().any(|tombstone| tombstone.covers(row))
+    }
+
+    /// Tombstones that state a time count together, and so do the others.
+    fn only_earlier_tombstones_cover(&self, id: &str, row: &Row) -> bool {
+        let known = || self.tombstones.get(id).into_iter().flatten();
+        [true, false].into_iter().all(|timed| {
+            let mut same = known().filter(|tombstone| tombstone.at.is_some() == timed);
+            let covers = same.clone().any(|tombstone| tombstone.covers(row));
+            !covers || same.all(|tombstone| tombstone.transaction_time < row.transaction_time)
         })
     }
 
-    /// A deletion that states no time gets the time of the export.
-    fn take_deletion(&mut self, id: &'static str, at: Option<u32>, transaction_time: u32, counts: &mut Counts) {
-        let tombstone = Tombstone { at: at.or(Some(transaction_time)), transaction_time };
-        let made_later = |row: &Row| {
+    /// A deletion that states no time gets the time of the export, and none is later than that.
+    fn take_deletion(
+        &mut self,
+        id: &'static str,
+        at: Option<u32>,
+        transaction_time: u32,
+        is_refresh: bool,
+        counts: &mut Counts,
+    ) {
+        let at = at.unwrap_or(transaction_time).min(transaction_time);
+        let tombstone = Tombstone { at: Some(at), transaction_time };
+        if let Some(row) = self.rows.get(id) {
             let (deleted, made) = tombstone.times(row);
-            deleted < made
-        };
-        if self.rows.get(id).is_some_and(made_later) {
-            counts.stale += 1;
-            return;
+            let is_truth = is_refresh && row.transaction_time < transaction_time;
+            if deleted < made && !is_truth {
+                counts.stale += 1;
+                return;
+            }
+            counts.overruled += u64::from(deleted < made);
         }
         let counter = if self.rows.remove(id).is_some() { &mut counts.deleted } else { &mut counts.unchanged };
         *counter += 1;
@@ -197,7 +244,7 @@ fn newest(entries: &[&Entry], transaction_time: u32) -> Newest {
         Entry::Deletion { at, .. } => Some(*at),
         Entry::Row { .. } => None,
     });
-    let deleted = deleted.max();
+    let deleted = deleted.max().map(|at| at.map(|at| at.min(transaction_time)));
     let rows = entries.iter().filter_map(|entry| match entry {
         Entry::Row { last_updated, version_id, subsetted, .. } => Some(Row {
             last_updated: *last_updated,
