@@ -3,7 +3,7 @@
 //! The answer of an object store may be lost: a commit that was reported as failed may have landed. So every commit
 //! carries an identifier of its own, and after any error the log is searched for it. Only the log decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::{
     ADOPTED, Amount, Counts, Error, Table, Upsert,
+    data_file::durable,
     data_file::stored::StoredFile,
     data_file::{forget, now_millis},
 };
@@ -82,6 +83,8 @@ pub(super) async fn attempt(
         .with_cleanup_expired_logs(Some(false))
         .with_application_transactions(transactions)
         .with_metadata(metadata);
+    let new_files = durable::new_files(&actions);
+    flush(table, &new_files)?;
     let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?.snapshot().clone();
     let snapshot = Checked::new(snapshot).map_err(|error| table.failed(error))?;
     let attempt = CommitBuilder::from(properties)
@@ -90,7 +93,10 @@ pub(super) async fn attempt(
         .await;
     let loaded = table.delta.load().await;
     loaded.map_err(|error| table.failed(error))?;
-    let Err(error) = attempt else { return Ok(CommitOutcome::Committed { bytes_written }) };
+    let Err(error) = attempt else {
+        flush(table, &BTreeSet::from([format!("_delta_log/{:020}.json", table.version())]))?;
+        return Ok(CommitOutcome::Committed { bytes_written });
+    };
     let version = table.version();
     for version in read_version + 1..=version {
         let info = commit_info(&table.delta, version).await.map_err(|error| table.failed(error))?;
@@ -100,6 +106,14 @@ pub(super) async fn attempt(
         }
     }
     if version > read_version { Ok(CommitOutcome::Overtaken) } else { Err(table.failed(error)) }
+}
+
+/// Files of a table in a local folder are on the disk afterwards.
+fn flush(table: &Table, files: &BTreeSet<String>) -> Result<(), Error> {
+    match &table.root.folder {
+        Some(folder) if !files.is_empty() => durable::sync_to_disk(&folder.join(table.name.directory()), files),
+        _ => Ok(()),
+    }
 }
 
 /// The action that removes a file of the table, its deletion vector included.
@@ -182,14 +196,18 @@ async fn entries(delta: &DeltaTable, version: u64) -> Result<Vec<Value>, DeltaTa
 /// How many commits back the log is searched for our last commit.
 const MAX_FOREIGN_COMMITS: u64 = 1000;
 
-/// How many commits of other writers since our last one have changed rows. Each is logged.
-pub(super) async fn foreign_commits(table: &Table) -> Result<u64, Error> {
+/// How many commits of other writers since our last one have changed rows. Each is logged. [`Error::Damaged`] where our
+/// own last commit has lost some of its files, unless a whole export follows, which brings their rows again.
+pub(super) async fn foreign_commits(table: &Table, upsert: &Upsert) -> Result<u64, Error> {
     let mut foreign = 0;
     let newest = table.version();
     for version in (newest.saturating_sub(MAX_FOREIGN_COMMITS)..=newest).rev() {
         let entries = entries(&table.delta, version).await.map_err(|error| table.failed(error))?;
         let info = entries.iter().map(|entry| &entry["commitInfo"]).find(|info| !info.is_null());
         if version == 0 || info.is_none_or(|info| !info[OURS].is_null()) {
+            if !upsert.whole {
+                check_is_whole(table, version, info.unwrap_or(&Value::Null), &entries)?;
+            }
             break;
         }
         let changes_rows =
@@ -204,6 +222,15 @@ pub(super) async fn foreign_commits(table: &Table) -> Result<u64, Error> {
         }
     }
     Ok(foreign)
+}
+
+/// Does our commit have as many files as it says? A disk may keep a part of it.
+fn check_is_whole(table: &Table, version: u64, info: &Value, entries: &[Value]) -> Result<(), Error> {
+    let stated = info["operationMetrics"]["numTargetFilesAdded"].as_str().and_then(|files| files.parse().ok());
+    let found = entries.iter().filter(|entry| !entry["add"].is_null()).count();
+    let Some(stated) = stated.filter(|stated| *stated != found) else { return Ok(()) };
+    let what = format!("version {version} of its log names {found} files, and was made with {stated}");
+    Err(Error::Damaged { place: table.place.clone(), what })
 }
 
 /// The member of `commitInfo` that is ours.

@@ -41,6 +41,12 @@ pub enum Error {
          or use `fhir-sync maintain --force`, after which readers of older versions may fail"
     )]
     Retention { place: String, stated: String, asked: String },
+    /// Rows are lost; a full refresh writes them again.
+    #[error(
+        "rows of the table at {place} are lost: {what}. `fhir-sync sync --full-refresh` removes what is damaged and \
+         writes the rows again; a rebuild cannot, because they are nowhere else"
+    )]
+    Damaged { place: String, what: String },
     #[error("the temporary file of received rows failed")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the table at {place} failed")]

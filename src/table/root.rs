@@ -26,7 +26,7 @@ use url::Url;
 use super::{
     Error, Lease, TableName,
     data_file::rolling::FileTarget,
-    data_file::stored::{StoredFile, stored_files},
+    data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
     date_partition::{DatePartition, of_data_files},
     lease::LeasePlace,
     name::OWN_DIRECTORY,
@@ -339,6 +339,12 @@ impl Table {
     /// The files of this version, with their deletion vectors.
     pub(super) async fn stored_files(&self) -> Result<Vec<StoredFile>, Error> {
         let files = stored_files(&self.delta.object_store(), self.files().await?).await;
+        files.map_err(|error| self.failed(error))
+    }
+
+    /// The files of this version, apart from those whose rows are lost. Looks at every file.
+    pub(super) async fn whole_files(&self) -> Result<(Vec<StoredFile>, Vec<DamagedFile>), Error> {
+        let files = whole_files(&self.delta.object_store(), self.files().await?).await;
         files.map_err(|error| self.failed(error))
     }
 

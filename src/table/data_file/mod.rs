@@ -2,6 +2,8 @@
 
 /// The deleted rows of a file.
 pub mod deletion_vector;
+/// Files are on the disk before a commit names them.
+pub mod durable;
 /// Files side by side, one for each partition.
 pub mod partitioned;
 /// Compression, row groups, Bloom filter.

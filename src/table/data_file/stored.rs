@@ -12,11 +12,13 @@ use deltalake::{
     kernel::{Add, LogicalFileView},
 };
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use object_store::ObjectStoreExt as _;
 use parquet::{
     arrow::{
         ParquetRecordBatchStreamBuilder, ProjectionMask,
         arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
     },
+    errors::ParquetError,
     file::metadata::ParquetMetaData,
 };
 use serde_json::Value;
@@ -74,6 +76,34 @@ impl StoredFile {
     /// The widest tables have footers of a megabyte, so the caller reads it once and passes it on.
     pub async fn footer(&self) -> Result<ArrowReaderMetadata, DeltaTableError> {
         Ok(ArrowReaderMetadata::load_async(&mut self.file.clone(), ArrowReaderOptions::default()).await?)
+    }
+}
+
+/// A file that the log names, and of which the rows or the deletion vector are lost.
+#[derive(Clone)]
+pub struct DamagedFile {
+    /// Without its deleted rows.
+    pub stored: StoredFile,
+    pub damage: &'static str,
+}
+
+impl StoredFile {
+    /// What is wrong with the file, if its rows cannot be read any more. An error where the store does not answer.
+    async fn damage(&self) -> Result<Option<&'static str>, DeltaTableError> {
+        match self.file.store.head(&self.file.path).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(Some("is missing")),
+            Err(error) => return Err(error.into()),
+            Ok(meta) if meta.size == 0 => return Ok(Some("is empty")),
+            Ok(meta) if meta.size != self.file.size_bytes => return Ok(Some("has another length than the log states")),
+            Ok(_) => {}
+        }
+        match self.footer().await {
+            Ok(_) => Ok(None),
+            Err(DeltaTableError::Parquet { source: ParquetError::External(error) }) => {
+                Err(ParquetError::External(error).into())
+            }
+            Err(_) => Ok(Some("is not a readable Parquet file")),
+        }
     }
 }
 
@@ -159,6 +189,43 @@ pub async fn stored_files(
         }
     });
     futures::stream::iter(files).buffered(MAX_VECTORS_IN_FLIGHT).try_collect().await
+}
+
+/// The files of a version, apart from those that are damaged. Looks at every file.
+pub async fn whole_files(
+    store: &Arc<dyn ObjectStore>,
+    files: Vec<LogicalFileView>,
+) -> Result<(Vec<StoredFile>, Vec<DamagedFile>), DeltaTableError> {
+    let files = files.into_iter().map(|view| {
+        let store = Arc::clone(store);
+        async move {
+            #[expect(deprecated, reason = "nothing else gives the tags of a file")]
+            let add = view.add_action();
+            let (file, own) = (DataFile::of(Arc::clone(&store), &view), is_own(&add.path));
+            let mut stored = StoredFile { file, dead: RowSet::new(), own, add };
+            if let Some(damage) = stored.damage().await? {
+                return Ok::<_, DeltaTableError>(Err(DamagedFile { stored, damage }));
+            }
+            let Some(vector) = &stored.add.deletion_vector else { return Ok(Ok(stored)) };
+            match deletion_vector::read(store.as_ref(), vector).await {
+                Ok(dead) => stored.dead = dead,
+                Err(error) => match deletion_vector::file_of(vector) {
+                    Some(path) if store.head(&path).await.is_ok_and(|meta| meta.size > 0) => return Err(error),
+                    _ => return Ok(Err(DamagedFile { stored, damage: "has lost its deletion vector" })),
+                },
+            }
+            Ok(Ok(stored))
+        }
+    });
+    let files: Vec<_> = futures::stream::iter(files).buffered(MAX_VECTORS_IN_FLIGHT).try_collect().await?;
+    let (mut whole, mut damaged) = (Vec::new(), Vec::new());
+    for file in files {
+        match file {
+            Ok(file) => whole.push(file),
+            Err(file) => damaged.push(file),
+        }
+    }
+    Ok((whole, damaged))
 }
 
 /// One row can be a thousand times as large as another, so a batch is bounded by bytes as well.

@@ -17,6 +17,7 @@ use crate::{
 
 mod bloom;
 mod convergence;
+mod damage;
 mod deletions;
 mod features;
 mod change_feed;

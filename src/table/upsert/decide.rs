@@ -12,7 +12,7 @@ use crate::table::{
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
-    data_file::stored::{FileIndex, StoredFile},
+    data_file::stored::{DamagedFile, FileIndex, StoredFile},
     properties::ENABLE_CHANGE_DATA_FEED,
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
     upsert::compare::compare,
@@ -24,6 +24,8 @@ use crate::table::{
 pub struct Decision {
     /// The files of the table's version; [`FileIndex`] counts them.
     pub files: Vec<StoredFile>,
+    /// Files that a full refresh removes, because their rows cannot be read; it brings them again.
+    pub damaged: Vec<DamagedFile>,
     /// The rows that the commit deletes, because they are replaced or removed.
     pub dead: BTreeMap<FileIndex, RowSet>,
     /// The rows of the change set that are written.
@@ -67,7 +69,13 @@ pub async fn decide(
     tombstone_table: &TombstoneTable,
 ) -> Result<Decision, Error> {
     let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
-    if !changes.is_empty() || upsert.reconcile.is_some() {
+    if upsert.whole {
+        (decision.files, decision.damaged) = table.whole_files().await?;
+        for file in &decision.damaged {
+            let (path, damage) = (&file.stored.add.path, file.damage);
+            tracing::warn!(table = %table.name, path, damage, "a damaged file is removed; its rows come again");
+        }
+    } else if !changes.is_empty() {
         decision.files = table.stored_files().await?;
     }
     let ids = changes.ids();

@@ -23,6 +23,7 @@ use self::{decide::decide, write::write};
 use crate::table::{
     ChangeSet, Committed, Counts, Error, Table, Upsert,
     commit::{self, CommitOutcome},
+    data_file::stored::DamagedFile,
     requirements::check_writable,
     tombstones::TombstoneTable,
 };
@@ -34,19 +35,33 @@ impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
     pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         changes.flush().await?;
+        match self.try_upsert(changes, upsert).await {
+            Err(Error::Delta { place, source }) => Err(self.explained(Error::Delta { place, source }).await),
+            result => result,
+        }
+    }
+
+    /// Is the error that of a file whose rows are lost? Then no repetition helps, and the operator needs the way out.
+    async fn explained(&self, error: Error) -> Error {
+        let Ok((_, damaged)) = self.whole_files().await else { return error };
+        let Some(DamagedFile { stored, damage }) = damaged.into_iter().next() else { return error };
+        Error::Damaged { place: self.place.clone(), what: format!("its file {} {damage}", stored.add.path) }
+    }
+
+    async fn try_upsert(&mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         let mut foreign = 0;
         let mut tombstones = TombstoneTable::open(&self.root).await?;
         for _ in 0..MAX_ATTEMPTS {
             // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look
             // there.
-            foreign = commit::foreign_commits(&self).await?.max(foreign);
-            check_writable(&self, changes.schema())?;
-            let decision = decide(&self, changes, upsert, &tombstones).await?;
-            check_balance(&self, changes, &decision.counts)?;
-            let actions = write(&self, changes, &decision).await?;
+            foreign = commit::foreign_commits(self, upsert).await?.max(foreign);
+            check_writable(self, changes.schema())?;
+            let decision = decide(self, changes, upsert, &tombstones).await?;
+            check_balance(self, changes, &decision.counts)?;
+            let actions = write(self, changes, &decision).await?;
             tombstones.append(self.name, &decision.tombstones, upsert).await?;
             let written = new_files(&actions);
-            match commit::commit(&mut self, actions, &decision.counts, upsert).await? {
+            match commit::commit(self, actions, &decision.counts, upsert).await? {
                 CommitOutcome::Committed { bytes_written } => {
                     let version = self.version();
                     return Ok(Committed { version, counts: decision.counts, bytes_written, foreign });
@@ -56,7 +71,7 @@ impl Table {
                     // The files of a first load hold the change set: they are needed again.
                     let first_load: BTreeSet<_> =
                         changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
-                    commit::discard(&self, written.into_iter().filter(|path| !first_load.contains(path))).await;
+                    commit::discard(self, written.into_iter().filter(|path| !first_load.contains(path))).await;
                 }
             }
         }

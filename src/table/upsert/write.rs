@@ -82,6 +82,7 @@ pub async fn write(table: &Table, changes: &ChangeSet, decision: &Decision) -> R
     let mut actions = mark(table, marked).await?;
     let removed = rewritten.iter().filter(|touched| touched.committed);
     actions.extend(removed.map(|touched| Action::Remove(remove(touched.stored))));
+    actions.extend(decision.damaged.iter().map(|file| Action::Remove(remove(&file.stored))));
     actions.extend(written.into_iter().flatten());
     Ok(actions)
 }
