@@ -121,12 +121,12 @@ fn any_version() -> impl Strategy<Value = Version> {
     })
 }
 
+/// The number grows with the time: versions that contradict each other have no order.
 fn complete_version() -> impl Strategy<Value = Version> {
-    any_version().prop_map(|version| Version {
-        last_updated_micros: version.last_updated_micros.or(Some(4)),
-        version_id: version.version_id.or(Some(4)),
-        subsetted: false,
-        ..version
+    any_version().prop_map(|version| {
+        let last_updated_micros = version.last_updated_micros.unwrap_or(4);
+        let version_id = Some(last_updated_micros.cast_unsigned());
+        Version { last_updated_micros: Some(last_updated_micros), version_id, subsetted: false, ..version }
     })
 }
 
