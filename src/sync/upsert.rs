@@ -36,6 +36,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         adopted_app_id: Some(run.export.app_id_before()),
         source: run.syncer.config.source.to_string(),
         watermark: commits.watermark,
+        lowers_watermark: false,
         exported_at: commits.watermark,
         run_started_micros: run.report.started_at.timestamp_micros(),
         job: run.report.job(),

@@ -43,8 +43,9 @@ pub(super) async fn commit(
     upsert: &Upsert,
 ) -> Result<CommitOutcome, Error> {
     let before = transaction_version(&table.delta, &upsert.app_id).await.map_err(|error| table.failed(error))?;
-    // A watermark never goes backwards (rule 52).
-    let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(before.unwrap_or(i64::MIN)));
+    // A watermark never goes backwards by itself (rule 52).
+    let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
+    let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
     if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
         return Ok(CommitOutcome::Committed { bytes_written: 0 });
     }
@@ -58,6 +59,39 @@ pub(super) async fn commit(
         }
     }
     attempt(table, actions, operation(), transactions, metadata).await
+}
+
+/// How often a watermark is set because other writers commit at the same moment.
+const MAX_ATTEMPTS: u32 = 5;
+
+impl Table {
+    /// Sets the watermark of an export to exactly this instant, also to an earlier one, in a commit of its own. Afterwards
+    /// the next sync asks for everything since then. The version of the commit.
+    pub async fn set_watermark(&mut self, app_id: &str, watermark: TransactionTime) -> Result<u64, Error> {
+        for _ in 0..MAX_ATTEMPTS {
+            let transaction = Transaction::new(app_id, watermark.as_micros());
+            let ours = json!({ "transactionTime": watermark.as_micros() });
+            let metadata = BTreeMap::from([(OURS.to_owned(), ours)]);
+            match attempt(self, Vec::new(), operation(), vec![transaction], metadata).await? {
+                CommitOutcome::Committed { .. } => return Ok(self.version()),
+                CommitOutcome::Overtaken => tracing::warn!(table = %self.name, "another writer was faster, trying again"),
+            }
+        }
+        Err(Error::Conflict { table: self.name, attempts: MAX_ATTEMPTS })
+    }
+
+    /// Was the table restored to an earlier version (`RESTORE`) after this version? Then its rows, and maybe its
+    /// watermarks, are older than the state remembers. Looks at the last 1000 commits at most.
+    pub async fn restored_since(&self, version: u64) -> Result<bool, Error> {
+        let newest = self.version();
+        for version in (version + 1).max(newest.saturating_sub(MAX_FOREIGN_COMMITS))..=newest {
+            let info = commit_info(&self.delta, version).await.map_err(|error| self.failed(error))?;
+            if info.is_some_and(|info| info["operation"] == "RESTORE") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// One attempt at a commit; `metadata` is written into its `commitInfo`. Afterwards the table is at its newest version.
@@ -226,7 +260,7 @@ pub(super) async fn foreign_commits(table: &Table, upsert: &Upsert) -> Result<u6
 
 /// Does our commit have as many files as it says? A disk may keep a part of it.
 fn check_is_whole(table: &Table, version: u64, info: &Value, entries: &[Value]) -> Result<(), Error> {
-    let stated = info["operationMetrics"]["numTargetFilesAdded"].as_str().and_then(|files| files.parse().ok());
+    let stated = info["operationMetrics"]["numTargetFilesAdded"].as_str().and_then(|files| files.parse::<usize>().ok());
     let found = entries.iter().filter(|entry| !entry["add"].is_null()).count();
     let Some(stated) = stated.filter(|stated| *stated != found) else { return Ok(()) };
     let what = format!("version {version} of its log names {found} files, and was made with {stated}");

@@ -17,6 +17,8 @@ pub struct Upsert {
     pub source: String,
     /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.
     pub watermark: Option<TransactionTime>,
+    /// The watermark is written as it is given, also if the table has a later one. Else it never goes backwards.
+    pub lowers_watermark: bool,
     /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
     /// `_sync_at` of the rows that the run writes; `job` is their `_sync_job`.

@@ -177,6 +177,11 @@ impl Root {
         self.load(resource_type.into()).await
     }
 
+    /// Is there a table of tombstones? Without it, a row that was deleted can come back.
+    pub async fn has_tombstones(&self) -> Result<bool, Error> {
+        Ok(self.load(TableName::Tombstones).await?.is_some())
+    }
+
     pub(super) async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
@@ -268,6 +273,21 @@ pub struct Table {
 impl Table {
     pub fn version(&self) -> u64 {
         self.delta.version().unwrap_or_default()
+    }
+
+    /// The id that the table was created with (`metaData.id`): another table at the same place has another one.
+    pub fn id(&self) -> Result<String, Error> {
+        Ok(self.snapshot()?.metadata().id().to_owned())
+    }
+
+    /// How many live rows the log states; `None` where a file of another writer does not state its rows.
+    pub async fn row_count(&self) -> Result<Option<u64>, Error> {
+        let rows = self.files().await?.into_iter().map(|file| {
+            let dead = file.deletion_vector_descriptor().map_or(0, |vector| vector.cardinality);
+            let rows = i64::try_from(file.num_records()?).ok()?;
+            u64::try_from(rows - dead).ok()
+        });
+        Ok(rows.sum())
     }
 
     /// The error of something that was done to this table.

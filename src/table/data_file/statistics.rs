@@ -1,6 +1,6 @@
 //! Statistics of a data file, as its entry in the log states them.
 
-use chrono::DateTime;
+use chrono::{DateTime, Datelike as _};
 use parquet::{
     basic::LogicalType,
     file::{metadata::ParquetMetaData, statistics::Statistics},
@@ -26,10 +26,10 @@ pub fn statistics(metadata: &ParquetMetaData, leading: usize) -> Value {
         };
         nulls.insert(name.clone(), of_row_groups.iter().map(|of| of.nulls).sum::<u64>().into());
         if let Some(bound) = of_row_groups.iter().filter_map(|of| of.min.clone()).min() {
-            min.insert(name.clone(), bound.stated_min());
+            min.extend(bound.stated_min().map(|bound| (name.clone(), bound)));
         }
         if let Some(bound) = of_row_groups.into_iter().filter_map(|of| of.max).max() {
-            max.insert(name.clone(), bound.stated_max());
+            max.extend(bound.stated_max().map(|bound| (name.clone(), bound)));
         }
     }
     json!({
@@ -73,26 +73,46 @@ fn column_statistics(statistics: &Statistics, logical: Option<&LogicalType>) -> 
 const MAX_STATED_CHARS: usize = 32;
 
 impl Bound {
-    fn stated_min(&self) -> Value {
+    /// `None` where readers of the log could not read the bound.
+    fn stated_min(&self) -> Option<Value> {
         match self {
-            Self::Text(text) => text.chars().take(MAX_STATED_CHARS).collect::<String>().into(),
+            Self::Text(text) => Some(text.chars().take(MAX_STATED_CHARS).collect::<String>().into()),
             Self::InstantMicros(micros) => instant(*micros),
         }
     }
 
     /// A text that is cut must become larger than the whole one was. An instant need not: readers add a millisecond to
     /// it.
-    fn stated_max(&self) -> Value {
+    fn stated_max(&self) -> Option<Value> {
         match self {
-            Self::Text(text) if text.chars().nth(MAX_STATED_CHARS).is_none() => text.as_str().into(),
-            Self::Text(text) => text.chars().take(MAX_STATED_CHARS).chain([char::MAX]).collect::<String>().into(),
+            Self::Text(text) if text.chars().nth(MAX_STATED_CHARS).is_none() => Some(text.as_str().into()),
+            Self::Text(text) => {
+                Some(text.chars().take(MAX_STATED_CHARS).chain([char::MAX]).collect::<String>().into())
+            }
             Self::InstantMicros(micros) => instant(*micros),
         }
     }
 }
 
-/// In milliseconds, rounded down, as the protocol wants it.
-fn instant(micros: i64) -> Value {
-    let instant = DateTime::from_timestamp_micros(micros).unwrap_or_default();
-    instant.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string().into()
+/// In milliseconds, rounded down, as the protocol wants it. Polars and delta-rs cannot read a year beyond 0001 to 9999;
+/// a bound that was moved into these years would hide rows, so there is none.
+fn instant(micros: i64) -> Option<Value> {
+    let instant = DateTime::from_timestamp_micros(micros)?;
+    let is_readable = (1..=9999).contains(&instant.year());
+    is_readable.then(|| instant.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_beyond_the_years_0001_to_9999_is_not_stated() {
+        let stated = |text: &str| instant(DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros());
+        assert_eq!(stated("0001-01-01T00:00:00Z"), Some("0001-01-01T00:00:00.000Z".into()));
+        assert_eq!(stated("9999-12-31T23:59:59.9999Z"), Some("9999-12-31T23:59:59.999Z".into()));
+        assert_eq!(stated("0001-01-01T00:00:00+14:00"), None);
+        assert_eq!(stated("9999-12-31T23:59:59-12:00"), None);
+        assert_eq!(instant(i64::MAX), None);
+    }
 }

@@ -195,6 +195,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         adopted_app_id: None,
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
+        lowers_watermark: false,
         exported_at: Some(time(transaction_time)),
         run_started_micros: 0,
         job: "all#1".to_owned(),
@@ -260,6 +261,25 @@ async fn a_watermark_never_goes_backwards() {
     lake.upsert(&[], 5).await;
     lake.upsert(&[vec![line("a", 1, "")]], 3).await;
     assert_eq!(lake.watermark().await, Some(time(5)));
+}
+
+#[tokio::test]
+async fn a_watermark_is_set_back_only_by_the_operator() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
+    let mut table = lake.table().await;
+    let version = table.set_watermark(APP_ID, time(2)).await.unwrap();
+    assert_eq!((version, lake.watermark().await), (2, Some(time(2))));
+    let table = lake.table().await;
+    assert_eq!(table.row_count().await.unwrap(), Some(2));
+    let lowered = Upsert { lowers_watermark: true, ..upsert(1) };
+    lake.table().await.upsert(&lake.change_set(&[], 1), &lowered).await.unwrap();
+    assert_eq!(lake.watermark().await, Some(time(1)));
+    lake.upsert(&[vec![line("a", 2, "")]], 6).await;
+    assert_eq!(lake.table().await.row_count().await.unwrap(), Some(2));
+    assert_eq!(lake.table().await.id().unwrap(), table.id().unwrap());
+    assert!(!lake.table().await.restored_since(0).await.unwrap());
+    assert!(!lake.root.has_tombstones().await.unwrap());
 }
 
 #[tokio::test]
