@@ -74,7 +74,9 @@ impl Table {
             let metadata = BTreeMap::from([(OURS.to_owned(), ours)]);
             match attempt(self, Vec::new(), operation(), vec![transaction], metadata).await? {
                 CommitOutcome::Committed { .. } => return Ok(self.version()),
-                CommitOutcome::Overtaken => tracing::warn!(table = %self.name, "another writer was faster, trying again"),
+                CommitOutcome::Overtaken => {
+                    tracing::warn!(table = %self.name, "another writer was faster, trying again");
+                }
             }
         }
         Err(Error::Conflict { table: self.name, attempts: MAX_ATTEMPTS })
@@ -229,6 +231,23 @@ async fn entries(delta: &DeltaTable, version: u64) -> Result<Vec<Value>, DeltaTa
 
 /// How many commits back the log is searched for our last commit.
 const MAX_FOREIGN_COMMITS: u64 = 1000;
+
+/// How many commits back the log is searched for a watermark.
+const MAX_COMMITS_WITHOUT_WATERMARK: u64 = 100;
+
+/// The newest transactionTime that a recent commit gave to the table as a watermark of ours.
+pub(super) async fn newest_watermark(table: &Table) -> Result<Option<TransactionTime>, Error> {
+    let newest = table.version();
+    for version in (newest.saturating_sub(MAX_COMMITS_WITHOUT_WATERMARK)..=newest).rev() {
+        let entries = entries(&table.delta, version).await.map_err(|error| table.failed(error))?;
+        let ours = entries.iter().map(|entry| &entry["txn"]);
+        let ours = ours.filter(|txn| txn["appId"].as_str().is_some_and(|app_id| app_id.starts_with("fhir-sync/")));
+        if let Some(micros) = ours.filter_map(|txn| txn["version"].as_i64()).max() {
+            return Ok(TransactionTime::from_micros(micros));
+        }
+    }
+    Ok(None)
+}
 
 /// How many commits of other writers since our last one have changed rows. Each is logged. [`Error::Damaged`] where our
 /// own last commit has lost some of its files, unless a whole export follows, which brings their rows again.

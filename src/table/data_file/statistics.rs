@@ -86,9 +86,7 @@ impl Bound {
     fn stated_max(&self) -> Option<Value> {
         match self {
             Self::Text(text) if text.chars().nth(MAX_STATED_CHARS).is_none() => Some(text.as_str().into()),
-            Self::Text(text) => {
-                Some(text.chars().take(MAX_STATED_CHARS).chain([char::MAX]).collect::<String>().into())
-            }
+            Self::Text(text) => Some(text.chars().take(MAX_STATED_CHARS).chain([char::MAX]).collect::<String>().into()),
             Self::InstantMicros(micros) => instant(*micros),
         }
     }

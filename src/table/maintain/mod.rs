@@ -12,15 +12,18 @@ mod options;
 mod plan;
 mod vacuum;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use arrow::datatypes::{DataType, Field, Schema};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use deltalake::{checkpoints::create_checkpoint, table::config::TablePropertiesExt as _};
 
 pub use self::options::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention};
 use self::{compact::compact, log::Log, vacuum::vacuum};
-use super::{Amount, Error, Root, Table, TableName, requirements::check_writable};
+use super::{
+    Amount, Error, Root, Table, TableName, commit::newest_watermark, name::DELETED_FROM, requirements::check_writable,
+};
+use crate::fhir::{ResourceType, TransactionTime};
 
 /// Fewer commits are not worth a checkpoint.
 const COMMITS_PER_CHECKPOINT: u64 = 10;
@@ -57,10 +60,11 @@ impl Root {
             // Whoever has taken over may need what is deleted now.
             self.check_lease().await?;
         }
-        if wants(MaintenanceStep::CleanLog) {
+        let is_trusted = clock_is_trusted(&table, options.vacuum_retention, now).await?;
+        if wants(MaintenanceStep::CleanLog) && is_trusted {
             done.log_deleted = clean_log(&table, options.log_retention, dry_run, now).await?;
         }
-        if wants(MaintenanceStep::Vacuum) {
+        if wants(MaintenanceStep::Vacuum) && is_trusted {
             done.vacuumed = vacuum(&table, options.vacuum_retention.duration(), dry_run, now).await?;
         }
         Ok(Some(done))
@@ -77,6 +81,41 @@ fn check_maintainable(table: &Table) -> Result<(), Error> {
     };
     let own = own.iter().map(|name| Field::new(*name, DataType::Null, true));
     check_writable(table, &Arc::new(Schema::new(own.collect::<Vec<_>>())))
+}
+
+/// Further ahead of the newest transactionTime than this, the local clock is more likely wrong than the server silent.
+/// Then everything looks old enough to be deleted.
+const MAX_CLOCK_AHEAD: TimeDelta = TimeDelta::days(5);
+
+/// May files be deleted by their age? The operator's `--force` says so in any case.
+async fn clock_is_trusted(table: &Table, retention: Retention, now: DateTime<Utc>) -> Result<bool, Error> {
+    if matches!(retention, Retention::Forced(_)) {
+        return Ok(true);
+    }
+    let newest = match table.name {
+        TableName::Resources(_) | TableName::Runs => newest_watermark(table).await?,
+        TableName::Tombstones => newest_of_deleted_types(table).await?,
+    };
+    let Some(newest) = newest.filter(|newest| now - newest.instant() > MAX_CLOCK_AHEAD) else { return Ok(true) };
+    tracing::warn!(
+        table = %table.name, %newest, %now,
+        "the local clock is days ahead of the newest transactionTime of the table: nothing is vacuumed, and the log \
+         keeps its commits. Check the clock; if it is right, sync first, or use `fhir-sync maintain --force`"
+    );
+    Ok(false)
+}
+
+/// Tombstones have no watermark; those of the tables that they are about say how far the server's clock is.
+async fn newest_of_deleted_types(table: &Table) -> Result<Option<TransactionTime>, Error> {
+    let files = table.stored_files().await?;
+    let types = files.iter().filter_map(|file| file.add.partition_values.get(DELETED_FROM)?.as_deref());
+    let mut newest = None;
+    for resource_type in types.filter_map(|name| name.parse().ok()).collect::<BTreeSet<ResourceType>>() {
+        if let Some(table) = table.root.open(resource_type).await? {
+            newest = newest.max(newest_watermark(&table).await?);
+        }
+    }
+    Ok(newest)
 }
 
 fn check_retention(table: &Table, retention: Retention) -> Result<(), Error> {

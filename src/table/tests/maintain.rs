@@ -13,12 +13,13 @@ use crate::table::{DryRun, Error, Maintained, MaintenanceOptions, MaintenanceSte
 
 const DAY: Duration = Duration::from_hours(24);
 
+/// The exports of these tests are much older than the files, so the local clock is never trusted without force.
 pub(super) fn maintenance(steps: &[MaintenanceStep]) -> MaintenanceOptions {
     MaintenanceOptions {
         steps: steps.iter().copied().collect(),
         target_file_bytes: 128 << 20,
         purge_percent: 10.0,
-        vacuum_retention: Retention::Checked(7 * DAY),
+        vacuum_retention: Retention::Forced(7 * DAY),
         log_retention: 30 * DAY,
     }
 }
@@ -337,4 +338,25 @@ async fn a_type_without_a_table_needs_no_maintenance() {
     let lake = Lake::new();
     let all = maintenance(&MaintenanceStep::ALL);
     assert_eq!(lake.root.maintain(patient(), &all, DryRun::No, in_days(0), &|| true).await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_far_ahead_of_the_newest_transaction_time_stops_vacuum_and_log_clean_up() {
+    let lake = Lake::new();
+    let now = in_days(0);
+    for minutes in (0..12).rev() {
+        let exported_at = (now - TimeDelta::minutes(minutes)).timestamp_micros();
+        lake.upsert(&[vec![line("a", u32::try_from(20 - minutes).unwrap(), "")]], exported_at).await;
+    }
+    let checked = MaintenanceOptions {
+        vacuum_retention: Retention::Checked(7 * DAY),
+        log_retention: DAY,
+        ..maintenance(&MaintenanceStep::ALL)
+    };
+    lake.try_maintain(&checked, DryRun::No, now).await.unwrap();
+    let done = lake.try_maintain(&checked, DryRun::No, now + TimeDelta::days(400)).await.unwrap();
+    assert_eq!((done.vacuumed.files, done.log_deleted.files), (0, 0));
+    let forced = MaintenanceOptions { vacuum_retention: Retention::Forced(7 * DAY), ..checked };
+    let done = lake.try_maintain(&forced, DryRun::No, now + TimeDelta::days(400)).await.unwrap();
+    assert!(done.vacuumed.files > 0, "{done:?}");
 }
