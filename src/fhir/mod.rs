@@ -7,7 +7,7 @@ mod resource_type;
 
 use std::{cmp::Ordering, fmt};
 
-use chrono::{DateTime, NaiveDateTime, SubsecRound, TimeDelta, Utc};
+use chrono::{DateTime, Datelike as _, NaiveDateTime, SubsecRound, TimeDelta, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::{
@@ -69,8 +69,19 @@ impl<'de> Deserialize<'de> for TransactionTime {
 
 /// An instant, as leniently as it is still unambiguous (Q-32: `2020/01/20 16:53:41.160 -0500` is documented by a real
 /// server). Without a zone there is no instant: `None`.
+///
+/// `DateTime.MinValue` is what some programs write where they have no time, and years outside of 0001 to 9999 are years
+/// that readers of the tables refuse: neither is an instant.
 pub fn parse_instant(text: &str) -> Option<DateTime<Utc>> {
     let text = text.trim();
+    let is_known = |instant: &DateTime<Utc>| (1..=9999).contains(&instant.year()) && !text.starts_with(MIN_VALUE);
+    read_instant(text).filter(is_known)
+}
+
+/// The beginning of a `DateTime.MinValue`, in whatever zone.
+pub const MIN_VALUE: &str = "0001-01-01T00:00:00";
+
+fn read_instant(text: &str) -> Option<DateTime<Utc>> {
     if let Ok(instant) = DateTime::parse_from_rfc3339(text) {
         return Some(instant.to_utc());
     }
@@ -242,6 +253,9 @@ mod tests {
         }
         assert_eq!(parse_instant("2020-01-20T21:53:41"), None, "no zone, no instant");
         assert!(parse_instant("2016-12-31T23:59:60Z").is_some(), "a leap second is a time");
+        for text in ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000-05:00", "9999-12-31T23:59:59-01:00"] {
+            assert_eq!(parse_instant(text), None, "{text}");
+        }
     }
 
     #[test]

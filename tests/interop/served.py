@@ -21,7 +21,7 @@ Lines = dict[str, str]
 decimal.getcontext().prec = 76
 # Ours. Pathling and Spark round ties away from zero: a line with a tie (0.0000005) is answered otherwise by its own
 # tables.
-ROUNDING = decimal.ROUND_HALF_EVEN
+ROUNDING = decimal.ROUND_HALF_UP
 
 
 def served(data: pathlib.Path) -> dict[str, Lines]:

@@ -56,12 +56,16 @@ impl DerivedColumns {
         Self { columns, from }
     }
 
-    /// Appends what is derived from the value of an element of this row.
-    pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) {
+    /// Appends what is derived from the value of an element of this row. `Err` where that is a time without bounds.
+    pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) -> Result<(), NoBounds> {
+        let mut appended = Ok(());
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
                 (ColumnPair::Bounds { starts, ends, len }, Derivation::Time(of)) => {
                     let (start, end) = bounds(*of, document, at);
+                    if (start.is_none() || end.is_none()) && has_no_bounds(*of, document, at) {
+                        appended = Err(NoBounds);
+                    }
                     starts.append_nulls(row - *len);
                     starts.append_option(start);
                     ends.append_nulls(row - *len);
@@ -81,6 +85,7 @@ impl DerivedColumns {
                 | (ColumnPair::Reference { .. }, Derivation::Time(_)) => {}
             }
         }
+        appended
     }
 
     /// In the order of the schema; `None` for columns that no row has.
@@ -101,6 +106,20 @@ impl DerivedColumns {
             }
         };
         self.columns.into_iter().flat_map(finish).collect()
+    }
+}
+
+/// A time that is valid and outside of the years 0001 to 9999, or stands for none.
+pub struct NoBounds;
+
+fn has_no_bounds(of: DerivedFrom, document: Document<'_>, at: At) -> bool {
+    let no_bounds =
+        |at: At| document.string(at).is_some_and(|text| date::is_date_time(&text) && date::date_time(&text).is_none());
+    match of {
+        DerivedFrom::Period => ["start", "end"].into_iter().filter_map(|name| document.member(at, name)).any(no_bounds),
+        DerivedFrom::Date | DerivedFrom::DateTime => no_bounds(at),
+        // Its own column has the issue.
+        DerivedFrom::Instant => false,
     }
 }
 

@@ -52,7 +52,7 @@ impl Leaf {
             Primitive::Instant => Self::Instant(TimestampMicrosecondBuilder::new()),
             Primitive::Base64 => Self::Base64(BinaryBuilder::new()),
             Primitive::Date => checked(|text| date::date(text).is_some()),
-            Primitive::DateTime => checked(|text| date::date_time(text).is_some()),
+            Primitive::DateTime => checked(date::is_date_time),
             Primitive::Time => checked(date::is_time),
             Primitive::Text => Self::Text(StringBuilder::new()),
         }

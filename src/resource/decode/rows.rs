@@ -151,8 +151,11 @@ fn root_members(
             Some("contained") if contained.is_none() => contained = Some(value),
             Some("contained") => walk.issue_of(IssueCode::Invalid, "contained"),
             _ => {
-                if let Some(element) = root.member(walk, write_extensions, fid, (name, value)) {
-                    derived.append(row, element, document, value);
+                if let Some(element) = root.member(walk, write_extensions, fid, (name, value))
+                    && derived.append(row, element, document, value).is_err()
+                    && let Some(name) = document.string(name)
+                {
+                    walk.issue_of(IssueCode::Invalid, &name);
                 }
             }
         }

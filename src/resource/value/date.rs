@@ -5,6 +5,8 @@
 
 use chrono::{NaiveDate, TimeDelta};
 
+use crate::fhir::MIN_VALUE;
+
 /// The first and the last microsecond of what a date or time states, in UTC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TimeBounds {
@@ -17,8 +19,29 @@ pub fn date(text: &str) -> Option<TimeBounds> {
     (text.len() <= 10).then(|| date_time(text)).flatten()
 }
 
-/// The bounds of a `dateTime`: a date, or a date with a time to the second or finer.
+/// The bounds of a `dateTime`: a date, or a date with a time to the second or finer. They are within the years 0001 to
+/// 9999, because readers of the tables refuse others, and `DateTime.MinValue` is no time at all.
 pub fn date_time(text: &str) -> Option<TimeBounds> {
+    let is_known = |bounds: &TimeBounds| {
+        bounds.start_micros >= MIN_MICROS && bounds.end_micros <= MAX_MICROS && !is_min_value(text)
+    };
+    stated(text).filter(is_known)
+}
+
+/// Whether the text is a `dateTime`, whatever its bounds are.
+pub fn is_date_time(text: &str) -> bool {
+    stated(text).is_some()
+}
+
+fn is_min_value(text: &str) -> bool {
+    text.starts_with(MIN_VALUE)
+}
+
+/// 0001-01-01T00:00:00Z and 9999-12-31T23:59:59.999999Z.
+const MIN_MICROS: i64 = -62_135_596_800 * SECOND_MICROS;
+const MAX_MICROS: i64 = 253_402_300_800 * SECOND_MICROS - 1;
+
+fn stated(text: &str) -> Option<TimeBounds> {
     let bytes = text.as_bytes();
     let year = i32::from(number(bytes, 0..4)?);
     if bytes.len() <= 10 {
@@ -201,6 +224,23 @@ mod tests {
             "1970-+1",
         ] {
             assert_eq!(date_time(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_time_outside_of_the_years_that_readers_know_has_no_bounds_and_is_a_date_time() {
+        for text in [
+            "0001-01-01T00:00:00",
+            "0001-01-01T00:00:00Z",
+            "0001-01-01T00:00:00.000-05:00",
+            "0001-01-01T00:00:01+01:00",
+            "9999-12-31T23:59:59-01:00",
+        ] {
+            assert!(date_time(text).is_none() && is_date_time(text), "{text}");
+            assert_eq!(instant_micros(text), None, "{text}");
+        }
+        for text in ["0001", "0001-01-01", "0001-01-01T00:00:01Z", "9999", "9999-12-31T23:59:59.9999999Z"] {
+            assert!(date_time(text).is_some(), "{text}");
         }
     }
 

@@ -3,7 +3,7 @@
 /// A decimal at the scale of its column.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Scaled {
-    /// The decimal × 10^scale, rounded half to even.
+    /// The decimal × 10^scale, rounded half away from zero, as Pathling does.
     pub unscaled: i128,
     /// Whether digits were lost.
     pub rounded: bool,
@@ -56,7 +56,7 @@ impl<'text> Decimal<'text> {
         let limit = 10i128.checked_pow(u32::from(precision))?;
         let mut unscaled = self.leading(kept)?;
         let rounded = self.digits().skip(kept).any(|digit| digit != 0);
-        unscaled += i128::from(rounded && self.rounds_up(kept, unscaled));
+        unscaled += i128::from(self.rounds_up(kept));
         if unscaled != 0 && shift > 0 {
             unscaled = unscaled.checked_mul(10i128.checked_pow(u32::try_from(shift).ok()?)?)?;
         }
@@ -86,14 +86,9 @@ impl<'text> Decimal<'text> {
             .try_fold(0i128, |number, digit| (number < LIMIT).then(|| number * 10 + i128::from(digit)))
     }
 
-    /// Half to even, for the digits after the first `kept`.
-    fn rounds_up(self, kept: usize, so_far: i128) -> bool {
-        let mut dropped = self.digits().skip(kept);
-        match dropped.next() {
-            Some(5) => dropped.any(|digit| digit != 0) || so_far % 2 == 1,
-            Some(digit) => digit > 5,
-            None => false,
-        }
+    /// Half away from zero, for the digits after the first `kept`: the first of them decides.
+    fn rounds_up(self, kept: usize) -> bool {
+        self.digits().nth(kept).is_some_and(|digit| digit >= 5)
     }
 }
 
@@ -122,25 +117,26 @@ mod tests {
     }
 
     #[test]
-    fn a_decimal_is_rounded_half_to_even_and_says_so() {
+    fn a_decimal_is_rounded_half_away_from_zero_and_says_so() {
         for (text, unscaled, rounded) in [
             ("0", 0, false),
             ("-0.0", 0, false),
             ("181.2", 181_200_000, false),
             ("-1.5", -1_500_000, false),
             ("1.50000000", 1_500_000, false),
-            ("0.0000005", 0, true),
+            ("0.0000005", 1, true),
             ("0.0000015", 2, true),
-            ("0.0000025", 2, true),
+            ("0.0000025", 3, true),
             ("0.00000250000001", 3, true),
             ("-0.0000015", -2, true),
+            ("-0.0000025", -3, true),
             ("0.0000004100", 0, true),
             ("0.00000041", 0, true),
             ("139.9996742575894", 139_999_674, true),
             ("1e2", 100_000_000, false),
             ("1.5E+3", 1_500_000_000, false),
             ("15e-1", 1_500_000, false),
-            ("5e-7", 0, true),
+            ("5e-7", 1, true),
             ("51e-8", 1, true),
             ("1e-999999999999999999999", 0, true),
             ("0e999999999999999999999", 0, false),
