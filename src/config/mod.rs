@@ -247,6 +247,7 @@ fn read_sync(
     let max_line_bytes = section.or("max_line_size", "64MiB", bytes);
     let max_quarantined = section.or("max_quarantined", "20", whole);
     let max_quarantined_percent = section.or("max_quarantined_percent", "1", percent);
+    let max_quarantine_bytes = section.or("max_quarantine_size", "1GiB", bytes);
     let accept_reported_errors = section.list("accept_reported_errors", code);
     let max_missing = section.or("max_missing", "20", whole);
     let max_missing_percent = section.or("max_missing_percent", "10", percent);
@@ -280,6 +281,7 @@ fn read_sync(
             allow_empty: false,
         },
         allow_empty: BTreeSet::new(),
+        max_quarantine_bytes: max_quarantine_bytes?,
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,

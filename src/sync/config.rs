@@ -18,6 +18,8 @@ pub struct Config {
     pub parallel_upserts: usize,
     pub max_line_bytes: usize,
     pub quarantine: QuarantineLimit,
+    /// Of the folder of the quarantine, with the lines of all runs.
+    pub max_quarantine_bytes: u64,
     /// Codes of errors that the server may report without holding a watermark: the operator knows what is missing.
     pub accept_reported_errors: BTreeSet<String>,
     /// When a full refresh removes the rows that the server no longer sends.

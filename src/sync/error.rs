@@ -20,6 +20,11 @@ pub enum Error {
     #[error("the quarantine file {place} cannot be written; check the folder's owner, mode and free space")]
     Quarantine { place: String, source: std::io::Error },
     #[error(
+        "the quarantine {place} has no room for another line; look at its files and remove those that you do not need, \
+         or raise sync.max_quarantine_size ({max_bytes} bytes)"
+    )]
+    QuarantineFull { place: String, max_bytes: u64 },
+    #[error(
         "no temporary file can be created in the folder {place}; check its owner, mode and free space, \
          or set sync.spool_folder"
     )]
@@ -131,6 +136,7 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::NotOpened { .. }
         | Error::State(_)
         | Error::Quarantine { .. }
+        | Error::QuarantineFull { .. }
         | Error::SpoolFolder { .. }
         | Error::BrokenState { .. }
         | Error::OtherServer { .. }

@@ -118,7 +118,8 @@ struct CompletedExport {
 impl<'a> Run<'a> {
     fn new(syncer: &'a Syncer, export: &'a Export, mode: Mode, stop: &'a CancellationToken) -> Self {
         let number = syncer.state().run + 1;
-        let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number));
+        let max_bytes = syncer.config.max_quarantine_bytes;
+        let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number, max_bytes));
         let report = Report::begin(&export.name, number, mode, &export.types, now());
         let ledger = Ledger::begin(syncer.export_state(export).watermarks);
         Self { syncer, export, mode, stop, quarantine, ledger, report, tolerated: None }

@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    sync::{Outcome, QuarantineLimit, TypeEnd},
+    sync::{Mode, Outcome, QuarantineLimit, TypeEnd},
 };
 use serde_json::json;
 
@@ -60,6 +60,34 @@ async fn the_quarantine_is_readable_by_its_owner_only() {
     for (place, expected) in [(folder, 0o700), (file, 0o600)] {
         assert_eq!(std::fs::metadata(place).unwrap().permissions().mode() & 0o777, expected);
     }
+}
+
+#[tokio::test]
+async fn a_bad_line_that_arrives_again_is_not_kept_again() {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
+    push_bad_lines(&setup);
+    for _ in 0..3 {
+        let report = setup.run(Mode::FullRefresh).await;
+        assert_eq!((report.types[&PATIENT].quarantined, setup.quarantine().len()), (2, 2));
+        assert!(report.remarks.iter().any(|remark| remark.contains("2 lines are not resources")), "{report:#?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_quarantine_fails_its_type_and_names_the_setting() {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
+    setup.config.max_quarantine_bytes = 300;
+    push_bad_lines(&setup);
+    let report = setup.sync().await;
+    let reason = failure(&report, PATIENT);
+    assert!(reason.contains("sync.max_quarantine_size"), "{reason}");
+    assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().len()), (None, 0));
+    assert!(setup.watermark(OBSERVATION).await.is_some());
+    setup.config.max_quarantine_bytes = 1 << 20;
+    let report = setup.sync().await;
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
 }
 
 #[tokio::test]

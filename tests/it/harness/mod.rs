@@ -78,6 +78,7 @@ impl Setup {
             quarantine: sync::QuarantineLimit { max_quarantined: 0, max_quarantined_percent: 1.0 },
             reconcile: Reconcile { max_missing: 0, max_missing_percent: 10.0, allow_empty: false },
             allow_empty: BTreeSet::new(),
+            max_quarantine_bytes: 1 << 20,
             accept_reported_errors: BTreeSet::new(),
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
