@@ -145,6 +145,7 @@ impl Daemon {
                         last_complete: last.map(|at| LastComplete { at, anchor: anchored(at, now, anchor) }),
                         last_outcome: None,
                         failures_in_a_row: 0,
+                        warnings: Vec::new(),
                         next_run_at: None,
                         step: sync::Step::Idle,
                     }
@@ -244,7 +245,7 @@ impl Daemon {
     fn end(&mut self, ended: Result<Done, JoinError>) {
         let tick = self.running_tick.take();
         match ended {
-            Ok(Done::Sync(report)) => self.end_sync(&report.export, report.outcome, report.ended_at),
+            Ok(Done::Sync(report)) => self.end_sync(&report.export, report.outcome, report.ended_at, report.warnings()),
             Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
@@ -253,19 +254,20 @@ impl Daemon {
                 let run = tick.as_ref().map(tracing::field::display);
                 tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
                 if let Some(Tick::Sync { export, .. }) = tick {
-                    self.end_sync(&export, Outcome::Failed, now());
+                    self.end_sync(&export, Outcome::Failed, now(), Vec::new());
                 }
             }
         }
         self.publish(!self.stop.is_cancelled());
     }
 
-    fn end_sync(&self, name: &str, outcome: Outcome, ended_at: DateTime<Utc>) {
+    fn end_sync(&self, name: &str, outcome: Outcome, ended_at: DateTime<Utc>, warnings: Vec<String>) {
         self.views.send_modify(|view| {
             let Some(export) = view.exports.iter_mut().find(|export| export.name == name) else {
                 return;
             };
             export.last_outcome = Some(outcome);
+            export.warnings = warnings;
             match outcome {
                 Outcome::Complete => {
                     export.failures_in_a_row = 0;

@@ -67,6 +67,9 @@ pub fn report(report: &Report) {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
             TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
             TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),
+            TypeEnd::Denied { missing_scope } => println!(" {:>8}  denied: {missing_scope} is not granted", "-"),
+            TypeEnd::Missing { on_server } => println!(" {:>8}  missing: the server has {on_server}", "-"),
+            TypeEnd::Unconfirmed => println!(" {:>8}  unconfirmed: nothing arrived", "-"),
             TypeEnd::NotReached => println!(" {:>8}", "-"),
         }
     }

@@ -251,6 +251,7 @@ fn read_sync(
     let accept_reported_errors = section.list("accept_reported_errors", code);
     let max_missing = section.or("max_missing", "20", whole);
     let max_missing_percent = section.or("max_missing_percent", "10", percent);
+    let recheck_absent = section.or("recheck_absent", "24h", duration);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
@@ -268,6 +269,7 @@ fn read_sync(
         source: source.into(),
         source_chosen,
         overlap: TimeDelta::from_std(overlap?).ok()?,
+        recheck_absent: TimeDelta::from_std(recheck_absent?).ok()?,
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),

@@ -4,7 +4,10 @@
 //! Settings may change while the server runs. Those of the files (`lines_per_file`, `outcomes`) take effect at
 //! kick-off, all others at the next request.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use axum::http::StatusCode;
 use serde_json::Value;
@@ -28,6 +31,10 @@ pub struct Scenario {
     /// Kick-off answers 429 while this many jobs have not been deleted (rule 34).
     pub max_jobs: usize,
 
+    /// Types that exports leave out without a word (rule 21).
+    pub left_out: BTreeSet<ResourceType>,
+    /// `[type]?_summary=count` is answered with the number of resources.
+    pub answers_counts: bool,
     /// A type with more lines is split into several files.
     pub lines_per_file: usize,
     /// Lines of the files under `error`, usually one `OperationOutcome` each.
@@ -70,6 +77,8 @@ impl Default for Scenario {
             hold: false,
             lose_job: false,
             max_jobs: 1_000,
+            left_out: BTreeSet::new(),
+            answers_counts: true,
             lines_per_file: 2_000,
             outcomes: Vec::new(),
             pages: None,

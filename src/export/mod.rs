@@ -43,6 +43,7 @@ mod retry;
 #[cfg(test)]
 mod tests;
 
+pub use auth::Granted;
 pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};

@@ -26,6 +26,8 @@ pub struct ExportView {
     pub last_complete: Option<LastComplete>,
     pub last_outcome: Option<Outcome>,
     pub failures_in_a_row: u32,
+    /// What the last sync left open: what is unconfirmed, denied, missing, loaded in full.
+    pub warnings: Vec<String>,
     pub next_run_at: Option<DateTime<Utc>>,
     /// The step of the sync that is running.
     pub step: Step,
@@ -77,6 +79,7 @@ struct ExportHealth {
     age_seconds: Option<u64>,
     last_outcome: Option<String>,
     failures_in_a_row: u32,
+    warnings: Vec<String>,
     next_run: Option<String>,
     /// The step of the sync that is running.
     now: Option<String>,
@@ -122,6 +125,7 @@ fn export_health(export: &ExportView, age: Option<Duration>, max_age: Duration) 
         age_seconds: age.map(|age| age.as_secs()),
         last_outcome: export.last_outcome.map(|outcome| outcome.to_string()),
         failures_in_a_row: export.failures_in_a_row,
+        warnings: export.warnings.clone(),
         next_run: export.next_run_at.map(text),
         now: (export.step != Step::Idle).then(|| export.step.to_string()),
     }
@@ -150,6 +154,7 @@ mod tests {
             last_complete: last.map(|(at, anchor)| LastComplete { at: parse_instant(at).unwrap(), anchor }),
             last_outcome: None,
             failures_in_a_row: 0,
+            warnings: Vec::new(),
             next_run_at: None,
             step: Step::Idle,
         };

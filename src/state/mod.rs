@@ -66,6 +66,10 @@ pub struct ExportState {
     /// The types whose watermark no longer counts, each with the reason: they are loaded in full.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reload: BTreeMap<ResourceType, String>,
+    /// The types that were absent from a full load for no known reason, and when they were last asked for, by the local
+    /// clock.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unconfirmed: BTreeMap<ResourceType, DateTime<Utc>>,
     /// When the last complete sync ended, by the local clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_complete_at: Option<DateTime<Utc>>,

@@ -14,6 +14,8 @@ pub struct Config {
     pub source_chosen: Chosen,
     /// `_since` is this much earlier than the watermark.
     pub overlap: TimeDelta,
+    /// A type that a full load did not bring, for no known reason, is asked for in full again after this time.
+    pub recheck_absent: TimeDelta,
     pub parallel_downloads: usize,
     pub parallel_upserts: usize,
     pub max_line_bytes: usize,

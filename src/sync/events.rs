@@ -29,7 +29,7 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
     let (version, watermark) = match &report.end {
         TypeEnd::Committed { version, watermark } => (Some(*version), Some(*watermark)),
         TypeEnd::WatermarkHeld { version } => (Some(*version), None),
-        TypeEnd::NotReached | TypeEnd::Failed(_) => (None, None),
+        _ => (None, None),
     };
     let counts = &report.counts;
     tracing::info!(
@@ -80,6 +80,9 @@ impl fmt::Display for Summary<'_> {
         match &report.end {
             TypeEnd::Committed { version, .. } => write!(out, ", version {version}"),
             TypeEnd::WatermarkHeld { version } => write!(out, ", version {version}, watermark not moved"),
+            TypeEnd::Denied { missing_scope } => write!(out, ", denied: the scope {missing_scope} is not granted"),
+            TypeEnd::Missing { on_server } => write!(out, ", missing: the server has {on_server}"),
+            TypeEnd::Unconfirmed => out.write_str(", unconfirmed: whether the server has any is unknown"),
             TypeEnd::NotReached => out.write_str(", not reached"),
             TypeEnd::Failed(_) => out.write_str(", failed"),
         }

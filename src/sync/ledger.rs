@@ -118,6 +118,11 @@ fn end(of: &TypeReport) -> (&'static str, Option<u64>, Option<TransactionTime>, 
         TypeEnd::NotReached => ("not reached", None, None, None),
         TypeEnd::Committed { version, watermark } => ("committed", Some(*version), Some(*watermark), None),
         TypeEnd::WatermarkHeld { version } => ("watermark held", Some(*version), None, None),
+        TypeEnd::Denied { missing_scope } => {
+            ("denied", None, None, Some(format!("the scope {missing_scope} is not granted")))
+        }
+        TypeEnd::Missing { on_server } => ("missing", None, None, Some(format!("the server has {on_server}"))),
+        TypeEnd::Unconfirmed => ("unconfirmed", None, None, None),
         TypeEnd::Failed(failure) => ("failed", None, None, Some(failure.cause.clone())),
     }
 }

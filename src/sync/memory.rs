@@ -7,7 +7,10 @@ use std::{
 
 use url::Url;
 
-use super::{Error, Export, Mode, Outcome, Report, Syncer, blocking::blocking};
+use super::{
+    Error, Export, Mode, Outcome, Report, Syncer,
+    blocking::{blocking, now},
+};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{Asked, ExportState, JobInFlight, State, Store},
@@ -98,10 +101,14 @@ impl Syncer {
         &self,
         export: &Export,
         watermarks: Vec<(ResourceType, TransactionTime)>,
+        unconfirmed: Vec<ResourceType>,
         status_url: Url,
         left: Vec<ResourceType>,
     ) -> Result<(), Error> {
+        let asked_at = now();
         self.remember_export(export, move |state| {
+            state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
+            state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.watermarks.extend(watermarks);
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {

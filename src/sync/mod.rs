@@ -7,6 +7,7 @@
 //! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The
 //! steps are below them, in their order.
 
+mod absence;
 mod blocking;
 mod columns;
 mod config;
@@ -32,6 +33,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::{sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -193,6 +195,10 @@ impl<'a> Run<'a> {
         for (resource_type, watermark) in self.syncer.watermarks(self.export).await {
             match watermark {
                 _ if resumed.contains(&resource_type) => {}
+                Ok(None) if self.was_just_absent(resource_type) => {
+                    self.report.notes.extend(upsert::note(resource_type, &TypeEnd::Unconfirmed));
+                    self.report.types.entry(resource_type).or_default().end = TypeEnd::Unconfirmed;
+                }
                 Ok(watermark) => watermarks.push((resource_type, watermark)),
                 Err(error) => self.report.fail_type(resource_type, &error),
             }
@@ -202,6 +208,18 @@ impl<'a> Run<'a> {
             tracing::debug!(types = events::list(types), since, "export planned");
         }
         Ok(requests)
+    }
+
+    /// Whether an incremental run leaves out a type that the last full load did not bring.
+    fn was_just_absent(&self, resource_type: ResourceType) -> bool {
+        let known = self.syncer.export_state(self.export);
+        let is_recent = |asked_at: &DateTime<Utc>| {
+            let age = self.report.started_at - *asked_at;
+            // A clock that was set back asks rather too often.
+            TimeDelta::zero() <= age && age < self.syncer.config.recheck_absent
+        };
+        let is_reloaded = known.reload.contains_key(&resource_type);
+        self.mode == Mode::Incremental && !is_reloaded && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
     }
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.

@@ -59,6 +59,12 @@ pub enum TypeEnd {
     Committed { version: u64, watermark: TransactionTime },
     /// Committed, but rows may be missing: the watermark was not moved.
     WatermarkHeld { version: u64 },
+    /// Absent from a full load, because the token does not cover it.
+    Denied { missing_scope: String },
+    /// Absent from a full load, although the server has this many.
+    Missing { on_server: u64 },
+    /// Absent from a full load, and nobody can say whether the server has any. It has no watermark.
+    Unconfirmed,
     /// Its table is unchanged.
     Failed(Failure),
 }
@@ -155,13 +161,13 @@ impl Report {
 
     /// What the ends of the types amount to.
     fn outcome_of_types(&self) -> Outcome {
-        let committed = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. });
+        let committed = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed);
         if self.types.values().all(|report| committed(&report.end) && report.quarantined == 0)
             && self.remarks.is_empty()
         {
             return Outcome::Complete;
         }
-        let written = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::WatermarkHeld { .. });
+        let written = |end: &TypeEnd| !matches!(end, TypeEnd::NotReached | TypeEnd::Failed(_));
         if self.types.values().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
     }
 
@@ -172,6 +178,17 @@ impl Report {
             _ => None,
         });
         moved.collect()
+    }
+
+    /// What the run left open: sentences without content of resources.
+    pub fn warnings(&self) -> Vec<String> {
+        self.notes.iter().chain(&self.remarks).cloned().collect()
+    }
+
+    /// The types that were absent from a full load, and nobody knows why.
+    pub fn unconfirmed(&self) -> Vec<ResourceType> {
+        let unconfirmed = self.types.iter().filter(|(_, report)| report.end == TypeEnd::Unconfirmed);
+        unconfirmed.map(|(resource_type, _)| *resource_type).collect()
     }
 
     /// The types that failed, each with its cause.

@@ -3,13 +3,15 @@
 //! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
 //! that fails leaves its table as it was and does not stop the others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    Error, Failure, QuarantineLimit, Run, Step, TypeEnd, TypeReport, columns, events,
+    Error, Failure, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    absence::Absence,
+    columns, events,
     intake::{Received, ReceivedType},
 };
 use crate::{
@@ -44,6 +46,15 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         whole: false,
         reconcile: None,
     };
+    let mut absences = BTreeMap::new();
+    for (resource_type, of_type) in &received.types {
+        let is_full = commits.since.is_none() && upsert.watermark.is_some() && !held.contains(resource_type);
+        // The operator's word is the evidence.
+        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
+        if is_full && of_type.is_absent() && !allow_empty {
+            absences.insert(*resource_type, run.absence(*resource_type).await);
+        }
+    }
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
     let mut waiting = received.types.into_iter();
@@ -59,16 +70,18 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             let is_whole = commits.everything && !is_held && is_there && received.lines.are_all_rows();
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
             let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
+            let absent = absences.remove(&resource_type).and_then(Absence::end);
             let upsert = Upsert {
                 whole: is_whole,
                 reconcile: reconciles.then_some(limits),
-                watermark: upsert.watermark.filter(|_| !is_held),
+                watermark: upsert.watermark.filter(|_| !is_held && absent.is_none()),
                 ..upsert.clone()
             };
             let commit = Commit {
                 root: run.syncer.root.clone(),
                 resource_type,
                 upsert,
+                absent,
                 since: commits.since,
                 limit: run.syncer.config.quarantine,
             };
@@ -83,6 +96,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         match running.join_next().await {
             Some(Ok((resource_type, report))) => {
                 run.report.remarks.extend(remark(resource_type, &report));
+                run.report.notes.extend(note(resource_type, &report.end));
                 run.report.types.insert(resource_type, report);
             }
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
@@ -101,6 +115,8 @@ struct Commit {
     root: Root,
     resource_type: ResourceType,
     upsert: Upsert,
+    /// How the type ends if it is absent from a full load without being empty.
+    absent: Option<TypeEnd>,
     since: Option<TransactionTime>,
     limit: QuarantineLimit,
 }
@@ -126,9 +142,10 @@ impl Commit {
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
-                report.end = match self.upsert.watermark {
-                    Some(watermark) => TypeEnd::Committed { version: committed.version, watermark },
-                    None => TypeEnd::WatermarkHeld { version: committed.version },
+                report.end = match (self.absent.take(), self.upsert.watermark) {
+                    (Some(absent), _) => absent,
+                    (None, Some(watermark)) => TypeEnd::Committed { version: committed.version, watermark },
+                    (None, None) => TypeEnd::WatermarkHeld { version: committed.version },
                 };
                 events::committed(self.resource_type, &report);
                 report
@@ -171,10 +188,28 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
              has really deleted them: fhir-sync sync --full-refresh --allow-empty {resource_type}"
         ));
     }
-    let is_held = matches!(report.end, TypeEnd::WatermarkHeld { .. });
-    is_held.then(|| {
-        format!(
+    match &report.end {
+        TypeEnd::WatermarkHeld { .. } => Some(format!(
             "{resource_type} was written, but its watermark was not moved; the next sync requests the same period again"
+        )),
+        TypeEnd::Denied { missing_scope } => Some(format!(
+            "{resource_type} is denied: the server left it out, and the scope {missing_scope} is not granted; the next \
+             sync asks for all of it again"
+        )),
+        TypeEnd::Missing { on_server } => Some(format!(
+            "{resource_type} is missing: the server has {on_server} and exported none; the next sync asks for all of it \
+             again"
+        )),
+        _ => None,
+    }
+}
+
+/// What makes a run no less than complete, and should be known.
+pub fn note(resource_type: ResourceType, end: &TypeEnd) -> Option<String> {
+    (*end == TypeEnd::Unconfirmed).then(|| {
+        format!(
+            "{resource_type} is unconfirmed: the server exported none, and nobody can say whether it has any; it is \
+             asked for in full again after sync.recheck_absent"
         )
     })
 }

@@ -13,12 +13,12 @@ use fhir_sync::{
     demo::{Auth, RecordedRequest},
     export::auth::{self, SigningKey},
     fhir::ResourceType,
-    sync::Outcome,
+    sync::{Outcome, TypeEnd},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
 use serde_json::json;
 
-use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Setup, failure};
+use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Setup, end_of, failure};
 
 const CLIENT: &str = "hospital-warehouse";
 const KEY_ID: &str = "key-1";
@@ -300,4 +300,21 @@ async fn a_proxy_of_the_environment_receives_nothing() {
     }
     let accepted = tokio::time::timeout(std::time::Duration::from_millis(50), proxy.accept()).await;
     assert!(accepted.is_err(), "the server is at a loopback address");
+}
+
+#[tokio::test]
+async fn a_type_that_the_granted_scopes_do_not_cover_is_denied_and_the_scope_named() {
+    let mut setup = guarded().await;
+    setup.client.auth.as_mut().unwrap().scopes = vec!["system/Observation.rs".to_owned()];
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    let denied = TypeEnd::Denied { missing_scope: "system/Patient.rs".to_owned() };
+    assert_eq!(end_of(&report, PATIENT), &denied);
+    assert!(report.remarks.iter().any(|remark| remark.contains("Patient is denied")), "{:?}", report.remarks);
+    setup.client.auth.as_mut().unwrap().scopes = vec!["system/*.rs".to_owned()];
+    setup.server.scenario(|scenario| scenario.left_out.clear());
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().last().unwrap().since, None);
+    setup.assert_same_as_server().await;
 }

@@ -145,7 +145,8 @@ async fn a_failed_sync_is_counted_in_health_until_the_next_one_succeeds() {
         scenario.faults = vec![Fault::Status {
             path_contains: "$export".to_owned(),
             status: StatusCode::FORBIDDEN,
-            times: 1,
+            // The request for both types, then for each of them.
+            times: 3,
             retry_after: None,
             body: String::new(),
         }];

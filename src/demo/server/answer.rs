@@ -4,15 +4,28 @@ use std::sync::Arc;
 
 use axum::{
     body::Bytes,
-    extract::State,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    extract::{Path, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
 use super::{Shared, locked};
+use crate::fhir::ResourceType;
 
 pub(super) const FHIR_JSON: &str = "application/fhir+json";
+
+/// A search for the number of resources of a type, and no other search.
+pub(super) async fn count(State(shared): State<Arc<Shared>>, Path(resource_type): Path<String>, uri: Uri) -> Response {
+    let is_count = uri.query() == Some("_summary=count") && shared.folder_files.is_empty();
+    match resource_type.parse::<ResourceType>() {
+        Ok(resource_type) if is_count && shared.scenario().answers_counts => {
+            let total = locked(&shared.world).resources(resource_type).count();
+            document(StatusCode::OK, FHIR_JSON, &json!({"resourceType": "Bundle", "type": "searchset", "total": total}))
+        }
+        _ => outcome(StatusCode::NOT_FOUND, "not-supported", "only counts of resources can be searched for"),
+    }
+}
 
 pub(super) async fn metadata(State(shared): State<Arc<Shared>>) -> Response {
     let now = crate::demo::world::instant(locked(&shared.world).now());

@@ -145,7 +145,7 @@ impl Export {
     pub(super) fn of(world: &World, folder_files: &[NdjsonFile], scenario: &Scenario, request: &ExportRequest) -> Self {
         let wanted = |resource_type: &ResourceType| request.types.is_empty() || request.types.contains(resource_type);
         let known = world.types().chain(folder_files.iter().map(|file| file.resource_type));
-        let types: BTreeSet<ResourceType> = known.filter(wanted).collect();
+        let types: BTreeSet<ResourceType> = known.filter(wanted).filter(|of| !scenario.left_out.contains(of)).collect();
         let since = request.since.as_ref().map(|since| since.at);
         let mut files = Vec::new();
         for resource_type in &types {

@@ -42,6 +42,13 @@ pub struct ReceivedType {
     pub failure: Option<Error>,
 }
 
+impl ReceivedType {
+    /// Nothing arrived, not even something that could not be used.
+    pub fn is_absent(&self) -> bool {
+        self.failure.is_none() && self.changes.received() == 0 && self.lines == LineCounts::default()
+    }
+}
+
 /// The lines of a type's files that did not become its rows, and the rows that are from elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineCounts {

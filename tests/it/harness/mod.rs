@@ -72,6 +72,7 @@ impl Setup {
             source: "hospital".into(),
             source_chosen: sync::Chosen::ByDefault,
             overlap: TimeDelta::minutes(5),
+            recheck_absent: TimeDelta::hours(24),
             parallel_downloads: 4,
             parallel_upserts: 2,
             max_line_bytes: 1 << 20,

@@ -1,0 +1,66 @@
+//! Absence: what it means that a full load brought nothing of a type.
+//!
+//! Absence is not emptiness. A server leaves out what the token does not cover, what it does not support, and what is
+//! not in this group, and says nothing (rule 21). If the type got a watermark, its history would never be asked for. So a
+//! type is empty only where the scopes cover it and the server's own count is zero.
+
+use std::time::Duration;
+
+use super::{Run, TypeEnd};
+use crate::{
+    export::{Granted, Level},
+    fhir::ResourceType,
+};
+
+/// What an absent type is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Absence {
+    /// The server has none, and would say so if it had.
+    Empty,
+    /// The token does not cover the type.
+    Denied { missing_scope: String },
+    /// The server has this many, and exported none.
+    Missing { on_server: u64 },
+    /// Nobody can say.
+    Unconfirmed,
+}
+
+/// A count is evidence, not data: no run waits long for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Run<'_> {
+    /// Asks the token and the server why a full load brought nothing of a type.
+    pub(super) async fn absence(&self, resource_type: ResourceType) -> Absence {
+        let client = &self.syncer.client;
+        let asked = async {
+            match client.granted(resource_type).await {
+                Granted::No { missing } => return Absence::Denied { missing_scope: missing },
+                Granted::Unknown => return Absence::Unconfirmed,
+                Granted::Yes => {}
+            }
+            match (client.count(resource_type).await, &self.export.level) {
+                (Ok(Some(0)), _) => Absence::Empty,
+                (Ok(Some(on_server)), Level::System) => Absence::Missing { on_server },
+                // The others may belong to other patients, or to none.
+                (Ok(Some(_)), Level::Patient | Level::Group(_)) | (Ok(None) | Err(_), _) => Absence::Unconfirmed,
+            }
+        };
+        tokio::select! {
+            absence = asked => absence,
+            () = self.stop.cancelled() => Absence::Unconfirmed,
+            () = tokio::time::sleep(PATIENCE) => Absence::Unconfirmed,
+        }
+    }
+}
+
+impl Absence {
+    /// How a type ends that was absent; `None` where it is complete like any other.
+    pub fn end(self) -> Option<TypeEnd> {
+        match self {
+            Self::Empty => None,
+            Self::Denied { missing_scope } => Some(TypeEnd::Denied { missing_scope }),
+            Self::Missing { on_server } => Some(TypeEnd::Missing { on_server }),
+            Self::Unconfirmed => Some(TypeEnd::Unconfirmed),
+        }
+    }
+}

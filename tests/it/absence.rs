@@ -1,0 +1,100 @@
+use fhir_sync::{
+    export::Level,
+    state::Store,
+    sync::{Outcome, Report, TypeEnd},
+};
+use serde_json::json;
+
+use crate::harness::{OBSERVATION, PATIENT, Setup, end_of};
+
+/// A server that leaves out all patients.
+async fn without_patients() -> Setup {
+    let setup = Setup::new().await;
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
+    setup
+}
+
+/// The patients are no longer left out.
+fn repair(setup: &Setup) {
+    setup.server.scenario(|scenario| scenario.left_out.clear());
+}
+
+fn names(texts: &[String], what: &str) -> bool {
+    texts.iter().any(|text| text.contains(what))
+}
+
+/// What the state file knows of the last full load is this much older.
+fn time_passes(setup: &Setup, hours: i64) {
+    let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+    let age = chrono::TimeDelta::hours(hours);
+    let export = |state: &mut fhir_sync::state::State| {
+        state.exports.get_mut("all").unwrap().unconfirmed.values_mut().for_each(|asked_at| *asked_at -= age);
+    };
+    store.update(export).unwrap();
+}
+
+async fn assert_repaired(setup: &Setup) -> Report {
+    repair(setup);
+    let report = setup.complete().await;
+    assert_eq!(setup.server.jobs().last().unwrap().since, None, "all of it is asked for");
+    setup.assert_same_as_server().await;
+    report
+}
+
+#[tokio::test]
+async fn a_type_that_the_server_has_and_left_out_is_missing() {
+    let setup = without_patients().await;
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert_eq!(end_of(&report, PATIENT), &TypeEnd::Missing { on_server: 5 });
+    assert!(names(&report.remarks, "Patient is missing: the server has 5"), "{:?}", report.remarks);
+    assert_eq!(setup.watermark(PATIENT).await, None);
+    assert_repaired(&setup).await;
+}
+
+#[tokio::test]
+async fn a_type_that_the_server_says_is_empty_is_complete() {
+    let mut setup = Setup::new().await;
+    setup.export.types.push("Device".parse().unwrap());
+    let report = setup.complete().await;
+    assert_eq!(report.unconfirmed(), []);
+    setup.later(|world| _ = world.put("Device".parse().unwrap(), "d1", json!({})));
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().len(), 2, "one increment for all types");
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn a_type_of_which_nobody_can_say_anything_is_unconfirmed_and_asked_for_again_a_day_later() {
+    let setup = without_patients().await;
+    setup.server.scenario(|scenario| scenario.answers_counts = false);
+    let report = setup.complete().await;
+    assert_eq!((end_of(&report, PATIENT), setup.watermark(PATIENT).await), (&TypeEnd::Unconfirmed, None));
+    assert!(names(&report.notes, "Patient is unconfirmed"), "{:?}", report.notes);
+    time_passes(&setup, 23);
+    let report = setup.complete().await;
+    assert!(names(&report.notes, "Patient is unconfirmed"), "{:?}", report.notes);
+    assert_eq!(setup.server.jobs()[1].types, [OBSERVATION]);
+    time_passes(&setup, 1);
+    assert_repaired(&setup).await;
+    assert!(setup.complete().await.notes.is_empty());
+}
+
+#[tokio::test]
+async fn an_empty_group_is_unconfirmed_although_the_server_has_patients() {
+    let mut setup = without_patients().await;
+    setup.export.level = Level::Group("nope".to_owned());
+    let report = setup.complete().await;
+    assert_eq!(end_of(&report, PATIENT), &TypeEnd::Unconfirmed);
+}
+
+#[tokio::test]
+async fn a_full_refresh_without_a_type_keeps_its_rows_and_says_so() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
+    let report = setup.run(fhir_sync::sync::Mode::FullRefresh).await;
+    assert_eq!(end_of(&report, PATIENT), &TypeEnd::Missing { on_server: 5 });
+    repair(&setup);
+    setup.assert_same_as_server().await;
+}
