@@ -1,8 +1,8 @@
 //! The quarantine: lines that cannot become rows, kept with file, line number and reason until somebody looks at them.
 //!
 //! One file per run, one JSON object per line, readable by its owner only: it is as confidential as the tables. A line
-//! is on the disk before the commit that moves its type's watermark. Each content is kept once, in whichever run it arrived
-//! first, and the folder has a limit in bytes.
+//! is on the disk before the commit that moves its type's watermark. Each content is kept once, in whichever run it
+//! arrived first, and the folder has a limit in bytes.
 
 use std::{
     collections::HashSet,
