@@ -87,6 +87,8 @@ impl Ledger {
                 deleted: of.counts.deleted,
                 removed: of.counts.removed,
                 missing: of.counts.missing,
+                conflicts: Some(of.counts.conflicts),
+                overruled: Some(of.counts.overruled),
                 quarantined: of.quarantined,
                 bytes_written: of.bytes_written,
                 foreign_commits: of.foreign_commits,
