@@ -162,6 +162,13 @@ impl Section {
         }
     }
 
+    /// A key of earlier versions that has no successor of its own kind: a mistake that says what to do.
+    pub fn replaced(&mut self, before: &str, by: &str) {
+        if self.table.remove(before).is_some() {
+            self.mistake(before, by);
+        }
+    }
+
     /// Reports that a value contradicts another, or cannot be used.
     pub fn mistake(&self, key: &str, what: &str) {
         self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.path_of(key)));

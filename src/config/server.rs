@@ -2,7 +2,7 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Section, boolean, bytes, duration, duration_text, number, path, positive_duration, size_text, text, url};
+use super::{Section, boolean, bytes, duration, duration_text, path, positive_duration, size_text, text, url};
 use crate::{
     export::{
         self, Proxy, WaitRange,
@@ -34,6 +34,8 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
         "environment" => Ok(Proxy::Environment),
         text => super::url(text).map(Proxy::Url),
     });
+    let default = export::HttpConfig::default();
+    let outage_patience = section.or("outage_patience", &duration_text(default.outage_patience), duration);
     let poll = read_poll(section.section("poll"));
     let http = read_http(section.section("http"));
     section.end();
@@ -44,7 +46,7 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
         token_origins: token_origins?,
         proxy: proxy?,
         poll: poll?,
-        http,
+        http: export::HttpConfig { outage_patience: outage_patience?, ..http },
         limits,
         ..export::Config::new(url)
     })
@@ -104,7 +106,8 @@ fn read_poll(mut section: Section) -> Option<export::PollConfig> {
     let deadline = section.or("deadline", &duration_text(default.deadline), positive_duration);
     let kick_off_deadline = section.or("kick_off_deadline", &duration_text(default.kick_off_deadline), duration);
     section.end();
-    Some(export::PollConfig { interval: interval?, deadline: deadline?, kick_off_deadline: kick_off_deadline? })
+    let (interval, deadline, kick_off_deadline) = (interval?, deadline?, kick_off_deadline?);
+    Some(export::PollConfig { interval, deadline, kick_off_deadline, ..default })
 }
 
 /// The waits of a request, and how much of a response is accepted.
@@ -112,19 +115,30 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
     let default = export::HttpConfig::default();
     let connect_timeout = section.or("connect_timeout", &duration_text(default.connect_timeout), positive_duration);
     let idle_timeout = section.or("idle_timeout", &duration_text(default.idle_timeout), positive_duration);
-    let retry_attempts = section.or("retry_attempts", &default.retry_attempts.to_string(), number);
+    section.replaced("retry_attempts", "is replaced by server.outage_patience, a time");
     let retry_wait = read_waits(&mut section, ["retry_min_wait", "retry_max_wait"], default.retry_wait);
     section.renamed(&[("max_file_bytes", "max_file_size")]);
     let limits = export::Limits::default();
     let max_file_bytes = section.or("max_file_size", &size_text(limits.max_file_bytes), bytes);
+    let max_transfer_time =
+        section.or("max_transfer_time", &duration_text(limits.max_transfer_time), positive_duration);
+    let min_throughput_bytes = section.or("min_throughput", &size_text(limits.min_throughput_bytes), bytes);
+    let max_manifest_bytes = section.or("max_manifest_size", &size_text(limits.max_manifest_bytes), bytes);
     section.end();
     let http = export::HttpConfig {
         connect_timeout: connect_timeout?,
         idle_timeout: idle_timeout?,
-        retry_attempts: retry_attempts?,
         retry_wait: retry_wait?,
+        ..default
     };
-    Some((http, export::Limits { max_file_bytes: max_file_bytes?, ..limits }))
+    let limits = export::Limits {
+        max_file_bytes: max_file_bytes?,
+        max_transfer_time: max_transfer_time?,
+        min_throughput_bytes: min_throughput_bytes?,
+        max_manifest_bytes: max_manifest_bytes?,
+        ..limits
+    };
+    Some((http, limits))
 }
 
 fn read_waits(section: &mut Section, [min_key, max_key]: [&str; 2], default: WaitRange) -> Option<WaitRange> {

@@ -43,16 +43,20 @@ pub struct PollConfig {
     pub deadline: Duration,
     /// How long a kick-off waits for a server that is busy with another export (rule 34, Q-3).
     pub kick_off_deadline: Duration,
+    /// How long a server must repeat that an export failed, before that is believed (rule 44, Q-22). Not configurable.
+    pub believed_after: Duration,
+    /// How long a server may ask for patience in the same words, for ever. Not configurable.
+    pub patience_with_words: Duration,
 }
 
-/// How long to wait for an answer, and how often to try again.
+/// How long to wait for an answer, and how long to try again.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     /// The longest silence: until the headers arrive, and between two chunks of a body.
     pub idle_timeout: Duration,
-    /// How often a failed request is sent again.
-    pub retry_attempts: u32,
+    /// How long a server that cannot be reached or is unwell is waited for, at each step of an export (rule 44).
+    pub outage_patience: Duration,
     /// Between two attempts; it begins at the minimum and doubles.
     pub retry_wait: WaitRange,
 }
@@ -62,7 +66,11 @@ pub struct HttpConfig {
 pub struct Limits {
     /// The size of one file, decoded.
     pub max_file_bytes: u64,
-    /// The size of one manifest, all its pages together: they are held in memory. Not configurable.
+    /// How long one file may take, all attempts together.
+    pub max_transfer_time: Duration,
+    /// How many bytes per second of a file must arrive while it is waited for.
+    pub min_throughput_bytes: u64,
+    /// The size of one manifest, all its pages together: they are held in memory.
     pub max_manifest_bytes: u64,
     /// Not configurable.
     pub max_manifest_pages: usize,
@@ -107,6 +115,8 @@ impl Default for PollConfig {
             interval: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(5) },
             deadline: Duration::from_hours(30 * 24),
             kick_off_deadline: Duration::from_hours(6),
+            believed_after: Duration::from_mins(15),
+            patience_with_words: Duration::from_hours(6),
         }
     }
 }
@@ -116,7 +126,7 @@ impl Default for HttpConfig {
         Self {
             connect_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_mins(2),
-            retry_attempts: 5,
+            outage_patience: Duration::from_mins(30),
             retry_wait: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(2) },
         }
     }
@@ -124,7 +134,13 @@ impl Default for HttpConfig {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_file_bytes: 64 << 30, max_manifest_bytes: 256 << 20, max_manifest_pages: 10_000 }
+        Self {
+            max_file_bytes: 64 << 30,
+            max_transfer_time: Duration::from_hours(24),
+            min_throughput_bytes: 1 << 10,
+            max_manifest_bytes: 64 << 20,
+            max_manifest_pages: 10_000,
+        }
     }
 }
 

@@ -4,7 +4,12 @@
 //! that the transfer and the gzip stream were read to their ends (rule 76). No more than a few chunks are in memory.
 //! Bytes are handed on as they are, a BOM included.
 
-use std::{io, sync::Arc, sync::atomic::AtomicU64, sync::atomic::Ordering::Relaxed};
+use std::{
+    io,
+    sync::Arc,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use async_compression::tokio::bufread::GzipDecoder;
 use aws_lc_rs::digest::{Context, SHA256};
@@ -14,7 +19,10 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
 };
-use tokio::sync::mpsc::Sender;
+use tokio::{
+    sync::mpsc::Sender,
+    time::{Instant, timeout},
+};
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
@@ -38,8 +46,6 @@ pub struct Receipt {
 }
 
 const FILE: &[(&str, &str)] = &[("accept-encoding", "gzip")];
-/// Progress allows new attempts, up to this many times `retry_attempts` in all.
-const ATTEMPTS_FACTOR: u32 = 4;
 const DECODED_CHUNK_BYTES: usize = 64 * 1024;
 
 impl Client {
@@ -54,10 +60,12 @@ impl Client {
         check_url(&file.url, Some(&self.config.server), self.config.allow_http)
             .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
         let token = self.token_for(file)?;
-        let receiver = into.clone();
+        let (receiver, limit) = (into.clone(), self.config.limits.max_transfer_time);
         tokio::select! {
             biased;
-            receipt = self.deliver(file, token, into) => receipt,
+            receipt = timeout(limit, self.deliver(file, token, into)) => {
+                receipt.unwrap_or_else(|_| Err(Error::TransferTime { file: file.name.clone(), limit }))
+            }
             // Between two chunks too: a silent server must not keep a download that has no reader.
             () = receiver.closed() => Err(Error::Abandoned { file: file.name.clone() }),
         }
@@ -78,7 +86,6 @@ impl Client {
     async fn deliver(&self, file: &File, token: TokenUse, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let mut delivery = Delivery::new(file, into, self.config.limits.max_file_bytes);
         let mut retries = Retries::new(&self.config.http);
-        let mut attempts_left = self.config.http.retry_attempts.saturating_mul(ATTEMPTS_FACTOR);
         loop {
             let bytes_before = delivery.bytes;
             let fault = match self.read_through(file, token, &mut delivery).await {
@@ -86,10 +93,10 @@ impl Client {
                 Err(Failure::Retry(fault)) => fault,
                 Err(Failure::Fatal(error)) => return Err(error),
             };
-            if delivery.bytes > bytes_before && attempts_left > 0 {
-                retries.reset();
+            // A file that drips makes progress for ever.
+            if delivery.bytes > bytes_before && !matches!(fault, Fault::TooSlow { .. }) {
+                retries.reached();
             }
-            attempts_left = attempts_left.saturating_sub(1);
             retries.pause(&file.name, fault).await?;
         }
     }
@@ -109,6 +116,8 @@ impl Client {
         let response = self.send(&spec).await?;
         match response.status() {
             StatusCode::OK => {}
+            // An empty file; where the manifest announced lines, the reader finds that they are missing.
+            StatusCode::NO_CONTENT => return delivery.end(&Reading::new(false)).map(|()| 0),
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
                 return Err(Error::FileGone { file: file.name.clone(), status }.into());
             }
@@ -116,10 +125,10 @@ impl Client {
             _ => return Err(self.file_refusal(file, response).await.into()),
         }
         let encoding = Encoding::of(&response).map_err(|reason| not_ndjson(file, reason))?;
-        let wire = Wire::new(response, self.config.http.idle_timeout);
+        let mut reading = Reading::new(is_html(&response));
+        let wire = Wire::new(response, self.config.http.idle_timeout, self.config.limits.min_throughput_bytes);
         let counter = Arc::clone(&wire.bytes);
         let mut chunks = wire.decoded(encoding).await?;
-        let mut reading = Reading::new();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| failure(file, error))?;
             delivery.take(&mut reading, chunk).await?;
@@ -150,16 +159,17 @@ impl Encoding {
     fn of(response: &Response) -> Result<Self, String> {
         let header =
             |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
-        let content_type = header(CONTENT_TYPE);
-        if content_type.to_ascii_lowercase().starts_with("text/html") {
-            return Err("the server sent an HTML page".to_owned());
-        }
         match header(CONTENT_ENCODING).to_ascii_lowercase() {
             gzip if gzip == "gzip" || gzip == "x-gzip" => Ok(Self::Gzip),
             none if none.is_empty() || none == "identity" => Ok(Self::Unknown),
             other => Err(format!("its Content-Encoding is {}, only gzip was requested", code(other))),
         }
     }
+}
+
+fn is_html(response: &Response) -> bool {
+    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.trim().to_ascii_lowercase().starts_with("text/html")
 }
 
 /// The body as it is transferred: counted, and with a limit to every silence.
@@ -171,16 +181,20 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(response: Response, idle_timeout: std::time::Duration) -> Self {
+    fn new(response: Response, idle_timeout: Duration, min_throughput_bytes: u64) -> Self {
         let empty = response.headers().get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0");
         let bytes = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&bytes);
-        let chunks = stream::try_unfold(response.bytes_stream(), move |mut chunks| {
+        let throughput = Throughput { min_bytes_per_second: min_throughput_bytes, waited: Duration::ZERO, bytes: 0 };
+        let start = (response.bytes_stream(), throughput);
+        let chunks = stream::try_unfold(start, move |(mut chunks, mut throughput)| {
             let counter = Arc::clone(&counter);
             async move {
+                let asked = Instant::now();
                 let chunk = next_within(idle_timeout, &mut chunks).await.map_err(io::Error::other)?;
+                throughput.arrived(chunk.as_ref().map_or(0, Bytes::len), asked.elapsed()).map_err(io::Error::other)?;
                 counter.fetch_add(chunk.as_ref().map_or(0, Bytes::len) as u64, Relaxed);
-                Ok(chunk.map(|chunk| (chunk, chunks)))
+                Ok(chunk.map(|chunk| (chunk, (chunks, throughput))))
             }
         });
         Self { chunks: chunks.boxed(), bytes, empty }
@@ -205,6 +219,31 @@ impl Wire {
         let mut decoder = GzipDecoder::new(StreamReader::new(chunks.boxed()));
         decoder.multiple_members(true);
         Ok(ReaderStream::with_capacity(decoder, DECODED_CHUNK_BYTES).boxed())
+    }
+}
+
+/// How fast a body arrives. Only the time counts that was spent waiting for the network: a reader may be slow.
+struct Throughput {
+    min_bytes_per_second: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+const THROUGHPUT_WINDOW: Duration = Duration::from_mins(2);
+
+impl Throughput {
+    fn arrived(&mut self, bytes: usize, waited: Duration) -> Result<(), Fault> {
+        self.bytes += bytes as u64;
+        self.waited += waited;
+        if self.waited < THROUGHPUT_WINDOW {
+            return Ok(());
+        }
+        let (bytes, window) = (self.bytes, self.waited);
+        (self.bytes, self.waited) = (0, Duration::ZERO);
+        if bytes < self.min_bytes_per_second.saturating_mul(window.as_secs()) {
+            return Err(Fault::TooSlow { bytes, window });
+        }
+        Ok(())
     }
 }
 
@@ -240,6 +279,8 @@ struct Delivery<'a> {
 
 /// One reading of the file: first what the reader already has, then the rest.
 struct Reading {
+    /// The server calls it a page. Some call NDJSON so too; the first byte tells.
+    is_html: bool,
     first_bytes: FirstBytes,
     /// How many of the reader's bytes have been read again.
     again_bytes: u64,
@@ -262,7 +303,9 @@ impl<'a> Delivery<'a> {
     }
 
     async fn take(&mut self, reading: &mut Reading, mut chunk: Bytes) -> Result<(), Failure> {
-        reading.first_bytes.read(&chunk).map_err(|reason| not_ndjson(self.file, reason.to_owned()))?;
+        if let Err(reason) = reading.first_bytes.read(&chunk) {
+            return Err(if reading.is_html { Fault::Page.into() } else { not_ndjson(self.file, reason.to_owned()) });
+        }
         let again = usize::try_from(self.bytes - reading.again_bytes).unwrap_or(usize::MAX).min(chunk.len());
         if again > 0 {
             reading.hash.update(&chunk[..again]);
@@ -312,8 +355,8 @@ fn digest(hash: &Context) -> [u8; 32] {
 }
 
 impl Reading {
-    fn new() -> Self {
-        Self { first_bytes: FirstBytes::Bom(0), again_bytes: 0, hash: Context::new(&SHA256) }
+    fn new(is_html: bool) -> Self {
+        Self { is_html, first_bytes: FirstBytes::Bom(0), again_bytes: 0, hash: Context::new(&SHA256) }
     }
 }
 
@@ -332,5 +375,19 @@ impl FirstBytes {
             };
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_that_drips_is_too_slow_and_a_slow_reader_is_not() {
+        let mut drip = Throughput { min_bytes_per_second: 1024, waited: Duration::ZERO, bytes: 0 };
+        let first = (1..100).find(|_| drip.arrived(1, Duration::from_secs(2)).is_err());
+        assert_eq!(first, Some(60), "one byte every two seconds");
+        let mut well = Throughput { min_bytes_per_second: 1024, waited: Duration::ZERO, bytes: 0 };
+        assert!((0..1000).all(|_| well.arrived(16 << 10, Duration::from_secs(10)).is_ok()));
     }
 }

@@ -113,6 +113,12 @@ pub enum Error {
     /// A file or a manifest beyond its limit.
     #[error("{context}: larger than {limit_bytes} bytes; {way_out}")]
     TooLarge { context: String, limit_bytes: u64, way_out: &'static str },
+    /// Attempts and progress, but no end.
+    #[error(
+        "{file}: not read to its end after {:.1} h; check the network and the server, or raise server.http.max_transfer_time",
+        limit.as_secs_f64() / 3600.0
+    )]
+    TransferTime { file: String, limit: Duration },
     /// The receiver of the bytes was dropped: the rest is not needed.
     #[error("{file}: the download was abandoned by its reader")]
     Abandoned { file: String },

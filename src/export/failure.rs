@@ -41,6 +41,11 @@ pub enum Fault {
     Status { status: StatusCode, retry_after: Option<Duration>, issues: Issues },
     #[error("the gzip stream ended early")]
     GzipCut,
+    #[error("only {bytes} bytes arrived in {} s", window.as_secs_f64())]
+    TooSlow { bytes: u64, window: Duration },
+    /// 200 with a page for people, of a login or of maintenance.
+    #[error("the server sent an HTML page")]
+    Page,
     #[error("{0}")]
     NotAManifest(String),
 }
@@ -53,13 +58,19 @@ impl Fault {
         }
     }
 
+    /// A server that limits the rate is well, and its limit passes.
+    pub fn is_rate_limit(&self) -> bool {
+        matches!(self, Self::Status { status: StatusCode::TOO_MANY_REQUESTS, .. })
+    }
+
     /// What a person can do about it.
     pub fn way_out(&self) -> &'static str {
         match self {
             Self::NotConnected { problem, .. } => problem.way_out(),
             Self::Transport(_) | Self::GzipCut => "check the network and any proxy between this host and the server",
+            Self::TooSlow { .. } => "check the network and the server, or lower server.http.min_throughput",
             Self::Idle(_) => "check that the server is not overloaded, or raise server.http.idle_timeout",
-            Self::Status { .. } => "check the server and any proxy in front of it",
+            Self::Status { .. } | Self::Page => "check the server and any proxy in front of it",
             Self::NotAManifest(_) => "check the server",
         }
     }

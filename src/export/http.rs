@@ -64,6 +64,8 @@ impl Http {
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
+                // In HTTP/2 a server can end a body early without an error, and the library takes that for the end (rule 76).
+                .http1_only()
                 .connect_timeout(config.http.connect_timeout)
         };
         // Without `no_proxy` the library takes a proxy from the environment, and says nothing about it.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Issues, error::shown};
+use super::{Issues, error::shown, redirect::secured};
 use crate::fhir::{Issue, RESOURCE_TYPES, ResourceType, TransactionTime, parse_instant};
 
 /// All pages of a complete export.
@@ -128,7 +128,11 @@ impl Pages {
             None => None,
             Some(link) => {
                 let url = link.get("url").and_then(Value::as_str);
-                Some(url.and_then(|url| at.join(url.trim()).ok()).ok_or("its next page has no usable url")?)
+                Some(
+                    url.and_then(|url| at.join(url.trim()).ok())
+                        .map(|url| secured(url, at))
+                        .ok_or("its next page has no usable url")?,
+                )
             }
         };
         self.time = self.time.and(page.transaction_time.as_ref());
@@ -245,7 +249,7 @@ impl RawFile {
         let url = url.as_str().filter(|url| !url.trim().is_empty())?;
         Some(Entry {
             kind: self.r#type.as_ref().map_or(FileKind::Untyped, kind),
-            url: at.join(url.trim()).ok()?,
+            url: secured(at.join(url.trim()).ok()?, at),
             count: self.count.as_ref().and_then(count),
             requires_access_token,
         })

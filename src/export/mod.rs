@@ -21,7 +21,7 @@ use clock::local_now;
 use error::{content_type, shown};
 use failure::Failure;
 use http::{Http, OnRedirect, RequestSpec, TokenUse};
-use redirect::{Redirects, redirect_target};
+use redirect::{Redirects, redirect_target, secured};
 use retry::{Backoff, WaitLog, is_transient, millis, retry_after, retrying};
 
 pub mod auth;
@@ -232,6 +232,7 @@ impl Client {
         else {
             return Err(Error::NoStatusUrl { context });
         };
+        let status_url = secured(status_url, kick_off);
         if let Err(reason) = check_url(&status_url, Some(kick_off), self.config.allow_http) {
             return Err(Error::UnusableUrl { context, reason });
         }
@@ -291,7 +292,10 @@ impl Job {
             on_redirect: OnRedirect::Refuse,
             context: &context,
         };
-        retrying(&client.config.http, &context, || async {
+        let config = &client.config.http;
+        // The files are a courtesy to the server: they are not worth a long wait.
+        let config = HttpConfig { outage_patience: config.outage_patience.min(DELETE_PATIENCE), ..config.clone() };
+        retrying(&config, &context, || async {
             let response = client.send(&spec).await?;
             match response.status() {
                 status if is_done(status) => Ok(()),
@@ -303,8 +307,25 @@ impl Job {
     }
 }
 
+/// How long a server that is out of reach is waited for when a job is deleted.
+const DELETE_PATIENCE: Duration = Duration::from_mins(1);
+
 fn is_done(status: StatusCode) -> bool {
-    status.is_success() || matches!(status.as_u16(), 404 | 405 | 410)
+    status.is_success() || matches!(status.as_u16(), 404 | 405 | 410 | 501)
+}
+
+impl Job {
+    /// Gives the job up, whatever the reason: the server should neither work on it nor keep its files, and one that runs a
+    /// single export at a time would refuse the next. Best effort; what fails is logged.
+    pub async fn cancel(self, client: &Client) {
+        let place = shown(&self.status_url);
+        match self.delete(client).await {
+            Ok(()) => tracing::info!(place, "the export on the server was cancelled"),
+            Err(error) => {
+                tracing::warn!(place, %error, "the export could not be cancelled; the server may still work on it");
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Client {

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Client, Completed, Error, Issues, Job, Refusal,
+    Client, Completed, Error, HttpConfig, Issues, Job, PollConfig, Refusal,
     clock::local_now,
     error::shown,
     failure::{Failure, Fault},
@@ -24,8 +24,8 @@ use crate::fhir::TransactionTime;
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
-/// How often a server must report that an export failed, where that may be transient (rule 44, Q-22, Q-81).
-const MIN_REPORTS: u32 = 3;
+/// How many polls a server must answer with the same verdict before it is believed (rule 44, Q-22).
+const MIN_REPORTS: u32 = 5;
 const MAX_X_PROGRESS_CHARS: usize = 100;
 
 /// What is known of a job that is not complete.
@@ -96,7 +96,7 @@ enum Polled {
         retry_after: Option<Duration>,
         x_progress: Option<String>,
     },
-    /// Poll again, a limited number of times.
+    /// Poll again, for a limited time.
     Failed(Fault),
 }
 
@@ -120,7 +120,7 @@ impl<'a> Wait<'a> {
     async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
         let config = &self.client.config;
         let mut interval = Backoff::new(config.poll.interval, Rng::new());
-        let mut failures = PollFailures { retries: Retries::new(&config.http), reported: 0 };
+        let mut failures = PollFailures::new(&config.poll, &config.http);
         loop {
             self.polls = self.polls.saturating_add(1);
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
@@ -166,7 +166,7 @@ impl<'a> Wait<'a> {
         let response = match self.client.send(&spec).await {
             Ok(response) => response,
             Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
-            Err(Failure::Fatal(error)) => return Err(error),
+            Err(Failure::Fatal(error)) => return Err(self.or_deadline(error)),
         };
         self.date = self.date.or_else(|| date(response.headers()).map(TransactionTime::from));
         let retry_after = retry_after(response.headers());
@@ -182,7 +182,7 @@ impl<'a> Wait<'a> {
             }
             status => {
                 let issues = self.client.http.issues(response).await;
-                self.failure(url, status, retry_after, issues)
+                self.failure(url, status, retry_after, issues).map_err(|error| self.or_deadline(error))
             }
         }
     }
@@ -194,11 +194,14 @@ impl<'a> Wait<'a> {
             Ok(Some(body)) => body,
             Ok(None) => {
                 let limit_bytes = self.client.config.limits.max_manifest_bytes;
-                let way_out = "divide the types among several exports";
+                let way_out = "divide the types among several exports, or raise server.http.max_manifest_size";
                 return Err(Error::TooLarge { context: self.context.clone(), limit_bytes, way_out });
             }
             Err(fault) => return Ok(Polled::Failed(fault)),
         };
+        if body.trim_ascii_start().first() == Some(&b'<') {
+            return Ok(Polled::Failed(Fault::Page));
+        }
         match pages.add(&body, &answered) {
             Ok(next) => {
                 self.bytes_left = self.bytes_left.saturating_sub(body.len() as u64);
@@ -218,21 +221,32 @@ impl<'a> Wait<'a> {
     ) -> Result<Polled, Error> {
         let context = self.context.clone();
         match status {
-            _ if issues.are_transient() => Ok(Polled::Later { retry_after, x_progress: None }),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.client.denial(context, url, status, issues)),
-            _ if is_transient(status) => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !issues.are_transient() => {
+                Err(self.client.denial(context, url, status, issues))
+            }
             _ if status.is_success() => {
                 Ok(Polled::Failed(Fault::NotAManifest(format!("the server answered {status}"))))
             }
             _ if status.is_redirection() => {
                 Err(Error::Refused { context, refusal: Refusal::Status { status, issues } })
             }
-            _ => Err(Error::ExportFailed { context, status, issues }),
+            _ => Ok(Polled::Failed(Fault::Status { status, retry_after, issues })),
         }
     }
 
     fn job_age(&self) -> Duration {
         self.age + self.started.elapsed()
+    }
+
+    /// A job that the server denies us may exist for ever: beyond its deadline it is given up.
+    fn or_deadline(&self, error: Error) -> Error {
+        use Error as E;
+        match error {
+            E::Denied { .. } | E::AuthorizationRequired { .. } | E::TokenDenied { .. } | E::ForeignOrigin { .. } => {
+                self.before_deadline().err().unwrap_or(error)
+            }
+            error => error,
+        }
     }
 
     /// Asked after a poll, so that a job that was completed while no daemon ran is still fetched.
@@ -247,34 +261,89 @@ impl<'a> Wait<'a> {
 }
 
 /// Polls of one page that failed in a row.
-struct PollFailures {
+pub struct PollFailures {
     retries: Retries,
-    /// Those by which the server reported about the export itself, not about the way to it.
-    reported: u32,
+    believed_after: Duration,
+    believed_after_outage: Duration,
+    patience_with_words: Duration,
+    verdict: Option<Verdict>,
+}
+
+/// What the server reports about the export itself, again and again.
+struct Verdict {
+    kind: VerdictKind,
+    since: Instant,
+    reports: u32,
+}
+
+#[derive(PartialEq, Eq)]
+enum VerdictKind {
+    /// A 4xx, or a 200 that is not a manifest.
+    Final,
+    /// A 5xx with issues: the server may be unwell, or the export failed for good.
+    PerhapsOutage,
+    /// Only issues that ask for patience, in these words.
+    Transient(StatusCode, Issues),
 }
 
 impl PollFailures {
-    /// The wait before another poll, or the error that these failures amount to.
-    fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
-        let is_report = match &fault {
-            Fault::NotAManifest(_) => true,
-            Fault::Status { issues, .. } => !issues.0.is_empty(),
-            Fault::NotConnected { .. } | Fault::Transport(_) | Fault::Idle(_) | Fault::GzipCut => false,
+    pub fn new(poll: &PollConfig, http: &HttpConfig) -> Self {
+        Self {
+            retries: Retries::new(http),
+            believed_after: poll.believed_after,
+            believed_after_outage: poll.believed_after.max(http.outage_patience),
+            patience_with_words: poll.patience_with_words,
+            verdict: None,
+        }
+    }
+
+    /// The wait before another poll, or the error that these failures amount to. A fault of the network is neither a verdict
+    /// nor the end of one.
+    pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
+        let Some(kind) = VerdictKind::of(&fault) else { return self.retries.failed(context, fault) };
+        self.retries.reached();
+        let believed_after = match kind {
+            VerdictKind::Final => self.believed_after,
+            VerdictKind::PerhapsOutage => self.believed_after_outage,
+            VerdictKind::Transient(..) => self.patience_with_words,
         };
-        self.reported += u32::from(is_report);
+        let verdict = match self.verdict.take() {
+            Some(verdict) if verdict.kind == kind => Verdict { reports: verdict.reports.saturating_add(1), ..verdict },
+            _ => Verdict { kind, since: Instant::now(), reports: 1 },
+        };
+        let is_believed = verdict.reports >= MIN_REPORTS && verdict.since.elapsed() >= believed_after;
+        self.verdict = Some(verdict);
         let context = context.to_owned();
         match fault {
-            Fault::NotAManifest(reason) if self.reported >= MIN_REPORTS => Err(Error::NotAManifest { context, reason }),
-            Fault::Status { status, issues, .. } if is_report && self.reported >= MIN_REPORTS => {
-                Err(Error::ExportFailed { context, status, issues })
-            }
-            fault => self.retries.failed(&context, fault),
+            Fault::NotAManifest(reason) if is_believed => Err(Error::NotAManifest { context, reason }),
+            Fault::Status { status, issues, .. } if is_believed => Err(Error::ExportFailed { context, status, issues }),
+            fault => Ok(self.retries.wait(&context, &fault)),
         }
     }
 
     fn reset(&mut self) {
         self.retries.reset();
-        self.reported = 0;
+        self.verdict = None;
+    }
+}
+
+impl VerdictKind {
+    fn of(fault: &Fault) -> Option<Self> {
+        match fault {
+            Fault::NotAManifest(_) => Some(Self::Final),
+            Fault::Status { status, issues, .. } if issues.are_transient() => {
+                Some(Self::Transient(*status, issues.clone()))
+            }
+            Fault::Status { status, .. } if !is_transient(*status) => Some(Self::Final),
+            Fault::Status { issues, .. } if !issues.0.is_empty() => Some(Self::PerhapsOutage),
+            Fault::Status { .. }
+            | Fault::NotConnected { .. }
+            | Fault::Transport(_)
+            | Fault::Idle(_)
+            | Fault::Page
+            | Fault::TooSlow { .. }
+            | Fault::GzipCut => None,
+        }
     }
 }
 

@@ -62,6 +62,16 @@ pub fn redirect_target(response: &Response, from: &Url) -> Option<Url> {
     from.join(location).ok()
 }
 
+/// Behind a proxy that ends TLS, a server may write `http:` for its own host: then `https:` is meant.
+pub fn secured(mut url: Url, from: &Url) -> Url {
+    if from.scheme() == "https" && url.scheme() == "http" && url.host() == from.host() {
+        // Neither fails for a URL of HTTP that has a host.
+        let _ = url.set_scheme("https");
+        let _ = url.set_port(from.port());
+    }
+    url
+}
+
 /// Whether a request may go to `url`, which was received from `from`: by HTTP alone, unencrypted only where that is
 /// allowed, and never down from https (rule 1). The reason if not.
 pub fn check_url(url: &Url, from: Option<&Url>, allow_http: bool) -> Result<(), String> {

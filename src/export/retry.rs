@@ -1,7 +1,7 @@
 //! Retries: what is transient, how long to wait for it, and when to give up.
 //!
-//! What always holds: every wait is within its [`WaitRange`], attempts have a limit, and each wait is logged: a line
-//! at the first one, then at most one every 30 s.
+//! What always holds: every wait is within its [`WaitRange`], an outage is waited for a limited time, and each wait is
+//! logged: a line at the first one, then at most one every 30 s.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use super::{
     failure::{Failure, Fault},
 };
 
-/// Attempts until one succeeds, fails for good, or there were as many as `config` allows.
+/// Attempts until one succeeds, fails for good, or the outage has lasted as long as `config` allows.
 ///
 /// # Errors
 /// [`Error::Unreachable`] after the last attempt; whatever an attempt calls fatal.
@@ -40,24 +40,33 @@ pub async fn retrying<T, Attempt: Future<Output = Result<T, Failure>>>(
 
 /// Statuses that may be better at the next attempt (rule 78).
 pub fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
+    let is_final = matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+    (status.is_server_error() && !is_final)
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// Counts the attempts at one thing, and waits longer and longer between them.
+/// The failed attempts at one thing: waits longer and longer between them, until the outage has lasted too long.
 pub struct Retries {
     attempts: u32,
-    max_attempts: u32,
-    started: Instant,
+    patience: Duration,
+    /// The first failure since the server last answered.
+    outage: Option<Instant>,
+    /// The first of the answers in a row that limit the rate.
+    rate_limit: Option<Instant>,
     backoff: Backoff,
     log: WaitLog,
 }
+
+/// How many times longer than an outage a limit of the rate is waited for: the server is well, and others use it too.
+const RATE_LIMIT_FACTOR: u32 = 12;
 
 impl Retries {
     pub fn new(config: &HttpConfig) -> Self {
         Self {
             attempts: 0,
-            max_attempts: config.retry_attempts.saturating_add(1),
-            started: Instant::now(),
+            patience: config.outage_patience,
+            outage: None,
+            rate_limit: None,
             backoff: Backoff::new(config.retry_wait, Rng::new()),
             log: WaitLog::default(),
         }
@@ -76,29 +85,49 @@ impl Retries {
     /// Notes a failed attempt, and says how long to wait before the next.
     pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
         self.attempts += 1;
-        let (attempts, max_attempts) = (self.attempts, self.max_attempts);
-        if attempts >= max_attempts {
-            let elapsed = self.started.elapsed();
+        let now = Instant::now();
+        let (since, patience) = if fault.is_rate_limit() {
+            self.outage = None;
+            (*self.rate_limit.get_or_insert(now), self.patience.saturating_mul(RATE_LIMIT_FACTOR))
+        } else {
+            self.rate_limit = None;
+            (*self.outage.get_or_insert(now), self.patience)
+        };
+        let elapsed = since.elapsed();
+        if elapsed >= patience {
+            let attempts = self.attempts;
             return Err(Error::Unreachable { context: context.to_owned(), attempts, elapsed, source: fault });
         }
+        // The last attempt is at the end of the patience, not long before it.
+        Ok(self.wait(context, &fault).min(patience.saturating_sub(elapsed)))
+    }
+
+    /// The wait before another attempt, whatever the patience.
+    pub fn wait(&mut self, context: &str, fault: &Fault) -> Duration {
         let wait = self.backoff.wait(fault.retry_after());
         if self.log.is_due() {
             tracing::warn!(
                 context,
-                attempt = attempts,
-                max_attempts,
+                attempt = self.attempts,
+                patience_s = self.patience.as_secs(),
                 wait_ms = millis(wait),
                 "{fault}; trying again in {:.1} s",
                 wait.as_secs_f64()
             );
         }
-        Ok(wait)
+        wait
     }
 
-    /// There was progress: count from the start.
+    /// The server was reached: another outage begins later. Waits go on growing, because it may fail at the same place again.
+    pub fn reached(&mut self) {
+        self.outage = None;
+        self.rate_limit = None;
+    }
+
+    /// All is well: count from the start.
     pub fn reset(&mut self) {
         self.attempts = 0;
-        self.started = Instant::now();
+        self.reached();
         self.backoff.reset();
     }
 }

@@ -154,7 +154,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
     use JobFate::{Dropped, Kept};
     use export::Error as E;
     match error {
-        E::Unreachable { .. } | E::Busy { .. } => (NextRun, Kept),
+        E::Unreachable { .. } | E::Busy { .. } | E::TransferTime { .. } => (NextRun, Kept),
         E::JobLost { .. }
         | E::ExportFailed { .. }
         | E::NotAManifest { .. }

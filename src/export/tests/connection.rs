@@ -11,7 +11,7 @@ use super::{
 
 async fn unreachable(url: &str) -> String {
     let mut config = Config::new(url.parse().unwrap());
-    config.http.retry_attempts = 0;
+    config.http.outage_patience = Duration::ZERO;
     install_crypto();
     Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap_err().to_string()
 }
@@ -76,4 +76,25 @@ async fn a_proxy_is_used_where_the_setting_names_one_and_never_for_loopback() {
     assert_eq!((proxy.asked().len(), server.asked().len()), (0, 1));
     through("http://ehr.example.org/fhir".parse().unwrap()).kick_off(&request(&[])).await.unwrap();
     assert_eq!(proxy.asked()[0].path, "http://ehr.example.org/fhir/$export");
+}
+
+#[tokio::test]
+async fn http_2_is_not_offered_because_its_streams_can_end_early_without_an_error() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    install_crypto();
+    let url = format!("https://{}/fhir", listener.local_addr().unwrap()).parse().unwrap();
+    let mut config = Config::new(url);
+    config.http.outage_patience = Duration::ZERO;
+    let client = Client::new(config).unwrap();
+    let hello = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut hello = vec![0; 4096];
+        let length = tokio::io::AsyncReadExt::read(&mut stream, &mut hello).await.unwrap();
+        hello.truncate(length);
+        hello
+    };
+    let request = request(&[]);
+    let (hello, _) = tokio::join!(hello, client.kick_off(&request));
+    let offers = |protocol: &[u8]| hello.windows(protocol.len()).any(|bytes| bytes == protocol);
+    assert!(!offers(b"\x02h2"), "in the names of protocols of the greeting (RFC 7301)");
 }

@@ -117,11 +117,15 @@ async fn an_invalid_code_is_not_quoted() {
 }
 
 #[tokio::test]
-async fn a_failing_kick_off_is_tried_six_times() {
+async fn a_kick_off_is_repeated_as_long_as_an_outage_is_waited_for_and_a_501_is_final() {
     let server = Server::start(|_| Answer::status(503)).await;
+    let error = impatient(&server).kick_off(&request(&[])).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error}");
+    assert!(server.asked().len() >= 2);
+    let server = Server::start(|_| Answer::status(501)).await;
     let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
-    assert!(matches!(error, Error::Unreachable { attempts: 6, .. }), "{error}");
-    assert_eq!(server.asked().len(), 6);
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
+    assert_eq!(server.asked().len(), 1);
 }
 
 #[tokio::test]
@@ -158,11 +162,15 @@ async fn a_kick_off_is_not_redirected() {
 
 #[tokio::test]
 async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_succeeds() {
-    for status in [200, 202, 204, 404, 405, 410] {
+    for status in [200, 202, 204, 404, 405, 410, 501] {
         let server = Server::start(move |_| Answer::status(status)).await;
         job(&server).delete(&client(&server)).await.unwrap();
         assert_eq!(server.asked()[0].method, "DELETE");
+        assert_eq!(server.asked().len(), 1);
     }
+    let server = Server::start(|_| Answer::status(500)).await;
+    job(&server).cancel(&impatient(&server)).await;
+    assert!(server.asked().iter().all(|asked| asked.method == "DELETE"), "best effort");
     let server = Server::start(|_| Answer::outcome(403, "forbidden")).await;
     assert!(matches!(job(&server).delete(&client(&server)).await, Err(Error::Denied { .. })));
 }

@@ -34,11 +34,21 @@ fn config(server: &Server) -> Config {
     config.poll.kick_off_deadline = Duration::from_secs(5);
     config.http.idle_timeout = Duration::from_secs(5);
     config.http.retry_wait = milliseconds(1, 3);
+    config.http.outage_patience = Duration::from_secs(20);
+    config.poll.believed_after = Duration::from_millis(20);
+    config.poll.patience_with_words = Duration::from_millis(20);
     config
 }
 
 fn client(server: &Server) -> Client {
     Client::new(config(server)).unwrap()
+}
+
+/// A client that waits for an outage some milliseconds only.
+fn impatient(server: &Server) -> Client {
+    let mut config = config(server);
+    config.http.outage_patience = Duration::from_millis(20);
+    Client::new(config).unwrap()
 }
 
 fn install_crypto() {

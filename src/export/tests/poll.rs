@@ -2,8 +2,13 @@
 
 use std::sync::Mutex;
 
+use reqwest::StatusCode;
+
 use super::*;
-use crate::fhir::TransactionTime;
+use crate::{
+    export::{Issues, failure::Fault, poll::PollFailures},
+    fhir::TransactionTime,
+};
 
 const EMPTY: &str = r#"{"transactionTime":"2026-11-20T10:00:00Z","requiresAccessToken":false,"output":[],"error":[]}"#;
 
@@ -58,7 +63,7 @@ async fn a_404_later_or_a_410_means_that_the_job_is_lost() {
 }
 
 #[tokio::test]
-async fn transient_issues_are_waited_for_without_a_limit() {
+async fn transient_issues_are_waited_for() {
     let mut turn = 0;
     let server = Server::start(move |_| {
         turn += 1;
@@ -69,23 +74,82 @@ async fn transient_issues_are_waited_for_without_a_limit() {
         }
     })
     .await;
-    assert!(wait(job(&server), &client(&server)).await.is_ok());
+    let mut config = config(&server);
+    config.poll.patience_with_words = Duration::from_secs(20);
+    assert!(wait(job(&server), &Client::new(config).unwrap()).await.is_ok());
     assert_eq!(server.asked().len(), 20);
 }
 
 #[tokio::test]
-async fn a_4xx_with_other_issues_means_that_the_export_failed() {
+async fn an_export_that_asks_for_patience_in_the_same_words_for_ever_has_failed() {
+    let server = answering(vec![|| Answer::outcome(500, "exception")]).await;
+    let error = wait(job(&server), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::ExportFailed { .. }), "{error}");
+    assert!(server.asked().len() >= 5);
+}
+
+#[tokio::test]
+async fn a_4xx_with_other_issues_that_is_repeated_means_that_the_export_failed() {
     let server = answering(vec![|| Answer::outcome(422, "processing")]).await;
     let error = wait(job(&server), &client(&server)).await.unwrap_err();
+    assert!(server.asked().len() >= 5);
     assert!(matches!(error, Error::ExportFailed { .. }), "{error}");
     assert!(!error.to_string().contains("Jane"), "{error}");
 }
 
 #[tokio::test]
-async fn a_500_with_other_issues_is_believed_the_third_time() {
+async fn a_500_with_other_issues_is_believed_after_an_outage() {
     let server = answering(vec![|| Answer::outcome(500, "processing")]).await;
-    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::ExportFailed { .. })));
-    assert_eq!(server.asked().len(), 3);
+    assert!(matches!(wait(job(&server), &impatient(&server)).await, Err(Error::ExportFailed { .. })));
+    assert!(server.asked().len() >= 5);
+}
+
+/// What these failures amount to when a poll has failed this often, a minute after each other, with the default settings.
+async fn after(polls: u32, failures: &mut PollFailures, fault: &Fault) -> Option<Error> {
+    for _ in 0..polls {
+        let error = failures.failed("status", fault.clone()).err();
+        tokio::time::advance(Duration::from_mins(1)).await;
+        if error.is_some() {
+            return error;
+        }
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verdict_is_believed_after_15_minutes_an_outage_waited_for_30_and_a_plea_for_6_hours() {
+    let config = Config::new("https://ehr.example.org/".parse().unwrap());
+    let failures = || PollFailures::new(&config.poll, &config.http);
+    let status = |status: u16, code: &str| Fault::Status {
+        status: StatusCode::from_u16(status).unwrap(),
+        retry_after: None,
+        issues: Issues::read(
+            format!(r#"{{"resourceType":"OperationOutcome","issue":[{{"severity":"error","code":"{code}"}}]}}"#)
+                .as_bytes(),
+        ),
+    };
+    for (fault, minutes) in [
+        (status(422, "processing"), 15),
+        (Fault::NotAManifest("{}".to_owned()), 15),
+        (status(500, "processing"), 30),
+        (status(500, "exception"), 360),
+        (Fault::Page, 30),
+        (Fault::Idle(Duration::ZERO), 30),
+    ] {
+        let mut failures = failures();
+        assert!(after(minutes, &mut failures, &fault).await.is_none(), "{fault}");
+        let error = after(1, &mut failures, &fault).await.unwrap();
+        let is_outage = matches!(fault, Fault::Page | Fault::Idle(_));
+        assert_eq!(matches!(error, Error::Unreachable { .. }), is_outage, "{fault}: {error}");
+    }
+    let mut failures = failures();
+    for _ in 0..20 {
+        assert!(
+            after(10, &mut failures, &status(422, "processing")).await.is_none(),
+            "nothing is repeated for long enough"
+        );
+        assert!(after(10, &mut failures, &status(500, "exception")).await.is_none());
+    }
 }
 
 #[tokio::test]
@@ -111,13 +175,13 @@ async fn one_issue_that_is_not_transient_decides_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn a_5xx_of_a_proxy_is_tried_again_and_counted_in_a_row() {
+async fn a_5xx_of_a_proxy_is_an_outage() {
     let bad = || Answer::status(502).body("<html>");
     let server =
         answering(vec![bad, bad, bad, bad, bad, || Answer::status(202), bad, bad, || Answer::json(EMPTY)]).await;
     assert!(wait(job(&server), &client(&server)).await.is_ok());
     let server = answering(vec![bad]).await;
-    assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::Unreachable { attempts: 6, .. })));
+    assert!(matches!(wait(job(&server), &impatient(&server)).await, Err(Error::Unreachable { .. })));
 }
 
 #[tokio::test]
@@ -136,7 +200,6 @@ async fn a_200_without_a_manifest_is_never_an_empty_export() {
         "",
         "null",
         "[]",
-        "<html>",
         "{}",
         r#"{"message":"done"}"#,
         r#"{"resourceType":"OperationOutcome","issue":[],"output":[]}"#,
@@ -147,8 +210,17 @@ async fn a_200_without_a_manifest_is_never_an_empty_export() {
         let error = wait(job(&server), &client(&server)).await.unwrap_err();
         assert!(matches!(error, Error::NotAManifest { .. }), "{body}: {error}");
         assert!(!error.to_string().contains("Jane"), "{error}");
-        assert_eq!(server.asked().len(), 3, "{body}");
+        assert!(server.asked().len() >= 5, "{body}");
     }
+}
+
+#[tokio::test]
+async fn an_html_page_is_an_outage() {
+    let page = || Answer::status(200).header("content-type", "text/html").body("\n<html>");
+    let server = answering(vec![page, page, page, page, page, page, page, || Answer::json(EMPTY)]).await;
+    assert!(wait(job(&server), &client(&server)).await.is_ok());
+    let server = answering(vec![page]).await;
+    assert!(matches!(wait(job(&server), &impatient(&server)).await, Err(Error::Unreachable { .. })));
 }
 
 #[tokio::test]
@@ -175,6 +247,8 @@ async fn a_job_beyond_its_deadline_is_polled_once_more() {
 async fn a_denied_poll_is_an_error() {
     let server = answering(vec![|| Answer::status(403)]).await;
     assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::Denied { .. })));
+    let error = wait(old_job(&server, 60 * 24 * 31), &client(&server)).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. }), "not for ever: {error}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use reqwest::header::{HeaderMap, HeaderValue};
 
 use super::super::{
-    redirect::check_url,
+    redirect::{check_url, secured},
     retry::{Backoff, WaitLog, date, retry_after},
 };
 use super::*;
@@ -119,5 +119,19 @@ fn no_request_is_downgraded_from_https_or_uses_another_scheme() {
     for other in ["s3://bucket/key?signature=s3cret", "gs://bucket/key", "file:///etc/passwd", "data:,x"] {
         let reason = may(other, "https://a.example.org/", true).unwrap_err();
         assert!(!reason.contains("s3cret"), "{reason}");
+    }
+}
+
+#[test]
+fn an_unencrypted_url_of_the_own_host_behind_tls_is_meant_encrypted() {
+    for (url, from, expected) in [
+        ("http://a.org/status/1", "https://a.org/fhir", "https://a.org/status/1"),
+        ("http://a.org:8080/status/1", "https://a.org/fhir", "https://a.org/status/1"),
+        ("http://a.org/status/1", "https://a.org:8443/fhir", "https://a.org:8443/status/1"),
+        ("http://b.org/status/1", "https://a.org/fhir", "http://b.org/status/1"),
+        ("http://a.org/status/1", "http://a.org/fhir", "http://a.org/status/1"),
+        ("https://a.org/status/1", "https://a.org:8443/fhir", "https://a.org/status/1"),
+    ] {
+        assert_eq!(secured(url.parse().unwrap(), &from.parse().unwrap()).as_str(), expected, "{url} from {from}");
     }
 }

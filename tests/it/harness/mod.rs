@@ -207,7 +207,8 @@ pub fn client(server: &Server) -> export::Config {
     let mut config = export::Config::new(server.url());
     config.poll.interval = wait;
     config.http.retry_wait = wait;
-    config.http.retry_attempts = 2;
+    config.http.outage_patience = Duration::from_millis(300);
+    config.poll.believed_after = Duration::from_millis(100);
     config
 }
 

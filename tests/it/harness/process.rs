@@ -52,7 +52,8 @@ impl Setup {
         format!(
             "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
-             http = {{ retry_attempts = 2, retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
+             outage_patience = \"300ms\"\n\
+             http = {{ retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
              [tables]\nroot = \"{}\"\n[state]\nfile = \"{}\"\n[health]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"trace\"\n\
              [[export]]\nname = \"all\"\ntypes = [{}]\nincremental = \"{}\"\n",
