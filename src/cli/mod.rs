@@ -13,6 +13,7 @@ mod runs;
 mod show;
 mod status;
 mod sync;
+mod verify;
 mod views;
 
 use std::{
@@ -63,6 +64,8 @@ enum Command {
     Runs(runs::Arguments),
     /// Shows how each export and type stands, also beside a running daemon
     Status(status::Arguments),
+    /// Compares the tables with the ledger, and says what differs
+    Verify(verify::Arguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {
         /// URL of the health endpoint
@@ -85,6 +88,7 @@ impl Cli {
             Command::Views(arguments) => views::run(arguments),
             Command::Runs(arguments) => runs::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Verify(arguments) => verify::run(arguments).await,
             Command::Healthcheck { url } => healthcheck::run(&url).await,
         };
         result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)

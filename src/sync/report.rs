@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::{Error, Mode, Recovery, chain, events, quarantine::Quarantine, recovery};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    table::Counts,
+    table::{Counts, LedgerFile},
 };
 
 #[derive(Clone, Debug)]
@@ -32,6 +32,8 @@ pub struct Report {
 #[derive(Clone, Debug, Default)]
 pub struct TypeReport {
     pub files: u64,
+    /// The same files, with what each of them held.
+    pub file_list: Vec<LedgerFile>,
     /// Decoded bytes of its files.
     pub bytes: u64,
     /// Lines and deletions in its files, and its rows in files of other types. Equal to [`TypeReport::accounted`].

@@ -125,6 +125,7 @@ impl Commit {
     async fn make(mut self, mut received: ReceivedType) -> TypeReport {
         let mut report = TypeReport {
             files: received.files,
+            file_list: std::mem::take(&mut received.file_list),
             bytes: received.bytes,
             received: received.changes.received() + received.lines.without_row(),
             quarantined: received.lines.quarantined,

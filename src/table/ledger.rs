@@ -122,6 +122,8 @@ row! {
         rerouted: Option<u64>,
         /// Lines and deletions of types that nobody keeps.
         not_wanted: Option<u64>,
+        /// Lines that are what the server says about its file.
+        outcomes: Option<u64>,
         /// Versions that contradicted each other.
         conflicts: Option<u64>,
         /// Stored versions and tombstones that a full refresh overruled.
@@ -139,7 +141,6 @@ row! {
     LedgerFile {
         /// For people: its URL may be a secret.
         name: String,
-        lines: u64,
         /// Decoded.
         bytes: u64,
         /// Of the decoded bytes, in hexadecimal digits.
@@ -338,7 +339,7 @@ mod tests {
             since: (run > 1).then(|| "2026-01-01T00:00:00.000Z".to_owned()),
             table_version: Some(run),
             inserted: 7,
-            file_list: vec![LedgerFile { name: "file 1".to_owned(), lines: run, ..LedgerFile::default() }],
+            file_list: vec![LedgerFile { name: "file 1".to_owned(), bytes: run, ..LedgerFile::default() }],
             ..LedgerRow::default()
         }
     }

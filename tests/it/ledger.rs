@@ -39,6 +39,9 @@ async fn each_run_has_a_row_per_type_in_the_ledger_also_one_that_failed() {
     assert_eq!(second.watermark_before, of_patients[0].watermark_after);
     assert_eq!(second.since.as_deref(), Some("2026-01-01T00:55:00.000Z"));
     assert_eq!(second.files_announced, Some(second.files));
+    assert_eq!(second.file_list.len() as u64, second.files);
+    assert!(second.file_list.iter().all(|file| file.sha256.len() == 64 && !file.name.contains("://")), "{second:#?}");
+    assert_eq!(second.file_list.iter().map(|file| file.bytes).sum::<u64>(), second.bytes);
     assert_eq!((second.level.as_str(), second.mode.as_str()), ("system", "incremental"));
     let failed = of_patients[2];
     assert_eq!(failed.outcome, "failed");
@@ -76,4 +79,26 @@ async fn a_ledger_that_cannot_be_written_does_not_fail_the_run() {
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert!(ended.stderr.contains("the run could not be recorded in the ledger"), "{}", ended.stderr);
     setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn verify_agrees_with_tables_that_hold_what_the_runs_brought_and_names_rows_that_are_gone() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p6", json!({}));
+        world.delete(PATIENT, "p1");
+    });
+    setup.complete().await;
+    let patients =
+        |all: Value| all.as_array().unwrap().iter().find(|of| of["resource_type"] == "Patient").unwrap().clone();
+    let of_patients = patients(json_of(&look(&setup, &["verify", "--json"]).await));
+    assert_eq!((&of_patients["rows"], &of_patients["rows_by_ledger"]), (&json!(5), &json!(5)), "{of_patients}");
+    assert_eq!(of_patients["differences"], json!([]));
+    std::fs::remove_dir_all(setup.table_folder(PATIENT)).unwrap();
+    let path = setup.folder.path().join("fhir-sync.toml");
+    let ended = Process::start(&["verify", "--json", "--config", path.to_str().unwrap()], &[]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    let of_patients = patients(json_of(&ended));
+    assert_eq!(of_patients["differences"], json!(["the table is gone, and by the ledger it has 5 rows"]));
 }

@@ -26,7 +26,7 @@ use crate::{
     export::{Client, FileKind, Manifest},
     fhir::{Deletion, ResourceType, TransactionTime},
     resource::{Decoder, LineGrouping, Shape},
-    table::{self, ChangeSet, MemoryBudget, MemoryDemand, Table, is_first_load},
+    table::{self, ChangeSet, LedgerFile, MemoryBudget, MemoryDemand, Table, is_first_load},
 };
 
 /// What was received of one resource type, when all of its files have ended.
@@ -37,6 +37,8 @@ pub struct ReceivedType {
     pub files: u64,
     /// Decoded bytes of these files.
     pub bytes: u64,
+    /// The same files, with what each of them held.
+    pub file_list: Vec<LedgerFile>,
     pub lines: LineCounts,
     /// The first error of one of its files.
     pub failure: Option<Error>,
@@ -156,6 +158,7 @@ struct Tally {
     /// Files that have neither been read to their end nor failed.
     files_left: u64,
     bytes: u64,
+    file_list: Vec<LedgerFile>,
     lines: LineCounts,
     failure: Option<Error>,
 }
@@ -363,6 +366,8 @@ impl Tally {
             Ok(streamed) => {
                 self.files += 1;
                 self.bytes += streamed.bytes;
+                let stream::Streamed { bytes, sha256, name } = streamed;
+                self.file_list.push(LedgerFile { name, bytes, sha256 });
             }
             Err(error) => {
                 self.failure.get_or_insert(error);
@@ -387,7 +392,7 @@ impl Intake {
 
     fn complete(self) -> ReceivedType {
         let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let Tally { files, bytes, lines, failure, .. } = tally;
-        ReceivedType { shape: self.decoder.shape, changes: self.changes, files, bytes, lines, failure }
+        let Tally { files, bytes, file_list, lines, failure, .. } = tally;
+        ReceivedType { shape: self.decoder.shape, changes: self.changes, files, bytes, file_list, lines, failure }
     }
 }

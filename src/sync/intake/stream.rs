@@ -3,7 +3,7 @@
 //! A file that ends in the middle of a line, or with fewer lines than announced, is read again once. The reader
 //! receives each line once: what it has already is compared with what is read again.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -28,6 +28,9 @@ const READINGS: u32 = 2;
 /// A file that was read to its end.
 pub struct Streamed {
     pub bytes: u64,
+    /// Of the decoded bytes, in hexadecimal digits.
+    pub sha256: String,
+    pub name: String,
 }
 
 /// What becomes of the lines of a file. Its methods run on a thread that may block.
@@ -73,7 +76,12 @@ async fn read_once(
     if !whole {
         return Err(Error::CutLine { file: file.name.clone() });
     }
-    Ok(Streamed { bytes: receipt.bytes })
+    let sha256 = receipt.sha256.iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    });
+    Ok(Streamed { bytes: receipt.bytes, sha256, name: file.name.clone() })
 }
 
 /// Returns whether the last line is whole. Where the server announces neither length nor count, only that distinguishes
