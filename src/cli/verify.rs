@@ -1,4 +1,5 @@
-//! `verify`: do the tables and the ledger agree? The rows of each table are counted, and the counts of all runs added up.
+//! `verify`: do the tables and the ledger agree? The rows of each table are counted, and the counts of all runs added
+//! up.
 //!
 //! Nothing is asked of the server, and no row is read: the counts of rows are those of the Delta log.
 

@@ -96,7 +96,6 @@ impl Ledger {
                 file_list: of.file_list.clone(),
                 bytes_written: of.bytes_written,
                 foreign_commits: of.foreign_commits,
-                ..LedgerRow::default()
             }
         };
         report.types.iter().map(row).collect()
