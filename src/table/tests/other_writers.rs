@@ -4,7 +4,7 @@ use super::{race::update, *};
 use crate::table::data_file::rolling;
 
 /// All columns of a row except those that describe the run.
-async fn seen(lake: &Lake) -> String {
+fn seen(lake: &Lake) -> String {
     lake.drawn(&["id", "gender", "active", "birthDate", "meta", "resource_json"])
 }
 
@@ -26,14 +26,14 @@ async fn a_row_that_another_writer_changed_without_its_hash_is_repaired_when_the
     for (column, value) in [("gender", "male"), ("resource_json", "{}"), ("active", "true")] {
         let lake = Lake::new();
         lake.upsert(&[patients()], 5).await;
-        let before = seen(&lake).await;
+        let before = seen(&lake);
         let value = if column == "active" { "true" } else { value };
         update(delta(&lake).await, "b", column, value).await;
-        assert_ne!(seen(&lake).await, before, "{column}");
+        assert_ne!(seen(&lake), before, "{column}");
         let healed = lake.upsert(&[patients()], 6).await;
         assert_eq!(healed.counts, Counts { updated: 1, unchanged: 4, ..Counts::default() }, "{column}");
         assert_eq!(healed.foreign, 1);
-        assert_eq!(seen(&lake).await, before, "{column}");
+        assert_eq!(seen(&lake), before, "{column}");
         let again = lake.upsert(&[patients()], 7).await;
         assert_eq!(again.counts, Counts { unchanged: 5, ..Counts::default() }, "{column}");
         assert_eq!((again.foreign, again.bytes_written), (0, 0), "{column}");
@@ -44,12 +44,12 @@ async fn a_row_that_another_writer_changed_without_its_hash_is_repaired_when_the
 async fn a_row_that_another_writer_deleted_returns_when_the_server_sends_it_again() {
     let lake = Lake::new();
     lake.upsert(&[patients()], 5).await;
-    let before = seen(&lake).await;
+    let before = seen(&lake);
     delta(&lake).await.delete().with_predicate("id = 'c'").await.unwrap();
     let healed = lake.upsert(&[patients()], 6).await;
     assert_eq!(healed.counts, Counts { inserted: 1, unchanged: 4, ..Counts::default() });
     assert_eq!(healed.foreign, 1);
-    assert_eq!(seen(&lake).await, before);
+    assert_eq!(seen(&lake), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +79,7 @@ async fn rows_that_another_writer_moved_and_we_moved_again_are_still_compared_by
         assert!(files.iter().all(|file| file.own && file.dead.is_empty()));
         let received = patients()[..3].to_vec();
         lake.upsert(std::slice::from_ref(&received), 7).await;
-        assert!(!seen(&lake).await.contains(" male "));
+        assert!(!seen(&lake).contains(" male "));
         let again = lake.upsert(&[received], 8).await;
         assert_eq!((again.counts.unchanged, again.bytes_written), (3, 0));
     }
