@@ -46,15 +46,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         whole: false,
         reconcile: None,
     };
-    let mut absences = BTreeMap::new();
-    for (resource_type, of_type) in &received.types {
-        let is_full = commits.since.is_none() && upsert.watermark.is_some() && !held.contains(resource_type);
-        // The operator's word is the evidence.
-        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
-        if is_full && of_type.is_absent() && !allow_empty {
-            absences.insert(*resource_type, run.absence(*resource_type).await);
-        }
-    }
+    let mut absences = absences(run, commits, &received, &held).await;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
     let mut waiting = received.types.into_iter();
@@ -108,6 +100,27 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         received.changes.abandon().await;
     }
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
+}
+
+/// What the types without a resource are, where a full load could make their absence a watermark.
+async fn absences(
+    run: &Run<'_>,
+    commits: Commits,
+    received: &Received,
+    held: &BTreeSet<ResourceType>,
+) -> BTreeMap<ResourceType, Absence> {
+    let mut absences = BTreeMap::new();
+    if commits.since.is_some() || commits.watermark.is_none() {
+        return absences;
+    }
+    for (resource_type, of_type) in &received.types {
+        // The operator's word is the evidence.
+        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
+        if of_type.is_absent() && !allow_empty && !held.contains(resource_type) {
+            absences.insert(*resource_type, run.absence(*resource_type).await);
+        }
+    }
+    absences
 }
 
 /// The commit of one type.

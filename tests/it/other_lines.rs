@@ -220,3 +220,19 @@ async fn nothing_more_is_fetched_for_a_type_that_has_failed() {
     failure(&setup.sync().await, PATIENT);
     assert_eq!(setup.file_requests(), 2, "the first file, twice");
 }
+
+#[tokio::test]
+async fn where_files_are_mixed_a_file_that_was_not_read_holds_all_types() {
+    let setup = Setup::new().await;
+    // The second file is short at both readings; what it lacks may be an Observation.
+    Made::default()
+        .output("Patient", 2, &ndjson([&patient("p1"), &observation("o1")]))
+        .output("Patient", 9, &ndjson([&patient("p2")]))
+        .output("Observation", 1, &ndjson([&observation("o2")]))
+        .serve(&setup);
+    let report = setup.sync().await;
+    assert!(failure(&report, PATIENT).contains("announced"), "{}", failure(&report, PATIENT));
+    assert_eq!(setup.lines(OBSERVATION).await.len(), 2);
+    assert_eq!(setup.watermark(OBSERVATION).await, None, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("lines of other types")), "{report:#?}");
+}

@@ -48,9 +48,9 @@ impl Reader for Deletions {
         context.quarantine.keep(None, &file.name, &bad)
     }
 
-    /// Servers count Bundles, or the entries in them.
-    fn counted(&self, lines: u64) -> u64 {
-        lines.max(self.entries.load(Ordering::Relaxed))
+    /// Servers count Bundles, which are lines, or the entries in them.
+    fn counted(&self, lines: u64, announced: u64) -> u64 {
+        if lines >= announced { lines } else { lines.max(self.entries.load(Ordering::Relaxed)) }
     }
 }
 

@@ -14,7 +14,10 @@ mod stream;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::AddAssign,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinSet};
@@ -141,6 +144,10 @@ struct Context {
     max_line_bytes: usize,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
+    /// A file of one type had rows of another.
+    is_mixed: AtomicBool,
+    /// A file of one type was not read to its end.
+    has_unread: AtomicBool,
     workers: Arc<Semaphore>,
 }
 
@@ -194,6 +201,8 @@ pub async fn receive(
         max_line_bytes: syncer.config.max_line_bytes,
         accepted_codes: syncer.config.accept_reported_errors.clone(),
         accepted: Mutex::default(),
+        is_mixed: AtomicBool::default(),
+        has_unread: AtomicBool::default(),
         workers: Arc::new(Semaphore::new(syncer.config.parallel_downloads)),
     });
     let mut remarks = read_files(&context, manifest).await;
@@ -245,7 +254,20 @@ async fn read_files(context: &Arc<Context>, manifest: &Manifest) -> Vec<Remark> 
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+    remarks.extend(context.unread_mixed());
     remarks
+}
+
+impl Context {
+    /// A server that mixes types in one file may have rows of any type in a file that was not read to its end.
+    fn unread_mixed(&self) -> Option<Remark> {
+        let is_unread = self.is_mixed.load(Ordering::Relaxed) && self.has_unread.load(Ordering::Relaxed);
+        is_unread.then(|| {
+            let text = "files have lines of other types than their own, and not all were read: rows of any type may be \
+                        missing; the next sync requests them again";
+            Remark::hold(Holds::Everything, text.to_owned())
+        })
+    }
 }
 
 /// A watermark never stands for lines that are no resources for the most part, however few they are: the next export

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use serde::Deserialize;
@@ -69,6 +69,7 @@ pub async fn read(context: Arc<Context>, file: File, index: u32, _worker: OwnedS
         is_lost
     });
     if is_lost {
+        context.has_unread.store(true, Ordering::Relaxed);
         context.progress.update(|progress| progress.files_done += 1);
         return Vec::new();
     }
@@ -76,6 +77,9 @@ pub async fn read(context: Arc<Context>, file: File, index: u32, _worker: OwnedS
     context.progress.update(|progress| progress.files_done += 1);
     let remarks = output.remarks(&file, result.as_ref().err());
     let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else { return remarks };
+    if result.is_err() {
+        context.has_unread.store(true, Ordering::Relaxed);
+    }
     let is_last = {
         let tally = &mut *intake.tally();
         tally.lines += output.counts().lines;
@@ -94,7 +98,7 @@ impl Reader for Output {
         self.take_lines(context, file, lines, Place::File)
     }
 
-    fn counted(&self, lines: u64) -> u64 {
+    fn counted(&self, lines: u64, _announced: u64) -> u64 {
         let counts = self.counts();
         (lines + counts.unpacked).saturating_sub(counts.without_resource)
     }
@@ -161,6 +165,9 @@ impl Output {
             let rows = received - again.len() as u64;
             bad.extend(again);
             self.counts().rerouted_to.insert(of);
+            if file.kind.resource_type().is_some() {
+                context.is_mixed.store(true, Ordering::Relaxed);
+            }
             if let Some(intake) = context.intakes.get(&of) {
                 intake.tally().lines.rerouted += rows;
             }
@@ -190,15 +197,9 @@ impl Output {
             let text = format!("{}: {quarantined} lines are not resources; they are in quarantine", file.name);
             remarks.push(Remark { text, holds: Holds::Nothing });
         }
-        if let Some(error) = failure {
-            // Its own type fails. Of others, rows may be missing.
-            let holds = match file.kind.resource_type() {
-                Some(_) => Holds::Types(counts.rerouted_to.clone()),
-                None => Holds::Everything,
-            };
-            if holds != Holds::Types(BTreeSet::new()) {
-                remarks.push(Remark::hold(holds, format!("rows may be missing: {}", chain(error))));
-            }
+        // Otherwise its own type fails.
+        if let Some(error) = failure.filter(|_| file.kind.resource_type().is_none()) {
+            remarks.push(Remark::hold(Holds::Everything, format!("rows may be missing: {}", chain(error))));
         }
         remarks
     }

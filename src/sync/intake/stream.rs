@@ -38,8 +38,8 @@ pub trait Reader: Send + Sync + 'static {
     /// Takes some lines, in order.
     fn take(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error>;
 
-    /// How many of the things that the manifest counts were in `lines` lines.
-    fn counted(&self, lines: u64) -> u64 {
+    /// How many of the things that the manifest counts were in `lines` lines; `announced` is how many it says.
+    fn counted(&self, lines: u64, _announced: u64) -> u64 {
         lines
     }
 }
@@ -51,7 +51,7 @@ pub async fn stream(context: &Arc<Context>, file: &File, reader: Arc<impl Reader
     loop {
         readings_left -= 1;
         let read = read_once(context, file, &reader, &mut taken).await;
-        match read.and_then(|streamed| check_count(file, reader.counted(taken.lines), streamed)) {
+        match read.and_then(|streamed| check_count(file, &*reader, taken.lines, streamed)) {
             Err(error @ (Error::CutLine { .. } | Error::TooFewLines { .. })) if readings_left > 0 => {
                 tracing::warn!(file = file.name, error = chain(&error), "the file is not whole; it is read again");
             }
@@ -187,13 +187,14 @@ async fn hand_over(
 }
 
 /// Fewer lines than announced are a loss; more are only a wrong count (rule 56).
-fn check_count(file: &File, found: u64, streamed: Streamed) -> Result<Streamed, Error> {
-    match file.count {
-        Some(expected) if found < expected => Err(Error::TooFewLines { file: file.name.clone(), expected, found }),
-        Some(expected) if found > expected => {
-            tracing::warn!(file = file.name, expected, found, "the file has more lines than the manifest announced");
-            Ok(streamed)
-        }
-        _ => Ok(streamed),
+fn check_count(file: &File, reader: &impl Reader, lines: u64, streamed: Streamed) -> Result<Streamed, Error> {
+    let Some(expected) = file.count else { return Ok(streamed) };
+    let found = reader.counted(lines, expected);
+    if found < expected {
+        return Err(Error::TooFewLines { file: file.name.clone(), expected, found });
     }
+    if found > expected {
+        tracing::warn!(file = file.name, expected, found, "the file has more lines than the manifest announced");
+    }
+    Ok(streamed)
 }
