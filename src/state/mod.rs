@@ -63,6 +63,12 @@ pub struct ExportState {
     /// A mirror of the tables; where they differ, the table is right.
     #[serde(default)]
     pub watermarks: BTreeMap<ResourceType, TransactionTime>,
+    /// There was a table of tombstones after the last sync.
+    #[serde(default)]
+    pub has_tombstones: bool,
+    /// The tables as the last commits left them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<ResourceType, KnownTable>,
     /// The types whose watermark no longer counts, each with the reason: they are loaded in full.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reload: BTreeMap<ResourceType, String>,
@@ -79,6 +85,14 @@ pub struct ExportState {
     /// The jobs in flight. An earlier version kept one, as `job`.
     #[serde(default, alias = "job", deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,
+}
+
+/// A table by what tells it from another one, or from itself at an earlier time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownTable {
+    /// `metaData.id`.
+    pub id: String,
+    pub version: u64,
 }
 
 /// An export job that was kicked off and is not settled yet.

@@ -45,6 +45,11 @@ pub enum Error {
          need two values of server.source. If it really moved back, delete {configured} from `earlier` in {place}"
     )]
     TwoServers { name: String, recorded: String, configured: String, place: String },
+    #[error(
+        "none of the tables of the last sync is in {root}; if its volume is not mounted, mount it; if the tables are \
+         meant to be loaded again, or tables.root was changed, run fhir-sync sync --full-refresh once"
+    )]
+    TablesGone { root: String },
     #[error("{place} is broken; restore it, or delete it and check that server.url is the server of these tables")]
     BrokenDocument { place: String },
     #[error("{file}: {expected} lines were announced and {found} received; the next sync requests the type again")]
@@ -141,6 +146,7 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::BrokenState { .. }
         | Error::OtherServer { .. }
         | Error::TwoServers { .. }
+        | Error::TablesGone { .. }
         | Error::BrokenDocument { .. } => (Operator, Kept),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
         Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),

@@ -128,11 +128,7 @@ impl Run<'_> {
         if !is_done {
             tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
         }
-        let at = job.status_url.clone();
-        let mut unconfirmed = self.report.unconfirmed();
-        unconfirmed.retain(|resource_type| job.types.contains(resource_type));
-        let watermarks = self.report.watermarks();
-        self.syncer.remember_settled(self.export, watermarks, unconfirmed, at, left).await?;
+        self.syncer.remember_settled(self.export, &self.report, job, left).await?;
         if is_done { self.give_up(job).await } else { Ok(()) }
     }
 

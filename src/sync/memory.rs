@@ -1,6 +1,7 @@
 //! The memory of a sync: what the state file says, and what the tables say when they are asked.
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -80,6 +81,23 @@ impl Syncer {
         .await
     }
 
+    /// These types are loaded in full, each for its reason.
+    pub(super) async fn remember_differences(
+        &self,
+        export: &Export,
+        reasons: BTreeMap<ResourceType, String>,
+    ) -> Result<(), Error> {
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        self.remember_export(export, move |state| {
+            state.watermarks.retain(|resource_type, _| !reasons.contains_key(resource_type));
+            state.tables.retain(|resource_type, _| !reasons.contains_key(resource_type));
+            state.reload.extend(reasons);
+        })
+        .await
+    }
+
     pub(super) async fn remember_job(&self, export: &Export, job: JobInFlight) -> Result<(), Error> {
         self.remember_export(export, move |state| state.jobs.push(job)).await
     }
@@ -96,21 +114,26 @@ impl Syncer {
         self.remember_export(export, move |state| state.watermarks.extend(watermarks)).await
     }
 
-    /// These are the watermarks after a job, from which these types may still come.
+    /// What the report of a job says, from which these types may still come.
     pub(super) async fn remember_settled(
         &self,
         export: &Export,
-        watermarks: Vec<(ResourceType, TransactionTime)>,
-        unconfirmed: Vec<ResourceType>,
-        status_url: Url,
+        report: &Report,
+        job: &JobInFlight,
         left: Vec<ResourceType>,
     ) -> Result<(), Error> {
-        let asked_at = now();
+        let (asked_at, status_url) = (now(), job.status_url.clone());
+        let (watermarks, tables) = (report.watermarks(), report.tables());
+        let mut unconfirmed = report.unconfirmed();
+        unconfirmed.retain(|resource_type| job.types.contains(resource_type));
+        let has_tombstones = self.root.has_tombstones().await?;
         self.remember_export(export, move |state| {
             state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.watermarks.extend(watermarks);
+            state.tables.extend(tables);
+            state.has_tombstones = has_tombstones;
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 job.types.clone_from(&left);
             }

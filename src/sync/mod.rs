@@ -18,6 +18,7 @@ mod jobs;
 mod ledger;
 mod maintain;
 mod memory;
+mod mirror;
 mod open;
 mod plan;
 mod progress;
@@ -129,6 +130,7 @@ impl<'a> Run<'a> {
 
     async fn steps(&mut self) -> Result<(), Error> {
         self.begin().await?;
+        self.compare_with_the_tables().await?;
         self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
         let mut requests = VecDeque::from(self.plan(&resumed).await?);

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use super::{Error, Mode, Recovery, chain, events, quarantine::Quarantine, recovery};
 use crate::{
     fhir::{ResourceType, TransactionTime},
+    state::KnownTable,
     table::{Counts, LedgerFile},
 };
 
@@ -50,6 +51,8 @@ pub struct TypeReport {
     pub bytes_written: u64,
     /// Commits of other writers, since our last one, that changed rows.
     pub foreign_commits: u64,
+    /// The table as our commit left it.
+    pub table: Option<KnownTable>,
     pub end: TypeEnd,
 }
 
@@ -180,6 +183,14 @@ impl Report {
             _ => None,
         });
         moved.collect()
+    }
+
+    /// The tables whose watermarks moved, as our commits left them.
+    pub fn tables(&self) -> Vec<(ResourceType, KnownTable)> {
+        let moved = self.watermarks().into_iter();
+        moved
+            .filter_map(|(resource_type, _)| Some((resource_type, self.types[&resource_type].table.clone()?)))
+            .collect()
     }
 
     /// What the run left open: sentences without content of resources.

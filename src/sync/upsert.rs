@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
+    state::KnownTable,
     table::{self, ADOPTED, Reconcile, Root, Upsert},
 };
 
@@ -49,6 +50,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
     let mut absences = absences(run, commits, &received, &held).await;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
+    let reload = run.syncer.export_state(run.export).reload;
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
@@ -59,7 +61,9 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             let allow_empty = run.syncer.config.allow_empty.contains(&resource_type);
             let is_there = received.files > 0 || allow_empty;
             let is_held = held.contains(&resource_type);
-            let is_whole = commits.everything && !is_held && is_there && received.lines.are_all_rows();
+            // A table that changed behind our back may have rows that the server deleted long ago.
+            let is_everything = commits.everything || (commits.since.is_none() && reload.contains_key(&resource_type));
+            let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
             let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
             let absent = absences.remove(&resource_type).and_then(Absence::end);
@@ -152,7 +156,8 @@ impl Commit {
             return self.failed(report, &error);
         }
         match self.commit(&received).await {
-            Ok(committed) => {
+            Ok((committed, id)) => {
+                report.table = Some(KnownTable { id, version: committed.version });
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
@@ -168,7 +173,8 @@ impl Commit {
         }
     }
 
-    async fn commit(&mut self, received: &ReceivedType) -> Result<table::Committed, table::Error> {
+    /// The commit, and the id of the table.
+    async fn commit(&mut self, received: &ReceivedType) -> Result<(table::Committed, String), table::Error> {
         let table = self.root.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
@@ -177,7 +183,8 @@ impl Commit {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
         }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
-        table.upsert(&received.changes, &self.upsert).await
+        let id = table.id()?;
+        Ok((table.upsert(&received.changes, &self.upsert).await?, id))
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {

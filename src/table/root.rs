@@ -229,6 +229,11 @@ impl Root {
         rustix::fs::syncfs(&directory).map_err(|error| Error::delta(&place, std::io::Error::from(error)))
     }
 
+    /// Where the tables are, for people: without credentials, which a URL of a store never has.
+    pub fn place(&self) -> String {
+        self.place_of("")
+    }
+
     pub(super) fn place_of(&self, directory: &str) -> String {
         match &self.folder {
             Some(folder) => folder.join(directory).display().to_string(),

@@ -39,6 +39,8 @@ mod lines;
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;
+/// Tables that changed behind our back: restored, gone, not mounted.
+mod mirror;
 /// A type, a request or a table that fails, and the others that go on.
 mod one_by_one;
 /// Lines that are something else than a resource of their file's type.

@@ -1,0 +1,69 @@
+//! The mirror: what the state file knows of the tables, compared with the tables as they are.
+//!
+//! The tables decide how far they are. What they cannot tell is that they are not the tables of the last sync: another
+//! one is at the same place, an earlier version was restored, the volume is not mounted. A watermark says nothing about
+//! such a table, so it is loaded in full, and the report says why.
+
+use std::collections::BTreeMap;
+
+use super::{Error, Mode, Run};
+use crate::{fhir::ResourceType, state::KnownTable, table};
+
+impl Run<'_> {
+    /// Finds the tables that changed behind our back; they are loaded in full by this run.
+    pub(super) async fn compare_with_the_tables(&mut self) -> Result<(), Error> {
+        let state = self.syncer.export_state(self.export);
+        let mut known = state.tables;
+        known.retain(|resource_type, _| self.export.types.contains(resource_type));
+        if known.is_empty() {
+            return Ok(());
+        }
+        let mut reasons = BTreeMap::new();
+        let mut is_any_there = false;
+        for (resource_type, table) in &known {
+            let difference = self.difference(*resource_type, table).await;
+            is_any_there |= !matches!(difference, Ok(Some(Difference::Gone)));
+            // A table that cannot be opened fails its type when the run is planned.
+            if let Ok(Some(difference)) = difference {
+                reasons.insert(*resource_type, difference.to_string());
+            }
+        }
+        if !is_any_there && self.mode != Mode::FullRefresh {
+            return Err(Error::TablesGone { root: self.syncer.root.place() });
+        }
+        if state.has_tombstones && !self.syncer.root.has_tombstones().await? {
+            let of_all = known.keys().map(|resource_type| (*resource_type, Difference::NoTombstones.to_string()));
+            reasons = of_all.chain(reasons).collect();
+        }
+        self.syncer.remember_differences(self.export, reasons).await
+    }
+
+    async fn difference(
+        &self,
+        resource_type: ResourceType,
+        known: &KnownTable,
+    ) -> Result<Option<Difference>, table::Error> {
+        let Some(table) = self.syncer.root.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
+        if table.id()? != known.id {
+            return Ok(Some(Difference::AnotherTable));
+        }
+        if table.version() < known.version {
+            return Ok(Some(Difference::Older { found: table.version(), known: known.version }));
+        }
+        Ok(table.restored_since(known.version).await?.then_some(Difference::Restored))
+    }
+}
+
+#[derive(thiserror::Error, Debug)]
+enum Difference {
+    #[error("its table is gone")]
+    Gone,
+    #[error("another table is in the place of its table")]
+    AnotherTable,
+    #[error("its table is at version {found}, and was at version {known} after the last sync")]
+    Older { found: u64, known: u64 },
+    #[error("its table was restored to an earlier version")]
+    Restored,
+    #[error("the tombstones in _fhir_sync/deleted are gone")]
+    NoTombstones,
+}

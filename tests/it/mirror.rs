@@ -1,0 +1,110 @@
+use std::{fs, path::PathBuf};
+
+use fhir_sync::sync::{Mode, Outcome, Report};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{PATIENT, Setup};
+
+fn log(setup: &Setup, version: u64) -> PathBuf {
+    setup.table_folder(PATIENT).join(format!("_delta_log/{version:020}.json"))
+}
+
+fn actions(setup: &Setup, version: u64) -> Vec<Value> {
+    let commit = fs::read_to_string(log(setup, version)).unwrap();
+    commit.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A commit as RESTORE makes it: the files of `newest` leave, and those of the version before come back.
+fn restore(setup: &Setup, newest: u64) {
+    let (before, now) = (actions(setup, newest - 1), actions(setup, newest));
+    let info = json!({"commitInfo": {"timestamp": 1_800_000_000_000_i64, "operation": "RESTORE"}});
+    let removed = now.iter().filter_map(|action| action.get("add")).map(|add| {
+        let mut remove = json!({"path": add["path"], "deletionTimestamp": 1_800_000_000_000_i64, "dataChange": true});
+        if add.get("deletionVector").is_some_and(|vector| !vector.is_null()) {
+            remove["deletionVector"] = add["deletionVector"].clone();
+        }
+        json!({"remove": remove})
+    });
+    let added = before.iter().filter(|action| action.get("add").is_some()).cloned();
+    let lines: Vec<_> = [info].into_iter().chain(removed).chain(added).map(|action| action.to_string()).collect();
+    fs::write(log(setup, newest + 1), lines.join("\n")).unwrap();
+}
+
+fn assert_says(report: &Report, what: &str) {
+    assert!(report.notes.iter().any(|note| note.contains(what)), "{report:#?}");
+}
+
+#[tokio::test]
+async fn a_table_that_was_restored_to_an_earlier_version_is_loaded_in_full_and_equals_the_server() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "female"}));
+        world.put(PATIENT, "p9", json!({}));
+        world.delete(PATIENT, "p2");
+    });
+    setup.complete().await;
+    let newest = setup.root().open(PATIENT).await.unwrap().unwrap().version();
+    restore(&setup, newest);
+    assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("\"p2\"")), "p2 is back, p9 is gone");
+    let report = setup.complete().await;
+    assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");
+    setup.assert_same_as_server().await;
+    assert_eq!(setup.complete().await.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_table_that_is_gone_is_loaded_in_full_and_the_report_says_so() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    fs::remove_dir_all(setup.table_folder(PATIENT)).unwrap();
+    let report = setup.complete().await;
+    assert_says(&report, "Patient: loaded in full, because its table is gone");
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn another_table_in_the_place_of_one_is_not_taken_for_it() {
+    let (setup, other) = (Setup::new().await, Setup::new().await);
+    setup.complete().await;
+    other.complete().await;
+    fs::remove_dir_all(setup.table_folder(PATIENT)).unwrap();
+    fs::rename(other.table_folder(PATIENT), setup.table_folder(PATIENT)).unwrap();
+    let report = setup.complete().await;
+    assert_says(&report, "another table is in the place of its table");
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn without_their_tombstones_the_tables_are_loaded_in_full() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| {
+        world.delete(PATIENT, "p2");
+    });
+    setup.complete().await;
+    fs::remove_dir_all(setup.lake().join("_fhir_sync/deleted")).unwrap();
+    let report = setup.complete().await;
+    assert_says(&report, "the tombstones in _fhir_sync/deleted are gone");
+    setup.assert_same_as_server().await;
+    assert_eq!(setup.complete().await.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn where_all_tables_are_gone_nothing_is_asked_or_written_until_the_operator_says_so() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let jobs = setup.server.jobs().len();
+    fs::rename(setup.lake(), setup.lake().with_extension("unmounted")).unwrap();
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert!(report.remarks.iter().any(|remark| remark.contains("not mounted")), "{report:#?}");
+    assert_eq!(setup.server.jobs().len(), jobs);
+    assert!(!setup.table_folder(PATIENT).exists());
+    let syncer = setup.open().await.unwrap();
+    let report = syncer.run(&setup.export, Mode::FullRefresh, &CancellationToken::new()).await;
+    assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+    setup.assert_same_as_server().await;
+}
