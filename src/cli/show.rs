@@ -66,6 +66,7 @@ pub fn report(report: &Report) {
         match &of.end {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
             TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
+            TypeEnd::Behind { version, watermark } => println!(" {version:>8}  behind: the watermark is {watermark}"),
             TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),
             TypeEnd::Denied { missing_scope } => println!(" {:>8}  denied: {missing_scope} is not granted", "-"),
             TypeEnd::Missing { on_server } => println!(" {:>8}  missing: the server has {on_server}", "-"),

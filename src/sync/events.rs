@@ -27,7 +27,9 @@ pub fn list<'a>(types: impl IntoIterator<Item = &'a ResourceType>) -> String {
 /// One type was committed.
 pub fn committed(resource_type: ResourceType, report: &TypeReport) {
     let (version, watermark) = match &report.end {
-        TypeEnd::Committed { version, watermark } => (Some(*version), Some(*watermark)),
+        TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
+            (Some(*version), Some(*watermark))
+        }
         TypeEnd::WatermarkHeld { version } => (Some(*version), None),
         _ => (None, None),
     };
@@ -80,6 +82,7 @@ impl fmt::Display for Summary<'_> {
         match &report.end {
             TypeEnd::Committed { version, .. } => write!(out, ", version {version}"),
             TypeEnd::WatermarkHeld { version } => write!(out, ", version {version}, watermark not moved"),
+            TypeEnd::Behind { version, watermark } => write!(out, ", version {version}, behind: watermark {watermark}"),
             TypeEnd::Denied { missing_scope } => write!(out, ", denied: the scope {missing_scope} is not granted"),
             TypeEnd::Missing { on_server } => write!(out, ", missing: the server has {on_server}"),
             TypeEnd::Unconfirmed => out.write_str(", unconfirmed: whether the server has any is unknown"),

@@ -123,6 +123,7 @@ fn end(of: &TypeReport) -> (&'static str, Option<u64>, Option<TransactionTime>, 
         TypeEnd::NotReached => ("not reached", None, None, None),
         TypeEnd::Committed { version, watermark } => ("committed", Some(*version), Some(*watermark), None),
         TypeEnd::WatermarkHeld { version } => ("watermark held", Some(*version), None, None),
+        TypeEnd::Behind { version, watermark } => ("behind", Some(*version), Some(*watermark), None),
         TypeEnd::Denied { missing_scope } => {
             ("denied", None, None, Some(format!("the scope {missing_scope} is not granted")))
         }

@@ -283,8 +283,12 @@ impl<'a> Run<'a> {
         self.ledger.completed(&export);
         let CompletedExport { asked, completed } = export;
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
-        let commits =
-            Commits { watermark: watermark(&completed), since, everything: asked.full_refresh && since.is_none() };
+        let commits = Commits {
+            watermark: watermark(&completed),
+            kicked_off_at: completed.job.kicked_off_at,
+            since,
+            everything: asked.full_refresh && since.is_none(),
+        };
         upsert::upsert(self, commits, received).await?;
         Ok(asked)
     }

@@ -64,6 +64,9 @@ pub enum TypeEnd {
     Committed { version: u64, watermark: TransactionTime },
     /// Committed, but rows may be missing: the watermark was not moved.
     WatermarkHeld { version: u64 },
+    /// Committed, but the export ends before the watermark that the table had, or is an old one again. The watermark is
+    /// the earlier of the two, so that nothing that changed in between is lost.
+    Behind { version: u64, watermark: TransactionTime },
     /// Absent from a full load, because the token does not cover it.
     Denied { missing_scope: String },
     /// Absent from a full load, although the server has this many.
@@ -176,10 +179,12 @@ impl Report {
         if self.types.values().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
     }
 
-    /// The watermarks that moved.
+    /// The watermarks after the commits that set one.
     pub fn watermarks(&self) -> Vec<(ResourceType, TransactionTime)> {
         let moved = self.types.iter().filter_map(|(resource_type, report)| match report.end {
-            TypeEnd::Committed { watermark, .. } => Some((*resource_type, watermark)),
+            TypeEnd::Committed { watermark, .. } | TypeEnd::Behind { watermark, .. } => {
+                Some((*resource_type, watermark))
+            }
             _ => None,
         });
         moved.collect()

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::TimeDelta;
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
@@ -25,6 +26,8 @@ use crate::{
 pub struct Commits {
     /// How far the export goes.
     pub watermark: Option<TransactionTime>,
+    /// The server's own time at the kick-off.
+    pub kicked_off_at: Option<TransactionTime>,
     /// From where it goes: `_since`.
     pub since: Option<TransactionTime>,
     /// It is a full export: a row that it lacks was deleted on the server.
@@ -79,6 +82,8 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
                 upsert,
                 absent,
                 since: commits.since,
+                kicked_off_at: commits.kicked_off_at,
+                overlap: run.syncer.config.overlap,
                 limit: run.syncer.config.quarantine,
             };
             let (progress, runtime, span) = (run.syncer.progress.clone(), Handle::current(), Span::current());
@@ -135,7 +140,17 @@ struct Commit {
     /// How the type ends if it is absent from a full load without being empty.
     absent: Option<TypeEnd>,
     since: Option<TransactionTime>,
+    kicked_off_at: Option<TransactionTime>,
+    overlap: TimeDelta,
     limit: QuarantineLimit,
+}
+
+/// What the commit did.
+struct Done {
+    committed: table::Committed,
+    /// Of the table.
+    id: String,
+    is_behind: bool,
 }
 
 impl Commit {
@@ -156,15 +171,17 @@ impl Commit {
             return self.failed(report, &error);
         }
         match self.commit(&received).await {
-            Ok((committed, id)) => {
+            Ok(Done { committed, id, is_behind }) => {
                 report.table = Some(KnownTable { id, version: committed.version });
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
+                let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
                     (Some(absent), _) => absent,
-                    (None, Some(watermark)) => TypeEnd::Committed { version: committed.version, watermark },
-                    (None, None) => TypeEnd::WatermarkHeld { version: committed.version },
+                    (None, Some(watermark)) if is_behind => TypeEnd::Behind { version, watermark },
+                    (None, Some(watermark)) => TypeEnd::Committed { version, watermark },
+                    (None, None) => TypeEnd::WatermarkHeld { version },
                 };
                 events::committed(self.resource_type, &report);
                 report
@@ -173,8 +190,7 @@ impl Commit {
         }
     }
 
-    /// The commit, and the id of the table.
-    async fn commit(&mut self, received: &ReceivedType) -> Result<(table::Committed, String), table::Error> {
+    async fn commit(&mut self, received: &ReceivedType) -> Result<Done, table::Error> {
         let table = self.root.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
@@ -183,8 +199,23 @@ impl Commit {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
         }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
+        let is_behind = self.is_behind(known);
         let id = table.id()?;
-        Ok((table.upsert(&received.changes, &self.upsert).await?, id))
+        Ok(Done { committed: table.upsert(&received.changes, &self.upsert).await?, id, is_behind })
+    }
+
+    /// Whether the export does not reach what the table has: the server's clock was set back, or it answered with an old
+    /// export (Q-1). What changed on a clock that was set back would never be asked for again from the later watermark.
+    /// Within the overlap of `_since` it is, so there the later one stays.
+    fn is_behind(&mut self, known: Option<TransactionTime>) -> bool {
+        let (Some(exported), Some(known)) = (self.upsert.watermark, known) else { return false };
+        self.upsert.lowers_watermark = exported.instant() + self.overlap < known.instant();
+        if self.upsert.lowers_watermark {
+            return true;
+        }
+        self.upsert.watermark = Some(exported.max(known));
+        let is_old = |kicked_off: TransactionTime| exported.instant() + self.overlap < kicked_off.instant();
+        exported <= known && self.kicked_off_at.is_some_and(is_old)
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
@@ -212,6 +243,10 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     match &report.end {
         TypeEnd::WatermarkHeld { .. } => Some(format!(
             "{resource_type} was written, but its watermark was not moved; the next sync requests the same period again"
+        )),
+        TypeEnd::Behind { watermark, .. } => Some(format!(
+            "{resource_type} is behind: the export ends at {watermark}, not later than the one before; the server's clock \
+             was set back, or it sent an old export again; the next sync asks from there"
         )),
         TypeEnd::Denied { missing_scope } => Some(format!(
             "{resource_type} is denied: the server left it out, and the scope {missing_scope} is not granted; the next \

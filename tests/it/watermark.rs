@@ -59,11 +59,40 @@ async fn a_sync_without_changes_writes_no_data_file_and_still_moves_the_watermar
 }
 
 #[tokio::test]
-async fn a_watermark_never_goes_backwards() {
+async fn an_export_that_ends_before_the_watermark_is_named_and_nothing_that_changed_since_is_lost() {
     let setup = Setup::new().await;
     setup.complete().await;
-    setup.server.scenario(|scenario| scenario.transaction_time = Some("2025-06-01T00:00:00Z".to_owned()));
+    setup.server.scenario(|scenario| scenario.transaction_time = Some("2025-12-31T20:00:00Z".to_owned()));
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert!(report.remarks.iter().any(|remark| remark.contains("Patient is behind")), "{report:#?}");
+    assert_eq!(setup.watermark(PATIENT).await, at("2025-12-31T20:00:00Z"));
+    setup.server.scenario(|scenario| scenario.transaction_time = None);
     setup.complete().await;
+    let since = setup.server.jobs().last().unwrap().since.clone();
+    assert_eq!(since.as_deref(), Some("2025-12-31T19:55:00.000Z"), "asked from the earlier one");
+}
+
+#[tokio::test]
+async fn a_watermark_stays_where_an_export_ends_a_little_earlier() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.scenario(|scenario| scenario.transaction_time = Some("2026-01-01T00:58:00Z".to_owned()));
+    setup.complete().await;
+    assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"), "the overlap covers it");
+}
+
+#[tokio::test]
+async fn an_old_export_that_comes_again_is_named() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p9", json!({}));
+    });
+    setup.server.scenario(|scenario| scenario.transaction_time = Some("2026-01-01T01:00:00Z".to_owned()));
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("old export again")), "{report:#?}");
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
 }
 
