@@ -30,6 +30,7 @@ pub struct Manifest {
 /// One file of an export.
 #[derive(Clone, PartialEq, Eq)]
 pub struct File {
+    pub id: FileId,
     /// For people, such as "Patient file 3 of 12": a URL may be a secret (rule 63).
     pub name: String,
     /// What the manifest announces; each line says what it is (rule 79).
@@ -38,6 +39,31 @@ pub struct File {
     /// How many lines the file should have (rule 56).
     pub count: Option<u64>,
     pub requires_access_token: bool,
+}
+
+/// Which file of its export this is, whatever link to it the server gives (rule 61): the URL without user, query and
+/// fragment, which may be secrets and signed again, and the number among the files with the same one. As text, it can
+/// be stored.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FileId(String);
+
+impl fmt::Display for FileId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+/// Gives each file its id, in the order of the manifest.
+#[derive(Default)]
+pub struct FileIds(BTreeMap<String, usize>);
+
+impl FileIds {
+    pub fn next(&mut self, url: &Url) -> FileId {
+        let address = shown(url);
+        let number = self.0.entry(address.clone()).or_default();
+        *number += 1;
+        FileId(format!("{address}#{number}"))
+    }
 }
 
 /// Which resources a file should have.
@@ -147,19 +173,20 @@ impl Pages {
     /// `token_by_default` is for servers that do not say whether files require a token.
     pub fn manifest(self, token_by_default: bool) -> Manifest {
         let default = self.requires_access_token.unwrap_or(token_by_default);
+        let mut ids = FileIds::default();
         Manifest {
             transaction_time: match self.time {
                 Time::At(time) => Some(time),
                 Time::Absent | Time::Unreadable => None,
             },
-            output: named(self.output, default, |kind| match kind {
+            output: named(self.output, default, &mut ids, |kind| match kind {
                 FileKind::Of(resource_type) => format!("{resource_type} file"),
                 FileKind::Unknown => "file of an unknown type".to_owned(),
                 FileKind::Untyped => "file".to_owned(),
             }),
             issues: self.issues,
-            deleted: named(self.deleted, default, |_| "deleted file".to_owned()),
-            outcomes: named(self.outcomes, default, |_| "outcome file".to_owned()),
+            deleted: named(self.deleted, default, &mut ids, |_| "deleted file".to_owned()),
+            outcomes: named(self.outcomes, default, &mut ids, |_| "outcome file".to_owned()),
         }
     }
 }
@@ -175,7 +202,12 @@ impl Time {
     }
 }
 
-fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(FileKind) -> String) -> Vec<File> {
+fn named(
+    entries: Vec<Entry>,
+    token_by_default: bool,
+    ids: &mut FileIds,
+    noun: impl Fn(FileKind) -> String,
+) -> Vec<File> {
     let mut totals = BTreeMap::new();
     for entry in &entries {
         *totals.entry(noun(entry.kind)).or_insert(0_usize) += 1;
@@ -187,6 +219,7 @@ fn named(entries: Vec<Entry>, token_by_default: bool, noun: impl Fn(FileKind) ->
         let number: &mut usize = numbers.entry(noun.clone()).or_default();
         *number += 1;
         File {
+            id: ids.next(&entry.url),
             name: format!("{noun} {number} of {total}"),
             kind: entry.kind,
             url: entry.url,

@@ -47,7 +47,7 @@ pub use auth::Granted;
 pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
-pub use manifest::{File, FileKind, Manifest};
+pub use manifest::{File, FileId, FileKind, Manifest};
 pub use poll::PollProgress;
 pub use redirect::check_url;
 pub use request::{ExportRequest, Level};

@@ -55,6 +55,22 @@ fn a_manifest_of_every_version_of_the_guide_is_read() {
 }
 
 #[test]
+fn a_file_has_the_same_id_whatever_its_signature_and_no_two_files_have_one() {
+    let of = |first: &str, second: &str, third: &str| {
+        let manifest = read(&format!(
+            r#"{{"transactionTime":"2026-11-20T10:00:00Z","output":[{{"type":"Patient","url":"/a?{first}"}},
+                {{"type":"Patient","url":"/a?{second}"}}],"deleted":[{{"url":"/a?{third}"}}]}}"#
+        ))
+        .unwrap();
+        let files = manifest.output.into_iter().chain(manifest.deleted);
+        files.map(|file| file.id.to_string()).collect::<Vec<_>>()
+    };
+    let at = "https://fhir.example.org/a";
+    assert_eq!(of("sig=1", "sig=2", "sig=3"), ["#1", "#2", "#3"].map(|number| format!("{at}{number}")));
+    assert_eq!(of("sig=1", "sig=2", "sig=3"), of("sig=s3cret", "x", "y#z"));
+}
+
+#[test]
 fn absent_lists_are_empty() {
     let manifest = read(r#"{"transactionTime":"2026-11-20T10:00:00Z","output":null}"#).unwrap();
     assert!(manifest.output.is_empty() && manifest.deleted.is_empty() && manifest.outcomes.is_empty());

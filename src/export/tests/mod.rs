@@ -10,7 +10,7 @@ use url::Url;
 
 use super::{
     Client, Completed, Config, Error, ExportRequest, File, FileKind, Job, Level, PollProgress, WaitRange, auth,
-    clock::local_now,
+    clock::local_now, manifest::FileIds,
 };
 use server::{Answer, Server};
 
@@ -70,6 +70,7 @@ async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
 
 fn file(url: Url) -> File {
     File {
+        id: FileIds::default().next(&url),
         name: "Patient file 1 of 1".to_owned(),
         kind: FileKind::Of("Patient".parse().unwrap()),
         url,
