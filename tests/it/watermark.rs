@@ -41,6 +41,7 @@ async fn the_watermark_is_the_transaction_time_if_that_is_before_the_date_of_the
     setup.server.scenario(|scenario| scenario.transaction_time = Some("2025-12-31T12:00:00.123456+01:00".to_owned()));
     setup.complete().await;
     assert_eq!(setup.watermark(PATIENT).await, at("2025-12-31T11:00:00.123456Z"));
+    setup.server.scenario(|scenario| scenario.transaction_time = None);
     setup.complete().await;
     assert_eq!(setup.server.jobs()[1].since.as_deref(), Some("2025-12-31T10:55:00.123Z"), "rounded down");
 }
