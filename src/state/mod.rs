@@ -5,6 +5,7 @@
 //! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
 mod asked;
+mod jobs;
 mod place;
 
 use std::{
@@ -15,13 +16,12 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use url::Url;
 use uuid::Uuid;
 
-pub use self::asked::Asked;
 use self::place::Owner;
+pub use self::{asked::Asked, jobs::JobInFlight};
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
 #[derive(thiserror::Error, Debug)]
@@ -83,7 +83,7 @@ pub struct ExportState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_full_refresh_at: Option<DateTime<Utc>>,
     /// The jobs in flight. An earlier version kept one, as `job`.
-    #[serde(default, alias = "job", deserialize_with = "one_or_many", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, alias = "job", deserialize_with = "jobs::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,
 }
 
@@ -93,28 +93,6 @@ pub struct KnownTable {
     /// `metaData.id`.
     pub id: String,
     pub version: u64,
-}
-
-/// An export job that was kicked off and is not settled yet.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct JobInFlight {
-    pub status_url: Url,
-    /// The server's own time when it accepted the job.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kicked_off_at: Option<TransactionTime>,
-    /// The local time of the kick-off, only for the deadline of the job.
-    pub polling_since: DateTime<Utc>,
-    pub types: Vec<ResourceType>,
-    /// `_since` as it was sent; absent in a full load.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<String>,
-    /// The run was a full refresh.
-    pub full_refresh: bool,
-    /// What was asked, and of which server; absent in a state file of an earlier version.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub server: Option<Url>,
 }
 
 /// What the state file was when it was opened.
@@ -192,20 +170,6 @@ pub fn peek(path: &Path) -> Result<State, Error> {
 }
 
 const FORMAT: u64 = 1;
-
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<JobInFlight>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Jobs {
-        Many(Vec<JobInFlight>),
-        One(Box<JobInFlight>),
-    }
-    Ok(match Option::<Jobs>::deserialize(deserializer)? {
-        Some(Jobs::Many(jobs)) => jobs,
-        Some(Jobs::One(job)) => vec![*job],
-        None => Vec::new(),
-    })
-}
 
 #[derive(Deserialize)]
 struct Envelope<'text> {

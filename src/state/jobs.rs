@@ -1,0 +1,45 @@
+//! The jobs in flight: the only way back to an export that the server works on.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize};
+use url::Url;
+
+use super::Asked;
+use crate::fhir::{ResourceType, TransactionTime};
+
+/// An export job that was kicked off and is not settled yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobInFlight {
+    pub status_url: Url,
+    /// The server's own time when it accepted the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kicked_off_at: Option<TransactionTime>,
+    /// The local time of the kick-off, only for the deadline of the job.
+    pub polling_since: DateTime<Utc>,
+    pub types: Vec<ResourceType>,
+    /// `_since` as it was sent; absent in a full load.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// The run was a full refresh.
+    pub full_refresh: bool,
+    /// What was asked, and of which server; absent in a state file of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<Url>,
+}
+
+/// An earlier version kept one job.
+pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<JobInFlight>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Jobs {
+        Many(Vec<JobInFlight>),
+        One(Box<JobInFlight>),
+    }
+    Ok(match Option::<Jobs>::deserialize(deserializer)? {
+        Some(Jobs::Many(jobs)) => jobs,
+        Some(Jobs::One(job)) => vec![*job],
+        None => Vec::new(),
+    })
+}
