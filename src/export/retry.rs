@@ -146,12 +146,13 @@ impl Backoff {
     }
 
     pub fn wait(&mut self, retry_after: Option<Duration>) -> Duration {
+        // A wait that the server chose says nothing about how long the next one of our own must be.
+        if let Some(wait) = retry_after {
+            return wait.clamp(self.range.min(), self.range.max());
+        }
         let own = self.next;
         self.next = own.saturating_mul(2).min(self.range.max());
-        match retry_after {
-            Some(wait) => wait.clamp(self.range.min(), self.range.max()),
-            None => self.with_jitter(own),
-        }
+        self.with_jitter(own)
     }
 
     /// Between `wait` and half as long again; where that is beyond the maximum, as much below the maximum.
