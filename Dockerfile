@@ -40,7 +40,7 @@ COPY --from=build /out/fhir-sync /usr/bin/fhir-sync
 # glibc gives each thread its own arena; memory that short-lived threads leave in theirs is a third of the peak.
 ENV MALLOC_ARENA_MAX=2
 USER 65532:65532
-# The engine marks the container unhealthy when data are older than health.max_age. The first load may take
+# The engine marks the container unhealthy when data are older than max_age. The first load may take
 # hours: it is unhealthy until then, but failures in the start period do not count.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=6h --retries=3 CMD ["fhir-sync", "healthcheck"]
 ENTRYPOINT ["fhir-sync"]

@@ -8,9 +8,10 @@ use std::{
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use croner::{
     Cron,
     parser::{CronParser, Seconds},
@@ -61,6 +62,26 @@ impl Pattern {
 /// The first time after `instant` that matches any of the patterns.
 pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTime<Utc>> {
     patterns.iter().filter_map(|pattern| pattern.next_after(instant)).min()
+}
+
+/// How many ticks are looked at for the longest interval: two weeks of a tick a minute.
+const MAX_TICKS: usize = 20_000;
+/// A schedule that rests at night or at the weekend does so every week.
+const REPEATS: TimeDelta = TimeDelta::days(8);
+
+/// The longest time between two ticks that follow each other, from `instant` on. `None` where there are not two.
+pub fn longest_interval(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<Duration> {
+    let mut longest = None;
+    let mut before = next_after(patterns, instant)?;
+    for _ in 0..MAX_TICKS {
+        let Some(next) = next_after(patterns, before) else { break };
+        longest = longest.max((next - before).to_std().ok());
+        before = next;
+        if before - instant > REPEATS {
+            break;
+        }
+    }
+    longest
 }
 
 /// It is time for something.
@@ -171,6 +192,21 @@ mod tests {
         for text in ["", "* * * *", "61 * * * * *", "0 0 3 * * Sonntag", "0 0 31 2 *"] {
             assert!(text.parse::<Pattern>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn the_longest_interval_of_a_schedule_is_that_of_its_nights_and_weekends() {
+        let longest = |patterns: &[&str]| {
+            let patterns: Vec<Pattern> = patterns.iter().map(|pattern| pattern.parse().unwrap()).collect();
+            longest_interval(&patterns, parse_instant("2026-11-20T10:00:00Z").unwrap())
+        };
+        assert_eq!(longest(&[]), None);
+        assert_eq!(longest(&["15 * * * *"]), Some(Duration::from_hours(1)));
+        assert_eq!(longest(&["15 * * * *", "0 3 * * Sun"]), Some(Duration::from_hours(1)));
+        assert_eq!(longest(&["0 8-18 * * Mon-Fri"]), Some(Duration::from_hours(62)));
+        assert_eq!(longest(&["0 3 * * Sun"]), Some(Duration::from_hours(7 * 24)));
+        assert_eq!(longest(&["0 3 1 * *"]), Some(Duration::from_hours(31 * 24)));
+        assert_eq!(longest(&["* * * * * *"]), Some(Duration::from_secs(1)));
     }
 
     #[tokio::test]

@@ -1,15 +1,16 @@
 //! `[[export]]`: what is synced, and when.
 
-use std::str::FromStr as _;
+use std::{str::FromStr as _, time::Duration};
 
 use super::{
     Scheduled,
     section::Section,
-    values::{boolean, name, one_of, parsed, text},
+    values::{boolean, name, one_of, parsed, positive_duration, text},
 };
 use crate::{export::Level, schedule::Pattern, sync};
 
-pub fn read(root: &mut Section) -> Option<Vec<Scheduled>> {
+/// `max_age` is that of the exports that set none of their own.
+pub fn read(root: &mut Section, max_age: Option<Duration>) -> Option<Vec<Scheduled>> {
     let sections = root.sections("export");
     if sections.is_empty() {
         root.mistake("export", "is missing; name what to sync in [[export]]");
@@ -23,7 +24,7 @@ pub fn read(root: &mut Section) -> Option<Vec<Scheduled>> {
         {
             section.mistake("name", "is also the name of another export; it names the watermarks");
         }
-        exports.push(read_export(section, name));
+        exports.push(read_export(section, name, max_age));
     }
     let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;
     keep_shared_types(&mut exports);
@@ -38,7 +39,7 @@ fn keep_shared_types(exports: &mut [Scheduled]) {
     }
 }
 
-fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> {
+fn read_export(mut section: Section, name: Option<String>, max_age: Option<Duration>) -> Option<Scheduled> {
     let level = section.or("level", "system", one_of(&["system", "patient", "group"]));
     let group = section.optional("group", text);
     let types = section.list("types", parsed);
@@ -48,6 +49,7 @@ fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> 
     let reconcile = section.optional("reconcile", boolean);
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
+    let max_age = section.optional("max_age", positive_duration).or(max_age);
     let level = match (level.as_deref(), group) {
         // In a URL, these would name another resource.
         (Some("group"), Some(group)) if matches!(group.as_str(), "." | "..") => {
@@ -74,5 +76,5 @@ fn read_export(mut section: Section, name: Option<String>) -> Option<Scheduled> 
     // A person who leaves a group still exists: below the system level the operator has to allow removals (rule 112).
     let reconcile = reconcile.unwrap_or(level == Level::System);
     let reconciled = types.iter().copied().filter(|_| reconcile).collect();
-    Some(Scheduled { export: sync::Export { name, level, types, reconciled }, incremental, full_refresh })
+    Some(Scheduled { export: sync::Export { name, level, types, reconciled }, incremental, full_refresh, max_age })
 }

@@ -73,6 +73,8 @@ pub struct Scheduled {
     pub export: sync::Export,
     pub incremental: Vec<Pattern>,
     pub full_refresh: Vec<Pattern>,
+    /// How old the data may be; without it two intervals of the schedule, and the longest of the last runs.
+    pub max_age: Option<Duration>,
 }
 
 /// All mistakes of a configuration, one line each.
@@ -170,13 +172,13 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     daemon.end();
     let maintenance = maintenance::read(root.section("maintenance"));
     let log = read_log(root.section("log"));
-    let exports = exports::read(&mut root);
+    let exports = exports::read(&mut root, health.as_ref().and_then(|(_, max_age)| *max_age));
     root.end();
     Some(Config {
         server: server?,
         tables: tables?,
         state_file: state_file?,
-        health: health?,
+        health: health?.0,
         sync: sync?,
         exports: exports?,
         maintenance: maintenance?,
@@ -218,11 +220,12 @@ fn read_columns(section: &mut Section) -> Option<(bool, Options)> {
     Some((typed?, Options { layout: layout?, raw_json: raw_json? }))
 }
 
-fn read_health(mut section: Section) -> Option<serve::Config> {
+/// The listener, and the age of the exports that set none of their own.
+fn read_health(mut section: Section) -> Option<(serve::Config, Option<Duration>)> {
     let listen = section.or("listen", "127.0.0.1:9187", address);
-    let max_age = section.or("max_age", "2h", positive_duration);
+    let max_age = section.optional("max_age", positive_duration);
     section.end();
-    Some(serve::Config { listen: listen?, max_age: max_age? })
+    Some((serve::Config { listen: listen? }, max_age))
 }
 
 /// With less, the rows of each type and their index would be on the disk in tiny pieces.

@@ -140,7 +140,7 @@ fn the_environment_wins_over_the_file_for_every_kind_of_value() {
         ],
     );
     let config = config.0.unwrap();
-    assert_eq!(config.health.max_age, Duration::from_mins(90));
+    assert_eq!(config.exports[0].max_age, Some(Duration::from_mins(90)));
     assert!(config.server.allow_http);
     assert_eq!(config.server.poll.interval.max(), Duration::from_secs(7));
     assert_eq!(config.server.token_origins.len(), 2);

@@ -9,6 +9,8 @@
 //!
 //! The first SIGTERM or SIGINT stops the daemon within `daemon.grace_period`; a second one ends the process at once.
 
+mod views;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -21,12 +23,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::views::{Watched, next_run_at};
 use crate::{
     config::{Config, Maintenance, Scheduled},
     schedule::{self, Tick, Ticks, next_after},
-    serve::{self, ExportView, LastComplete, View},
+    serve::{self, View},
     state::ExportState,
-    sync::{self, DryRun, Mode, Outcome, Progress, ProgressSender, Report, Syncer, TableName, TablesMaintained},
+    sync::{self, DryRun, Mode, Progress, ProgressSender, Syncer, TableName, TablesMaintained},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -78,13 +81,31 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (sender, progress) = ProgressSender::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
+    let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
+    for export in &exports {
+        syncer.forget_lost_data(export).await?;
+    }
     let (views, seen) = watch::channel(View { ready: false, heartbeat: Instant::now(), exports: Vec::new() });
     let server = serve::Server::start(&config.health, seen)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
     let mut scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
-    let mut daemon = Daemon::new(syncer, config.exports, config.maintenance, views, progress);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
+    let state = syncer.state();
+    views.send_modify(|view| {
+        view.exports = exports.iter().map(|export| views::view(export, &state, recheck_absent, now())).collect();
+    });
+    let mut daemon = Daemon {
+        syncer: Arc::new(syncer),
+        exports,
+        maintenance: config.maintenance,
+        views,
+        progress,
+        stop: CancellationToken::new(),
+        running: JoinSet::new(),
+        running_tick: None,
+    };
     daemon.catch_up(&ticks);
     daemon.publish(true);
     tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
@@ -107,7 +128,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
 
 struct Daemon {
     syncer: Arc<Syncer>,
-    exports: Vec<Scheduled>,
+    exports: Vec<Watched>,
     maintenance: Maintenance,
     views: watch::Sender<View>,
     progress: watch::Receiver<Progress>,
@@ -120,59 +141,20 @@ struct Daemon {
 
 /// A task that ended.
 enum Done {
-    Sync(Report),
+    Sync,
     Maintenance(TablesMaintained),
 }
 
 impl Daemon {
-    fn new(
-        syncer: Syncer,
-        exports: Vec<Scheduled>,
-        maintenance: Maintenance,
-        views: watch::Sender<View>,
-        progress: watch::Receiver<Progress>,
-    ) -> Self {
-        let state = syncer.state();
-        let (now, anchor) = (now(), Instant::now());
-        views.send_modify(|view| {
-            view.exports = exports
-                .iter()
-                .map(|scheduled| {
-                    let known = state.exports.get(&scheduled.export.name);
-                    let last = known.and_then(|known| known.last_complete_at).or(state.last_sync_before_migration);
-                    ExportView {
-                        name: scheduled.export.name.clone(),
-                        last_complete: last.map(|at| LastComplete { at, anchor: anchored(at, now, anchor) }),
-                        last_outcome: None,
-                        failures_in_a_row: 0,
-                        warnings: Vec::new(),
-                        next_run_at: None,
-                        step: sync::Step::Idle,
-                    }
-                })
-                .collect();
-        });
-        Self {
-            syncer: Arc::new(syncer),
-            exports,
-            maintenance,
-            views,
-            progress,
-            stop: CancellationToken::new(),
-            running: JoinSet::new(),
-            running_tick: None,
-        }
-    }
-
     /// What the schedule asked for while the daemon was down is done once, now.
     fn catch_up(&self, ticks: &Ticks) {
         let state = self.syncer.state();
-        for scheduled in &self.exports {
-            let name = &scheduled.export.name;
+        for export in &self.exports {
+            let name = export.name();
             let known = state.exports.get(name).cloned().unwrap_or_default();
-            if let Some(mode) = overdue(scheduled, &known, now()) {
+            if let Some(mode) = overdue(&export.scheduled, &known, now()) {
                 tracing::info!(export = name, %mode, "overdue; starting at once");
-                ticks.tick(&Tick::Sync { export: name.clone(), mode });
+                ticks.tick(&Tick::Sync { export: name.to_owned(), mode });
             }
         }
     }
@@ -187,7 +169,7 @@ impl Daemon {
             }
             tokio::select! {
                 tick = ticks.next(), if idle => self.begin(tick),
-                Some(ended) = self.running.join_next() => self.end(ended),
+                Some(ended) = self.running.join_next() => self.end(ended).await,
                 name = signals.next() => {
                     if give_up_at.is_some() {
                         tracing::warn!(signal = name, "second signal: ending at once");
@@ -213,7 +195,7 @@ impl Daemon {
     /// When the schedule next starts a sync, of whatever export, for the log.
     fn next_run(&self) -> Option<String> {
         let now = now();
-        let next = self.exports.iter().filter_map(|scheduled| next_run_at(scheduled, now)).min()?;
+        let next = self.exports.iter().filter_map(|export| next_run_at(&export.scheduled, now)).min()?;
         Some(next.to_rfc3339_opts(SecondsFormat::Secs, true))
     }
 
@@ -222,7 +204,7 @@ impl Daemon {
         match &tick {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
-                    self.exports.iter().flat_map(|scheduled| scheduled.export.types.clone()).collect();
+                    self.exports.iter().flat_map(|export| export.scheduled.export.types.clone()).collect();
                 let tables: Vec<_> = types.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
                 let maintenance = self.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
@@ -231,21 +213,23 @@ impl Daemon {
                 });
             }
             Tick::Sync { export, mode } => {
-                let Some(scheduled) = self.exports.iter().find(|scheduled| scheduled.export.name == *export) else {
-                    return;
-                };
-                let (export, mode) = (scheduled.export.clone(), *mode);
-                self.running.spawn(async move { Done::Sync(syncer.run(&export, mode, &stop).await) });
+                let Some(watched) = self.exports.iter().find(|watched| watched.name() == export) else { return };
+                let (export, mode) = (watched.scheduled.export.clone(), *mode);
+                self.running.spawn(async move {
+                    syncer.run(&export, mode, &stop).await;
+                    Done::Sync
+                });
             }
         }
         self.running_tick = Some(tick);
         self.publish(true);
     }
 
-    fn end(&mut self, ended: Result<Done, JoinError>) {
+    async fn end(&mut self, ended: Result<Done, JoinError>) {
         let tick = self.running_tick.take();
         match ended {
-            Ok(Done::Sync(report)) => self.end_sync(&report.export, report.outcome, report.ended_at, report.warnings()),
+            // What it brought is in the state file; its own log lines say how it ended.
+            Ok(Done::Sync) => {}
             Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
@@ -253,43 +237,30 @@ impl Daemon {
             Err(error) => {
                 let run = tick.as_ref().map(tracing::field::display);
                 tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
-                if let Some(Tick::Sync { export, .. }) = tick {
-                    self.end_sync(&export, Outcome::Failed, now(), Vec::new());
+                if let Some(Tick::Sync { export, .. }) = tick
+                    && let Err(error) = self.syncer.remember_panic(&export).await
+                {
+                    tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
                 }
             }
         }
         self.publish(!self.stop.is_cancelled());
     }
 
-    fn end_sync(&self, name: &str, outcome: Outcome, ended_at: DateTime<Utc>, warnings: Vec<String>) {
-        self.views.send_modify(|view| {
-            let Some(export) = view.exports.iter_mut().find(|export| export.name == name) else {
-                return;
-            };
-            export.last_outcome = Some(outcome);
-            export.warnings = warnings;
-            match outcome {
-                Outcome::Complete => {
-                    export.failures_in_a_row = 0;
-                    export.last_complete = Some(LastComplete { at: ended_at, anchor: Instant::now() });
-                }
-                Outcome::Partial | Outcome::Failed => export.failures_in_a_row += 1,
-                Outcome::Stopped => {}
-            }
-        });
-    }
-
     /// Publishes that the loop is alive, and what it is doing.
     fn publish(&self, ready: bool) {
         let step = self.progress.borrow().step.clone();
-        let now = now();
+        let (now, state) = (now(), self.syncer.state_at_hand());
         self.views.send_modify(|view| {
             view.ready = ready;
             view.heartbeat = Instant::now();
-            for (export, scheduled) in view.exports.iter_mut().zip(&self.exports) {
+            for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
+                if let Some(state) = &state {
+                    views::update(export, watched, state, now);
+                }
                 let runs = matches!(&self.running_tick, Some(Tick::Sync { export: name, .. }) if *name == export.name);
                 export.step = if runs { step.clone() } else { sync::Step::Idle };
-                export.next_run_at = next_run_at(scheduled, now);
+                export.next_run_at = next_run_at(&watched.scheduled, now);
             }
         });
         let status = match &self.running_tick {
@@ -299,12 +270,6 @@ impl Daemon {
         };
         notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
-}
-
-/// The first scheduled sync after `now`.
-fn next_run_at(scheduled: &Scheduled, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-    let incremental = next_after(&scheduled.incremental, now);
-    [incremental, next_after(&scheduled.full_refresh, now)].into_iter().flatten().min()
 }
 
 /// Waits until the instant; without one, for ever.
@@ -318,18 +283,16 @@ async fn until(instant: Option<Instant>) {
 /// Does the schedule, or an unfinished job, ask for a run right now?
 fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Option<Mode> {
     let Some(last_complete_at) = known.last_complete_at else { return Some(Mode::Incremental) };
+    let is_loaded = |of| known.freshness.data_as_of.contains_key(of) || known.unconfirmed.contains_key(of);
+    if !scheduled.export.types.iter().all(is_loaded) {
+        return Some(Mode::Incremental);
+    }
     let last_full_refresh_at = known.last_full_refresh_at.unwrap_or(last_complete_at);
     if next_after(&scheduled.full_refresh, last_full_refresh_at).is_some_and(|at| at <= now) {
         return Some(Mode::FullRefresh);
     }
     let missed = next_after(&scheduled.incremental, last_complete_at).is_some_and(|at| at <= now);
     (missed || !known.jobs.is_empty()).then_some(Mode::Incremental)
-}
-
-/// The monotonic instant of a wall-clock time that may be before this process.
-fn anchored(at: DateTime<Utc>, now: DateTime<Utc>, anchor: Instant) -> Instant {
-    let age = (now - at).to_std().unwrap_or_default();
-    anchor.checked_sub(age).unwrap_or(anchor)
 }
 
 fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec<schedule::Pattern>)> {
@@ -374,6 +337,7 @@ mod tests {
             },
             incremental: vec!["0 15 * * * *".parse().unwrap()],
             full_refresh: vec!["0 0 3 * * Sun".parse().unwrap()],
+            max_age: None,
         }
     }
 

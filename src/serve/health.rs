@@ -1,7 +1,8 @@
-//! Health: how long ago the last complete sync ended.
+//! Health: how old the data are that the tables hold, and what the last runs left open.
 //!
-//! Never "healthy" while the data are older than the configured age. An age is the greater of the wall clock's and the
-//! monotonic clock's: the first can be set back, the second stops while a machine is suspended.
+//! Never "healthy" while the data of a wanted type are older than its export allows, or it was never loaded. An age is the
+//! greater of the wall clock's and the monotonic clock's: the first can be set back, the second stops while a machine is
+//! suspended. What is wrong but not old, such as a line in quarantine, is a warning.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,30 +24,53 @@ pub struct View {
 #[derive(Clone, Debug)]
 pub struct ExportView {
     pub name: String,
-    pub last_complete: Option<LastComplete>,
+    /// When the last complete sync ended.
+    pub last_complete: Option<Moment>,
+    pub types: Vec<TypeView>,
+    /// How old the data may be.
+    pub max_age: Duration,
+    /// A type that nobody can say anything about is asked for again after this time.
+    pub recheck_absent: Duration,
     pub last_outcome: Option<Outcome>,
     pub failures_in_a_row: u32,
-    /// What the last sync left open: what is unconfirmed, denied, missing, loaded in full.
+    /// What the last sync left open: what is in quarantine, unconfirmed, denied, missing, accepted, loaded in full.
     pub warnings: Vec<String>,
     pub next_run_at: Option<DateTime<Utc>>,
     /// The step of the sync that is running.
     pub step: Step,
 }
 
-/// When a sync was last complete, on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct LastComplete {
-    pub at: DateTime<Utc>,
-    pub anchor: Instant,
+#[derive(Clone, Debug)]
+pub struct TypeView {
+    pub name: String,
+    /// From when its data are. `None`: never loaded, or lost.
+    pub data: Option<Moment>,
+    /// When it was last asked for, where it is unconfirmed: nothing arrived, and nobody can say whether there is anything.
+    pub unconfirmed: Option<Moment>,
+    /// How it ended in the last run.
+    pub last_end: Option<String>,
 }
 
-/// How far the wall clock may be behind the last sync before it is not trusted.
+/// An instant on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub at: DateTime<Utc>,
+    anchor: Instant,
+}
+
+/// How far the wall clock may be behind a moment before it is not trusted.
 const MAX_SKEW: TimeDelta = TimeDelta::seconds(60);
 /// The daemon's loop publishes a heartbeat every second; after this long without one it counts as hanging.
 const MAX_HEARTBEAT_AGE: Duration = Duration::from_mins(1);
 
-impl LastComplete {
-    /// `None` where the wall clock is before the sync: then the age is unknown.
+impl Moment {
+    /// A moment that may be before this process; `now` and `instant` are the present.
+    pub fn new(at: DateTime<Utc>, now: DateTime<Utc>, instant: Instant) -> Self {
+        let age = (now - at).to_std().unwrap_or_default();
+        Self { at, anchor: instant.checked_sub(age).unwrap_or(instant) }
+    }
+
+    /// `None` where the wall clock is before the moment: then the age is unknown.
     fn age(&self, now: DateTime<Utc>, instant: Instant) -> Option<Duration> {
         if now + MAX_SKEW < self.at {
             return None;
@@ -67,7 +91,10 @@ pub(super) struct Health {
     status: Status,
     last_sync: Option<String>,
     age_seconds: Option<u64>,
-    max_age_seconds: u64,
+    /// Of the export that `last_sync` is of.
+    max_age_seconds: Option<u64>,
+    /// Of the oldest data of all exports.
+    data_age_seconds: Option<u64>,
     version: &'static str,
     exports: BTreeMap<String, ExportHealth>,
 }
@@ -77,12 +104,25 @@ struct ExportHealth {
     status: Status,
     last_sync: Option<String>,
     age_seconds: Option<u64>,
+    max_age_seconds: u64,
+    data_age_seconds: Option<u64>,
+    /// The type with the oldest data, or the first one without.
+    oldest_type: Option<String>,
     last_outcome: Option<String>,
     failures_in_a_row: u32,
     warnings: Vec<String>,
     next_run: Option<String>,
     /// The step of the sync that is running.
     now: Option<String>,
+    types: BTreeMap<String, TypeHealth>,
+}
+
+#[derive(Serialize, Debug)]
+struct TypeHealth {
+    status: Status,
+    data_as_of: Option<String>,
+    data_age_seconds: Option<u64>,
+    last_end: Option<String>,
 }
 
 #[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +132,12 @@ enum Status {
     Unhealthy,
 }
 
+impl Status {
+    fn of(healthy: bool) -> Self {
+        if healthy { Self::Healthy } else { Self::Unhealthy }
+    }
+}
+
 impl Health {
     pub(super) fn is_healthy(&self) -> bool {
         self.status == Status::Healthy
@@ -99,40 +145,59 @@ impl Health {
 }
 
 /// As healthy as the least healthy export.
-pub(super) fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> Health {
-    let ages = view.exports.iter().map(|export| export.last_complete.and_then(|last| last.age(now, instant)));
-    let exports: Vec<_> = view.exports.iter().zip(ages).collect();
-    // The oldest; none where one export was never complete, because "never" is older than any age.
-    let ages: Option<Vec<_>> = exports.iter().map(|(export, age)| Some(((*age)?, export.last_complete?.at))).collect();
-    let oldest = ages.and_then(|ages| ages.into_iter().max_by_key(|(age, _)| *age));
+pub(super) fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> Health {
+    let exports: Vec<_> = view.exports.iter().map(|export| (export, export_health(export, now, instant))).collect();
+    // The oldest; one that was never complete, because "never" is older than any age.
+    let rank = |health: &ExportHealth| (health.age_seconds.is_none(), health.age_seconds);
+    let oldest = exports.iter().max_by_key(|(_, health)| rank(health));
+    let is_known = oldest.is_some_and(|(_, health)| health.age_seconds.is_some());
+    let data_ages: Option<Vec<_>> = exports.iter().map(|(_, health)| health.data_age_seconds).collect();
     Health {
-        status: status(oldest.map(|(age, _)| age), max_age),
-        last_sync: oldest.map(|(_, at)| text(at)),
-        age_seconds: oldest.map(|(age, _)| age.as_secs()),
-        max_age_seconds: max_age.as_secs(),
+        status: Status::of(exports.iter().all(|(_, health)| health.status == Status::Healthy)),
+        last_sync: oldest.filter(|_| is_known).and_then(|(_, health)| health.last_sync.clone()),
+        age_seconds: oldest.and_then(|(_, health)| health.age_seconds),
+        max_age_seconds: oldest.map(|(_, health)| health.max_age_seconds),
+        data_age_seconds: data_ages.and_then(|ages| ages.into_iter().max()),
         version: env!("CARGO_PKG_VERSION"),
-        exports: exports
-            .into_iter()
-            .map(|(export, age)| (export.name.clone(), export_health(export, age, max_age)))
-            .collect(),
+        exports: exports.into_iter().map(|(export, health)| (export.name.clone(), health)).collect(),
     }
 }
 
-fn export_health(export: &ExportView, age: Option<Duration>, max_age: Duration) -> ExportHealth {
+fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> ExportHealth {
+    let health = |of: &TypeView| (of.name.clone(), type_health(of, export, now, instant));
+    let types: BTreeMap<_, _> = export.types.iter().map(health).collect();
+    // An unconfirmed type has no data that could be old.
+    let with_data = types.iter().filter(|(_, of)| of.data_age_seconds.is_some() || of.status == Status::Unhealthy);
+    let rank = |of: &TypeHealth| (of.data_age_seconds.is_none(), of.data_age_seconds);
+    let oldest = with_data.max_by_key(|(_, of)| rank(of));
+    let age = export.last_complete.and_then(|last| last.age(now, instant));
     ExportHealth {
-        status: status(age, max_age),
+        status: Status::of(types.values().all(|of| of.status == Status::Healthy)),
         last_sync: export.last_complete.map(|last| text(last.at)),
         age_seconds: age.map(|age| age.as_secs()),
+        max_age_seconds: export.max_age.as_secs(),
+        data_age_seconds: oldest.and_then(|(_, of)| of.data_age_seconds),
+        oldest_type: oldest.map(|(name, _)| name.clone()),
         last_outcome: export.last_outcome.map(|outcome| outcome.to_string()),
         failures_in_a_row: export.failures_in_a_row,
         warnings: export.warnings.clone(),
         next_run: export.next_run_at.map(text),
         now: (export.step != Step::Idle).then(|| export.step.to_string()),
+        types,
     }
 }
 
-fn status(age: Option<Duration>, max_age: Duration) -> Status {
-    if age.is_some_and(|age| age <= max_age) { Status::Healthy } else { Status::Unhealthy }
+fn type_health(of: &TypeView, export: &ExportView, now: DateTime<Utc>, instant: Instant) -> TypeHealth {
+    let age = of.data.and_then(|data| data.age(now, instant));
+    let asked = of.unconfirmed.and_then(|asked| asked.age(now, instant));
+    let is_fresh = age.is_some_and(|age| age <= export.max_age)
+        || asked.is_some_and(|age| age <= export.max_age.saturating_add(export.recheck_absent));
+    TypeHealth {
+        status: Status::of(is_fresh),
+        data_as_of: of.data.map(|data| text(data.at)),
+        data_age_seconds: age.map(|age| age.as_secs()),
+        last_end: of.last_end.clone(),
+    }
 }
 
 fn text(instant: DateTime<Utc>) -> String {
@@ -148,18 +213,33 @@ mod tests {
 
     const MAX_AGE: Duration = Duration::from_hours(2);
 
-    fn view(last_complete: &[Option<(&str, Instant)>]) -> View {
-        let export = |(index, last): (usize, &Option<(&str, Instant)>)| ExportView {
+    /// An export for each list of types; all monotonic instants are that of `start`.
+    fn view(exports: &[&[Option<&str>]], start: Instant) -> View {
+        let moment = |at: &str| Moment::new(self::at(at), self::at(at), start);
+        let of_type = |(index, data): (usize, Option<&str>)| TypeView {
+            name: format!("type-{index}"),
+            data: data.map(moment),
+            unconfirmed: None,
+            last_end: None,
+        };
+        let export = |(index, types): (usize, &&[Option<&str>])| ExportView {
             name: format!("export-{index}"),
-            last_complete: last.map(|(at, anchor)| LastComplete { at: parse_instant(at).unwrap(), anchor }),
+            last_complete: types
+                .iter()
+                .copied()
+                .collect::<Option<Vec<_>>>()
+                .and_then(|all| all.into_iter().min())
+                .map(moment),
+            types: types.iter().copied().enumerate().map(of_type).collect(),
+            max_age: MAX_AGE,
+            recheck_absent: Duration::from_hours(24),
             last_outcome: None,
             failures_in_a_row: 0,
             warnings: Vec::new(),
             next_run_at: None,
             step: Step::Idle,
         };
-        let exports = last_complete.iter().enumerate().map(export).collect();
-        View { ready: true, heartbeat: Instant::now(), exports }
+        View { ready: true, heartbeat: start, exports: exports.iter().enumerate().map(export).collect() }
     }
 
     fn at(text: &str) -> DateTime<Utc> {
@@ -167,61 +247,90 @@ mod tests {
     }
 
     /// Healthy or not, and the body as it is sent.
-    fn health(view: &View, max_age: Duration, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
-        let health = super::health(view, max_age, now, instant);
+    fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
+        let health = super::health(view, now, instant);
         (health.is_healthy(), serde_json::to_value(&health).unwrap())
     }
 
     #[test]
     fn it_is_healthy_up_to_the_age_and_unhealthy_beyond() {
         let start = Instant::now();
-        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
-        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T11:59:59Z"), start);
+        let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
+        let (healthy, body) = health(&view, at("2026-11-20T11:59:59Z"), start);
         assert!(healthy);
-        assert_eq!((&body["status"], &body["age_seconds"]), (&json!("healthy"), &json!(7199)));
+        assert_eq!((&body["status"], &body["data_age_seconds"]), (&json!("healthy"), &json!(7199)));
+        assert_eq!((&body["age_seconds"], &body["max_age_seconds"]), (&json!(7199), &json!(7200)));
         assert_eq!(body["last_sync"], json!("2026-11-20T10:00:00Z"));
-        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T12:00:01Z"), start);
+        let (healthy, body) = health(&view, at("2026-11-20T12:00:01Z"), start);
         assert!(!healthy);
         assert_eq!(body["status"], json!("unhealthy"));
     }
 
     #[test]
-    fn without_a_complete_sync_it_is_unhealthy() {
-        let (healthy, body) = health(&view(&[None]), MAX_AGE, at("2026-11-20T10:00:00Z"), Instant::now());
+    fn the_oldest_type_decides_and_one_that_was_never_loaded_is_older_than_any() {
+        let start = Instant::now();
+        let now = at("2026-11-20T10:00:01Z");
+        let old = view(&[&[Some("2026-11-20T10:00:00Z"), Some("2026-11-20T07:00:00Z")]], start);
+        let (healthy, body) = health(&old, now, start);
+        let export = &body["exports"]["export-0"];
         assert!(!healthy);
+        assert_eq!((&export["oldest_type"], &export["data_age_seconds"]), (&json!("type-1"), &json!(10_801)));
+        assert_eq!(export["types"]["type-0"]["status"], json!("healthy"));
+        let never = view(&[&[Some("2026-11-20T07:00:00Z"), None, Some("2026-11-20T10:00:00Z")]], start);
+        let (healthy, body) = health(&never, now, start);
+        let export = &body["exports"]["export-0"];
+        assert!(!healthy);
+        assert_eq!((&export["oldest_type"], &export["data_age_seconds"]), (&json!("type-1"), &Value::Null));
         assert_eq!(body["last_sync"], Value::Null);
+    }
+
+    #[test]
+    fn an_unconfirmed_type_is_healthy_while_it_is_asked_for_again_in_time() {
+        let start = Instant::now();
+        let mut view = view(&[&[None]], start);
+        assert!(!health(&view, at("2026-11-20T10:00:00Z"), start).0);
+        view.exports[0].types[0].unconfirmed =
+            Some(Moment::new(at("2026-11-19T09:00:00Z"), at("2026-11-19T09:00:00Z"), start));
+        let (healthy, body) = health(&view, at("2026-11-20T10:59:00Z"), start);
+        assert!(healthy);
+        assert_eq!(body["exports"]["export-0"]["oldest_type"], Value::Null);
+        assert!(!health(&view, at("2026-11-20T11:01:00Z"), start).0, "nobody asks any more");
     }
 
     #[test]
     fn one_old_export_makes_the_whole_unhealthy() {
         let start = Instant::now();
-        let view = view(&[Some(("2026-11-20T10:00:00Z", start)), Some(("2026-11-20T07:00:00Z", start))]);
-        let (healthy, body) = health(&view, MAX_AGE, at("2026-11-20T10:00:01Z"), start);
+        let mut view = view(&[&[Some("2026-11-20T10:00:00Z")], &[Some("2026-11-20T07:00:00Z")]], start);
+        let (healthy, body) = health(&view, at("2026-11-20T10:00:01Z"), start);
         assert!(!healthy);
         assert_eq!(body["last_sync"], json!("2026-11-20T07:00:00Z"));
         assert_eq!(body["exports"]["export-0"]["status"], json!("healthy"));
+        view.exports[1].max_age = Duration::from_hours(24);
+        let (healthy, body) = health(&view, at("2026-11-20T10:00:01Z"), start);
+        assert!(healthy, "each export has its own age");
+        assert_eq!((&body["age_seconds"], &body["max_age_seconds"]), (&json!(10_801), &json!(86_400)));
     }
 
     #[test]
     fn a_clock_that_was_set_back_does_not_make_old_data_fresh() {
         let start = Instant::now();
-        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
+        let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
         let later = start + Duration::from_hours(3);
-        assert!(!health(&view, MAX_AGE, at("2026-11-20T10:30:00Z"), later).0, "the monotonic clock knows better");
-        assert!(!health(&view, MAX_AGE, at("2026-11-20T09:00:00Z"), start).0, "an age from the future is not an age");
-        assert!(health(&view, MAX_AGE, at("2026-11-20T09:59:30Z"), start).0, "a little skew is");
+        assert!(!health(&view, at("2026-11-20T10:30:00Z"), later).0, "the monotonic clock knows better");
+        assert!(!health(&view, at("2026-11-20T09:00:00Z"), start).0, "an age from the future is not an age");
+        assert!(health(&view, at("2026-11-20T09:59:30Z"), start).0, "a little skew is");
     }
 
     #[test]
     fn a_machine_that_slept_does_not_keep_old_data_fresh() {
         let start = Instant::now();
-        let view = view(&[Some(("2026-11-20T10:00:00Z", start))]);
-        assert!(!health(&view, MAX_AGE, at("2026-11-20T18:00:00Z"), start).0);
+        let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
+        assert!(!health(&view, at("2026-11-20T18:00:00Z"), start).0);
     }
 
     #[test]
     fn a_loop_that_hangs_is_not_alive() {
-        let view = view(&[None]);
+        let view = view(&[&[None]], Instant::now());
         assert!(is_alive(&view, view.heartbeat + Duration::from_secs(59)));
         assert!(!is_alive(&view, view.heartbeat + Duration::from_secs(61)));
     }

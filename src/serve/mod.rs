@@ -18,13 +18,11 @@ use chrono::Utc;
 use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use health::{ExportView, LastComplete, View};
+pub use health::{ExportView, Moment, TypeView, View};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// How old the last complete sync may be.
-    pub max_age: Duration,
 }
 
 /// The listener. It runs on its own thread until it is dropped.
@@ -45,7 +43,7 @@ impl Server {
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (router, stopped) = (router(config.max_age, views), stop.clone());
+        let (router, stopped) = (router(views), stop.clone());
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(move || {
             let served = runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -79,34 +77,30 @@ impl Drop for Server {
     }
 }
 
-#[derive(Clone)]
-struct Context {
-    max_age: Duration,
-    views: watch::Receiver<View>,
-}
+type Views = watch::Receiver<View>;
 
-fn router(max_age: Duration, views: watch::Receiver<View>) -> Router {
+fn router(views: Views) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(Context { max_age, views })
+        .with_state(views)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the age of the data is measured by the local clock")]
-async fn health(State(context): State<Context>) -> Response {
-    let health = health::health(&context.views.borrow(), context.max_age, Utc::now(), Instant::now());
+async fn health(State(views): State<Views>) -> Response {
+    let health = health::health(&views.borrow(), Utc::now(), Instant::now());
     respond(health.is_healthy(), Json(health))
 }
 
 /// Is the daemon's loop alive? It says nothing about the FHIR server or the tables: a restart would not repair those.
-async fn livez(State(context): State<Context>) -> Response {
-    let alive = health::is_alive(&context.views.borrow(), Instant::now());
+async fn livez(State(views): State<Views>) -> Response {
+    let alive = health::is_alive(&views.borrow(), Instant::now());
     respond(alive, if alive { "alive\n" } else { "the event loop does not respond\n" })
 }
 
-async fn readyz(State(context): State<Context>) -> Response {
-    let ready = context.views.borrow().ready;
+async fn readyz(State(views): State<Views>) -> Response {
+    let ready = views.borrow().ready;
     respond(ready, if ready { "ready\n" } else { "starting or stopping\n" })
 }
 

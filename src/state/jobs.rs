@@ -14,7 +14,7 @@ pub struct JobInFlight {
     /// The server's own time when it accepted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kicked_off_at: Option<TransactionTime>,
-    /// The local time of the kick-off, only for the deadline of the job.
+    /// The local time of the kick-off, for the deadline of the job and the age of its data.
     pub polling_since: DateTime<Utc>,
     pub types: Vec<ResourceType>,
     /// `_since` as it was sent; absent in a full load.

@@ -5,6 +5,7 @@
 //! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
 mod asked;
+mod freshness;
 mod jobs;
 mod place;
 
@@ -21,7 +22,11 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use self::place::Owner;
-pub use self::{asked::Asked, jobs::JobInFlight};
+pub use self::{
+    asked::Asked,
+    freshness::{Freshness, Outcome},
+    jobs::JobInFlight,
+};
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
 #[derive(thiserror::Error, Debug)]
@@ -82,6 +87,8 @@ pub struct ExportState {
     /// The same for the last full refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_full_refresh_at: Option<DateTime<Utc>>,
+    #[serde(default)]
+    pub freshness: Freshness,
     /// The jobs in flight. An earlier version kept one, as `job`.
     #[serde(default, alias = "job", deserialize_with = "jobs::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,
@@ -202,7 +209,7 @@ fn read(path: &Path, owner: Owner) -> Result<Contents, Error> {
     }
     let is_whole = envelope.checksum == checksum(envelope.state.get());
     match serde_json::from_str(envelope.state.get()) {
-        Ok(state) if is_whole => Ok(Contents::Whole(state)),
+        Ok(state) if is_whole => Ok(Contents::Whole(freshness::of_an_earlier_version(state))),
         _ => Ok(Contents::Broken(text.into_bytes())),
     }
 }

@@ -53,7 +53,7 @@ impl Ledger {
         let row = |(resource_type, of): (&ResourceType, &TypeReport)| {
             let requested = self.requests.get(resource_type);
             let before = self.watermarks_before.get(resource_type).copied();
-            let (end, version, after, cause) = end(of);
+            let (version, after, cause) = end(of);
             LedgerRow {
                 run: report.run,
                 export: report.export.clone(),
@@ -68,7 +68,7 @@ impl Ledger {
                 duration_ms: u64::try_from((report.ended_at - report.started_at).num_milliseconds())
                     .unwrap_or_default(),
                 outcome: report.outcome.to_string(),
-                end: end.to_owned(),
+                end: of.end.word().to_owned(),
                 cause: cause.or_else(|| (!report.remarks.is_empty()).then(|| report.remarks.join("; "))),
                 notes: (!report.notes.is_empty()).then(|| report.notes.join("; ")),
                 watermark_before: before.map(instant),
@@ -117,19 +117,17 @@ impl Syncer {
     }
 }
 
-/// How a type ended: the word, the version of its table, its new watermark, and why it failed.
-fn end(of: &TypeReport) -> (&'static str, Option<u64>, Option<TransactionTime>, Option<String>) {
+/// How a type ended: the version of its table, its new watermark, and why it failed.
+fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>) {
     match &of.end {
-        TypeEnd::NotReached => ("not reached", None, None, None),
-        TypeEnd::Committed { version, watermark } => ("committed", Some(*version), Some(*watermark), None),
-        TypeEnd::WatermarkHeld { version } => ("watermark held", Some(*version), None, None),
-        TypeEnd::Behind { version, watermark } => ("behind", Some(*version), Some(*watermark), None),
-        TypeEnd::Denied { missing_scope } => {
-            ("denied", None, None, Some(format!("the scope {missing_scope} is not granted")))
+        TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
+            (Some(*version), Some(*watermark), None)
         }
-        TypeEnd::Missing { on_server } => ("missing", None, None, Some(format!("the server has {on_server}"))),
-        TypeEnd::Unconfirmed => ("unconfirmed", None, None, None),
-        TypeEnd::Failed(failure) => ("failed", None, None, Some(failure.cause.clone())),
+        TypeEnd::WatermarkHeld { version } => (Some(*version), None, None),
+        TypeEnd::Denied { missing_scope } => (None, None, Some(format!("the scope {missing_scope} is not granted"))),
+        TypeEnd::Missing { on_server } => (None, None, Some(format!("the server has {on_server}"))),
+        TypeEnd::Failed(failure) => (None, None, Some(failure.cause.clone())),
+        TypeEnd::NotReached | TypeEnd::Unconfirmed => (None, None, None),
     }
 }
 

@@ -24,6 +24,11 @@ impl Syncer {
         lock(&self.store).state().clone()
     }
 
+    /// The same; `None` while a change is on its way to the disk.
+    pub fn state_at_hand(&self) -> Option<State> {
+        self.store.try_lock().ok().map(|store| store.state().clone())
+    }
+
     pub(super) fn state_folder(&self) -> PathBuf {
         lock(&self.store).folder().to_owned()
     }
@@ -75,6 +80,7 @@ impl Syncer {
             }
             if let Some((reason, types)) = reload {
                 state.watermarks.retain(|resource_type, _| !types.contains(resource_type));
+                state.freshness.data_as_of.retain(|resource_type, _| !types.contains(resource_type));
                 state.reload.extend(types.into_iter().map(|resource_type| (resource_type, reason.clone())));
             }
         })
@@ -93,6 +99,7 @@ impl Syncer {
         self.remember_export(export, move |state| {
             state.watermarks.retain(|resource_type, _| !reasons.contains_key(resource_type));
             state.tables.retain(|resource_type, _| !reasons.contains_key(resource_type));
+            state.freshness.data_as_of.retain(|resource_type, _| !reasons.contains_key(resource_type));
             state.reload.extend(reasons);
         })
         .await
@@ -124,15 +131,19 @@ impl Syncer {
     ) -> Result<(), Error> {
         let (asked_at, status_url) = (now(), job.status_url.clone());
         let (watermarks, tables) = (report.watermarks(), report.tables());
+        let data_as_of = report.data_as_of(job);
+        let absent = report.absent();
         let mut unconfirmed = report.unconfirmed();
         unconfirmed.retain(|resource_type| job.types.contains(resource_type));
         let has_tombstones = self.root.has_tombstones().await?;
         self.remember_export(export, move |state| {
             state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
+            state.unconfirmed.retain(|resource_type, _| !absent.contains(resource_type));
             state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.watermarks.extend(watermarks);
             state.tables.extend(tables);
+            state.freshness.data_as_of.extend(data_as_of);
             state.has_tombstones = has_tombstones;
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 job.types.clone_from(&left);
@@ -141,26 +152,41 @@ impl Syncer {
         .await
     }
 
-    /// When the last complete sync ended: what `/health` and the schedule go by.
+    /// How the run ended: what `/health` and the schedule go by.
     pub(super) async fn remember_end(&self, report: &Report) -> Result<(), Error> {
-        if report.outcome != Outcome::Complete {
-            return Ok(());
-        }
-        let (name, ended_at) = (report.export.clone(), report.ended_at);
-        let full_refresh = report.mode == Mode::FullRefresh;
+        let (name, ended_at, outcome) = (report.export.clone(), report.ended_at, report.outcome);
+        let duration = (ended_at - report.started_at).to_std().unwrap_or_default();
+        let ends = report.types.iter().map(|(of, report)| (*of, report.end.word().to_owned())).collect();
+        let warnings = report.warnings();
+        let is_full_refresh = report.mode == Mode::FullRefresh;
         self.remember(move |state| {
             let export = state.exports.entry(name).or_default();
             // The first complete sync has loaded everything, whichever mode it ran in.
-            if full_refresh || export.last_complete_at.is_none() {
-                export.last_full_refresh_at = Some(ended_at);
+            let has_loaded_everything = is_full_refresh || export.last_complete_at.is_none();
+            export.freshness.count(outcome);
+            export.freshness.warn(warnings);
+            export.freshness.ends = ends;
+            if matches!(outcome, Outcome::Complete | Outcome::Partial) {
+                export.freshness.took(duration, has_loaded_everything);
             }
-            export.last_complete_at = Some(ended_at);
-            state.last_sync_before_migration = None;
+            if outcome == Outcome::Complete {
+                if has_loaded_everything {
+                    export.last_full_refresh_at = Some(ended_at);
+                }
+                export.last_complete_at = Some(ended_at);
+                state.last_sync_before_migration = None;
+            }
         })
         .await
     }
 
-    async fn remember_export(
+    /// A run of the export panicked, so that it has left no report.
+    pub async fn remember_panic(&self, export: &str) -> Result<(), Error> {
+        let name = export.to_owned();
+        self.remember(move |state| state.exports.entry(name).or_default().freshness.count(Outcome::Failed)).await
+    }
+
+    pub(super) async fn remember_export(
         &self,
         export: &Export,
         change: impl FnOnce(&mut ExportState) + Send + 'static,

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Mode, Run};
+use super::{Error, Export, Mode, Run, Syncer, events};
 use crate::{fhir::ResourceType, state::KnownTable, table};
 
 impl Run<'_> {
@@ -21,7 +21,7 @@ impl Run<'_> {
         let mut reasons = BTreeMap::new();
         let mut is_any_there = false;
         for (resource_type, table) in &known {
-            let difference = self.difference(*resource_type, table).await;
+            let difference = self.syncer.difference(*resource_type, table).await;
             is_any_there |= !matches!(difference, Ok(Some(Difference::Gone)));
             // A table that cannot be opened fails its type when the run is planned.
             if let Ok(Some(difference)) = difference {
@@ -29,6 +29,7 @@ impl Run<'_> {
             }
         }
         if !is_any_there && self.mode != Mode::FullRefresh {
+            self.syncer.forget_data(self.export, known.into_keys().collect()).await?;
             return Err(Error::TablesGone { root: self.syncer.root.place() });
         }
         if state.has_tombstones && !self.syncer.root.has_tombstones().await? {
@@ -37,13 +38,44 @@ impl Run<'_> {
         }
         self.syncer.remember_differences(self.export, reasons).await
     }
+}
+
+impl Syncer {
+    /// The types of an export whose data cannot be counted on: the table is not there, is not the one of the last sync, or
+    /// its watermark is of another source, level or group. `/health` must not call them fresh, even before the next run.
+    pub async fn forget_lost_data(&self, export: &Export) -> Result<(), Error> {
+        let known = self.export_state(export);
+        let mut lost = Vec::new();
+        for (resource_type, watermark) in self.watermarks(export).await {
+            let is_there = match (watermark, known.tables.get(&resource_type)) {
+                (Ok(Some(_)), Some(table)) => matches!(self.difference(resource_type, table).await, Ok(None)),
+                (Ok(watermark), _) => watermark.is_some(),
+                (Err(_), _) => false,
+            };
+            if !is_there && known.freshness.data_as_of.contains_key(&resource_type) {
+                lost.push(resource_type);
+            }
+        }
+        self.forget_data(export, lost).await
+    }
+
+    async fn forget_data(&self, export: &Export, lost: Vec<ResourceType>) -> Result<(), Error> {
+        if lost.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(export = export.name, types = events::list(&lost), "the tables are not those of the last sync");
+        self.remember_export(export, move |state| {
+            state.freshness.data_as_of.retain(|resource_type, _| !lost.contains(resource_type));
+        })
+        .await
+    }
 
     async fn difference(
         &self,
         resource_type: ResourceType,
         known: &KnownTable,
     ) -> Result<Option<Difference>, table::Error> {
-        let Some(table) = self.syncer.root.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
+        let Some(table) = self.root.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
         if table.id()? != known.id {
             return Ok(Some(Difference::AnotherTable));
         }

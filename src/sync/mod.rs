@@ -54,7 +54,7 @@ pub use self::{
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     progress::{Progress, ProgressSender, Step},
-    report::{Failure, Outcome, Report, TypeEnd, TypeReport},
+    report::{Failure, Report, TypeEnd, TypeReport},
 };
 use crate::{
     export::{Client, Completed, ExportRequest, Job, PollProgress},
@@ -66,6 +66,7 @@ use crate::{
 // What the commands name of the rooms below, so that they need no arrow to them.
 pub use crate::{
     export::Level,
+    state::Outcome,
     table::{Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, Retention, Root, TableName},
 };
 

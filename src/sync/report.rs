@@ -1,14 +1,14 @@
 //! A report: what one run brought, per type, and how it ended. It is for health, logs and people; only the exit code
 //! depends on it.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Error, Mode, Recovery, chain, events, quarantine::Quarantine, recovery};
+use super::{Error, Mode, Outcome, Recovery, chain, events, quarantine::Quarantine, recovery};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::KnownTable,
+    state::{JobInFlight, KnownTable},
     table::{Counts, LedgerFile},
 };
 
@@ -91,25 +91,19 @@ impl Failure {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every type has every row up to its new watermark.
-    Complete,
-    /// Something was committed, and something failed, is missing or in quarantine.
-    Partial,
-    Failed,
-    /// Stopped as requested; the next run continues.
-    Stopped,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.pad(match self {
-            Self::Complete => "complete",
-            Self::Partial => "partial",
-            Self::Failed => "failed",
-            Self::Stopped => "stopped",
-        })
+impl TypeEnd {
+    /// For the ledger, the state file and `/health`.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotReached => "not reached",
+            Self::Committed { .. } => "committed",
+            Self::WatermarkHeld { .. } => "watermark held",
+            Self::Behind { .. } => "behind",
+            Self::Denied { .. } => "denied",
+            Self::Missing { .. } => "missing",
+            Self::Unconfirmed => "unconfirmed",
+            Self::Failed(_) => "failed",
+        }
     }
 }
 
@@ -198,15 +192,34 @@ impl Report {
             .collect()
     }
 
+    /// From when the data are of the types of a job whose watermarks moved to where the job goes. A type that is behind is
+    /// not among them: what changed before its clock was set back may still be missing.
+    pub fn data_as_of(&self, job: &JobInFlight) -> Vec<(ResourceType, DateTime<Utc>)> {
+        let of_job = self.types.iter().filter(|(resource_type, _)| job.types.contains(resource_type));
+        let committed = of_job.filter_map(|(resource_type, report)| match report.end {
+            TypeEnd::Committed { watermark, .. } => Some((*resource_type, job.data_as_of(watermark))),
+            _ => None,
+        });
+        committed.collect()
+    }
+
     /// What the run left open: sentences without content of resources.
     pub fn warnings(&self) -> Vec<String> {
-        self.notes.iter().chain(&self.remarks).cloned().collect()
+        let accepted = self.accepted.iter().map(|accepted| format!("accepted: {accepted}"));
+        self.notes.iter().cloned().chain(self.causes()).chain(accepted).collect()
     }
 
     /// The types that were absent from a full load, and nobody knows why.
     pub fn unconfirmed(&self) -> Vec<ResourceType> {
         let unconfirmed = self.types.iter().filter(|(_, report)| report.end == TypeEnd::Unconfirmed);
         unconfirmed.map(|(resource_type, _)| *resource_type).collect()
+    }
+
+    /// The types that were absent from a full load, and are known to be more than that.
+    pub fn absent(&self) -> Vec<ResourceType> {
+        let is_known = |end: &TypeEnd| matches!(end, TypeEnd::Denied { .. } | TypeEnd::Missing { .. });
+        let absent = self.types.iter().filter(|(_, report)| is_known(&report.end));
+        absent.map(|(resource_type, _)| *resource_type).collect()
     }
 
     /// The types that failed, each with its cause.

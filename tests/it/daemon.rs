@@ -1,46 +1,6 @@
-use fhir_sync::demo::{Fault, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{Ended, HOUR, PATIENT, Process, Setup, eventually};
-
-/// A running daemon, and the origin of its health listener.
-struct Daemon {
-    process: Process,
-    origin: String,
-}
-
-impl Daemon {
-    async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
-        let process = setup.start("run", settings);
-        let origin = process.health().await;
-        Self { process, origin }
-    }
-
-    async fn get(&self, path: &str) -> (u16, String) {
-        let response = reqwest::get(format!("{}{path}", self.origin)).await.unwrap();
-        (response.status().as_u16(), response.text().await.unwrap())
-    }
-
-    async fn health(&self) -> (u16, Value) {
-        let (status, body) = self.get("/health").await;
-        (status, serde_json::from_str(&body).unwrap())
-    }
-
-    async fn eventually_health(&self, what: &str, is: impl Fn(u16, &Value) -> bool) -> Value {
-        let look = async || Some(self.health().await).filter(|(status, body)| is(*status, body));
-        eventually(what, look).await.1
-    }
-
-    async fn healthcheck(&self) -> Ended {
-        Process::start(&["healthcheck", "--url", &format!("{}/health", self.origin)], &[]).end().await
-    }
-
-    async fn stop(self) {
-        self.process.terminate().await;
-        let ended = self.process.end().await;
-        assert_eq!(ended.code, Some(0), "{}", ended.output());
-    }
-}
+use crate::harness::{Daemon, HOUR, PATIENT, Process, Setup, eventually};
 
 #[tokio::test]
 async fn a_new_daemon_syncs_at_once_and_is_healthy_afterwards() {
@@ -121,44 +81,6 @@ async fn health_answers_while_tables_are_written() {
     assert_eq!((daemon.health().await.0, daemon.get("/livez").await.0), (503, 200));
     assert!(!last.exists(), "the answer came too late to prove anything");
     daemon.eventually_health("health", |status, _| status == 200).await;
-    daemon.stop().await;
-    setup.assert_same_as_server().await;
-}
-
-#[tokio::test]
-async fn health_becomes_unhealthy_when_the_data_are_too_old() {
-    let setup = Setup::new().await;
-    setup.complete().await;
-    let daemon = Daemon::start(&setup, &[("FHIR_SYNC__HEALTH__MAX_AGE", "1s")]).await;
-    let body = daemon.eventually_health("old age", |status, _| status == 503).await;
-    assert_eq!((&body["status"], &body["max_age_seconds"]), (&json!("unhealthy"), &json!(1)));
-    assert!(body["age_seconds"].as_u64().is_some_and(|age_seconds| age_seconds >= 1), "{body}");
-    assert_eq!(daemon.get("/readyz").await.0, 200);
-    daemon.stop().await;
-}
-
-#[tokio::test]
-async fn a_failed_sync_is_counted_in_health_until_the_next_one_succeeds() {
-    let mut setup = Setup::new().await;
-    setup.schedule = "* * * * * *";
-    setup.server.scenario(|scenario| {
-        scenario.faults = vec![Fault::Status {
-            path_contains: "$export".to_owned(),
-            status: StatusCode::FORBIDDEN,
-            // The request for both types, then for each of them.
-            times: 3,
-            retry_after: None,
-            body: String::new(),
-        }];
-        scenario.hold = true;
-    });
-    let daemon = Daemon::start(&setup, &[]).await;
-    let failed = |_, body: &Value| body["exports"]["all"]["failures_in_a_row"] == json!(1);
-    let body = daemon.eventually_health("a failure", failed).await;
-    assert_eq!(body["exports"]["all"]["last_outcome"], json!("failed"));
-    setup.server.scenario(|scenario| scenario.hold = false);
-    let body = daemon.eventually_health("health", |status, _| status == 200).await;
-    assert_eq!(body["exports"]["all"]["failures_in_a_row"], json!(0));
     daemon.stop().await;
     setup.assert_same_as_server().await;
 }

@@ -27,6 +27,8 @@ mod convergence;
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
+/// Health: how old the data are, what is a warning, and that a restart does not forget it.
+mod health;
 /// The ledger, and the commands that look at it.
 mod ledger;
 /// One writer: two processes with different state files on one root.

@@ -2,6 +2,7 @@
 //!
 //! Each sync opens state file and tables again, so that it knows only what is on the disk.
 
+mod daemon;
 mod made;
 mod process;
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::read_back;
 
 pub use self::{
+    daemon::Daemon,
     made::{Made, ndjson},
     process::{BINARY, Ended, Process, RARELY},
 };

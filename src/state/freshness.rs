@@ -1,0 +1,157 @@
+//! Freshness: from when the data of an export are, and how its last runs ended. It is what `/health` reports, kept here so
+//! that a restart does not forget it.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::{JobInFlight, State};
+use crate::fhir::{ResourceType, TransactionTime};
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Freshness {
+    /// From when the data of each type are, by the local clock; see [`JobInFlight::data_as_of`].
+    pub data_as_of: BTreeMap<ResourceType, DateTime<Utc>>,
+    /// How each type ended in the last run, as a word.
+    pub ends: BTreeMap<ResourceType, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_outcome: Option<Outcome>,
+    pub failures_in_a_row: u32,
+    /// What the last run left open: sentences without content of resources.
+    pub warnings: Vec<String>,
+    /// How long the last runs took that committed something, the newest last.
+    pub incremental_ms: Vec<u64>,
+    pub full_refresh_ms: Vec<u64>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Every type has every row up to its new watermark.
+    Complete,
+    /// Something was committed, and something failed, is missing or in quarantine.
+    Partial,
+    Failed,
+    /// Stopped as requested; the next run continues.
+    Stopped,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::Complete => "complete",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// More are of no use to a reader of `/health`.
+const MAX_WARNINGS: usize = 50;
+/// Enough to know how long a run usually takes; few enough to forget the exception.
+const MAX_DURATIONS: usize = 5;
+
+impl Freshness {
+    pub fn warn(&mut self, mut warnings: Vec<String>) {
+        let left_out = warnings.len().saturating_sub(MAX_WARNINGS);
+        warnings.truncate(MAX_WARNINGS);
+        warnings.extend((left_out > 0).then(|| format!("and {left_out} more; the log has them all")));
+        self.warnings = warnings;
+    }
+
+    pub fn count(&mut self, outcome: Outcome) {
+        self.last_outcome = Some(outcome);
+        match outcome {
+            Outcome::Complete => self.failures_in_a_row = 0,
+            Outcome::Partial | Outcome::Failed => self.failures_in_a_row = self.failures_in_a_row.saturating_add(1),
+            Outcome::Stopped => {}
+        }
+    }
+
+    pub fn took(&mut self, duration: Duration, is_full_refresh: bool) {
+        let durations = if is_full_refresh { &mut self.full_refresh_ms } else { &mut self.incremental_ms };
+        durations.push(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+        let before = durations.len().saturating_sub(MAX_DURATIONS);
+        durations.drain(..before);
+    }
+
+    /// The longest of the last runs; full refreshes count where the schedule has them.
+    pub fn longest_run(&self, with_full_refresh: bool) -> Duration {
+        let full_refresh = self.full_refresh_ms.iter().filter(|_| with_full_refresh);
+        let longest = self.incremental_ms.iter().chain(full_refresh).max();
+        Duration::from_millis(longest.copied().unwrap_or_default())
+    }
+}
+
+impl JobInFlight {
+    /// From when the data are whose watermark this job moves, by the local clock.
+    ///
+    /// That is the local time of the kick-off, not of the end of the run: what changed on the server during a job of hours
+    /// is not in the tables. A snapshot that the server took before the kick-off is older by as much as the server's own
+    /// clock says. So a server clock that is off, or jumps between two runs, makes data neither younger nor older.
+    pub fn data_as_of(&self, watermark: TransactionTime) -> DateTime<Utc> {
+        let Some(kicked_off_at) = self.kicked_off_at else { return self.polling_since };
+        let lag = (kicked_off_at.instant() - watermark.instant()).max(chrono::TimeDelta::zero());
+        self.polling_since.checked_sub_signed(lag).unwrap_or(DateTime::UNIX_EPOCH)
+    }
+}
+
+/// A state file of an earlier version does not say from when the data are. They are no younger than their watermark, and
+/// no younger than the end of the last complete run.
+pub(super) fn of_an_earlier_version(mut state: State) -> State {
+    for export in state.exports.values_mut().filter(|export| export.freshness == Freshness::default()) {
+        let Some(last_complete_at) = export.last_complete_at else { continue };
+        let as_of = |watermark: &TransactionTime| watermark.instant().min(last_complete_at);
+        export.freshness.data_as_of = export.watermarks.iter().map(|(of, watermark)| (*of, as_of(watermark))).collect();
+    }
+    state
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fhir::parse_instant;
+
+    fn job(kicked_off_at: Option<&str>) -> JobInFlight {
+        JobInFlight {
+            status_url: "https://ehr.example.org/status/1".parse().unwrap(),
+            kicked_off_at: kicked_off_at.and_then(parse_instant).map(TransactionTime::from),
+            polling_since: parse_instant("2026-11-20T10:00:00Z").unwrap(),
+            types: Vec::new(),
+            since: None,
+            full_refresh: false,
+            asked: None,
+            server: None,
+        }
+    }
+
+    fn as_of(kicked_off_at: Option<&str>, watermark: &str) -> String {
+        job(kicked_off_at).data_as_of(parse_instant(watermark).unwrap().into()).format("%H:%M").to_string()
+    }
+
+    #[test]
+    fn the_data_are_from_the_local_time_of_the_kick_off_whatever_the_server_s_clock_says() {
+        assert_eq!(as_of(Some("2026-11-20T10:00:00Z"), "2026-11-20T10:00:00Z"), "10:00");
+        assert_eq!(as_of(Some("2031-01-01T00:00:00Z"), "2031-01-01T00:00:00Z"), "10:00", "years ahead");
+        assert_eq!(as_of(None, "2026-11-19T00:00:00Z"), "10:00", "its clock is unknown");
+    }
+
+    #[test]
+    fn a_snapshot_from_before_the_kick_off_is_older() {
+        assert_eq!(as_of(Some("2031-01-01T03:00:00Z"), "2031-01-01T01:30:00Z"), "08:30");
+    }
+
+    #[test]
+    fn few_durations_are_kept_and_a_full_refresh_counts_where_there_is_one() {
+        let mut freshness = Freshness::default();
+        freshness.took(Duration::from_hours(9), true);
+        (1..=8).rev().for_each(|minutes| freshness.took(Duration::from_mins(minutes), false));
+        assert_eq!(freshness.incremental_ms.len(), MAX_DURATIONS);
+        assert_eq!(freshness.longest_run(false), Duration::from_mins(5));
+        assert_eq!(freshness.longest_run(true), Duration::from_hours(9));
+    }
+}

@@ -1,0 +1,44 @@
+//! A daemon: the real binary in the command `run`, asked over HTTP.
+
+use serde_json::Value;
+
+use super::{Ended, Process, Setup, eventually};
+
+/// A running daemon, and the origin of its health listener.
+pub struct Daemon {
+    pub process: Process,
+    origin: String,
+}
+
+impl Daemon {
+    pub async fn start(setup: &Setup, settings: &[(&str, &str)]) -> Self {
+        let process = setup.start("run", settings);
+        let origin = process.health().await;
+        Self { process, origin }
+    }
+
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response = reqwest::get(format!("{}{path}", self.origin)).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    pub async fn health(&self) -> (u16, Value) {
+        let (status, body) = self.get("/health").await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    pub async fn eventually_health(&self, what: &str, is: impl Fn(u16, &Value) -> bool) -> Value {
+        let look = async || Some(self.health().await).filter(|(status, body)| is(*status, body));
+        eventually(what, look).await.1
+    }
+
+    pub async fn healthcheck(&self) -> Ended {
+        Process::start(&["healthcheck", "--url", &format!("{}/health", self.origin)], &[]).end().await
+    }
+
+    pub async fn stop(self) {
+        self.process.terminate().await;
+        let ended = self.process.end().await;
+        assert_eq!(ended.code, Some(0), "{}", ended.output());
+    }
+}
