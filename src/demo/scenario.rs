@@ -52,6 +52,10 @@ pub struct Scenario {
     /// The manifest links files on this origin; see [`Server::open_file_origin`](super::Server::open_file_origin).
     pub file_origin: Option<Url>,
 
+    /// The links of a manifest expire when this many requests for files were made by them, or when the manifest is sent
+    /// again with other ones (rule 61): then 403, as stores of objects answer.
+    pub link_requests: Option<u32>,
+
     /// Files are sent compressed to clients that accept it.
     pub gzip: bool,
     /// Files that are not compressed have a `Content-Length`; otherwise they are sent with chunked encoding.
@@ -88,6 +92,7 @@ impl Default for Scenario {
             transaction_time: None,
             requires_access_token: None,
             file_origin: None,
+            link_requests: None,
             gzip: true,
             content_length: true,
             ranges: false,

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use async_compression::tokio::bufread::GzipEncoder;
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::{Path, RawQuery, State},
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{AppendHeaders, IntoResponse, Response},
 };
@@ -24,6 +24,7 @@ use super::{
     Shared, answer,
     job::{Export, FileContent},
     locked,
+    status::SIGNATURE,
 };
 use crate::demo::Scenario;
 
@@ -32,8 +33,13 @@ type Chunks = BoxStream<'static, io::Result<Bytes>>;
 pub(super) async fn file(
     State(shared): State<Arc<Shared>>,
     Path((job, name)): Path<(usize, String)>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
+    if has_expired(&shared, job, query.as_deref()) {
+        let body = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>";
+        return (StatusCode::FORBIDDEN, [(header::CONTENT_TYPE, "application/xml")], body).into_response();
+    }
     let found = locked(&shared.jobs).export(job).and_then(|export| {
         let index = export.files.iter().position(|file| file.name == name)?;
         Some((export, index))
@@ -58,6 +64,13 @@ pub(super) async fn file(
         response_headers.push((header::ETAG, etag));
     }
     (representation.status(), AppendHeaders(response_headers), Body::from_stream(chunks)).into_response()
+}
+
+fn has_expired(shared: &Shared, job: usize, query: Option<&str>) -> bool {
+    let Some(limit) = shared.scenario().link_requests else { return false };
+    let mut pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let signature = pairs.find_map(|(name, value)| (name == SIGNATURE).then_some(value)).unwrap_or_default();
+    !locked(&shared.jobs).admits(job, &signature, limit)
 }
 
 /// The first `bytes` bytes of a body.

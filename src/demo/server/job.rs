@@ -49,6 +49,8 @@ pub(super) struct Jobs(Vec<Job>);
 struct Job {
     request: ExportRequest,
     polls: u32,
+    /// Requests for files by the links of the last manifest.
+    link_requests: u32,
     result: Option<Arc<Export>>,
 }
 
@@ -106,7 +108,7 @@ impl Jobs {
 
     /// Returns the number of the new job.
     pub(super) fn add(&mut self, request: ExportRequest, export: Export) -> usize {
-        self.0.push(Job { request, polls: 0, result: Some(Arc::new(export)) });
+        self.0.push(Job { request, polls: 0, link_requests: 0, result: Some(Arc::new(export)) });
         self.0.len()
     }
 
@@ -115,7 +117,23 @@ impl Jobs {
         let job = self.0.get_mut(number.checked_sub(1)?)?;
         let export = job.result.clone()?;
         job.polls = job.polls.saturating_add(1);
+        job.link_requests = 0;
         Some((job.polls, export))
+    }
+
+    /// What signs the links of the manifest that was sent last.
+    pub(super) fn signature(&self, number: usize) -> Option<String> {
+        Some(self.0.get(number.checked_sub(1)?)?.polls.to_string())
+    }
+
+    /// Counts a request for a file by a link with this signature; `false` when the link has expired.
+    pub(super) fn admits(&mut self, number: usize, signature: &str, limit: u32) -> bool {
+        let is_last = self.signature(number).is_some_and(|last| last == signature);
+        let job = number.checked_sub(1).and_then(|index| self.0.get_mut(index)).filter(|_| is_last);
+        job.is_some_and(|job| {
+            job.link_requests = job.link_requests.saturating_add(1);
+            job.link_requests <= limit
+        })
     }
 
     pub(super) fn export(&self, number: usize) -> Option<Arc<Export>> {

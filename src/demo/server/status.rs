@@ -105,6 +105,9 @@ fn next(shared: &Shared, job: usize, page: usize) -> Value {
     json!([{"relation": "next", "url": format!("{}/bulkstatus/{job}?page={}", shared.base, page + 2)}])
 }
 
+/// The parameter of a link that expires.
+pub(super) const SIGNATURE: &str = "signature";
+
 fn entry(shared: &Shared, scenario: &Scenario, job: usize, file: &OutputFile) -> Value {
     let mut entry = Map::new();
     entry.insert("type".to_owned(), file.resource_type.as_str().into());
@@ -113,6 +116,8 @@ fn entry(shared: &Shared, scenario: &Scenario, job: usize, file: &OutputFile) ->
         Some(origin) => format!("{}/fhir/{path}", origin.as_str().trim_end_matches('/')),
         None => format!("{}/{path}", shared.base),
     };
+    let signature = scenario.link_requests.and_then(|_| locked(&shared.jobs).signature(job));
+    let url = signature.map_or(url.clone(), |signature| format!("{url}?{SIGNATURE}={signature}"));
     entry.insert("url".to_owned(), url.into());
     if !scenario.omit_counts {
         let offset = match file.section {
