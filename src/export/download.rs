@@ -26,10 +26,11 @@ use tokio::{
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
-    Client, Error, File, Refusal,
+    Client, Error, File, Links, Refusal,
     error::code,
     failure::{Failure, Fault},
     http::{GZIP_MAGIC, OnRedirect, RequestSpec, TokenUse, next_within},
+    links::Link,
     redirect::check_url,
     retry::{Retries, is_transient},
 };
@@ -52,18 +53,17 @@ impl Client {
     /// Streams a file, decoded, into a bounded channel, which slows the transfer down to the reader's pace. After an
     /// interruption the file is read again from its beginning; what the reader already has is compared, not sent again.
     ///
+    /// Where the link is refused, the download goes on by a new one from `links`.
+    ///
     /// # Errors
-    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and [`Error::Denied`]: a
-    /// fresh manifest may help (rule 61). [`Error::ForeignOrigin`] before anything is sent. [`Error::Abandoned`] when
-    /// the receiver was dropped.
-    pub async fn download(&self, file: &File, into: Sender<Bytes>) -> Result<Receipt, Error> {
-        check_url(&file.url, Some(&self.config.server), self.config.allow_http)
-            .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
-        let token = self.token_for(file)?;
+    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`], [`Error::Denied`] and
+    /// [`Error::Refused`]: a new link did not help either. [`Error::ForeignOrigin`] before anything is sent.
+    /// [`Error::Abandoned`] when the receiver was dropped.
+    pub async fn download(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let (receiver, limit) = (into.clone(), self.config.limits.max_transfer_time);
         tokio::select! {
             biased;
-            receipt = timeout(limit, self.deliver(file, token, into)) => {
+            receipt = timeout(limit, self.deliver(file, links, into)) => {
                 receipt.unwrap_or_else(|_| Err(Error::TransferTime { file: file.name.clone(), limit }))
             }
             // Between two chunks too: a silent server must not keep a download that has no reader.
@@ -71,45 +71,48 @@ impl Client {
         }
     }
 
-    /// Whether the request for a file may carry a token (rules 89, 90 and 92).
-    fn token_for(&self, file: &File) -> Result<TokenUse, Error> {
-        if !file.requires_access_token || self.tokens.is_none() {
-            return Ok(TokenUse::Never);
-        }
-        if !self.may_have_token(&file.url) {
-            let origin = file.url.origin().ascii_serialization();
-            return Err(Error::ForeignOrigin { context: file.name.clone(), origin });
-        }
-        Ok(TokenUse::WhereAllowed)
-    }
-
-    async fn deliver(&self, file: &File, token: TokenUse, into: Sender<Bytes>) -> Result<Receipt, Error> {
+    async fn deliver(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let mut delivery = Delivery::new(file, into, self.config.limits.max_file_bytes);
         let mut retries = Retries::new(&self.config.http);
+        let mut link = links.of(file).await;
+        let mut refused_at: Option<Instant> = None;
         loop {
             let bytes_before = delivery.bytes;
-            let fault = match self.read_through(file, token, &mut delivery).await {
-                Ok(wire_bytes) => return Ok(delivery.receipt(wire_bytes)),
-                Err(Failure::Retry(fault)) => fault,
-                Err(Failure::Fatal(error)) => return Err(error),
-            };
+            let read = self.read_through(file, &link, &mut delivery).await;
             // A file that drips makes progress for ever.
-            if delivery.bytes > bytes_before && !matches!(fault, Fault::TooSlow { .. }) {
+            if delivery.bytes > bytes_before && !matches!(read, Err(Failure::Retry(Fault::TooSlow { .. }))) {
                 retries.reached();
+                refused_at = None;
             }
-            retries.pause(&file.name, fault).await?;
+            match read {
+                Ok(wire_bytes) => {
+                    links.worked(&link).await;
+                    return Ok(delivery.receipt(wire_bytes));
+                }
+                Err(Failure::Retry(fault)) => retries.pause(&file.name, fault).await?,
+                // A link that is refused although it is newer than a refusal has not expired.
+                Err(Failure::Fatal(error))
+                    if may_have_expired(&error) && refused_at.is_none_or(|at| link.fetched_at < at) =>
+                {
+                    refused_at = Some(Instant::now());
+                    link = links.renewed(self, file, &link, error).await?;
+                }
+                Err(Failure::Fatal(error)) => return Err(error),
+            }
         }
     }
 
     /// Reads the file once, from its first byte to its last. Gives the number of bytes that were transferred.
-    async fn read_through(&self, file: &File, token: TokenUse, delivery: &mut Delivery<'_>) -> Result<u64, Failure> {
+    async fn read_through(&self, file: &File, link: &Link, delivery: &mut Delivery<'_>) -> Result<u64, Failure> {
+        check_url(&link.url, Some(&self.config.server), self.config.allow_http)
+            .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
         let spec = RequestSpec {
             method: Method::GET,
-            url: &file.url,
+            url: &link.url,
             // With another Accept HAPI wraps the file in a Binary resource.
             accept: "application/fhir+ndjson",
             headers: FILE,
-            token,
+            token: self.token_for(file, link)?,
             on_redirect: OnRedirect::Follow,
             context: &file.name,
         };
@@ -137,6 +140,18 @@ impl Client {
         Ok(counter.load(Relaxed))
     }
 
+    /// Whether the request for a file may carry a token (rules 89, 90 and 92).
+    fn token_for(&self, file: &File, link: &Link) -> Result<TokenUse, Error> {
+        if !link.requires_access_token || self.tokens.is_none() {
+            return Ok(TokenUse::Never);
+        }
+        if !self.may_have_token(&link.url) {
+            let origin = link.url.origin().ascii_serialization();
+            return Err(Error::ForeignOrigin { context: file.name.clone(), origin });
+        }
+        Ok(TokenUse::WhereAllowed)
+    }
+
     /// A denial is not the origin's fault here: that was checked before anything was sent (rule 93).
     async fn file_refusal(&self, file: &File, response: Response) -> Error {
         let (context, status) = (file.name.clone(), response.status());
@@ -145,6 +160,16 @@ impl Client {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { context, status, issues },
             _ => Error::Refused { context, refusal: Refusal::Status { status, issues } },
         }
+    }
+}
+
+/// Whether the refusal of a file may be that of a link that has expired (rule 61): stores answer 400, 403, 404 or 410.
+fn may_have_expired(error: &Error) -> bool {
+    match error {
+        Error::FileGone { .. } => true,
+        Error::Denied { status, .. } => *status == StatusCode::FORBIDDEN,
+        Error::Refused { refusal: Refusal::Status { status, .. }, .. } => *status == StatusCode::BAD_REQUEST,
+        _ => false,
     }
 }
 

@@ -100,6 +100,18 @@ pub enum Error {
     /// 404 or 410 for a file of a complete export (rule 61).
     #[error("{file}: the server no longer has this file, {status}; the next sync starts another export")]
     FileGone { file: String, status: StatusCode },
+    /// A refused link, and a manifest that does not name the same files any more (rule 61).
+    #[error(
+        "{file}: its link was refused, and the manifest is not the same any more: {what}; the next sync starts another \
+         export"
+    )]
+    ManifestChanged { file: String, what: String },
+    /// A refused link, and no manifest that has another one.
+    #[error(
+        "{file}: its link was refused, and the manifest could not be fetched again: {cause}; the next sync goes on with \
+         the same export"
+    )]
+    LinkNotRenewed { file: String, cause: String },
     /// A second reading differs from what was already handed on.
     #[error(
         "{file}: it changed between two readings, so what was read is discarded; the next sync starts another export"

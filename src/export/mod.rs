@@ -5,7 +5,7 @@
 //! allowed origins only; every wait, body and number of attempts has a limit; a future of this room may be dropped at any
 //! await. The room knows no tables: it hands on bytes and the words of `fhir`.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use fastrand::Rng;
@@ -34,6 +34,7 @@ mod download;
 mod error;
 mod failure;
 mod http;
+mod links;
 mod manifest;
 mod poll;
 mod redirect;
@@ -47,6 +48,7 @@ pub use auth::Granted;
 pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
+pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
 pub use poll::PollProgress;
 pub use redirect::check_url;
@@ -74,7 +76,7 @@ pub struct Job {
 #[derive(Clone, Debug)]
 pub struct Completed {
     pub job: Job,
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// The server's clock at the kick-off, or where that had no `Date`, at its earliest later answer: the export holds
     /// nothing that is newer (rule 51).
     pub bound: Option<TransactionTime>,

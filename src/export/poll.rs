@@ -3,7 +3,7 @@
 //! A failed poll is not a failed job: what is transient is tried again, what the server reports about the job is
 //! believed, and the deadline counts from the kick-off, across restarts.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Client, Completed, Error, HttpConfig, Issues, Job, PollConfig, Refusal,
+    Client, Completed, Error, HttpConfig, Issues, Job, Manifest, PollConfig, Refusal,
     clock::local_now,
     error::shown,
     failure::{Failure, Fault},
@@ -47,27 +47,17 @@ impl Job {
     /// [`Error::Unreachable`] and [`Error::Denied`]: the job may still be running, wait for it again later.
     /// [`Error::Deadline`], [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
     pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(PollProgress) + Sync)) -> Result<Completed, Error> {
-        let mut wait = Wait::new(client, &self, on_progress);
-        let mut pages = Pages::default();
-        let mut seen = HashSet::new();
-        let mut url = self.status_url.clone();
-        loop {
-            let next = wait.page(&url, &mut pages).await?;
-            seen.insert(url);
-            let Some(next) = next else { break };
-            let max_pages = client.config.limits.max_manifest_pages;
-            let reason = if seen.contains(&next) {
-                "its pages form a cycle".to_owned()
-            } else if seen.len() >= max_pages {
-                format!("it has more than {max_pages} pages; divide the types among several exports")
-            } else {
-                url = next;
-                continue;
-            };
-            return Err(Error::NotAManifest { context: wait.context, reason });
-        }
-        let bound = self.kicked_off_at.or(wait.date);
-        Ok(Completed { manifest: pages.manifest(client.tokens.is_some()), bound, job: self })
+        let mut wait = Wait::new(client, &self, UNKNOWN_GRACE, on_progress);
+        let manifest = Arc::new(wait.manifest_of(&self).await?);
+        Ok(Completed { manifest, bound: self.kicked_off_at.or(wait.date), job: self })
+    }
+
+    /// Reads the manifest of a complete export once more, for links that have not expired (rule 61).
+    ///
+    /// # Errors
+    /// As [`Job::wait`].
+    pub(super) async fn manifest_again(self, client: &Client) -> Result<Manifest, Error> {
+        Wait::new(client, &self, Duration::ZERO, &|_| {}).manifest_of(&self).await
     }
 }
 
@@ -78,6 +68,8 @@ struct Wait<'a> {
     context: String,
     /// The age of the job when the wait began.
     age: Duration,
+    /// Until this age of the job its server may not know it yet.
+    unknown_grace: Duration,
     started: Instant,
     polls: u32,
     bytes_left: u64,
@@ -101,10 +93,16 @@ enum Polled {
 }
 
 impl<'a> Wait<'a> {
-    fn new(client: &'a Client, job: &Job, on_progress: &'a (dyn Fn(PollProgress) + Sync)) -> Self {
+    fn new(
+        client: &'a Client,
+        job: &Job,
+        unknown_grace: Duration,
+        on_progress: &'a (dyn Fn(PollProgress) + Sync),
+    ) -> Self {
         Self {
             client,
             on_progress,
+            unknown_grace,
             context: format!("export status at {}", shown(&job.status_url)),
             // When our clock was set back, the job has no age: rather too young than too old.
             age: (local_now() - job.polling_since).to_std().unwrap_or_default(),
@@ -113,6 +111,28 @@ impl<'a> Wait<'a> {
             bytes_left: client.config.limits.max_manifest_bytes,
             date: None,
             log: WaitLog::default(),
+        }
+    }
+
+    /// All pages of the manifest.
+    async fn manifest_of(&mut self, job: &Job) -> Result<Manifest, Error> {
+        let mut pages = Pages::default();
+        let mut seen = HashSet::new();
+        let mut url = job.status_url.clone();
+        loop {
+            let next = self.page(&url, &mut pages).await?;
+            seen.insert(url);
+            let Some(next) = next else { return Ok(pages.manifest(self.client.tokens.is_some())) };
+            let max_pages = self.client.config.limits.max_manifest_pages;
+            let reason = if seen.contains(&next) {
+                "its pages form a cycle".to_owned()
+            } else if seen.len() >= max_pages {
+                format!("it has more than {max_pages} pages; divide the types among several exports")
+            } else {
+                url = next;
+                continue;
+            };
+            return Err(Error::NotAManifest { context: self.context.clone(), reason });
         }
     }
 
@@ -174,7 +194,7 @@ impl<'a> Wait<'a> {
             StatusCode::OK => self.manifest(response, pages).await,
             StatusCode::ACCEPTED => Ok(Polled::Later { retry_after, x_progress: x_progress(response.headers()) }),
             StatusCode::TOO_MANY_REQUESTS => Ok(Polled::Later { retry_after, x_progress: None }),
-            StatusCode::NOT_FOUND if self.job_age() < UNKNOWN_GRACE => {
+            StatusCode::NOT_FOUND if self.job_age() < self.unknown_grace => {
                 Ok(Polled::Later { retry_after, x_progress: None })
             }
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {

@@ -160,12 +160,13 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
     use JobFate::{Dropped, Kept};
     use export::Error as E;
     match error {
-        E::Unreachable { .. } | E::Busy { .. } | E::TransferTime { .. } => (NextRun, Kept),
+        E::Unreachable { .. } | E::Busy { .. } | E::TransferTime { .. } | E::LinkNotRenewed { .. } => (NextRun, Kept),
         E::JobLost { .. }
         | E::ExportFailed { .. }
         | E::NotAManifest { .. }
         | E::FileGone { .. }
         | E::FileChanged { .. }
+        | E::ManifestChanged { .. }
         | E::Corrupt { .. }
         | E::Abandoned { .. } => (NextRun, Dropped),
         E::Denied { .. }

@@ -268,14 +268,14 @@ impl<'a> Run<'a> {
 
     /// Downloads every file of the export into change sets, and checks that each file is whole.
     async fn stream_and_verify(&self, export: &CompletedExport) -> Result<Received, Error> {
-        let manifest = &export.completed.manifest;
         let provenance = Provenance {
             source: Arc::clone(&self.syncer.config.source),
             run_started_micros: self.report.started_at.timestamp_micros(),
             transaction_time: watermark(&export.completed),
             job: self.report.job().into(),
         };
-        let received = intake::receive(self.syncer, manifest, &export.asked.types, provenance, &self.quarantine);
+        let received =
+            intake::receive(self.syncer, &export.completed, &export.asked.types, provenance, &self.quarantine);
         unless_stopped(self.stop, Duration::ZERO, received).await
     }
 

@@ -214,7 +214,8 @@ async fn a_file_that_the_server_lost_fails_its_type_and_the_next_sync_loads_it()
         scenario.faults = vec![Fault::Status {
             path_contains: "/Patient.1".to_owned(),
             status: StatusCode::GONE,
-            times: 1,
+            // The first link, and that of the manifest that is fetched again.
+            times: 2,
             retry_after: None,
             body: String::new(),
         }];

@@ -35,6 +35,8 @@ mod ledger;
 mod lease;
 /// Deletions: which are applied, which hold a watermark, and what their time is.
 mod deletions;
+/// Links to files that expire.
+mod links;
 /// Invalid lines and damaged files.
 mod lines;
 /// Maintenance by the command and by the daemon, never during a sync.

@@ -50,7 +50,8 @@ fn guarded(url: Url) -> File {
 async fn download(client: &Client, file: &File) -> Result<(), Error> {
     let (into, mut from) = mpsc::channel::<Bytes>(1);
     let reader = async { while from.recv().await.is_some() {} };
-    tokio::join!(reader, client.download(file, into)).1.map(|_| ())
+    let links = links(file);
+    tokio::join!(reader, client.download(file, &links, into)).1.map(|_| ())
 }
 
 /// The requested paths, each with the token of its request.

@@ -2,15 +2,15 @@
 //!
 //! Waits are configured in milliseconds; where hours must pass, tokio's clock is set forward between two requests.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_compression::tokio::write::GzipEncoder;
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::{
-    Client, Completed, Config, Error, ExportRequest, File, FileKind, Job, Level, PollProgress, WaitRange, auth,
-    clock::local_now, manifest::FileIds,
+    Client, Completed, Config, Error, ExportRequest, File, FileKind, Issues, Job, Level, Links, Manifest, PollProgress,
+    WaitRange, auth, clock::local_now, manifest::FileIds,
 };
 use server::{Answer, Server};
 
@@ -20,6 +20,7 @@ mod download;
 mod evidence;
 mod keys;
 mod kick_off;
+mod links;
 mod manifest;
 mod poll;
 mod retry;
@@ -79,6 +80,20 @@ fn file(url: Url) -> File {
     }
 }
 
+/// The links of an export of this one file; the status URL is `/status` of the same origin.
+fn links(file: &File) -> Links {
+    let status_url = file.url.join("/status").unwrap_or_else(|_| "http://localhost/status".parse().unwrap());
+    let job = Job { status_url, kicked_off_at: None, polling_since: local_now() };
+    let manifest = Manifest {
+        transaction_time: None,
+        output: vec![file.clone()],
+        deleted: Vec::new(),
+        outcomes: Vec::new(),
+        issues: Issues::default(),
+    };
+    Links::new(Completed { job, manifest: Arc::new(manifest), bound: None })
+}
+
 async fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzipEncoder::new(Vec::new());
     encoder.write_all(bytes).await.unwrap();
@@ -108,5 +123,6 @@ fn futures_can_be_moved_between_threads() {
     is_send(client.kick_off(&request(&[])));
     is_send(job.clone().delete(&client));
     is_send(wait(job, &client));
-    is_send(client.download(&file, tokio::sync::mpsc::channel(1).0));
+    let links = links(&file);
+    is_send(client.download(&file, &links, tokio::sync::mpsc::channel(1).0));
 }

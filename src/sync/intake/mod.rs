@@ -26,7 +26,7 @@ use tracing::Instrument as _;
 pub use self::stream::DECODE_BYTES;
 use super::{Error, ProgressSender, Syncer, blocking::blocking, columns, quarantine::Quarantine};
 use crate::{
-    export::{Client, FileKind, Manifest},
+    export::{Client, Completed, FileKind, Links, Manifest},
     fhir::{Deletion, ResourceType, TransactionTime},
     resource::{Decoder, LineGrouping, Shape},
     table::{self, ChangeSet, LedgerFile, MemoryBudget, MemoryDemand, Table, is_first_load},
@@ -137,6 +137,7 @@ impl Remark {
 /// What all files of one export have in common.
 struct Context {
     client: Arc<Client>,
+    links: Links,
     intakes: BTreeMap<ResourceType, Intake>,
     quarantine: Arc<Quarantine>,
     progress: ProgressSender,
@@ -185,15 +186,17 @@ pub struct Provenance {
 /// Streams every file of the manifest into the change sets of `types`.
 pub async fn receive(
     syncer: &Syncer,
-    manifest: &Manifest,
+    completed: &Completed,
     types: &[ResourceType],
     provenance: Provenance,
     quarantine: &Arc<Quarantine>,
 ) -> Result<Received, Error> {
+    let manifest = &completed.manifest;
     let files = manifest.output.len() + manifest.deleted.len();
     syncer.progress.streaming(files as u64);
     let context = Arc::new(Context {
         client: Arc::clone(&syncer.client),
+        links: Links::new(completed.clone()),
         intakes: intakes(syncer, types, manifest, &provenance).await?,
         quarantine: Arc::clone(quarantine),
         progress: syncer.progress.clone(),

@@ -67,7 +67,7 @@ async fn read_once(
     taken: &mut Taken,
 ) -> Result<Streamed, Error> {
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let download = context.client.download(file, sender);
+    let download = context.client.download(file, &context.links, sender);
     let consume = consume(context, file, receiver, reader, taken);
     let (receipt, consumed) = tokio::join!(download, consume);
     // When `consume` fails, the download fails too, but only because its channel was closed: the cause comes first.

@@ -1,0 +1,210 @@
+//! The links to the files of a complete export. They expire, and the status URL gives new ones (rule 61).
+//!
+//! What always holds: all who read files of the export share one request for a new manifest; a link is new only if it
+//! is from a manifest of the same export, with the same files; and renewals that help nobody have a limit.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use tokio::{sync::Mutex, time::Instant};
+use url::Url;
+
+use super::{
+    Client, Completed, Error, File, FileId,
+    error::shown,
+    manifest::{FileKind, Manifest},
+};
+use crate::fhir::TransactionTime;
+
+/// How many manifests in a row may be fetched without one file being read to its end.
+const MAX_RENEWALS_IN_VAIN: u32 = 10;
+/// How many parameters of a query are looked at for one that names the file.
+const MAX_PARAMETERS: usize = 20;
+
+/// The links to the files of one export, shared by those who read them.
+pub struct Links {
+    completed: Completed,
+    current: Mutex<Current>,
+}
+
+/// How a file is reached for the time being.
+#[derive(Clone)]
+pub struct Link {
+    pub url: Url,
+    pub requires_access_token: bool,
+    generation: u32,
+    pub fetched_at: Instant,
+}
+
+struct Current {
+    /// How many manifests have been fetched again.
+    generation: u32,
+    fetched_at: Instant,
+    /// Empty as long as the links of the first manifest are in use.
+    files: BTreeMap<FileId, File>,
+    renewals_left: u32,
+    ended: Option<Ended>,
+}
+
+/// Why there are no new links in this run any more.
+enum Ended {
+    /// The manifest is not that of the same export, or not complete.
+    Changed(String),
+    Unreachable(String),
+    /// The server has no answer that helps, or too many that do not.
+    Refused,
+}
+
+impl Links {
+    pub fn new(completed: Completed) -> Self {
+        let current = Current {
+            generation: 0,
+            fetched_at: Instant::now(),
+            files: BTreeMap::new(),
+            renewals_left: MAX_RENEWALS_IN_VAIN,
+            ended: None,
+        };
+        Self { completed, current: Mutex::new(current) }
+    }
+
+    pub async fn of(&self, file: &File) -> Link {
+        self.current.lock().await.link(file)
+    }
+
+    /// A link that is newer than the one that was refused with `refusal`. The first who asks fetches the manifest, the
+    /// others wait for it.
+    ///
+    /// # Errors
+    /// `refusal`, where the server has no other link; [`Error::ManifestChanged`], [`Error::LinkNotRenewed`].
+    pub async fn renewed(&self, client: &Client, file: &File, refused: &Link, refusal: Error) -> Result<Link, Error> {
+        let mut current = self.current.lock().await;
+        if current.ended.is_none() && current.generation == refused.generation {
+            tracing::info!(file = file.name, "the link to the file was refused; the manifest is fetched again");
+            current.ended = self.renew(client, &mut current).await.err();
+        }
+        match &current.ended {
+            None => Ok(current.link(file)),
+            Some(Ended::Refused) => Err(refusal),
+            Some(Ended::Changed(what)) => Err(Error::ManifestChanged { file: file.name.clone(), what: what.clone() }),
+            Some(Ended::Unreachable(cause)) => {
+                Err(Error::LinkNotRenewed { file: file.name.clone(), cause: cause.clone() })
+            }
+        }
+    }
+
+    /// A file was read to its end by this link.
+    pub async fn worked(&self, link: &Link) {
+        if link.generation > 0 {
+            self.current.lock().await.renewals_left = MAX_RENEWALS_IN_VAIN;
+        }
+    }
+
+    async fn renew(&self, client: &Client, current: &mut Current) -> Result<(), Ended> {
+        current.renewals_left = current.renewals_left.checked_sub(1).ok_or(Ended::Refused)?;
+        let manifest = match self.completed.job.clone().manifest_again(client).await {
+            Ok(manifest) => manifest,
+            Err(error @ (Error::Unreachable { .. } | Error::Denied { .. } | Error::TokenDenied { .. })) => {
+                return Err(Ended::Unreachable(error.to_string()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the manifest could not be fetched again");
+                return Err(Ended::Refused);
+            }
+        };
+        let files = same_files(&self.completed, manifest).map_err(|what| {
+            tracing::warn!(what, "the manifest was fetched again and is not the same");
+            Ended::Changed(what)
+        })?;
+        current.files = files;
+        current.generation += 1;
+        current.fetched_at = Instant::now();
+        Ok(())
+    }
+}
+
+impl Current {
+    fn link(&self, file: &File) -> Link {
+        let File { url, requires_access_token, .. } = self.files.get(&file.id).unwrap_or(file);
+        Link {
+            url: url.clone(),
+            requires_access_token: *requires_access_token,
+            generation: self.generation,
+            fetched_at: self.fetched_at,
+        }
+    }
+}
+
+/// The files of the fresh manifest under the ids of the known ones; or what differs.
+fn same_files(known: &Completed, fresh: Manifest) -> Result<BTreeMap<FileId, File>, String> {
+    // Where a server states the time of the poll, the watermark is the bound all the same.
+    let reach = |time: Option<TransactionTime>| time.map(|time| known.bound.map_or(time, |bound| time.min(bound)));
+    if reach(known.manifest.transaction_time) != reach(fresh.transaction_time) {
+        return Err("it has another transactionTime".to_owned());
+    }
+    let lists = [
+        ("output", &known.manifest.output, fresh.output),
+        ("deleted", &known.manifest.deleted, fresh.deleted),
+        ("error", &known.manifest.outcomes, fresh.outcomes),
+    ];
+    let mut files = BTreeMap::new();
+    for (name, known, fresh) in lists {
+        let places = places(known, &fresh).ok_or_else(|| format!("the files of its {name} are others"))?;
+        let mut fresh: Vec<Option<File>> = fresh.into_iter().map(Some).collect();
+        for (known, place) in known.iter().zip(places) {
+            let file = fresh.get_mut(place).and_then(Option::take).ok_or("it names a file twice")?;
+            files.insert(known.id.clone(), file);
+        }
+    }
+    Ok(files)
+}
+
+/// What two manifests must agree on, for each file.
+type Announced = (FileKind, Option<u64>);
+
+/// For each known file the place of the same file in the fresh list. What names a file is what tells the files of a
+/// list apart and is the same in both manifests: the address, the address with one parameter of the query, or the last
+/// part of the path. Where nothing does, their order.
+fn places(known: &[File], fresh: &[File]) -> Option<Vec<usize>> {
+    if known.len() != fresh.len() {
+        return None;
+    }
+    by_name(known, fresh, |file| shown(&file.url))
+        .or_else(|| {
+            parameters(known).into_iter().find_map(|parameter| {
+                by_name(known, fresh, |file| (shown(&file.url), value(&file.url, &parameter).map(Cow::into_owned)))
+            })
+        })
+        .or_else(|| by_name(known, fresh, |file| file.url.path_segments().and_then(Iterator::last).map(str::to_owned)))
+        .or_else(|| known.iter().map(announced).eq(fresh.iter().map(announced)).then(|| (0..known.len()).collect()))
+}
+
+fn by_name<Name: Ord>(known: &[File], fresh: &[File], name: impl Fn(&File) -> Name) -> Option<Vec<usize>> {
+    let names: BTreeMap<_, _> = fresh.iter().enumerate().map(|(place, file)| (name(file), place)).collect();
+    let places: Option<Vec<usize>> = known
+        .iter()
+        .map(|file| names.get(&name(file)).copied().filter(|place| announced(&fresh[*place]) == announced(file)))
+        .collect();
+    places.filter(|places| places.iter().collect::<BTreeSet<_>>().len() == known.len())
+}
+
+fn announced(file: &File) -> Announced {
+    (file.kind, file.count)
+}
+
+fn parameters(files: &[File]) -> BTreeSet<String> {
+    let names = files.iter().flat_map(|file| file.url.query_pairs().map(|(name, _)| name.into_owned()));
+    let mut parameters = BTreeSet::new();
+    for name in names {
+        if parameters.len() == MAX_PARAMETERS {
+            break;
+        }
+        parameters.insert(name);
+    }
+    parameters
+}
+
+fn value<'a>(url: &'a Url, parameter: &str) -> Option<Cow<'a, str>> {
+    url.query_pairs().find_map(|(name, value)| (name == parameter).then_some(value))
+}

@@ -1,0 +1,69 @@
+use fhir_sync::{
+    demo::{Fault, StatusCode},
+    sync::Outcome,
+};
+
+use crate::harness::{Made, OBSERVATION, PATIENT, Setup, failure};
+
+#[tokio::test]
+async fn a_sync_outlives_links_that_expire_while_files_are_downloaded() {
+    let setup = Setup::new().await;
+    setup.server.scenario(|scenario| {
+        scenario.lines_per_file = 1;
+        scenario.link_requests = Some(3);
+    });
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let requests = setup.server.requests();
+    let refused = requests.iter().filter(|request| request.status == 403).count();
+    let jobs = setup.server.jobs();
+    assert!(refused > 0 && jobs.len() == 1 && jobs[0].deleted, "{jobs:?}");
+    assert!(jobs[0].polls <= 2 + 4, "nine files, three for each manifest, four workers: {jobs:?}");
+}
+
+#[tokio::test]
+async fn four_workers_whose_links_expire_together_ask_once_for_another_manifest() {
+    let setup = Setup::new().await;
+    setup.server.scenario(|scenario| {
+        scenario.lines_per_file = 3;
+        scenario.faults = vec![Fault::Status {
+            path_contains: "/bulkfiles/".to_owned(),
+            status: StatusCode::FORBIDDEN,
+            times: 4,
+            retry_after: None,
+            body: String::new(),
+        }];
+    });
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let polls = setup.server.jobs()[0].polls;
+    assert!((3..=4).contains(&polls), "one in progress, one manifest, one for all links: {polls}");
+}
+
+#[tokio::test]
+async fn a_manifest_that_is_another_one_when_it_is_fetched_again_fails_the_type_and_the_next_sync_loads_it() {
+    let setup = Setup::new().await;
+    let patient = "{\"resourceType\":\"Patient\",\"id\":\"n1\"}\n";
+    Made::default().output("Patient", 1, patient).serve(&setup);
+    setup.server.scenario(|scenario| {
+        let gone = Fault::Status {
+            path_contains: "/bulkfiles/made/output.0".to_owned(),
+            status: StatusCode::GONE,
+            times: 1,
+            retry_after: None,
+            body: String::new(),
+        };
+        scenario.faults.insert(0, gone);
+    });
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    let cause = failure(&report, PATIENT);
+    assert!(cause.contains("the manifest is not the same any more"), "{cause}");
+    assert_eq!(setup.watermark(PATIENT).await, None);
+    assert!(setup.server.jobs()[0].deleted, "another export is asked for");
+
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    assert_eq!(setup.lines(OBSERVATION).await.len(), 4);
+}
