@@ -42,7 +42,7 @@ use url::Url;
 
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
-    intake::{Provenance, Received},
+    intake::{Holds, Provenance, Received, Remark},
     ledger::Ledger,
     quarantine::Quarantine,
     upsert::Commits,
@@ -276,7 +276,9 @@ impl<'a> Run<'a> {
         };
         let received =
             intake::receive(self.syncer, &export.completed, &export.asked.types, provenance, &self.quarantine);
-        unless_stopped(self.stop, Duration::ZERO, received).await
+        let mut received = unless_stopped(self.stop, Duration::ZERO, received).await?;
+        received.remarks.extend(clock_ahead(watermark(&export.completed), now()));
+        Ok(received)
     }
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
@@ -316,4 +318,18 @@ impl<'a> Run<'a> {
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
     let transaction_time = completed.manifest.transaction_time?;
     Some(completed.bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
+}
+
+/// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small one.
+const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
+
+/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds one.
+fn clock_ahead(watermark: Option<TransactionTime>, now: DateTime<Utc>) -> Option<Remark> {
+    let watermark = watermark.filter(|watermark| watermark.instant() - now > MAX_AHEAD)?;
+    let text = format!(
+        "the export's transactionTime {watermark} is more than a day ahead of the local clock, {}: rows are written and \
+         no watermark moves until the clocks agree; correct the wrong one of the two",
+        TransactionTime::from(now)
+    );
+    Some(Remark { text, holds: Holds::Everything })
 }

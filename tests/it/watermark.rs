@@ -6,10 +6,15 @@ use fhir_sync::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{CONDITION, OBSERVATION, PATIENT, Setup, end_of};
+use crate::harness::{CONDITION, HOUR, OBSERVATION, PATIENT, Setup, end_of};
 
 fn at(text: &str) -> Option<TransactionTime> {
     fhir_sync::fhir::parse_instant(text).map(TransactionTime::from)
+}
+
+#[expect(clippy::disallowed_methods, reason = "what is compared with the server's clock is our own")]
+fn local_now() -> chrono::DateTime<chrono::Utc> {
+    chrono::Utc::now()
 }
 
 fn outcome(severity: &str) -> Value {
@@ -95,6 +100,36 @@ async fn an_old_export_that_comes_again_is_named() {
     assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
     assert!(report.remarks.iter().any(|remark| remark.contains("old export again")), "{report:#?}");
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
+}
+
+#[tokio::test]
+async fn a_clock_more_than_a_day_ahead_of_ours_writes_rows_and_holds_every_watermark() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let before = setup.watermark(PATIENT).await;
+    let behind = setup.server.world(|world| (local_now() - world.now()).to_std().unwrap());
+    setup.server.world(|world| {
+        world.advance(behind + 25 * HOUR);
+        world.put(PATIENT, "p6", json!({}));
+    });
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
+    let both = |remark: &String| {
+        let times = remark.split_whitespace().filter(|word| at(word.trim_end_matches([',', ':'])).is_some());
+        remark.contains("ahead of the local clock") && times.count() == 2
+    };
+    assert!(report.remarks.iter().any(both), "{report:#?}");
+    assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await), (before, before));
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn a_clock_less_than_a_day_ahead_of_ours_holds_nothing() {
+    let setup = Setup::new().await;
+    let behind = setup.server.world(|world| (local_now() - world.now()).to_std().unwrap());
+    setup.server.world(|world| world.advance(behind + 23 * HOUR));
+    setup.complete().await;
 }
 
 #[tokio::test]
