@@ -4,7 +4,7 @@
 //! A tick that is still waiting is not queued a second time: however many were missed, one run makes up for them.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
@@ -19,7 +19,7 @@ use croner::{
 use tokio::sync::Notify;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
-use crate::sync::Mode;
+use crate::sync::{Activity, Mode};
 
 /// A cron pattern of six fields (seconds first) or five. It was checked when it was read: there is a date that matches.
 #[derive(Clone, Debug)]
@@ -85,15 +85,19 @@ pub fn longest_interval(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<
 }
 
 /// It is time for something.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tick {
-    /// Is taken before a waiting sync: it is rare and limited in time, and otherwise it could wait for ever behind
-    /// syncs that follow one another without a pause.
     Maintain,
-    Sync {
-        export: String,
-        mode: Mode,
-    },
+    Sync { export: String, mode: Mode },
+}
+
+impl Tick {
+    pub fn activity(&self) -> Activity {
+        match self {
+            Self::Maintain => Activity::Maintenance,
+            Self::Sync { export, .. } => Activity::Sync { export: export.clone() },
+        }
+    }
 }
 
 impl fmt::Display for Tick {
@@ -105,11 +109,12 @@ impl fmt::Display for Tick {
     }
 }
 
-/// The ticks that wait to be taken.
+/// The ticks that wait to be taken, in the order of their arrival: no export waits for ever behind others that are due
+/// more often.
 #[derive(Clone, Debug, Default)]
 pub struct Ticks {
     /// With the number of later ticks that joined each.
-    waiting: Arc<Mutex<BTreeMap<Tick, u64>>>,
+    waiting: Arc<Mutex<VecDeque<(Tick, u64)>>>,
     news: Arc<Notify>,
 }
 
@@ -117,8 +122,8 @@ impl Ticks {
     /// Queues a tick; it joins an equal one that is still waiting.
     pub fn tick(&self, tick: &Tick) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(joined) = waiting.get_mut(tick) else {
-            waiting.insert(tick.clone(), 0);
+        let Some((_, joined)) = waiting.iter_mut().find(|(other, _)| other == tick) else {
+            waiting.push_back((tick.clone(), 0));
             self.news.notify_one();
             return;
         };
@@ -129,25 +134,28 @@ impl Ticks {
         }
     }
 
-    /// Waits for the next tick. A full refresh does what an incremental run would, so it replaces that tick.
-    pub async fn next(&self) -> Tick {
+    /// Waits for the next tick whose activity is not at work.
+    pub async fn next(&self, at_work: &[Activity]) -> Tick {
         loop {
-            if let Some(tick) = self.take() {
+            if let Some(tick) = self.take(at_work) {
                 return tick;
             }
             self.news.notified().await;
         }
     }
 
-    fn take(&self) -> Option<Tick> {
+    /// A full refresh does what an incremental run would, so one run is enough for both ticks.
+    fn take(&self, at_work: &[Activity]) -> Option<Tick> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (first, joined) = waiting.pop_first()?;
+        let (first, joined) = waiting.iter().find(|(tick, _)| !at_work.contains(&tick.activity()))?.clone();
         if joined > 0 {
             tracing::info!(tick = %first, joined, "one run makes up for all ticks that waited");
         }
-        let Tick::Sync { export, .. } = &first else { return Some(first) };
-        let full = Tick::Sync { export: export.clone(), mode: Mode::FullRefresh };
-        Some(waiting.remove_entry(&full).map_or(first, |(full, _)| full))
+        let of_the_same = waiting.iter().filter(|(tick, _)| tick.activity() == first.activity());
+        let is_full = |tick: &&Tick| matches!(tick, Tick::Sync { mode: Mode::FullRefresh, .. });
+        let taken = of_the_same.map(|(tick, _)| tick).find(is_full).cloned().unwrap_or(first);
+        waiting.retain(|(tick, _)| tick.activity() != taken.activity());
+        Some(taken)
     }
 }
 
@@ -215,8 +223,8 @@ mod tests {
         for _ in 0..3 {
             ticks.tick(&tick("all", Mode::Incremental));
         }
-        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
-        assert_eq!(ticks.take(), None);
+        assert_eq!(ticks.next(&[]).await, tick("all", Mode::Incremental));
+        assert_eq!(ticks.take(&[]), None);
     }
 
     #[tokio::test]
@@ -225,20 +233,38 @@ mod tests {
         ticks.tick(&tick("all", Mode::Incremental));
         ticks.tick(&tick("other", Mode::Incremental));
         ticks.tick(&tick("all", Mode::FullRefresh));
-        assert_eq!(ticks.next().await, tick("all", Mode::FullRefresh));
-        assert_eq!(ticks.next().await, tick("other", Mode::Incremental));
-        assert_eq!(ticks.take(), None);
+        assert_eq!(ticks.next(&[]).await, tick("all", Mode::FullRefresh));
+        assert_eq!(ticks.next(&[]).await, tick("other", Mode::Incremental));
+        assert_eq!(ticks.take(&[]), None);
     }
 
     #[tokio::test]
-    async fn maintenance_is_taken_before_a_waiting_sync() {
+    async fn what_is_at_work_waits_and_the_others_are_taken_in_their_order() {
         let ticks = Ticks::default();
-        ticks.tick(&tick("all", Mode::Incremental));
-        ticks.tick(&Tick::Maintain);
-        ticks.tick(&Tick::Maintain);
-        assert_eq!(ticks.next().await, Tick::Maintain);
-        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
-        assert_eq!(ticks.take(), None);
+        let [a, z] = ["a", "z"].map(|export| tick(export, Mode::Incremental));
+        for tick in [&a, &z, &Tick::Maintain, &a] {
+            ticks.tick(tick);
+        }
+        assert_eq!(ticks.next(&[a.activity()]).await, z);
+        ticks.tick(&z);
+        assert_eq!(ticks.next(&[a.activity(), z.activity()]).await, Tick::Maintain);
+        assert_eq!(ticks.take(&[a.activity(), z.activity()]), None);
+        assert_eq!(ticks.next(&[]).await, a);
+        assert_eq!(ticks.next(&[]).await, z);
+    }
+
+    #[tokio::test]
+    async fn an_export_that_is_always_due_does_not_starve_another() {
+        let ticks = Ticks::default();
+        let [a, z] = ["a", "z"].map(|export| tick(export, Mode::Incremental));
+        ticks.tick(&z);
+        let mut taken = Vec::new();
+        for _ in 0..4 {
+            ticks.tick(&a);
+            ticks.tick(&z);
+            taken.push(ticks.next(&[]).await);
+        }
+        assert_eq!(taken, [z.clone(), a.clone(), z, a]);
     }
 
     #[tokio::test]
@@ -246,7 +272,7 @@ mod tests {
         let ticks = Ticks::default();
         let every_second = vec!["* * * * * *".parse().unwrap()];
         let mut scheduler = start(&[(tick("all", Mode::Incremental), every_second)], &ticks).await.unwrap();
-        assert_eq!(ticks.next().await, tick("all", Mode::Incremental));
+        assert_eq!(ticks.next(&[]).await, tick("all", Mode::Incremental));
         scheduler.shutdown().await.unwrap();
     }
 }

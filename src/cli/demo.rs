@@ -20,7 +20,7 @@ use crate::{
     config,
     demo::{Server, generate},
     fhir::ResourceType,
-    sync::{Chosen, Export, Level, Mode, Progress, ProgressSender, Report, Syncer, chain},
+    sync::{Board, Chosen, Export, Level, Mode, ProgressBoard, Report, Syncer, chain},
     telemetry,
 };
 
@@ -104,7 +104,7 @@ async fn start_server(arguments: &Arguments) -> Result<Server, Exit> {
 struct Demo {
     syncer: Syncer,
     export: Export,
-    progress: watch::Receiver<Progress>,
+    progress: watch::Receiver<Board>,
 }
 
 impl Demo {
@@ -127,7 +127,7 @@ impl Demo {
         config.sync.source_chosen = Chosen::ByOperator;
         let reconciled = types.iter().copied().collect();
         let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
-        let (sender, progress) = ProgressSender::new();
+        let (sender, progress) = ProgressBoard::new();
         let exports = [export];
         let syncer =
             Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await;

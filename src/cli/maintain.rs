@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config,
     fhir::ResourceType,
-    sync::{DryRun, Maintained, MaintenanceRun, ProgressSender, Retention, Syncer, TableName, TablesMaintained, chain},
+    sync::{DryRun, Maintained, MaintenanceRun, ProgressBoard, Retention, Syncer, TableName, TablesMaintained, chain},
     telemetry,
 };
 
@@ -42,7 +42,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     let config = config::load(&arguments.config).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (sender, progress) = ProgressSender::new();
+    let (sender, progress) = ProgressBoard::new();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
         .await
         .map_err(not_opened)?;

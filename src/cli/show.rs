@@ -5,10 +5,10 @@ use std::{io::IsTerminal as _, time::Duration};
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
-use crate::sync::{Outcome, Progress, Report, Step, TypeEnd};
+use crate::sync::{Board, Outcome, Progress, Report, Step, TypeEnd};
 
 /// Waits for `work` and shows its progress; only on a terminal, because a journal has no use for it.
-pub async fn with_progress<T>(work: impl Future<Output = T>, mut progress: watch::Receiver<Progress>) -> T {
+pub async fn with_progress<T>(work: impl Future<Output = T>, mut board: watch::Receiver<Board>) -> T {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -19,7 +19,10 @@ pub async fn with_progress<T>(work: impl Future<Output = T>, mut progress: watch
                 bar.finish_and_clear();
                 return done;
             }
-            Ok(()) = progress.changed() => bar.set_message(message(&progress.borrow_and_update())),
+            Ok(()) = board.changed() => {
+                let activities: Vec<_> = board.borrow_and_update().values().map(message).collect();
+                bar.set_message(activities.join("; "));
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     config::{self, Config, Flags, Key, Mistakes},
     fhir::ResourceType,
-    sync::{Mode, Outcome, ProgressSender, Syncer},
+    sync::{Mode, Outcome, ProgressBoard, Syncer},
     telemetry,
 };
 
@@ -72,7 +72,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     }
     announce(&config, path.as_deref());
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (sender, progress) = ProgressSender::new();
+    let (sender, progress) = ProgressBoard::new();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
         .await
         .map_err(not_opened)?;

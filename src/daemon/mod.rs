@@ -1,4 +1,7 @@
-//! The daemon: one loop that owns every task, the stop signal, and the sync or the maintenance that runs.
+//! The daemon: one loop that owns every task: the stop signal, a sync for each export at most, and maintenance.
+//!
+//! Syncs of several exports run side by side while they wait for the server; [`sync::Syncer`] gives them, and maintenance,
+//! turns at writing.
 //!
 //! | task | its error means | a stop means |
 //! |---|---|---|
@@ -11,14 +14,18 @@
 
 mod views;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
-    task::{JoinError, JoinSet},
+    task::{self, JoinError, JoinSet},
     time::{Instant, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -29,7 +36,7 @@ use crate::{
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, View},
     state::ExportState,
-    sync::{self, DryRun, Mode, Progress, ProgressSender, Syncer, TableName, TablesMaintained},
+    sync::{self, Activity, Board, DryRun, Mode, ProgressBoard, Syncer, TableName, TablesMaintained},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -79,7 +86,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         return Err(Error::NoSchedule);
     }
     let mut signals = Signals::listen().map_err(Error::Signals)?;
-    let (sender, progress) = ProgressSender::new();
+    let (sender, board) = ProgressBoard::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
@@ -101,10 +108,10 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         exports,
         maintenance: config.maintenance,
         views,
-        progress,
+        board,
         stop: CancellationToken::new(),
         running: JoinSet::new(),
-        running_tick: None,
+        ticks_of: HashMap::new(),
     };
     daemon.catch_up(&ticks);
     daemon.publish(true);
@@ -131,12 +138,11 @@ struct Daemon {
     exports: Vec<Watched>,
     maintenance: Maintenance,
     views: watch::Sender<View>,
-    progress: watch::Receiver<Progress>,
+    board: watch::Receiver<Board>,
     stop: CancellationToken,
-    /// At most one task: nothing else writes to the tables while it runs.
     running: JoinSet<Done>,
-    /// Why it runs.
-    running_tick: Option<Tick>,
+    /// Why each task runs; never two of one activity.
+    ticks_of: HashMap<task::Id, Tick>,
 }
 
 /// A task that ended.
@@ -163,13 +169,13 @@ impl Daemon {
         let mut heartbeat = interval(Duration::from_secs(1));
         let mut give_up_at: Option<Instant> = None;
         loop {
-            let idle = self.running.is_empty();
-            if idle && self.stop.is_cancelled() {
+            if self.running.is_empty() && self.stop.is_cancelled() {
                 return Ended::Gracefully;
             }
+            let at_work: Vec<_> = self.ticks_of.values().map(Tick::activity).collect();
             tokio::select! {
-                tick = ticks.next(), if idle => self.begin(tick),
-                Some(ended) = self.running.join_next() => self.end(ended).await,
+                tick = ticks.next(&at_work), if !self.stop.is_cancelled() => self.begin(tick),
+                Some(ended) = self.running.join_next_with_id() => self.end(ended).await,
                 name = signals.next() => {
                     if give_up_at.is_some() {
                         tracing::warn!(signal = name, "second signal: ending at once");
@@ -201,7 +207,7 @@ impl Daemon {
 
     fn begin(&mut self, tick: Tick) {
         let (syncer, stop) = (Arc::clone(&self.syncer), self.stop.clone());
-        match &tick {
+        let task = match &tick {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
                     self.exports.iter().flat_map(|export| export.scheduled.export.types.clone()).collect();
@@ -210,7 +216,7 @@ impl Daemon {
                 tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {
                     Done::Maintenance(syncer.maintain(&tables, &maintenance, DryRun::No, &stop).await)
-                });
+                })
             }
             Tick::Sync { export, mode } => {
                 let Some(watched) = self.exports.iter().find(|watched| watched.name() == export) else { return };
@@ -218,16 +224,17 @@ impl Daemon {
                 self.running.spawn(async move {
                     syncer.run(&export, mode, &stop).await;
                     Done::Sync
-                });
+                })
             }
-        }
-        self.running_tick = Some(tick);
+        };
+        self.ticks_of.insert(task.id(), tick);
         self.publish(true);
     }
 
-    async fn end(&mut self, ended: Result<Done, JoinError>) {
-        let tick = self.running_tick.take();
-        match ended {
+    async fn end(&mut self, ended: Result<(task::Id, Done), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        let tick = self.ticks_of.remove(&id);
+        match ended.map(|(_, done)| done) {
             // What it brought is in the state file; its own log lines say how it ended.
             Ok(Done::Sync) => {}
             Ok(Done::Maintenance(tables)) => {
@@ -249,7 +256,9 @@ impl Daemon {
 
     /// Publishes that the loop is alive, and what it is doing.
     fn publish(&self, ready: bool) {
-        let step = self.progress.borrow().step.clone();
+        let board = self.board.borrow().clone();
+        let step = |activity: &Activity| board.get(activity).map(|progress| progress.step.clone()).unwrap_or_default();
+        let at_work: Vec<_> = self.ticks_of.values().map(Tick::activity).collect();
         let (now, state) = (now(), self.syncer.state_at_hand());
         self.views.send_modify(|view| {
             view.ready = ready;
@@ -258,16 +267,20 @@ impl Daemon {
                 if let Some(state) = &state {
                     views::update(export, watched, state, now);
                 }
-                let runs = matches!(&self.running_tick, Some(Tick::Sync { export: name, .. }) if *name == export.name);
-                export.step = if runs { step.clone() } else { sync::Step::Idle };
+                let sync = Activity::Sync { export: export.name.clone() };
+                export.step = if at_work.contains(&sync) { step(&sync) } else { sync::Step::Idle };
                 export.next_run_at = next_run_at(&watched.scheduled, now);
             }
         });
-        let status = match &self.running_tick {
-            Some(Tick::Sync { export, .. }) => format!("{export}: {step}"),
-            Some(Tick::Maintain) => step.to_string(),
-            None => "waiting for the next run".to_owned(),
-        };
+        let mut activities: Vec<_> = at_work
+            .iter()
+            .map(|activity| match activity {
+                Activity::Sync { export } => format!("{export}: {}", step(activity)),
+                Activity::Maintenance => step(activity).to_string(),
+            })
+            .collect();
+        activities.sort();
+        let status = if activities.is_empty() { "waiting for the next run".to_owned() } else { activities.join("; ") };
         notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
 }

@@ -26,6 +26,8 @@ pub struct Scenario {
     pub retry_after: Option<String>,
     /// Every job stays "in progress" while this is set.
     pub hold: bool,
+    /// A job that was asked for one of these types stays "in progress".
+    pub held_types: BTreeSet<ResourceType>,
     /// Every status URL answers 404, as after a server lost its jobs (rule 45).
     pub lose_job: bool,
     /// Kick-off answers 429 while this many jobs have not been deleted (rule 34).
@@ -79,6 +81,7 @@ impl Default for Scenario {
             polls_before_done: 1,
             retry_after: Some("1".to_owned()),
             hold: false,
+            held_types: BTreeSet::new(),
             lose_job: false,
             max_jobs: 1_000,
             left_out: BTreeSet::new(),

@@ -119,7 +119,7 @@ impl Run<'_> {
     /// The tables to the disk, then the state file, then the end of the export on the server; in this order, because
     /// without the export's files a lost commit could not be repeated. Types that may still come from it keep the job.
     pub(super) async fn settle(&self, job: &JobInFlight) -> Result<(), Error> {
-        self.syncer.progress.step(Step::Settling);
+        self.progress.step(Step::Settling);
         let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         let left: Vec<_> =

@@ -106,6 +106,7 @@ impl Syncer {
     /// Appends the run to the ledger.
     pub(super) async fn record(&self, ledger: &Ledger, report: &Report, export: &Export) {
         let rows = ledger.rows(report, export, &self.config.source);
+        let _one_at_a_time = self.turns.ledger().await;
         let root = self.root.clone();
         let appended = blocking(move || {
             Handle::current().block_on(root.append_to_ledger(&rows))?;

@@ -1,7 +1,7 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
-//! It never runs at the same time as a sync: both need the state file, and its holder does one thing at a time. A table
-//! that fails does not stop the others.
+//! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one streams
+//! or commits. A table that fails does not stop the others.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Step, Syncer,
+    Activity, Error, Step, Syncer,
     blocking::{blocking, now},
     chain, recovery,
 };
@@ -27,7 +27,7 @@ pub struct MaintenanceRun {
 pub type TablesMaintained = Vec<(TableName, Result<Maintained, Error>)>;
 
 impl Syncer {
-    /// Maintains these tables, until `stop` is cancelled.
+    /// Maintains these tables, until `stop` is cancelled. The time limit begins with its turn.
     pub async fn maintain(
         &self,
         tables: &[TableName],
@@ -35,19 +35,21 @@ impl Syncer {
         dry_run: DryRun,
         stop: &CancellationToken,
     ) -> TablesMaintained {
+        let progress = self.progress.of(Activity::Maintenance);
+        let turn = self.turns.take(&progress, stop).await;
         let ends_at = Instant::now() + maintenance.time_limit;
         let mut done = Vec::new();
         for table in tables {
-            if stop.is_cancelled() {
+            if turn.is_err() || stop.is_cancelled() {
                 tracing::info!("maintenance stopped; the next one continues");
                 break;
             }
-            self.progress.step(Step::Maintaining(*table));
+            progress.step(Step::Maintaining(*table));
             let result = self.maintain_table(*table, maintenance, dry_run, ends_at, stop).await;
             log(*table, dry_run, &result);
             done.extend(result.transpose().map(|result| (*table, result)));
         }
-        self.progress.step(Step::Idle);
+        progress.end();
         done
     }
 

@@ -26,6 +26,7 @@ mod quarantine;
 mod rebuild;
 mod report;
 mod sources;
+mod turn;
 mod upsert;
 
 use std::{
@@ -45,6 +46,7 @@ use self::{
     intake::{Holds, Provenance, Received, Remark},
     ledger::Ledger,
     quarantine::Quarantine,
+    turn::Turns,
     upsert::Commits,
 };
 pub use self::{
@@ -53,7 +55,7 @@ pub use self::{
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
-    progress::{Progress, ProgressSender, Step},
+    progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
     report::{Failure, Report, TypeEnd, TypeReport},
 };
 use crate::{
@@ -70,7 +72,7 @@ pub use crate::{
     table::{Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, Retention, Root, TableName},
 };
 
-/// Everything that syncs work with. One run at a time.
+/// Everything that syncs work with. One run of an export at a time; several exports may run, and take turns at writing.
 pub struct Syncer {
     client: Arc<Client>,
     /// The FHIR base URL.
@@ -81,14 +83,16 @@ pub struct Syncer {
     _lease_keeper: JoinSet<()>,
     store: Arc<Mutex<Store>>,
     config: Config,
-    progress: ProgressSender,
+    progress: ProgressBoard,
+    turns: Turns,
     /// Whether the server speaks R4, whose elements have columns; asked once.
     speaks_r4: OnceCell<bool>,
 }
 
 impl Syncer {
     /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, an
-    /// export in progress on the server is resumed by the next run.
+    /// export in progress on the server is resumed by the next run. While it waits for the server, other exports and
+    /// maintenance do their work; from the first byte of an export to its settling, it is the only one that writes.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
         let mut run = Run::new(self, export, mode, stop);
         let span = events::span(&run.report);
@@ -108,6 +112,7 @@ struct Run<'a> {
     stop: &'a CancellationToken,
     quarantine: Arc<Quarantine>,
     ledger: Ledger,
+    progress: ProgressSender,
     report: Report,
     /// The first error of a request that did not stop the run.
     tolerated: Option<Error>,
@@ -121,12 +126,13 @@ struct CompletedExport {
 
 impl<'a> Run<'a> {
     fn new(syncer: &'a Syncer, export: &'a Export, mode: Mode, stop: &'a CancellationToken) -> Self {
-        let number = syncer.state().run + 1;
+        let number = syncer.turns.next_run();
+        let progress = syncer.progress.of(Activity::Sync { export: export.name.clone() });
         let max_bytes = syncer.config.max_quarantine_bytes;
         let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number, max_bytes));
         let report = Report::begin(&export.name, number, mode, &export.types, now());
         let ledger = Ledger::begin(syncer.export_state(export).watermarks);
-        Self { syncer, export, mode, stop, quarantine, ledger, report, tolerated: None }
+        Self { syncer, export, mode, stop, quarantine, ledger, progress, report, tolerated: None }
     }
 
     async fn steps(&mut self) -> Result<(), Error> {
@@ -153,6 +159,7 @@ impl<'a> Run<'a> {
 
     async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
         let export = self.wait(job).await?;
+        let _turn = self.syncer.turns.take(&self.progress, self.stop).await?;
         let received = self.stream_and_verify(&export).await?;
         let upserted = self.upsert(export, received).await?;
         self.settle(&upserted).await
@@ -160,11 +167,11 @@ impl<'a> Run<'a> {
 
     /// Stores the number of the run first, so that no other run gets it, however this one ends.
     async fn begin(&self) -> Result<(), Error> {
-        self.syncer.progress.step(Step::Planning);
+        self.progress.step(Step::Planning);
         events::began(&self.report);
         self.syncer.client.begin_run().await;
         let number = self.report.run;
-        self.syncer.remember(move |state| state.run = number).await?;
+        self.syncer.remember(move |state| state.run = state.run.max(number)).await?;
         Ok(self.syncer.root.check_lease().await?)
     }
 
@@ -227,7 +234,7 @@ impl<'a> Run<'a> {
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.
     async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
-        self.syncer.progress.step(Step::KickingOff);
+        self.progress.step(Step::KickingOff);
         let PlannedRequest { types, since } = request.clone();
         let request = ExportRequest { level: self.export.level.clone(), types: types.clone(), since: since.clone() };
         let kicked_off = async {
@@ -251,7 +258,7 @@ impl<'a> Run<'a> {
 
     /// Polls until the server has completed the export.
     async fn wait(&self, asked: JobInFlight) -> Result<CompletedExport, Error> {
-        let progress = &self.syncer.progress;
+        let progress = &self.progress;
         progress.step(Step::Waiting { polls: 0, server_says: None });
         let on_progress = |poll: PollProgress| {
             progress.step(Step::Waiting { polls: poll.polls, server_says: poll.x_progress });
@@ -274,10 +281,11 @@ impl<'a> Run<'a> {
             transaction_time: watermark(&export.completed),
             job: self.report.job().into(),
         };
-        let received =
-            intake::receive(self.syncer, &export.completed, &export.asked.types, provenance, &self.quarantine);
+        let types = &export.asked.types;
+        let completed = &export.completed;
+        let received = intake::receive(self.syncer, completed, types, provenance, &self.quarantine, &self.progress);
         let mut received = unless_stopped(self.stop, Duration::ZERO, received).await?;
-        received.remarks.extend(clock_ahead(watermark(&export.completed), now()));
+        received.remarks.extend(clock_ahead(watermark(completed), now()));
         Ok(received)
     }
 
@@ -307,7 +315,7 @@ impl<'a> Run<'a> {
         }
         self.syncer.record(&self.ledger, &self.report, self.export).await;
         events::ended(&self.report, error.as_ref().or(remembered.as_ref().err()));
-        self.syncer.progress.step(Step::Idle);
+        self.progress.end();
         self.report
     }
 }

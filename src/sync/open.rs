@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::OnceCell, task::JoinSet};
 
-use super::{Config, Error, Export, ProgressSender, Syncer, sources};
+use super::{Config, Error, Export, ProgressBoard, Syncer, Turns, sources};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
@@ -23,7 +23,7 @@ impl Syncer {
         state_file: &Path,
         config: Config,
         exports: &[Export],
-        progress: ProgressSender,
+        progress: ProgressBoard,
     ) -> Result<Self, Error> {
         let (store, found) = Store::open(state_file)?;
         probe_spool_folder(&config.spool_folder)
@@ -36,6 +36,7 @@ impl Syncer {
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
+        let turns = Turns::after_run(store.state().run);
         let syncer = Self {
             client,
             server: url,
@@ -45,6 +46,7 @@ impl Syncer {
             store: Arc::new(Mutex::new(store)),
             config,
             progress,
+            turns,
             speaks_r4: OnceCell::new(),
         };
         syncer.recover_state(state_file, found, exports).await?;

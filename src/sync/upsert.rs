@@ -86,7 +86,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
                 overlap: run.syncer.config.overlap,
                 limit: run.syncer.config.quarantine,
             };
-            let (progress, runtime, span) = (run.syncer.progress.clone(), Handle::current(), Span::current());
+            let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
                 let _in_span = span.enter();

@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use crate::harness::{Daemon, HOUR, PATIENT, Process, Setup, eventually};
+use crate::harness::{Daemon, HOUR, OBSERVATION, PATIENT, Process, RARELY, Setup, eventually};
 
 #[tokio::test]
 async fn a_new_daemon_syncs_at_once_and_is_healthy_afterwards() {
@@ -63,6 +63,55 @@ async fn each_tick_starts_a_sync_and_never_two_at_once() {
     setup.server.scenario(|scenario| scenario.max_jobs = 10);
     setup.complete().await;
     setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn while_an_export_waits_for_the_server_others_are_synced_and_tables_maintained() {
+    let mut setup = Setup::new().await;
+    setup.export.types = vec![OBSERVATION];
+    setup.server.scenario(|scenario| _ = scenario.held_types.insert(PATIENT));
+    let slow = format!("[[export]]\nname = \"a-slow\"\ntypes = [\"Patient\"]\nincremental = \"{RARELY}\"\n");
+    let config = setup.config() + &slow;
+    let daemon = Daemon::with_config(&setup, &config, &[("FHIR_SYNC__MAINTENANCE__SCHEDULE", "* * * * * *")]).await;
+    let others_done = |_, body: &Value| {
+        let waits =
+            body["exports"]["a-slow"]["now"].as_str().is_some_and(|now| now.starts_with("waiting for the server"));
+        waits && body["exports"]["all"]["last_outcome"] == json!("complete") && body["exports"]["all"]["now"].is_null()
+    };
+    daemon.eventually_health("the other export", others_done).await;
+    daemon.process.logged("table maintained").await;
+    let body = daemon.health().await.1;
+    assert_eq!(body["exports"]["a-slow"]["last_outcome"], Value::Null);
+    setup.server.scenario(|scenario| scenario.held_types.clear());
+    daemon.eventually_health("health", |status, _| status == 200).await;
+    daemon.stop().await;
+    setup.export.types = vec![OBSERVATION, PATIENT];
+    setup.assert_same_as_server().await;
+    let runs = setup.root().ledger().await.unwrap();
+    let numbers: std::collections::BTreeSet<_> = runs.iter().map(|row| (row.run, row.export.clone())).collect();
+    assert_eq!(numbers.len(), 2, "each run has its number: {numbers:?}");
+}
+
+#[tokio::test]
+async fn a_stop_while_two_exports_wait_keeps_both_jobs() {
+    let mut setup = Setup::new().await;
+    setup.export.types = vec![OBSERVATION];
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let other = format!("[[export]]\nname = \"other\"\ntypes = [\"Patient\"]\nincremental = \"{RARELY}\"\n");
+    let config = setup.config() + &other;
+    let daemon = Daemon::with_config(&setup, &config, &[]).await;
+    eventually("two jobs", async || {
+        (setup.server.jobs().iter().filter(|job| job.polls > 0).count() == 2).then_some(())
+    })
+    .await;
+    daemon.stop().await;
+    let state = fhir_sync::state::peek(&setup.state_file()).unwrap();
+    assert!(["all", "other"].iter().all(|name| state.exports[*name].jobs.len() == 1));
+    setup.server.scenario(|scenario| scenario.hold = false);
+    let daemon = Daemon::with_config(&setup, &config, &[]).await;
+    daemon.eventually_health("health", |status, _| status == 200).await;
+    daemon.stop().await;
+    assert_eq!(setup.server.jobs().len(), 2);
 }
 
 #[tokio::test]

@@ -39,7 +39,7 @@ mod deletions;
 mod links;
 /// Invalid lines and damaged files.
 mod lines;
-/// Maintenance by the command and by the daemon, never during a sync.
+/// Maintenance by the command and by the daemon, never while a sync writes.
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;

@@ -28,7 +28,8 @@ pub(super) async fn poll(
         _ => locked(&shared.jobs).export(job).map(|export| (u32::MAX, export)),
     };
     let Some((polls, export)) = polled.filter(|_| !scenario.lose_job) else { return gone() };
-    if scenario.hold || polls <= scenario.polls_before_done {
+    let is_held = scenario.held_types.iter().any(|of| export.request.contains(of.as_str()));
+    if scenario.hold || is_held || polls <= scenario.polls_before_done {
         return in_progress(&scenario, polls);
     }
     if let Some(body) = shared.take_manifest_fault() {

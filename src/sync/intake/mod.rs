@@ -190,16 +190,17 @@ pub async fn receive(
     types: &[ResourceType],
     provenance: Provenance,
     quarantine: &Arc<Quarantine>,
+    progress: &ProgressSender,
 ) -> Result<Received, Error> {
     let manifest = &completed.manifest;
     let files = manifest.output.len() + manifest.deleted.len();
-    syncer.progress.streaming(files as u64);
+    progress.streaming(files as u64);
     let context = Arc::new(Context {
         client: Arc::clone(&syncer.client),
         links: Links::new(completed.clone()),
         intakes: intakes(syncer, types, manifest, &provenance).await?,
         quarantine: Arc::clone(quarantine),
-        progress: syncer.progress.clone(),
+        progress: progress.clone(),
         transaction_time: provenance.transaction_time,
         max_line_bytes: syncer.config.max_line_bytes,
         accepted_codes: syncer.config.accept_reported_errors.clone(),

@@ -17,6 +17,15 @@ impl Daemon {
         Self { process, origin }
     }
 
+    /// With this configuration instead of that of the setup.
+    pub async fn with_config(setup: &Setup, config: &str, settings: &[(&str, &str)]) -> Self {
+        let path = setup.folder.path().join("daemon.toml");
+        std::fs::write(&path, config).unwrap();
+        let process = Process::start(&["run", "--config", path.to_str().unwrap()], settings);
+        let origin = process.health().await;
+        Self { process, origin }
+    }
+
     pub async fn get(&self, path: &str) -> (u16, String) {
         let response = reqwest::get(format!("{}{path}", self.origin)).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())

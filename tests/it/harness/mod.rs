@@ -15,7 +15,7 @@ use fhir_sync::{
     export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
     resource::{Layout, Options},
-    sync::{self, Export, Mode, Outcome, ProgressSender, Report, Syncer, TypeEnd},
+    sync::{self, Export, Mode, Outcome, ProgressBoard, Report, Syncer, TypeEnd},
     table::{self, Location, Reconcile, Root},
 };
 use serde_json::json;
@@ -114,7 +114,7 @@ impl Setup {
     pub async fn open(&self) -> Result<Syncer, sync::Error> {
         let exports = [self.export.clone()];
         let (client, config) = (self.client.clone(), self.config.clone());
-        Syncer::open(client, self.tables(), &self.state_file(), config, &exports, ProgressSender::new().0).await
+        Syncer::open(client, self.tables(), &self.state_file(), config, &exports, ProgressBoard::new().0).await
     }
 
     /// An incremental sync with any outcome.
