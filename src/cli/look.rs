@@ -4,10 +4,11 @@
 use std::{
     fmt::Write as _,
     io::{self, ErrorKind, Write as _},
-    path::Path,
+    path::PathBuf,
 };
 
 use chrono::{DateTime, Utc};
+use clap::Args;
 use serde::Serialize;
 
 use super::exit::{Exit, failed, misconfigured};
@@ -17,12 +18,25 @@ use crate::{
     telemetry,
 };
 
-/// The configuration, and its tables for reading.
-pub fn open(config: &Path) -> Result<(Config, Root), Exit> {
-    telemetry::start(&telemetry::Config::quiet());
-    let (config, _) = config::check(config).map_err(misconfigured)?;
-    let root = Root::for_reading(config.tables.clone()).map_err(|error| failed(&chain(&error)))?;
-    Ok((config, root))
+/// What each of these commands takes.
+#[derive(Args, Debug)]
+pub struct Looking {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// JSON with all columns, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Looking {
+    /// The configuration, and its tables for reading.
+    pub fn open(&self) -> Result<(Config, Root), Exit> {
+        telemetry::start(&telemetry::Config::quiet());
+        let (config, _) = config::check(&self.config).map_err(misconfigured)?;
+        let root = Root::for_reading(config.tables.clone()).map_err(|error| failed(&chain(&error)))?;
+        Ok((config, root))
+    }
 }
 
 /// Prints text. A reader that closes the pipe early, such as `head`, is not an error.

@@ -63,9 +63,9 @@ enum Command {
     /// Shows the ledger: what each run brought, type by type
     Runs(runs::Arguments),
     /// Shows how each export and type stands, also beside a running daemon
-    Status(status::Arguments),
+    Status(look::Looking),
     /// Compares the tables with the ledger, and says what differs
-    Verify(verify::Arguments),
+    Verify(look::Looking),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {
         /// URL of the health endpoint

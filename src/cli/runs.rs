@@ -1,12 +1,10 @@
 //! `runs`: the ledger, a row for each run and type.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
 use super::{
     exit::{Exit, failed},
-    look::{self, day_and_time},
+    look::{self, Looking, day_and_time},
 };
 use crate::{
     fhir::ResourceType,
@@ -15,9 +13,8 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    looking: Looking,
     /// Only this export
     #[arg(long, value_name = "NAME")]
     export: Option<String>,
@@ -27,17 +24,14 @@ pub(super) struct Arguments {
     /// Only the newest runs
     #[arg(long, value_name = "N", default_value_t = 20)]
     limit: usize,
-    /// All columns as a JSON array, for programs
-    #[arg(long)]
-    json: bool,
 }
 
 /// Asks no server, and needs neither key nor state file, so it works beside a running daemon.
 pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let (_, root) = look::open(&arguments.config)?;
+    let (_, root) = arguments.looking.open()?;
     let rows = root.ledger().await.map_err(|error| failed(&chain(&error)))?;
     let rows = selected(rows, &arguments);
-    if arguments.json {
+    if arguments.looking.json {
         return look::print_json(&rows);
     }
     look::print(&table(&rows))

@@ -1,29 +1,18 @@
 //! `status`: how each export stands: its last runs, the job in flight, and the watermark of each type.
 
-use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use chrono::{DateTime, Utc};
-use clap::Args;
 use serde::Serialize;
 
 use super::{
     exit::{Exit, failed},
-    look::{self, day_and_time},
+    look::{self, Looking, day_and_time},
 };
 use crate::{
     state::{self, ExportState},
     sync::{LedgerRow, chain},
 };
-
-#[derive(Args, Debug)]
-pub(super) struct Arguments {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
-    /// JSON, for programs
-    #[arg(long)]
-    json: bool,
-}
 
 #[derive(Serialize)]
 struct Status {
@@ -60,8 +49,8 @@ struct LastRun {
 }
 
 /// Asks no server, and needs neither key nor lock, so it works beside a running daemon.
-pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let (config, root) = look::open(&arguments.config)?;
+pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
+    let (config, root) = looking.open()?;
     let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
     let mut last = BTreeMap::new();
     for row in root.ledger().await.map_err(|error| failed(&chain(&error)))? {
@@ -81,7 +70,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         ExportStatus { name: export.name, last_complete_at, last_full_refresh_at, job_since, types }
     });
     let status = Status { run: state.run, exports: exports.collect() };
-    if arguments.json {
+    if looking.json {
         return look::print_json(&status);
     }
     look::print(&text(&status))

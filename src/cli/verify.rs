@@ -3,26 +3,15 @@
 //!
 //! Nothing is asked of the server, and no row is read: the counts of rows are those of the Delta log.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
-use clap::Args;
 use serde::Serialize;
 
 use super::{
     exit::{Exit, FAILED, failed},
-    look,
+    look::{self, Looking},
 };
 use crate::sync::{LedgerRow, chain};
-
-#[derive(Args, Debug)]
-pub(super) struct Arguments {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
-    /// JSON, for programs
-    #[arg(long)]
-    json: bool,
-}
 
 /// What was found for one table.
 #[derive(Serialize)]
@@ -41,8 +30,8 @@ struct Verified {
 }
 
 /// Asks no server, and needs neither key nor lock. Ends with 1 where something differs.
-pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let (config, root) = look::open(&arguments.config)?;
+pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
+    let (config, root) = looking.open()?;
     let mut by_type = BTreeMap::<_, Vec<_>>::new();
     for row in root.ledger().await.map_err(|error| failed(&chain(&error)))? {
         by_type.entry(row.resource_type.clone()).or_default().push(row);
@@ -70,7 +59,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         };
         all.push(verified);
     }
-    if arguments.json {
+    if looking.json {
         look::print_json(&all)?;
     } else {
         look::print(&text(&all))?;

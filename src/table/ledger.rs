@@ -2,74 +2,23 @@
 //! it.
 //!
 //! Rows are only appended, in one commit per run. No decision is made from them: they are what people and `fhir-sync
-//! verify` go by. A column that a table of an earlier version lacks is left out.
+//! verify` go by.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
-    array::{
-        Array, ArrayRef, AsArray as _, Int64Array, ListArray, RecordBatch, StringArray, StructArray,
-        TimestampMicrosecondArray,
-    },
+    array::{Array, ArrayRef, AsArray as _, ListArray, RecordBatch, StructArray},
     buffer::OffsetBuffer,
-    compute::cast,
-    datatypes::{DataType, Field, Int64Type, Schema, TimeUnit, TimestampMicrosecondType},
-    error::ArrowError,
+    datatypes::{DataType, Field},
 };
 use chrono::{DateTime, Utc};
-use deltalake::{
-    kernel::Action,
-    operations::create::CreateBuilder,
-    protocol::{DeltaOperation, SaveMode},
-};
-use futures::StreamExt as _;
-use serde::Serialize;
-use serde_json::json;
 
 use super::{
-    Error, Root, Table, TableName,
-    commit::{self, CommitOutcome},
-    data_file::rolling::DataFiles,
-    requirements::check_writable,
-    root::kernel_schema,
+    Error, Root, TableName,
+    record::{Recorded as _, Value, record},
 };
 
-/// How often an append is tried because other writers commit at the same moment.
-const MAX_ATTEMPTS: u32 = 5;
-
-/// Defines a row by its columns, in their order.
-macro_rules! row {
-    ($(#[$of_row:meta])* $row:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$of_row])*
-        #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-        pub struct $row { $($(#[$of_field])* pub $field: $type,)* }
-
-        impl $row {
-            fn schema() -> Schema {
-                Schema::new(vec![$(Field::new(stringify!($field), <$type>::data_type(), true)),*])
-            }
-
-            fn columns(rows: &[Self]) -> Vec<ArrayRef> {
-                vec![$(<$type>::column(rows.iter().map(|row| &row.$field))),*]
-            }
-
-            fn rows(batch: &RecordBatch) -> Result<Vec<Self>, ArrowError> {
-                let mut rows = vec![Self::default(); batch.num_rows()];
-                $(
-                    if let Some(column) = batch.column_by_name(stringify!($field)) {
-                        let column = cast(column, &<$type>::data_type())?;
-                        for (index, row) in rows.iter_mut().enumerate() {
-                            row.$field = <$type>::value(&column, index);
-                        }
-                    }
-                )*
-                Ok(rows)
-            }
-        }
-    };
-}
-
-row! {
+record! {
     /// A type in a run.
     LedgerRow {
         /// The number of the run; it starts again with a lost state file.
@@ -136,7 +85,7 @@ row! {
     }
 }
 
-row! {
+record! {
     /// A file of an export.
     LedgerFile {
         /// For people: its URL may be a secret.
@@ -145,92 +94,6 @@ row! {
         bytes: u64,
         /// Of the decoded bytes, in hexadecimal digits.
         sha256: String,
-    }
-}
-
-/// A value of a column.
-trait Value: Sized {
-    fn data_type() -> DataType;
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef
-    where
-        Self: 'a;
-    /// The column has the type of [`Value::data_type`].
-    fn value(column: &dyn Array, row: usize) -> Self;
-}
-
-impl Value for Option<u64> {
-    fn data_type() -> DataType {
-        DataType::Int64
-    }
-
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let values = values.map(|value| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX)));
-        Arc::new(values.collect::<Int64Array>())
-    }
-
-    fn value(column: &dyn Array, row: usize) -> Self {
-        let column = column.as_primitive::<Int64Type>();
-        column.is_valid(row).then(|| u64::try_from(column.value(row)).unwrap_or_default())
-    }
-}
-
-impl Value for u64 {
-    fn data_type() -> DataType {
-        DataType::Int64
-    }
-
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let values = values.map(|value| i64::try_from(*value).unwrap_or(i64::MAX));
-        Arc::new(values.map(Some).collect::<Int64Array>())
-    }
-
-    fn value(column: &dyn Array, row: usize) -> Self {
-        Option::<Self>::value(column, row).unwrap_or_default()
-    }
-}
-
-impl Value for Option<String> {
-    fn data_type() -> DataType {
-        DataType::Utf8
-    }
-
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        Arc::new(values.map(Option::as_deref).collect::<StringArray>())
-    }
-
-    fn value(column: &dyn Array, row: usize) -> Self {
-        let column = column.as_string::<i32>();
-        column.is_valid(row).then(|| column.value(row).to_owned())
-    }
-}
-
-impl Value for String {
-    fn data_type() -> DataType {
-        DataType::Utf8
-    }
-
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        Arc::new(values.map(|value| Some(value.as_str())).collect::<StringArray>())
-    }
-
-    fn value(column: &dyn Array, row: usize) -> Self {
-        Option::<Self>::value(column, row).unwrap_or_default()
-    }
-}
-
-impl Value for Option<DateTime<Utc>> {
-    fn data_type() -> DataType {
-        DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
-    }
-
-    fn column<'a>(values: impl Iterator<Item = &'a Self>) -> ArrayRef {
-        let micros = values.map(|value| value.as_ref().map(DateTime::timestamp_micros));
-        Arc::new(micros.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))
-    }
-
-    fn value(column: &dyn Array, row: usize) -> Self {
-        let column = column.as_primitive::<TimestampMicrosecondType>();
-        column.is_valid(row).then(|| DateTime::from_timestamp_micros(column.value(row))).flatten()
     }
 }
 
@@ -254,76 +117,25 @@ impl Value for Vec<LedgerFile> {
             return Self::new();
         }
         let files = RecordBatch::from(column.value(row).as_struct());
-        LedgerFile::rows(&files).unwrap_or_default()
+        LedgerFile::of(&files).unwrap_or_default()
     }
 }
 
 impl Root {
     /// Appends rows in one commit; the first creates the table. Encodes on the thread that it is called from.
     pub async fn append_to_ledger(&self, rows: &[LedgerRow]) -> Result<(), Error> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let mut table = open_or_create(self).await?;
-        let columns = table.columns()?;
-        let batch = RecordBatch::try_new(Arc::new(LedgerRow::schema()), LedgerRow::columns(rows))
-            .and_then(|batch| only(&batch, &columns));
-        let batch = batch.map_err(|error| table.failed(error))?;
-        check_writable(&table, &batch.schema())?;
-        let mut files = DataFiles::new(table.target()?, Vec::new(), BTreeSet::new());
-        files.write(&batch).await.map_err(|error| table.failed(error))?;
-        let adds = files.finish().await.map_err(|error| table.failed(error))?;
-        for _ in 0..MAX_ATTEMPTS {
-            let actions = adds.iter().cloned().map(Action::Add).collect();
-            let metadata = [("isBlindAppend".to_owned(), true.into()), (commit::OURS.to_owned(), json!({}))];
-            match commit::attempt(&mut table, actions, operation(), Vec::new(), metadata.into()).await? {
-                CommitOutcome::Committed { .. } => return Ok(()),
-                CommitOutcome::Overtaken => {
-                    tracing::debug!(table = %table.name, "another writer was faster, trying again");
-                }
-            }
-        }
-        commit::discard(&table, adds.into_iter().map(|add| add.path)).await;
-        Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
+        self.append(TableName::Runs, rows).await
     }
 
     /// All rows, the oldest first; none where there is no table.
     pub async fn ledger(&self) -> Result<Vec<LedgerRow>, Error> {
-        let Some(table) = self.load(TableName::Runs).await? else { return Ok(Vec::new()) };
-        let mut all = Vec::new();
-        for stored in table.stored_files().await? {
-            let mut batches = table.rows(&stored).await?;
-            while let Some(batch) = batches.next().await {
-                all.extend(LedgerRow::rows(&batch?).map_err(|error| table.failed(error))?);
-            }
-        }
+        let mut all = self.records::<LedgerRow>(TableName::Runs).await?;
         all.sort_by(|one, other| {
             let key = |row: &LedgerRow| (row.started_at, row.run);
             key(one).cmp(&key(other)).then_with(|| one.resource_type.cmp(&other.resource_type))
         });
         Ok(all)
     }
-}
-
-async fn open_or_create(root: &Root) -> Result<Table, Error> {
-    let name = TableName::Runs;
-    if let Some(table) = root.load(name).await? {
-        return Ok(table);
-    }
-    let schema = kernel_schema(&LedgerRow::schema(), &name.directory())?;
-    let create = CreateBuilder::new().with_table_name(name.as_str()).with_columns(schema.fields().cloned());
-    root.create(name, create).await
-}
-
-/// The columns of a batch that the table has.
-fn only(batch: &RecordBatch, columns: &Schema) -> Result<RecordBatch, ArrowError> {
-    let there = |field: &Field| columns.field_with_name(field.name()).is_ok();
-    let indices: Vec<_> = (0..batch.num_columns()).filter(|index| there(batch.schema().field(*index))).collect();
-    batch.project(&indices)
-}
-
-fn operation() -> DeltaOperation {
-    DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None }
 }
 
 #[cfg(test)]

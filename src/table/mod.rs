@@ -34,6 +34,8 @@ mod commit;
 mod tombstones;
 /// What a table requires of its writers.
 mod requirements;
+/// The rows of tables that are not of resources.
+mod record;
 /// What each run did.
 mod ledger;
 /// A table is created, and gains columns.
