@@ -22,8 +22,8 @@ pub(super) struct Arguments {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
     config: PathBuf,
-    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger; without any: all tables of the
-    /// configuration
+    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger, `quarantine`; without any:
+    /// all tables of the configuration
     #[arg(value_name = "TYPE")]
     tables: Vec<TableName>,
     /// Show what would be done, and change nothing
@@ -116,7 +116,7 @@ fn cells(done: &Maintained, dry_run: DryRun) -> String {
         "{:>9} {:>9} {into:>9} {:>10} {checkpoint:>10} {:>9} {:>9} {:>9}",
         done.rewritten.files,
         HumanBytes(done.rewritten.bytes).to_string(),
-        done.purged_rows + done.folded_rows,
+        done.purged_rows + done.folded_rows + done.expired_rows,
         done.log_deleted.files,
         done.vacuumed.files,
         HumanBytes(done.vacuumed.bytes).to_string()

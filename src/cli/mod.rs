@@ -6,6 +6,7 @@ mod exit;
 mod healthcheck;
 mod look;
 mod maintain;
+mod quarantine;
 #[cfg(feature = "sql")]
 mod query;
 mod run;
@@ -66,6 +67,8 @@ enum Command {
     Status(look::Looking),
     /// Compares the tables with the ledger, and says what differs
     Verify(look::Looking),
+    /// Shows the lines that are not resources
+    Quarantine(quarantine::Arguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {
         /// URL of the health endpoint
@@ -89,6 +92,7 @@ impl Cli {
             Command::Runs(arguments) => runs::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
             Command::Verify(arguments) => verify::run(arguments).await,
+            Command::Quarantine(arguments) => quarantine::run(arguments).await,
             Command::Healthcheck { url } => healthcheck::run(&url).await,
         };
         result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)

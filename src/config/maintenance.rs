@@ -28,6 +28,7 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
     let purge_percent = section.or("purge_percent", "10", percent);
     let vacuum_retention = section.or("vacuum_retention", "7days", duration);
     let log_retention = section.or("log_retention", "30days", duration);
+    let quarantine_retention = section.or("quarantine_retention", "90days", duration);
     if let (Some(vacuum), Some(log)) = (vacuum_retention, log_retention)
         && log < vacuum
     {
@@ -42,6 +43,7 @@ pub(super) fn read(mut section: Section) -> Option<Maintenance> {
         purge_percent: purge_percent?,
         vacuum_retention: Retention::Checked(vacuum_retention?),
         log_retention: log_retention?,
+        quarantine_retention: quarantine_retention?,
     };
     Some(Maintenance { schedule: schedule?, of_tables: sync::MaintenanceRun { tables, time_limit: time_limit? } })
 }

@@ -7,6 +7,7 @@ mod exports;
 mod flags;
 mod maintenance;
 mod partitions;
+mod quarantine;
 mod section;
 mod server;
 mod values;
@@ -32,7 +33,7 @@ use self::{
     section::Section,
     server::KeyFile,
     values::{
-        address, boolean, bytes, code, duration, duration_text, location, name, number, parsed, path, percent,
+        address, boolean, bytes, code, duration, duration_text, location, name, number, one_of, parsed, path, percent,
         positive_duration, size_text, text, url, whole,
     },
 };
@@ -166,7 +167,9 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
     state.end();
     let health = read_health(root.section("health"));
-    let sync = read_sync(root.section("sync"), state_file.as_deref(), source, overlap, columns);
+    let mut sync = root.section("sync");
+    let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
+    let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     daemon.end();
@@ -237,6 +240,7 @@ fn read_sync(
     source: Option<(String, sync::Chosen)>,
     overlap: Option<Duration>,
     columns: Option<(bool, Options)>,
+    quarantine_policy: Option<sync::Policy>,
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
@@ -287,6 +291,7 @@ fn read_sync(
         },
         allow_empty: BTreeSet::new(),
         max_quarantine_bytes: max_quarantine_bytes?,
+        quarantine_policy: quarantine_policy?,
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,

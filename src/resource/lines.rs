@@ -10,6 +10,8 @@ use std::ops::Range;
 pub struct Line {
     /// The first line of a file is 1; blank lines count.
     pub number: u64,
+    /// Where it begins: how many decoded bytes of the file are before it.
+    pub offset: u64,
     pub bytes: Vec<u8>,
 }
 
@@ -24,12 +26,14 @@ pub struct LineTooLong {
 pub struct Lines {
     limit_bytes: usize,
     number: u64,
+    /// Where the line begins that `rest` is the beginning of.
+    offset: u64,
     rest: Vec<u8>,
 }
 
 impl Lines {
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, number: 1, rest: Vec::new() }
+        Self { limit_bytes, number: 1, offset: 0, rest: Vec::new() }
     }
 
     /// Takes the next bytes and appends the lines that they complete to `lines`.
@@ -59,10 +63,12 @@ impl Lines {
 
     fn end_line(&mut self, lines: &mut Vec<Line>) {
         let mut bytes = std::mem::take(&mut self.rest);
+        let begins_at = self.offset;
+        self.offset += bytes.len() as u64 + 1;
         if let Some(content) = content(&bytes, self.number == 1) {
             bytes.truncate(content.end);
             bytes.drain(..content.start);
-            lines.push(Line { number: self.number, bytes });
+            lines.push(Line { number: self.number, offset: begins_at + content.start as u64, bytes });
         }
         self.number += 1;
     }
@@ -104,8 +110,8 @@ mod tests {
     #[test]
     fn blank_lines_crlf_a_byte_order_mark_and_a_missing_last_newline_are_legal() {
         let lines = split(&[b"\xEF\xBB\xBF{1}\r\n\r\n  \n{2}\n{3}"], 100).unwrap();
-        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.bytes.as_slice())).collect();
-        assert_eq!(seen, [(1, &b"{1}"[..]), (4, b"{2}"), (5, b"{3}")]);
+        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.offset, line.bytes.as_slice())).collect();
+        assert_eq!(seen, [(1, 3, &b"{1}"[..]), (4, 13, b"{2}"), (5, 17, b"{3}")]);
     }
 
     #[test]

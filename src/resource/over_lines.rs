@@ -65,8 +65,8 @@ impl OverLines {
             Some(open) => open.with(line),
             None if is_closed(&line) => return into.push(line),
             None => {
-                Open { joined: Line { number: line.number, bytes: Vec::new() }, parts: vec![], scan: Scan::default() }
-                    .with(line)
+                let joined = Line { bytes: Vec::new(), ..line };
+                Open { joined, parts: vec![], scan: Scan::default() }.with(line)
             }
         };
         if open.scan.is_between_tokens() {
@@ -127,7 +127,7 @@ mod tests {
 
     fn join(texts: &[&str]) -> (Vec<(u64, String)>, usize) {
         let mut over_lines = OverLines::new(1000);
-        let lines = (1..).zip(texts).map(|(number, text)| Line { number, bytes: text.as_bytes().to_vec() });
+        let lines = (1..).zip(texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec() });
         let mut joined = Vec::new();
         for line in lines {
             joined.extend(over_lines.join(vec![line]));
@@ -169,7 +169,7 @@ mod tests {
             let bytes = |text: &str| text.bytes().filter(|byte| *byte != b' ').collect::<Vec<_>>();
             let (joined, _) = join(&texts);
             let mut over_lines = OverLines::new(1000);
-            let lines = (1..).zip(&texts).map(|(number, text)| Line { number, bytes: text.as_bytes().to_vec() });
+            let lines = (1..).zip(&texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec() });
             let mut all: Vec<_> = over_lines.join(lines.collect());
             prop_assert_eq!(all.len(), joined.len());
             all.extend(over_lines.finish());

@@ -161,11 +161,6 @@ impl Store {
         self.state = state;
         Ok(())
     }
-
-    /// The folder of the state file, which also holds the lock and the quarantine.
-    pub fn folder(&self) -> &Path {
-        folder(&self.path)
-    }
 }
 
 /// Reads a state file without locking it, for commands that change nothing.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use chrono::TimeDelta;
 
+use super::quarantine::Policy;
 use crate::{export::Level, fhir::ResourceType, resource, state::Asked, table::Reconcile};
 
 /// How every export is synced.
@@ -20,8 +21,9 @@ pub struct Config {
     pub parallel_upserts: usize,
     pub max_line_bytes: usize,
     pub quarantine: QuarantineLimit,
-    /// Of the folder of the quarantine, with the lines of all runs.
+    /// Of the quarantine, with the lines of all runs.
     pub max_quarantine_bytes: u64,
+    pub quarantine_policy: Policy,
     /// Codes of errors that the server may report without holding a watermark: the operator knows what is missing.
     pub accept_reported_errors: BTreeSet<String>,
     /// When a full refresh removes the rows that the server no longer sends.

@@ -17,11 +17,13 @@ pub enum Error {
     NotOpened { resource_type: ResourceType, source: table::Error },
     #[error(transparent)]
     State(#[from] state::Error),
-    #[error("the quarantine file {place} cannot be written; check the folder's owner, mode and free space")]
-    Quarantine { place: String, source: std::io::Error },
+    #[error("lines that are not resources could not be kept in the quarantine")]
+    Quarantine(#[source] table::Error),
+    #[error("a line could not be encrypted for the quarantine")]
+    NotEncrypted,
     #[error(
-        "the quarantine {place} has no room for another line; look at its files and remove those that you do not need, \
-         or raise sync.max_quarantine_size ({max_bytes} bytes)"
+        "the quarantine {place} has no room for another line; look at its lines (fhir-sync quarantine list) and purge \
+         those that you do not need, or raise sync.max_quarantine_size ({max_bytes} bytes)"
     )]
     QuarantineFull { place: String, max_bytes: u64 },
     #[error(
@@ -140,7 +142,8 @@ pub fn recovery(error: &Error) -> Recovery {
         Error::Table(_)
         | Error::NotOpened { .. }
         | Error::State(_)
-        | Error::Quarantine { .. }
+        | Error::Quarantine(_)
+        | Error::NotEncrypted
         | Error::QuarantineFull { .. }
         | Error::SpoolFolder { .. }
         | Error::BrokenState { .. }

@@ -77,6 +77,7 @@ fn log(table: TableName, dry_run: DryRun, result: &Result<Option<Maintained>, Er
         Ok(Some(done)) => tracing::info!(
             %table, dry_run = dry_run == DryRun::Yes, files_rewritten = done.rewritten.files,
             files_written = done.written.files, rows_purged = done.purged_rows, rows_folded = done.folded_rows,
+            rows_expired = done.expired_rows,
             left = done.left, checkpoint = done.checkpoint, log_files_deleted = done.log_deleted.files,
             files_vacuumed = done.vacuumed.files, bytes_vacuumed = done.vacuumed.bytes, "table maintained"
         ),

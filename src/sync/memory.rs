@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,10 +26,6 @@ impl Syncer {
     /// The same; `None` while a change is on its way to the disk.
     pub fn state_at_hand(&self) -> Option<State> {
         self.store.try_lock().ok().map(|store| store.state().clone())
-    }
-
-    pub(super) fn state_folder(&self) -> PathBuf {
-        lock(&self.store).folder().to_owned()
     }
 
     pub(super) fn export_state(&self, export: &Export) -> ExportState {

@@ -36,7 +36,7 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{sync::OnceCell, task::JoinSet};
+use tokio::{runtime::Handle, sync::OnceCell, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use url::Url;
@@ -56,6 +56,7 @@ pub use self::{
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
+    quarantine::{Policy, QuarantineKey},
     report::{Failure, Report, TypeEnd, TypeReport},
 };
 use crate::{
@@ -69,7 +70,9 @@ use crate::{
 pub use crate::{
     export::Level,
     state::Outcome,
-    table::{Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, Retention, Root, TableName},
+    table::{
+        Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, QuarantineRow, Retention, Root, TableName,
+    },
 };
 
 /// Everything that syncs work with. One run of an export at a time; several exports may run, and take turns at writing.
@@ -128,9 +131,9 @@ impl<'a> Run<'a> {
     fn new(syncer: &'a Syncer, export: &'a Export, mode: Mode, stop: &'a CancellationToken) -> Self {
         let number = syncer.turns.next_run();
         let progress = syncer.progress.of(Activity::Sync { export: export.name.clone() });
-        let max_bytes = syncer.config.max_quarantine_bytes;
-        let quarantine = Arc::new(Quarantine::new(&syncer.state_folder(), &export.name, number, max_bytes));
         let report = Report::begin(&export.name, number, mode, &export.types, now());
+        let quarantine = Quarantine::new(&syncer.root, &syncer.config, &export.name, number, report.started_at);
+        let quarantine = Arc::new(quarantine);
         let ledger = Ledger::begin(syncer.export_state(export).watermarks);
         Self { syncer, export, mode, stop, quarantine, ledger, progress, report, tolerated: None }
     }
@@ -160,9 +163,22 @@ impl<'a> Run<'a> {
     async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
         let export = self.wait(job).await?;
         let _turn = self.syncer.turns.take(&self.progress, self.stop).await?;
+        let written = self.write(export).await;
+        self.close_quarantine().await;
+        written
+    }
+
+    async fn write(&mut self, export: CompletedExport) -> Result<(), Error> {
         let received = self.stream_and_verify(&export).await?;
         let upserted = self.upsert(export, received).await?;
         self.settle(&upserted).await
+    }
+
+    /// The lines of types that failed are kept as well. Then another run may write to the quarantine.
+    async fn close_quarantine(&mut self) {
+        let quarantine = Arc::clone(&self.quarantine);
+        let closed = blocking(move || Handle::current().block_on(quarantine.close())).await;
+        self.report.remarks.extend(closed.err().map(|error| chain(&error)));
     }
 
     /// Stores the number of the run first, so that no other run gets it, however this one ends.

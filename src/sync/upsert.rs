@@ -3,14 +3,17 @@
 //! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
 //! that fails leaves its table as it was and does not stop the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use chrono::TimeDelta;
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    Error, Failure, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     intake::{Received, ReceivedType},
@@ -85,6 +88,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
                 kicked_off_at: commits.kicked_off_at,
                 overlap: run.syncer.config.overlap,
                 limit: run.syncer.config.quarantine,
+                quarantine: Arc::clone(&run.quarantine),
             };
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
@@ -143,6 +147,7 @@ struct Commit {
     kicked_off_at: Option<TransactionTime>,
     overlap: TimeDelta,
     limit: QuarantineLimit,
+    quarantine: Arc<Quarantine>,
 }
 
 /// What the commit did.
@@ -167,6 +172,11 @@ impl Commit {
             ..TypeReport::default()
         };
         if let Some(error) = received.failure.take().or_else(|| self.too_many_bad_lines(&report)) {
+            received.changes.abandon().await;
+            return self.failed(report, &error);
+        }
+        // The watermark of this commit may pass lines that nobody will send again.
+        if let Err(error) = self.quarantine.flush(self.resource_type).await {
             received.changes.abandon().await;
             return self.failed(report, &error);
         }

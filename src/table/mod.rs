@@ -38,6 +38,8 @@ mod requirements;
 mod record;
 /// What each run did.
 mod ledger;
+/// Lines that are not resources.
+mod quarantine;
 /// A table is created, and gains columns.
 mod evolve;
 
@@ -64,6 +66,7 @@ pub use self::{
     ledger::{LedgerFile, LedgerRow},
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     name::TableName,
+    quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
     root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode},
 };

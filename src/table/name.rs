@@ -12,12 +12,16 @@ pub enum TableName {
     Tombstones,
     /// What each run did.
     Runs,
+    /// Lines that are not resources.
+    Quarantine,
 }
 
 /// The table of tombstones, as people call it.
 const DELETED: &str = "deleted";
 /// The ledger, as people call it.
 const RUNS: &str = "runs";
+/// The table of lines that are not resources, as people call it.
+const QUARANTINE: &str = "quarantine";
 
 /// The folder below the root for what is not a table of resources.
 pub(super) const OWN_DIRECTORY: &str = "_fhir_sync";
@@ -27,7 +31,7 @@ pub(super) const DELETED_FROM: &str = "resource_type";
 
 impl TableName {
     /// The tables that are not of a resource type.
-    pub const OWN: [Self; 2] = [Self::Tombstones, Self::Runs];
+    pub const OWN: [Self; 3] = [Self::Tombstones, Self::Runs, Self::Quarantine];
 
     /// The folder below the root. The suffix is what lets Pathling's `read.delta` find the tables of resources.
     pub(super) fn directory(self) -> String {
@@ -35,6 +39,7 @@ impl TableName {
             Self::Resources(resource_type) => format!("{resource_type}.parquet"),
             Self::Tombstones => format!("{OWN_DIRECTORY}/{DELETED}"),
             Self::Runs => format!("{OWN_DIRECTORY}/{RUNS}"),
+            Self::Quarantine => format!("{OWN_DIRECTORY}/{QUARANTINE}"),
         }
     }
 
@@ -48,6 +53,7 @@ impl TableName {
             Self::Resources(resource_type) => resource_type.as_str(),
             Self::Tombstones => DELETED,
             Self::Runs => RUNS,
+            Self::Quarantine => QUARANTINE,
         }
     }
 }
@@ -72,6 +78,7 @@ impl FromStr for TableName {
         match name {
             DELETED => Ok(Self::Tombstones),
             RUNS => Ok(Self::Runs),
+            QUARANTINE => Ok(Self::Quarantine),
             resource_type => resource_type.parse().map(Self::Resources),
         }
     }

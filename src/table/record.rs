@@ -37,8 +37,12 @@ pub(super) trait Recorded: Sized {
     fn columns(records: &[Self]) -> Vec<ArrayRef>;
     fn of(batch: &RecordBatch) -> Result<Vec<Self>, ArrowError>;
 
-    fn batch(records: &[Self]) -> Result<RecordBatch, ArrowError> {
-        RecordBatch::try_new(Arc::new(Self::schema()), Self::columns(records))
+    /// The columns that the table has.
+    fn batch(records: &[Self], columns: &Schema) -> Result<RecordBatch, ArrowError> {
+        let batch = RecordBatch::try_new(Arc::new(Self::schema()), Self::columns(records))?;
+        let there = |field: &Field| columns.field_with_name(field.name()).is_ok();
+        let indices: Vec<_> = (0..batch.num_columns()).filter(|index| there(batch.schema().field(*index))).collect();
+        batch.project(&indices)
     }
 }
 
@@ -190,8 +194,7 @@ impl Root {
         }
         let mut table = open_or_create(self, name, &R::schema()).await?;
         let columns = table.columns()?;
-        let batch = R::batch(records).and_then(|batch| only(&batch, &columns));
-        let batch = batch.map_err(|error| table.failed(error))?;
+        let batch = R::batch(records, &columns).map_err(|error| table.failed(error))?;
         check_writable(&table, &batch.schema())?;
         let mut files = DataFiles::new(table.target()?, Vec::new(), BTreeSet::new());
         files.write(&batch).await.map_err(|error| table.failed(error))?;
@@ -231,13 +234,6 @@ async fn open_or_create(root: &Root, name: TableName, schema: &Schema) -> Result
     let schema = kernel_schema(schema, &name.directory())?;
     let create = CreateBuilder::new().with_table_name(name.as_str()).with_columns(schema.fields().cloned());
     root.create(name, create).await
-}
-
-/// The columns of a batch that the table has.
-fn only(batch: &RecordBatch, columns: &Schema) -> Result<RecordBatch, ArrowError> {
-    let there = |field: &Field| columns.field_with_name(field.name()).is_ok();
-    let indices: Vec<_> = (0..batch.num_columns()).filter(|index| there(batch.schema().field(*index))).collect();
-    batch.project(&indices)
 }
 
 fn operation() -> DeltaOperation {

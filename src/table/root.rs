@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::Arc,
 };
@@ -203,7 +204,13 @@ impl Root {
         let place = self.place_of(&directory);
         if let Some(folder) = &self.folder {
             // deltalake needs the folder. It is left without a log only if the process is killed right here.
-            std::fs::create_dir_all(folder.join(&directory)).map_err(|error| Error::delta(&place, error))?;
+            let mut create = std::fs::DirBuilder::new();
+            if name == TableName::Quarantine {
+                // Nobody looks for lines of patients there.
+                create.mode(0o700);
+            }
+            let created = create.recursive(true).create(folder.join(&directory));
+            created.map_err(|error| Error::delta(&place, error))?;
         }
         let created = create
             .with_log_store(self.delta(&directory)?.log_store())
@@ -232,6 +239,11 @@ impl Root {
     /// Where the tables are, for people: without credentials, which a URL of a store never has.
     pub fn place(&self) -> String {
         self.place_of("")
+    }
+
+    /// Where a table is, for people.
+    pub fn place_of_table(&self, name: TableName) -> String {
+        self.place_of(&name.directory())
     }
 
     pub(super) fn place_of(&self, directory: &str) -> String {
@@ -343,7 +355,7 @@ impl Table {
     pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
-            TableName::Tombstones | TableName::Runs => None,
+            TableName::Tombstones | TableName::Runs | TableName::Quarantine => None,
         }
     }
 

@@ -45,7 +45,7 @@ async fn a_deletion_that_is_not_understood_holds_the_types_that_it_may_concern_a
         assert_eq!((report.outcome, setup.lines(PATIENT).await.len()), (Outcome::Partial, 3), "{odd}");
         assert_eq!(setup.watermark(PATIENT).await, before, "{odd}");
         assert_eq!(setup.watermark(OBSERVATION).await == before, holds_all, "{odd}");
-        assert_eq!(setup.quarantine().len(), 1, "{odd}");
+        assert_eq!(setup.quarantine().await.len(), 1, "{odd}");
     }
 }
 

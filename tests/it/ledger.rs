@@ -1,21 +1,7 @@
 use fhir_sync::sync::Mode;
 use serde_json::{Value, json};
 
-use crate::harness::{Ended, PATIENT, Process, Setup};
-
-/// A command that only looks, without the settings of a server's key. It must succeed.
-async fn look(setup: &Setup, arguments: &[&str]) -> Ended {
-    let path = setup.folder.path().join("fhir-sync.toml");
-    std::fs::write(&path, setup.config()).unwrap();
-    let arguments = [&arguments[..1], &["--config", path.to_str().unwrap()], &arguments[1..]].concat();
-    let ended = Process::start(&arguments, &[]).end().await;
-    assert_eq!(ended.code, Some(0), "{}", ended.output());
-    ended
-}
-
-fn json_of(ended: &Ended) -> Value {
-    serde_json::from_str(&ended.stdout).unwrap()
-}
+use crate::harness::{PATIENT, Process, Setup, json_of};
 
 #[tokio::test]
 async fn each_run_has_a_row_per_type_in_the_ledger_also_one_that_failed() {
@@ -55,17 +41,17 @@ async fn runs_and_status_are_shown_beside_a_process_that_syncs() {
     setup.run(Mode::FullRefresh).await;
     setup.complete().await;
     let _running = setup.open().await.unwrap();
-    let text = look(&setup, &["runs", "--type", "Patient", "--limit", "1"]).await.stdout;
+    let text = setup.look(&["runs", "--type", "Patient", "--limit", "1"]).await.stdout;
     assert_eq!(text.lines().count(), 2, "{text}");
     assert!(text.contains("committed"), "{text}");
-    let runs = json_of(&look(&setup, &["runs", "--json"]).await);
+    let runs = json_of(&setup.look(&["runs", "--json"]).await);
     assert_eq!(runs.as_array().unwrap().len(), 4);
     assert_eq!(runs[1]["mode"], "full refresh");
-    let status = json_of(&look(&setup, &["status", "--json"]).await);
+    let status = json_of(&setup.look(&["status", "--json"]).await);
     assert_eq!(status["run"], 2);
     assert_eq!(status["exports"][0]["types"][1]["last_run"]["end"], "committed");
     assert!(status["exports"][0]["types"][1]["watermark"].is_string(), "{status}");
-    let text = look(&setup, &["status"]).await.stdout;
+    let text = setup.look(&["status"]).await.stdout;
     assert!(text.starts_with("all: last complete 20"), "{text}");
 }
 
@@ -92,7 +78,7 @@ async fn verify_agrees_with_tables_that_hold_what_the_runs_brought_and_names_row
     setup.complete().await;
     let patients =
         |all: Value| all.as_array().unwrap().iter().find(|of| of["resource_type"] == "Patient").unwrap().clone();
-    let of_patients = patients(json_of(&look(&setup, &["verify", "--json"]).await));
+    let of_patients = patients(json_of(&setup.look(&["verify", "--json"]).await));
     assert_eq!((&of_patients["rows"], &of_patients["rows_by_ledger"]), (&json!(5), &json!(5)), "{of_patients}");
     assert_eq!(of_patients["differences"], json!([]));
     std::fs::remove_dir_all(setup.table_folder(PATIENT)).unwrap();

@@ -29,13 +29,15 @@ async fn bad_lines_within_the_limit_are_quarantined_and_nothing_else_is_lost() {
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
     assert!(setup.watermark(PATIENT).await.is_some());
     setup.assert_same_as_server().await;
-    let kept = setup.quarantine();
-    let places: Vec<_> =
-        kept.iter().map(|kept| (kept["line"].as_u64().unwrap(), kept["reason"].as_str().unwrap())).collect();
+    let kept = setup.quarantine().await;
+    let places: Vec<_> = kept.iter().map(|kept| (kept.line, kept.reason.as_str())).collect();
     assert_eq!(places, [(6, "not-json"), (7, "no-id")]);
-    for line in &kept {
-        assert_eq!((&line["resource_type"], &line["file"]), (&json!("Patient"), &json!("Patient file 1 of 1")));
-        assert!(line["text"].as_str().unwrap().contains(MARK));
+    let sent = setup.server.world(|world| world.lines(PATIENT, None)).join("\n");
+    for line in kept {
+        assert_eq!((line.resource_type.as_deref(), line.file.as_str()), (Some("Patient"), "Patient file 1 of 1"));
+        let text = String::from_utf8(line.content.unwrap()).unwrap();
+        assert!(text.contains(MARK) && text.len() as u64 == line.bytes, "{text}");
+        assert!(sent[usize::try_from(line.byte_offset).unwrap()..].starts_with(&text), "{text}");
     }
 }
 
@@ -55,11 +57,8 @@ async fn the_quarantine_is_readable_by_its_owner_only() {
     setup.config.quarantine.max_quarantined_percent = 50.0;
     push_bad_lines(&setup);
     setup.sync().await;
-    let folder = setup.folder.path().join("state/quarantine");
-    let file = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
-    for (place, expected) in [(folder, 0o700), (file, 0o600)] {
-        assert_eq!(std::fs::metadata(place).unwrap().permissions().mode() & 0o777, expected);
-    }
+    let folder = setup.lake().join("_fhir_sync/quarantine");
+    assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 #[tokio::test]
@@ -69,7 +68,7 @@ async fn a_bad_line_that_arrives_again_is_not_kept_again() {
     push_bad_lines(&setup);
     for _ in 0..3 {
         let report = setup.run(Mode::FullRefresh).await;
-        assert_eq!((report.types[&PATIENT].quarantined, setup.quarantine().len()), (2, 2));
+        assert_eq!((report.types[&PATIENT].quarantined, setup.quarantine().await.len()), (2, 2));
         assert!(report.remarks.iter().any(|remark| remark.contains("2 lines are not resources")), "{report:#?}");
     }
 }
@@ -83,7 +82,7 @@ async fn a_full_quarantine_fails_its_type_and_names_the_setting() {
     let report = setup.sync().await;
     let reason = failure(&report, PATIENT);
     assert!(reason.contains("sync.max_quarantine_size"), "{reason}");
-    assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().len()), (None, 0));
+    assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().await.len()), (None, 0));
     assert!(setup.watermark(OBSERVATION).await.is_some());
     setup.config.max_quarantine_bytes = 1 << 20;
     let report = setup.sync().await;
@@ -100,7 +99,7 @@ async fn bad_lines_over_the_limit_fail_their_type_only() {
     assert!(reason.contains("2 of 7 lines of Patient") && reason.contains("sync.max_quarantined_percent"), "{reason}");
     assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (None, 0));
     assert!(setup.watermark(OBSERVATION).await.is_some());
-    assert_eq!(setup.quarantine().len(), 2);
+    assert_eq!(setup.quarantine().await.len(), 2);
     setup.server.world(fhir_sync::demo::World::clear_pushed_lines);
     setup.complete().await;
     setup.assert_same_as_server().await;

@@ -49,6 +49,8 @@ mod mirror;
 mod one_by_one;
 /// Lines that are something else than a resource of their file's type.
 mod other_lines;
+/// Lines that are not resources, how they are kept, and the commands for them.
+mod quarantine;
 /// What the server reports as missing.
 mod reported;
 /// Killed processes, lost jobs, and two processes at once.

@@ -32,7 +32,7 @@ async fn an_operation_outcome_in_the_place_of_a_file_holds_the_type_until_its_ro
     let report = setup.sync().await;
     assert_eq!((report.outcome, report.types[&OBSERVATION].outcomes), (Outcome::Partial, 1));
     assert!(report.causes().iter().any(|cause| cause.contains("error (exception)")), "{report:#?}");
-    assert_eq!((setup.watermark(OBSERVATION).await, setup.quarantine().len()), (None, 0));
+    assert_eq!((setup.watermark(OBSERVATION).await, setup.quarantine().await.len()), (None, 0));
     assert!(is_committed(end_of(&report, PATIENT)), "{report:#?}");
     setup.complete().await;
     assert_eq!(setup.lines(OBSERVATION).await.len(), 4);
@@ -71,7 +71,7 @@ async fn a_line_goes_to_the_table_of_the_type_that_it_states() {
     assert_eq!((patients.received, patients.not_wanted, patients.quarantined), (3, 1, 0));
     assert_eq!((observations.received, observations.rerouted), (2, 2));
     assert!(setup.watermark(PATIENT).await.is_some());
-    assert_eq!(setup.quarantine().len(), 0);
+    assert_eq!(setup.quarantine().await.len(), 0);
 }
 
 #[tokio::test]
@@ -145,7 +145,7 @@ async fn an_envelope_that_cannot_be_opened_holds_the_type_and_is_kept() {
         let setup = Setup::new().await;
         Made::default().output("Patient", None, &text).serve(&setup);
         assert_eq!(setup.sync().await.outcome, Outcome::Partial, "{text}");
-        assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().len()), (None, 1), "{text}");
+        assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().await.len()), (None, 1), "{text}");
     }
 }
 

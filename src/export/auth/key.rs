@@ -2,7 +2,14 @@
 //!
 //! A [`SigningKey`] has been checked: it can sign. Its numbers are never printed.
 
-use std::{fmt, fs::File, io::Read, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    fmt,
+    fs::{File, Metadata},
+    io::Read,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::Arc,
+};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -56,7 +63,7 @@ impl SigningKey {
         if metadata.is_dir() {
             return Err(refused("is a directory, not a key file".to_owned()));
         }
-        if is_exposed(metadata.mode(), metadata.uid(), own_uid()) {
+        if is_open_to_others(&metadata) {
             return Err(refused(format!("can be read by other users; run chmod 600 {}", path.display())));
         }
         let mut text = Zeroizing::new(String::new());
@@ -244,6 +251,11 @@ fn unusable_curve(curve: &str) -> String {
 
 fn unusable_rsa() -> String {
     "holds an RSA key of less than 2048 bits, or one whose numbers do not fit together".to_owned()
+}
+
+/// Whether anybody else can read or change the file of a secret.
+pub fn is_open_to_others(metadata: &Metadata) -> bool {
+    is_exposed(metadata.mode(), metadata.uid(), own_uid())
 }
 
 /// Whether anybody else can read or change a file of this mode and owner. A secret that Kubernetes mounts with

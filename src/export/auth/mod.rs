@@ -8,7 +8,7 @@ mod key_text;
 mod scopes;
 mod tokens;
 
-pub use key::SigningKey;
+pub use key::{SigningKey, is_open_to_others};
 pub use scopes::{Granted, covers};
 pub(super) use tokens::Tokens;
 

@@ -45,7 +45,7 @@ impl Reader for Deletions {
                 bad.push(BadLine { line, reason });
             }
         }
-        context.quarantine.keep(None, &file.name, &bad)
+        context.quarantine(None, file, &bad)
     }
 
     /// Servers count Bundles, which are lines, or the entries in them.

@@ -26,9 +26,9 @@ use tracing::Instrument as _;
 pub use self::stream::DECODE_BYTES;
 use super::{Error, ProgressSender, Syncer, blocking::blocking, columns, quarantine::Quarantine};
 use crate::{
-    export::{Client, Completed, FileKind, Links, Manifest},
+    export::{Client, Completed, File, FileKind, Links, Manifest},
     fhir::{Deletion, ResourceType, TransactionTime},
-    resource::{Decoder, LineGrouping, Shape},
+    resource::{BadLine, Decoder, LineGrouping, Shape},
     table::{self, ChangeSet, LedgerFile, MemoryBudget, MemoryDemand, Table, is_first_load},
 };
 
@@ -367,6 +367,11 @@ impl Context {
         let bound = self.transaction_time.map(TransactionTime::instant);
         let at = deletion.at.map(|at| bound.map_or(at, |bound| at.min(bound)));
         Ok(intake.changes.delete(deletion.id, at)?)
+    }
+
+    /// Keeps lines of a file that are no resources. Blocks.
+    fn quarantine(&self, of: Option<ResourceType>, file: &File, bad: &[BadLine]) -> Result<(), Error> {
+        Handle::current().block_on(self.quarantine.keep(of, &file.name, self.transaction_time, bad))
     }
 
     /// Whether the operator accepts this code of an error; what was accepted is in the report.

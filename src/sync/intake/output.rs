@@ -173,7 +173,7 @@ impl Output {
             }
         }
         self.counts().lines.quarantined += bad.len() as u64;
-        context.quarantine.keep(file.kind.resource_type(), &file.name, &bad)
+        context.quarantine(file.kind.resource_type(), file, &bad)
     }
 
     /// What the operator should know of the file, when it has ended.

@@ -1,160 +1,199 @@
-//! The quarantine: lines that cannot become rows, kept with file, line number and reason until somebody looks at them.
+//! The quarantine of a run: lines that cannot become rows, kept with their place and the reason in the table
+//! `_fhir_sync/quarantine` until somebody looks at them.
 //!
-//! One file per run, one JSON object per line, readable by its owner only: it is as confidential as the tables. A line
-//! is on the disk before the commit that moves its type's watermark. Each content is kept once, in whichever run it
-//! arrived first, and the folder has a limit in bytes.
+//! Lines wait in memory, some MiB of them, and are on the disk before the commit that moves their type's watermark. Each
+//! content is kept once, in whichever run it arrived first, and the table has a limit in bytes.
+
+mod form;
 
 use std::{
     collections::HashSet,
-    fs::{DirBuilder, File, OpenOptions},
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::Deserialize;
-use serde_json::json;
+use chrono::{DateTime, Utc};
+use tokio::sync::Mutex;
 
-use super::Error;
-use crate::{fhir::ResourceType, resource::BadLine};
+use self::form::from_hex;
+pub use self::form::{Policy, QuarantineKey};
+use super::{Config, Error};
+use crate::{
+    fhir::{ResourceType, TransactionTime},
+    resource::BadLine,
+    table::{QuarantineRow, Root, TableName},
+};
 
 pub struct Quarantine {
-    folder: PathBuf,
-    /// The file of this run.
-    path: PathBuf,
+    root: Root,
+    policy: Policy,
     max_bytes: u64,
+    /// What all lines of the run have in common.
+    of_run: QuarantineRow,
     /// Read with the first bad line.
     kept: Mutex<Option<Kept>>,
     /// Lines that should have been resources.
     resources: AtomicU64,
 }
 
-/// What is in the folder.
+/// What is in the table, and what will be.
+#[derive(Default)]
 struct Kept {
-    contents: HashSet<Sha256>,
+    contents: HashSet<ContentId>,
     bytes: u64,
-    file: Option<File>,
+    /// Not in the table yet.
+    waiting: Vec<QuarantineRow>,
+    waiting_bytes: u64,
 }
 
-type Sha256 = String;
+/// The SHA-256 of a line.
+type ContentId = [u8; 32];
+
+/// More than this is not held back in memory until the type is committed.
+const MAX_WAITING_BYTES: u64 = 8 * 1024 * 1024;
+/// What a row takes besides its line.
+const ROW_BYTES: u64 = 256;
 
 impl Quarantine {
-    /// The quarantine of one run; its file appears with the first bad line that no earlier run has kept.
-    pub fn new(state_folder: &Path, export: &str, run: u64, max_bytes: u64) -> Self {
-        let folder = state_folder.join("quarantine");
-        let path = folder.join(format!("{export}-{run:08}.ndjson"));
-        Self { folder, path, max_bytes, kept: Mutex::new(None), resources: AtomicU64::new(0) }
+    /// The quarantine of one run. The table appears with the first bad line.
+    pub fn new(root: &Root, config: &Config, export: &str, run: u64, started_at: DateTime<Utc>) -> Self {
+        let of_run = QuarantineRow {
+            export: export.to_owned(),
+            run,
+            first_seen: Some(started_at),
+            source: config.source.to_string(),
+            ..QuarantineRow::default()
+        };
+        Self {
+            root: root.clone(),
+            policy: config.quarantine_policy.clone(),
+            max_bytes: config.max_quarantine_bytes,
+            of_run,
+            kept: Mutex::default(),
+            resources: AtomicU64::new(0),
+        }
     }
 
     /// What the operator should know of it.
     pub fn remark(&self) -> Option<String> {
         let lines = self.resources.load(Ordering::Relaxed);
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_file = kept.as_ref().is_some_and(|kept| kept.file.is_some());
-        let place = if has_file { &self.path } else { &self.folder }.display();
-        (lines > 0).then(|| format!("{lines} lines are not resources; they are kept in {place}"))
+        let place = self.root.place_of_table(TableName::Quarantine);
+        (lines > 0).then(|| {
+            format!("{lines} lines are not resources; they are kept in {place}: `fhir-sync quarantine list` shows them")
+        })
     }
 
-    /// Keeps bad lines of one file, each content once; a file of deletions has no type. They are on the disk when it
-    /// returns. Blocks.
+    /// Keeps bad lines of one file, each content once; a file of deletions has no type. They are on the disk after
+    /// [`Quarantine::flush`].
     ///
     /// # Errors
-    /// Nothing is kept where the folder would exceed its limit: then the lines must be asked for again.
-    pub fn keep(&self, resource_type: Option<ResourceType>, file_name: &str, bad: &[BadLine]) -> Result<(), Error> {
+    /// Nothing is kept where the table would exceed its limit: then the lines must be asked for again.
+    pub async fn keep(
+        &self,
+        resource_type: Option<ResourceType>,
+        file: &str,
+        exported_at: Option<TransactionTime>,
+        bad: &[BadLine],
+    ) -> Result<(), Error> {
         if bad.is_empty() {
             return Ok(());
         }
-        let failed = |source| Error::Quarantine { place: self.path.display().to_string(), source };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().await;
         if kept.is_none() {
-            *kept = Some(read(&self.folder).map_err(failed)?);
+            *kept = Some(read(&self.root).await?);
         }
         let Some(kept) = kept.as_mut() else { return Ok(()) };
-        let mut records = String::new();
+        let (mut rows, mut bytes) = (Vec::new(), 0);
         let mut contents = HashSet::new();
         for BadLine { line, reason } in bad {
-            let sha256 = sha256(&line.bytes);
-            if kept.contents.contains(&sha256) || !contents.insert(sha256.clone()) {
+            let content_id = content_id(&line.bytes);
+            if kept.contents.contains(&content_id) || !contents.insert(content_id) {
                 continue;
             }
-            // Bytes that are not text are kept as well: a line is kept whole.
-            let base64 = std::str::from_utf8(&line.bytes).is_err().then(|| STANDARD.encode(&line.bytes));
-            let record = json!({
-                "resource_type": resource_type,
-                "file": file_name,
-                "line": line.number,
-                "reason": reason.code(),
-                "detail": reason.to_string(),
-                "sha256": sha256,
-                "base64": base64,
-                "text": String::from_utf8_lossy(&line.bytes),
+            let (form, content) = self.policy.form(file, line).map_err(|_| Error::NotEncrypted)?;
+            bytes += ROW_BYTES + content.as_ref().map_or(0, |content| content.len() as u64);
+            rows.push(QuarantineRow {
+                id: hex(&content_id),
+                resource_type: resource_type.map(|of| of.to_string()),
+                transaction_time: exported_at.and_then(|at| DateTime::from_timestamp_micros(at.as_micros())),
+                file: file.to_owned(),
+                line: line.number,
+                byte_offset: line.offset,
+                bytes: line.bytes.len() as u64,
+                reason: reason.code().to_owned(),
+                detail: reason.to_string(),
+                form: form.to_owned(),
+                content,
+                ..self.of_run.clone()
             });
-            records.push_str(&record.to_string());
-            records.push('\n');
         }
-        if !records.is_empty() {
-            let bytes = kept.bytes + records.len() as u64;
-            if bytes > self.max_bytes {
-                let place = self.folder.display().to_string();
-                return Err(Error::QuarantineFull { place, max_bytes: self.max_bytes });
-            }
-            let file = match &mut kept.file {
-                Some(file) => file,
-                none => none.insert(create(&self.path).map_err(failed)?),
-            };
-            file.write_all(records.as_bytes()).and_then(|()| file.sync_data()).map_err(failed)?;
-            kept.bytes = bytes;
-            kept.contents.extend(contents);
+        if bytes > 0 && kept.bytes + bytes > self.max_bytes {
+            let place = self.root.place_of_table(TableName::Quarantine);
+            return Err(Error::QuarantineFull { place, max_bytes: self.max_bytes });
         }
+        kept.bytes += bytes;
+        kept.contents.extend(contents);
+        kept.waiting.append(&mut rows);
+        kept.waiting_bytes += bytes;
         if resource_type.is_some() {
             self.resources.fetch_add(bad.len() as u64, Ordering::Relaxed);
         }
+        if kept.waiting_bytes > MAX_WAITING_BYTES { self.write(kept).await } else { Ok(()) }
+    }
+
+    /// Brings to the disk what waits, before the commit of a type. What cannot be written waits on, for the commits of
+    /// other types and the end of the run.
+    ///
+    /// # Errors
+    /// Lines of this type, or of a file without a type, could not be written.
+    pub async fn flush(&self, resource_type: ResourceType) -> Result<(), Error> {
+        let mut kept = self.kept.lock().await;
+        let Some(kept) = kept.as_mut() else { return Ok(()) };
+        let concerns = |row: &QuarantineRow| row.resource_type.as_ref().is_none_or(|of| of == resource_type.as_str());
+        let is_concerned = kept.waiting.iter().any(concerns);
+        match self.write(kept).await {
+            Err(error) if is_concerned => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings to the disk what still waits at the end of an export: lines of types that failed. The next export reads
+    /// the table again, because another run may have written to it.
+    pub async fn close(&self) -> Result<(), Error> {
+        let mut of_export = self.kept.lock().await;
+        if let Some(kept) = of_export.as_mut() {
+            self.write(kept).await?;
+        }
+        *of_export = None;
+        Ok(())
+    }
+
+    async fn write(&self, kept: &mut Kept) -> Result<(), Error> {
+        self.root.append_to_quarantine(&kept.waiting).await.map_err(Error::Quarantine)?;
+        (kept.waiting, kept.waiting_bytes) = (Vec::new(), 0);
         Ok(())
     }
 }
 
-/// What earlier runs have kept. A record of an earlier version has no hash, and may be kept once more.
-fn read(folder: &Path) -> std::io::Result<Kept> {
-    #[derive(Deserialize)]
-    struct Record {
-        sha256: Sha256,
-    }
-    let mut kept = Kept { contents: HashSet::new(), bytes: 0, file: None };
-    let entries = match folder.read_dir() {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(kept),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        if !entry.file_type()?.is_file() {
-            continue;
-        }
-        kept.bytes += entry.metadata()?.len();
-        for line in BufReader::new(File::open(entry.path())?).split(b'\n') {
-            kept.contents.extend(serde_json::from_slice::<Record>(&line?).map(|record| record.sha256));
-        }
-    }
-    Ok(kept)
+/// What earlier runs have kept.
+async fn read(root: &Root) -> Result<Kept, Error> {
+    let rows = root.quarantine().await.map_err(Error::Quarantine)?;
+    let bytes = |row: &QuarantineRow| ROW_BYTES + if row.has_line() { row.bytes } else { 0 };
+    let contents = rows.iter().filter_map(|row| from_hex(row.id.as_bytes())).collect();
+    Ok(Kept { contents, bytes: rows.iter().map(bytes).sum(), ..Kept::default() })
 }
 
-fn sha256(bytes: &[u8]) -> Sha256 {
-    digest(&SHA256, bytes).as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(hex).collect()
+fn content_id(line: &[u8]) -> ContentId {
+    let mut id = ContentId::default();
+    id.copy_from_slice(digest(&SHA256, line).as_ref());
+    id
 }
 
-fn hex(digit: u8) -> Option<char> {
-    char::from_digit(u32::from(digit), 16)
-}
-
-fn create(path: &Path) -> std::io::Result<File> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+fn hex(id: &ContentId) -> String {
+    id.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

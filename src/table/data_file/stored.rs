@@ -129,9 +129,30 @@ impl StoredFile {
         footer: ArrowReaderMetadata,
         dead: &RowSet,
     ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+        self.columns_without(footer, ProjectionMask::all(), dead)
+    }
+
+    /// The live rows, with all columns but this one.
+    pub async fn rows_except(
+        &self,
+        column: &str,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+        let footer = self.footer().await?;
+        let fields = footer.schema().fields().iter().enumerate();
+        let others = fields.filter(|(_, field)| field.name() != column).map(|(index, _)| index);
+        let others = ProjectionMask::roots(footer.parquet_schema(), others.collect::<Vec<_>>());
+        self.columns_without(footer, others, &self.dead)
+    }
+
+    fn columns_without(
+        &self,
+        footer: ArrowReaderMetadata,
+        columns: ProjectionMask,
+        dead: &RowSet,
+    ) -> Result<impl Stream<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), footer);
         let batch_rows = batch_rows(builder.metadata());
-        let batches = builder.with_batch_size(batch_rows).build()?;
+        let batches = builder.with_projection(columns).with_batch_size(batch_rows).build()?;
         let mut first_row = 0;
         let dead = dead.clone();
         Ok(batches.map(move |batch| {

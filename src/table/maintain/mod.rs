@@ -21,7 +21,8 @@ use deltalake::{checkpoints::create_checkpoint, table::config::TablePropertiesEx
 pub use self::options::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention};
 use self::{compact::compact, log::Log, vacuum::vacuum};
 use super::{
-    Amount, Error, Root, Table, TableName, commit::newest_watermark, name::DELETED_FROM, requirements::check_writable,
+    Amount, Error, QuarantineFate, QuarantineRow, Root, Table, TableName, commit::newest_watermark, name::DELETED_FROM,
+    quarantine, requirements::check_writable,
 };
 use crate::fhir::{ResourceType, TransactionTime};
 
@@ -49,6 +50,9 @@ impl Root {
             check_retention(&table, options.vacuum_retention)?;
         }
         let mut done = Maintained::default();
+        if table.name == TableName::Quarantine && wants(MaintenanceStep::Purge) {
+            done.expired_rows = expire(&mut table, options, dry_run, now).await?;
+        }
         if wants(MaintenanceStep::Compact) || wants(MaintenanceStep::Purge) {
             compact(&mut table, options, dry_run, goes_on, &mut done).await?;
         }
@@ -71,6 +75,26 @@ impl Root {
     }
 }
 
+/// Drops what has been in the quarantine for longer than it is kept there; returns how many rows.
+async fn expire(
+    table: &mut Table,
+    options: &MaintenanceOptions,
+    dry_run: DryRun,
+    now: DateTime<Utc>,
+) -> Result<u64, Error> {
+    let is_trusted = clock_is_trusted(table, options.vacuum_retention, now).await?;
+    let retention = TimeDelta::from_std(options.quarantine_retention).unwrap_or(TimeDelta::MAX);
+    let Some(oldest) = now.checked_sub_signed(retention).filter(|_| is_trusted) else { return Ok(0) };
+    let fate = |row: &QuarantineRow| match row.first_seen {
+        Some(first_seen) if first_seen < oldest => QuarantineFate::Dropped,
+        _ => QuarantineFate::Stays,
+    };
+    match dry_run {
+        DryRun::Yes => quarantine::count_changes(table, &fate).await,
+        DryRun::No => quarantine::change(table, &fate).await,
+    }
+}
+
 /// Tables of other writers are theirs to maintain, and a rewrite must not lose what it does not understand.
 fn check_maintainable(table: &Table) -> Result<(), Error> {
     let own: &[&str] = match table.name {
@@ -78,6 +102,7 @@ fn check_maintainable(table: &Table) -> Result<(), Error> {
             &["id", "_sync_source", "_sync_at", "_sync_transaction_time"]
         }
         TableName::Runs => &["run", "resource_type"],
+        TableName::Quarantine => &["id", "run", "first_seen"],
     };
     let own = own.iter().map(|name| Field::new(*name, DataType::Null, true));
     check_writable(table, &Arc::new(Schema::new(own.collect::<Vec<_>>())))
@@ -94,7 +119,8 @@ async fn clock_is_trusted(table: &Table, retention: Retention, now: DateTime<Utc
     }
     let newest = match table.name {
         TableName::Resources(_) | TableName::Runs => newest_watermark(table).await?,
-        TableName::Tombstones => newest_of_deleted_types(table).await?,
+        TableName::Tombstones => newest_of(table, deleted_types(table).await?).await?,
+        TableName::Quarantine => newest_of(table, quarantine::types(table).await?).await?,
     };
     let Some(newest) = newest.filter(|newest| now - newest.instant() > MAX_CLOCK_AHEAD) else { return Ok(true) };
     tracing::warn!(
@@ -105,12 +131,16 @@ async fn clock_is_trusted(table: &Table, retention: Retention, now: DateTime<Utc
     Ok(false)
 }
 
-/// Tombstones have no watermark; those of the tables that they are about say how far the server's clock is.
-async fn newest_of_deleted_types(table: &Table) -> Result<Option<TransactionTime>, Error> {
+async fn deleted_types(table: &Table) -> Result<BTreeSet<String>, Error> {
     let files = table.stored_files().await?;
-    let types = files.iter().filter_map(|file| file.add.partition_values.get(DELETED_FROM)?.as_deref());
+    Ok(files.into_iter().filter_map(|mut file| file.add.partition_values.remove(DELETED_FROM)?).collect())
+}
+
+/// Tombstones and quarantine have no watermark; those of the tables that they are about say how far the server's clock
+/// is.
+async fn newest_of(table: &Table, types: BTreeSet<String>) -> Result<Option<TransactionTime>, Error> {
     let mut newest = None;
-    for resource_type in types.filter_map(|name| name.parse().ok()).collect::<BTreeSet<ResourceType>>() {
+    for resource_type in types.iter().filter_map(|name| name.parse::<ResourceType>().ok()) {
         if let Some(table) = table.root.open(resource_type).await? {
             newest = newest.max(newest_watermark(&table).await?);
         }

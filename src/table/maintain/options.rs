@@ -15,6 +15,8 @@ pub struct MaintenanceOptions {
     pub vacuum_retention: Retention,
     /// How long commits are kept in the log, unless the table itself asks for longer.
     pub log_retention: Duration,
+    /// How long a line is kept in the quarantine.
+    pub quarantine_retention: Duration,
 }
 
 /// The steps, in the order in which they are done.
@@ -85,6 +87,8 @@ pub struct Maintained {
     pub purged_rows: u64,
     /// Tombstones that were dropped because others cover them; a dry run does not know.
     pub folded_rows: u64,
+    /// Rows of the quarantine that are older than it keeps them.
+    pub expired_rows: u64,
     /// Groups of files that are left for the next maintenance, because this one had to end.
     pub left: u64,
     /// The version of the new checkpoint.

@@ -116,6 +116,7 @@ mod tests {
             purge_percent: 10.0,
             vacuum_retention: Retention::Checked(Duration::ZERO),
             log_retention: Duration::ZERO,
+            quarantine_retention: Duration::MAX,
         }
     }
 

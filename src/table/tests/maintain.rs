@@ -21,6 +21,7 @@ pub(super) fn maintenance(steps: &[MaintenanceStep]) -> MaintenanceOptions {
         purge_percent: 10.0,
         vacuum_retention: Retention::Forced(7 * DAY),
         log_retention: 30 * DAY,
+        quarantine_retention: 90 * DAY,
     }
 }
 

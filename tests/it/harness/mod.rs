@@ -6,7 +6,13 @@ mod daemon;
 mod made;
 mod process;
 
-use std::{collections::BTreeSet, fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use arrow::array::AsArray as _;
 use chrono::TimeDelta;
@@ -16,7 +22,7 @@ use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{Layout, Options},
     sync::{self, Export, Mode, Outcome, ProgressBoard, Report, Syncer, TypeEnd},
-    table::{self, Location, Reconcile, Root},
+    table::{self, Location, QuarantineRow, Reconcile, Root},
 };
 use serde_json::json;
 use tempfile::TempDir;
@@ -27,7 +33,7 @@ use crate::read_back;
 pub use self::{
     daemon::Daemon,
     made::{Made, ndjson},
-    process::{BINARY, Ended, Process, RARELY},
+    process::{BINARY, Ended, Process, RARELY, json_of},
 };
 
 pub const PATIENT: ResourceType = ResourceType::PATIENT;
@@ -82,6 +88,7 @@ impl Setup {
             reconcile: Reconcile { max_missing: 0, max_missing_percent: 10.0, allow_empty: false },
             allow_empty: BTreeSet::new(),
             max_quarantine_bytes: 1 << 20,
+            quarantine_policy: sync::Policy::Plain,
             accept_reported_errors: BTreeSet::new(),
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
@@ -181,12 +188,15 @@ impl Setup {
     }
 
     /// The quarantined lines, oldest run first.
-    pub fn quarantine(&self) -> Vec<serde_json::Value> {
-        let Ok(entries) = fs::read_dir(self.folder.path().join("state/quarantine")) else { return Vec::new() };
-        let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        let texts = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect::<String>();
-        texts.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    pub async fn quarantine(&self) -> Vec<QuarantineRow> {
+        let rows = self.root().quarantine().await.unwrap();
+        let mut lines = HashMap::new();
+        let wanted = rows.iter().map(|row| row.id.clone()).collect();
+        let mut take = |row: QuarantineRow| {
+            lines.insert(row.id, row.content);
+        };
+        self.root().read_quarantine(&wanted, &mut take).await.unwrap();
+        rows.into_iter().map(|row| QuarantineRow { content: lines.remove(&row.id).unwrap(), ..row }).collect()
     }
 
     /// The number of requests for files so far.

@@ -72,10 +72,30 @@ impl Setup {
         Process::start(&[command, "--config", path.to_str().unwrap()], settings)
     }
 
+    /// A command such as `["quarantine", "list", "--json"]`, to its end.
+    pub async fn command(&self, words: &[&str], settings: &[(&str, &str)]) -> Ended {
+        let path = self.folder.path().join("fhir-sync.toml");
+        fs::write(&path, self.config()).unwrap();
+        let arguments = [words, &["--config", path.to_str().unwrap()]].concat();
+        Process::start(&arguments, settings).end().await
+    }
+
+    /// A command that only looks, without the settings of a server's key. It must succeed.
+    pub async fn look(&self, words: &[&str]) -> Ended {
+        let ended = self.command(words, &[]).await;
+        assert_eq!(ended.code, Some(0), "{}", ended.output());
+        ended
+    }
+
     /// `fhir-sync sync` to its end.
     pub async fn process(&self, settings: &[(&str, &str)]) -> Ended {
         self.start("sync", settings).end().await
     }
+}
+
+/// What a command with `--json` printed.
+pub fn json_of(ended: &Ended) -> Value {
+    serde_json::from_str(&ended.stdout).unwrap()
 }
 
 impl Process {

@@ -161,6 +161,7 @@ impl Lake {
             purge_percent,
             vacuum_retention: Retention::Forced(Duration::ZERO),
             log_retention: Duration::ZERO,
+            quarantine_retention: Duration::MAX,
         };
         #[expect(clippy::disallowed_methods, reason = "files have just been written by the same clock")]
         let now = chrono::Utc::now() + chrono::TimeDelta::days(1);

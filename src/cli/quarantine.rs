@@ -1,0 +1,157 @@
+//! `quarantine`: the lines that are not resources. To look at them needs neither key nor lock; the line itself is printed
+//! only by `show`.
+
+use clap::{Args, Subcommand};
+
+use super::{
+    exit::{Exit, failed},
+    look::{self, Looking, day_and_time},
+};
+use crate::{
+    fhir::ResourceType,
+    sync::{QuarantineRow, Root, chain},
+};
+
+#[derive(Args, Debug)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand, Debug)]
+enum Action {
+    /// Lists the lines with their places and reasons, without their content
+    List(List),
+    /// Shows one line, with its content
+    Show(Show),
+}
+
+#[derive(Args, Debug)]
+struct List {
+    #[command(flatten)]
+    looking: Looking,
+    /// Only lines from files of this resource type
+    #[arg(long = "type", value_name = "TYPE")]
+    resource_type: Option<ResourceType>,
+    /// Only lines with this reason, such as not-json
+    #[arg(long, value_name = "WORD")]
+    reason: Option<String>,
+    /// Only lines that this run was the first to receive
+    #[arg(long, value_name = "N")]
+    run: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+struct Show {
+    #[command(flatten)]
+    looking: Looking,
+    /// The beginning of an id
+    #[arg(value_name = "ID")]
+    id: String,
+}
+
+pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
+    match arguments.action {
+        Action::List(arguments) => list(&arguments).await,
+        Action::Show(arguments) => show(&arguments).await,
+    }
+}
+
+async fn list(arguments: &List) -> Result<(), Exit> {
+    let (_, root) = arguments.looking.open()?;
+    let mut rows = rows(&root).await?;
+    rows.retain(|row| {
+        arguments.resource_type.is_none_or(|of| row.resource_type.as_deref() == Some(of.as_str()))
+            && arguments.reason.as_ref().is_none_or(|reason| row.reason == *reason)
+            && arguments.run.is_none_or(|run| row.run == run)
+    });
+    if arguments.looking.json { look::print_json(&rows) } else { look::print(&table(&rows)) }
+}
+
+async fn show(arguments: &Show) -> Result<(), Exit> {
+    let (config, root) = arguments.looking.open()?;
+    let row = one_of(rows(&root).await?, &arguments.id).map_err(|reason| failed(&reason))?;
+    let mut read = None;
+    let wanted = [row.id.clone()].into();
+    root.read_quarantine(&wanted, &mut |row| read = Some(row)).await.map_err(|error| failed(&chain(&error)))?;
+    let Some(with_line) = read else { return Err(failed("the line was purged at this moment")) };
+    let line = config.sync.quarantine_policy.line_of(&with_line);
+    let text = line.as_ref().map(|line| String::from_utf8_lossy(line));
+    if arguments.looking.json {
+        let mut value = serde_json::to_value(&row).map_err(|error| failed(&error.to_string()))?;
+        value["text"] = text.map_or(serde_json::Value::Null, Into::into);
+        return look::print_json(&value);
+    }
+    let of_row = |(name, value): (&str, String)| format!("{name:17} {value}\n");
+    let head: String = facts(&row).into_iter().map(of_row).collect();
+    let text = text.map_or_else(|reason| format!("(the line cannot be shown: {reason})"), |text| printable(&text));
+    look::print(&format!("{head}\n{text}\n"))
+}
+
+async fn rows(root: &Root) -> Result<Vec<QuarantineRow>, Exit> {
+    root.quarantine().await.map_err(|error| failed(&chain(&error)))
+}
+
+/// The one row whose id begins so.
+fn one_of(rows: Vec<QuarantineRow>, id: &str) -> Result<QuarantineRow, String> {
+    let mut found = rows.into_iter().filter(|row| !id.is_empty() && row.id.starts_with(id));
+    match (found.next(), found.next()) {
+        (Some(row), None) => Ok(row),
+        (None, _) => Err(format!("no line in the quarantine has an id that begins with {id:?}")),
+        (Some(_), Some(_)) => Err(format!("several lines have an id that begins with {id:?}; give more of it")),
+    }
+}
+
+/// A server may send anything; what would change the terminal is written out.
+fn printable(text: &str) -> String {
+    let is_plain = |char: char| !char.is_control() || matches!(char, '\t');
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, char| {
+        if is_plain(char) {
+            shown.push(char);
+        } else {
+            shown.extend(char.escape_default());
+        }
+        shown
+    })
+}
+
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".to_owned())
+}
+
+fn facts(row: &QuarantineRow) -> Vec<(&'static str, String)> {
+    vec![
+        ("id", row.id.clone()),
+        ("export", row.export.clone()),
+        ("run", row.run.to_string()),
+        ("first seen (UTC)", day_and_time(row.first_seen)),
+        ("type", or_dash(row.resource_type.as_ref())),
+        ("file", row.file.clone()),
+        ("line", row.line.to_string()),
+        ("byte offset", row.byte_offset.to_string()),
+        ("bytes", row.bytes.to_string()),
+        ("reason", row.reason.clone()),
+        ("detail", row.detail.clone()),
+        ("kept", row.form.clone()),
+        ("replayed (UTC)", day_and_time(row.replayed_at)),
+    ]
+}
+
+/// Enough of an id to name one line of a million.
+const SHORT_ID: usize = 12;
+
+fn table(rows: &[QuarantineRow]) -> String {
+    let cells = rows.iter().map(|row| {
+        [
+            row.id.chars().take(SHORT_ID).collect(),
+            day_and_time(row.first_seen),
+            row.run.to_string(),
+            or_dash(row.resource_type.as_ref()),
+            row.bytes.to_string(),
+            row.replayed_at.map_or_else(|| row.form.clone(), |_| "replayed".to_owned()),
+            format!("{}, line {}", row.file, row.line),
+            row.detail.clone(),
+        ]
+    });
+    look::columns(&["id", "first seen (UTC)", "run", "type", "bytes", "kept", "place", "reason"], cells)
+}

@@ -1,0 +1,35 @@
+//! `[sync.quarantine]`: in which form lines are kept that are not resources.
+
+use super::{KeyFile, Section, one_of, path};
+use crate::sync::{Policy, QuarantineKey};
+
+pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
+    let policy = section.or("policy", "plain", one_of(&["plain", "encrypted", "withheld"]));
+    let path = section.optional("key_file", path);
+    let policy = match (policy.as_deref(), path) {
+        (None, _) => None,
+        (Some("encrypted"), None) => {
+            section.mistake("key_file", "is missing; policy = \"encrypted\" needs the file of its key");
+            None
+        }
+        (Some("encrypted"), Some(path)) if matches!(key_file, KeyFile::MayBeElsewhere) && !path.exists() => {
+            section.remark("key_file", "does not exist here; it is read when a sync starts");
+            Some(Policy::Withheld)
+        }
+        (Some("encrypted"), Some(path)) => match QuarantineKey::read(&path) {
+            Ok(key) => Some(Policy::Encrypted(key)),
+            Err(what) => {
+                section.mistake("key_file", &what);
+                None
+            }
+        },
+        (Some(_), Some(_)) => {
+            section.mistake("key_file", "is set, and policy is not \"encrypted\"; remove one of them");
+            None
+        }
+        (Some("withheld"), None) => Some(Policy::Withheld),
+        (Some(_), None) => Some(Policy::Plain),
+    };
+    section.end();
+    policy
+}

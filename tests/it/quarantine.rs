@@ -1,0 +1,154 @@
+use fhir_sync::sync::{Mode, Outcome, TypeEnd};
+use serde_json::{Value, json};
+
+use crate::harness::{OBSERVATION, PATIENT, Setup, end_of, failure, json_of};
+
+/// In every bad line of these tests, and nowhere else.
+const MARK: &str = "Mustermann-7c1f";
+
+/// A line that a later version might read, and one that is broken, after the five patients.
+async fn with_bad_lines() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
+    setup.server.world(|world| {
+        world.push_line(PATIENT, json!({"resourceType": "Patient", "name": [{"family": MARK}]}).to_string());
+        world.push_line(PATIENT, format!("{{\"resourceType\":\"Patient\",\"id\":\"x1\",\"name\":\"{MARK}\u{1b}[2J"));
+    });
+    setup
+}
+
+const LENIENT: (&str, &str) = ("FHIR_SYNC__SYNC__MAX_QUARANTINED_PERCENT", "50");
+
+/// Everything that is on the disk below the lake.
+fn lake_has(setup: &Setup, text: &str) -> bool {
+    let mut folders = vec![setup.lake()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if std::fs::read(&path).unwrap().windows(text.len()).any(|window| window == text.as_bytes()) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn quarantined_lines_are_listed_without_their_content_and_shown_on_request() {
+    let setup = with_bad_lines().await;
+    setup.sync().await;
+    let _running = setup.open().await.unwrap();
+    let listed = json_of(&setup.look(&["quarantine", "list", "--json"]).await);
+    let facts = |row: &Value| (row["line"].clone(), row["reason"].clone(), row["run"].clone(), row["form"].clone());
+    let expected = [("no-id", 6), ("not-json", 7)];
+    let expected = expected.map(|(reason, line)| (json!(line), json!(reason), json!(1), json!("plain")));
+    assert_eq!(listed.as_array().unwrap().iter().map(facts).collect::<Vec<_>>(), expected);
+    assert!(!listed.to_string().contains(MARK), "{listed}");
+    let text = setup.look(&["quarantine", "list", "--type", "Patient", "--reason", "no-id"]).await.stdout;
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.contains("Patient file 1 of 1, line 6") && !text.contains(MARK), "{text}");
+    assert_eq!(setup.look(&["quarantine", "list", "--run", "2"]).await.stdout.lines().count(), 1);
+
+    let id = listed[1]["id"].as_str().unwrap();
+    let shown = setup.look(&["quarantine", "show", &id[..8]]).await.stdout;
+    assert!(shown.contains(MARK) && shown.contains("not-json"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "a line must not change the terminal");
+    let shown = json_of(&setup.look(&["quarantine", "show", id, "--json"]).await);
+    assert!(shown["text"].as_str().unwrap().ends_with("[2J"), "{shown}");
+    assert_eq!(setup.command(&["quarantine", "show", "zz"], &[]).await.code, Some(1));
+}
+
+#[tokio::test]
+async fn encrypted_lines_are_on_the_disk_only_encrypted_and_shown_with_their_key() {
+    let setup = with_bad_lines().await;
+    let key_file = setup.folder.path().join("key");
+    let write_key = |key: &str| {
+        use std::{fs, os::unix::fs::PermissionsExt as _};
+        fs::write(&key_file, key.repeat(32)).unwrap();
+        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    write_key("0f");
+    let policy = ("FHIR_SYNC__SYNC__QUARANTINE__POLICY", "encrypted");
+    let encrypted = [LENIENT, policy, ("FHIR_SYNC__SYNC__QUARANTINE__KEY_FILE", key_file.to_str().unwrap())];
+    assert_eq!(setup.process(&encrypted).await.code, Some(3));
+    assert!(!lake_has(&setup, MARK));
+    let id = setup.root().quarantine().await.unwrap()[0].id.clone();
+    let show = ["quarantine", "show", id.as_str()];
+    let shown = setup.command(&show, &encrypted).await.stdout;
+    assert!(shown.contains(MARK) && shown.contains("encrypted"), "{shown}");
+    write_key("f0");
+    for (settings, reason) in [(&encrypted[..], "cannot be decrypted"), (&[], "it is encrypted")] {
+        let shown = setup.command(&show, settings).await.stdout;
+        assert!(shown.contains(reason) && !shown.contains(MARK), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn withheld_lines_leave_only_their_places() {
+    let setup = with_bad_lines().await;
+    let withheld = [LENIENT, ("FHIR_SYNC__SYNC__QUARANTINE__POLICY", "withheld")];
+    assert_eq!(setup.process(&withheld).await.code, Some(3));
+    assert!(!lake_has(&setup, MARK));
+    let rows = setup.root().quarantine().await.unwrap();
+    assert_eq!(
+        rows.iter().map(|row| (row.line, row.form.as_str())).collect::<Vec<_>>(),
+        [(6, "withheld"), (7, "withheld")]
+    );
+    let shown = setup.look(&["quarantine", "show", &rows[0].id]).await.stdout;
+    assert!(shown.contains("no-id") && shown.contains("was not kept"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_quarantine_that_cannot_be_written_fails_the_types_of_its_lines_only() {
+    let setup = with_bad_lines().await;
+    let place = setup.lake().join("_fhir_sync/quarantine");
+    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+    std::fs::write(&place, "in the way").unwrap();
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    assert!(failure(&report, PATIENT).contains("could not be kept in the quarantine"), "{report:#?}");
+    assert!(matches!(end_of(&report, OBSERVATION), TypeEnd::Committed { .. }), "{report:#?}");
+    assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (None, 0));
+    std::fs::remove_file(&place).unwrap();
+    let report = setup.sync().await;
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
+    assert_eq!(setup.quarantine().await.len(), 2);
+}
+
+#[tokio::test]
+async fn the_quarantine_is_maintained_like_any_table_and_forgets_what_is_too_old() {
+    let setup = with_bad_lines().await;
+    setup.sync().await;
+    let at_once = ("FHIR_SYNC__MAINTENANCE__QUARANTINE_RETENTION", "0s");
+    // The server's clock is months behind ours: without --force, nothing is deleted by its age.
+    for (arguments, settings, left) in [
+        (&["maintain", "quarantine", "--force"][..], &[][..], 2),
+        (&["maintain", "quarantine"], &[at_once], 2),
+        (&["maintain", "quarantine", "--force"], &[at_once], 0),
+    ] {
+        let ended = setup.command(arguments, settings).await;
+        assert_eq!((ended.code, setup.quarantine().await.len()), (Some(0), left), "{}", ended.output());
+    }
+    // The server still sends them.
+    setup.run(Mode::FullRefresh).await;
+    assert_eq!(setup.quarantine().await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_policy_that_needs_a_key_is_checked_before_anything_else() {
+    let setup = Setup::new().await;
+    let policy = |name| ("FHIR_SYNC__SYNC__QUARANTINE__POLICY", name);
+    let key_file = |path| ("FHIR_SYNC__SYNC__QUARANTINE__KEY_FILE", path);
+    for (settings, mistake) in [
+        (vec![policy("encrypted")], "sync.quarantine.key_file: is missing"),
+        (vec![key_file("/nonexistent")], "sync.quarantine.key_file: is set"),
+        (vec![policy("encrypted"), key_file("/nonexistent")], "sync.quarantine.key_file: cannot be read"),
+        (vec![policy("hidden")], "sync.quarantine.policy: \"hidden\" is not one of plain, encrypted, withheld"),
+    ] {
+        let ended = setup.process(&settings).await;
+        assert_eq!(ended.code, Some(78), "{}", ended.output());
+        assert!(ended.stderr.contains(mistake), "{}", ended.stderr);
+    }
+}
