@@ -54,6 +54,9 @@ pub struct State {
     pub run: u64,
     #[serde(default)]
     pub exports: BTreeMap<String, ExportState>,
+    /// Whether the server spoke FHIR R4 when it last said what it speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speaks_r4: Option<bool>,
     /// From a state file of the script that fhir-sync replaces: when it last synced. `/health` uses it until our first
     /// complete sync; no watermark follows from it, because the script's tables have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,21 +3,62 @@
 
 use std::sync::Arc;
 
-use super::Syncer;
+use super::{Error, Syncer};
 use crate::{fhir::ResourceType, resource::Shape, table::TableDefinition};
 
+/// Whether the server speaks R4, whose elements have columns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spoken {
+    R4(bool),
+    /// It was asked in this run, and did not say.
+    Untold,
+}
+
 impl Syncer {
-    pub(super) async fn shape(&self, resource_type: ResourceType) -> Arc<Shape> {
-        if self.config.typed && *self.speaks_r4.get_or_init(|| self.ask_version()).await {
-            Shape::of(resource_type, self.config.columns)
-        } else {
-            Shape::untyped(resource_type, self.config.columns)
+    /// The columns that a type's table gets, or keeps: a server that did not tell its version in this run changes none.
+    pub(super) async fn shape(&self, resource_type: ResourceType) -> Result<Arc<Shape>, Error> {
+        let options = self.config.columns;
+        let typed = Shape::of(resource_type, options);
+        let untyped = Shape::untyped(resource_type, options);
+        let is_typed = self.config.typed
+            && match self.spoken().await? {
+                Spoken::R4(is_r4) => is_r4,
+                Spoken::Untold => {
+                    let of_table = self.has_typed_columns(resource_type, &typed, &untyped).await;
+                    // Its lines are kept in any case.
+                    of_table.or(self.state().speaks_r4).unwrap_or(true)
+                }
+            };
+        Ok(if is_typed { typed } else { untyped })
+    }
+
+    /// A server that failed to say is asked again in the next run.
+    pub(super) async fn ask_version_again(&self) {
+        let mut spoken = self.spoken.lock().await;
+        if *spoken == Some(Spoken::Untold) {
+            *spoken = None;
         }
     }
 
-    /// Whether the server speaks R4. One that does not say is treated as R4: its lines are kept in any case.
-    async fn ask_version(&self) -> bool {
-        let Some(version) = self.client.fhir_version().await else { return true };
+    async fn spoken(&self) -> Result<Spoken, Error> {
+        let mut spoken = self.spoken.lock().await;
+        if let Some(known) = *spoken {
+            return Ok(known);
+        }
+        let asked = self.ask_version().await;
+        if let Spoken::R4(is_r4) = asked
+            && self.state().speaks_r4 != Some(is_r4)
+        {
+            self.remember(move |state| state.speaks_r4 = Some(is_r4)).await?;
+        }
+        Ok(*spoken.insert(asked))
+    }
+
+    async fn ask_version(&self) -> Spoken {
+        let Some(version) = self.client.fhir_version().await else {
+            tracing::warn!("the server does not say which FHIR version it speaks; all tables keep their columns");
+            return Spoken::Untold;
+        };
         let is_r4 = version.starts_with("4.0");
         if !is_r4 {
             tracing::warn!(
@@ -26,7 +67,16 @@ impl Syncer {
                  tables.typed = false says the same without asking"
             );
         }
-        is_r4
+        Spoken::R4(is_r4)
+    }
+
+    /// `None` where there is no table, or where its type has no typed columns. One that cannot be opened fails its type
+    /// when its rows are there.
+    async fn has_typed_columns(&self, resource_type: ResourceType, typed: &Shape, untyped: &Shape) -> Option<bool> {
+        let there = self.root.open(resource_type).await.ok()??.columns().ok()?;
+        let (with, without) = (typed.schema(), untyped.schema());
+        let of_element = with.fields().iter().find(|field| without.field_with_name(field.name()).is_err())?;
+        Some(there.field_with_name(of_element.name()).is_ok())
     }
 }
 

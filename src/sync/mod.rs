@@ -36,13 +36,14 @@ use std::{
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
-use tokio::{runtime::Handle, sync::OnceCell, task::JoinSet};
+use tokio::{runtime::Handle, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use url::Url;
 
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
+    columns::Spoken,
     intake::{Holds, Provenance, Received, Remark},
     ledger::Ledger,
     quarantine::Quarantine,
@@ -88,8 +89,8 @@ pub struct Syncer {
     config: Config,
     progress: ProgressBoard,
     turns: Turns,
-    /// Whether the server speaks R4, whose elements have columns; asked once.
-    speaks_r4: OnceCell<bool>,
+    /// Asked once; `None` before that.
+    spoken: tokio::sync::Mutex<Option<Spoken>>,
 }
 
 impl Syncer {
@@ -186,6 +187,7 @@ impl<'a> Run<'a> {
         self.progress.step(Step::Planning);
         events::began(&self.report);
         self.syncer.client.begin_run().await;
+        self.syncer.ask_version_again().await;
         let number = self.report.run;
         self.syncer.remember(move |state| state.run = state.run.max(number)).await?;
         Ok(self.syncer.root.check_lease().await?)

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use tokio::{sync::OnceCell, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{Config, Error, Export, ProgressBoard, Syncer, Turns, sources};
 use crate::{
@@ -47,7 +47,7 @@ impl Syncer {
             config,
             progress,
             turns,
-            speaks_r4: OnceCell::new(),
+            spoken: tokio::sync::Mutex::default(),
         };
         syncer.recover_state(state_file, found, exports).await?;
         Ok(syncer)

@@ -20,7 +20,7 @@ impl Syncer {
     /// table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
-        let shape = self.shape(resource_type).await;
+        let shape = self.shape(resource_type).await?;
         let decoder = Decoder {
             shape: Arc::clone(&shape),
             source: Arc::clone(&self.config.source),

@@ -317,7 +317,7 @@ impl Table {
     }
 
     /// All columns, the partition columns included.
-    pub(super) fn columns(&self) -> Result<SchemaRef, Error> {
+    pub fn columns(&self) -> Result<SchemaRef, Error> {
         Ok(Arc::clone(&self.snapshot()?.snapshot().arrow_schema()))
     }
 

@@ -5,7 +5,7 @@ use fhir_sync::{
 use serde_json::json;
 
 use crate::{
-    harness::{PATIENT, Setup},
+    harness::{CONDITION, PATIENT, Setup},
     read_back,
 };
 
@@ -47,6 +47,68 @@ async fn tables_of_another_fhir_version_have_the_leading_columns_and_the_line() 
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert_eq!(ended.stderr.matches("does not speak FHIR R4").count(), 1, "{}", ended.stderr);
     setup.assert_same_as_server().await;
+    assert!(!has_column(&setup, "gender"));
+}
+
+/// What `/metadata` answers from now on.
+fn metadata(setup: &Setup, status: StatusCode, body: &str) {
+    let fault = Fault::Status {
+        path_contains: "/metadata".to_owned(),
+        status,
+        times: 99,
+        retry_after: None,
+        body: body.to_owned(),
+    };
+    setup.server.scenario(|scenario| scenario.faults = vec![fault]);
+}
+
+fn version(of: &str) -> String {
+    json!({"resourceType": "CapabilityStatement", "fhirVersion": of}).to_string()
+}
+
+#[tokio::test]
+async fn a_server_that_fails_to_say_its_version_changes_no_columns_and_rewrites_nothing() {
+    for of in ["4.0.1", "4.3.0", "5.0.0"] {
+        let mut setup = Setup::new().await;
+        metadata(&setup, StatusCode::OK, &version(of));
+        setup.complete().await;
+        let is_typed = of == "4.0.1";
+        assert_eq!(has_column(&setup, "gender"), is_typed, "{of}");
+        let files = setup.data_files(PATIENT);
+        for (status, body) in [
+            (StatusCode::INTERNAL_SERVER_ERROR, ""),
+            (StatusCode::OK, "<html>maintenance"),
+            (StatusCode::OK, r#"{"resourceType":"CapabilityStatement"}"#),
+        ] {
+            metadata(&setup, status, body);
+            setup.later(|world| {
+                world.put(PATIENT, "p1", json!({"gender": "male"}));
+            });
+            setup.complete().await;
+            assert_eq!(has_column(&setup, "gender"), is_typed, "{of}: {status} {body}");
+        }
+        assert!(setup.data_files(PATIENT).is_superset(&files), "nothing was written again");
+        setup.assert_same_as_server().await;
+
+        setup.export.types.push(CONDITION);
+        setup.server.world(|world| world.put(CONDITION, "c1", json!({"recordedDate": "2020-01-01"})));
+        setup.complete().await;
+        let has_elements = read_back::read(&setup.table_folder(CONDITION), &["recordedDate"]).is_ok();
+        assert_eq!(has_elements, is_typed, "a new table is like those of the version that was told last");
+    }
+}
+
+#[tokio::test]
+async fn the_columns_of_a_table_say_what_the_server_spoke_where_the_state_file_is_lost() {
+    let setup = Setup::new().await;
+    metadata(&setup, StatusCode::OK, &version("4.3.0"));
+    setup.complete().await;
+    metadata(&setup, StatusCode::INTERNAL_SERVER_ERROR, "");
+    std::fs::remove_file(setup.state_file()).unwrap();
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+    });
+    setup.complete().await;
     assert!(!has_column(&setup, "gender"));
 }
 

@@ -303,7 +303,7 @@ async fn intakes(
         read_at_once: syncer.config.parallel_upserts,
     };
     for resource_type in types {
-        let shape = syncer.shape(*resource_type).await;
+        let shape = syncer.shape(*resource_type).await?;
         let files = manifest.output.iter().filter(|file| file.kind == FileKind::Of(*resource_type)).count();
         // Without files there is nothing to write before the commit, which will open the table, or create it.
         let table = if files == 0 && !has_mixed { None } else { Some(table(syncer, *resource_type, &shape).await) };
