@@ -6,6 +6,7 @@
 pub mod json_object;
 mod folder;
 pub mod generate;
+pub mod named;
 pub mod scenario;
 pub mod server;
 pub mod token;
@@ -15,8 +16,8 @@ pub use axum::http::StatusCode;
 
 pub use self::{
     json_object::JsonObject,
-    scenario::{Fault, Scenario},
+    scenario::{Alteration, Fault, Scenario},
     server::{JobView, RecordedRequest, Server},
-    token::Auth,
+    token::{Auth, Registered},
     world::World,
 };

@@ -1,8 +1,8 @@
 //! A scenario: how the server behaves. The default is a server without problems; each setting imitates what some real
 //! servers do.
 //!
-//! Settings may change while the server runs. Those of the files (`lines_per_file`, `outcomes`) take effect at
-//! kick-off, all others at the next request.
+//! Settings may change while the server runs. Those of the files (`lines_per_file`, `outcomes`, `alterations`,
+//! `repeats_export`) take effect at kick-off, all others at the next request.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::http::StatusCode;
+use chrono::TimeDelta;
 use serde_json::Value;
 use url::Url;
 
@@ -35,6 +36,15 @@ pub struct Scenario {
 
     /// Types that exports leave out without a word (rule 21).
     pub left_out: BTreeSet<ResourceType>,
+    /// The ids of the groups; any other is answered 404, unless the world has it as a resource. `None`: any id is a
+    /// group, of all resources.
+    pub groups: Option<BTreeSet<String>>,
+    /// What becomes of the files of an export, in this order.
+    pub alterations: Vec<Alteration>,
+    /// A kick-off gets the export of the kick-off before, with its data and its transactionTime.
+    pub repeats_export: bool,
+    /// Added to the clock of the world in `Date` and `transactionTime`.
+    pub clock_offset: TimeDelta,
     /// `[type]?_summary=count` is answered with the number of resources.
     pub answers_counts: bool,
     /// A type with more lines is split into several files.
@@ -60,6 +70,8 @@ pub struct Scenario {
 
     /// Files are sent compressed to clients that accept it.
     pub gzip: bool,
+    /// Every body is sent compressed, whether the client accepts it or not.
+    pub gzip_unasked: bool,
     /// Files that are not compressed have a `Content-Length`; otherwise they are sent with chunked encoding.
     pub content_length: bool,
     /// Files have `Accept-Ranges` and `ETag`, and requests with a `Range` are answered with that part (rule 77).
@@ -85,6 +97,10 @@ impl Default for Scenario {
             lose_job: false,
             max_jobs: 1_000,
             left_out: BTreeSet::new(),
+            groups: None,
+            alterations: Vec::new(),
+            repeats_export: false,
+            clock_offset: TimeDelta::zero(),
             answers_counts: true,
             lines_per_file: 2_000,
             outcomes: Vec::new(),
@@ -97,6 +113,7 @@ impl Default for Scenario {
             file_origin: None,
             link_requests: None,
             gzip: true,
+            gzip_unasked: false,
             content_length: true,
             ranges: false,
             hold_files: false,
@@ -136,6 +153,33 @@ impl Scenario {
         }
         None
     }
+}
+
+/// What some servers make of the files of an export.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Alteration {
+    /// The files of this type are one file with one `OperationOutcome`.
+    OutcomeInsteadOf(ResourceType),
+    /// All resources are in one file, which is listed under the first type.
+    MixedTypes,
+    /// All resources are in one file without a type, with `Parameters` lines as headers between them.
+    Organized,
+    /// Each file is a `Binary` with the lines as base64.
+    Envelopes,
+    /// Each resource is printed over several lines.
+    PrettyPrinted,
+    /// The first lines of a type lack the `id`.
+    WithoutId { of: ResourceType, lines: usize },
+    /// A file of a type that FHIR does not know is listed as well.
+    UnknownType,
+    /// A type without a resource in the export has an empty file all the same, which is answered 204.
+    EmptyFiles,
+    /// Deletions of types that nobody keeps are among the others.
+    ForeignDeletions,
+    /// A conditional deletion of this type is among the others; nobody can tell what it deleted.
+    ConditionalDeletion(ResourceType),
+    /// The last deletion is counted and not sent.
+    ShortDeletions,
 }
 
 /// A fault that happens `times` times, to requests whose path and query contain `path_contains`.

@@ -46,6 +46,17 @@ impl World {
         self.now = self.now.checked_add_signed(by).unwrap_or(self.now);
     }
 
+    /// Moves the clock back, as when a clock that was wrong is set right; what was stored keeps its times.
+    pub fn set_back(&mut self, by: Duration) {
+        let by = TimeDelta::from_std(by).unwrap_or(TimeDelta::MAX);
+        self.now = self.now.checked_sub_signed(by).unwrap_or(self.now);
+    }
+
+    /// The data become those of a backup, and the clock goes on.
+    pub fn restore(&mut self, backup: Self) {
+        self.types = backup.types;
+    }
+
     /// Stores the next version of a resource and returns its number, from 1. The world sets `resourceType`, `id`,
     /// `meta.versionId` and `meta.lastUpdated` (now); everything else is sent as it is in `resource`.
     pub fn put(&mut self, resource_type: ResourceType, id: &str, resource: impl Into<JsonObject>) -> u64 {

@@ -13,6 +13,7 @@ impl ResourceType {
     pub const BUNDLE: Self = Self("Bundle");
     pub const CONDITION: Self = Self("Condition");
     pub const ENCOUNTER: Self = Self("Encounter");
+    pub const GROUP: Self = Self("Group");
     pub const MEDICATION_REQUEST: Self = Self("MedicationRequest");
     pub const OBSERVATION: Self = Self("Observation");
     pub const OPERATION_OUTCOME: Self = Self("OperationOutcome");

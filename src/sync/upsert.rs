@@ -225,7 +225,8 @@ impl Commit {
         }
         self.upsert.watermark = Some(exported.max(known));
         let is_old = |kicked_off: TransactionTime| exported.instant() + self.overlap < kicked_off.instant();
-        exported <= known && self.kicked_off_at.is_some_and(is_old)
+        // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
+        exported.instant() < known.instant() + TimeDelta::seconds(1) && self.kicked_off_at.is_some_and(is_old)
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {

@@ -55,6 +55,8 @@ mod quarantine;
 mod reported;
 /// Killed processes, lost jobs, and two processes at once.
 mod resume;
+/// The named scenarios of the demo server, each from its beginning to tables that are equal to the server.
+mod scenarios;
 /// A lost, broken or old state file.
 mod state;
 /// SIGTERM at every step of a sync.

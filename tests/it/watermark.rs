@@ -133,6 +133,22 @@ async fn a_clock_less_than_a_day_ahead_of_ours_holds_nothing() {
 }
 
 #[tokio::test]
+async fn an_old_export_is_named_although_its_transaction_time_has_more_digits_than_a_date() {
+    let setup = Setup::new().await;
+    setup.server.world(|world| world.advance(Duration::from_millis(789)));
+    setup.complete().await;
+    setup.server.scenario(|scenario| scenario.repeats_export = true);
+    setup.later(|world| {
+        world.put(PATIENT, "p9", json!({}));
+    });
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    setup.server.scenario(|scenario| scenario.repeats_export = false);
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
 async fn a_new_type_in_the_configuration_is_loaded_in_full_and_the_others_incrementally() {
     let mut setup = Setup::new().await;
     setup.server.world(|world| world.put(CONDITION, "c1", json!({})));

@@ -1,5 +1,7 @@
 //! `demo`: a built-in FHIR server, a sync, a day of changes, another sync, and what the tables hold after each.
 
+mod scenarios;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -18,7 +20,7 @@ use super::{
 };
 use crate::{
     config,
-    demo::{Server, generate},
+    demo::{Registered, Server, generate, named},
     fhir::ResourceType,
     sync::{Board, Chosen, Export, Level, Mode, ProgressBoard, Report, Syncer, chain},
     telemetry,
@@ -41,19 +43,32 @@ pub struct Arguments {
     /// Keep the server running at the end, for other clients
     #[arg(long)]
     keep_serving: bool,
+    /// Show how a sync survives a server that does this, and exit; may be repeated, `all` means each of them
+    #[arg(long, value_name = "NAME", value_parser = scenarios::parse, conflicts_with_all = ["data", "keep_serving"])]
+    scenario: Vec<scenarios::Chosen>,
+    /// List the scenarios: what the server does, and what fhir-sync does about it
+    #[arg(long)]
+    list_scenarios: bool,
 }
 
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
+    if arguments.list_scenarios {
+        scenarios::list();
+        return Ok(());
+    }
     telemetry::start(&telemetry::Config::quiet());
     let stop = CancellationToken::new();
-    stoppable(demonstrate(arguments, &stop), &stop).await?
+    if arguments.scenario.is_empty() {
+        return stoppable(demonstrate(arguments, &stop), &stop).await?;
+    }
+    stoppable(scenarios::play(arguments, &stop), &stop).await?
 }
 
 async fn demonstrate(arguments: Arguments, stop: &CancellationToken) -> Result<(), Exit> {
-    let dir = clean(&arguments.dir).map_err(|error| failed(&format!("{}: {error}", arguments.dir.display())))?;
+    let dir = clean_folder(&arguments)?;
     let server = start_server(&arguments).await?;
     println!("FHIR server with Bulk Data export: {}", server.url());
-    let demo = Demo::start(&server, &dir).await?;
+    let demo = Demo::start(&server, &dir, None).await?;
     println!("\nFirst sync: there are no tables yet, so it asks for all resources.\n");
     demo.sync(Mode::Incremental, stop).await?;
     demo.query().await?;
@@ -97,7 +112,9 @@ async fn start_server(arguments: &Arguments) -> Result<Server, Exit> {
             Server::start(generate::world(arguments.patients as usize, arguments.seed), any_port).await
         }
     };
-    server.map_err(|error| failed(&error.to_string()))
+    let server = server.map_err(|error| failed(&error.to_string()))?;
+    server.scenario(|scenario| scenario.groups = Some(named::groups()));
+    Ok(server)
 }
 
 /// A sync between the built-in server and a folder.
@@ -108,7 +125,7 @@ struct Demo {
 }
 
 impl Demo {
-    async fn start(server: &Server, dir: &Path) -> Result<Self, Exit> {
+    async fn start(server: &Server, dir: &Path, client: Option<&Registered>) -> Result<Self, Exit> {
         let types = server.types();
         if types.is_empty() {
             return Err(failed("there is nothing to sync: no file is named after a resource type"));
@@ -119,12 +136,19 @@ impl Demo {
             state_file: dir.join("state.json"),
             resource_types: types.iter().map(ToString::to_string).collect(),
             group_id: None,
-            client_id: None,
-            key: None,
+            client_id: client.map(|client| client.client_id.clone()),
+            key: client.map(|client| config::Key::Text(client.private_jwk.clone())),
         };
         let mut config = flags.load().map_err(|mistakes| failed(&mistakes.to_string()))?;
         // The demo's server has another port each time.
         config.sync.source_chosen = Chosen::ByOperator;
+        if client.is_some() {
+            // Nobody who watches a scenario wants to wait for half an hour.
+            config.server.http.outage_patience = scenarios::PATIENCE;
+            config.server.poll.believed_after = scenarios::PATIENCE;
+            // Of a small server, a restored backup takes a large part away.
+            config.sync.reconcile.max_missing = scenarios::MAX_MISSING;
+        }
         let reconciled = types.iter().copied().collect();
         let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
         let (sender, progress) = ProgressBoard::new();
@@ -178,6 +202,10 @@ fn next_steps(dir: &Path, types: &[ResourceType]) {
          Polars   pl.read_delta(\"{lake}/{table}.parquet\")\n\
          Spark    spark.read.format(\"delta\").load(\"{lake}/{table}.parquet\")"
     );
+}
+
+fn clean_folder(arguments: &Arguments) -> Result<PathBuf, Exit> {
+    clean(&arguments.dir).map_err(|error| failed(&format!("{}: {error}", arguments.dir.display())))
 }
 
 /// An empty folder for the demo. A folder that no demo made is left alone.

@@ -41,14 +41,15 @@ pub(super) async fn metadata(State(shared): State<Arc<Shared>>) -> Response {
         "name": "export",
         "definition": "http://hl7.org/fhir/uv/bulkdata/OperationDefinition/export",
     });
-    let mut rest = json!({
-        "mode": "server",
-        "resource": [
-            {"type": "Group", "operation": [group]},
-            {"type": "Patient", "operation": [patient]},
-        ],
-        "operation": [system],
-    });
+    let mut types = shared.types();
+    types.extend([ResourceType::GROUP, ResourceType::PATIENT]);
+    let resource = |of: &ResourceType| match of.as_str() {
+        "Group" => json!({"type": "Group", "operation": [group]}),
+        "Patient" => json!({"type": "Patient", "operation": [patient]}),
+        name => json!({"type": name}),
+    };
+    let resources: Vec<_> = types.iter().map(resource).collect();
+    let mut rest = json!({"mode": "server", "resource": resources, "operation": [system]});
     if shared.scenario().auth.is_some() {
         rest["security"] = json!({"extension": [{
             "url": "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris",

@@ -26,7 +26,7 @@ use super::{
     locked,
     status::SIGNATURE,
 };
-use crate::demo::Scenario;
+use crate::demo::{Alteration, Scenario};
 
 type Chunks = BoxStream<'static, io::Result<Bytes>>;
 
@@ -47,6 +47,9 @@ pub(super) async fn file(
     let Some((export, index)) = found else { return answer::not_found().await };
     let bytes = export.files[index].content.bytes();
     let scenario = shared.scenario();
+    if bytes == 0 && scenario.alterations.contains(&Alteration::EmptyFiles) {
+        return StatusCode::NO_CONTENT.into_response();
+    }
     let etag = format!("\"{job}-{name}\"");
     let representation = Representation::of(&scenario, &headers, &etag, bytes);
     let chunks = match text_of(export, index).await {

@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::altered::altered;
 use crate::{
     demo::{Scenario, World, folder::NdjsonFile, world::instant},
     fhir::{Deletion, ResourceType},
@@ -43,7 +44,10 @@ pub(super) struct Since {
 
 /// Jobs are numbered from 1 and kept after their DELETE, without their files.
 #[derive(Debug, Default)]
-pub(super) struct Jobs(Vec<Job>);
+pub(super) struct Jobs {
+    jobs: Vec<Job>,
+    last: Option<Arc<Export>>,
+}
 
 #[derive(Debug)]
 struct Job {
@@ -66,7 +70,10 @@ pub(super) struct Export {
 pub(super) struct OutputFile {
     pub name: String,
     pub section: Section,
-    pub resource_type: ResourceType,
+    /// As the manifest lists it, if it does.
+    pub type_name: Option<String>,
+    /// The number of lines that the manifest states.
+    pub count: u64,
     pub content: FileContent,
 }
 
@@ -103,18 +110,24 @@ impl FileContent {
 impl Jobs {
     /// How many jobs have not been deleted.
     pub(super) fn kept(&self) -> usize {
-        self.0.iter().filter(|job| job.result.is_some()).count()
+        self.jobs.iter().filter(|job| job.result.is_some()).count()
     }
 
     /// Returns the number of the new job.
-    pub(super) fn add(&mut self, request: ExportRequest, export: Export) -> usize {
-        self.0.push(Job { request, polls: 0, link_requests: 0, result: Some(Arc::new(export)) });
-        self.0.len()
+    pub(super) fn add(&mut self, request: ExportRequest, export: Arc<Export>) -> usize {
+        self.last = Some(Arc::clone(&export));
+        self.jobs.push(Job { request, polls: 0, link_requests: 0, result: Some(export) });
+        self.jobs.len()
+    }
+
+    /// The export of the last job, also if that was deleted.
+    pub(super) fn last(&self) -> Option<Arc<Export>> {
+        self.last.clone()
     }
 
     /// Counts a poll; returns the number of polls so far and the result. `None`: the job does not exist or was deleted.
     pub(super) fn poll(&mut self, number: usize) -> Option<(u32, Arc<Export>)> {
-        let job = self.0.get_mut(number.checked_sub(1)?)?;
+        let job = self.jobs.get_mut(number.checked_sub(1)?)?;
         let export = job.result.clone()?;
         job.polls = job.polls.saturating_add(1);
         job.link_requests = 0;
@@ -123,13 +136,13 @@ impl Jobs {
 
     /// What signs the links of the manifest that was sent last.
     pub(super) fn signature(&self, number: usize) -> Option<String> {
-        Some(self.0.get(number.checked_sub(1)?)?.polls.to_string())
+        Some(self.jobs.get(number.checked_sub(1)?)?.polls.to_string())
     }
 
     /// Counts a request for a file by a link with this signature; `false` when the link has expired.
     pub(super) fn admits(&mut self, number: usize, signature: &str, limit: u32) -> bool {
         let is_last = self.signature(number).is_some_and(|last| last == signature);
-        let job = number.checked_sub(1).and_then(|index| self.0.get_mut(index)).filter(|_| is_last);
+        let job = number.checked_sub(1).and_then(|index| self.jobs.get_mut(index)).filter(|_| is_last);
         job.is_some_and(|job| {
             job.link_requests = job.link_requests.saturating_add(1);
             job.link_requests <= limit
@@ -137,12 +150,12 @@ impl Jobs {
     }
 
     pub(super) fn export(&self, number: usize) -> Option<Arc<Export>> {
-        self.0.get(number.checked_sub(1)?)?.result.clone()
+        self.jobs.get(number.checked_sub(1)?)?.result.clone()
     }
 
     /// `false`: the job does not exist, or was deleted before.
     pub(super) fn delete(&mut self, number: usize) -> bool {
-        let job = number.checked_sub(1).and_then(|index| self.0.get_mut(index));
+        let job = number.checked_sub(1).and_then(|index| self.jobs.get_mut(index));
         job.is_some_and(|job| job.result.take().is_some())
     }
 
@@ -154,7 +167,7 @@ impl Jobs {
             polls: job.polls,
             deleted: job.result.is_none(),
         };
-        self.0.iter().map(view).collect()
+        self.jobs.iter().map(view).collect()
     }
 }
 
@@ -171,38 +184,42 @@ impl Export {
             let parts = lines.chunks(scenario.lines_per_file.max(1)).map(|lines| FileContent::Lines(lines.to_vec()));
             let own = folder_files.iter().filter(|file| file.resource_type == *resource_type);
             let contents = parts.chain(own.cloned().map(FileContent::File));
-            files.extend(numbered(Section::Output, *resource_type, resource_type.as_str(), contents));
+            files.extend(numbered(Section::Output, resource_type.as_str(), resource_type.as_str(), contents));
         }
         if let Some(since) = since {
             let deletions: Vec<_> = types.iter().flat_map(|of| world.deleted(*of, since)).collect();
-            files.extend(lines_file(Section::Deleted, ResourceType::BUNDLE, "deleted", bundles(&deletions)));
+            files.extend(lines_file(Section::Deleted, "Bundle", "deleted", bundles(&deletions)));
         }
         let outcomes = scenario.outcomes.iter().map(|outcome| Arc::from(outcome.to_string())).collect();
-        files.extend(lines_file(Section::Error, ResourceType::OPERATION_OUTCOME, "error", outcomes));
-        Self { request: request.request.clone(), transaction_time: world.now(), files }
+        files.extend(lines_file(Section::Error, "OperationOutcome", "error", outcomes));
+        for alteration in &scenario.alterations {
+            files = altered(files, alteration, &types, since.is_some());
+        }
+        Self { request: request.request.clone(), transaction_time: world.now() + scenario.clock_offset, files }
     }
 }
 
 fn lines_file(
     section: Section,
-    of: ResourceType,
+    type_name: &'static str,
     stem: &'static str,
     lines: Vec<Arc<str>>,
 ) -> impl Iterator<Item = OutputFile> {
     let content = (!lines.is_empty()).then_some(FileContent::Lines(lines));
-    numbered(section, of, stem, content.into_iter())
+    numbered(section, type_name, stem, content.into_iter())
 }
 
 fn numbered(
     section: Section,
-    resource_type: ResourceType,
+    type_name: &'static str,
     stem: &'static str,
     contents: impl Iterator<Item = FileContent>,
 ) -> impl Iterator<Item = OutputFile> {
     contents.zip(1..).map(move |(content, number)| OutputFile {
         name: format!("{stem}.{number}.ndjson"),
         section,
-        resource_type,
+        type_name: Some(type_name.to_owned()),
+        count: content.lines(),
         content,
     })
 }

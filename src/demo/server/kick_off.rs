@@ -17,7 +17,10 @@ use super::{
     job::{Export, ExportRequest, Since},
     locked,
 };
-use crate::fhir::ResourceType;
+use crate::{
+    demo::{Scenario, World},
+    fhir::ResourceType,
+};
 
 pub(super) async fn kick_off(
     State(shared): State<Arc<Shared>>,
@@ -55,13 +58,24 @@ fn start(shared: &Shared, request: ExportRequest) -> Response {
         response.headers_mut().extend(retry_after.map(|value| (header::RETRY_AFTER, value)));
         return response;
     }
-    let export = Export::of(&world, &shared.folder_files, &scenario, &request);
+    if !is_group(&world, &scenario, &request.path) {
+        return answer::outcome(StatusCode::NOT_FOUND, "not-found", "there is no such group");
+    }
+    let again = scenario.repeats_export.then(|| jobs.last()).flatten();
+    let export = again.unwrap_or_else(|| Export::of(&world, &shared.folder_files, &scenario, &request).into());
     if !shared.folder_files.is_empty() {
         world.advance(Duration::from_secs(1));
     }
     let number = jobs.add(request, export);
     let status_url = format!("{}/bulkstatus/{number}", shared.base);
     (StatusCode::ACCEPTED, [(header::CONTENT_LOCATION, status_url)]).into_response()
+}
+
+/// Whether the path of a kick-off names a group that exists, or none.
+fn is_group(world: &World, scenario: &Scenario, path: &str) -> bool {
+    let group = path.strip_prefix("/fhir/Group/").and_then(|rest| rest.strip_suffix("/$export"));
+    let (Some(group), Some(groups)) = (group, &scenario.groups) else { return true };
+    groups.contains(group) || world.line(ResourceType::GROUP, group).is_some()
 }
 
 /// Names and values, from the query or from a `Parameters` resource (rules 11 and 12).

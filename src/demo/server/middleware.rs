@@ -3,14 +3,17 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use async_compression::tokio::bufread::GzipEncoder;
 use axum::{
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody as _},
     extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{AppendHeaders, IntoResponse, Response},
 };
 use futures::{Stream, StreamExt, TryStreamExt, future::ready, stream};
+
+use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{FILES, RecordedRequest, Shared, answer, content::first_bytes, locked};
 use crate::demo::scenario::Fault;
@@ -49,6 +52,9 @@ pub(super) async fn handle(State(port): State<Port>, request: Request, next: Nex
             apply_fault(response, fault.as_ref())
         }
     };
+    if port.shared.scenario().gzip_unasked {
+        response = compressed(response);
+    }
     if let Ok(date) = HeaderValue::try_from(date(&port.shared)) {
         response.headers_mut().insert(header::DATE, date);
     }
@@ -58,7 +64,7 @@ pub(super) async fn handle(State(port): State<Port>, request: Request, next: Nex
 }
 
 fn date(shared: &Shared) -> String {
-    locked(&shared.world).now().format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    (locked(&shared.world).now() + shared.scenario().clock_offset).format("%a, %d %b %Y %H:%M:%S GMT").to_string()
 }
 
 /// The answer to a request that needs a token and has no valid one.
@@ -82,6 +88,18 @@ fn refusal(shared: &Shared, recorded: &RecordedRequest) -> Option<Response> {
         answer::outcome(StatusCode::UNAUTHORIZED, "login", "the access token is missing, invalid or expired");
     refusal.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     Some(refusal)
+}
+
+/// The answer with a compressed body, unless it has one, or none.
+fn compressed(response: Response) -> Response {
+    let (mut parts, body) = response.into_parts();
+    if parts.headers.contains_key(header::CONTENT_ENCODING) || body.is_end_stream() {
+        return Response::from_parts(parts, body);
+    }
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    let encoder = GzipEncoder::new(StreamReader::new(body_chunks(body)));
+    Response::from_parts(parts, Body::from_stream(ReaderStream::new(encoder)))
 }
 
 fn content_type(body: &str) -> &'static str {

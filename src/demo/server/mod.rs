@@ -3,6 +3,7 @@
 //! It owns its tasks and its ports: when it is stopped or dropped, its ports are closed and every connection ends.
 //! `Date`, `lastUpdated` and `transactionTime` all follow the clock of its world.
 
+mod altered;
 mod answer;
 mod content;
 mod middleware;
@@ -91,9 +92,7 @@ impl Server {
 
     /// The resource types of the data, sorted.
     pub fn types(&self) -> Vec<ResourceType> {
-        let of_world: BTreeSet<_> = self.world(|world| world.types().collect());
-        let of_folder = self.shared.folder_files.iter().map(|file| file.resource_type);
-        of_world.into_iter().chain(of_folder).collect::<BTreeSet<_>>().into_iter().collect()
+        self.shared.types().into_iter().collect()
     }
 
     /// Reads or changes the data. A running job keeps the data of its kick-off.
@@ -171,6 +170,12 @@ impl Shared {
     /// The scenario as it is now.
     fn scenario(&self) -> Scenario {
         self.scenario.borrow().clone()
+    }
+
+    /// The resource types of the data.
+    fn types(&self) -> BTreeSet<ResourceType> {
+        let of_folder = self.folder_files.iter().map(|file| file.resource_type);
+        locked(&self.world).types().chain(of_folder).collect()
     }
 
     fn take_fault(&self, path: &str) -> Option<Fault> {

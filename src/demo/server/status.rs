@@ -106,12 +106,18 @@ fn next(shared: &Shared, job: usize, page: usize) -> Value {
     json!([{"relation": "next", "url": format!("{}/bulkstatus/{job}?page={}", shared.base, page + 2)}])
 }
 
+/// What is added to the count of a type's file.
+fn offset(scenario: &Scenario, type_name: Option<&str>) -> i64 {
+    let resource_type = type_name.and_then(|name| name.parse().ok());
+    resource_type.and_then(|of| scenario.count_offset.get(&of).copied()).unwrap_or_default()
+}
+
 /// The parameter of a link that expires.
 pub(super) const SIGNATURE: &str = "signature";
 
 fn entry(shared: &Shared, scenario: &Scenario, job: usize, file: &OutputFile) -> Value {
     let mut entry = Map::new();
-    entry.insert("type".to_owned(), file.resource_type.as_str().into());
+    entry.extend(file.type_name.as_deref().map(|name| ("type".to_owned(), name.into())));
     let path = format!("bulkfiles/{job}/{}", file.name);
     let url = match &scenario.file_origin {
         Some(origin) => format!("{}/fhir/{path}", origin.as_str().trim_end_matches('/')),
@@ -122,10 +128,10 @@ fn entry(shared: &Shared, scenario: &Scenario, job: usize, file: &OutputFile) ->
     entry.insert("url".to_owned(), url.into());
     if !scenario.omit_counts {
         let offset = match file.section {
-            Section::Output => scenario.count_offset.get(&file.resource_type).copied().unwrap_or_default(),
+            Section::Output => offset(scenario, file.type_name.as_deref()),
             Section::Deleted | Section::Error => 0,
         };
-        entry.insert("count".to_owned(), file.content.lines().saturating_add_signed(offset).into());
+        entry.insert("count".to_owned(), file.count.saturating_add_signed(offset).into());
     }
     entry.into()
 }

@@ -3,11 +3,15 @@
 //! An assertion is accepted once. Tokens expire by tokio's clock, which a test can pause; an assertion's `exp` is
 //! compared with the system clock, which its signer uses too.
 
+mod registered;
+
 use std::{collections::HashMap, time::Duration};
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind, get_current_timestamp, jwk::Jwk};
 use serde::Deserialize;
 use tokio::time::Instant;
+
+pub use self::registered::Registered;
 
 /// The one registered client, and the lifetime of its tokens.
 #[derive(Clone, Debug)]
@@ -19,6 +23,8 @@ pub struct Auth {
     pub token_lifetime: Duration,
     /// A token is revoked after this many requests for files: they are answered 401 until the client gets a new token.
     pub expire_tokens_after_file_requests: Option<u32>,
+    /// Sent as `scope` in the place of the scope that was asked for.
+    pub granted_scope: Option<String>,
 }
 
 impl Auth {
@@ -29,6 +35,7 @@ impl Auth {
             jwk,
             token_lifetime: Duration::from_mins(5),
             expire_tokens_after_file_requests: None,
+            granted_scope: None,
         }
     }
 }
@@ -79,7 +86,8 @@ impl Tokens {
         let access_token = format!("demo-token-{}", self.granted);
         let token = Token { expires_at: now + auth.token_lifetime, file_requests: 0 };
         self.live.insert(access_token.clone(), token);
-        Ok(Granted { access_token, scope: form.scope, lifetime: auth.token_lifetime })
+        let scope = auth.granted_scope.clone().unwrap_or(form.scope);
+        Ok(Granted { access_token, scope, lifetime: auth.token_lifetime })
     }
 
     /// Whether this value of an `Authorization` header has a valid token.

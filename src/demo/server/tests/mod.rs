@@ -142,6 +142,33 @@ async fn patient_and_group_exports_and_post_are_supported() {
 }
 
 #[tokio::test]
+async fn an_unknown_group_is_not_found() {
+    let server = server().await;
+    server.scenario(|scenario| scenario.groups = Some(["7".to_owned()].into()));
+    for (group, status) in [("7", 202), ("8", 404)] {
+        assert_eq!(kick_off(&server, &format!("/Group/{group}/$export")).await.status, status);
+    }
+}
+
+#[tokio::test]
+async fn the_capability_statement_lists_the_types_of_the_data() {
+    let server = server().await;
+    server.world(|world| world.put("Device".parse().unwrap(), "d1", json!({})));
+    let statement = get(&format!("{}/metadata", server.url())).await.json();
+    let resources = statement["rest"][0]["resource"].as_array().unwrap();
+    let types: Vec<_> = resources.iter().map(|resource| resource["type"].as_str().unwrap()).collect();
+    assert_eq!(types, ["Device", "Group", "Patient"]);
+}
+
+#[tokio::test]
+async fn every_answer_is_compressed_if_the_scenario_says_so() {
+    let server = server().await;
+    server.scenario(|scenario| scenario.gzip_unasked = true);
+    let answer = get(&format!("{}/metadata", server.url())).await;
+    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")));
+}
+
+#[tokio::test]
 async fn deletions_are_sent_as_transaction_bundles_and_only_with_a_since() {
     let server = server().await;
     server.world(|world| world.delete(PATIENT, "p2"));
