@@ -68,6 +68,7 @@ pub fn report(report: &Report) {
         }
         match &of.end {
             TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
+            TypeEnd::Instalment { version } => println!(" {version:>8}  an instalment"),
             TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
             TypeEnd::Behind { version, watermark } => println!(" {version:>8}  behind: the watermark is {watermark}"),
             TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),

@@ -261,6 +261,7 @@ fn read_sync(
     let recheck_absent = section.or("recheck_absent", "24h", duration);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
+    let instalment_bytes = section.or("instalment_size", "4GiB", bytes);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
         section.mistake("change_set_memory", "is less than 16MiB; all types share it");
     }
@@ -295,6 +296,7 @@ fn read_sync(
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
+        instalment_bytes: instalment_bytes?,
     })
 }
 

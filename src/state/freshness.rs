@@ -126,6 +126,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
+            finished: BTreeMap::new(),
         }
     }
 

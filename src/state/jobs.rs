@@ -1,10 +1,12 @@
 //! The jobs in flight: the only way back to an export that the server works on.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use url::Url;
 
-use super::Asked;
+use super::{Asked, KnownTable};
 use crate::fhir::{ResourceType, TransactionTime};
 
 /// An export job that was kicked off and is not settled yet.
@@ -27,6 +29,25 @@ pub struct JobInFlight {
     pub asked: Option<Asked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Url>,
+    /// What it has brought already.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub finished: BTreeMap<ResourceType, FinishedFiles>,
+}
+
+/// The files of one type whose rows are in its table, committed in instalments: they need not be read again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FinishedFiles {
+    /// Of the manifest that lists them.
+    pub transaction_time: TransactionTime,
+    /// Each as a hash of what identifies it in the manifest.
+    pub files: BTreeSet<String>,
+    /// The table as the last instalment left it.
+    pub table: KnownTable,
+    /// The table was empty when the job began.
+    pub is_first_load: bool,
+    /// Lines of these files, and how many of them are in quarantine.
+    pub lines: u64,
+    pub quarantined: u64,
 }
 
 /// An earlier version kept one job.

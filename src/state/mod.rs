@@ -25,7 +25,7 @@ use self::place::Owner;
 pub use self::{
     asked::Asked,
     freshness::{Freshness, Outcome},
-    jobs::JobInFlight,
+    jobs::{FinishedFiles, JobInFlight},
 };
 use crate::fhir::{ResourceType, TransactionTime, parse_instant};
 
@@ -326,6 +326,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
+            finished: BTreeMap::new(),
         });
         state
     }

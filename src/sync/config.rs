@@ -33,6 +33,8 @@ pub struct Config {
     /// Received rows beyond this are spooled to the disk; for all types together.
     pub change_set_memory_bytes: usize,
     pub spool_folder: PathBuf,
+    /// When this much of a type has arrived, in decoded bytes, it is committed without a watermark.
+    pub instalment_bytes: u64,
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.
     pub typed: bool,
     pub columns: resource::Options,

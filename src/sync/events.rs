@@ -30,7 +30,7 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
         TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
             (Some(*version), Some(*watermark))
         }
-        TypeEnd::WatermarkHeld { version } => (Some(*version), None),
+        TypeEnd::WatermarkHeld { version } | TypeEnd::Instalment { version } => (Some(*version), None),
         _ => (None, None),
     };
     let counts = &report.counts;
@@ -44,10 +44,10 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
     );
 }
 
-/// One type failed; its table is as it was.
+/// One type failed; its table is as it was, or as its last instalment left it.
 pub fn failed(resource_type: ResourceType, error: &Error) {
     let acts = field::display(recovery(error).acts);
-    tracing::error!(%resource_type, acts, error = chain(error), "{resource_type}: failed, its table is unchanged");
+    tracing::error!(%resource_type, acts, error = chain(error), "{resource_type}: failed, its watermark is unchanged");
 }
 
 /// "Patient: 483 received, 483 inserted, version 1".
@@ -74,6 +74,11 @@ impl fmt::Display for Summary<'_> {
         for (count, word) in counted.into_iter().filter(|(count, _)| *count > 0) {
             write!(out, ", {count} {word}")?;
         }
+        match report.files_before {
+            0 => {}
+            1 => write!(out, ", 1 file read before")?,
+            files => write!(out, ", {files} files read before")?,
+        }
         match report.foreign_commits {
             0 => {}
             1 => write!(out, ", 1 commit by another writer")?,
@@ -81,6 +86,7 @@ impl fmt::Display for Summary<'_> {
         }
         match &report.end {
             TypeEnd::Committed { version, .. } => write!(out, ", version {version}"),
+            TypeEnd::Instalment { version } => write!(out, ", version {version}, an instalment"),
             TypeEnd::WatermarkHeld { version } => write!(out, ", version {version}, watermark not moved"),
             TypeEnd::Behind { version, watermark } => write!(out, ", version {version}, behind: watermark {watermark}"),
             TypeEnd::Denied { missing_scope } => write!(out, ", denied: the scope {missing_scope} is not granted"),

@@ -13,9 +13,12 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{Asked, ExportState, JobInFlight, State, Store},
+    state::{Asked, ExportState, FinishedFiles, JobInFlight, State, Store},
     table::{self, ADOPTED, Table},
 };
+
+/// Why a type is loaded in full whose first load ended before its end.
+const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
 
 impl Syncer {
     /// What the state file says now.
@@ -104,8 +107,52 @@ impl Syncer {
         self.remember_export(export, move |state| state.jobs.push(job)).await
     }
 
+    /// The instalments of a full load that is given up leave rows that nobody asks about again: the next one is complete
+    /// and compares them.
     pub(super) async fn forget_job(&self, export: &Export, status_url: Url) -> Result<(), Error> {
-        self.remember_export(export, move |state| state.jobs.retain(|job| job.status_url != status_url)).await
+        self.remember_export(export, move |state| {
+            let is_meant = |job: &mut JobInFlight| job.status_url == status_url;
+            for job in state.jobs.extract_if(.., is_meant).filter(|job| job.since.is_none()) {
+                let began = job.finished.into_keys().filter(|of| job.types.contains(of));
+                state.reload.extend(began.map(|of| (of, GIVEN_UP.to_owned())));
+            }
+        })
+        .await
+    }
+
+    /// These files of a job need not be read again.
+    pub(super) async fn remember_finished(
+        &self,
+        export: &Export,
+        status_url: Url,
+        of: ResourceType,
+        finished: FinishedFiles,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.finished.insert(of, finished.clone());
+            }
+        })
+        .await
+    }
+
+    /// The files of a type that were read before no longer count, for this reason.
+    pub(super) async fn forget_finished(
+        &self,
+        export: &Export,
+        status_url: Url,
+        of: ResourceType,
+        reason: String,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.finished.remove(&of);
+                if job.since.is_none() {
+                    state.reload.entry(of).or_insert_with(|| reason.clone());
+                }
+            }
+        })
+        .await
     }
 
     pub(super) async fn remember_watermarks(
@@ -136,12 +183,17 @@ impl Syncer {
             state.unconfirmed.retain(|resource_type, _| !absent.contains(resource_type));
             state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
-            state.watermarks.extend(watermarks);
+            state.watermarks.extend(watermarks.iter().copied());
             state.tables.extend(tables);
             state.freshness.data_as_of.extend(data_as_of);
             state.has_tombstones = has_tombstones;
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 job.types.clone_from(&left);
+                for (of, _) in job.finished.extract_if(.., |of, _| !left.contains(of)) {
+                    if job.since.is_none() && watermarks.iter().all(|(settled, _)| *settled != of) {
+                        state.reload.insert(of, GIVEN_UP.to_owned());
+                    }
+                }
             }
         })
         .await

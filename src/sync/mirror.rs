@@ -70,7 +70,8 @@ impl Syncer {
         .await
     }
 
-    async fn difference(
+    /// Why the rows that the table had are not, or may not be, in it any more.
+    pub(super) async fn difference(
         &self,
         resource_type: ResourceType,
         known: &KnownTable,
@@ -87,7 +88,7 @@ impl Syncer {
 }
 
 #[derive(thiserror::Error, Debug)]
-enum Difference {
+pub(super) enum Difference {
     #[error("its table is gone")]
     Gone,
     #[error("another table is in the place of its table")]

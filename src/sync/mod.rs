@@ -44,7 +44,7 @@ use url::Url;
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
     columns::Spoken,
-    intake::{Holds, Provenance, Received, Remark},
+    intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     quarantine::Quarantine,
     turn::Turns,
@@ -62,7 +62,7 @@ pub use self::{
 };
 use crate::{
     export::{Client, Completed, ExportRequest, Job, PollProgress},
-    fhir::{ResourceType, TransactionTime, parse_instant},
+    fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, Store},
     table::Lease,
 };
@@ -267,6 +267,7 @@ impl<'a> Run<'a> {
                 full_refresh: self.mode == Mode::FullRefresh,
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
+                finished: BTreeMap::new(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;
             Ok(job)
@@ -291,8 +292,10 @@ impl<'a> Run<'a> {
         Ok(CompletedExport { asked, completed })
     }
 
-    /// Downloads every file of the export into change sets, and checks that each file is whole.
-    async fn stream_and_verify(&self, export: &CompletedExport) -> Result<Received, Error> {
+    /// Downloads every file of the export into change sets, and checks that each file is whole. What is larger than an
+    /// instalment is committed in between.
+    async fn stream_and_verify(&mut self, export: &CompletedExport) -> Result<Received, Error> {
+        self.ledger.completed(export);
         let provenance = Provenance {
             source: Arc::clone(&self.syncer.config.source),
             run_started_micros: self.report.started_at.timestamp_micros(),
@@ -300,26 +303,22 @@ impl<'a> Run<'a> {
             job: self.report.job().into(),
         };
         let types = &export.asked.types;
+        let upsert = Commits::of(export).instalment(self);
         let completed = &export.completed;
-        let received = intake::receive(self.syncer, completed, types, provenance, &self.quarantine, &self.progress);
-        let mut received = unless_stopped(self.stop, Duration::ZERO, received).await?;
+        let mut instalments = Instalments::begin(self, export, upsert).await?;
+        let received =
+            intake::receive(&mut instalments, completed, types, provenance, &self.quarantine, self.stop).await;
+        let made = instalments.made();
+        self.report.instalments.extend(made);
+        let mut received = received?;
         received.remarks.extend(clock_ahead(watermark(completed), now()));
         Ok(received)
     }
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
     async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<JobInFlight, Error> {
-        self.ledger.completed(&export);
-        let CompletedExport { asked, completed } = export;
-        let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
-        let commits = Commits {
-            watermark: watermark(&completed),
-            kicked_off_at: completed.job.kicked_off_at,
-            since,
-            everything: asked.full_refresh && since.is_none(),
-        };
-        upsert::upsert(self, commits, received).await?;
-        Ok(asked)
+        upsert::upsert(self, Commits::of(&export), received).await?;
+        Ok(export.asked)
     }
 
     /// Decides how the run ended.

@@ -21,6 +21,8 @@ pub struct Report {
     pub ended_at: DateTime<Utc>,
     pub outcome: Outcome,
     pub types: BTreeMap<ResourceType, TypeReport>,
+    /// What the run committed of its types before their last commit, in order.
+    pub instalments: Vec<(ResourceType, TypeReport)>,
     /// What stopped the run, or kept a watermark where it was: sentences for the operator.
     pub remarks: Vec<String>,
     /// What else the operator should know; it makes no run less than complete.
@@ -33,6 +35,8 @@ pub struct Report {
 #[derive(Clone, Debug, Default)]
 pub struct TypeReport {
     pub files: u64,
+    /// Files of the same export that earlier instalments have committed, of this run or of earlier ones.
+    pub files_before: u64,
     /// The same files, with what each of them held.
     pub file_list: Vec<LedgerFile>,
     /// Decoded bytes of its files.
@@ -62,6 +66,8 @@ pub enum TypeEnd {
     NotReached,
     /// Committed; all rows up to the watermark are in the table.
     Committed { version: u64, watermark: TransactionTime },
+    /// A part was committed, without a watermark; the rest follows.
+    Instalment { version: u64 },
     /// Committed, but rows may be missing: the watermark was not moved.
     WatermarkHeld { version: u64 },
     /// Committed, but the export ends before the watermark that the table had, or is an old one again. The watermark is
@@ -73,7 +79,7 @@ pub enum TypeEnd {
     Missing { on_server: u64 },
     /// Absent from a full load, and nobody can say whether the server has any. It has no watermark.
     Unconfirmed,
-    /// Its table is unchanged.
+    /// Its table is unchanged, apart from instalments.
     Failed(Failure),
 }
 
@@ -95,6 +101,7 @@ impl TypeEnd {
     /// For the ledger, the state file and `/health`.
     pub fn word(&self) -> &'static str {
         match self {
+            Self::Instalment { .. } => "instalment",
             Self::NotReached => "not reached",
             Self::Committed { .. } => "committed",
             Self::WatermarkHeld { .. } => "watermark held",
@@ -124,6 +131,7 @@ impl Report {
             ended_at: started_at,
             outcome: Outcome::Failed,
             types: types.iter().map(|resource_type| (*resource_type, TypeReport::default())).collect(),
+            instalments: Vec::new(),
             remarks: Vec::new(),
             notes: Vec::new(),
             accepted: Vec::new(),
@@ -164,13 +172,12 @@ impl Report {
     /// What the ends of the types amount to.
     fn outcome_of_types(&self) -> Outcome {
         let committed = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed);
-        if self.types.values().all(|report| committed(&report.end) && report.quarantined == 0)
-            && self.remarks.is_empty()
-        {
+        let is_clean = self.commits().all(|report| report.quarantined == 0) && self.remarks.is_empty();
+        if is_clean && self.types.values().all(|report| committed(&report.end)) {
             return Outcome::Complete;
         }
         let written = |end: &TypeEnd| !matches!(end, TypeEnd::NotReached | TypeEnd::Failed(_));
-        if self.types.values().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
+        if self.commits().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
     }
 
     /// The watermarks after the commits that set one.
@@ -236,13 +243,18 @@ impl Report {
         failed.chain(self.remarks.iter().cloned()).collect()
     }
 
+    /// The instalments, and the last commit of each type, or what kept it from being made.
+    fn commits(&self) -> impl Iterator<Item = &TypeReport> {
+        self.instalments.iter().map(|(_, report)| report).chain(self.types.values())
+    }
+
     pub fn received(&self) -> u64 {
-        self.types.values().map(|report| report.received).sum()
+        self.commits().map(|report| report.received).sum()
     }
 
     /// Rows that a reader of the tables sees differently than before.
     pub fn changed(&self) -> u64 {
         let changed = |counts: &Counts| counts.inserted + counts.updated + counts.deleted + counts.removed;
-        self.types.values().map(|report| changed(&report.counts)).sum()
+        self.commits().map(|report| changed(&report.counts)).sum()
     }
 }

@@ -13,13 +13,14 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    CompletedExport, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     intake::{Received, ReceivedType},
+    watermark,
 };
 use crate::{
-    fhir::{ResourceType, TransactionTime},
+    fhir::{ResourceType, TransactionTime, parse_instant},
     state::KnownTable,
     table::{self, ADOPTED, Reconcile, Root, Upsert},
 };
@@ -37,22 +38,39 @@ pub struct Commits {
     pub everything: bool,
 }
 
+impl Commits {
+    pub fn of(export: &CompletedExport) -> Self {
+        let since = export.asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
+        Self {
+            watermark: watermark(&export.completed),
+            kicked_off_at: export.completed.job.kicked_off_at,
+            since,
+            everything: export.asked.full_refresh && since.is_none(),
+        }
+    }
+
+    /// The commit of a part, without a watermark.
+    pub fn instalment(self, run: &Run<'_>) -> Upsert {
+        Upsert {
+            app_id: run.export.app_id(&run.syncer.config.source),
+            adopted_app_id: Some(run.export.app_id_before()),
+            source: run.syncer.config.source.to_string(),
+            watermark: None,
+            lowers_watermark: false,
+            exported_at: self.watermark,
+            run_started_micros: run.report.started_at.timestamp_micros(),
+            job: run.report.job(),
+            run: run.report.run,
+            whole: false,
+            reconcile: None,
+        }
+    }
+}
+
 /// Commits what was received. [`Error::Stopped`] where types were left to the next run.
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
-    let upsert = Upsert {
-        app_id: run.export.app_id(&run.syncer.config.source),
-        adopted_app_id: Some(run.export.app_id_before()),
-        source: run.syncer.config.source.to_string(),
-        watermark: commits.watermark,
-        lowers_watermark: false,
-        exported_at: commits.watermark,
-        run_started_micros: run.report.started_at.timestamp_micros(),
-        job: run.report.job(),
-        run: run.report.run,
-        whole: false,
-        reconcile: None,
-    };
+    let upsert = commits.instalment(run);
     let mut absences = absences(run, commits, &received, &held).await;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
@@ -76,7 +94,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             let upsert = Upsert {
                 whole: is_whole,
                 reconcile: reconciles.then_some(limits),
-                watermark: upsert.watermark.filter(|_| !is_held && absent.is_none()),
+                watermark: commits.watermark.filter(|_| !is_held && absent.is_none()),
                 ..upsert.clone()
             };
             let commit = Commit {
@@ -162,6 +180,7 @@ impl Commit {
     async fn make(mut self, mut received: ReceivedType) -> TypeReport {
         let mut report = TypeReport {
             files: received.files,
+            files_before: received.before.files,
             file_list: std::mem::take(&mut received.file_list),
             bytes: received.bytes,
             received: received.changes.received() + received.lines.without_row(),
@@ -171,7 +190,7 @@ impl Commit {
             rerouted: received.lines.rerouted,
             ..TypeReport::default()
         };
-        if let Some(error) = received.failure.take().or_else(|| self.too_many_bad_lines(&report)) {
+        if let Some(error) = received.failure.take().or_else(|| self.too_many_bad_lines(&received, &report)) {
             received.changes.abandon().await;
             return self.failed(report, &error);
         }
@@ -235,8 +254,9 @@ impl Commit {
         report
     }
 
-    fn too_many_bad_lines(&self, report: &TypeReport) -> Option<Error> {
-        let (resource_type, bad, received) = (self.resource_type, report.quarantined, report.received);
+    fn too_many_bad_lines(&self, of: &ReceivedType, report: &TypeReport) -> Option<Error> {
+        let (bad, received) = (of.before.quarantined + report.quarantined, of.before.lines + report.received);
+        let resource_type = self.resource_type;
         self.limit.is_exceeded(bad, received).then_some(Error::TooManyBadLines { resource_type, bad, received })
     }
 }

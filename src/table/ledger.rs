@@ -1,8 +1,8 @@
-//! The ledger: the table `_fhir_sync/runs`, a row for each run and type: what was asked, what arrived, what became of
-//! it.
+//! The ledger: the table `_fhir_sync/runs`, a row for each commit of a run, and for each type without one: what was asked,
+//! what arrived, what became of it.
 //!
-//! Rows are only appended, in one commit per run. No decision is made from them: they are what people and `fhir-sync
-//! verify` go by.
+//! Rows are only appended, in one commit at the end of a run, and one for each instalment. No decision is made from them:
+//! they are what people and `fhir-sync verify` go by.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::{
 };
 
 record! {
-    /// A type in a run.
+    /// A type in a run: its last commit, or why there is none; or an instalment, with what that one brought.
     LedgerRow {
         /// The number of the run; it starts again with a lost state file.
         run: u64,
@@ -37,9 +37,9 @@ record! {
         started_at: Option<DateTime<Utc>>,
         ended_at: Option<DateTime<Utc>>,
         duration_ms: u64,
-        /// Of the run.
+        /// Of the run; `running` for an instalment.
         outcome: String,
-        /// Of the type: `committed`, `watermark held`, `failed`, `not reached`.
+        /// Of the type: `committed`, `instalment`, `watermark held`, `failed`, `not reached`.
         end: String,
         /// Why the type, or the run, is not complete.
         cause: Option<String>,
@@ -132,7 +132,8 @@ impl Root {
         let mut all = self.records::<LedgerRow>(TableName::Runs).await?;
         all.sort_by(|one, other| {
             let key = |row: &LedgerRow| (row.started_at, row.run);
-            key(one).cmp(&key(other)).then_with(|| one.resource_type.cmp(&other.resource_type))
+            let within = |row: &LedgerRow| (row.resource_type.clone(), row.ended_at);
+            key(one).cmp(&key(other)).then_with(|| within(one).cmp(&within(other)))
         });
         Ok(all)
     }

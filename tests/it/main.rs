@@ -29,6 +29,8 @@ mod columns;
 mod daemon;
 /// Health: how old the data are, what is a warning, and that a restart does not forget it.
 mod health;
+/// Instalments: what a killed process, a stop or an outage in the middle of a load leaves behind.
+mod instalments;
 /// The ledger, and the commands that look at it.
 mod ledger;
 /// One writer: two processes with different state files on one root.

@@ -88,7 +88,6 @@ impl Deletions {
 }
 
 pub async fn read(context: Arc<Context>, file: File) -> Vec<Remark> {
-    let Ok(_worker) = context.workers.acquire().await else { return Vec::new() };
     let deletions = Arc::new(Deletions::default());
     let result = stream(&context, &file, Arc::clone(&deletions)).await;
     context.progress.update(|progress| progress.files_done += 1);

@@ -132,7 +132,6 @@ pub fn in_manifest(context: &Context, issues: &[Issue]) -> Option<Remark> {
 }
 
 pub async fn read(context: Arc<Context>, file: File) -> Vec<Remark> {
-    let Ok(_worker) = context.workers.acquire().await else { return Vec::new() };
     let outcomes = Arc::new(Outcomes::new(HeldBy::Errors));
     let mut remarks = Vec::new();
     match stream(&context, &file, Arc::clone(&outcomes)).await {

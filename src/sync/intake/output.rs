@@ -10,13 +10,13 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Context, Holds, LineCounts, Remark,
     envelope::unpack,
     outcome::{HeldBy, Outcomes},
     stream::{Reader, stream},
+    tally::Finished,
 };
 use crate::{
     export::File,
@@ -54,7 +54,7 @@ enum Place {
 }
 
 /// Reads the file to its end. An error is kept with its type.
-pub async fn read(context: Arc<Context>, file: File, index: u32, _worker: OwnedSemaphorePermit) -> Vec<Remark> {
+pub async fn read(context: Arc<Context>, file: File, index: u32) -> Vec<Remark> {
     let intake = file.kind.resource_type().and_then(|resource_type| context.intakes.get(&resource_type));
     let output = Arc::new(Output {
         index: OutputIndex(index),
@@ -77,13 +77,14 @@ pub async fn read(context: Arc<Context>, file: File, index: u32, _worker: OwnedS
     context.progress.update(|progress| progress.files_done += 1);
     let remarks = output.remarks(&file, result.as_ref().err());
     let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else { return remarks };
+    let finished = if remarks.is_empty() { output.finished(&context, &file) } else { None };
     if result.is_err() {
         context.has_unread.store(true, Ordering::Relaxed);
     }
     let is_last = {
         let tally = &mut *intake.tally();
         tally.lines += output.counts().lines;
-        tally.end(result)
+        tally.end(result, finished)
     };
     if is_last {
         // Frees the memory of the type's open data files for the types that still arrive.
@@ -128,7 +129,7 @@ impl Output {
         intake.grouping.group(&mut lines);
         let decoded = intake.decoder.decode(lines)?;
         self.counts().rows += decoded.keys.len() as u64;
-        intake.changes.push(self.index, decoded.keys, decoded.rows)?;
+        intake.push(self.index, decoded.keys, decoded.rows)?;
         Ok(decoded.bad)
     }
 
@@ -174,6 +175,16 @@ impl Output {
         }
         self.counts().lines.quarantined += bad.len() as u64;
         context.quarantine(file.kind.resource_type(), file, &bad)
+    }
+
+    /// The file need not be read again, once its rows are committed. What the server says in it holds watermarks, and
+    /// rows of other types are committed at another time: such a file is read again.
+    fn finished(&self, context: &Context, file: &File) -> Option<Finished> {
+        let counts = self.counts();
+        let is_plain = counts.rerouted_to.is_empty() && counts.lines.outcomes == 0;
+        let identity = context.identities.get(&file.id).filter(|_| is_plain)?;
+        let LineCounts { quarantined, .. } = counts.lines;
+        Some(Finished { identity: identity.clone(), lines: counts.rows + counts.lines.without_row(), quarantined })
     }
 
     /// What the operator should know of the file, when it has ended.

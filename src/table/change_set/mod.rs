@@ -64,7 +64,12 @@ struct Held {
 /// Does a change set for this table write its rows into data files as they arrive? Yes while the table is empty and not
 /// partitioned: then most of what is received becomes part of it.
 pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
-    Ok(table.partitioned_by().is_none() && table.files().await?.is_empty())
+    Ok(may_append(table) && table.files().await?.is_empty())
+}
+
+/// Each partition has files of its own, and too many of them would be open at the same time.
+fn may_append(table: &Table) -> bool {
+    table.partitioned_by().is_none()
 }
 
 impl ChangeSet {
@@ -75,7 +80,21 @@ impl ChangeSet {
         budget: MemoryBudget,
         spool_folder: &Path,
     ) -> Result<Self, Error> {
-        if budget.appending_bytes < MIN_WRITER_BYTES || !is_first_load(table).await? {
+        if is_first_load(table).await? {
+            return Self::for_first_load(table, schema, budget, spool_folder);
+        }
+        Ok(Self::new(schema, budget, spool_folder))
+    }
+
+    /// The same for a table that is empty, or that an earlier change set of the same first load has written: most of
+    /// what is received is not in it yet.
+    pub fn for_first_load(
+        table: &Table,
+        schema: &SchemaRef,
+        budget: MemoryBudget,
+        spool_folder: &Path,
+    ) -> Result<Self, Error> {
+        if budget.appending_bytes < MIN_WRITER_BYTES || !may_append(table) {
             return Ok(Self::new(schema, budget, spool_folder));
         }
         let changes = Self::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
@@ -138,6 +157,11 @@ impl ChangeSet {
         chunks.push(spool.append(&block)?);
         filled.extend(columns);
         Ok(RowLocation { chunk, row: 0 })
+    }
+
+    /// Are rows written into data files as they arrive?
+    pub fn is_first_load(&self) -> bool {
+        self.first_load.is_some()
     }
 
     /// On a first load, finishes the open data files. More rows may be pushed afterwards.

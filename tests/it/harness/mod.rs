@@ -92,6 +92,7 @@ impl Setup {
             accept_reported_errors: BTreeSet::new(),
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
+            instalment_bytes: 1 << 30,
             typed: true,
             columns: Options { layout: Layout::Pathling, raw_json: true },
         };

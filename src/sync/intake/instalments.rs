@@ -1,0 +1,319 @@
+//! Instalments: commits of a type's rows, without a watermark, while its other files still arrive.
+//!
+//! A file is finished when all of its rows are committed; the state file remembers it with the job, and a run that
+//! resumes the job does not read it again. The watermark moves with the last instalment, in the commit that completes
+//! the type. What is judged by all rows of an export together has no instalments: deletions, and loads that reconcile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    sync::Arc,
+};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use tokio::runtime::Handle;
+
+use super::{Before, Context, Intake, tally::Tally};
+use crate::{
+    export::{File, FileId, Manifest},
+    fhir::{ResourceType, TransactionTime},
+    state::{FinishedFiles, JobInFlight, KnownTable},
+    sync::{
+        CompletedExport, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport,
+        blocking::blocking, columns, events,
+    },
+    table::{ChangeSet, Committed, Root, Upsert},
+};
+
+/// The instalments of one job.
+pub struct Instalments<'a> {
+    run: &'a Run<'a>,
+    job: &'a JobInFlight,
+    /// Without a watermark.
+    upsert: Upsert,
+    /// `None` where no type is committed in instalments.
+    transaction_time: Option<TransactionTime>,
+    types: BTreeSet<ResourceType>,
+    /// Of the files of these types.
+    identities: BTreeMap<FileId, String>,
+    finished: BTreeMap<ResourceType, FinishedFiles>,
+    /// What was committed by this run.
+    made: Vec<(ResourceType, TypeReport)>,
+}
+
+/// One instalment that was committed.
+struct Instalment {
+    committed: Committed,
+    /// Of the table.
+    id: String,
+    is_first_load: bool,
+    /// Rows in the change set.
+    rows: u64,
+    tally: Tally,
+}
+
+impl<'a> Instalments<'a> {
+    /// Of an export that was asked for now or by an earlier run. `upsert` has no watermark.
+    pub async fn begin(run: &'a Run<'a>, export: &'a CompletedExport, upsert: Upsert) -> Result<Self, Error> {
+        let CompletedExport { asked: job, completed } = export;
+        let manifest = &completed.manifest;
+        let reload = run.syncer.export_state(run.export).reload;
+        // An id that is both in `deleted` and in `output` is judged by both together (rule 96).
+        let has_deletions = !manifest.deleted.is_empty();
+        let is_everything = job.full_refresh && job.since.is_none();
+        let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
+        let types = job.types.iter().copied().filter(|of| may && !reload.contains_key(of)).collect();
+        let identities = identities(manifest, &types);
+        let mut instalments = Self {
+            run,
+            job,
+            upsert,
+            transaction_time: manifest.transaction_time,
+            types,
+            identities,
+            finished: BTreeMap::new(),
+            made: Vec::new(),
+        };
+        instalments.compare_with_the_manifest(manifest).await?;
+        Ok(instalments)
+    }
+
+    /// The types whose finished files are those of this manifest, in a table that still has their rows; the others start
+    /// again.
+    async fn compare_with_the_manifest(&mut self, manifest: &Manifest) -> Result<(), Error> {
+        for (of, finished) in &self.job.finished {
+            if !self.job.types.contains(of) {
+                continue;
+            }
+            let listed = |identity: &String| self.identities.values().any(|listed| listed == identity);
+            let difference = if !self.types.contains(of) {
+                Some("all of its files are needed together".to_owned())
+            } else if manifest.transaction_time != Some(finished.transaction_time) {
+                Some("the manifest has another transactionTime".to_owned())
+            } else if !finished.files.iter().all(listed) {
+                Some("the manifest no longer lists all of them".to_owned())
+            } else {
+                // A table that cannot be opened fails its type later, and changes nothing here.
+                let difference = self.run.syncer.difference(*of, &finished.table).await.ok().flatten();
+                difference.map(|difference| difference.to_string())
+            };
+            let Some(difference) = difference else {
+                let files = finished.files.len();
+                tracing::info!(resource_type = %of, files, "files that were read before are not read again");
+                self.finished.insert(*of, finished.clone());
+                continue;
+            };
+            tracing::warn!(
+                resource_type = %of, reason = difference,
+                "the files that were read before no longer count; all files of the type are read"
+            );
+            self.syncer().forget_finished(self.run.export, self.job.status_url.clone(), *of, difference).await?;
+        }
+        Ok(())
+    }
+
+    pub fn syncer(&self) -> &'a Syncer {
+        self.run.syncer
+    }
+
+    pub fn progress(&self) -> &'a ProgressSender {
+        &self.run.progress
+    }
+
+    pub fn made(self) -> Vec<(ResourceType, TypeReport)> {
+        self.made
+    }
+
+    pub(super) fn identities(&self) -> &BTreeMap<FileId, String> {
+        &self.identities
+    }
+
+    /// Whether the rows of the file are in its table.
+    pub(super) fn is_finished(&self, file: &File) -> bool {
+        let finished = file.kind.resource_type().and_then(|of| self.finished.get(&of));
+        finished
+            .zip(self.identities.get(&file.id))
+            .is_some_and(|(finished, identity)| finished.files.contains(identity))
+    }
+
+    pub(super) fn before(&self, of: ResourceType) -> Before {
+        self.finished.get(&of).map(Before::of).unwrap_or_default()
+    }
+
+    pub(super) fn continues_first_load(&self, of: ResourceType) -> bool {
+        self.finished.get(&of).is_some_and(|finished| finished.is_first_load)
+    }
+
+    /// Commits the types of which enough has ended.
+    pub(super) async fn commit_due(&mut self, context: &Arc<Context>) {
+        let size_bytes = self.syncer().config.instalment_bytes;
+        self.commit_where(context, |tally| {
+            tally.failure.is_none() && tally.files_left > 0 && tally.bytes >= size_bytes
+        })
+        .await;
+    }
+
+    /// Commits the types that failed although something of them has ended: the rest may come later.
+    pub(super) async fn commit_of_failed(&mut self, context: &Arc<Context>) {
+        self.commit_where(context, |tally| tally.failure.is_some()).await;
+    }
+
+    /// Commits all that has ended.
+    pub(super) async fn commit_finished(&mut self, context: &Arc<Context>) {
+        self.commit_where(context, |_| true).await;
+    }
+
+    async fn commit_where(&mut self, context: &Arc<Context>, is_due: impl Fn(&Tally) -> bool) {
+        for of in self.types.clone() {
+            let Some(intake) = context.intakes.get(&of) else { continue };
+            let is_due = {
+                let tally = intake.tally();
+                !tally.finished.is_empty() && is_due(&tally)
+            };
+            if !is_due {
+                continue;
+            }
+            if let Err(error) = self.commit(context, of).await {
+                events::failed(of, &error);
+                intake.tally().failure = Some(error);
+            }
+        }
+    }
+
+    async fn commit(&mut self, context: &Arc<Context>, of: ResourceType) -> Result<(), Error> {
+        context.progress.step(Step::Upserting(of));
+        let (in_thread, root, upsert) = (Arc::clone(context), self.syncer().root.clone(), self.upsert.clone());
+        let limit = self.syncer().config.quarantine;
+        let committed = blocking(move || match in_thread.intakes.get(&of) {
+            Some(intake) => intake.commit(of, &root, &upsert, limit),
+            None => Ok(None),
+        });
+        let committed = committed.await;
+        context.progress.step(Step::Streaming);
+        let Some(instalment) = committed? else { return Ok(()) };
+        self.remember(of, &instalment).await?;
+        let report = report(instalment);
+        events::committed(of, &report);
+        self.syncer().record_instalment(self.run, of, &report).await;
+        self.made.push((of, report));
+        Ok(())
+    }
+
+    /// The lines in quarantine and the table to the disk, then the state file: what it remembers is not read again.
+    async fn remember(&mut self, of: ResourceType, instalment: &Instalment) -> Result<(), Error> {
+        self.run.quarantine.flush(of).await?;
+        let root = self.syncer().root.clone();
+        blocking(move || root.sync_to_disk()).await?;
+        let Instalment { committed, id, is_first_load, tally, .. } = instalment;
+        let Some(transaction_time) = self.transaction_time else { return Ok(()) };
+        let table = KnownTable { id: id.clone(), version: committed.version };
+        let before = self.finished.remove(&of);
+        let mut finished = FinishedFiles {
+            is_first_load: before.as_ref().map_or(*is_first_load, |before| before.is_first_load),
+            lines: before.as_ref().map_or(0, |before| before.lines),
+            quarantined: before.as_ref().map_or(0, |before| before.quarantined),
+            files: before.map(|before| before.files).unwrap_or_default(),
+            transaction_time,
+            table,
+        };
+        for file in &tally.finished {
+            finished.files.insert(file.identity.clone());
+            finished.lines += file.lines;
+            finished.quarantined += file.quarantined;
+        }
+        self.finished.insert(of, finished.clone());
+        self.syncer().remember_finished(self.run.export, self.job.status_url.clone(), of, finished).await
+    }
+}
+
+impl Intake {
+    /// Commits what has arrived, and begins another change set. Workers that have more rows wait. `None` if nothing may
+    /// be committed now. Blocks.
+    fn commit(
+        &self,
+        of: ResourceType,
+        root: &Root,
+        upsert: &Upsert,
+        limit: QuarantineLimit,
+    ) -> Result<Option<Instalment>, Error> {
+        let mut changes = self.changes_alone();
+        let Some(current) = changes.as_ref() else { return Ok(None) };
+        let rows = current.received();
+        if !self.tally().may_be_committed(rows, limit) {
+            return Ok(None);
+        }
+        let (runtime, definition) = (Handle::current(), columns::definition(&self.decoder.shape));
+        let table = runtime.block_on(root.open_or_create(of, &definition))?;
+        let (id, is_first_load) = (table.id()?, current.is_first_load());
+        let committed = runtime.block_on(table.upsert(current, upsert))?;
+        let tally = self.tally().settle(rows);
+        *changes = None;
+        let schema = self.decoder.shape.schema();
+        let next = if is_first_load {
+            let table = runtime.block_on(root.open_or_create(of, &definition));
+            table.and_then(|table| ChangeSet::for_first_load(&table, &schema, self.budget, &self.spool_folder))
+        } else {
+            Ok(ChangeSet::new(&schema, self.budget, &self.spool_folder))
+        };
+        match next {
+            Ok(next) => *changes = Some(next),
+            Err(error) => {
+                *changes = Some(ChangeSet::new(&schema, self.budget, &self.spool_folder));
+                self.tally().failure = Some(error.into());
+            }
+        }
+        Ok(Some(Instalment { committed, id, is_first_load, rows, tally }))
+    }
+}
+
+fn report(instalment: Instalment) -> TypeReport {
+    let Instalment { committed, id, rows, tally, .. } = instalment;
+    let Tally { files, bytes, file_list, lines, .. } = tally;
+    TypeReport {
+        files,
+        file_list,
+        bytes,
+        received: rows + lines.without_row(),
+        quarantined: lines.quarantined,
+        not_wanted: lines.not_wanted,
+        outcomes: lines.outcomes,
+        rerouted: lines.rerouted,
+        counts: committed.counts,
+        bytes_written: committed.bytes_written,
+        foreign_commits: committed.foreign,
+        table: Some(KnownTable { id, version: committed.version }),
+        end: TypeEnd::Instalment { version: committed.version },
+        ..TypeReport::default()
+    }
+}
+
+/// What identifies each file of these types in all manifests of its job. The query of its URL may be a signature, so it
+/// counts only where the rest of the URL does not tell the files apart.
+fn identities(manifest: &Manifest, types: &BTreeSet<ResourceType>) -> BTreeMap<FileId, String> {
+    let address = |file: &File| {
+        let mut url = file.url.clone();
+        url.set_query(None);
+        url.set_fragment(None);
+        url
+    };
+    let mut files_at = BTreeMap::<_, usize>::new();
+    for file in &manifest.output {
+        *files_at.entry(address(file)).or_default() += 1;
+    }
+    let of_types = manifest.output.iter().filter_map(|file| {
+        let of = file.kind.resource_type().filter(|of| types.contains(of))?;
+        let is_alone = files_at.get(&address(file)) == Some(&1);
+        let query = file.url.query().filter(|_| !is_alone).unwrap_or_default();
+        let identity = format!("{of}\n{}\n{query}\n{:?}", file.id, file.count);
+        let mut hash = String::new();
+        for byte in digest(&SHA256, identity.as_bytes()).as_ref().iter().take(IDENTITY_BYTES) {
+            // Writing to a String cannot fail.
+            let _ = write!(hash, "{byte:02x}");
+        }
+        Some((file.id.clone(), hash))
+    });
+    of_types.collect()
+}
+
+/// Of a file; so that no two files of an export have the same.
+const IDENTITY_BYTES: usize = 16;
