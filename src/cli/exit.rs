@@ -74,6 +74,15 @@ pub fn not_opened(error: sync::Error) -> Exit {
     of_opening(&error)
 }
 
+/// The same for a command that is given by hand, maybe beside the service.
+pub fn not_opened_by_hand(error: sync::Error) -> Exit {
+    let exit = not_opened(error);
+    if exit == LOCKED {
+        eprintln!("fhir-sync: stop the service first, such as by `systemctl stop fhir-sync`, and start it afterwards");
+    }
+    exit
+}
+
 /// Mostly a place cannot be used, which somebody has to change; a full disk may have room at the next attempt.
 pub fn of_opening(error: &sync::Error) -> Exit {
     match error {

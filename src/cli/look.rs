@@ -4,7 +4,7 @@
 use std::{
     fmt::Write as _,
     io::{self, ErrorKind, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use chrono::{DateTime, Utc};
@@ -30,13 +30,23 @@ pub struct Looking {
 }
 
 impl Looking {
+    pub fn configuration(&self) -> Result<Config, Exit> {
+        configuration(&self.config)
+    }
+
     /// The configuration, and its tables for reading.
     pub fn open(&self) -> Result<(Config, Root), Exit> {
-        telemetry::start(&telemetry::Config::quiet());
-        let (config, _) = config::check(&self.config).map_err(misconfigured)?;
+        let config = self.configuration()?;
         let root = Root::for_reading(config.tables.clone()).map_err(|error| failed(&chain(&error)))?;
         Ok((config, root))
     }
+}
+
+/// The configuration; the private key may be missing.
+pub fn configuration(config: &Path) -> Result<Config, Exit> {
+    telemetry::start(&telemetry::Config::quiet());
+    let (config, _) = config::check(config).map_err(misconfigured)?;
+    Ok(config)
 }
 
 /// Prints text. A reader that closes the pipe early, such as `head`, is not an error.

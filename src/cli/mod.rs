@@ -4,6 +4,7 @@ mod check;
 mod demo;
 mod exit;
 mod healthcheck;
+mod job;
 mod look;
 mod maintain;
 mod quarantine;
@@ -12,6 +13,7 @@ mod query;
 mod run;
 mod runs;
 mod show;
+mod state;
 mod status;
 mod sync;
 mod verify;
@@ -65,6 +67,12 @@ enum Command {
     Runs(runs::Arguments),
     /// Shows how each export and type stands, also beside a running daemon
     Status(look::Looking),
+    /// Shows or cancels the exports that the server works on for us
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Shows the state file, or lets the next sync ask for what changed since an earlier time
+    #[command(subcommand)]
+    State(state::StateCommand),
     /// Compares the tables with the ledger, and says what differs
     Verify(look::Looking),
     /// Shows the lines that are not resources
@@ -91,6 +99,8 @@ impl Cli {
             Command::Views(arguments) => views::run(arguments),
             Command::Runs(arguments) => runs::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
+            Command::Job(command) => job::run(command).await,
+            Command::State(command) => state::run(command).await,
             Command::Verify(arguments) => verify::run(arguments).await,
             Command::Quarantine(arguments) => quarantine::run(arguments).await,
             Command::Healthcheck { url } => healthcheck::run(&url).await,

@@ -50,6 +50,13 @@ pub struct FinishedFiles {
     pub quarantined: u64,
 }
 
+impl JobInFlight {
+    /// The status URL as it is shown: its query may hold a secret.
+    pub fn place(&self) -> String {
+        format!("{}{}", self.status_url.origin().ascii_serialization(), self.status_url.path())
+    }
+}
+
 /// An earlier version kept one job.
 pub(super) fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<JobInFlight>, D::Error> {
     #[derive(Deserialize)]

@@ -46,7 +46,9 @@ impl Syncer {
         for resource_type in &export.types {
             let watermark = async {
                 match self.root.open(*resource_type).await? {
-                    Some(table) if !reload.contains_key(resource_type) => self.watermark(export, &table).await,
+                    Some(table) if !reload.contains_key(resource_type) => {
+                        watermark(&table, export, &self.config.source).await
+                    }
                     _ => Ok(None),
                 }
             };
@@ -54,14 +56,6 @@ impl Syncer {
             watermarks.push((*resource_type, watermark));
         }
         watermarks
-    }
-
-    /// A watermark of a version that did not record what was asked counts until the first commit of this version.
-    async fn watermark(&self, export: &Export, table: &Table) -> Result<Option<TransactionTime>, table::Error> {
-        match table.watermark(&export.app_id(&self.config.source)).await? {
-            Some(watermark) => Ok(Some(watermark)),
-            None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
-        }
     }
 
     /// What is asked from now on. With a reason, the watermarks of these types no longer count.
@@ -110,7 +104,12 @@ impl Syncer {
     /// The instalments of a full load that is given up leave rows that nobody asks about again: the next one is complete
     /// and compares them.
     pub(super) async fn forget_job(&self, export: &Export, status_url: Url) -> Result<(), Error> {
-        self.remember_export(export, move |state| {
+        self.forget_job_of(export.name.clone(), status_url).await
+    }
+
+    pub(super) async fn forget_job_of(&self, export: String, status_url: Url) -> Result<(), Error> {
+        self.remember(move |state| {
+            let state = state.exports.entry(export).or_default();
             let is_meant = |job: &mut JobInFlight| job.status_url == status_url;
             for job in state.jobs.extract_if(.., is_meant).filter(|job| job.since.is_none()) {
                 let began = job.finished.into_keys().filter(|of| job.types.contains(of));
@@ -246,6 +245,14 @@ impl Syncer {
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
         let store = Arc::clone(&self.store);
         Ok(blocking(move || lock(&store).update(change)).await?)
+    }
+}
+
+/// A watermark of a version that did not record what was asked counts until the first commit of this version.
+pub async fn watermark(table: &Table, export: &Export, source: &str) -> Result<Option<TransactionTime>, table::Error> {
+    match table.watermark(&export.app_id(source)).await? {
+        Some(watermark) => Ok(Some(watermark)),
+        None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod absence;
 mod blocking;
+mod by_hand;
 mod columns;
 mod config;
 mod error;
@@ -51,6 +52,7 @@ use self::{
     upsert::Commits,
 };
 pub use self::{
+    by_hand::{Cancelled, SinceSet, set_since},
     config::{Chosen, Config, Export, QuarantineLimit},
     error::{Error, Recovery, chain, recovery},
     intake::DECODE_BYTES,

@@ -19,6 +19,8 @@ mod absence;
 mod asked;
 /// Access tokens: which origins receive one, and that neither token nor key is printed.
 mod auth;
+/// Jobs and watermarks by hand: `job` and `state`.
+mod by_hand;
 /// The numbers in comments and docs, and the line of `docs/rules.md` that each leads to.
 mod citations;
 /// The content of the tables after exports in any order: repeated, late, with deletions.

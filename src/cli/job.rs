@@ -1,0 +1,148 @@
+//! `job`: the exports that the server works on for us, or has completed, and that are not settled yet.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    exit::{Exit, FAILED, failed, misconfigured, not_opened_by_hand, stoppable},
+    look::{self, Looking, day_and_time},
+};
+use crate::{
+    config,
+    state::{self, JobInFlight},
+    sync::{ProgressBoard, Syncer, chain},
+    telemetry,
+};
+
+#[derive(Subcommand, Debug)]
+pub(super) enum JobCommand {
+    /// Shows them, also beside a running daemon
+    Show(ShowJobs),
+    /// Cancels them on the server and forgets them; the next sync requests others. The daemon must not be running
+    Cancel(Cancel),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ShowJobs {
+    #[command(flatten)]
+    looking: Looking,
+    /// Only those of this export
+    export: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Cancel {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// Only those of this export
+    export: Option<String>,
+    /// Forget them even if the server cannot be told; it may then still work on them
+    #[arg(long)]
+    forget: bool,
+}
+
+pub(super) async fn run(command: JobCommand) -> Result<(), Exit> {
+    match command {
+        JobCommand::Show(arguments) => show(&arguments),
+        JobCommand::Cancel(arguments) => cancel(arguments).await,
+    }
+}
+
+#[derive(Serialize)]
+struct ShownJob {
+    export: String,
+    /// By the local clock.
+    kicked_off_at: DateTime<Utc>,
+    types: Vec<String>,
+    /// `_since` as it was sent; `null` in a full load.
+    since: Option<String>,
+    full_refresh: bool,
+    /// Without its query.
+    status_url: String,
+}
+
+impl ShownJob {
+    fn new(export: &str, job: &JobInFlight) -> Self {
+        Self {
+            export: export.to_owned(),
+            kicked_off_at: job.polling_since,
+            types: job.types.iter().map(ToString::to_string).collect(),
+            since: job.since.clone(),
+            full_refresh: job.full_refresh,
+            status_url: job.place(),
+        }
+    }
+}
+
+/// Reads the state file only: needs neither server, key nor lock.
+fn show(arguments: &ShowJobs) -> Result<(), Exit> {
+    let config = arguments.looking.configuration()?;
+    let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    let is_asked_for = |name: &str| arguments.export.as_ref().is_none_or(|export| export == name);
+    let exports = state.exports.iter().filter(|(name, _)| is_asked_for(name));
+    let jobs: Vec<_> =
+        exports.flat_map(|(name, known)| known.jobs.iter().map(|job| ShownJob::new(name, job))).collect();
+    if arguments.looking.json {
+        return look::print_json(&jobs);
+    }
+    if jobs.is_empty() {
+        return look::print("no export is in progress\n");
+    }
+    let rows = jobs.iter().map(|job| {
+        [
+            job.export.clone(),
+            day_and_time(Some(job.kicked_off_at)),
+            job.since.clone().unwrap_or_else(|| "everything".to_owned()),
+            // Settled, but not deleted on the server yet.
+            if job.types.is_empty() { "-".to_owned() } else { job.types.join(", ") },
+            job.status_url.clone(),
+        ]
+    });
+    look::print(&look::columns(&["export", "requested (UTC)", "since", "types", "status URL without query"], rows))
+}
+
+async fn cancel(arguments: Cancel) -> Result<(), Exit> {
+    let config = config::load(&arguments.config).map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    let board = ProgressBoard::new().0;
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, board)
+        .await
+        .map_err(not_opened_by_hand)?;
+    let stop = CancellationToken::new();
+    let cancelled = async {
+        tokio::select! {
+            cancelled = syncer.cancel_jobs(arguments.export.as_deref(), arguments.forget) => Some(cancelled),
+            () = stop.cancelled() => None,
+        }
+    };
+    let cancelled = stoppable(cancelled, &stop).await?;
+    syncer.close().await;
+    let Some(cancelled) = cancelled else { return Err(super::exit::STOPPED) };
+    let cancelled = cancelled.map_err(|error| failed(&chain(&error)))?;
+    let mut text = String::new();
+    for of in &cancelled {
+        let (export, place) = (&of.export, of.job.place());
+        // Writing to a String cannot fail.
+        let _ = match &of.result {
+            Ok(()) => writeln!(text, "{export}: the export at {place} was cancelled"),
+            Err(error) if arguments.forget => {
+                writeln!(text, "{export}: the export at {place} was forgotten, not cancelled: {}", chain(error))
+            }
+            Err(error) => writeln!(
+                text,
+                "{export}: the export at {place} could not be cancelled and is kept: {}. To forget it all the same, add \
+                 --forget",
+                chain(error)
+            ),
+        };
+    }
+    look::print(if text.is_empty() { "no export is in progress\n" } else { &text })?;
+    let is_kept = cancelled.iter().any(|of| of.result.is_err()) && !arguments.forget;
+    if is_kept { Err(FAILED) } else { Ok(()) }
+}
