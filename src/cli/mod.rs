@@ -75,7 +75,7 @@ enum Command {
     State(state::StateCommand),
     /// Compares the tables with the ledger, and says what differs
     Verify(look::Looking),
-    /// Shows the lines that are not resources
+    /// Shows, replays and purges the lines that are not resources
     Quarantine(quarantine::Arguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {

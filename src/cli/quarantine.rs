@@ -1,15 +1,25 @@
-//! `quarantine`: the lines that are not resources. To look at them needs neither key nor lock; the line itself is printed
-//! only by `show`.
+//! `quarantine`: the lines that are not resources. To look at them needs neither key nor lock; to replay or purge them
+//! needs both. The line itself is printed only by `show`.
 
-use clap::{Args, Subcommand};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
-    exit::{Exit, failed},
+    exit::{Exit, FAILED, failed, misconfigured, not_opened},
     look::{self, Looking, day_and_time},
 };
 use crate::{
+    config,
     fhir::ResourceType,
-    sync::{QuarantineRow, Root, chain},
+    sync::{self, Export, ProgressBoard, QuarantineRow, Root, Syncer, chain},
+    telemetry,
 };
 
 #[derive(Args, Debug)]
@@ -24,6 +34,10 @@ enum Action {
     List(List),
     /// Shows one line, with its content
     Show(Show),
+    /// Upserts the lines that are resources now, or a corrected one; the daemon must not be running
+    Replay(Replay),
+    /// Removes lines from the quarantine; the daemon must not be running
+    Purge(Purge),
 }
 
 #[derive(Args, Debug)]
@@ -50,10 +64,42 @@ struct Show {
     id: String,
 }
 
+#[derive(Args, Debug)]
+struct Replay {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// Beginnings of ids; without any: all lines
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// A file with the corrected resource, for the one line that is named; - is the standard input
+    #[arg(long, value_name = "FILE", requires = "ids")]
+    file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(group(ArgGroup::new("which").args(["ids", "older_than", "all"]).required(true)))]
+struct Purge {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
+    config: PathBuf,
+    /// Beginnings of ids
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// All lines that were first seen longer ago, such as 30days
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// All lines
+    #[arg(long)]
+    all: bool,
+}
+
 pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     match arguments.action {
         Action::List(arguments) => list(&arguments).await,
         Action::Show(arguments) => show(&arguments).await,
+        Action::Replay(arguments) => replay(arguments).await,
+        Action::Purge(arguments) => purge(arguments).await,
     }
 }
 
@@ -86,6 +132,91 @@ async fn show(arguments: &Show) -> Result<(), Exit> {
     let head: String = facts(&row).into_iter().map(of_row).collect();
     let text = text.map_or_else(|reason| format!("(the line cannot be shown: {reason})"), |text| printable(&text));
     look::print(&format!("{head}\n{text}\n"))
+}
+
+async fn replay(arguments: Replay) -> Result<(), Exit> {
+    let corrected = arguments.file.map(|file| read(&file)).transpose()?;
+    let (syncer, exports) = open(&arguments.config).await?;
+    let result = async {
+        let ids = whole_ids(&syncer.root, &arguments.ids).await?;
+        let of = match (corrected, ids.len()) {
+            (Some(text), 1) => sync::ReplayOf::Corrected { id: ids.into_iter().collect(), text },
+            (Some(_), _) => return Err(failed("--file corrects one line; name one id")),
+            (None, 0) => sync::ReplayOf::All,
+            (None, _) => sync::ReplayOf::Lines(ids),
+        };
+        let is_chosen = !matches!(of, sync::ReplayOf::All);
+        let replayed = syncer.replay(&exports, of).await.map_err(|error| failed(&chain(&error)))?;
+        print_replayed(&replayed);
+        let has_failed = replayed.tables.iter().any(|(_, result)| result.is_err());
+        if has_failed || (is_chosen && !replayed.left.is_empty()) { Err(FAILED) } else { Ok(()) }
+    };
+    let result = result.await;
+    syncer.close().await;
+    result
+}
+
+async fn purge(arguments: Purge) -> Result<(), Exit> {
+    let (syncer, _) = open(&arguments.config).await?;
+    let result = async {
+        let which = match arguments.older_than {
+            Some(age) => sync::Purge::OlderThan(age),
+            None if arguments.all => sync::Purge::All,
+            None => sync::Purge::Lines(whole_ids(&syncer.root, &arguments.ids).await?),
+        };
+        let purged = syncer.purge_quarantine(which).await.map_err(|error| failed(&chain(&error)))?;
+        println!("{purged} lines purged; the vacuum deletes the files that held them");
+        Ok(())
+    };
+    let result = result.await;
+    syncer.close().await;
+    result
+}
+
+/// Opens what a sync opens: nothing else may write meanwhile.
+async fn open(config: &Path) -> Result<(Syncer, Vec<Export>), Exit> {
+    let config = config::load(config).map_err(misconfigured)?;
+    telemetry::start(&config.log);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    let (board, _) = ProgressBoard::new();
+    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, board).await;
+    Ok((syncer.map_err(not_opened)?, exports))
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Exit> {
+    let mut text = Vec::new();
+    let read = match file.to_str() {
+        Some("-") => io::stdin().read_to_end(&mut text),
+        _ => File::open(file).and_then(|mut file| file.read_to_end(&mut text)),
+    };
+    read.map_err(|error| failed(&format!("{} cannot be read: {error}", file.display())))?;
+    Ok(text)
+}
+
+async fn whole_ids(root: &Root, ids: &[String]) -> Result<BTreeSet<String>, Exit> {
+    let rows = rows(root).await?;
+    let whole = ids.iter().map(|id| one_of(rows.clone(), id).map(|row| row.id).map_err(|reason| failed(&reason)));
+    whole.collect()
+}
+
+fn print_replayed(replayed: &sync::Replayed) {
+    for (resource_type, result) in &replayed.tables {
+        match result {
+            Ok(committed) => {
+                let counts = committed.counts;
+                let sync::Counts { inserted, updated, unchanged, stale, duplicate, .. } = counts;
+                println!(
+                    "{resource_type}: {inserted} inserted, {updated} updated, {unchanged} unchanged, {stale} stale, \
+                     {duplicate} duplicate"
+                );
+            }
+            Err(error) => println!("{resource_type}: {}", chain(error)),
+        }
+    }
+    for (id, reason) in &replayed.left {
+        println!("{} stays: {reason}", short(id));
+    }
+    println!("{} lines replayed, {} stay in the quarantine", replayed.lines, replayed.left.len());
 }
 
 async fn rows(root: &Root) -> Result<Vec<QuarantineRow>, Exit> {
@@ -140,10 +271,14 @@ fn facts(row: &QuarantineRow) -> Vec<(&'static str, String)> {
 /// Enough of an id to name one line of a million.
 const SHORT_ID: usize = 12;
 
+fn short(id: &str) -> String {
+    id.chars().take(SHORT_ID).collect()
+}
+
 fn table(rows: &[QuarantineRow]) -> String {
     let cells = rows.iter().map(|row| {
         [
-            row.id.chars().take(SHORT_ID).collect(),
+            short(&row.id),
             day_and_time(row.first_seen),
             row.run.to_string(),
             or_dash(row.resource_type.as_ref()),

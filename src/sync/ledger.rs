@@ -117,15 +117,15 @@ impl Syncer {
     /// Appends an instalment to the ledger, while its run goes on.
     pub(super) async fn record_instalment(&self, run: &Run<'_>, of: ResourceType, report: &TypeReport) {
         let row = run.ledger.row(&run.report, run.export, &self.config.source, of, report);
-        self.append(vec![LedgerRow { ended_at: Some(now()), outcome: RUNNING.to_owned(), ..row }]).await;
+        self.append_to_ledger(vec![LedgerRow { ended_at: Some(now()), outcome: RUNNING.to_owned(), ..row }]).await;
     }
 
     /// Appends the run to the ledger.
     pub(super) async fn record(&self, ledger: &Ledger, report: &Report, export: &Export) {
-        self.append(ledger.rows(report, export, &self.config.source)).await;
+        self.append_to_ledger(ledger.rows(report, export, &self.config.source)).await;
     }
 
-    async fn append(&self, rows: Vec<LedgerRow>) {
+    pub(super) async fn append_to_ledger(&self, rows: Vec<LedgerRow>) {
         let _one_at_a_time = self.turns.ledger().await;
         let root = self.root.clone();
         let appended = blocking(move || {

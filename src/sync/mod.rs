@@ -59,7 +59,7 @@ pub use self::{
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
-    quarantine::{Policy, QuarantineKey},
+    quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
 };
 use crate::{
@@ -74,7 +74,8 @@ pub use crate::{
     export::Level,
     state::Outcome,
     table::{
-        Config as TablesConfig, DryRun, LedgerRow, Location, Maintained, QuarantineRow, Retention, Root, TableName,
+        Config as TablesConfig, Counts, DryRun, LedgerRow, Location, Maintained, QuarantineRow, Retention, Root,
+        TableName,
     },
 };
 

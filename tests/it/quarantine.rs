@@ -1,4 +1,4 @@
-use fhir_sync::sync::{Mode, Outcome, TypeEnd};
+use fhir_sync::sync::{Mode, Outcome, QuarantineRow, TypeEnd};
 use serde_json::{Value, json};
 
 use crate::harness::{OBSERVATION, PATIENT, Setup, end_of, failure, json_of};
@@ -150,5 +150,105 @@ async fn a_policy_that_needs_a_key_is_checked_before_anything_else() {
         let ended = setup.process(&settings).await;
         assert_eq!(ended.code, Some(78), "{}", ended.output());
         assert!(ended.stderr.contains(mistake), "{}", ended.stderr);
+    }
+}
+
+/// A line as if an earlier version had not understood it.
+fn not_understood(id: &str, setup: &Setup, line: &str) -> QuarantineRow {
+    QuarantineRow {
+        id: id.repeat(64),
+        export: "all".to_owned(),
+        run: 1,
+        source: setup.config.source.to_string(),
+        resource_type: Some("Patient".to_owned()),
+        transaction_time: Some("2026-01-01T01:00:00Z".parse().unwrap()),
+        file: "Patient file 1 of 1".to_owned(),
+        reason: "not-json".to_owned(),
+        form: QuarantineRow::PLAIN.to_owned(),
+        content: Some(line.as_bytes().to_vec()),
+        ..QuarantineRow::default()
+    }
+}
+
+#[tokio::test]
+async fn a_replay_upserts_what_is_a_resource_now_and_never_replaces_what_is_newer() {
+    let setup = Setup::new().await;
+    let old = setup.server.world(|world| world.lines(PATIENT, None));
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.delete(PATIENT, "p2");
+    });
+    setup.complete().await;
+    let before = (setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await);
+    let new = json!({"resourceType": "Patient", "id": "n1"}).to_string();
+    let misplaced = json!({"resourceType": "Observation", "id": "n2", "status": "final"}).to_string();
+    let lines = [old[0].as_ref(), old[1].as_ref(), &new, &misplaced, "{\"resourceType\":\"Patient\",", "{\"id\":1}"];
+    let rows: Vec<_> =
+        ["a", "b", "c", "d", "e", "f"].iter().zip(lines).map(|(id, line)| not_understood(id, &setup, line)).collect();
+    setup.root().append_to_quarantine(&rows).await.unwrap();
+
+    let ended = setup.command(&["quarantine", "replay"], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert!(ended.stdout.contains("Patient: 1 inserted, 0 updated, 0 unchanged, 2 stale"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("4 lines replayed, 2 stay in the quarantine"), "{}", ended.stdout);
+    let patients = setup.lines(PATIENT).await;
+    assert!(patients.contains(&new) && !patients.contains(&old[0].to_string()), "{patients:?}");
+    assert!(
+        !patients.iter().any(|line| line.contains("\"p2\"")),
+        "a deleted resource must not come back: {patients:?}"
+    );
+    assert!(setup.lines(OBSERVATION).await.contains(&misplaced));
+    assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await), before);
+    let kept: Vec<_> = setup.quarantine().await.into_iter().filter(|row| row.content.is_some()).collect();
+    assert_eq!(kept.iter().map(|row| &row.id[..1]).collect::<Vec<_>>(), ["e", "f"]);
+    setup.look(&["verify"]).await;
+    let again = setup.command(&["quarantine", "replay"], &[]).await;
+    assert!(again.stdout.contains("0 lines replayed, 2 stay"), "{}", again.stdout);
+    assert_eq!(setup.command(&["quarantine", "replay", "eee"], &[]).await.code, Some(1));
+    setup.complete().await;
+}
+
+#[tokio::test]
+async fn a_corrected_line_is_upserted_in_its_place_and_not_quarantined_again() {
+    let setup = with_bad_lines().await;
+    setup.sync().await;
+    let broken = setup.quarantine().await.remove(1);
+    let corrected = setup.folder.path().join("corrected.json");
+    let replay = ["quarantine", "replay", &broken.id[..10], "--file", corrected.to_str().unwrap()];
+    let good = json!({"resourceType": "Patient", "id": "x1", "name": [{"family": "M"}]});
+    for text in ["", "{\"resourceType\":\"Patient\"}", &format!("{good}\n{{\"id\":\"x2\"}}")] {
+        std::fs::write(&corrected, text).unwrap();
+        assert_eq!(setup.command(&replay, &[]).await.code, Some(1), "{text}");
+        assert_eq!(setup.lines(PATIENT).await.len(), 5, "{text}");
+    }
+    std::fs::write(&corrected, serde_json::to_string_pretty(&good).unwrap()).unwrap();
+    let ended = setup.command(&replay, &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert_eq!(setup.lines(PATIENT).await.len(), 6);
+    let kept = setup.quarantine().await;
+    assert_eq!((kept.len(), &kept[1].content), (2, &None));
+    assert!(kept[1].replayed_at.is_some());
+    setup.run(Mode::FullRefresh).await;
+    assert_eq!((setup.quarantine().await.len(), setup.lines(PATIENT).await.len()), (2, 6));
+}
+
+#[tokio::test]
+async fn lines_are_purged_by_id_by_age_or_all_of_them() {
+    let setup = with_bad_lines().await;
+    setup.sync().await;
+    let id = setup.quarantine().await[0].id.clone();
+    for (arguments, left) in
+        [(&["--older-than", "1h"][..], 2), (&[&id[..12]], 1), (&["--older-than", "0s"], 0), (&["--all"], 0)]
+    {
+        let ended = setup.command(&[&["quarantine", "purge"], arguments].concat(), &[]).await;
+        assert_eq!((ended.code, setup.quarantine().await.len()), (Some(0), left), "{}", ended.output());
+    }
+    assert_eq!(setup.command(&["quarantine", "purge"], &[]).await.code, Some(2));
+    let _running = setup.open().await.unwrap();
+    for command in ["replay", "purge"] {
+        let arguments = ["quarantine", command, "--all"];
+        let arguments = if command == "purge" { &arguments[..] } else { &arguments[..2] };
+        assert_eq!(setup.command(arguments, &[]).await.code, Some(11), "{command}");
     }
 }

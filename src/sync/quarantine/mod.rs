@@ -5,6 +5,7 @@
 //! content is kept once, in whichever run it arrived first, and the table has a limit in bytes.
 
 mod form;
+mod replay;
 
 use std::{
     collections::HashSet,
@@ -17,7 +18,10 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 
 use self::form::from_hex;
-pub use self::form::{Policy, QuarantineKey};
+pub use self::{
+    form::{Policy, QuarantineKey},
+    replay::{Purge, ReplayOf, Replayed},
+};
 use super::{Config, Error};
 use crate::{
     fhir::{ResourceType, TransactionTime},
