@@ -5,7 +5,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use super::{Section, boolean, bytes, duration, duration_text, path, positive_duration, size_text, text, url};
 use crate::{
     export::{
-        self, Proxy, WaitRange,
+        self, FileAuth, Proxy, WaitRange,
         auth::{self, SigningKey, TokenUrl},
     },
     sync,
@@ -29,6 +29,12 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     }
     let auth = read_auth(&mut section, key_file, allow_http);
     let token_origins = section.list("token_origins", super::url);
+    let file_auth = section.or("file_auth", "manifest", |text| match text {
+        "manifest" => Ok(FileAuth::Manifest),
+        "always" => Ok(FileAuth::Always),
+        "never" => Ok(FileAuth::Never),
+        _ => Err("must be manifest, always or never".to_owned()),
+    });
     let proxy = section.or("proxy", "none", |text| match text {
         "none" => Ok(Proxy::None),
         "environment" => Ok(Proxy::Environment),
@@ -44,6 +50,7 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
         allow_http: allow_http?,
         auth,
         token_origins: token_origins?,
+        file_auth: file_auth?,
         proxy: proxy?,
         poll: poll?,
         http: export::HttpConfig { outage_patience: outage_patience?, ..http },

@@ -19,10 +19,20 @@ pub struct Config {
     pub auth: Option<auth::AuthConfig>,
     /// Further origins that may receive the token, and the assertion for one; of each URL only the origin counts (rule 92).
     pub token_origins: Vec<Url>,
+    pub file_auth: FileAuth,
     pub proxy: Proxy,
     pub poll: PollConfig,
     pub http: HttpConfig,
     pub limits: Limits,
+}
+
+/// Which requests for files carry a token, where their origin may have it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileAuth {
+    /// As `requiresAccessToken` of the manifest says; where it is absent, with one.
+    Manifest,
+    Always,
+    Never,
 }
 
 /// Through which proxy requests go. Those to loopback addresses never go through one: they may be unencrypted.
@@ -90,6 +100,7 @@ impl Config {
             allow_http: false,
             auth: None,
             token_origins: Vec::new(),
+            file_auth: FileAuth::Manifest,
             proxy: Proxy::None,
             poll: PollConfig::default(),
             http: HttpConfig::default(),

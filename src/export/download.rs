@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
-    Client, Error, File, Links, Refusal,
+    Client, Error, File, FileAuth, Links, Refusal,
     error::code,
     failure::{Failure, Fault},
     http::{GZIP_MAGIC, OnRedirect, RequestSpec, TokenUse, next_within},
@@ -56,9 +56,9 @@ impl Client {
     /// Where the link is refused, the download goes on by a new one from `links`.
     ///
     /// # Errors
-    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`], [`Error::Denied`] and
-    /// [`Error::Refused`]: a new link did not help either. [`Error::ForeignOrigin`] before anything is sent.
-    /// [`Error::Abandoned`] when the receiver was dropped.
+    /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and
+    /// [`Error::FileDenied`]: a new link did not help either. [`Error::ForeignOrigin`]: the file needs a token that its
+    /// origin may not have. [`Error::Abandoned`] when the receiver was dropped.
     pub async fn download(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let (receiver, limit) = (into.clone(), self.config.limits.max_transfer_time);
         tokio::select! {
@@ -112,7 +112,7 @@ impl Client {
             // With another Accept HAPI wraps the file in a Binary resource (Q-41).
             accept: "application/fhir+ndjson",
             headers: FILE,
-            token: self.token_for(file, link)?,
+            token: self.token_for(link),
             on_redirect: OnRedirect::Follow,
             context: &file.name,
         };
@@ -125,7 +125,7 @@ impl Client {
                 return Err(Error::FileGone { file: file.name.clone(), status }.into());
             }
             status if is_transient(status) => return Err(self.http.fault(response).await.into()),
-            _ => return Err(self.file_refusal(file, response).await.into()),
+            _ => return Err(self.file_refusal(file, link, response).await.into()),
         }
         let encoding = Encoding::of(&response).map_err(|reason| not_ndjson(file, reason))?;
         let mut reading = Reading::new(is_html(&response));
@@ -140,26 +140,42 @@ impl Client {
         Ok(counter.load(Relaxed))
     }
 
-    /// Whether the request for a file may carry a token (rules 89, 90 and 92).
-    fn token_for(&self, file: &File, link: &Link) -> Result<TokenUse, Error> {
-        if !link.requires_access_token || self.tokens.is_none() {
-            return Ok(TokenUse::Never);
+    /// Whether the request for a file carries a token, where its origin may have it (rules 89, 90 and 92). Elsewhere the
+    /// file is asked for without one: the manifest may say `true` of links that are signed (Q-34).
+    fn token_for(&self, link: &Link) -> TokenUse {
+        match (self.config.file_auth, link.requires_access_token) {
+            (FileAuth::Always, _) | (FileAuth::Manifest, true) => TokenUse::WhereAllowed,
+            (FileAuth::Never, _) | (FileAuth::Manifest, false) => TokenUse::Never,
         }
-        if !self.may_have_token(&link.url) {
-            let origin = link.url.origin().ascii_serialization();
-            return Err(Error::ForeignOrigin { context: file.name.clone(), origin });
-        }
-        Ok(TokenUse::WhereAllowed)
     }
 
-    /// A denial is not the origin's fault here: that was checked before anything was sent (rule 93).
-    async fn file_refusal(&self, file: &File, response: Response) -> Error {
-        let (context, status) = (file.name.clone(), response.status());
+    /// Says what to change, by whether the request had a token (rule 93).
+    async fn file_refusal(&self, file: &File, link: &Link, response: Response) -> Error {
+        let (name, status) = (file.name.clone(), response.status());
         let issues = self.http.issues(response).await;
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied { context, status, issues },
-            _ => Error::Refused { context, refusal: Refusal::Status { status, issues } },
+        if !matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            return Error::Refused { context: name, refusal: Refusal::Status { status, issues } };
         }
+        let origin = || link.url.origin().ascii_serialization();
+        let way_out = match self.token_for(link) {
+            _ if self.tokens.is_none() => "if the files need a token, set server.client_id".to_owned(),
+            TokenUse::Never => "if the files need a token, set server.file_auth = \"always\"".to_owned(),
+            TokenUse::WhereAllowed if self.may_have_token(&link.url) => {
+                "check that the scopes cover its type; if its link is signed and takes no token, set \
+                 server.file_auth = \"never\""
+                    .to_owned()
+            }
+            TokenUse::WhereAllowed if status == StatusCode::UNAUTHORIZED => {
+                return Error::ForeignOrigin { context: name, origin: origin() };
+            }
+            TokenUse::WhereAllowed => {
+                format!(
+                    "{} received no token; if it needs one and you trust it, add it to server.token_origins",
+                    origin()
+                )
+            }
+        };
+        Error::FileDenied { file: name, status, issues, way_out }
     }
 }
 
@@ -167,8 +183,7 @@ impl Client {
 fn may_have_expired(error: &Error) -> bool {
     match error {
         Error::FileGone { .. } => true,
-        Error::Denied { status, .. } => *status == StatusCode::FORBIDDEN,
-        Error::Refused { refusal: Refusal::Status { status, .. }, .. } => *status == StatusCode::BAD_REQUEST,
+        Error::FileDenied { status, .. } => *status != StatusCode::UNAUTHORIZED,
         _ => false,
     }
 }

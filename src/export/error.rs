@@ -56,7 +56,7 @@ pub enum Error {
     /// 401 from a server for which no authorization is configured.
     #[error("{context}: the server requires authorization ({status}) and server.client_id is not set")]
     AuthorizationRequired { context: String, status: StatusCode },
-    /// 401 or 403, also with a fresh token. For a file: its link may have expired (rule 61).
+    /// 401 or 403, also with a fresh token.
     #[error(
         "{context}: access denied, {status}, {issues}; check that the scopes cover the requested types and the job"
     )]
@@ -97,6 +97,9 @@ pub enum Error {
     #[error("{context}: not a completion manifest, {reason}")]
     NotAManifest { context: String, reason: String },
 
+    /// 400, 401 or 403 for a file, also by a fresh link (rule 61): it may need a token, or take none.
+    #[error("{file}: access denied, {status}, {issues}; {way_out}")]
+    FileDenied { file: String, status: StatusCode, issues: Issues, way_out: String },
     /// 404 or 410 for a file of a complete export (rule 61).
     #[error("{file}: the server no longer has this file, {status}; the next sync starts another export")]
     FileGone { file: String, status: StatusCode },

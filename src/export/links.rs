@@ -53,6 +53,8 @@ enum Ended {
     /// The manifest is not that of the same export, or not complete.
     Changed(String),
     Unreachable(String),
+    /// Like the files.
+    Denied(String),
     /// The server has no answer that helps, or too many that do not.
     Refused,
 }
@@ -87,8 +89,9 @@ impl Links {
         match &current.ended {
             None => Ok(current.link(file)),
             Some(Ended::Refused) => Err(refusal),
+            Some(Ended::Denied(_)) if matches!(refusal, Error::FileDenied { .. }) => Err(refusal),
             Some(Ended::Changed(what)) => Err(Error::ManifestChanged { file: file.name.clone(), what: what.clone() }),
-            Some(Ended::Unreachable(cause)) => {
+            Some(Ended::Unreachable(cause) | Ended::Denied(cause)) => {
                 Err(Error::LinkNotRenewed { file: file.name.clone(), cause: cause.clone() })
             }
         }
@@ -105,8 +108,9 @@ impl Links {
         current.renewals_left = current.renewals_left.checked_sub(1).ok_or(Ended::Refused)?;
         let manifest = match self.completed.job.clone().manifest_again(client).await {
             Ok(manifest) => manifest,
-            Err(error @ (Error::Unreachable { .. } | Error::Denied { .. } | Error::TokenDenied { .. })) => {
-                return Err(Ended::Unreachable(error.to_string()));
+            Err(error @ Error::Unreachable { .. }) => return Err(Ended::Unreachable(error.to_string())),
+            Err(error @ (Error::Denied { .. } | Error::TokenDenied { .. } | Error::ForeignOrigin { .. })) => {
+                return Err(Ended::Denied(error.to_string()));
             }
             Err(error) => {
                 tracing::warn!(%error, "the manifest could not be fetched again");

@@ -45,7 +45,7 @@ mod retry;
 mod tests;
 
 pub use auth::Granted;
-pub use config::{Config, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
+pub use config::{Config, FileAuth, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
 pub use links::Links;

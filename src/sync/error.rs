@@ -172,14 +172,17 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::ManifestChanged { .. }
         | E::Corrupt { .. }
         | E::Abandoned { .. } => (NextRun, Dropped),
+        // With a token where none belongs, stores of objects answer 400; otherwise it is about the request itself.
+        E::FileDenied { status, .. } if status.as_u16() == 400 => (Operator, Dropped),
         E::Denied { .. }
+        | E::FileDenied { .. }
+        | E::ForeignOrigin { .. }
         | E::AuthorizationRequired { .. }
         | E::TokenDenied { .. }
         | E::NoTokenEndpoint { .. }
         | E::ForeignTokenEndpoint { .. } => (Operator, Kept),
         E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
-        | E::ForeignOrigin { .. }
         | E::TooManyRedirects { .. }
         | E::Refused { .. }
         | E::NoStatusUrl { .. }

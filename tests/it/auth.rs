@@ -195,7 +195,7 @@ async fn a_token_that_expires_during_the_downloads_is_renewed() {
 }
 
 #[tokio::test]
-async fn no_request_goes_to_an_origin_that_requires_a_token_but_may_not_receive_it() {
+async fn an_origin_that_requires_a_token_and_may_not_receive_it_is_named() {
     let mut setup = guarded().await;
     let origin = setup.server.open_file_origin(ANY_PORT).await.unwrap();
     let report = setup.sync().await;
@@ -206,7 +206,12 @@ async fn no_request_goes_to_an_origin_that_requires_a_token_but_may_not_receive_
         assert!(reason.contains(place) && reason.contains("server.token_origins"), "{reason}");
         assert!(setup.lines(resource_type).await.is_empty());
     }
-    assert_eq!(at_origin(&setup, &origin), []);
+    assert!(at_origin(&setup, &origin).iter().all(|request| request.authorization.is_none()), "and gets none");
+
+    setup.client.token_origins.push(origin);
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().len(), 1, "the next sync goes on with the same export");
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn a_token_is_renewed_once_after_a_401() {
 
     let server = smart_server("", |_| Answer::outcome(401, "login")).await;
     let error = download(&smart_client(&server), &guarded(server.url("/file"))).await.unwrap_err();
-    assert!(matches!(error, Error::Denied { .. }), "{error}");
+    assert!(matches!(error, Error::FileDenied { .. }), "{error}");
     assert_eq!((count(&server, "/token"), count(&server, "/file")), (2, 2));
 }
 
@@ -169,20 +169,56 @@ async fn without_authorization_no_file_gets_a_token() {
     assert_eq!(asked(&server), [("/file".to_owned(), None)]);
 }
 
+/// A server that hands out tokens, and one of files, where each request needs a token or may have none.
+async fn with_files(needs_token: bool, refusal: u16) -> (Server, Server) {
+    let answer = move |asked: &server::Asked| {
+        let has_token = asked.header("authorization").is_some();
+        if has_token == needs_token { Answer::ndjson(LINE) } else { Answer::status(refusal) }
+    };
+    (smart_server("", answer).await, Server::start(answer).await)
+}
+
 #[tokio::test]
 async fn a_foreign_origin_receives_no_token_and_the_error_names_it() {
-    let server = smart_server("", |_| Answer::status(500)).await;
-    let foreign = Server::start(|_| Answer::ndjson(LINE)).await;
+    let (server, foreign) = with_files(true, 401).await;
     let file = guarded(foreign.url("/file?signature=s3cret"));
     let error = download(&smart_client(&server), &file).await.unwrap_err();
-    assert!(matches!(error, Error::ForeignOrigin { .. }));
+    assert!(matches!(error, Error::ForeignOrigin { .. }), "{error}");
     let (text, origin) = (error.to_string(), foreign.url("").origin().ascii_serialization());
     assert!(text.contains(&origin) && text.contains("server.token_origins") && !text.contains("s3cret"), "{text}");
-    assert!(server.asked().is_empty() && foreign.asked().is_empty(), "and nothing was sent to anybody");
+    assert!(server.asked().is_empty(), "no token was asked for");
+    assert_eq!(asked(&foreign), [("/file?signature=s3cret".to_owned(), None)]);
 
     let config = Config { token_origins: vec![foreign.url("/whatever")], ..smart_config(&server) };
     download(&Client::new(config).unwrap(), &file).await.unwrap();
-    assert_eq!(foreign.asked()[0].header("authorization"), Some("Bearer t1"));
+    assert_eq!(foreign.asked()[1].header("authorization"), Some("Bearer t1"));
+}
+
+#[tokio::test]
+async fn signed_links_elsewhere_are_followed_without_a_token_whatever_the_manifest_says() {
+    let (server, foreign) = with_files(false, 400).await;
+    download(&smart_client(&server), &guarded(foreign.url("/file?signature=s3cret"))).await.unwrap();
+    assert!(server.asked().is_empty(), "no token was asked for");
+}
+
+#[tokio::test]
+async fn the_operator_decides_about_tokens_for_files_where_the_manifest_is_wrong() {
+    for (needs_token, requires, file_auth, way_out) in [
+        (true, false, FileAuth::Always, "server.file_auth = \"always\""),
+        (false, true, FileAuth::Never, "server.file_auth = \"never\""),
+    ] {
+        let (server, _) = with_files(needs_token, 403).await;
+        let file = File { requires_access_token: requires, ..file(server.url("/file")) };
+        let error = download(&smart_client(&server), &file).await.unwrap_err();
+        assert!(matches!(error, Error::FileDenied { .. }) && error.to_string().contains(way_out), "{error}");
+        let config = Config { file_auth, ..smart_config(&server) };
+        download(&Client::new(config).unwrap(), &file).await.unwrap();
+    }
+    let (server, foreign) = with_files(true, 403).await;
+    let config = Config { file_auth: FileAuth::Always, ..smart_config(&server) };
+    let error = download(&Client::new(config).unwrap(), &file(foreign.url("/file"))).await.unwrap_err();
+    assert!(error.to_string().contains("server.token_origins"), "{error}");
+    assert!(foreign.asked().iter().all(|asked| asked.header("authorization").is_none()));
 }
 
 #[tokio::test]

@@ -248,12 +248,14 @@ async fn a_byte_order_mark_and_blank_lines_may_come_before_the_first_resource() 
 
 #[tokio::test]
 async fn gone_denied_and_refused_files_are_different_errors() {
-    for (status, expected) in [(404, "gone"), (410, "gone"), (401, "denied"), (403, "denied"), (400, "refused")] {
+    for (status, expected) in
+        [(404, "gone"), (410, "gone"), (401, "denied"), (403, "denied"), (400, "denied"), (405, "refused")]
+    {
         let server =
             Server::start(move |asked| Answer::status(if asked.path == "/status" { 404 } else { status })).await;
         let kind = match download(&server).await.1.unwrap_err() {
             Error::FileGone { .. } => "gone",
-            Error::Denied { .. } => "denied",
+            Error::FileDenied { .. } => "denied",
             Error::Refused { .. } => "refused",
             error => panic!("{error}"),
         };

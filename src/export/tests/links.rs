@@ -147,13 +147,12 @@ async fn links_that_expire_again_and_again_are_renewed_as_often() {
 
 #[tokio::test]
 async fn a_link_that_stays_refused_fails_its_file_as_without_a_fresh_manifest() {
-    for (status, expected) in [(400, "refused"), (403, "denied"), (404, "gone"), (410, "gone")] {
+    for (status, expected) in [(400, "denied"), (403, "denied"), (404, "gone"), (410, "gone")] {
         let manifest = body(TIME, &[("/1", 2)]);
         let case = Case::new(&manifest, &manifest, move |_| Answer::status(status)).await;
         let kind = match case.download(&case.completed.manifest.output[0]).await.unwrap_err() {
             Error::FileGone { .. } => "gone",
-            Error::Denied { .. } => "denied",
-            Error::Refused { .. } => "refused",
+            Error::FileDenied { .. } => "denied",
             error => panic!("{error}"),
         };
         assert_eq!((kind, case.count("/1"), case.count("/status")), (expected, 2, 1), "{status}");
@@ -205,7 +204,7 @@ async fn fresh_manifests_that_help_nobody_have_a_limit() {
     let manifest = body(TIME, &urls.iter().map(|url| (url.as_str(), 2)).collect::<Vec<_>>());
     let case = Case::new(&manifest, &manifest, |_| Answer::status(403)).await;
     for file in &case.completed.manifest.output {
-        assert!(matches!(case.download(file).await, Err(Error::Denied { .. })));
+        assert!(matches!(case.download(file).await, Err(Error::FileDenied { .. })));
     }
     assert_eq!(case.count("/status"), 10);
 }

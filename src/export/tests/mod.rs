@@ -9,8 +9,8 @@ use tokio::io::AsyncWriteExt;
 use url::Url;
 
 use super::{
-    Client, Completed, Config, Error, ExportRequest, File, FileKind, Issues, Job, Level, Links, Manifest, PollProgress,
-    WaitRange, auth, clock::local_now, manifest::FileIds,
+    Client, Completed, Config, Error, ExportRequest, File, FileAuth, FileKind, Issues, Job, Level, Links, Manifest,
+    PollProgress, WaitRange, auth, clock::local_now, manifest::FileIds,
 };
 use server::{Answer, Server};
 
