@@ -34,6 +34,11 @@ impl Looking {
         configuration(&self.config)
     }
 
+    /// The configuration with the private key, for those who ask the server.
+    pub fn configuration_with_key(&self) -> Result<Config, Exit> {
+        config::load(&self.config).map_err(misconfigured)
+    }
+
     /// The configuration, and its tables for reading.
     pub fn open(&self) -> Result<(Config, Root), Exit> {
         let config = self.configuration()?;

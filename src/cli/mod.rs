@@ -74,7 +74,7 @@ enum Command {
     #[command(subcommand)]
     State(state::StateCommand),
     /// Compares the tables with the ledger, and says what differs
-    Verify(look::Looking),
+    Verify(verify::Arguments),
     /// Shows, replays and purges the lines that are not resources
     Quarantine(quarantine::Arguments),
     /// Asks a running daemon whether its data are fresh

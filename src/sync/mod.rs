@@ -26,6 +26,7 @@ mod progress;
 mod quarantine;
 mod rebuild;
 mod report;
+mod server_counts;
 mod sources;
 mod turn;
 mod upsert;
@@ -61,6 +62,7 @@ pub use self::{
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
+    server_counts::ServerCounts,
 };
 use crate::{
     export::{Client, Completed, ExportRequest, Job, PollProgress},

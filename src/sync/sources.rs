@@ -28,13 +28,23 @@ struct Source {
     earlier: Vec<String>,
 }
 
+/// The sources whose rows are below the root.
+pub async fn recorded(root: &Root) -> Result<Vec<String>, Error> {
+    Ok(read(root).await?.sources.into_keys().collect())
+}
+
+async fn read(root: &Root) -> Result<Sources, Error> {
+    match root.read_document(DOCUMENT).await? {
+        None => Ok(Sources::default()),
+        Some(text) => {
+            serde_json::from_slice(&text).map_err(|_| Error::BrokenDocument { place: root.place_of_document(DOCUMENT) })
+        }
+    }
+}
+
 /// Records the server of the source, or refuses it.
 pub async fn claim(root: &Root, config: &Config, server: &Url) -> Result<(), Error> {
-    let mut sources = match root.read_document(DOCUMENT).await? {
-        None => Sources::default(),
-        Some(text) => serde_json::from_slice(&text)
-            .map_err(|_| Error::BrokenDocument { place: root.place_of_document(DOCUMENT) })?,
-    };
+    let mut sources = read(root).await?;
     let server = server.as_str().trim_end_matches('/').to_owned();
     let known = sources.sources.get(&*config.source).cloned();
     let of_now = match known {

@@ -1,4 +1,4 @@
-use fhir_sync::sync::Mode;
+use fhir_sync::sync::{Level, Mode};
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENT, Process, Setup, json_of};
@@ -87,4 +87,33 @@ async fn verify_agrees_with_tables_that_hold_what_the_runs_brought_and_names_row
     assert_eq!(ended.code, Some(1), "{}", ended.output());
     let of_patients = patients(json_of(&ended));
     assert_eq!(of_patients["differences"], json!(["the table is gone, and by the ledger it has 5 rows"]));
+}
+
+#[tokio::test]
+async fn verify_online_compares_the_tables_with_the_counts_of_the_server() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    let online = ["verify", "--online"];
+    let agrees = setup.look(&online).await;
+    assert_eq!(agrees.stdout.matches("agrees").count(), 2, "{}", agrees.stdout);
+    // Without the ledger nobody else would notice.
+    setup.server.world(|world| {
+        world.put(PATIENT, "p6", json!({}));
+    });
+    let ended = setup.command(&online, &[]).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    assert!(ended.stdout.contains("the table has 5 rows, and the server has 6 now"), "{}", ended.stdout);
+    assert_eq!(setup.look(&["verify"]).await.stdout.matches("agrees").count(), 2);
+    setup.server.scenario(|scenario| scenario.answers_counts = false);
+    let silent = setup.look(&online).await;
+    assert!(silent.stdout.contains("the server does not say how many it has"), "{}", silent.stdout);
+    setup.server.scenario(|scenario| scenario.answers_counts = true);
+    setup.export.level = Level::Group("g".to_owned());
+    let of_group = setup.look(&online).await;
+    assert!(of_group.stdout.contains("the export has a group or patients only"), "{}", of_group.stdout);
+    setup.export.level = Level::System;
+    let unreachable = [("FHIR_SYNC__SERVER__URL", "http://127.0.0.1:9")];
+    let ended = setup.command(&[&online[..], &["--json"]].concat(), &unreachable).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert!(json_of(&ended)[0]["server_not_compared"].as_str().unwrap().contains("127.0.0.1"), "{}", ended.stdout);
 }

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use fhir_sync::sync::Level;
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -49,6 +50,11 @@ impl Setup {
     /// A configuration with which a process does the same as [`Setup::sync`] and logs everything.
     pub fn config(&self) -> String {
         let types: Vec<_> = self.export.types.iter().map(|of| format!("\"{of}\"")).collect();
+        let level = match &self.export.level {
+            Level::System => "level = \"system\"".to_owned(),
+            Level::Patient => "level = \"patient\"".to_owned(),
+            Level::Group(id) => format!("level = \"group\"\ngroup = \"{id}\""),
+        };
         format!(
             "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
@@ -56,7 +62,7 @@ impl Setup {
              http = {{ retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
              [tables]\nroot = \"{}\"\n[state]\nfile = \"{}\"\n[health]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"trace\"\n\
-             [[export]]\nname = \"all\"\ntypes = [{}]\nincremental = \"{}\"\n",
+             [[export]]\nname = \"all\"\n{level}\ntypes = [{}]\nincremental = \"{}\"\n",
             self.server.url(),
             self.lake().display(),
             self.state_file().display(),
