@@ -20,20 +20,19 @@ use super::{
     manifest::Pages,
     retry::{Backoff, Retries, WaitLog, date, is_transient, millis, retry_after},
 };
-use crate::fhir::TransactionTime;
+use crate::fhir::{TransactionTime, printable_progress};
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
 /// How many polls a server must answer with the same verdict before it is believed (rule 44, Q-22).
 const MIN_REPORTS: u32 = 5;
-const MAX_X_PROGRESS_CHARS: usize = 100;
 
 /// What is known of a job that is not complete.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PollProgress {
     /// Since this wait began.
     pub polls: u32,
-    /// The server's own words, for people only (rule 41): at most 100 characters, none of them a control character.
+    /// The server's own words, for people only (rule 41), as far as they are safe to show: see [`printable_progress`].
     pub x_progress: Option<String>,
     /// Until the next poll.
     pub retry_in: Duration,
@@ -377,7 +376,5 @@ fn export_status(response: &Response) -> StatusCode {
 }
 
 fn x_progress(headers: &HeaderMap) -> Option<String> {
-    let text = String::from_utf8_lossy(headers.get("x-progress")?.as_bytes()).into_owned();
-    let text: String = text.chars().filter(|char| !char.is_control()).take(MAX_X_PROGRESS_CHARS).collect();
-    (!text.trim().is_empty()).then(|| text.trim().to_owned())
+    printable_progress(&String::from_utf8_lossy(headers.get("x-progress")?.as_bytes()))
 }

@@ -166,11 +166,64 @@ pub fn printable_code(word: &str) -> String {
     if is_printable { word.to_owned() } else { "(unprintable code)".to_owned() }
 }
 
+/// Of a server's own words on the progress of its work, what is safe in the same places: a percentage, "3 of 24" or
+/// "3/24", else the whole if it is one word that is printable as a code. Anything else may name a patient.
+pub fn printable_progress(text: &str) -> Option<String> {
+    let text = text.trim();
+    if !text.contains(char::is_whitespace) && printable_code(text) == text {
+        return Some(text.to_owned());
+    }
+    // Punctuation around a number is not part of it: "(3 of 24 files)".
+    let bare = |word: &str| word.trim_matches(|c: char| !c.is_ascii_digit() && c != '%').to_owned();
+    let words: Vec<_> = text.split_whitespace().map(bare).collect();
+    let percentage = words.iter().find(|word| word.strip_suffix('%').is_some_and(is_percentage));
+    if let Some(percentage) = percentage {
+        return Some(percentage.clone());
+    }
+    let is_part = |part: &str, whole: &str| {
+        let number = |text: &str| text.parse::<u32>().ok();
+        Some((number(part)?, number(whole)?)).filter(|(part, whole)| part <= whole)
+    };
+    let originals: Vec<_> = text.split_whitespace().collect();
+    let of = (1..words.len().saturating_sub(1))
+        .find_map(|index| (originals[index] == "of").then(|| is_part(&words[index - 1], &words[index + 1])).flatten());
+    let slash = words.iter().find_map(|word| word.split_once('/').and_then(|(part, whole)| is_part(part, whole)));
+    of.or(slash).map(|(part, whole)| format!("{part} of {whole}"))
+}
+
+/// At most three digits before the point and two behind it.
+fn is_percentage(number: &str) -> bool {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let is_digits = |digits: &str, most: usize| {
+        (1..=most).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    is_digits(whole, 3) && is_digits(fraction, 2)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn of_a_server_s_words_on_its_progress_only_numbers_and_codes_are_shown() {
+        for (text, shown) in [
+            ("50%", Some("50%")),
+            ("Build in progress - Overall progress: 12.25% complete (3 of 24)", Some("12.25%")),
+            ("exported (3 of 24 files) for Erika Mustermann", Some("3 of 24")),
+            ("files 3/24", Some("3 of 24")),
+            ("in-progress", Some("in-progress")),
+            ("exporting Erika Mustermann", None),
+            ("patient 4711 of the ward", None),
+            ("4711%%", None),
+            ("\u{1b}[31m12%\u{1b}[0m", None),
+            ("99999%", None),
+            ("", None),
+        ] {
+            assert_eq!(printable_progress(text).as_deref(), shown, "{text}");
+        }
+    }
 
     fn judged(issue: &Value) -> Judgement {
         judge(json!({"resourceType": "OperationOutcome", "issue": issue}).to_string().as_bytes())

@@ -3,6 +3,7 @@
 //! Responses come from a [`View`] that the daemon publishes; no request reaches the FHIR server, a table or a disk. The
 //! listener has its own thread and runtime, so that an upsert on all cores cannot silence it.
 
+mod connections;
 mod health;
 
 use std::{net::SocketAddr, thread, time::Duration};
@@ -18,7 +19,8 @@ use chrono::Utc;
 use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-pub use health::{ExportView, Moment, TypeView, View};
+use self::connections::Connections;
+pub use self::health::{ExportView, Moment, TypeView, View};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -46,7 +48,7 @@ impl Server {
         let (router, stopped) = (router(views), stop.clone());
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(move || {
             let served = runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener)?;
+                let listener = Connections::new(tokio::net::TcpListener::from_std(listener)?);
                 let serving = axum::serve(listener, router).with_graceful_shutdown(stopped.clone().cancelled_owned());
                 // A client that keeps a connection open does not keep the process alive.
                 let given_up = async {
