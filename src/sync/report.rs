@@ -258,3 +258,36 @@ impl Report {
         self.commits().map(|report| changed(&report.counts)).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPERATIONS: &str = include_str!("../../docs/operations.md");
+
+    /// The next variant, so that none is left out.
+    fn next(end: &TypeEnd) -> Option<TypeEnd> {
+        let (version, watermark) = (1, TransactionTime::EPOCH);
+        Some(match end {
+            TypeEnd::NotReached => TypeEnd::Committed { version, watermark },
+            TypeEnd::Committed { .. } => TypeEnd::Instalment { version },
+            TypeEnd::Instalment { .. } => TypeEnd::WatermarkHeld { version },
+            TypeEnd::WatermarkHeld { .. } => TypeEnd::Behind { version, watermark },
+            TypeEnd::Behind { .. } => TypeEnd::Denied { missing_scope: String::new() },
+            TypeEnd::Denied { .. } => TypeEnd::Missing { on_server: 1 },
+            TypeEnd::Missing { .. } => TypeEnd::Unconfirmed,
+            TypeEnd::Unconfirmed => TypeEnd::Failed(Failure::of(&Error::Stopped)),
+            TypeEnd::Failed(_) => return None,
+        })
+    }
+
+    #[test]
+    fn the_operator_s_page_has_a_row_for_every_end_of_a_type() {
+        let ends: Vec<_> = std::iter::successors(Some(TypeEnd::NotReached), next).collect();
+        assert_eq!(ends.len(), 9);
+        for end in ends {
+            let row = format!("\n| `{}` | ", end.word());
+            assert!(OPERATIONS.contains(&row), "{row}");
+        }
+    }
+}
