@@ -106,6 +106,44 @@ async fn bad_lines_over_the_limit_fail_their_type_only() {
 }
 
 #[tokio::test]
+async fn a_broken_line_is_kept_whole_up_to_the_longest_that_is_allowed() {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 50.0;
+    setup.config.max_line_bytes = 4000;
+    let broken = format!("{{\"resourceType\":\"Patient\",\"id\":\"{}", "x".repeat(4000));
+    setup.server.world(|world| {
+        world.push_line(PATIENT, broken[..4000].to_owned());
+        world.push_line(PATIENT, json!({"resourceType": "Patient", "id": "last"}).to_string());
+    });
+    let report = setup.sync().await;
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
+    assert_eq!(report.types[&PATIENT].quarantined, 1);
+    let kept = setup.quarantine().await;
+    assert_eq!(
+        kept.iter().map(|row| row.content.as_deref().unwrap()).collect::<Vec<_>>(),
+        [&broken.as_bytes()[..4000]]
+    );
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_to_be_kept_holds_the_watermark_of_its_type() {
+    for pushed in [format!("{{\"resourceType\":\"Patient\",\"id\":\"{}", "x".repeat(4000)), "x".repeat(9_000_000)] {
+        let mut setup = Setup::new().await;
+        setup.config.max_line_bytes = 4000;
+        setup.config.quarantine.max_quarantined_percent = 50.0;
+        setup.server.world(|world| world.push_line(PATIENT, pushed));
+        let report = setup.sync().await;
+        assert_eq!(report.outcome, Outcome::Partial);
+        let reason = failure(&report, PATIENT);
+        assert!(reason.contains("line 6 is longer than 4000 bytes"), "{reason}");
+        assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await.is_some()), (None, true));
+        setup.server.world(fhir_sync::demo::World::clear_pushed_lines);
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+    }
+}
+
+#[tokio::test]
 async fn the_content_of_a_bad_line_is_never_printed() {
     let setup = Setup::new().await;
     push_bad_lines(&setup);
