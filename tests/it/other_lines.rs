@@ -1,10 +1,15 @@
 use async_compression::tokio::bufread::GzipEncoder;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use fhir_sync::sync::{Outcome, TypeEnd};
+use fhir_sync::{
+    fhir::ResourceType,
+    sync::{Outcome, TypeEnd},
+};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
 use crate::harness::{Made, OBSERVATION, PATIENT, Setup, end_of, failure, ndjson};
+
+const BINARY: ResourceType = ResourceType::BINARY;
 
 fn patient(id: &str) -> Value {
     json!({"resourceType": "Patient", "id": id, "gender": "female"})
@@ -146,6 +151,41 @@ async fn an_envelope_that_cannot_be_opened_holds_the_type_and_is_kept() {
         Made::default().output("Patient", None, &text).serve(&setup);
         assert_eq!(setup.sync().await.outcome, Outcome::Partial, "{text}");
         assert_eq!((setup.watermark(PATIENT).await, setup.quarantine().await.len()), (None, 1), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_binaries_is_unpacked_and_binaries_that_hold_lines_are_not() {
+    let inner = |id: &str| json!({"resourceType": "Binary", "id": id, "contentType": "text/plain", "data": "QQ=="});
+    let lines = ndjson([&inner("b1"), &inner("b2")]);
+    let outer = |id: Option<&str>, content_type: &str, data: &str| {
+        let mut binary = json!({"resourceType": "Binary", "contentType": content_type, "data": STANDARD.encode(data)});
+        if let Some(id) = id {
+            binary["id"] = id.into();
+        }
+        format!("{binary}\n")
+    };
+    let (ndjson_type, of_url) = ("application/fhir+ndjson", "output.0.ndjson");
+    let real = outer(Some("r"), ndjson_type, &lines);
+    for (count, text, ids) in [
+        (None, outer(None, ndjson_type, &lines), &["b1", "b2"][..]),
+        (Some(2), outer(None, ndjson_type, &lines), &["b1", "b2"]),
+        (None, outer(Some(of_url), ndjson_type, &lines), &["b1", "b2"]),
+        (Some(2), outer(Some("r"), ndjson_type, &lines), &["b1", "b2"]),
+        // A resource that holds NDJSON, alone or with others, and one with the id of the file that holds a text.
+        (Some(1), real.clone(), &["r"]),
+        (None, real.clone(), &["r"]),
+        (Some(2), format!("{real}{}\n", inner("b3")), &["b3", "r"]),
+        (None, outer(Some(of_url), "text/plain", &lines), &[of_url]),
+    ] {
+        let mut setup = Setup::new().await;
+        setup.export.types = vec![BINARY];
+        Made::default().output("Binary", count, &text).serve(&setup);
+        setup.complete().await;
+        let of_line = |line: &String| serde_json::from_str::<Value>(line).unwrap()["id"].as_str().unwrap().to_owned();
+        let mut stored: Vec<_> = setup.lines(BINARY).await.iter().map(of_line).collect();
+        stored.sort();
+        assert_eq!(stored, ids, "{count:?} {text}");
     }
 }
 

@@ -5,7 +5,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use tokio::{io::AsyncReadExt as _, runtime::Handle};
 
-use crate::resource::{Line, Lines, OverLines, Reason};
+use crate::{
+    export::File,
+    fhir::ResourceType,
+    resource::{Line, Lines, OverLines, Reason},
+};
 
 /// Unpacked lines are in memory all at once.
 const MAX_UNPACKED_BYTES: u64 = 256 * 1024 * 1024;
@@ -27,6 +31,27 @@ pub fn unpack(envelope: &Line, max_line_bytes: usize) -> Result<Vec<Line>, Reaso
         bytes = gunzip(&bytes).ok_or(Reason::NoEnvelope)?;
     }
     lines(&bytes, max_line_bytes).ok_or(Reason::NoEnvelope)
+}
+
+/// The lines of a file of `Binary` resources that arrived in an envelope. A resource may hold NDJSON as well; what tells
+/// the two apart is that the server serves an envelope in the place of the file: it has no id, or the one that the file's
+/// URL ends with, or as many lines as the file should have. Blocks.
+pub fn unpack_file_of_binaries(only_line: &Line, file: &File, max_line_bytes: usize) -> Option<Vec<Line>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Binary {
+        resource_type: String,
+        content_type: String,
+        id: Option<String>,
+    }
+    let binary: Binary = serde_json::from_slice(&only_line.bytes).ok()?;
+    if binary.resource_type != ResourceType::BINARY.as_str() || !binary.content_type.contains("ndjson") {
+        return None;
+    }
+    let lines = unpack(only_line, max_line_bytes).ok()?;
+    let is_of_url = |id: &str| file.url.path_segments().and_then(|mut segments| segments.next_back()) == Some(id);
+    let is_counted = lines.len() > 1 && file.count == Some(lines.len() as u64);
+    binary.id.is_none_or(|id| is_counted || is_of_url(&id)).then_some(lines)
 }
 
 fn gunzip(bytes: &[u8]) -> Option<Vec<u8>> {

@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use super::{
     Context, Holds, LineCounts, Remark,
-    envelope::unpack,
+    envelope::{unpack, unpack_file_of_binaries},
     outcome::{HeldBy, Outcomes},
     stream::{Reader, stream},
     tally::Finished,
@@ -96,6 +96,13 @@ pub async fn read(context: Arc<Context>, file: File, index: u32) -> Vec<Remark> 
 
 impl Reader for Output {
     fn take(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error> {
+        if let [line] = lines.as_slice()
+            && line.number == 1
+            && file.kind.resource_type() == Some(ResourceType::BINARY)
+            && let Some(lines) = unpack_file_of_binaries(line, file, context.max_line_bytes)
+        {
+            return self.take_envelope(context, file, lines);
+        }
         self.take_lines(context, file, lines, Place::File)
     }
 
@@ -116,6 +123,16 @@ impl Output {
             None => lines.into_iter().map(stated).collect(),
         };
         if others.is_empty() { Ok(()) } else { self.sort(context, file, others, place) }
+    }
+
+    /// Lines that were in an envelope.
+    fn take_envelope(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error> {
+        {
+            let counts = &mut *self.counts();
+            counts.without_resource += 1;
+            counts.unpacked += lines.len() as u64;
+        }
+        self.take_lines(context, file, lines, Place::Envelope)
     }
 
     /// The lines that are not rows of this type.
@@ -146,14 +163,7 @@ impl Output {
                 }
                 Kind::Header => self.counts().without_resource += 1,
                 Kind::Envelope if place == Place::File => match unpack(&other.line, context.max_line_bytes) {
-                    Ok(lines) => {
-                        {
-                            let counts = &mut *self.counts();
-                            counts.without_resource += 1;
-                            counts.unpacked += lines.len() as u64;
-                        }
-                        self.take_lines(context, file, lines, Place::Envelope)?;
-                    }
+                    Ok(lines) => self.take_envelope(context, file, lines)?,
                     Err(reason) => bad.push(BadLine { line: other.line, reason }),
                 },
                 Kind::NotWanted => self.counts().lines.not_wanted += 1,
