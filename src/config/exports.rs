@@ -2,12 +2,18 @@
 
 use std::{str::FromStr as _, time::Duration};
 
+use chrono::DateTime;
+
 use super::{
     Scheduled,
     section::Section,
-    values::{boolean, name, one_of, parsed, positive_duration, text},
+    values::{boolean, duration_text, name, one_of, parsed, positive_duration, text},
 };
-use crate::{export::Level, schedule::Pattern, sync};
+use crate::{
+    export::Level,
+    schedule::{Pattern, longest_interval},
+    sync,
+};
 
 /// `max_age` is that of the exports that set none of their own.
 pub fn read(root: &mut Section, max_age: Option<Duration>) -> Option<Vec<Scheduled>> {
@@ -50,6 +56,14 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let max_age = section.optional("max_age", positive_duration).or(max_age);
+    let patterns: Vec<_> = incremental.iter().chain(&full_refresh).cloned().collect();
+    if let (Some(max_age), Some(interval)) = (max_age, longest_interval(&patterns, DateTime::UNIX_EPOCH))
+        && max_age < interval
+    {
+        let (max_age, interval) = (duration_text(max_age), duration_text(interval));
+        let remark = format!("{max_age} is less than {interval} between two syncs: /health is unhealthy in between");
+        section.remark("max_age", &remark);
+    }
     let level = match (level.as_deref(), group) {
         // In a URL, these would name another resource.
         (Some("group"), Some(group)) if matches!(group.as_str(), "." | "..") => {

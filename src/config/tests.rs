@@ -408,3 +408,18 @@ fn a_check_remarks_that_the_daemon_would_have_nothing_to_do() {
     let (_, remarks) = check(&path).unwrap();
     assert_eq!(remarks, ["export: none has a schedule, so `fhir-sync run` will refuse to start"]);
 }
+
+#[test]
+fn an_age_belongs_to_an_export_or_to_all_and_one_that_the_schedule_cannot_keep_is_remarked() {
+    let max_age = |of_all: &str, of_export: &str| {
+        let text = format!("{SMALLEST}\n{of_export}\n[health]\n{of_all}\n");
+        let (config, findings) = parse(&text, &[]);
+        (config.unwrap().exports[0].max_age, findings.remarks)
+    };
+    assert_eq!(max_age("", ""), (None, Vec::new()));
+    let [of_all, of_export] = ["max_age = \"3h\"", "max_age = \"4h\""];
+    assert_eq!(max_age(of_all, ""), (Some(Duration::from_hours(3)), Vec::new()));
+    assert_eq!(max_age(of_all, of_export), (Some(Duration::from_hours(4)), Vec::new()));
+    let (_, remarks) = max_age("", "max_age = \"10m\"");
+    assert_eq!(remarks, ["export[0].max_age: 10m is less than 1h between two syncs: /health is unhealthy in between"]);
+}

@@ -94,3 +94,40 @@ pub fn next_run_at(scheduled: &Scheduled, now: DateTime<Utc>) -> Option<DateTime
     let incremental = next_after(&scheduled.incremental, now);
     [incremental, next_after(&scheduled.full_refresh, now)].into_iter().flatten().min()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::{export::Level, fhir::parse_instant};
+
+    fn max_age(incremental: Option<&str>, full_refresh: Option<&str>, of_config: Option<Duration>) -> Duration {
+        let patterns = |text: Option<&str>| text.map(|text| text.parse().unwrap()).into_iter().collect();
+        let export = sync::Export {
+            name: "all".to_owned(),
+            level: Level::System,
+            types: Vec::new(),
+            reconciled: BTreeSet::default(),
+        };
+        let scheduled = Scheduled {
+            export,
+            incremental: patterns(incremental),
+            full_refresh: patterns(full_refresh),
+            max_age: of_config,
+        };
+        let mut known = ExportState::default();
+        known.freshness.took(Duration::from_mins(10), false);
+        known.freshness.took(Duration::from_hours(5), true);
+        Watched::new(scheduled, parse_instant("2026-11-20T10:00:00Z").unwrap()).max_age(&known)
+    }
+
+    #[test]
+    fn without_a_setting_one_run_may_fail_before_the_data_are_too_old() {
+        let (hourly, weekly) = (Some("15 * * * *"), Some("0 3 * * Sun"));
+        assert_eq!(max_age(hourly, None, None), Duration::from_mins(130));
+        assert_eq!(max_age(hourly, weekly, None), Duration::from_hours(7), "during a full refresh nothing is fresh");
+        assert_eq!(max_age(hourly, weekly, Some(Duration::from_hours(3))), Duration::from_hours(3));
+        assert_eq!(max_age(None, None, None), MAX_AGE_WITHOUT_SCHEDULE);
+    }
+}

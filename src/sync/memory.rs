@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use url::Url;
@@ -28,7 +28,11 @@ impl Syncer {
 
     /// The same; `None` while a change is on its way to the disk.
     pub fn state_at_hand(&self) -> Option<State> {
-        self.store.try_lock().ok().map(|store| store.state().clone())
+        match self.store.try_lock() {
+            Ok(store) => Some(store.state().clone()),
+            Err(TryLockError::Poisoned(store)) => Some(store.into_inner().state().clone()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     pub(super) fn export_state(&self, export: &Export) -> ExportState {
