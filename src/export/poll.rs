@@ -7,7 +7,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 
-use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{HeaderMap, HeaderValue},
+};
 use tokio::time::{Instant, sleep};
 use url::Url;
 
@@ -26,6 +29,8 @@ use crate::fhir::{TransactionTime, printable_progress};
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
 /// How many polls a server must answer with the same verdict before it is believed (rule 44, Q-22).
 const MIN_REPORTS: u32 = 5;
+/// After this time with the same `X-Progress` the server has probably lost the export.
+const UNCHANGED_IS_ODD: Duration = Duration::from_hours(6);
 
 /// What is known of a job that is not complete.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +80,7 @@ struct Wait<'a> {
     /// The server's clock at its first answer that had a `Date`.
     date: Option<TransactionTime>,
     log: WaitLog,
+    unchanged: Unchanged,
 }
 
 /// What one answer means.
@@ -110,6 +116,7 @@ impl<'a> Wait<'a> {
             bytes_left: client.config.limits.max_manifest_bytes,
             date: None,
             log: WaitLog::default(),
+            unchanged: Unchanged::default(),
         }
     }
 
@@ -191,7 +198,10 @@ impl<'a> Wait<'a> {
         let retry_after = retry_after(response.headers());
         match export_status(&response) {
             StatusCode::OK => self.manifest(response, pages).await,
-            StatusCode::ACCEPTED => Ok(Polled::Later { retry_after, x_progress: x_progress(response.headers()) }),
+            StatusCode::ACCEPTED => {
+                let x_progress = self.x_progress(response.headers());
+                Ok(Polled::Later { retry_after, x_progress })
+            }
             StatusCode::TOO_MANY_REQUESTS => Ok(Polled::Later { retry_after, x_progress: None }),
             StatusCode::NOT_FOUND if self.job_age() < self.unknown_grace => {
                 Ok(Polled::Later { retry_after, x_progress: None })
@@ -204,6 +214,20 @@ impl<'a> Wait<'a> {
                 self.failure(url, status, retry_after, issues).map_err(|error| self.or_deadline(error))
             }
         }
+    }
+
+    fn x_progress(&mut self, headers: &HeaderMap) -> Option<String> {
+        let header = headers.get("x-progress");
+        if let Some(unchanged) = self.unchanged.for_long(header) {
+            tracing::warn!(
+                context = self.context,
+                unchanged_s = unchanged.as_secs(),
+                "the server has said the same of the export's progress for {} h and may have lost it; ask its \
+                 administrator, or give the export up with fhir-sync job cancel",
+                unchanged.as_secs() / 3600
+            );
+        }
+        printable_progress(&String::from_utf8_lossy(header?.as_bytes()))
     }
 
     async fn manifest(&mut self, response: Response, pages: &mut Pages) -> Result<Polled, Error> {
@@ -375,6 +399,27 @@ fn export_status(response: &Response) -> StatusCode {
     }
 }
 
-fn x_progress(headers: &HeaderMap) -> Option<String> {
-    printable_progress(&String::from_utf8_lossy(headers.get("x-progress")?.as_bytes()))
+/// Since when the server has said the same of its progress.
+#[derive(Default)]
+pub struct Unchanged {
+    said: Option<(HeaderValue, Instant)>,
+    warned: bool,
+}
+
+impl Unchanged {
+    /// How long it has been the same; once, when that is long enough for a warning.
+    pub fn for_long(&mut self, says: Option<&HeaderValue>) -> Option<Duration> {
+        match (&self.said, says) {
+            (Some((said, since)), Some(says)) if said == says => {
+                let unchanged = since.elapsed();
+                let is_due = unchanged >= UNCHANGED_IS_ODD && !self.warned;
+                self.warned |= is_due;
+                is_due.then_some(unchanged)
+            }
+            (_, says) => {
+                *self = Self { said: says.map(|says| (says.clone(), Instant::now())), warned: false };
+                None
+            }
+        }
+    }
 }

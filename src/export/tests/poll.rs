@@ -2,11 +2,15 @@
 
 use std::sync::Mutex;
 
-use reqwest::StatusCode;
+use reqwest::{StatusCode, header::HeaderValue};
 
 use super::*;
 use crate::{
-    export::{Issues, failure::Fault, poll::PollFailures},
+    export::{
+        Issues,
+        failure::Fault,
+        poll::{PollFailures, Unchanged},
+    },
     fhir::TransactionTime,
 };
 
@@ -343,4 +347,23 @@ async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later
     let kicked_off_at = Some(TransactionTime::from_micros(0).unwrap());
     let job = Job { kicked_off_at, ..job(&server) };
     assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn progress_that_stays_the_same_for_hours_is_a_warning_once_until_it_changes() {
+    let mut unchanged = Unchanged::default();
+    let mut warned_at = Vec::new();
+    for hour in 0..30_u32 {
+        let says = HeaderValue::from_static(if hour < 15 { "45%" } else { "46%" });
+        if unchanged.for_long(Some(&says)).is_some() {
+            warned_at.push(hour);
+        }
+        tokio::time::advance(Duration::from_hours(1)).await;
+    }
+    assert_eq!(warned_at, [6, 21]);
+    let mut silent = Unchanged::default();
+    for _ in 0..30 {
+        assert!(silent.for_long(None).is_none(), "a server that says nothing is no news");
+        tokio::time::advance(Duration::from_hours(1)).await;
+    }
 }
