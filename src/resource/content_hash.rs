@@ -5,7 +5,7 @@
 
 use std::{cmp::Ordering, fmt::Write};
 
-use super::json::{At, Document, TokenKind};
+use super::json::{Document, TokenIndex, TokenKind};
 
 /// Hashes documents; the next document uses its memory again.
 #[derive(Default)]
@@ -18,8 +18,8 @@ pub struct ContentHash {
 struct Member {
     /// The first eight bytes of the name as a number: mostly enough to order two names.
     beginning: u64,
-    name: At,
-    value: At,
+    name: TokenIndex,
+    value: TokenIndex,
 }
 
 impl ContentHash {
@@ -31,7 +31,7 @@ impl ContentHash {
     }
 
     /// Recursion ends: a document has a limited depth.
-    fn value(&mut self, document: Document<'_>, at: At) {
+    fn value(&mut self, document: Document<'_>, at: TokenIndex) {
         match document.kind(at) {
             TokenKind::Object => self.object(document, at),
             TokenKind::Array => {
@@ -49,7 +49,7 @@ impl ContentHash {
         }
     }
 
-    fn object(&mut self, document: Document<'_>, at: At) {
+    fn object(&mut self, document: Document<'_>, at: TokenIndex) {
         let first = self.members.len();
         for (name, value) in document.members(at) {
             self.members.push(Member { beginning: beginning(document.text(name)), name, value });
@@ -71,7 +71,7 @@ impl ContentHash {
         self.members.truncate(first);
     }
 
-    fn escaped(&mut self, document: Document<'_>, at: At) {
+    fn escaped(&mut self, document: Document<'_>, at: TokenIndex) {
         let Some(text) = document.string(at) else {
             self.canonical.push_str(document.json(at));
             return;

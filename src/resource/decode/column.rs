@@ -17,7 +17,7 @@ use super::{
 };
 use crate::resource::{
     element::{Digits, Element, ElementContent},
-    json::{At, TokenKind},
+    json::{TokenIndex, TokenKind},
 };
 
 pub struct Column<'shape> {
@@ -69,7 +69,7 @@ impl<'shape> Column<'shape> {
     }
 
     /// Appends the value of a member, or a null and an issue; says whether there was a value.
-    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) -> bool {
+    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: TokenIndex) -> bool {
         match &mut self.kind {
             Many::One { len } => {
                 *len += 1;
@@ -122,7 +122,7 @@ fn item(field: &Field) -> Result<&FieldRef, ArrowError> {
 }
 
 impl Items<'_> {
-    fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) -> bool {
+    fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: TokenIndex) -> bool {
         match self {
             Self::Leaf(leaf) => leaf.append(walk, at),
             Self::Complex(complex) if walk.document.kind(at) == TokenKind::Object => {
@@ -138,7 +138,7 @@ impl Items<'_> {
     }
 
     /// In an array of primitives, a null means that the item has extensions and no value.
-    fn append_item(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) {
+    fn append_item(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: TokenIndex) {
         match self {
             Self::Leaf(leaf) if walk.document.kind(at) == TokenKind::Null => leaf.append_nulls(1),
             _ => {

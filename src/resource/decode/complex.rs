@@ -18,7 +18,7 @@ use super::{
 };
 use crate::resource::{
     element::{Complex, Digits, Element, ElementContent, Primitive, Special},
-    json::{At, Document, TokenKind},
+    json::{Document, TokenIndex, TokenKind},
     value::{
         decimal::Decimal,
         quantity::{CanonicalValue, UCUM},
@@ -81,7 +81,7 @@ impl<'shape> ComplexColumn<'shape> {
     }
 
     /// Appends an object.
-    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: At) {
+    pub fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: TokenIndex) {
         let fid = self.begin(walk);
         for (name, value) in walk.document.members(at) {
             self.member(walk, write_extensions, fid, (name, value));
@@ -113,7 +113,7 @@ impl<'shape> ComplexColumn<'shape> {
         walk: &mut Walk<'_>,
         write_extensions: &mut WriteExtensions<'_>,
         fid: i32,
-        (name, value): (At, At),
+        (name, value): (TokenIndex, TokenIndex),
     ) -> Option<usize> {
         if walk.document.kind(name) == TokenKind::String {
             let text = walk.document.text(name);
@@ -193,7 +193,7 @@ impl<'shape> ComplexColumn<'shape> {
         walk: &mut Walk<'_>,
         write_extensions: &mut WriteExtensions<'_>,
         index: usize,
-        at: At,
+        at: TokenIndex,
     ) -> bool {
         let element = &self.elements[index];
         let taken = self.columns[index].as_ref().is_some_and(|column| column.len() > self.len);
@@ -218,7 +218,7 @@ impl<'shape> ComplexColumn<'shape> {
         first
     }
 
-    fn no_element(&self, walk: &mut Walk<'_>, name: &str, value: At) {
+    fn no_element(&self, walk: &mut Walk<'_>, name: &str, value: TokenIndex) {
         let (primitive, bare) = name.strip_prefix('_').map_or((false, name), |bare| (true, bare));
         let element = self.elements.iter().find(|element| primitive && element.name == bare);
         match element {
@@ -319,7 +319,7 @@ struct Canonical {
 
 impl Canonical {
     /// Appends the quantity of a row. Only a quantity with the system of UCUM, a value and a code has a canonical form.
-    fn append(&mut self, walk: &mut Walk<'_>, row: usize, at: At) {
+    fn append(&mut self, walk: &mut Walk<'_>, row: usize, at: TokenIndex) {
         let document = walk.document;
         let of_ucum = text(document, at, "system").is_some_and(|system| system == UCUM);
         let value = document.member(at, "value").filter(|value| document.kind(*value) == TokenKind::Number);
@@ -375,6 +375,6 @@ fn nulls(count: usize) -> NullBufferBuilder {
     nulls
 }
 
-fn text<'line>(document: Document<'line>, at: At, member: &str) -> Option<std::borrow::Cow<'line, str>> {
+fn text<'line>(document: Document<'line>, at: TokenIndex, member: &str) -> Option<std::borrow::Cow<'line, str>> {
     document.member(at, member).and_then(|value| document.string(value))
 }

@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 use super::leaf::instant_micros;
 use crate::resource::{
     element::{Derived, DerivedFrom, Element},
-    json::{At, Document},
+    json::{Document, TokenIndex},
     value::{date, reference},
 };
 
@@ -57,7 +57,13 @@ impl DerivedColumns {
     }
 
     /// Appends what is derived from the value of an element of this row. `Err` where that is a time without bounds.
-    pub fn append(&mut self, row: usize, element: usize, document: Document<'_>, at: At) -> Result<(), NoBounds> {
+    pub fn append(
+        &mut self,
+        row: usize,
+        element: usize,
+        document: Document<'_>,
+        at: TokenIndex,
+    ) -> Result<(), NoBounds> {
         let mut appended = Ok(());
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
@@ -112,9 +118,10 @@ impl DerivedColumns {
 /// A time that is valid and outside of the years 0001 to 9999, or stands for none.
 pub struct NoBounds;
 
-fn has_no_bounds(of: DerivedFrom, document: Document<'_>, at: At) -> bool {
-    let no_bounds =
-        |at: At| document.string(at).is_some_and(|text| date::is_date_time(&text) && date::date_time(&text).is_none());
+fn has_no_bounds(of: DerivedFrom, document: Document<'_>, at: TokenIndex) -> bool {
+    let no_bounds = |at: TokenIndex| {
+        document.string(at).is_some_and(|text| date::is_date_time(&text) && date::date_time(&text).is_none())
+    };
     match of {
         DerivedFrom::Period => ["start", "end"].into_iter().filter_map(|name| document.member(at, name)).any(no_bounds),
         DerivedFrom::Date | DerivedFrom::DateTime => no_bounds(at),
@@ -124,8 +131,8 @@ fn has_no_bounds(of: DerivedFrom, document: Document<'_>, at: At) -> bool {
 }
 
 /// The first and the last microsecond; of a Period that of its `start` and that of its `end`.
-fn bounds(of: DerivedFrom, document: Document<'_>, at: At) -> (Option<i64>, Option<i64>) {
-    let stated = |at: At| document.string(at).and_then(|text| time(of, &text));
+fn bounds(of: DerivedFrom, document: Document<'_>, at: TokenIndex) -> (Option<i64>, Option<i64>) {
+    let stated = |at: TokenIndex| document.string(at).and_then(|text| time(of, &text));
     match of {
         DerivedFrom::Period => {
             let part = |name| document.member(at, name).and_then(stated);

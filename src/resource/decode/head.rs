@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::Reason;
 use crate::{
     fhir::{Meta, ResourceType, Tag},
-    resource::json::{At, Document, TokenKind},
+    resource::json::{Document, TokenIndex, TokenKind},
 };
 
 /// Of one resource of the expected type; `id` is not empty.
@@ -43,13 +43,13 @@ impl<'line> Head<'line> {
     }
 }
 
-fn text(document: Document<'_>, at: Option<At>) -> Result<Option<Cow<'_, str>>, Reason> {
+fn text(document: Document<'_>, at: Option<TokenIndex>) -> Result<Option<Cow<'_, str>>, Reason> {
     let Some(at) = at.filter(|at| document.kind(*at) != TokenKind::Null) else { return Ok(None) };
     let text = document.string(at).ok_or(Reason::NotJson { at_byte: document.at_byte(at) })?;
     Ok(Some(text))
 }
 
-fn meta(document: Document<'_>, at: At) -> Meta {
+fn meta(document: Document<'_>, at: TokenIndex) -> Meta {
     let string = |at, name| document.member(at, name).and_then(|at| document.string(at)).map(Cow::into_owned);
     let tags = document.member(at, "tag").into_iter().flat_map(|tags| document.items(tags));
     Meta {
@@ -60,7 +60,7 @@ fn meta(document: Document<'_>, at: At) -> Meta {
 }
 
 /// Some servers send their version as a number.
-fn number(document: Document<'_>, at: At, name: &str) -> Option<String> {
+fn number(document: Document<'_>, at: TokenIndex, name: &str) -> Option<String> {
     let value = document.member(at, name).filter(|value| document.kind(*value) == TokenKind::Number)?;
     Some(document.text(value).to_owned())
 }

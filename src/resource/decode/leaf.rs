@@ -15,7 +15,7 @@ use crate::{
     fhir::parse_instant,
     resource::{
         element::{Digits, Primitive},
-        json::{At, TokenKind},
+        json::{TokenIndex, TokenKind},
         value::{self, date, decimal::Decimal},
     },
 };
@@ -59,7 +59,7 @@ impl Leaf {
     }
 
     /// Appends the value of a token, or a null and an issue; says whether there was a value.
-    pub fn append(&mut self, walk: &mut Walk<'_>, at: At) -> bool {
+    pub fn append(&mut self, walk: &mut Walk<'_>, at: TokenIndex) -> bool {
         let appended = match self {
             Self::Boolean(values) => boolean(walk, at).map(|flag| values.append_value(flag)),
             Self::Integer(values) => {
@@ -135,7 +135,7 @@ pub fn instant_micros(text: &str) -> Option<i64> {
     date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
 }
 
-fn boolean(walk: &Walk<'_>, at: At) -> Option<bool> {
+fn boolean(walk: &Walk<'_>, at: TokenIndex) -> Option<bool> {
     match walk.document.kind(at) {
         TokenKind::True => Some(true),
         TokenKind::False => Some(false),
@@ -143,12 +143,12 @@ fn boolean(walk: &Walk<'_>, at: At) -> Option<bool> {
     }
 }
 
-fn number<'line>(walk: &Walk<'line>, at: At) -> Option<&'line str> {
+fn number<'line>(walk: &Walk<'line>, at: TokenIndex) -> Option<&'line str> {
     (walk.document.kind(at) == TokenKind::Number).then(|| walk.document.text(at))
 }
 
 /// The value at the scale of the column, and the scale of the text, which is at most that of the column.
-fn decimal(walk: &mut Walk<'_>, at: At) -> Option<(i128, i32)> {
+fn decimal(walk: &mut Walk<'_>, at: TokenIndex) -> Option<(i128, i32)> {
     let Digits { precision, scale } = walk.batch.digits;
     let decimal = Decimal::parse(number(walk, at)?)?;
     let scaled = decimal.at_scale(scale, precision)?;

@@ -22,7 +22,7 @@ use super::{
     walk::{Batch, Walk, WriteExtensions},
 };
 use crate::resource::{
-    json::{At, Document, TokenKind},
+    json::{Document, TokenIndex, TokenKind},
     value::quantity::Units,
 };
 
@@ -138,7 +138,7 @@ fn root_members(
     derived: &mut DerivedColumns,
     walk: &mut Walk<'_>,
     write_extensions: &mut WriteExtensions<'_>,
-) -> Option<At> {
+) -> Option<TokenIndex> {
     let document = walk.document;
     let row = root.len();
     let fid = root.begin(walk);
@@ -165,7 +165,7 @@ fn root_members(
 }
 
 /// The JSON of each contained resource, as it was sent.
-fn resources<'line>(walk: &mut Walk<'line>, at: At) -> Option<Vec<Option<&'line str>>> {
+fn resources<'line>(walk: &mut Walk<'line>, at: TokenIndex) -> Option<Vec<Option<&'line str>>> {
     let document = walk.document;
     walk.path.enter("contained");
     let mut texts = (document.kind(at) == TokenKind::Array).then(Vec::new);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::issues::{ElementPath, IssueCode, Issues};
 use crate::resource::{
     element::Digits,
-    json::{At, Document, TokenKind},
+    json::{Document, TokenIndex, TokenKind},
     value::quantity::Units,
 };
 
@@ -20,7 +20,7 @@ pub struct Batch {
 pub struct Carrier {
     pub fid: i32,
     /// The array of its extensions.
-    pub at: At,
+    pub at: TokenIndex,
     pub path: ElementPath,
 }
 
@@ -71,7 +71,7 @@ impl<'line> Walk<'line> {
     }
 
     /// The member `_<name>` of the structure at the path: id and extensions of a primitive.
-    pub fn primitive_ext(&mut self, name: &str, at: At, repeated: bool) {
+    pub fn primitive_ext(&mut self, name: &str, at: TokenIndex, repeated: bool) {
         let expected = if repeated { TokenKind::Array } else { TokenKind::Object };
         if self.document.kind(at) == expected {
             self.primitive_ext.push((self.path.text(Some(name)), self.document.json(at)));
@@ -81,7 +81,7 @@ impl<'line> Walk<'line> {
     }
 
     /// The structure at the path has extensions.
-    pub fn add_carrier(&mut self, fid: i32, at: At) {
+    pub fn add_carrier(&mut self, fid: i32, at: TokenIndex) {
         if self.document.kind(at) == TokenKind::Array {
             self.carriers.push_back(Carrier { fid, at, path: self.path.clone() });
         } else {

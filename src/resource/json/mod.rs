@@ -40,13 +40,13 @@ pub struct Token {
 }
 
 /// The index of a token in its document.
-pub type At = usize;
+pub type TokenIndex = usize;
 
 /// The tokens of the last line; the next line uses their memory again.
 #[derive(Default)]
 pub struct Tape {
     tokens: Vec<Token>,
-    open: Vec<At>,
+    open: Vec<TokenIndex>,
 }
 
 #[derive(Clone, Copy)]
@@ -76,21 +76,21 @@ impl Tape {
 }
 
 impl<'line> Document<'line> {
-    pub const ROOT: At = 0;
+    pub const ROOT: TokenIndex = 0;
 
     #[inline]
-    pub fn kind(self, at: At) -> TokenKind {
+    pub fn kind(self, at: TokenIndex) -> TokenKind {
         self.tokens[at].kind
     }
 
     /// How many bytes of the line are before the token.
-    pub fn at_byte(self, at: At) -> usize {
+    pub fn at_byte(self, at: TokenIndex) -> usize {
         self.tokens[at].start as usize
     }
 
     /// A string's text, unescaped. `None` for other values, and for half of a surrogate pair (`\ud83d` alone).
     #[inline]
-    pub fn string(self, at: At) -> Option<Cow<'line, str>> {
+    pub fn string(self, at: TokenIndex) -> Option<Cow<'line, str>> {
         match self.kind(at) {
             TokenKind::String => Some(Cow::Borrowed(self.text(at))),
             TokenKind::Escaped => unescaped(self.text(at)).map(Cow::Owned),
@@ -100,14 +100,14 @@ impl<'line> Document<'line> {
 
     /// The text as it was sent; of strings, the text between the quotes.
     #[inline]
-    pub fn text(self, at: At) -> &'line str {
+    pub fn text(self, at: TokenIndex) -> &'line str {
         let Token { start, end, .. } = self.tokens[at];
         &self.text[start as usize..end as usize]
     }
 
     /// The JSON of a value, as it was sent.
     #[inline]
-    pub fn json(self, at: At) -> &'line str {
+    pub fn json(self, at: TokenIndex) -> &'line str {
         let Token { kind, start, end, .. } = self.tokens[at];
         let quote = usize::from(matches!(kind, TokenKind::String | TokenKind::Escaped));
         &self.text[start as usize - quote..end as usize + quote]
@@ -115,7 +115,7 @@ impl<'line> Document<'line> {
 
     /// The names and values of an object, in the order of the line; nothing for other values.
     #[inline]
-    pub fn members(self, at: At) -> impl Iterator<Item = (At, At)> {
+    pub fn members(self, at: TokenIndex) -> impl Iterator<Item = (TokenIndex, TokenIndex)> {
         let mut name = if self.kind(at) == TokenKind::Object { at + 1 } else { self.after(at) };
         let end = self.after(at);
         std::iter::from_fn(move || {
@@ -127,13 +127,13 @@ impl<'line> Document<'line> {
 
     /// The first member with this name.
     #[inline]
-    pub fn member(self, at: At, name: &str) -> Option<At> {
+    pub fn member(self, at: TokenIndex, name: &str) -> Option<TokenIndex> {
         self.members(at).find(|(found, _)| self.text(*found) == name).map(|(_, value)| value)
     }
 
     /// The items of an array; nothing for other values.
     #[inline]
-    pub fn items(self, at: At) -> impl Iterator<Item = At> {
+    pub fn items(self, at: TokenIndex) -> impl Iterator<Item = TokenIndex> {
         let mut item = if self.kind(at) == TokenKind::Array { at + 1 } else { self.after(at) };
         let end = self.after(at);
         std::iter::from_fn(move || {
@@ -144,7 +144,7 @@ impl<'line> Document<'line> {
     }
 
     #[inline]
-    fn after(self, at: At) -> At {
+    fn after(self, at: TokenIndex) -> TokenIndex {
         self.tokens[at].next as usize
     }
 }
@@ -153,7 +153,7 @@ struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     tokens: &'a mut Vec<Token>,
-    open: &'a mut Vec<At>,
+    open: &'a mut Vec<TokenIndex>,
     inside: Inside,
 }
 

@@ -8,7 +8,7 @@ fn error(text: &str) -> Option<SyntaxError> {
 }
 
 /// What `serde_json` would have made of it.
-fn value(document: Document<'_>, at: At) -> Option<Value> {
+fn value(document: Document<'_>, at: TokenIndex) -> Option<Value> {
     Some(match document.kind(at) {
         TokenKind::Object => Value::Object(
             document

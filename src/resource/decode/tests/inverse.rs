@@ -10,7 +10,7 @@ use arrow::{
 use crate::resource::{
     decode::leaf,
     element::{Complex, Element, ElementContent, Primitive},
-    json::{At, Document, Tape, TokenKind},
+    json::{Document, Tape, TokenIndex, TokenKind},
     shape::Shape,
     value::{base64, decimal::Decimal},
 };
@@ -164,7 +164,7 @@ struct Compare<'line> {
 }
 
 impl Compare<'_> {
-    fn object(&mut self, at: At, mut typed: BTreeMap<&'static str, Typed>, path: &str) -> Result<(), String> {
+    fn object(&mut self, at: TokenIndex, mut typed: BTreeMap<&'static str, Typed>, path: &str) -> Result<(), String> {
         let document = self.document;
         for (name, value) in document.members(at) {
             let name = document.string(name).ok_or("a name is not a text")?;
@@ -195,7 +195,7 @@ impl Compare<'_> {
         typed.keys().next().map_or(Ok(()), |name| Err(format!("{path}.{name} was never sent")))
     }
 
-    fn value(&mut self, at: At, typed: Typed, place: &str) -> Result<(), String> {
+    fn value(&mut self, at: TokenIndex, typed: Typed, place: &str) -> Result<(), String> {
         let document = self.document;
         let text = || document.string(at);
         let is_same = match typed {
@@ -222,7 +222,7 @@ impl Compare<'_> {
         if is_same { Ok(()) } else { Err(format!("{place} is another value")) }
     }
 
-    fn decimal(&mut self, at: At, place: &str, unscaled: i128, column_scale: i8, scale: i32) -> bool {
+    fn decimal(&mut self, at: TokenIndex, place: &str, unscaled: i128, column_scale: i8, scale: i32) -> bool {
         let Some((digits, lexical)) = Decimal::parse(self.document.text(at)).and_then(Decimal::exact) else {
             return false;
         };
