@@ -193,12 +193,12 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
 fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
-    let update_mode = section.or("update_mode", "deletion-vectors", |text| match text {
-        "deletion-vectors" => Ok(UpdateMode::DeletionVectors),
-        "copy-on-write" => Ok(UpdateMode::CopyOnWrite),
-        _ => Err(format!("{text:?} is not one of deletion-vectors, copy-on-write")),
+    let update_mode = section.or("update_mode", UpdateMode::default().name(), |text| {
+        let known = UpdateMode::ALL.into_iter().find(|mode| mode.name() == text);
+        known.ok_or_else(|| format!("{text:?} is not one of {}", UpdateMode::ALL.map(UpdateMode::name).join(", ")))
     });
-    let change_data_feed = section.or("change_data_feed", "false", boolean);
+    let change_data_feed =
+        section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
     let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
     let partitions = partitions::read(&mut section, columns);
     section.end();

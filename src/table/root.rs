@@ -50,13 +50,15 @@ pub struct Config {
 }
 
 impl Config {
+    pub const DEFAULT_CHANGE_DATA_FEED: bool = false;
+
     /// With the default of everything else.
     pub fn new(root: Location) -> Self {
         Self {
             root,
             storage_options: HashMap::new(),
             update_mode: UpdateMode::default(),
-            change_data_feed: false,
+            change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
             partitions: BTreeMap::new(),
         }
     }
@@ -70,6 +72,18 @@ pub enum UpdateMode {
     DeletionVectors,
     /// The file is rewritten without them. Every reader can read the result.
     CopyOnWrite,
+}
+
+impl UpdateMode {
+    pub const ALL: [Self; 2] = [Self::DeletionVectors, Self::CopyOnWrite];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeletionVectors => "deletion-vectors",
+            Self::CopyOnWrite => "copy-on-write",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
