@@ -88,10 +88,10 @@ pub fn report(report: &Report) {
         println!("! {remark}");
     }
     let duration = (report.ended_at - report.started_at).to_std().unwrap_or_default();
-    println!("{}", verdict(report, duration));
+    println!("{}", how_it_ended(report, duration));
 }
 
-fn verdict(report: &Report, duration: Duration) -> String {
+fn how_it_ended(report: &Report, duration: Duration) -> String {
     let (outcome, mode, duration) = (report.outcome, report.mode, HumanDuration(duration));
     let ended = format!("{outcome} after {duration} ({mode})");
     let received = HumanCount(report.received());

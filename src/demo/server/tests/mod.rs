@@ -315,14 +315,20 @@ async fn another_body_replaces_the_manifest_once() {
     assert_eq!(get(&status).await.json()["error"], json!([]));
 }
 
-#[tokio::test]
-async fn a_held_file_begins_and_continues_when_it_is_released() {
-    let server = server().await;
-    let manifest = manifest(&server, "").await;
+/// A download that the server holds, and the first bytes of its answer.
+async fn held_file(server: &Server) -> (TcpStream, Vec<u8>) {
+    let manifest = manifest(server, "").await;
     server.scenario(|scenario| scenario.hold_files = true);
     let mut stream = open("GET", url_of(&manifest["output"][0]), &[], "").await;
     let mut bytes = vec![0; 16];
     stream.read_exact(&mut bytes).await.unwrap();
+    (stream, bytes)
+}
+
+#[tokio::test]
+async fn a_held_file_begins_and_continues_when_it_is_released() {
+    let server = server().await;
+    let (mut stream, mut bytes) = held_file(&server).await;
     server.scenario(|scenario| scenario.hold_files = false);
     stream.read_to_end(&mut bytes).await.unwrap();
     let file = answer(&bytes);
@@ -332,11 +338,7 @@ async fn a_held_file_begins_and_continues_when_it_is_released() {
 #[tokio::test]
 async fn a_server_that_stops_cuts_running_downloads_and_frees_its_port() {
     let server = server().await;
-    let manifest = manifest(&server, "").await;
-    server.scenario(|scenario| scenario.hold_files = true);
-    let mut stream = open("GET", url_of(&manifest["output"][0]), &[], "").await;
-    let mut bytes = vec![0; 16];
-    stream.read_exact(&mut bytes).await.unwrap();
+    let (mut stream, mut bytes) = held_file(&server).await;
     let port = server.url().port().unwrap();
     server.stop().await;
     let _ = stream.read_to_end(&mut bytes).await;

@@ -123,7 +123,7 @@ impl Model {
         let before = self.rows.len();
         let old: Vec<_> = self.rows.iter().filter(|(_, row)| row.transaction_time <= export.transaction_time).collect();
         let ids: BTreeSet<_> = export.files.iter().flatten().map(Entry::id).collect();
-        let gone: Vec<_> = old.into_iter().map(|(id, _)| *id).filter(|id| !ids.contains(id)).collect();
+        let missing: Vec<_> = old.into_iter().map(|(id, _)| *id).filter(|id| !ids.contains(id)).collect();
         let mut any_row = false;
         for id in ids {
             let entries: Vec<_> = export.files.iter().flatten().filter(|entry| entry.id() == id).collect();
@@ -141,8 +141,8 @@ impl Model {
         }
         if let Some(most_percent) = export.refresh {
             // Never all rows, and never by an export without a row.
-            let most_percent = if any_row && gone.len() < before { most_percent } else { -1.0 };
-            self.reconcile(&gone, before, most_percent, export.transaction_time, &mut counts);
+            let most_percent = if any_row && missing.len() < before { most_percent } else { -1.0 };
+            self.reconcile(&missing, before, most_percent, export.transaction_time, &mut counts);
         }
         counts
     }
@@ -216,21 +216,21 @@ impl Model {
 
     fn reconcile(
         &mut self,
-        gone: &[&'static str],
+        missing: &[&'static str],
         before: usize,
         most_percent: f64,
         transaction_time: u32,
         counts: &mut Counts,
     ) {
-        let count = gone.len() as u64;
-        if f64::from(u32::try_from(gone.len()).unwrap()) * 100.0 / f64::from(u32::try_from(before.max(1)).unwrap())
+        let count = missing.len() as u64;
+        if f64::from(u32::try_from(missing.len()).unwrap()) * 100.0 / f64::from(u32::try_from(before.max(1)).unwrap())
             > most_percent
         {
             counts.missing = count;
             return;
         }
         counts.removed = count;
-        for id in gone {
+        for id in missing {
             self.rows.remove(id);
             self.tombstones.entry(id).or_default().push(Tombstone { at: None, transaction_time });
         }
