@@ -71,6 +71,7 @@ pub fn report(report: &Report) {
             TypeEnd::Instalment { version } => println!(" {version:>8}  an instalment"),
             TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
             TypeEnd::Behind { version, watermark } => println!(" {version:>8}  behind: the watermark is {watermark}"),
+            TypeEnd::SetBack { version } => println!(" {version:>8}  set back: the watermark was not moved"),
             TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),
             TypeEnd::Denied { missing_scope } => println!(" {:>8}  denied: {missing_scope} is not granted", "-"),
             TypeEnd::Missing { on_server } => println!(" {:>8}  missing: the server has {on_server}", "-"),

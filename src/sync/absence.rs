@@ -53,6 +53,16 @@ impl Run<'_> {
     }
 }
 
+impl Run<'_> {
+    /// Whether the token no longer covers a type.
+    pub(super) async fn denied(&self, resource_type: ResourceType) -> Option<Absence> {
+        match self.syncer.client.granted(resource_type).await {
+            Granted::No { missing } => Some(Absence::Denied { missing_scope: missing }),
+            Granted::Yes | Granted::Unknown => None,
+        }
+    }
+}
+
 impl Absence {
     /// How a type ends that was absent; `None` where it is complete like any other.
     pub fn end(self) -> Option<TypeEnd> {

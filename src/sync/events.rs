@@ -30,7 +30,9 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
         TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
             (Some(*version), Some(*watermark))
         }
-        TypeEnd::WatermarkHeld { version } | TypeEnd::Instalment { version } => (Some(*version), None),
+        TypeEnd::WatermarkHeld { version } | TypeEnd::Instalment { version } | TypeEnd::SetBack { version } => {
+            (Some(*version), None)
+        }
         _ => (None, None),
     };
     let counts = &report.counts;
@@ -89,6 +91,7 @@ impl fmt::Display for Summary<'_> {
             TypeEnd::Instalment { version } => write!(out, ", version {version}, an instalment"),
             TypeEnd::WatermarkHeld { version } => write!(out, ", version {version}, watermark not moved"),
             TypeEnd::Behind { version, watermark } => write!(out, ", version {version}, behind: watermark {watermark}"),
+            TypeEnd::SetBack { version } => write!(out, ", version {version}, set back: watermark not moved"),
             TypeEnd::Denied { missing_scope } => write!(out, ", denied: the scope {missing_scope} is not granted"),
             TypeEnd::Missing { on_server } => write!(out, ", missing: the server has {on_server}"),
             TypeEnd::Unconfirmed => out.write_str(", unconfirmed: whether the server has any is unknown"),

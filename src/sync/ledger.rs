@@ -147,7 +147,9 @@ fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>
         TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
             (Some(*version), Some(*watermark), None)
         }
-        TypeEnd::WatermarkHeld { version } | TypeEnd::Instalment { version } => (Some(*version), None, None),
+        TypeEnd::WatermarkHeld { version } | TypeEnd::Instalment { version } | TypeEnd::SetBack { version } => {
+            (Some(*version), None, None)
+        }
         TypeEnd::Denied { missing_scope } => (None, None, Some(format!("the scope {missing_scope} is not granted"))),
         TypeEnd::Missing { on_server } => (None, None, Some(format!("the server has {on_server}"))),
         TypeEnd::Failed(failure) => (None, None, Some(failure.cause.clone())),

@@ -176,6 +176,7 @@ impl Syncer {
     ) -> Result<(), Error> {
         let (asked_at, status_url) = (now(), job.status_url.clone());
         let (watermarks, tables) = (report.watermarks(), report.tables());
+        let set_back = report.set_back();
         let data_as_of = report.data_as_of(job);
         let absent = report.absent();
         let mut unconfirmed = report.unconfirmed();
@@ -186,6 +187,7 @@ impl Syncer {
             state.unconfirmed.retain(|resource_type, _| !absent.contains(resource_type));
             state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
+            state.reload.extend(set_back.into_iter().map(|of| (of, "the server's clock was set back".to_owned())));
             state.watermarks.extend(watermarks.iter().copied());
             state.tables.extend(tables);
             state.freshness.data_as_of.extend(data_as_of);

@@ -38,6 +38,25 @@ impl Run<'_> {
         }
         self.syncer.remember_differences(self.export, reasons).await
     }
+
+    /// Finds the tables with rows and without a watermark: an earlier load was held, or its job was lost. What the server
+    /// has deleted since then is in no export but a full one, and nothing says that it is gone.
+    pub(super) async fn find_unfinished(&self) -> Result<(), Error> {
+        let state = self.syncer.export_state(self.export);
+        let mut reasons = BTreeMap::new();
+        for (resource_type, watermark) in self.syncer.watermarks(self.export).await {
+            let is_asked = state.jobs.iter().any(|job| job.types.contains(&resource_type));
+            let is_known = state.reload.contains_key(&resource_type) || state.unconfirmed.contains_key(&resource_type);
+            if is_asked || is_known || !matches!(watermark, Ok(None)) {
+                continue;
+            }
+            let Some(table) = self.syncer.root.open(resource_type).await? else { continue };
+            if !table::is_first_load(&table).await? {
+                reasons.insert(resource_type, Difference::Unfinished.to_string());
+            }
+        }
+        self.syncer.remember_differences(self.export, reasons).await
+    }
 }
 
 impl Syncer {
@@ -97,6 +116,8 @@ pub(super) enum Difference {
     Older { found: u64, known: u64 },
     #[error("its table was restored to an earlier version")]
     Restored,
+    #[error("its table has rows and no watermark of this export")]
+    Unfinished,
     #[error("the tombstones in _fhir_sync/deleted are gone")]
     NoTombstones,
 }

@@ -147,6 +147,7 @@ impl<'a> Run<'a> {
     async fn steps(&mut self) -> Result<(), Error> {
         self.begin().await?;
         self.compare_with_the_tables().await?;
+        self.find_unfinished().await?;
         self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
         let mut requests = VecDeque::from(self.plan(&resumed).await?);
@@ -316,7 +317,7 @@ impl<'a> Run<'a> {
         let made = instalments.made();
         self.report.instalments.extend(made);
         let mut received = received?;
-        received.remarks.extend(clock_ahead(watermark(completed), now()));
+        received.remarks.extend(clock_ahead(export_end(completed), now()));
         Ok(received)
     }
 
@@ -342,10 +343,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How far an export goes: the manifest's transactionTime, but not beyond the server's own time at kick-off. Some
-/// servers state the end of the job, or the time of the poll; what changed in between would never be asked for again
-///
+/// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it would
+/// win over each later export.
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
+    export_end(completed).filter(|end| clock_ahead(Some(*end), now()).is_none())
+}
+
+/// The manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers state the end of the
+/// job, or the time of the poll; what changed in between would never be asked for again.
+fn export_end(completed: &Completed) -> Option<TransactionTime> {
     let transaction_time = completed.manifest.transaction_time?;
     Some(completed.bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
 }

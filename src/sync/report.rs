@@ -73,7 +73,10 @@ pub enum TypeEnd {
     /// Committed, but the export ends before the watermark that the table had, or is an old one again. The watermark is
     /// the earlier of the two, so that nothing that changed in between is lost.
     Behind { version: u64, watermark: TransactionTime },
-    /// Absent from a full load, because the token does not cover it.
+    /// Committed, but the export ends before the time from which it was asked: the server's clock was set back, and nobody
+    /// knows what changed in between. All of the type is asked for again; its watermark was not moved.
+    SetBack { version: u64 },
+    /// Absent, because the token does not cover it.
     Denied { missing_scope: String },
     /// Absent from a full load, although the server has this many.
     Missing { on_server: u64 },
@@ -106,6 +109,7 @@ impl TypeEnd {
             Self::Committed { .. } => "committed",
             Self::WatermarkHeld { .. } => "watermark held",
             Self::Behind { .. } => "behind",
+            Self::SetBack { .. } => "set back",
             Self::Denied { .. } => "denied",
             Self::Missing { .. } => "missing",
             Self::Unconfirmed => "unconfirmed",
@@ -229,6 +233,12 @@ impl Report {
         absent.map(|(resource_type, _)| *resource_type).collect()
     }
 
+    /// The types whose export ends before it begins.
+    pub fn set_back(&self) -> Vec<ResourceType> {
+        let set_back = self.types.iter().filter(|(_, report)| matches!(report.end, TypeEnd::SetBack { .. }));
+        set_back.map(|(resource_type, _)| *resource_type).collect()
+    }
+
     /// The types that failed, each with its cause.
     pub fn failed_types(&self) -> impl Iterator<Item = (&ResourceType, &str)> {
         self.types.iter().filter_map(|(resource_type, report)| match &report.end {
@@ -273,7 +283,8 @@ mod tests {
             TypeEnd::Committed { .. } => TypeEnd::Instalment { version },
             TypeEnd::Instalment { .. } => TypeEnd::WatermarkHeld { version },
             TypeEnd::WatermarkHeld { .. } => TypeEnd::Behind { version, watermark },
-            TypeEnd::Behind { .. } => TypeEnd::Denied { missing_scope: String::new() },
+            TypeEnd::Behind { .. } => TypeEnd::SetBack { version },
+            TypeEnd::SetBack { .. } => TypeEnd::Denied { missing_scope: String::new() },
             TypeEnd::Denied { .. } => TypeEnd::Missing { on_server: 1 },
             TypeEnd::Missing { .. } => TypeEnd::Unconfirmed,
             TypeEnd::Unconfirmed => TypeEnd::Failed(Failure::of(&Error::Stopped)),
@@ -284,7 +295,7 @@ mod tests {
     #[test]
     fn the_operator_s_page_has_a_row_for_every_end_of_a_type() {
         let ends: Vec<_> = std::iter::successors(Some(TypeEnd::NotReached), next).collect();
-        assert_eq!(ends.len(), 9);
+        assert_eq!(ends.len(), 10);
         for end in ends {
             let row = format!("\n| `{}` | ", end.word());
             assert!(OPERATIONS.contains(&row), "{row}");

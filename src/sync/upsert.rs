@@ -133,7 +133,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
 }
 
-/// What the types without a resource are, where a full load could make their absence a watermark.
+/// What the types without a resource are, where their absence could become a watermark.
 async fn absences(
     run: &Run<'_>,
     commits: Commits,
@@ -141,15 +141,22 @@ async fn absences(
     held: &BTreeSet<ResourceType>,
 ) -> BTreeMap<ResourceType, Absence> {
     let mut absences = BTreeMap::new();
-    if commits.since.is_some() || commits.watermark.is_none() {
+    if commits.watermark.is_none() {
         return absences;
     }
     for (resource_type, of_type) in &received.types {
         // The operator's word is the evidence.
         let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
-        if of_type.is_absent() && !allow_empty && !held.contains(resource_type) {
-            absences.insert(*resource_type, run.absence(*resource_type).await);
+        if !of_type.is_absent() || allow_empty || held.contains(resource_type) {
+            continue;
         }
+        // An increment is empty where nothing has changed; only scopes that have narrowed speak against it.
+        let absence = if commits.since.is_some() {
+            run.denied(*resource_type).await
+        } else {
+            Some(run.absence(*resource_type).await)
+        };
+        absences.extend(absence.map(|absence| (*resource_type, absence)));
     }
     absences
 }
@@ -173,7 +180,17 @@ struct Done {
     committed: table::Committed,
     /// Of the table.
     id: String,
-    is_behind: bool,
+    reach: Reach,
+}
+
+/// How far an export reaches, compared with the watermark of the table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Further,
+    /// Not beyond it: the server's clock was set back, or it answered with an old export (Q-1).
+    Behind,
+    /// Not even to the time from which it was asked. It has nothing of what changed on a clock that was set back.
+    BeforeSince,
 }
 
 impl Commit {
@@ -200,7 +217,7 @@ impl Commit {
             return self.failed(report, &error);
         }
         match self.commit(&received).await {
-            Ok(Done { committed, id, is_behind }) => {
+            Ok(Done { committed, id, reach }) => {
                 report.table = Some(KnownTable { id, version: committed.version });
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
@@ -208,7 +225,8 @@ impl Commit {
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
                     (Some(absent), _) => absent,
-                    (None, Some(watermark)) if is_behind => TypeEnd::Behind { version, watermark },
+                    (None, _) if reach == Reach::BeforeSince => TypeEnd::SetBack { version },
+                    (None, Some(watermark)) if reach == Reach::Behind => TypeEnd::Behind { version, watermark },
                     (None, Some(watermark)) => TypeEnd::Committed { version, watermark },
                     (None, None) => TypeEnd::WatermarkHeld { version },
                 };
@@ -228,24 +246,32 @@ impl Commit {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
         }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
-        let is_behind = self.is_behind(known);
+        let reach = known.map_or(Reach::Further, |known| self.reach(known));
         let id = table.id()?;
-        Ok(Done { committed: table.upsert(&received.changes, &self.upsert).await?, id, is_behind })
+        Ok(Done { committed: table.upsert(&received.changes, &self.upsert).await?, id, reach })
     }
 
-    /// Whether the export does not reach what the table has: the server's clock was set back, or it answered with an old
-    /// export (Q-1). What changed on a clock that was set back would never be asked for again from the later watermark.
-    /// Within the overlap of `_since` it is, so there the later one stays.
-    fn is_behind(&mut self, known: Option<TransactionTime>) -> bool {
-        let (Some(exported), Some(known)) = (self.upsert.watermark, known) else { return false };
-        self.upsert.lowers_watermark = exported.instant() + self.overlap < known.instant();
-        if self.upsert.lowers_watermark {
-            return true;
+    /// Whether the export reaches what the table has, and from where the next one has to ask. Within the overlap of
+    /// `_since` the later watermark stays.
+    fn reach(&mut self, known: TransactionTime) -> Reach {
+        let Some(exported) = self.upsert.watermark else { return Reach::Further };
+        if self.since.is_some_and(|since| exported < since) {
+            self.upsert.watermark = None;
+            return Reach::BeforeSince;
         }
-        self.upsert.watermark = Some(exported.max(known));
+        // What changed on a clock that was set back would never be asked for again from the later watermark.
+        self.upsert.lowers_watermark = exported.instant() + self.overlap < known.instant();
+        // A full load has everything, whatever the clock was.
+        if self.upsert.lowers_watermark && self.since.is_some() {
+            return Reach::Behind;
+        }
+        if !self.upsert.lowers_watermark {
+            self.upsert.watermark = Some(exported.max(known));
+        }
         let is_old = |kicked_off: TransactionTime| exported.instant() + self.overlap < kicked_off.instant();
         // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
-        exported.instant() < known.instant() + TimeDelta::seconds(1) && self.kicked_off_at.is_some_and(is_old)
+        let is_no_later = exported.instant() < known.instant() + TimeDelta::seconds(1);
+        if is_no_later && self.kicked_off_at.is_some_and(is_old) { Reach::Behind } else { Reach::Further }
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
@@ -279,9 +305,13 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
             "{resource_type} is behind: the export ends at {watermark}, not later than the one before; the server's clock \
              was set back, or it sent an old export again; the next sync asks from there"
         )),
+        TypeEnd::SetBack { .. } => Some(format!(
+            "{resource_type} is set back: the export ends before the time from which it was asked, so the server's clock was \
+             set back, and nobody knows what changed in between; the next sync asks for all of it again"
+        )),
         TypeEnd::Denied { missing_scope } => Some(format!(
             "{resource_type} is denied: the server left it out, and the scope {missing_scope} is not granted; the next \
-             sync asks for all of it again"
+             sync asks for it again"
         )),
         TypeEnd::Missing { on_server } => Some(format!(
             "{resource_type} is missing: the server has {on_server} and exported none; the next sync asks for all of it \

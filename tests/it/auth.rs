@@ -323,3 +323,23 @@ async fn a_type_that_the_granted_scopes_do_not_cover_is_denied_and_the_scope_nam
     assert_eq!(setup.server.jobs().last().unwrap().since, None);
     setup.assert_same_as_server().await;
 }
+
+#[tokio::test]
+async fn a_type_that_the_scopes_no_longer_cover_is_denied_in_an_increment_and_what_changed_comes_later() {
+    let setup = guarded().await;
+    setup.complete().await;
+    let before = setup.watermark(PATIENT).await;
+    setup.later(|world| _ = world.put(PATIENT, "p9", json!({})));
+    let narrowed = |scenario: &mut fhir_sync::demo::Scenario, is_narrow: bool| {
+        scenario.left_out = is_narrow.then_some(PATIENT).into_iter().collect();
+        scenario.auth.as_mut().unwrap().granted_scope = is_narrow.then(|| "system/Observation.rs".to_owned());
+    };
+    setup.server.scenario(|scenario| narrowed(scenario, true));
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::Denied { .. }), "{report:#?}");
+    assert_eq!(setup.watermark(PATIENT).await, before);
+    setup.server.scenario(|scenario| narrowed(scenario, false));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}

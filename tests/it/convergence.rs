@@ -242,6 +242,17 @@ async fn a_full_refresh_empties_a_table_if_the_operator_says_so() {
     assert!(setup.lines(PATIENT).await.is_empty());
 }
 
+#[tokio::test]
+async fn a_full_refresh_without_a_file_of_a_type_empties_its_table_if_the_operator_says_so() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| (1..=5).for_each(|number| assert!(world.delete(PATIENT, &format!("p{number}")))));
+    setup.config.allow_empty = [PATIENT].into();
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!(report.types[&PATIENT].counts.removed, 5, "{report:#?}");
+    setup.assert_same_as_server().await;
+}
+
 /// The server is as it was then, but its clock goes on.
 fn restore(world: &mut fhir_sync::demo::World, backup: &fhir_sync::demo::World) {
     let age = (world.now() - backup.now()).to_std().unwrap();

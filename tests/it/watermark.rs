@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use fhir_sync::{
     fhir::TransactionTime,
-    sync::{Outcome, TypeEnd},
+    sync::{Mode, Outcome, TypeEnd},
 };
 use serde_json::{Value, json};
 
@@ -71,12 +71,61 @@ async fn an_export_that_ends_before_the_watermark_is_named_and_nothing_that_chan
     setup.server.scenario(|scenario| scenario.transaction_time = Some("2025-12-31T20:00:00Z".to_owned()));
     let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
-    assert!(report.remarks.iter().any(|remark| remark.contains("Patient is behind")), "{report:#?}");
-    assert_eq!(setup.watermark(PATIENT).await, at("2025-12-31T20:00:00Z"));
+    assert!(report.remarks.iter().any(|remark| remark.contains("Patient is set back")), "{report:#?}");
+    assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
     setup.server.scenario(|scenario| scenario.transaction_time = None);
     setup.complete().await;
     let since = setup.server.jobs().last().unwrap().since.clone();
-    assert_eq!(since.as_deref(), Some("2025-12-31T19:55:00.000Z"), "asked from the earlier one");
+    assert_eq!(since, None, "nobody knows since when");
+}
+
+#[tokio::test]
+async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_follows_the_clock() {
+    let setup = Setup::new().await;
+    setup.server.world(|world| world.advance(4 * HOUR));
+    setup.complete().await;
+    setup.server.world(|world| {
+        world.set_back(4 * HOUR);
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.advance(HOUR);
+        world.delete(PATIENT, "p2");
+        world.advance(HOUR);
+    });
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.complete().await;
+    assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T03:00:00Z"));
+    assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("male")), "changed on the corrected clock");
+    setup.later(|world| {
+        world.advance(4 * HOUR);
+        world.put(PATIENT, "p3", json!({"gender": "male"}));
+    });
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T02:55:00.000Z"));
+}
+
+#[tokio::test]
+async fn rows_of_an_export_with_a_time_of_the_future_do_not_outlive_a_full_refresh() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.server.scenario(|scenario| scenario.clock_offset = chrono::TimeDelta::days(4_000));
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.server.scenario(|scenario| scenario.clock_offset = chrono::TimeDelta::zero());
+    setup.later(|world| _ = world.delete(PATIENT, "p1"));
+    assert_eq!(setup.run(Mode::FullRefresh).await.outcome, Outcome::Complete);
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn what_the_server_deletes_between_a_load_that_is_held_and_the_next_one_does_not_stay() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.server.scenario(|scenario| scenario.outcomes = vec![outcome("error")]);
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.server.scenario(|scenario| scenario.outcomes.clear());
+    setup.later(|world| _ = world.delete(PATIENT, "p1"));
+    let report = setup.complete().await;
+    assert_eq!(report.types[&PATIENT].counts.removed, 1, "{report:#?}");
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]
