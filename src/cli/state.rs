@@ -20,7 +20,8 @@ use crate::{
 pub(super) enum StateCommand {
     /// Shows it, also beside a running daemon
     Show(Looking),
-    /// Sets the watermarks to an earlier time; the next sync asks for what changed since then. The daemon must not be running
+    /// Sets the watermarks to an earlier time; the next sync asks for what changed since then. The daemon must not be
+    /// running
     SetSince(SetSince),
 }
 

@@ -1,7 +1,7 @@
 //! The daemon: one loop that owns every task: the stop signal, a sync for each export at most, and maintenance.
 //!
-//! Syncs of several exports run side by side while they wait for the server; [`sync::Syncer`] gives them, and maintenance,
-//! turns at writing.
+//! Syncs of several exports run side by side while they wait for the server; [`sync::Syncer`] gives them, and
+//! maintenance, turns at writing.
 //!
 //! | task | its error means | a stop means |
 //! |---|---|---|

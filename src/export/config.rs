@@ -17,7 +17,8 @@ pub struct Config {
     pub allow_http: bool,
     /// Without it no request carries an `Authorization`.
     pub auth: Option<auth::AuthConfig>,
-    /// Further origins that may receive the token, and the assertion for one; of each URL only the origin counts (rule 92).
+    /// Further origins that may receive the token, and the assertion for one; of each URL only the origin counts
+    /// (rule 92).
     pub token_origins: Vec<Url>,
     pub file_auth: FileAuth,
     pub proxy: Proxy,

@@ -1,6 +1,7 @@
 //! What the server says beside an export: how many resources of a type it has, and whether our token covers the type.
 //!
-//! Both are evidence, not data: a type that an export lacks may be empty, denied or lost, and these tell which (rule 21).
+//! Both are evidence, not data: a type that an export lacks may be empty, denied or lost, and these tell which
+//! (rule 21).
 
 use reqwest::Method;
 use serde::Deserialize;
@@ -25,8 +26,8 @@ struct SearchSet {
 }
 
 impl Client {
-    /// How many resources of a type the server has, by a search for their number alone. `None` where it does not say: it
-    /// offers no search, refuses it, or is too busy. Asked once: a count is not worth a second request.
+    /// How many resources of a type the server has, by a search for their number alone. `None` where it does not say:
+    /// it offers no search, refuses it, or is too busy. Asked once: a count is not worth a second request.
     ///
     /// # Errors
     /// No connection, or no token.
@@ -57,8 +58,8 @@ impl Client {
         Ok(found.filter(|found| found.resource_type == "Bundle").and_then(|found| found.total))
     }
 
-    /// Whether the scopes of our token cover a type. Without authorization nothing limits us; without a token nobody can
-    /// say.
+    /// Whether the scopes of our token cover a type. Without authorization nothing limits us; without a token nobody
+    /// can say.
     pub async fn granted(&self, resource_type: ResourceType) -> Granted {
         let Some(tokens) = &self.tokens else { return Granted::Yes };
         match tokens.current(self).await {

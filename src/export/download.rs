@@ -140,8 +140,8 @@ impl Client {
         Ok(counter.load(Relaxed))
     }
 
-    /// Whether the request for a file carries a token, where its origin may have it (rules 89, 90 and 92). Elsewhere the
-    /// file is asked for without one: the manifest may say `true` of links that are signed.
+    /// Whether the request for a file carries a token, where its origin may have it (rules 89, 90 and 92). Elsewhere
+    /// the file is asked for without one: the manifest may say `true` of links that are signed.
     fn token_for(&self, link: &Link) -> TokenUse {
         match (self.config.file_auth, link.requires_access_token) {
             (FileAuth::Always, _) | (FileAuth::Manifest, true) => TokenUse::WhereAllowed,

@@ -1,6 +1,7 @@
 //! What can go wrong between us and a FHIR server, one variant for each thing that a caller does differently.
 //!
-//! No variant holds a token, a key, a URL's query, or the content of a resource or of an `OperationOutcome`'s free text.
+//! No variant holds a token, a key, a URL's query, or the content of a resource or of an `OperationOutcome`'s free
+//! text.
 
 use std::{fmt, path::PathBuf, time::Duration};
 

@@ -64,7 +64,8 @@ impl Http {
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)
                 .retry(reqwest::retry::never())
-                // In HTTP/2 a server can end a body early without an error, and the library takes that for the end (rule 76).
+                // In HTTP/2 a server can end a body early without an error, and the library takes that for the end
+                // (rule 76).
                 .http1_only()
                 .connect_timeout(config.http.connect_timeout)
         };
@@ -114,8 +115,8 @@ impl Http {
         self.within_idle(request.send()).await
     }
 
-    /// The whole body, unpacked, when it is no longer than `limit_bytes`; `None` when it is. A server may send gzip that
-    /// nobody asked for (RFC 9110, 12.5.3), and some do so without a header.
+    /// The whole body, unpacked, when it is no longer than `limit_bytes`; `None` when it is. A server may send gzip
+    /// that nobody asked for (RFC 9110, 12.5.3), and some do so without a header.
     pub async fn read(&self, response: Response, limit_bytes: u64) -> Result<Option<Vec<u8>>, Fault> {
         let mut body = Vec::new();
         let mut chunks = response.bytes_stream();

@@ -126,7 +126,8 @@ struct Entry {
 }
 
 impl Pages {
-    /// Adds one page that was received from `at`, after any redirects, and gives the URL of the next one. On an error nothing was added.
+    /// Adds one page that was received from `at`, after any redirects, and gives the URL of the next one. On an error
+    /// nothing was added.
     ///
     /// # Errors
     /// Why this is not a manifest, without quoting it.
@@ -309,7 +310,8 @@ fn next_link(link: &Value) -> Option<&Value> {
     }
 }
 
-/// A list of issues, as an `OperationOutcome` has it. Those that cannot be read count as an error: they are no all-clear.
+/// A list of issues, as an `OperationOutcome` has it. Those that cannot be read count as an error: they are no
+/// all-clear.
 fn inline_issues(issues: &Value) -> Issues {
     let list = match issues {
         Value::Null => return Issues::default(),

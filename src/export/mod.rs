@@ -1,9 +1,9 @@
 //! FHIR Bulk Data Access, the consumer's side: the only room that speaks to the FHIR server.
 //!
-//! The steps of an export consume each other: [`Client::kick_off`] gives a [`Job`], [`Job::wait`] a [`Completed`] with its
-//! [`Manifest`], [`Client::download`] a stream of bytes, and [`Job::delete`] ends it. What always holds: a token goes to
-//! allowed origins only; every wait, body and number of attempts has a limit; a future of this room may be dropped at any
-//! await. The room knows no tables: it hands on bytes and the words of `fhir`.
+//! The steps of an export consume each other: [`Client::kick_off`] gives a [`Job`], [`Job::wait`] a [`Completed`] with
+//! its [`Manifest`], [`Client::download`] a stream of bytes, and [`Job::delete`] ends it. What always holds: a token
+//! goes to allowed origins only; every wait, body and number of attempts has a limit; a future of this room may be
+//! dropped at any await. The room knows no tables: it hands on bytes and the words of `fhir`.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -104,8 +104,8 @@ impl Client {
         Ok(Self { config, http, tokens, token_origins })
     }
 
-    /// Starts an export. It is not idempotent (rule 36): when it is dropped, or the network fails, a job may exist on the
-    /// server that nobody waits for.
+    /// Starts an export. It is not idempotent (rule 36): when it is dropped, or the network fails, a job may exist on
+    /// the server that nobody waits for.
     ///
     /// # Errors
     /// [`Error::Busy`] when other exports keep the server busy for `kick_off_deadline`; [`Error::Denied`],
@@ -144,8 +144,8 @@ impl Client {
         }
     }
 
-    /// Sends a request, with a token where the origin may receive it, renewed once after a 401 (rule 44); follows redirects
-    /// where the spec says so.
+    /// Sends a request, with a token where the origin may receive it, renewed once after a 401 (rule 44); follows
+    /// redirects where the spec says so.
     async fn send(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
         let mut redirects = Redirects::new(spec, &self.config);
         loop {
@@ -317,8 +317,8 @@ fn is_done(status: StatusCode) -> bool {
 }
 
 impl Job {
-    /// Gives the job up, whatever the reason: the server should neither work on it nor keep its files, and one that runs a
-    /// single export at a time would refuse the next. Best effort; what fails is logged.
+    /// Gives the job up, whatever the reason: the server should neither work on it nor keep its files, and one that
+    /// runs a single export at a time would refuse the next. Best effort; what fails is logged.
     pub async fn cancel(self, client: &Client) {
         let place = shown(&self.status_url);
         match self.delete(client).await {

@@ -340,8 +340,8 @@ impl PollFailures {
         }
     }
 
-    /// The wait before another poll, or the error that these failures amount to. A fault of the network is neither a verdict
-    /// nor the end of one.
+    /// The wait before another poll, or the error that these failures amount to. A fault of the network is neither a
+    /// verdict nor the end of one.
     pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
         let Some(kind) = VerdictKind::of(&fault) else { return self.retries.failed(context, fault) };
         self.retries.reached();

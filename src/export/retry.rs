@@ -118,7 +118,8 @@ impl Retries {
         wait
     }
 
-    /// The server was reached: another outage begins later. Waits go on growing, because it may fail at the same place again.
+    /// The server was reached: another outage begins later. Waits go on growing, because it may fail at the same place
+    /// again.
     pub fn reached(&mut self) {
         self.outage = None;
         self.rate_limit = None;

@@ -15,7 +15,8 @@ pub use self::{
     resource_type::{RESOURCE_TYPES, ResourceType, UnknownResourceType},
 };
 
-/// An instant of the server's clock, in whole microseconds: the manifest's `transactionTime`, and with it our watermark.
+/// An instant of the server's clock, in whole microseconds: the manifest's `transactionTime`, and with it our
+/// watermark.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TransactionTime(DateTime<Utc>);
 
@@ -110,7 +111,8 @@ pub struct Version {
 
 impl Version {
     /// By `lastUpdated` and numeric `versionId`, where they agree or one of them does not decide (Q-51: whole servers
-    /// have no `lastUpdated`). Where they contradict each other, or decide nothing, the later snapshot is the newer one.
+    /// have no `lastUpdated`). Where they contradict each other, or decide nothing, the later snapshot is the newer
+    /// one.
     pub fn compare(&self, other: &Self) -> Ordering {
         match self.stated(other) {
             [Ordering::Equal, stated] | [stated, Ordering::Equal] if stated.is_ne() => stated,
@@ -119,8 +121,8 @@ impl Version {
         }
     }
 
-    /// Is one of them the newer by `lastUpdated`, and the other by `versionId`? A server does not do that, unless it was
-    /// restored from a backup or its clock was set.
+    /// Is one of them the newer by `lastUpdated`, and the other by `versionId`? A server does not do that, unless it
+    /// was restored from a backup or its clock was set.
     pub fn contradicts(&self, other: &Self) -> bool {
         let [by_clock, by_version] = self.stated(other);
         by_clock.is_ne() && by_clock == by_version.reverse()

@@ -1,8 +1,8 @@
 //! Health: how old the data are that the tables hold, and what the last runs left open.
 //!
-//! Never "healthy" while the data of a wanted type are older than its export allows, or it was never loaded. An age is the
-//! greater of the wall clock's and the monotonic clock's: the first can be set back, the second stops while a machine is
-//! suspended. What is wrong but not old, such as a line in quarantine, is a warning.
+//! Never "healthy" while the data of a wanted type are older than its export allows, or it was never loaded. An age is
+//! the greater of the wall clock's and the monotonic clock's: the first can be set back, the second stops while a
+//! machine is suspended. What is wrong but not old, such as a line in quarantine, is a warning.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -45,7 +45,8 @@ pub struct TypeView {
     pub name: String,
     /// From when its data are. `None`: never loaded, or lost.
     pub data: Option<Moment>,
-    /// When it was last asked for, where it is unconfirmed: nothing arrived, and nobody can say whether there is anything.
+    /// When it was last asked for, where it is unconfirmed: nothing arrived, and nobody can say whether there is
+    /// anything.
     pub unconfirmed: Option<Moment>,
     /// How it ended in the last run.
     pub last_end: Option<String>,

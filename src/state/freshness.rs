@@ -1,5 +1,5 @@
-//! Freshness: from when the data of an export are, and how its last runs ended. It is what `/health` reports, kept here so
-//! that a restart does not forget it.
+//! Freshness: from when the data of an export are, and how its last runs ended. It is what `/health` reports, kept here
+//! so that a restart does not forget it.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -90,9 +90,10 @@ impl Freshness {
 impl JobInFlight {
     /// From when the data are whose watermark this job moves, by the local clock.
     ///
-    /// That is the local time of the kick-off, not of the end of the run: what changed on the server during a job of hours
-    /// is not in the tables. A snapshot that the server took before the kick-off is older by as much as the server's own
-    /// clock says. So a server clock that is off, or jumps between two runs, makes data neither younger nor older.
+    /// That is the local time of the kick-off, not of the end of the run: what changed on the server during a job of
+    /// hours is not in the tables. A snapshot that the server took before the kick-off is older by as much as the
+    /// server's own clock says. So a server clock that is off, or jumps between two runs, makes data neither younger
+    /// nor older.
     pub fn data_as_of(&self, watermark: TransactionTime) -> DateTime<Utc> {
         let Some(kicked_off_at) = self.kicked_off_at else { return self.polling_since };
         let lag = (kicked_off_at.instant() - watermark.instant()).max(chrono::TimeDelta::zero());
@@ -100,8 +101,8 @@ impl JobInFlight {
     }
 }
 
-/// A state file of an earlier version does not say from when the data are. They are no younger than their watermark, and
-/// no younger than the end of the last complete run.
+/// A state file of an earlier version does not say from when the data are. They are no younger than their watermark,
+/// and no younger than the end of the last complete run.
 pub(super) fn of_an_earlier_version(mut state: State) -> State {
     for export in state.exports.values_mut().filter(|export| export.freshness == Freshness::default()) {
         let Some(last_complete_at) = export.last_complete_at else { continue };

@@ -1,8 +1,8 @@
 //! The state file: the watermarks of each export, and the job in flight.
 //!
 //! It mirrors what the tables know and adds what they cannot know: the job that the server works on, the number of the
-//! run, when the last complete sync ended. A change is written to a temporary file, synced and renamed, and the folder is
-//! synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
+//! run, when the last complete sync ended. A change is written to a temporary file, synced and renamed, and the folder
+//! is synced; the previous generation is kept; a checksum detects a torn file. A lock file admits one process.
 
 mod asked;
 mod freshness;
@@ -150,8 +150,8 @@ impl Store {
         &self.state
     }
 
-    /// Names whoever holds this state file, in this process or a later one: while the lock is held, no other process has
-    /// this name.
+    /// Names whoever holds this state file, in this process or a later one: while the lock is held, no other process
+    /// has this name.
     pub fn holder(&self) -> &str {
         &self.holder
     }

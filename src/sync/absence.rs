@@ -1,8 +1,8 @@
 //! Absence: what it means that a full load brought nothing of a type.
 //!
 //! Absence is not emptiness. A server leaves out what the token does not cover, what it does not support, and what is
-//! not in this group, and says nothing (rule 21). If the type got a watermark, its history would never be asked for. So a
-//! type is empty only where the scopes cover it and the server's own count is zero.
+//! not in this group, and says nothing (rule 21). If the type got a watermark, its history would never be asked for. So
+//! a type is empty only where the scopes cover it and the server's own count is zero.
 
 use std::time::Duration;
 

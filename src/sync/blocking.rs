@@ -48,8 +48,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     }
 }
 
-/// The local clock: for people and for `/health`. Of data it decides one thing: it may hold a watermark that is far ahead
-/// of it.
+/// The local clock: for people and for `/health`. Of data it decides one thing: it may hold a watermark that is far
+/// ahead of it.
 #[expect(clippy::disallowed_methods, reason = "when a run began and ended is a matter of our own clock")]
 pub fn now() -> DateTime<Utc> {
     Utc::now()

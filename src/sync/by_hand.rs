@@ -1,7 +1,7 @@
 //! By hand: what an operator does to an export while no daemon runs.
 //!
-//! Both commands need the lock of the state file, and change it only after the server or the tables: whatever interrupts
-//! them, they can be given again.
+//! Both commands need the lock of the state file, and change it only after the server or the tables: whatever
+//! interrupts them, they can be given again.
 
 use std::path::Path;
 
@@ -24,8 +24,8 @@ pub struct Cancelled {
 }
 
 impl Syncer {
-    /// Cancels the jobs in flight on their server, then forgets them: of one export, or of all, also of those that are no
-    /// longer configured. With `forget`, a server that does not answer is not waited for a second time: the job is
+    /// Cancels the jobs in flight on their server, then forgets them: of one export, or of all, also of those that are
+    /// no longer configured. With `forget`, a server that does not answer is not waited for a second time: the job is
     /// forgotten whatever its DELETE says.
     pub async fn cancel_jobs(&self, export: Option<&str>, forget: bool) -> Result<Vec<Cancelled>, Error> {
         let mut cancelled = Vec::new();
@@ -66,8 +66,8 @@ pub enum SinceSet {
     },
 }
 
-/// Sets the watermarks of these types to an earlier instant: in the tables, then in the state file. The next sync asks for
-/// everything since then. It needs no server and no key.
+/// Sets the watermarks of these types to an earlier instant: in the tables, then in the state file. The next sync asks
+/// for everything since then. It needs no server and no key.
 pub async fn set_since(
     tables: table::Config,
     state_file: &Path,

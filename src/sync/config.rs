@@ -28,7 +28,8 @@ pub struct Config {
     pub accept_reported_errors: BTreeSet<String>,
     /// When a full refresh removes the rows that the server no longer sends.
     pub reconcile: Reconcile,
-    /// Types of which a full refresh may remove all rows. Said for one sync by the operator, never by the configuration.
+    /// Types of which a full refresh may remove all rows. Said for one sync by the operator, never by the
+    /// configuration.
     pub allow_empty: BTreeSet<ResourceType>,
     /// Received rows beyond this are spooled to the disk; for all types together.
     pub change_set_memory_bytes: usize,

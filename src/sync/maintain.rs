@@ -1,7 +1,7 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
-//! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one streams
-//! or commits. A table that fails does not stop the others.
+//! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one
+//! streams or commits. A table that fails does not stop the others.
 
 use std::time::{Duration, Instant};
 

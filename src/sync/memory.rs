@@ -39,8 +39,8 @@ impl Syncer {
         self.state().exports.remove(&export.name).unwrap_or_default()
     }
 
-    /// The watermark of each table of an export, or why it cannot be read. The tables decide; the state file only mirrors
-    /// them.
+    /// The watermark of each table of an export, or why it cannot be read. The tables decide; the state file only
+    /// mirrors them.
     pub(super) async fn watermarks(
         &self,
         export: &Export,
@@ -105,8 +105,8 @@ impl Syncer {
         self.remember_export(export, move |state| state.jobs.push(job)).await
     }
 
-    /// The instalments of a full load that is given up leave rows that nobody asks about again: the next one is complete
-    /// and compares them.
+    /// The instalments of a full load that is given up leave rows that nobody asks about again: the next one is
+    /// complete and compares them.
     pub(super) async fn forget_job(&self, export: &Export, status_url: Url) -> Result<(), Error> {
         self.forget_job_of(export.name.clone(), status_url).await
     }

@@ -39,8 +39,8 @@ impl Run<'_> {
         self.syncer.remember_differences(self.export, reasons).await
     }
 
-    /// Finds the tables with rows and without a watermark: an earlier load was held, or its job was lost. What the server
-    /// has deleted since then is in no export but a full one, and nothing says that it is gone.
+    /// Finds the tables with rows and without a watermark: an earlier load was held, or its job was lost. What the
+    /// server has deleted since then is in no export but a full one, and nothing says that it is gone.
     pub(super) async fn find_unfinished(&self) -> Result<(), Error> {
         let state = self.syncer.export_state(self.export);
         let mut reasons = BTreeMap::new();
@@ -60,8 +60,9 @@ impl Run<'_> {
 }
 
 impl Syncer {
-    /// The types of an export whose data cannot be counted on: the table is not there, is not the one of the last sync, or
-    /// its watermark is of another source, level or group. `/health` must not call them fresh, even before the next run.
+    /// The types of an export whose data cannot be counted on: the table is not there, is not the one of the last sync,
+    /// or its watermark is of another source, level or group. `/health` must not call them fresh, even before the next
+    /// run.
     pub async fn forget_lost_data(&self, export: &Export) -> Result<(), Error> {
         let known = self.export_state(export);
         let mut lost = Vec::new();

@@ -343,8 +343,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it would
-/// win over each later export.
+/// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it
+/// would win over each later export.
 fn watermark(completed: &Completed) -> Option<TransactionTime> {
     export_end(completed).filter(|end| clock_ahead(Some(*end), now()).is_none())
 }
@@ -356,10 +356,12 @@ fn export_end(completed: &Completed) -> Option<TransactionTime> {
     Some(completed.bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
 }
 
-/// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small one.
+/// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small
+/// one.
 const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds one.
+/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds
+/// one.
 fn clock_ahead(watermark: Option<TransactionTime>, now: DateTime<Utc>) -> Option<Remark> {
     let watermark = watermark.filter(|watermark| watermark.instant() - now > MAX_AHEAD)?;
     let text = format!(

@@ -73,8 +73,8 @@ pub enum TypeEnd {
     /// Committed, but the export ends before the watermark that the table had, or is an old one again. The watermark is
     /// the earlier of the two, so that nothing that changed in between is lost.
     Behind { version: u64, watermark: TransactionTime },
-    /// Committed, but the export ends before the time from which it was asked: the server's clock was set back, and nobody
-    /// knows what changed in between. All of the type is asked for again; its watermark was not moved.
+    /// Committed, but the export ends before the time from which it was asked: the server's clock was set back, and
+    /// nobody knows what changed in between. All of the type is asked for again; its watermark was not moved.
     SetBack { version: u64 },
     /// Absent, because the token does not cover it.
     Denied { missing_scope: String },
@@ -203,8 +203,8 @@ impl Report {
             .collect()
     }
 
-    /// From when the data are of the types of a job whose watermarks moved to where the job goes. A type that is behind is
-    /// not among them: what changed before its clock was set back may still be missing.
+    /// From when the data are of the types of a job whose watermarks moved to where the job goes. A type that is behind
+    /// is not among them: what changed before its clock was set back may still be missing.
     pub fn data_as_of(&self, job: &JobInFlight) -> Vec<(ResourceType, DateTime<Utc>)> {
         let of_job = self.types.iter().filter(|(resource_type, _)| job.types.contains(resource_type));
         let committed = of_job.filter_map(|(resource_type, report)| match report.end {

@@ -1,5 +1,5 @@
-//! The server's own counts of resources, for people who compare them with the tables. Asking needs the server's key, and
-//! neither lock nor lease.
+//! The server's own counts of resources, for people who compare them with the tables. Asking needs the server's key,
+//! and neither lock nor lease.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Turns: exports run side by side while they wait for the server, and write one after the other.
 //!
-//! Whoever holds the turn streams and commits, or maintains: the memory of a sync is used once, and no two of them write
-//! to the tables. Turns are given in the order in which they were asked for, so that no export waits for ever.
+//! Whoever holds the turn streams and commits, or maintains: the memory of a sync is used once, and no two of them
+//! write to the tables. Turns are given in the order in which they were asked for, so that no export waits for ever.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

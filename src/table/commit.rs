@@ -65,8 +65,8 @@ pub(super) async fn commit(
 const MAX_ATTEMPTS: u32 = 5;
 
 impl Table {
-    /// Sets the watermark of an export to exactly this instant, also to an earlier one, in a commit of its own. Afterwards
-    /// the next sync asks for everything since then. The version of the commit.
+    /// Sets the watermark of an export to exactly this instant, also to an earlier one, in a commit of its own.
+    /// Afterwards the next sync asks for everything since then. The version of the commit.
     pub async fn set_watermark(&mut self, app_id: &str, watermark: TransactionTime) -> Result<u64, Error> {
         for _ in 0..MAX_ATTEMPTS {
             let transaction = Transaction::new(app_id, watermark.as_micros());

@@ -2,8 +2,8 @@
 
 use crate::fhir::TransactionTime;
 
-/// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a table,
-/// and a watermark under the earlier name must not be taken for one of another export later.
+/// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a
+/// table, and a watermark under the earlier name must not be taken for one of another export later.
 pub const ADOPTED: TransactionTime = TransactionTime::EPOCH;
 
 /// What a commit is for.

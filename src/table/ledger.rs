@@ -1,8 +1,8 @@
-//! The ledger: the table `_fhir_sync/runs`, a row for each commit of a run, and for each type without one: what was asked,
-//! what arrived, what became of it.
+//! The ledger: the table `_fhir_sync/runs`, a row for each commit of a run, and for each type without one: what was
+//! asked, what arrived, what became of it.
 //!
-//! Rows are only appended, in one commit at the end of a run, and one for each instalment. No decision is made from them:
-//! they are what people and `fhir-sync verify` go by.
+//! Rows are only appended, in one commit at the end of a run, and one for each instalment. No decision is made from
+//! them: they are what people and `fhir-sync verify` go by.
 
 use std::sync::Arc;
 

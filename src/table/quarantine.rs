@@ -86,8 +86,8 @@ pub enum QuarantineFate {
 }
 
 impl Root {
-    /// Appends rows in one commit, on the disk afterwards; the first creates the table. Encodes on the thread that it is
-    /// called from.
+    /// Appends rows in one commit, on the disk afterwards; the first creates the table. Encodes on the thread that it
+    /// is called from.
     pub async fn append_to_quarantine(&self, rows: &[QuarantineRow]) -> Result<(), Error> {
         self.append(TableName::Quarantine, rows).await
     }

@@ -166,8 +166,8 @@ impl Root {
         Self::with_folder(config, std::path::Path::canonicalize)
     }
 
-    /// Takes the lease of this root for the holder of a state file; the holder renews it with [`Lease::keep`]. Waits for
-    /// up to a minute where nobody can say whether another holder is alive.
+    /// Takes the lease of this root for the holder of a state file; the holder renews it with [`Lease::keep`]. Waits
+    /// for up to a minute where nobody can say whether another holder is alive.
     pub async fn take_lease(&mut self, holder: &str) -> Result<Arc<Lease>, Error> {
         let shown = self.place_of(OWN_DIRECTORY);
         let place = match &self.folder {
@@ -179,7 +179,8 @@ impl Root {
         Ok(lease)
     }
 
-    /// Whether this process may still write below the root. A root that is only read has no lease, and nothing to check.
+    /// Whether this process may still write below the root. A root that is only read has no lease, and nothing to
+    /// check.
     pub async fn check_lease(&self) -> Result<(), Error> {
         match &self.lease {
             Some(lease) => lease.check().await,

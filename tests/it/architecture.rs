@@ -100,8 +100,8 @@ fn unquoted(line: &str) -> String {
     parts.split(" // ").next().unwrap_or_default().to_owned()
 }
 
-/// The rooms that follow a prefix such as `crate::`, those in braces included. Types and constants of the crate's root are
-/// of no room.
+/// The rooms that follow a prefix such as `crate::`, those in braces included. Types and constants of the crate's root
+/// are of no room.
 fn rooms_named(code: &str, prefix: &str) -> BTreeSet<String> {
     let words = first_words(code, prefix).into_iter();
     words.filter(|word| word.starts_with(|first: char| first.is_ascii_lowercase())).collect()

@@ -109,7 +109,8 @@ async fn a_deletion_is_never_later_than_its_export() {
 #[tokio::test]
 async fn rows_and_deletions_of_a_run_carry_the_same_clock() {
     let setup = Setup::new().await;
-    // Without lastUpdated only the times of the exports can be compared; the first is an hour ahead of the server's Date.
+    // Without lastUpdated only the times of the exports can be compared; the first is an hour ahead of the server's
+    // Date.
     let row = json!({"resourceType": "Patient", "id": "p1"});
     let ahead = setup.server.world(|world| (world.now() + HOUR).to_rfc3339());
     Made::default().output("Patient", 1, &ndjson([&row])).serve_at(&setup, &ahead);

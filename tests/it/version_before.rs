@@ -51,8 +51,8 @@ fn first_data() -> World {
     world
 }
 
-/// The changes before the second sync of the fixture: in each table one row is updated and one deleted. An hour later no
-/// export reports these deletions again, so only their tombstones know them.
+/// The changes before the second sync of the fixture: in each table one row is updated and one deleted. An hour later
+/// no export reports these deletions again, so only their tombstones know them.
 fn first_change(world: &mut World) {
     let [basic, binary, slot] = types();
     world.advance(HOUR);

@@ -111,7 +111,8 @@ async fn a_500_with_other_issues_is_believed_after_an_outage() {
     assert!(server.asked().len() >= 5);
 }
 
-/// What these failures amount to when a poll has failed this often, a minute after each other, with the default settings.
+/// What these failures amount to when a poll has failed this often, a minute after each other, with the default
+/// settings.
 async fn after(polls: u32, failures: &mut PollFailures, fault: &Fault) -> Option<Error> {
     for _ in 0..polls {
         let error = failures.failed("status", fault.clone()).err();

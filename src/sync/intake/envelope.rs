@@ -33,9 +33,9 @@ pub fn unpack(envelope: &Line, max_line_bytes: usize) -> Result<Vec<Line>, Reaso
     lines(&bytes, max_line_bytes).ok_or(Reason::NoEnvelope)
 }
 
-/// The lines of a file of `Binary` resources that arrived in an envelope. A resource may hold NDJSON as well; what tells
-/// the two apart is that the server serves an envelope in the place of the file: it has no id, or the one that the file's
-/// URL ends with, or as many lines as the file should have. Blocks.
+/// The lines of a file of `Binary` resources that arrived in an envelope. A resource may hold NDJSON as well; what
+/// tells the two apart is that the server serves an envelope in the place of the file: it has no id, or the one that
+/// the file's URL ends with, or as many lines as the file should have. Blocks.
 pub fn unpack_file_of_binaries(only_line: &Line, file: &File, max_line_bytes: usize) -> Option<Vec<Line>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

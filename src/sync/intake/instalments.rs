@@ -78,8 +78,8 @@ impl<'a> Instalments<'a> {
         Ok(instalments)
     }
 
-    /// The types whose finished files are those of this manifest, in a table that still has their rows; the others start
-    /// again.
+    /// The types whose finished files are those of this manifest, in a table that still has their rows; the others
+    /// start again.
     async fn compare_with_the_manifest(&mut self, manifest: &Manifest) -> Result<(), Error> {
         for (of, finished) in &self.job.finished {
             if !self.job.types.contains(of) {

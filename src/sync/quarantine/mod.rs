@@ -1,8 +1,8 @@
 //! The quarantine of a run: lines that cannot become rows, kept with their place and the reason in the table
 //! `_fhir_sync/quarantine` until somebody looks at them.
 //!
-//! Lines wait in memory, some MiB of them, and are on the disk before the commit that moves their type's watermark. Each
-//! content is kept once, in whichever run it arrived first, and the table has a limit in bytes.
+//! Lines wait in memory, some MiB of them, and are on the disk before the commit that moves their type's watermark.
+//! Each content is kept once, in whichever run it arrived first, and the table has a limit in bytes.
 
 mod form;
 mod replay;

@@ -1,7 +1,7 @@
 //! The replay: lines of the quarantine become rows, as they are or corrected, by the way of any other line.
 //!
-//! A row that is replayed is as old as the export that brought its line, so it never takes the place of a newer one, nor
-//! of a deletion. No watermark moves. The run is in the ledger like a sync.
+//! A row that is replayed is as old as the export that brought its line, so it never takes the place of a newer one,
+//! nor of a deletion. No watermark moves. The run is in the ledger like a sync.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,9 +1,9 @@
 //! Maintenance: what keeps a table quick to read and small on the disk. It changes no row and no watermark.
 //!
-//! Small files are compacted and deleted rows are purged from their files. The log gets a checkpoint and loses its oldest
-//! commits. Files that no version within the retention needs are deleted. This is the order, and everything new is on the
-//! disk before anything old is deleted. Watermarks are in the log, and a checkpoint takes them over. When another writer
-//! commits at the same moment, maintenance gives way.
+//! Small files are compacted and deleted rows are purged from their files. The log gets a checkpoint and loses its
+//! oldest commits. Files that no version within the retention needs are deleted. This is the order, and everything new
+//! is on the disk before anything old is deleted. Watermarks are in the log, and a checkpoint takes them over. When
+//! another writer commits at the same moment, maintenance gives way.
 
 mod compact;
 mod fold;
@@ -30,8 +30,8 @@ use crate::fhir::{ResourceType, TransactionTime};
 const COMMITS_PER_CHECKPOINT: u64 = 10;
 
 impl Root {
-    /// Maintains a table; `None` where there is none. `goes_on` is asked before each group of files is compacted, the only
-    /// step that can take long. Blocks on encoding and decoding; the caller gives this a thread of its own.
+    /// Maintains a table; `None` where there is none. `goes_on` is asked before each group of files is compacted, the
+    /// only step that can take long. Blocks on encoding and decoding; the caller gives this a thread of its own.
     ///
     /// `now` is the local clock, because the ages of files come from the store and not from the data.
     pub async fn maintain(

@@ -123,8 +123,8 @@ async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) ->
 
 /// May this many missing rows be removed?
 fn may_remove(missing: u64, decision: &Decision, limits: Reconcile) -> bool {
-    // An export without a row, or without any row that was stored, looks like a table emptied on the server; a server in
-    // trouble looks the same (rule 98).
+    // An export without a row, or without any row that was stored, looks like a table emptied on the server; a server
+    // in trouble looks the same (rule 98).
     let leaves_none = decision.received_resources == 0 || missing == decision.stored_rows;
     #[expect(clippy::cast_precision_loss, reason = "a share in percent needs no more than 52 bits")]
     let missing_percent = missing as f64 * 100.0 / decision.stored_rows.max(1) as f64;
@@ -170,7 +170,8 @@ impl Decision {
         }
     }
 
-    /// If another writer doubled rows of the table, there are several copies of one row. The written row replaces them all.
+    /// If another writer doubled rows of the table, there are several copies of one row. The written row replaces them
+    /// all.
     fn settle_one(
         &mut self,
         winner: &Winner,
@@ -214,8 +215,8 @@ impl Decision {
         fate
     }
 
-    /// Deletes a stored row; `fate` is that of its resource. As long as the resource stays, in whatever row, the feed does
-    /// not report a deletion.
+    /// Deletes a stored row; `fate` is that of its resource. As long as the resource stays, in whatever row, the feed
+    /// does not report a deletion.
     fn mark_deleted(&mut self, file: FileIndex, row: u64, fate: Fate) {
         self.dead.entry(file).or_default().insert(row);
         if let (Fate::Delete, Some(feed)) = (fate, &mut self.feed) {

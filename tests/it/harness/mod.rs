@@ -57,8 +57,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Five patients and four observations of midnight. It is one o'clock now, so that the overlap of the next sync does
-    /// not include them.
+    /// Five patients and four observations of midnight. It is one o'clock now, so that the overlap of the next sync
+    /// does not include them.
     pub async fn new() -> Self {
         let mut world = World::new();
         for number in 1..=5 {

@@ -68,7 +68,8 @@ impl Row {
         matches!(self.stated(other), [Some(by_clock), Some(by_version)] if by_clock != by_version)
     }
 
-    /// Is it certainly older? Where clock and version id say nothing, or the opposite of each other, the export decides.
+    /// Is it certainly older? Where clock and version id say nothing, or the opposite of each other, the export
+    /// decides.
     fn is_older_than(&self, other: &Self) -> bool {
         match self.stated(other) {
             [Some(stated), None] | [None, Some(stated)] => stated.is_lt(),
