@@ -83,14 +83,16 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that
             // the server left out (rules 21 and 98).
             let allow_empty = run.syncer.config.allow_empty.contains(&resource_type);
-            let is_there = received.files > 0 || allow_empty;
+            let absence = absences.remove(&resource_type);
+            // Where the server says that it has none, the rows that it no longer has are counted, and named.
+            let is_there = received.files > 0 || allow_empty || absence == Some(Absence::Empty);
             let is_held = held.contains(&resource_type);
             // A table that changed behind our back may have rows that the server deleted long ago.
             let is_everything = commits.everything || (commits.since.is_none() && reload.contains_key(&resource_type));
             let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
             let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
             let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
-            let absent = absences.remove(&resource_type).and_then(Absence::end);
+            let absent = absence.and_then(Absence::end);
             let upsert = Upsert {
                 whole: is_whole,
                 reconcile: reconciles.then_some(limits),

@@ -253,6 +253,17 @@ async fn a_full_refresh_without_a_file_of_a_type_empties_its_table_if_the_operat
     setup.assert_same_as_server().await;
 }
 
+#[tokio::test]
+async fn a_full_refresh_without_a_type_that_the_server_says_is_empty_names_the_rows_that_it_keeps() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| (1..=5).for_each(|number| assert!(world.delete(PATIENT, &format!("p{number}")))));
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.missing), (Outcome::Partial, 5), "{report:#?}");
+    assert!(report.remarks.join("; ").contains("--allow-empty Patient"), "{report:#?}");
+    assert_eq!(setup.lines(PATIENT).await.len(), 5);
+}
+
 /// The server is as it was then, but its clock goes on.
 fn restore(world: &mut fhir_sync::demo::World, backup: &fhir_sync::demo::World) {
     let age = (world.now() - backup.now()).to_std().unwrap();
