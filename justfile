@@ -30,6 +30,15 @@ interop-s3:
     cargo build --features s3
     tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
+# Servers with random lives: COUNT of them from SEED on; SHRINK seconds to find what is needed for a failure
+histories COUNT=env("HISTORIES_COUNT", "200") SEED=env("HISTORIES_SEED", "1") SHRINK="600":
+    HISTORIES_SEED={{SEED}} HISTORIES_COUNT={{COUNT}} HISTORIES_SHRINK_SECONDS={{SHRINK}} cargo test --test it histories
+
+# Kills and errors at each rename, link, fsync and unlink, by strace; PER_CALL limits them, without it it takes an hour
+faults PER_CALL="":
+    cargo build
+    tests/faults/run.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{PER_CALL}}
+
 # What is fast, as ratios; see docs/performance.md
 bench *ARGS:
     cargo bench --locked --bench benches -- {{ARGS}}

@@ -41,6 +41,8 @@ mod lease;
 mod deletions;
 /// Links to files that expire.
 mod links;
+/// A server with a random life, and what holds whatever happens.
+mod histories;
 /// Invalid lines and damaged files.
 mod lines;
 /// Maintenance by the command and by the daemon, never while a sync writes.
