@@ -256,17 +256,21 @@ impl Daemon {
 
     /// Publishes that the loop is alive, and what it is doing.
     fn publish(&self, ready: bool) {
+        self.syncer.look_at_state(|state| {
+            self.views.send_modify(|view| {
+                for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
+                    views::update(export, watched, state, now());
+                }
+            });
+        });
         let board = self.board.borrow().clone();
         let step = |activity: &Activity| board.get(activity).map(|progress| progress.step.clone()).unwrap_or_default();
         let at_work: Vec<_> = self.ticks_of.values().map(Tick::activity).collect();
-        let (now, state) = (now(), self.syncer.state_at_hand());
+        let now = now();
         self.views.send_modify(|view| {
             view.ready = ready;
             view.heartbeat = Instant::now();
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
-                if let Some(state) = &state {
-                    views::update(export, watched, state, now);
-                }
                 let sync = Activity::Sync { export: export.name.clone() };
                 export.step = if at_work.contains(&sync) { step(&sync) } else { sync::Step::Idle };
                 export.next_run_at = next_run_at(&watched.scheduled, now);

@@ -60,7 +60,8 @@ pub fn view(watched: &Watched, state: &State, recheck_absent: Duration, now: Dat
 
 /// Brings a view up to date with the state file.
 pub fn update(view: &mut ExportView, watched: &Watched, state: &State, now: DateTime<Utc>) {
-    let known = state.exports.get(&view.name).cloned().unwrap_or_default();
+    let nothing = ExportState::default();
+    let known = state.exports.get(&view.name).unwrap_or(&nothing);
     let instant = Instant::now();
     // A moment that is known keeps its place on the monotonic clock, whatever has happened to the wall clock since.
     let moment = |before: Option<Moment>, at: Option<DateTime<Utc>>| {
@@ -83,10 +84,10 @@ pub fn update(view: &mut ExportView, watched: &Watched, state: &State, now: Date
     });
     view.types = types.collect();
     view.last_complete = moment(view.last_complete, known.last_complete_at.or(state.last_sync_before_migration));
-    view.max_age = watched.max_age(&known);
+    view.max_age = watched.max_age(known);
     view.last_outcome = known.freshness.last_outcome;
     view.failures_in_a_row = known.freshness.failures_in_a_row;
-    view.warnings = known.freshness.warnings;
+    view.warnings.clone_from(&known.freshness.warnings);
 }
 
 /// The first scheduled sync after `now`.

@@ -26,12 +26,12 @@ impl Syncer {
         lock(&self.store).state().clone()
     }
 
-    /// The same; `None` while a change is on its way to the disk.
-    pub fn state_at_hand(&self) -> Option<State> {
+    /// Shows it without a copy, which may be large; not while a change is on its way to the disk.
+    pub fn look_at_state(&self, look: impl FnOnce(&State)) {
         match self.store.try_lock() {
-            Ok(store) => Some(store.state().clone()),
-            Err(TryLockError::Poisoned(store)) => Some(store.into_inner().state().clone()),
-            Err(TryLockError::WouldBlock) => None,
+            Ok(store) => look(store.state()),
+            Err(TryLockError::Poisoned(store)) => look(store.into_inner().state()),
+            Err(TryLockError::WouldBlock) => {}
         }
     }
 
