@@ -109,7 +109,8 @@ impl Syncer {
             let result = run.steps().await;
             run.end(result).await
         };
-        story.instrument(span).await
+        // On the heap: as a part of each caller's future, its layout is too deep for the compiler.
+        Box::pin(story.instrument(span)).await
     }
 }
 
