@@ -74,7 +74,7 @@ struct Part {
 
 impl Part {
     fn push(&mut self, piece: &[u8]) -> anyhow::Result<()> {
-        self.lines.push(piece, &mut self.waiting)?;
+        self.lines.push(piece, &mut self.waiting);
         self.waiting_bytes += piece.len();
         if self.waiting_bytes >= DECODE_BYTES { self.decode() } else { Ok(()) }
     }
@@ -89,7 +89,7 @@ impl Part {
     }
 
     fn end(mut self) -> anyhow::Result<Work> {
-        let lines = std::mem::replace(&mut self.lines, Lines::new(0));
+        let mut lines = std::mem::replace(&mut self.lines, Lines::new(0));
         self.waiting.extend(lines.finish());
         self.decode()?;
         Ok(Work { bytes_in: 0, bytes_out: self.files.close()?, rows: self.rows })

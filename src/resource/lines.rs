@@ -1,9 +1,12 @@
 //! Lines: NDJSON cut at its newlines, however the bytes arrive.
 //!
 //! Any chunking of the same bytes gives the same lines. Blank lines, `\r\n`, a byte-order mark at the start, and a
-//! missing newline at the end are all legal (rule 86, Q-47). A line is held in memory whole, so its length has a limit.
+//! missing newline at the end are all legal (rule 86, Q-47). A line is held in memory whole, so its length has a limit; a
+//! longer one is skipped, and its place is given.
 
 use std::ops::Range;
+
+use aws_lc_rs::digest::{Context, SHA256};
 
 /// One line without its newline, and its number in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,11 +18,14 @@ pub struct Line {
     pub bytes: Vec<u8>,
 }
 
-/// A line is longer than `limit_bytes`. Nothing after it is read: where the next line begins is not known.
-#[derive(thiserror::Error, Debug, PartialEq, Eq)]
+/// A line that is longer than `limit_bytes`. Its bytes were read and not kept.
+#[derive(thiserror::Error, Clone, Debug, PartialEq, Eq)]
 #[error("line {number} is longer than {limit_bytes} bytes; raise `sync.max_line_size` if such resources are real")]
 pub struct LineTooLong {
     pub number: u64,
+    pub offset: u64,
+    pub bytes: u64,
+    pub sha256: [u8; 32],
     pub limit_bytes: usize,
 }
 
@@ -29,48 +35,84 @@ pub struct Lines {
     /// Where the line begins that `rest` is the beginning of.
     offset: u64,
     rest: Vec<u8>,
+    /// In the place of `rest`.
+    skipped: Option<Skipped>,
+    too_long: Vec<LineTooLong>,
+}
+
+/// The beginning of a line that is too long.
+struct Skipped {
+    bytes: u64,
+    sha256: Context,
 }
 
 impl Lines {
     pub fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, number: 1, offset: 0, rest: Vec::new() }
+        Self { limit_bytes, number: 1, offset: 0, rest: Vec::new(), skipped: None, too_long: Vec::new() }
     }
 
     /// Takes the next bytes and appends the lines that they complete to `lines`.
-    pub fn push(&mut self, mut chunk: &[u8], lines: &mut Vec<Line>) -> Result<(), LineTooLong> {
+    pub fn push(&mut self, mut chunk: &[u8], lines: &mut Vec<Line>) {
         while let Some(end) = newline(chunk) {
-            self.take(&chunk[..end])?;
+            self.take(&chunk[..end]);
             self.end_line(lines);
             chunk = &chunk[end + 1..];
         }
-        self.take(chunk)
+        self.take(chunk);
     }
 
     /// The last line, if the file ends without a newline.
-    pub fn finish(mut self) -> Option<Line> {
+    pub fn finish(&mut self) -> Option<Line> {
         let mut last = Vec::new();
         self.end_line(&mut last);
         last.pop()
     }
 
-    fn take(&mut self, bytes: &[u8]) -> Result<(), LineTooLong> {
-        if self.rest.len() + bytes.len() > self.limit_bytes {
-            return Err(LineTooLong { number: self.number, limit_bytes: self.limit_bytes });
+    /// The lines that were too long.
+    pub fn too_long(self) -> Vec<LineTooLong> {
+        self.too_long
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        if self.skipped.is_none() && self.rest.len() + bytes.len() > self.limit_bytes {
+            let mut skipped = Skipped { bytes: 0, sha256: Context::new(&SHA256) };
+            skipped.take(&std::mem::take(&mut self.rest));
+            self.skipped = Some(skipped);
         }
-        self.rest.extend_from_slice(bytes);
-        Ok(())
+        match &mut self.skipped {
+            Some(skipped) => skipped.take(bytes),
+            None => self.rest.extend_from_slice(bytes),
+        }
     }
 
     fn end_line(&mut self, lines: &mut Vec<Line>) {
+        let (number, offset) = (self.number, self.offset);
+        self.number += 1;
+        if let Some(skipped) = self.skipped.take() {
+            self.offset += skipped.bytes + 1;
+            self.too_long.push(skipped.end(number, offset, self.limit_bytes));
+            return;
+        }
         let mut bytes = std::mem::take(&mut self.rest);
-        let begins_at = self.offset;
         self.offset += bytes.len() as u64 + 1;
-        if let Some(content) = content(&bytes, self.number == 1) {
+        if let Some(content) = content(&bytes, number == 1) {
             bytes.truncate(content.end);
             bytes.drain(..content.start);
-            lines.push(Line { number: self.number, offset: begins_at + content.start as u64, bytes });
+            lines.push(Line { number, offset: offset + content.start as u64, bytes });
         }
-        self.number += 1;
+    }
+}
+
+impl Skipped {
+    fn take(&mut self, bytes: &[u8]) {
+        self.bytes += bytes.len() as u64;
+        self.sha256.update(bytes);
+    }
+
+    fn end(self, number: u64, offset: u64, limit_bytes: usize) -> LineTooLong {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(self.sha256.finish().as_ref());
+        LineTooLong { number, offset, bytes: self.bytes, sha256, limit_bytes }
     }
 }
 
@@ -97,26 +139,32 @@ mod tests {
 
     use super::*;
 
-    fn split(chunks: &[&[u8]], limit_bytes: usize) -> Result<Vec<Line>, LineTooLong> {
+    fn split(chunks: &[&[u8]], limit_bytes: usize) -> (Vec<Line>, Vec<LineTooLong>) {
         let mut lines = Lines::new(limit_bytes);
         let mut out = Vec::new();
         for chunk in chunks {
-            lines.push(chunk, &mut out)?;
+            lines.push(chunk, &mut out);
         }
         out.extend(lines.finish());
-        Ok(out)
+        (out, lines.too_long())
     }
 
     #[test]
     fn blank_lines_crlf_a_byte_order_mark_and_a_missing_last_newline_are_legal() {
-        let lines = split(&[b"\xEF\xBB\xBF{1}\r\n\r\n  \n{2}\n{3}"], 100).unwrap();
+        let (lines, _) = split(&[b"\xEF\xBB\xBF{1}\r\n\r\n  \n{2}\n{3}"], 100);
         let seen: Vec<_> = lines.iter().map(|line| (line.number, line.offset, line.bytes.as_slice())).collect();
         assert_eq!(seen, [(1, 3, &b"{1}"[..]), (4, 13, b"{2}"), (5, 17, b"{3}")]);
     }
 
     #[test]
-    fn a_line_over_the_limit_is_an_error_with_its_number() {
-        assert_eq!(split(&[b"{}\n", b"12345", b"6"], 5), Err(LineTooLong { number: 2, limit_bytes: 5 }));
+    fn a_line_over_the_limit_is_skipped_and_said_and_the_next_line_is_read() {
+        let (lines, too_long) = split(&[b"{}\n", b"12345", b"6\n{1}\n1234567"], 5);
+        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.offset)).collect();
+        assert_eq!(seen, [(1, 0), (3, 10)]);
+        let skipped: Vec<_> = too_long.iter().map(|line| (line.number, line.offset, line.bytes)).collect();
+        assert_eq!(skipped, [(2, 3, 6), (4, 14, 7)]);
+        let sha256 = aws_lc_rs::digest::digest(&SHA256, b"123456");
+        assert_eq!(too_long[0].sha256, sha256.as_ref());
     }
 
     proptest! {
@@ -126,6 +174,7 @@ mod tests {
             cuts.sort_unstable();
             let chunks: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
             prop_assert_eq!(split(&chunks, 1000), split(&[&bytes], 1000));
+            prop_assert_eq!(split(&chunks, 20), split(&[&bytes], 20));
         }
     }
 }

@@ -6,7 +6,7 @@ use fhir_sync::{
 };
 use serde_json::json;
 
-use crate::harness::{OBSERVATION, PATIENT, Setup, end_of, failure};
+use crate::harness::{Made, OBSERVATION, PATIENT, Setup, end_of, failure, ndjson};
 
 /// In every bad line of these tests, and nowhere else.
 const MARK: &str = "Mustermann-7c1f";
@@ -126,21 +126,45 @@ async fn a_broken_line_is_kept_whole_up_to_the_longest_that_is_allowed() {
 }
 
 #[tokio::test]
-async fn a_line_that_is_too_long_to_be_kept_holds_the_watermark_of_its_type() {
+async fn a_line_that_is_too_long_to_be_kept_holds_the_watermark_of_its_type_and_no_row_of_it() {
     for pushed in [format!("{{\"resourceType\":\"Patient\",\"id\":\"{}", "x".repeat(4000)), "x".repeat(9_000_000)] {
         let mut setup = Setup::new().await;
         setup.config.max_line_bytes = 4000;
         setup.config.quarantine.max_quarantined_percent = 50.0;
-        setup.server.world(|world| world.push_line(PATIENT, pushed));
-        let report = setup.sync().await;
-        assert_eq!(report.outcome, Outcome::Partial);
-        let reason = failure(&report, PATIENT);
-        assert!(reason.contains("line 6 is longer than 4000 bytes"), "{reason}");
-        assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await.is_some()), (None, true));
+        setup.server.world(|world| {
+            world.push_line(PATIENT, pushed.clone());
+            world.push_line(PATIENT, json!({"resourceType": "Patient", "id": "last"}).to_string());
+        });
+        for _ in 0..2 {
+            let report = setup.sync().await;
+            assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
+            assert_eq!((report.types[&PATIENT].quarantined, setup.lines(PATIENT).await.len()), (1, 6));
+            assert!(
+                report.remarks.iter().any(|remark| remark.contains("line 6 is longer than 4000 bytes")),
+                "{report:#?}"
+            );
+            assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await.is_some()), (None, true));
+        }
+        let kept = setup.quarantine().await;
+        let places: Vec<_> = kept.iter().map(|row| (row.line, row.bytes, row.reason.as_str(), &row.content)).collect();
+        assert_eq!(places, [(6, pushed.len() as u64, "too-long", &None)]);
         setup.server.world(fhir_sync::demo::World::clear_pushed_lines);
         setup.complete().await;
-        setup.assert_same_as_server().await;
     }
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_in_a_file_of_deletions_holds_every_type() {
+    let mut setup = Setup::new().await;
+    setup.config.max_line_bytes = 4000;
+    let patient = json!({"resourceType": "Patient", "id": "p1"});
+    Made::default()
+        .output("Patient", 1, &ndjson([&patient]))
+        .deleted(None, &format!("{{{}", "x".repeat(5000)))
+        .serve(&setup);
+    let report = setup.sync().await;
+    assert!(report.remarks.iter().any(|remark| remark.contains("longer than 4000 bytes")), "{report:#?}");
+    assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await), (None, None));
 }
 
 #[tokio::test]

@@ -70,8 +70,11 @@ fn gunzip(bytes: &[u8]) -> Option<Vec<u8>> {
 fn lines(bytes: &[u8], max_line_bytes: usize) -> Option<Vec<Line>> {
     let mut splitter = Lines::new(max_line_bytes);
     let mut lines = Vec::new();
-    splitter.push(bytes, &mut lines).ok()?;
+    splitter.push(bytes, &mut lines);
     lines.extend(splitter.finish());
+    if !splitter.too_long().is_empty() {
+        return None;
+    }
     let mut over_lines = OverLines::new(max_line_bytes);
     let lines = over_lines.join(lines);
     let is_whole = over_lines.finish().is_empty()

@@ -48,7 +48,7 @@ use super::{
 use crate::{
     export::{Client, Completed, File, FileId, Links},
     fhir::{Deletion, ResourceType, RowKey, TransactionTime},
-    resource::{BadLine, Decoder, LineGrouping, Shape},
+    resource::{BadLine, Decoder, LineGrouping, LineTooLong, Shape},
     table::{ChangeSet, LedgerFile, MemoryBudget, OutputIndex},
 };
 
@@ -267,6 +267,11 @@ impl Context {
     /// Keeps lines of a file that are no resources. Blocks.
     fn quarantine(&self, of: Option<ResourceType>, file: &File, bad: &[BadLine]) -> Result<(), Error> {
         Handle::current().block_on(self.quarantine.keep(of, &file.name, self.transaction_time, bad))
+    }
+
+    /// Keeps the places of lines that are too long. Blocks.
+    fn quarantine_places(&self, of: Option<ResourceType>, file: &File, lines: &[LineTooLong]) -> Result<(), Error> {
+        Handle::current().block_on(self.quarantine.keep_places(of, &file.name, self.transaction_time, lines))
     }
 
     /// Whether the operator accepts this code of an error; what was accepted is in the report.

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     export::File,
     fhir::{ResourceType, judge},
-    resource::{BadLine, Line, Reason, stated_type},
+    resource::{BadLine, Line, LineTooLong, Reason, stated_type},
     sync::{Error, blocking::blocking, chain, events},
     table::OutputIndex,
 };
@@ -41,6 +41,8 @@ struct FileCounts {
     without_resource: u64,
     /// Lines that were in envelopes.
     unpacked: u64,
+    /// What is to be said of the first line that is too long.
+    too_long: Option<String>,
     /// Types that other files bring, and this one too.
     rerouted_to: BTreeSet<ResourceType>,
 }
@@ -104,6 +106,16 @@ impl Reader for Output {
             return self.take_envelope(context, file, lines);
         }
         self.take_lines(context, file, lines, Place::File)
+    }
+
+    /// They are not kept, so the watermark must not pass them.
+    fn take_too_long(&self, context: &Context, file: &File, lines: Vec<LineTooLong>) -> Result<(), Error> {
+        {
+            let counts = &mut *self.counts();
+            counts.lines.quarantined += lines.len() as u64;
+            counts.too_long = lines.first().map(ToString::to_string);
+        }
+        context.quarantine_places(file.kind.resource_type(), file, &lines)
     }
 
     fn counted(&self, lines: u64, _announced: u64) -> u64 {
@@ -210,6 +222,10 @@ impl Output {
         let lines = counts.rows + others + outcomes;
         // In a file without a type, lines that nobody wants are expected.
         let misplaced = if file.kind.resource_type().is_some() { others } else { quarantined };
+        if let Some(too_long) = &counts.too_long {
+            let text = format!("{}: {too_long}; it was not kept, and the watermark stays", file.name);
+            remarks.push(Remark::hold(Holds::of(file.kind.resource_type()), text));
+        }
         if misplaced * 2 > lines {
             let text = format!("{}: {misplaced} of {lines} lines are not its resources, more than half", file.name);
             remarks.push(Remark::hold(Holds::of(file.kind.resource_type()), text));

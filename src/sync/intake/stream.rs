@@ -12,7 +12,7 @@ use twox_hash::XxHash3_64;
 use super::Context;
 use crate::{
     export::File,
-    resource::{Line, Lines, OverLines},
+    resource::{Line, LineTooLong, Lines, OverLines},
     sync::{Error, blocking::blocking, chain},
 };
 
@@ -31,12 +31,19 @@ pub struct Streamed {
     /// Of the decoded bytes, in hexadecimal digits.
     pub sha256: String,
     pub name: String,
+    too_long: Vec<LineTooLong>,
 }
 
 /// What becomes of the lines of a file. Its methods run on a thread that may block.
 pub trait Reader: Send + Sync + 'static {
     /// Takes some lines, in order.
     fn take(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error>;
+
+    /// Takes what is known of the lines that were too long, when the file has ended.
+    fn take_too_long(&self, _context: &Context, file: &File, lines: Vec<LineTooLong>) -> Result<(), Error> {
+        let first = lines.into_iter().next();
+        first.map_or(Ok(()), |source| Err(Error::LongLine { file: file.name.clone(), source }))
+    }
 
     /// How many of the things that the manifest counts were in `lines` lines; `announced` is how many it says.
     fn counted(&self, lines: u64, _announced: u64) -> u64 {
@@ -55,6 +62,12 @@ pub async fn stream(context: &Arc<Context>, file: &File, reader: Arc<impl Reader
             Err(error @ (Error::CutLine { .. } | Error::TooFewLines { .. })) if readings_left > 0 => {
                 tracing::warn!(file = file.name, error = chain(&error), "the file is not whole; it is read again");
             }
+            Ok(mut streamed) if !streamed.too_long.is_empty() => {
+                let (context, file) = (Arc::clone(context), file.clone());
+                let too_long = std::mem::take(&mut streamed.too_long);
+                blocking(move || reader.take_too_long(&context, &file, too_long)).await?;
+                return Ok(streamed);
+            }
             ended => return ended,
         }
     }
@@ -71,9 +84,9 @@ async fn read_once(
     let consume = consume(context, file, receiver, reader, taken);
     let (receipt, consumed) = tokio::join!(download, consume);
     // When `consume` fails, the download fails too, but only because its channel was closed: the cause comes first.
-    let whole = consumed?;
+    let Consumed { is_whole, too_long } = consumed?;
     let receipt = receipt?;
-    if !whole {
+    if !is_whole {
         return Err(Error::CutLine { file: file.name.clone() });
     }
     let sha256 = receipt.sha256.iter().fold(String::new(), |mut hex, byte| {
@@ -81,18 +94,24 @@ async fn read_once(
         let _ = write!(hex, "{byte:02x}");
         hex
     });
-    Ok(Streamed { bytes: receipt.bytes, sha256, name: file.name.clone() })
+    Ok(Streamed { bytes: receipt.bytes, sha256, name: file.name.clone(), too_long })
 }
 
-/// Returns whether the last line is whole. Where the server announces neither length nor count, only that distinguishes
-/// a file that was cut from one that ended (F3).
+/// The lines of one reading have been handed over.
+struct Consumed {
+    /// Whether the last line is whole. Where the server announces neither length nor count, only that distinguishes a file
+    /// that was cut from one that ended (F3).
+    is_whole: bool,
+    too_long: Vec<LineTooLong>,
+}
+
 async fn consume(
     context: &Arc<Context>,
     file: &File,
     mut chunks: mpsc::Receiver<Bytes>,
     reader: &Arc<impl Reader>,
     taken: &mut Taken,
-) -> Result<bool, Error> {
+) -> Result<Consumed, Error> {
     let mut splitter = Lines::new(context.max_line_bytes);
     let mut over_lines = OverLines::new(context.max_line_bytes);
     let mut again = Again { left: taken.lines, hash: LinesHash::default() };
@@ -100,7 +119,7 @@ async fn consume(
     let mut waiting_bytes = 0;
     while let Some(chunk) = chunks.recv().await {
         waiting_bytes += chunk.len();
-        splitter.push(&chunk, &mut lines).map_err(|source| Error::LongLine { file: file.name.clone(), source })?;
+        splitter.push(&chunk, &mut lines);
         context.progress.update(|progress| progress.bytes += chunk.len() as u64);
         if waiting_bytes >= DECODE_BYTES {
             waiting_bytes = 0;
@@ -124,7 +143,10 @@ async fn consume(
     }
     let new = again.new_lines(file, taken, joined)?;
     hand_over(context, file, new, reader).await?;
-    if whole && again.left > 0 { Err(changed(file)) } else { Ok(whole) }
+    if whole && again.left > 0 {
+        return Err(changed(file));
+    }
+    Ok(Consumed { is_whole: whole, too_long: splitter.too_long() })
 }
 
 /// The lines that the reader has received.
@@ -189,7 +211,7 @@ async fn hand_over(
 /// Fewer lines than announced are a loss; more are only a wrong count (rule 56).
 fn check_count(file: &File, reader: &impl Reader, lines: u64, streamed: Streamed) -> Result<Streamed, Error> {
     let Some(expected) = file.count else { return Ok(streamed) };
-    let found = reader.counted(lines, expected);
+    let found = reader.counted(lines + streamed.too_long.len() as u64, expected);
     if found < expected {
         return Err(Error::TooFewLines { file: file.name.clone(), expected, found });
     }

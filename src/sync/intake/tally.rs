@@ -90,7 +90,7 @@ impl Tally {
                 self.files += 1;
                 self.bytes += streamed.bytes;
                 self.finished.extend(finished);
-                let Streamed { bytes, sha256, name } = streamed;
+                let Streamed { bytes, sha256, name, .. } = streamed;
                 self.file_list.push(LedgerFile { name, bytes, sha256 });
             }
             Err(error) => {

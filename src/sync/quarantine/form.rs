@@ -37,7 +37,9 @@ impl Policy {
     pub fn line_of(&self, row: &QuarantineRow) -> Result<Vec<u8>, &'static str> {
         let content = match (&row.content, row.form.as_str(), row.replayed_at) {
             (_, _, Some(_)) => return Err("its resource is in its table, and the line is no longer kept"),
-            (None, _, _) => return Err("the line itself was not kept (sync.quarantine.policy was withheld)"),
+            (None, _, _) => {
+                return Err("the line itself was not kept: it was too long, or sync.quarantine.policy was withheld");
+            }
             (Some(content), QuarantineRow::PLAIN, _) => return Ok(content.clone()),
             (Some(content), _, _) => content,
         };

@@ -25,7 +25,7 @@ pub use self::{
 use super::{Config, Error};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::BadLine,
+    resource::{BadLine, Line, LineTooLong},
     table::{QuarantineRow, Root, TableName},
 };
 
@@ -53,6 +53,39 @@ struct Kept {
 
 /// The SHA-256 of a line.
 type ContentId = [u8; 32];
+
+/// A line that becomes no row of its type.
+struct NotARow<'a> {
+    id: ContentId,
+    number: u64,
+    offset: u64,
+    bytes: u64,
+    reason: &'static str,
+    detail: String,
+    /// Where it is known.
+    line: Option<&'a Line>,
+}
+
+impl NotARow<'_> {
+    /// Its row in the quarantine.
+    fn row(self, policy: &Policy, of_file: &QuarantineRow) -> Result<QuarantineRow, Error> {
+        let (form, content) = match self.line {
+            Some(line) => policy.form(&of_file.file, line).map_err(|_| Error::NotEncrypted)?,
+            None => (QuarantineRow::WITHHELD, None),
+        };
+        Ok(QuarantineRow {
+            id: hex(&self.id),
+            line: self.number,
+            byte_offset: self.offset,
+            bytes: self.bytes,
+            reason: self.reason.to_owned(),
+            detail: self.detail,
+            form: form.to_owned(),
+            content,
+            ..of_file.clone()
+        })
+    }
+}
 
 /// More than this is not held back in memory until the type is committed.
 const MAX_WAITING_BYTES: u64 = 8 * 1024 * 1024;
@@ -100,7 +133,46 @@ impl Quarantine {
         exported_at: Option<TransactionTime>,
         bad: &[BadLine],
     ) -> Result<(), Error> {
-        if bad.is_empty() {
+        let lines = bad.iter().map(|BadLine { line, reason }| NotARow {
+            id: content_id(&line.bytes),
+            number: line.number,
+            offset: line.offset,
+            bytes: line.bytes.len() as u64,
+            reason: reason.code(),
+            detail: reason.to_string(),
+            line: Some(line),
+        });
+        self.add(resource_type, file, exported_at, lines.collect()).await
+    }
+
+    /// Keeps the places of lines of one file that are too long to be kept themselves.
+    pub async fn keep_places(
+        &self,
+        resource_type: Option<ResourceType>,
+        file: &str,
+        exported_at: Option<TransactionTime>,
+        too_long: &[LineTooLong],
+    ) -> Result<(), Error> {
+        let lines = too_long.iter().map(|line| NotARow {
+            id: line.sha256,
+            number: line.number,
+            offset: line.offset,
+            bytes: line.bytes,
+            reason: "too-long",
+            detail: format!("longer than {} bytes", line.limit_bytes),
+            line: None,
+        });
+        self.add(resource_type, file, exported_at, lines.collect()).await
+    }
+
+    async fn add(
+        &self,
+        resource_type: Option<ResourceType>,
+        file: &str,
+        exported_at: Option<TransactionTime>,
+        lines: Vec<NotARow<'_>>,
+    ) -> Result<(), Error> {
+        if lines.is_empty() {
             return Ok(());
         }
         let mut kept = self.kept.lock().await;
@@ -108,29 +180,20 @@ impl Quarantine {
             *kept = Some(read(&self.root).await?);
         }
         let Some(kept) = kept.as_mut() else { return Ok(()) };
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        let mut contents = HashSet::new();
-        for BadLine { line, reason } in bad {
-            let content_id = content_id(&line.bytes);
-            if kept.contents.contains(&content_id) || !contents.insert(content_id) {
+        let (received, mut rows, mut bytes, mut contents) = (lines.len() as u64, Vec::new(), 0, HashSet::new());
+        let of_file = QuarantineRow {
+            resource_type: resource_type.map(|of| of.to_string()),
+            transaction_time: exported_at.and_then(|at| DateTime::from_timestamp_micros(at.as_micros())),
+            file: file.to_owned(),
+            ..self.of_run.clone()
+        };
+        for line in lines {
+            if kept.contents.contains(&line.id) || !contents.insert(line.id) {
                 continue;
             }
-            let (form, content) = self.policy.form(file, line).map_err(|_| Error::NotEncrypted)?;
-            bytes += ROW_BYTES + content.as_ref().map_or(0, |content| content.len() as u64);
-            rows.push(QuarantineRow {
-                id: hex(&content_id),
-                resource_type: resource_type.map(|of| of.to_string()),
-                transaction_time: exported_at.and_then(|at| DateTime::from_timestamp_micros(at.as_micros())),
-                file: file.to_owned(),
-                line: line.number,
-                byte_offset: line.offset,
-                bytes: line.bytes.len() as u64,
-                reason: reason.code().to_owned(),
-                detail: reason.to_string(),
-                form: form.to_owned(),
-                content,
-                ..self.of_run.clone()
-            });
+            let row = line.row(&self.policy, &of_file)?;
+            bytes += ROW_BYTES + row.content.as_ref().map_or(0, |content| content.len() as u64);
+            rows.push(row);
         }
         if bytes > 0 && kept.bytes + bytes > self.max_bytes {
             let place = self.root.place_of_table(TableName::Quarantine);
@@ -141,7 +204,7 @@ impl Quarantine {
         kept.waiting.append(&mut rows);
         kept.waiting_bytes += bytes;
         if resource_type.is_some() {
-            self.resources.fetch_add(bad.len() as u64, Ordering::Relaxed);
+            self.resources.fetch_add(received, Ordering::Relaxed);
         }
         if kept.waiting_bytes > MAX_WAITING_BYTES { self.write(kept).await } else { Ok(()) }
     }

@@ -225,9 +225,12 @@ impl Replay {
     /// A text in the place of a row's line.
     fn take_corrected(&mut self, row: &QuarantineRow, text: &[u8]) -> Result<(), Error> {
         let (mut splitter, mut lines) = (Lines::new(self.max_line_bytes), Vec::new());
-        let split = splitter.push(text, &mut lines);
-        split.map_err(|source| Error::LongLine { file: "the corrected text".to_owned(), source })?;
+        splitter.push(text, &mut lines);
         lines.extend(splitter.finish());
+        if let Some(too_long) = splitter.too_long().first() {
+            self.left.insert(row.id.clone(), too_long.to_string());
+            return Ok(());
+        }
         let mut over_lines = OverLines::new(self.max_line_bytes);
         let mut whole = over_lines.join(lines);
         whole.append(&mut over_lines.finish());
