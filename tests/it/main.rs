@@ -57,6 +57,8 @@ mod one_by_one;
 mod other_lines;
 /// Lines that are not resources, how they are kept, and the commands for them.
 mod quarantine;
+/// The page on reliability: the tests and scenarios that it names.
+mod reliability;
 /// What the server reports as missing.
 mod reported;
 /// Killed processes, lost jobs, and two processes at once.
