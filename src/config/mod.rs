@@ -252,12 +252,9 @@ fn read_sync(
         ("max_gone_percent", "max_missing_percent"),
     ]);
     let max_line_bytes = section.or("max_line_size", "64MiB", bytes);
-    let max_quarantined = section.or("max_quarantined", "20", whole);
-    let max_quarantined_percent = section.or("max_quarantined_percent", "1", percent);
+    let (quarantine, reconcile) = read_limits(&mut section);
     let max_quarantine_bytes = section.or("max_quarantine_size", "1GiB", bytes);
     let accept_reported_errors = section.list("accept_reported_errors", code);
-    let max_missing = section.or("max_missing", "20", whole);
-    let max_missing_percent = section.or("max_missing_percent", "10", percent);
     let recheck_absent = section.or("recheck_absent", "24h", duration);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
@@ -281,15 +278,8 @@ fn read_sync(
         parallel_downloads: parallel_downloads?,
         parallel_upserts: parallel_upserts?,
         max_line_bytes: size(max_line_bytes?),
-        quarantine: sync::QuarantineLimit {
-            max_quarantined: max_quarantined?,
-            max_quarantined_percent: max_quarantined_percent?,
-        },
-        reconcile: table::Reconcile {
-            max_missing: max_missing?,
-            max_missing_percent: max_missing_percent?,
-            allow_empty: false,
-        },
+        quarantine: quarantine?,
+        reconcile: reconcile?,
         allow_empty: BTreeSet::new(),
         max_quarantine_bytes: max_quarantine_bytes?,
         quarantine_policy: quarantine_policy?,
@@ -298,6 +288,23 @@ fn read_sync(
         spool_folder: spool_folder.or(beside_state)?,
         instalment_bytes: instalment_bytes?,
     })
+}
+
+/// How many lines may be no resources, and how many rows a full refresh may remove.
+fn read_limits(section: &mut Section) -> (Option<sync::QuarantineLimit>, Option<table::Reconcile>) {
+    let max_quarantined = section.or("max_quarantined", "20", whole);
+    let max_quarantined_percent = section.or("max_quarantined_percent", "1", percent);
+    let max_missing = section.or("max_missing", "20", whole);
+    let max_missing_percent = section.or("max_missing_percent", "10", percent);
+    let quarantine = max_quarantined.zip(max_quarantined_percent).map(|(max_quarantined, max_quarantined_percent)| {
+        sync::QuarantineLimit { max_quarantined, max_quarantined_percent }
+    });
+    let reconcile = max_missing.zip(max_missing_percent).map(|(max_missing, max_missing_percent)| table::Reconcile {
+        max_missing,
+        max_missing_percent,
+        allow_empty: false,
+    });
+    (quarantine, reconcile)
 }
 
 fn read_log(mut section: Section) -> Option<telemetry::Config> {

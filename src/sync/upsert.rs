@@ -70,46 +70,20 @@ impl Commits {
 /// Commits what was received. [`Error::Stopped`] where types were left to the next run.
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
-    let upsert = commits.instalment(run);
-    let mut absences = absences(run, commits, &received, &held).await;
+    let mut known = Known {
+        upsert: commits.instalment(run),
+        absences: absences(run, commits, &received, &held).await,
+        held,
+        reload: run.syncer.export_state(run.export).reload.into_keys().collect(),
+    };
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
-    let reload = run.syncer.export_state(run.export).reload;
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
-            // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that
-            // the server left out (rules 21 and 98).
-            let allow_empty = run.syncer.config.allow_empty.contains(&resource_type);
-            let absence = absences.remove(&resource_type);
-            // Where the server says that it has none, the rows that it no longer has are counted, and named.
-            let is_there = received.files > 0 || allow_empty || absence == Some(Absence::Empty);
-            let is_held = held.contains(&resource_type);
-            // A table that changed behind our back may have rows that the server deleted long ago.
-            let is_everything = commits.everything || (commits.since.is_none() && reload.contains_key(&resource_type));
-            let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
-            let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
-            let limits = Reconcile { allow_empty, ..run.syncer.config.reconcile };
-            let absent = absence.and_then(Absence::end);
-            let upsert = Upsert {
-                whole: is_whole,
-                reconcile: reconciles.then_some(limits),
-                watermark: commits.watermark.filter(|_| !is_held && absent.is_none()),
-                ..upsert.clone()
-            };
-            let commit = Commit {
-                root: run.syncer.root.clone(),
-                resource_type,
-                upsert,
-                absent,
-                since: commits.since,
-                kicked_off_at: commits.kicked_off_at,
-                overlap: run.syncer.config.overlap,
-                limit: run.syncer.config.quarantine,
-                quarantine: Arc::clone(&run.quarantine),
-            };
+            let commit = Commit::of(run, commits, &mut known, resource_type, &received);
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
@@ -195,7 +169,58 @@ enum Reach {
     BeforeSince,
 }
 
+/// What is known of the types before their commits.
+struct Known {
+    /// Without a watermark.
+    upsert: Upsert,
+    held: BTreeSet<ResourceType>,
+    absences: BTreeMap<ResourceType, Absence>,
+    /// Loaded in full, because the table changed behind our back or something else was asked.
+    reload: BTreeSet<ResourceType>,
+}
+
 impl Commit {
+    /// The commit of one type, with what its rows may stand for.
+    fn of(
+        run: &Run<'_>,
+        commits: Commits,
+        known: &mut Known,
+        resource_type: ResourceType,
+        received: &ReceivedType,
+    ) -> Self {
+        let config = &run.syncer.config;
+        let allow_empty = config.allow_empty.contains(&resource_type);
+        let absence = known.absences.remove(&resource_type);
+        // Where the server says that it has none, the rows that it no longer has are counted, and named.
+        let is_there = received.files > 0 || allow_empty || absence == Some(Absence::Empty);
+        let is_held = known.held.contains(&resource_type);
+        // A table that changed behind our back may have rows that the server deleted long ago.
+        let is_everything = commits.everything || (commits.since.is_none() && known.reload.contains(&resource_type));
+        // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that the
+        // server left out (rules 21 and 98).
+        let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
+        let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
+        let limits = Reconcile { allow_empty, ..config.reconcile };
+        let absent = absence.and_then(Absence::end);
+        let upsert = Upsert {
+            whole: is_whole,
+            reconcile: reconciles.then_some(limits),
+            watermark: commits.watermark.filter(|_| !is_held && absent.is_none()),
+            ..known.upsert.clone()
+        };
+        Self {
+            root: run.syncer.root.clone(),
+            resource_type,
+            upsert,
+            absent,
+            since: commits.since,
+            kicked_off_at: commits.kicked_off_at,
+            overlap: config.overlap,
+            limit: config.quarantine,
+            quarantine: Arc::clone(&run.quarantine),
+        }
+    }
+
     async fn make(mut self, mut received: ReceivedType) -> TypeReport {
         let mut report = TypeReport {
             files: received.files,
