@@ -15,7 +15,9 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
-    data_file::properties::{ROW_GROUP_BYTES, with_bloom_filter, with_small_compressors, writer_properties},
+    data_file::properties::{
+        ROW_GROUP_BYTES, with_bloom_filter, with_compressors_where_needed, with_small_compressors, writer_properties,
+    },
     data_file::{DataFileWriter, change_path, data_path},
     date_partition::{DatePartition, Partition},
 };
@@ -167,10 +169,14 @@ impl DataFiles {
         };
         let FileTarget { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
+        let rows: Vec<_> = rows.into_iter().map(|rows| align(&rows, &schema)).collect::<Result<_, _>>()?;
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
-        let properties =
-            if self.partition.is_empty() { properties } else { with_small_compressors(properties, &schema) };
+        let properties = if self.partition.is_empty() {
+            with_compressors_where_needed(properties, &schema, &rows)?
+        } else {
+            with_small_compressors(properties, &schema)
+        };
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),
@@ -180,7 +186,7 @@ impl DataFiles {
         let properties = properties.build();
         let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
         for rows in rows {
-            writer.write(&align(&rows, &schema)?).await?;
+            writer.write(&rows).await?;
         }
         self.open = OpenFile::Writing(Box::new(writer), schema);
         Ok(())
