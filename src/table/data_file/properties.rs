@@ -80,7 +80,9 @@ pub fn with_compressors_where_needed(
     let mut filled = vec![false; leaves.num_columns()];
     for rows in rows {
         let mut leaf = filled.iter_mut();
-        rows.columns().iter().for_each(|column| note_filled(&column.to_data(), &mut leaf));
+        for column in rows.columns() {
+            note_filled(&column.to_data(), &mut leaf);
+        }
     }
     let empty = leaves.columns().iter().zip(filled).filter(|(_, filled)| !filled);
     Ok(empty.fold(properties, |properties, (leaf, _)| {
@@ -91,12 +93,14 @@ pub fn with_compressors_where_needed(
 /// Notes which leaves of a column have values, in the order of the file.
 fn note_filled<'a>(column: &ArrayData, leaves: &mut impl Iterator<Item = &'a mut bool>) {
     let children = column.child_data();
-    if children.is_empty() {
-        if let Some(filled) = leaves.next() {
-            *filled |= column.null_count() < column.len();
-        }
+    if children.is_empty()
+        && let Some(filled) = leaves.next()
+    {
+        *filled |= column.null_count() < column.len();
     }
-    children.iter().for_each(|child| note_filled(child, leaves));
+    for child in children {
+        note_filled(child, leaves);
+    }
 }
 
 fn zstd() -> Compression {
