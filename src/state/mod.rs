@@ -10,7 +10,7 @@ mod jobs;
 mod place;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, TryLockError},
     io::{Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
@@ -90,6 +90,9 @@ pub struct ExportState {
     /// The same for the last full refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_full_refresh_at: Option<DateTime<Utc>>,
+    /// Runs that are not in the ledger yet: they go on, or their process was killed.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unrecorded_runs: BTreeSet<u64>,
     #[serde(default)]
     pub freshness: Freshness,
     /// The jobs in flight. An earlier version kept one, as `job`.

@@ -1,19 +1,19 @@
 //! The rows of a run in the ledger: its report, and what was asked. A ledger that cannot be written is a warning,
 //! because it must not keep data from arriving.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::runtime::Handle;
 
 use super::{
-    CompletedExport, Export, Report, Run, Syncer, TypeEnd, TypeReport,
+    CompletedExport, Error, Export, Report, Run, Syncer, TypeEnd, TypeReport,
     blocking::{blocking, now},
     chain, events,
 };
 use crate::{
     export::{File, FileKind, Level},
     fhir::{ResourceType, TransactionTime},
-    table::LedgerRow,
+    table::{LedgerRow, RunCommit},
 };
 
 /// What the run knows of its types besides their reports.
@@ -113,6 +113,43 @@ impl Ledger {
     }
 }
 
+/// What tells the commit of a row from all others.
+fn key(row: LedgerRow) -> Option<(String, u64, u64)> {
+    Some((row.resource_type, row.run, row.table_version?))
+}
+
+/// What the log of the table says of a commit. Of lines that became no row it says nothing.
+fn row_of_killed(export: &Export, source: &str, resource_type: ResourceType, commit: RunCommit) -> LedgerRow {
+    let RunCommit { run, version, at, watermark, counts } = commit;
+    LedgerRow {
+        run,
+        export: export.name.clone(),
+        resource_type: resource_type.to_string(),
+        source: source.to_owned(),
+        mode: "unknown".to_owned(),
+        level: level(&export.level),
+        started_at: at,
+        ended_at: at,
+        outcome: KILLED.to_owned(),
+        end: if watermark.is_some() { "committed" } else { "watermark held" }.to_owned(),
+        cause: Some("the process ended before the run was recorded; this is from the log of the table".to_owned()),
+        watermark_after: watermark.map(instant),
+        table_version: Some(version),
+        received: counts.total(),
+        inserted: counts.inserted,
+        updated: counts.updated,
+        unchanged: counts.unchanged,
+        stale: counts.stale,
+        duplicate: counts.duplicate,
+        deleted: counts.deleted,
+        removed: counts.removed,
+        missing: counts.missing,
+        conflicts: Some(counts.conflicts),
+        overruled: Some(counts.overruled),
+        ..LedgerRow::default()
+    }
+}
+
 impl Syncer {
     /// Appends an instalment to the ledger, while its run goes on.
     pub(super) async fn record_instalment(&self, run: &Run<'_>, of: ResourceType, report: &TypeReport) {
@@ -122,24 +159,83 @@ impl Syncer {
 
     /// Appends the run to the ledger.
     pub(super) async fn record(&self, ledger: &Ledger, report: &Report, export: &Export) {
-        self.append_to_ledger(ledger.rows(report, export, &self.config.source)).await;
+        // A commit may have landed although it failed: the next run looks into the logs.
+        let is_certain = report.types.values().all(|of| !matches!(of.end, TypeEnd::Failed(_)));
+        let runs = BTreeSet::from_iter(is_certain.then_some(report.run));
+        let recorded = self.append_and_remember(export, runs, ledger.rows(report, export, &self.config.source));
+        if let Err(error) = recorded.await {
+            tracing::warn!(error = chain(&error), "the run could not be recorded in the ledger; the next one does it");
+        }
+    }
+
+    /// Appends what runs committed whose process was killed before it recorded them.
+    pub(super) async fn record_killed(&self, export: &Export) {
+        let runs = self.export_state(export).unrecorded_runs;
+        if runs.is_empty() {
+            return;
+        }
+        let recorded = async {
+            let rows = self.rows_of_killed(export, &runs).await?;
+            if !rows.is_empty() {
+                let commits = rows.len();
+                tracing::warn!(commits, "a run ended before it was recorded; its commits are added to the ledger");
+            }
+            self.append_and_remember(export, runs.clone(), rows).await
+        };
+        if let Err(error) = recorded.await {
+            tracing::warn!(error = chain(&error), "commits of earlier runs could not be recorded in the ledger");
+        }
+    }
+
+    async fn rows_of_killed(&self, export: &Export, runs: &BTreeSet<u64>) -> Result<Vec<LedgerRow>, Error> {
+        let recorded: BTreeSet<_> = self.root.ledger().await?.into_iter().filter_map(key).collect();
+        let mut rows = Vec::new();
+        for resource_type in &export.types {
+            // A table that cannot be opened fails its type, and not the ledger of the others.
+            let Ok(Some(table)) = self.root.open(*resource_type).await else { continue };
+            let commits = table.commits_of(runs).await?;
+            let row = |commit| row_of_killed(export, &self.config.source, *resource_type, commit);
+            rows.extend(
+                commits.into_iter().map(row).filter(|row| key(row.clone()).is_none_or(|key| !recorded.contains(&key))),
+            );
+        }
+        Ok(rows)
+    }
+
+    async fn append_and_remember(
+        &self,
+        export: &Export,
+        runs: BTreeSet<u64>,
+        rows: Vec<LedgerRow>,
+    ) -> Result<(), Error> {
+        self.append(rows).await?;
+        self.remember_recorded(export, runs).await
     }
 
     pub(super) async fn append_to_ledger(&self, rows: Vec<LedgerRow>) {
+        if let Err(error) = self.append(rows).await {
+            tracing::warn!(error = chain(&error), "the run could not be recorded in the ledger");
+        }
+    }
+
+    async fn append(&self, rows: Vec<LedgerRow>) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
         let _one_at_a_time = self.turns.ledger().await;
         let root = self.root.clone();
         let appended = blocking(move || {
             Handle::current().block_on(root.append_to_ledger(&rows))?;
             root.sync_to_disk()
         });
-        if let Err(error) = appended.await {
-            tracing::warn!(error = chain(&error), "the run could not be recorded in the ledger");
-        }
+        Ok(appended.await?)
     }
 }
 
 /// The outcome of a run that has not ended.
 const RUNNING: &str = "running";
+/// The outcome of a run that did not come to its end.
+const KILLED: &str = "killed";
 
 /// How a type ended: the version of its table, its new watermark, and why it failed.
 fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>) {

@@ -1,7 +1,7 @@
 //! The memory of a sync: what the state file says, and what the tables say when they are asked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
@@ -19,6 +19,9 @@ use crate::{
 
 /// Why a type is loaded in full whose first load ended before its end.
 const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
+
+/// A ledger that cannot be written for longer lacks the earlier runs for good.
+const MAX_UNRECORDED_RUNS: usize = 1000;
 
 impl Syncer {
     /// What the state file says now.
@@ -202,6 +205,25 @@ impl Syncer {
             }
         })
         .await
+    }
+
+    /// The number of the run. Until it is recorded, the ledger lacks it.
+    pub(super) async fn remember_begin(&self, report: &Report) -> Result<(), Error> {
+        let (name, number) = (report.export.clone(), report.run);
+        self.remember(move |state| {
+            state.run = state.run.max(number);
+            let unrecorded = &mut state.exports.entry(name).or_default().unrecorded_runs;
+            unrecorded.insert(number);
+            if unrecorded.len() > MAX_UNRECORDED_RUNS {
+                unrecorded.pop_first();
+            }
+        })
+        .await
+    }
+
+    /// These runs are in the ledger.
+    pub(super) async fn remember_recorded(&self, export: &Export, runs: BTreeSet<u64>) -> Result<(), Error> {
+        self.remember_export(export, move |state| state.unrecorded_runs.retain(|run| !runs.contains(run))).await
     }
 
     /// How the run ended: what `/health` and the schedule go by.

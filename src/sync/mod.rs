@@ -195,8 +195,8 @@ impl<'a> Run<'a> {
         events::began(&self.report);
         self.syncer.client.begin_run().await;
         self.syncer.ask_version_again().await;
-        let number = self.report.run;
-        self.syncer.remember(move |state| state.run = state.run.max(number)).await?;
+        self.syncer.record_killed(self.export).await;
+        self.syncer.remember_begin(&self.report).await?;
         Ok(self.syncer.root.check_lease().await?)
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
+use chrono::DateTime;
 use deltalake::{
     DeltaTable, DeltaTableError, Path,
     kernel::{
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    ADOPTED, Amount, Counts, Error, Table, Upsert,
+    ADOPTED, Amount, Counts, Error, RunCommit, Table, Upsert,
     data_file::durable,
     data_file::stored::StoredFile,
     data_file::{forget, now_millis},
@@ -93,6 +94,30 @@ impl Table {
             }
         }
         Ok(false)
+    }
+}
+
+impl Table {
+    /// What these runs committed, as far as the log still has it: looks at the last 1000 commits at most. Commits of
+    /// builds that did not write their counts are left out.
+    pub async fn commits_of(&self, runs: &BTreeSet<u64>) -> Result<Vec<RunCommit>, Error> {
+        let mut found = Vec::new();
+        let newest = self.version();
+        for version in (newest.saturating_sub(MAX_FOREIGN_COMMITS)..=newest).rev() {
+            let info = commit_info(&self.delta, version).await.map_err(|error| self.failed(error))?;
+            let Some(info) = info else { continue };
+            let Some(run) = info[OURS]["run"].as_u64() else { continue };
+            if runs.first().is_none_or(|first| run < *first) {
+                break;
+            }
+            let counts = serde_json::from_value(info[OURS]["counts"].clone());
+            if let (true, Ok(counts)) = (runs.contains(&run), counts) {
+                let at = info["timestamp"].as_i64().and_then(DateTime::from_timestamp_millis);
+                let watermark = info[OURS]["transactionTime"].as_i64().and_then(TransactionTime::from_micros);
+                found.push(RunCommit { run, version, at, watermark, counts });
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -326,6 +351,7 @@ fn metadata(counts: &Counts, actions: &[Action], upsert: &Upsert) -> BTreeMap<St
     let run = json!({
         "run": upsert.run,
         "transactionTime": upsert.watermark.map(TransactionTime::as_micros),
+        "counts": counts,
     });
     BTreeMap::from([("operationMetrics".to_owned(), metrics), (OURS.to_owned(), run)])
 }

@@ -1,5 +1,8 @@
 //! What a commit is for, and what it did, in counts.
 
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
 use crate::fhir::TransactionTime;
 
 /// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a
@@ -47,6 +50,17 @@ pub struct Reconcile {
     pub allow_empty: bool,
 }
 
+/// A commit of a run, as the log of the table has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunCommit {
+    pub run: u64,
+    pub version: u64,
+    /// When the run began to commit, by the local clock.
+    pub at: Option<DateTime<Utc>>,
+    pub watermark: Option<TransactionTime>,
+    pub counts: Counts,
+}
+
 /// What a commit did to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Committed {
@@ -59,7 +73,8 @@ pub struct Committed {
 }
 
 /// What became of the rows and deletions of a change set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counts {
     pub inserted: u64,
     pub updated: u64,

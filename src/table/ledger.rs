@@ -37,7 +37,7 @@ record! {
         started_at: Option<DateTime<Utc>>,
         ended_at: Option<DateTime<Utc>>,
         duration_ms: u64,
-        /// Of the run; `running` for an instalment.
+        /// Of the run; `running` for an instalment, `killed` for a commit that only the table's log knows of.
         outcome: String,
         /// Of the type: `committed`, `instalment`, `watermark held`, `failed`, `not reached`.
         end: String,

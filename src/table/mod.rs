@@ -58,7 +58,7 @@ mod value_counts;
 pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
-    counts::{ADOPTED, Amount, Committed, Counts, Reconcile, Upsert},
+    counts::{ADOPTED, Amount, Committed, Counts, Reconcile, RunCommit, Upsert},
     data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
     error::Error,

@@ -56,7 +56,7 @@ async fn runs_and_status_are_shown_beside_a_process_that_syncs() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_cannot_be_written_does_not_fail_the_run() {
+async fn a_ledger_that_cannot_be_written_does_not_fail_the_run_and_the_next_one_makes_up_for_it() {
     let setup = Setup::new().await;
     let runs = setup.lake().join("_fhir_sync/runs");
     std::fs::create_dir_all(runs.parent().unwrap()).unwrap();
@@ -65,6 +65,10 @@ async fn a_ledger_that_cannot_be_written_does_not_fail_the_run() {
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert!(ended.stderr.contains("the run could not be recorded in the ledger"), "{}", ended.stderr);
     setup.assert_same_as_server().await;
+    std::fs::remove_file(&runs).unwrap();
+    setup.complete().await;
+    let verified = setup.look(&["verify"]).await;
+    assert_eq!(verified.stdout.matches("agrees").count(), 2, "the next run records both: {}", verified.stdout);
 }
 
 #[tokio::test]

@@ -83,6 +83,11 @@ async fn a_process_killed_between_two_commits_leaves_every_row_once() {
     let ended = setup.process(&[]).await;
     assert_eq!((ended.code, setup.server.jobs().len()), (Some(0), 1), "{}", ended.output());
     setup.assert_same_as_server().await;
+    let ledger = setup.root().ledger().await.unwrap();
+    let killed = ledger.iter().find(|row| row.resource_type == "Condition").unwrap();
+    assert_eq!((killed.run, killed.outcome.as_str(), killed.inserted), (1, "killed", 1), "{killed:#?}");
+    let verified = setup.look(&["verify"]).await;
+    assert_eq!(verified.stdout.matches("agrees").count(), setup.export.types.len(), "{}", verified.stdout);
 }
 
 #[tokio::test]

@@ -68,6 +68,10 @@ async fn a_signal_between_two_commits_finishes_the_running_one_and_leaves_the_re
         );
         let files = std::fs::read_dir(last).unwrap().count();
         assert_eq!(files, 1, "only the log of the empty table; a cancelled upsert leaves no data file");
+        for resource_type in &setup.export.types {
+            let unnamed = &setup.data_files(*resource_type) - &setup.data_files_of_the_log(*resource_type);
+            assert!(unnamed.is_empty(), "the commit of {resource_type} had begun and was not finished: {unnamed:?}");
+        }
         assert_completes(&setup).await;
     }
 }

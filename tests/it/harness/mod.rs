@@ -188,6 +188,19 @@ impl Setup {
         names.filter(|name| name.ends_with(".parquet")).collect()
     }
 
+    /// The names of the Parquet files that commits have added to a table.
+    pub fn data_files_of_the_log(&self, of: ResourceType) -> BTreeSet<String> {
+        let Ok(entries) = fs::read_dir(self.table_folder(of).join("_delta_log")) else { return BTreeSet::new() };
+        let commits = entries.map(|entry| entry.unwrap().path());
+        let commits = commits.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
+        let texts: Vec<String> = commits.map(|path| fs::read_to_string(path).unwrap()).collect();
+        let actions = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        actions.filter_map(|action| Some(action["add"]["path"].as_str()?.to_owned())).collect()
+    }
+
     /// The quarantined lines, oldest run first.
     pub async fn quarantine(&self) -> Vec<QuarantineRow> {
         let rows = self.root().quarantine().await.unwrap();
