@@ -14,7 +14,9 @@ async fn a_new_daemon_syncs_at_once_and_is_healthy_afterwards() {
     assert_eq!((daemon.get("/livez").await.0, daemon.get("/readyz").await.0), (200, 200));
     assert_eq!(daemon.healthcheck().await.code, Some(1));
     setup.server.scenario(|scenario| scenario.hold = false);
-    let body = daemon.eventually_health("health", |status, _| status == 200).await;
+    // The data are fresh a little before the run has ended.
+    let is_complete = |status, body: &Value| status == 200 && body["last_sync"] != Value::Null;
+    let body = daemon.eventually_health("health", is_complete).await;
     assert_eq!((&body["status"], &body["exports"]["all"]["status"]), (&json!("healthy"), &json!("healthy")));
     let last_sync = body["last_sync"].as_str().unwrap();
     assert!(fhir_sync::fhir::parse_instant(last_sync).is_some(), "{last_sync}");
