@@ -11,8 +11,8 @@ use crate::config;
 pub fn run(path: &Path) -> Result<(), Exit> {
     let (config, remarks) = config::check(path).map_err(misconfigured)?;
     for remark in remarks {
-        println!("{remark}");
+        say!("{remark}");
     }
-    println!("{}: {}, no mistakes", path.display(), counted(config.exports.len(), "export"));
+    say!("{}: {}, no mistakes", path.display(), counted(config.exports.len(), "export"));
     Ok(())
 }

@@ -18,7 +18,7 @@ pub async fn run(url: &Url) -> Result<(), Exit> {
     }
     let (healthy, body) =
         ask(url).await.map_err(|error| failed(&format!("{url} does not answer: {}", chain(&error.without_url()))))?;
-    println!("{}", body.trim());
+    say!("{}", body.trim());
     if healthy { Ok(()) } else { Err(FAILED) }
 }
 

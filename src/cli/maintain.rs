@@ -76,9 +76,9 @@ async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Exit> {
     for resource_type in types {
         match syncer.rebuild(*resource_type).await {
             Ok(Some(committed)) => {
-                println!("{resource_type}: {} rebuilt, version {}", rows(committed.counts.updated), committed.version);
+                say!("{resource_type}: {} rebuilt, version {}", rows(committed.counts.updated), committed.version);
             }
-            Ok(None) => println!("{resource_type}: there is no table"),
+            Ok(None) => say!("{resource_type}: there is no table"),
             Err(error) => return Err(failed(&chain(&error))),
         }
     }
@@ -87,25 +87,31 @@ async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Exit> {
 
 fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRun) {
     let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
-    println!(
+    say!(
         "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
-        "type", "rewritten", "bytes", "into", "purged", "checkpoint", "log files", "vacuumed", "bytes"
+        "type",
+        "rewritten",
+        "bytes",
+        "into",
+        "purged",
+        "checkpoint",
+        "log files",
+        "vacuumed",
+        "bytes"
     );
     for (table, result) in tables {
         match result {
-            Ok(done) => println!("{table:width$} {}", cells(done, dry_run)),
-            Err(error) => println!("{table:width$} {}", chain(error)),
+            Ok(done) => say!("{table:width$} {}", cells(done, dry_run)),
+            Err(error) => say!("{table:width$} {}", chain(error)),
         }
     }
     let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();
     if left > 0 {
         let limit = humantime::format_duration(maintenance.time_limit);
-        println!(
-            "! not compacted yet, left for the next run: {left} groups of files (maintenance.time_limit is {limit})"
-        );
+        say!("! not compacted yet, left for the next run: {left} groups of files (maintenance.time_limit is {limit})");
     }
     if dry_run == DryRun::Yes {
-        println!("dry run: nothing was changed");
+        say!("dry run: nothing was changed");
     }
 }
 

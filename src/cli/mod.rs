@@ -1,5 +1,13 @@
 //! The commands: the arguments become one of them, and each ends in an exit code.
 
+/// A line on the standard output. A reader that closes the pipe early, such as `head`, does not end the work.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod check;
 mod demo;
 mod exit;

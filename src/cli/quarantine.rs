@@ -165,7 +165,7 @@ async fn purge(arguments: Purge) -> Result<(), Exit> {
             None => sync::Purge::Lines(whole_ids(&syncer.root, &arguments.ids).await?),
         };
         let purged = syncer.purge_quarantine(which).await.map_err(|error| failed(&chain(&error)))?;
-        println!("{purged} lines purged; the vacuum deletes the files that held them");
+        say!("{purged} lines purged; the vacuum deletes the files that held them");
         Ok(())
     };
     let result = result.await;
@@ -205,18 +205,18 @@ fn print_replayed(replayed: &sync::Replayed) {
             Ok(committed) => {
                 let counts = committed.counts;
                 let sync::Counts { inserted, updated, unchanged, stale, duplicate, .. } = counts;
-                println!(
+                say!(
                     "{resource_type}: {inserted} inserted, {updated} updated, {unchanged} unchanged, {stale} stale, \
                      {duplicate} duplicate"
                 );
             }
-            Err(error) => println!("{resource_type}: {}", chain(error)),
+            Err(error) => say!("{resource_type}: {}", chain(error)),
         }
     }
     for (id, reason) in &replayed.left {
-        println!("{} stays: {reason}", short(id));
+        say!("{} stays: {reason}", short(id));
     }
-    println!("{} lines replayed, {} stay in the quarantine", replayed.lines, replayed.left.len());
+    say!("{} lines replayed, {} stay in the quarantine", replayed.lines, replayed.left.len());
 }
 
 async fn rows(root: &Root) -> Result<Vec<QuarantineRow>, Exit> {

@@ -39,7 +39,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     };
     let root = Root::new(tables).map_err(|error| failed(&chain(&error)))?;
     let answer = root.query(&named_types(&arguments.sql), &arguments.sql).await;
-    println!("{}", answer.map_err(|error| failed(&chain(&error)))?);
+    say!("{}", answer.map_err(|error| failed(&chain(&error)))?);
     Ok(())
 }
 

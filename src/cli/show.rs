@@ -50,7 +50,7 @@ pub fn report(report: &Report) {
     for head in &HEAD[1..] {
         print!(" {head:>11}");
     }
-    println!(" {:>8}", "version");
+    say!(" {:>8}", "version");
     for (resource_type, of) in &report.types {
         let counts = &of.counts;
         print!("{resource_type:width$}");
@@ -67,29 +67,29 @@ pub fn report(report: &Report) {
             print!(" {:>11}", HumanCount(count).to_string());
         }
         match &of.end {
-            TypeEnd::Committed { version, .. } => println!(" {version:>8}"),
-            TypeEnd::Instalment { version } => println!(" {version:>8}  an instalment"),
-            TypeEnd::WatermarkHeld { version } => println!(" {version:>8}  the watermark was not moved"),
-            TypeEnd::Behind { version, watermark } => println!(" {version:>8}  behind: the watermark is {watermark}"),
-            TypeEnd::SetBack { version } => println!(" {version:>8}  set back: the watermark was not moved"),
-            TypeEnd::Failed(failure) => println!(" {:>8}  {}", "-", failure.cause),
-            TypeEnd::Denied { missing_scope } => println!(" {:>8}  denied: {missing_scope} is not granted", "-"),
-            TypeEnd::Missing { on_server } => println!(" {:>8}  missing: the server has {on_server}", "-"),
-            TypeEnd::Unconfirmed => println!(" {:>8}  unconfirmed: nothing arrived", "-"),
-            TypeEnd::NotReached => println!(" {:>8}", "-"),
+            TypeEnd::Committed { version, .. } => say!(" {version:>8}"),
+            TypeEnd::Instalment { version } => say!(" {version:>8}  an instalment"),
+            TypeEnd::WatermarkHeld { version } => say!(" {version:>8}  the watermark was not moved"),
+            TypeEnd::Behind { version, watermark } => say!(" {version:>8}  behind: the watermark is {watermark}"),
+            TypeEnd::SetBack { version } => say!(" {version:>8}  set back: the watermark was not moved"),
+            TypeEnd::Failed(failure) => say!(" {:>8}  {}", "-", failure.cause),
+            TypeEnd::Denied { missing_scope } => say!(" {:>8}  denied: {missing_scope} is not granted", "-"),
+            TypeEnd::Missing { on_server } => say!(" {:>8}  missing: the server has {on_server}", "-"),
+            TypeEnd::Unconfirmed => say!(" {:>8}  unconfirmed: nothing arrived", "-"),
+            TypeEnd::NotReached => say!(" {:>8}", "-"),
         }
     }
     for (resource_type, of) in report.types.iter().filter(|(_, of)| of.foreign_commits > 0) {
-        println!("! {resource_type}: commits by other writers since our last one: {}", of.foreign_commits);
+        say!("! {resource_type}: commits by other writers since our last one: {}", of.foreign_commits);
     }
     for note in &report.notes {
-        println!("  {note}");
+        say!("  {note}");
     }
     for remark in &report.remarks {
-        println!("! {remark}");
+        say!("! {remark}");
     }
     let duration = (report.ended_at - report.started_at).to_std().unwrap_or_default();
-    println!("{}", how_it_ended(report, duration));
+    say!("{}", how_it_ended(report, duration));
 }
 
 fn how_it_ended(report: &Report, duration: Duration) -> String {

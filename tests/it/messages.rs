@@ -22,6 +22,16 @@ async fn assert_next_sync_completes(setup: &Setup) {
 }
 
 #[tokio::test]
+async fn a_reader_that_closes_the_pipe_early_ends_no_command() {
+    for words in [vec!["demo", "--list-scenarios"], vec!["--help"]] {
+        let mut process =
+            Command::new(BINARY).args(&words).stdout(std::process::Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        drop(process.stdout.take());
+        assert_eq!(process.wait().await.unwrap().code(), Some(0), "{words:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_down_is_named_and_the_next_sync_completes() {
     let setup = Setup::new().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

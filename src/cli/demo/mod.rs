@@ -67,33 +67,33 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
 async fn demonstrate(arguments: Arguments, stop: &CancellationToken) -> Result<(), Exit> {
     let dir = clean_folder(&arguments)?;
     let server = start_server(&arguments).await?;
-    println!("FHIR server with Bulk Data export: {}", server.url());
+    say!("FHIR server with Bulk Data export: {}", server.url());
     let demo = Demo::start(&server, &dir, None).await?;
-    println!("\nFirst sync: there are no tables yet, so it asks for all resources.\n");
+    say!("\nFirst sync: there are no tables yet, so it asks for all resources.\n");
     demo.sync(Mode::Incremental, stop).await?;
     demo.query().await?;
     if arguments.data.is_some() {
-        println!("\nSecond sync: the same files again. Rows that did not change are not rewritten.\n");
+        say!("\nSecond sync: the same files again. Rows that did not change are not rewritten.\n");
         unchanged(&demo.sync(Mode::Incremental, stop).await?)?;
-        println!("\nFull refresh: it asks for all resources again.\n");
+        say!("\nFull refresh: it asks for all resources again.\n");
         unchanged(&demo.sync(Mode::FullRefresh, stop).await?)?;
     } else {
         let changes = server.world(|world| generate::next_day(world, arguments.seed));
         let sum = |counts: &BTreeMap<ResourceType, usize>| counts.values().sum::<usize>();
-        println!(
+        say!(
             "\nA day passes on the server: {} resources created, {} updated, {} deleted.",
             sum(&changes.created),
             sum(&changes.updated),
             sum(&changes.deleted)
         );
-        println!("Second sync: it asks only for what changed since the first.\n");
+        say!("Second sync: it asks only for what changed since the first.\n");
         demo.sync(Mode::Incremental, stop).await?;
     }
     demo.query().await?;
     next_steps(&dir, &demo.export.types);
     if arguments.keep_serving {
-        println!("\nThe server runs at {} until Ctrl-C. To sync it with another fhir-sync:\n", server.url());
-        println!("  fhir-sync sync --fhir-endpoint {} --delta-path ./lake --state-file ./state.json", server.url());
+        say!("\nThe server runs at {} until Ctrl-C. To sync it with another fhir-sync:\n", server.url());
+        say!("  fhir-sync sync --fhir-endpoint {} --delta-path ./lake --state-file ./state.json", server.url());
         stop.cancelled().await;
     }
     server.stop().await;
@@ -104,11 +104,11 @@ async fn start_server(arguments: &Arguments) -> Result<Server, Exit> {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     let server = match &arguments.data {
         Some(folder) => {
-            println!("Serving the files of {} as a FHIR server …", folder.display());
+            say!("Serving the files of {} as a FHIR server …", folder.display());
             Server::start_folder(folder, any_port).await
         }
         None => {
-            println!("Generating {} synthetic patients (seed {}) …", arguments.patients, arguments.seed);
+            say!("Generating {} synthetic patients (seed {}) …", arguments.patients, arguments.seed);
             Server::start(generate::world(arguments.patients as usize, arguments.seed), any_port).await
         }
     };
@@ -173,9 +173,9 @@ impl Demo {
             observation.map_or((types[0], "resourceType"), |observation| (*observation, "status"));
         let counts = self.syncer.root.value_counts(resource_type, column).await;
         let counts = counts.map_err(|error| failed(&chain(&error)))?;
-        println!("\nThe rows of {resource_type} now, by {column}:");
+        say!("\nThe rows of {resource_type} now, by {column}:");
         for (value, rows) in counts {
-            println!("  {:20} {:>12}", value.as_deref().unwrap_or("NULL"), HumanCount(rows).to_string());
+            say!("  {:20} {:>12}", value.as_deref().unwrap_or("NULL"), HumanCount(rows).to_string());
         }
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Demo {
 fn unchanged(report: &Report) -> Result<(), Exit> {
     let bytes_written: u64 = report.types.values().map(|report| report.bytes_written).sum();
     if report.changed() == 0 && bytes_written == 0 {
-        println!("As expected: no row changed, no data file was written.");
+        say!("As expected: no row changed, no data file was written.");
         return Ok(());
     }
     Err(failed(&format!("{} changed and {bytes_written} bytes were written for the same data", rows(report.changed()))))
@@ -195,7 +195,7 @@ fn next_steps(dir: &Path, types: &[ResourceType]) {
     let lake = dir.join("lake");
     let lake = lake.display();
     let table = types.iter().find(|resource_type| resource_type.as_str() == "Patient").unwrap_or(&types[0]);
-    println!(
+    say!(
         "\nThe tables are in {lake}, one folder for each resource type. To read them:\n\n\
          DuckDB   INSTALL delta; LOAD delta;\n         \
          SELECT * FROM delta_scan('{lake}/{table}.parquet') LIMIT 10;\n\

@@ -48,7 +48,7 @@ pub fn parse(name: &str) -> Result<Chosen, String> {
 
 pub fn list() {
     for named in NAMED {
-        println!("{}\n    {}\n    {}", named.name, named.server, named.client);
+        say!("{}\n    {}\n    {}", named.name, named.server, named.client);
     }
 }
 
@@ -60,7 +60,7 @@ pub async fn play(arguments: Arguments, stop: &CancellationToken) -> Result<(), 
         Chosen::One(named) => vec![*named],
     });
     for named in chosen {
-        println!("\n== {}\n\nThe server:  {}\nfhir-sync:   {}", named.name, named.server, named.client);
+        say!("\n== {}\n\nThe server:  {}\nfhir-sync:   {}", named.name, named.server, named.client);
         let play = Play::start(named, &arguments, &folder.join(named.name)).await?;
         play.through(arguments.seed, stop).await?;
         play.server.stop().await;
@@ -101,12 +101,12 @@ impl Play {
             }
         }
         named::end(&self.server);
-        println!("\nThe scenario ends: the server behaves again.\n");
+        say!("\nThe scenario ends: the server behaves again.\n");
         self.heal(stop).await
     }
 
     async fn sync(&self, is_disturbed: bool, stop: &CancellationToken) -> Result<(), Exit> {
-        println!("\n{}\n", if is_disturbed { "A sync while the server does this:" } else { "A sync before that:" });
+        say!("\n{}\n", if is_disturbed { "A sync while the server does this:" } else { "A sync before that:" });
         let report = self.run(Mode::Incremental, stop).await?;
         let promised = if is_disturbed { self.named.promise } else { Promise::Complete };
         let expected = match promised {
@@ -116,7 +116,7 @@ impl Play {
         if report.outcome != expected {
             return Err(failed(&format!("the sync should have been {expected}")));
         }
-        println!("As promised: {expected}.");
+        say!("As promised: {expected}.");
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl Play {
             let report = self.run(*mode, stop).await?;
             let (different, rows) = self.differences().await?;
             if report.outcome == Outcome::Complete && different.is_empty() {
-                println!("The tables are equal to the server: {}.", show::rows(rows));
+                say!("The tables are equal to the server: {}.", show::rows(rows));
                 return Ok(());
             }
         }
