@@ -303,6 +303,11 @@ impl Intake {
         self.changes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether its rows are written into the table's files while they arrive.
+    fn is_first_load(&self) -> bool {
+        self.changes().as_ref().is_some_and(ChangeSet::is_first_load)
+    }
+
     /// Blocks, also while an instalment is committed.
     fn push(&self, output: OutputIndex, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
         let changes = self.changes();

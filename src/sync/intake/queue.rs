@@ -1,21 +1,34 @@
 //! The queue: which files of an export are read, and in which order.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::{Context, Remark, deleted, instalments::Instalments, outcome, output};
+use super::{Context, Intake, Remark, deleted, instalments::Instalments, outcome, output};
 use crate::{
     export::{File, FileKind, Manifest},
+    fhir::ResourceType,
     sync::Error,
 };
 
+/// How many types arrive at the same time for tables that are empty. Each has a data file open, with a compressor for
+/// each of its hundreds of columns: four of them took a third of the memory of a first load.
+const MAX_FIRST_LOADS: usize = 2;
+
 /// A file that is to be read.
 pub enum Queued {
-    /// With its number among the files of the export.
-    Output(u32, File),
+    Output {
+        /// Its number among the files of the export.
+        index: u32,
+        file: File,
+        /// Its type, if the table is empty.
+        first_load: Option<ResourceType>,
+    },
     Deleted(File),
     Outcomes(File),
 }
@@ -37,7 +50,11 @@ pub fn queue(context: &Context, manifest: &Manifest, instalments: &Instalments<'
         is_wanted
     };
     let output = output.into_iter().filter(|(_, file)| is_wanted(file) && !instalments.is_finished(file));
-    let output = output.map(|(index, file)| Queued::Output(index, file.clone()));
+    let output = output.map(|(index, file)| {
+        let first_load =
+            file.kind.resource_type().filter(|of| context.intakes.get(of).is_some_and(Intake::is_first_load));
+        Queued::Output { index, file: file.clone(), first_load }
+    });
     let deleted = manifest.deleted.iter().cloned().map(Queued::Deleted);
     output.chain(deleted).chain(manifest.outcomes.iter().cloned().map(Queued::Outcomes)).collect()
 }
@@ -55,11 +72,16 @@ pub async fn read_all(
 ) -> Result<Vec<Remark>, Error> {
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
+    let mut first_loads = FirstLoads::default();
     loop {
         while tasks.len() < workers
-            && let Some(next) = queue.pop_front()
+            && let Some(place) = first_loads.next(queue.iter().map(|queued| queued.first_load()))
+            && let Some(next) = queue.remove(place)
         {
-            tasks.spawn(next.read(Arc::clone(context)).in_current_span());
+            let of = next.first_load();
+            first_loads.begin(of);
+            let reading = next.read(Arc::clone(context));
+            tasks.spawn(async move { (of, reading.await) }.in_current_span());
         }
         let ended = tokio::select! {
             biased;
@@ -72,7 +94,10 @@ pub async fn read_all(
             ended = tasks.join_next() => ended,
         };
         match ended {
-            Some(Ok(of_file)) => remarks.extend(of_file),
+            Some(Ok((of, of_file))) => {
+                first_loads.end(of);
+                remarks.extend(of_file);
+            }
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
             None => break,
         }
@@ -82,12 +107,65 @@ pub async fn read_all(
     Ok(remarks)
 }
 
+/// The types whose files are read for empty tables, and how many files of each.
+#[derive(Default)]
+struct FirstLoads(BTreeMap<ResourceType, usize>);
+
+impl FirstLoads {
+    /// The place of the first file that may be read now. `queue` has the type of each file that is for an empty table.
+    fn next(&self, mut queue: impl Iterator<Item = Option<ResourceType>>) -> Option<usize> {
+        let has_room = self.0.len() < MAX_FIRST_LOADS;
+        queue.position(|of| of.is_none_or(|of| has_room || self.0.contains_key(&of)))
+    }
+
+    fn begin(&mut self, of: Option<ResourceType>) {
+        if let Some(of) = of {
+            *self.0.entry(of).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, of: Option<ResourceType>) {
+        let Some(of) = of else { return };
+        let files = self.0.remove(&of).unwrap_or_default();
+        if files > 1 {
+            self.0.insert(of, files - 1);
+        }
+    }
+}
+
 impl Queued {
+    fn first_load(&self) -> Option<ResourceType> {
+        match self {
+            Self::Output { first_load, .. } => *first_load,
+            Self::Deleted(_) | Self::Outcomes(_) => None,
+        }
+    }
+
     async fn read(self, context: Arc<Context>) -> Vec<Remark> {
         match self {
-            Self::Output(index, file) => output::read(context, file, index).await,
+            Self::Output { index, file, .. } => output::read(context, file, index).await,
             Self::Deleted(file) => deleted::read(context, file).await,
             Self::Outcomes(file) => outcome::read(context, file).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_two_types_arrive_at_the_same_time_for_empty_tables_and_nothing_else_waits_for_them() {
+        let [a, b, c] = ["Account", "Basic", "Condition"].map(|of| Some(of.parse::<ResourceType>().unwrap()));
+        let mut first_loads = FirstLoads::default();
+        assert_eq!(first_loads.next([a, a, b].into_iter()), Some(0));
+        [a, a, b].into_iter().for_each(|of| first_loads.begin(of));
+        assert_eq!(first_loads.next([c, c].into_iter()), None);
+        assert_eq!(first_loads.next([c, b].into_iter()), Some(1), "another file of a type that arrives");
+        assert_eq!(first_loads.next([c, None].into_iter()), Some(1), "a file for a table with rows, or of deletions");
+        first_loads.end(a);
+        assert_eq!(first_loads.next([c].into_iter()), None, "one file of it is still being read");
+        first_loads.end(a);
+        assert_eq!(first_loads.next([c].into_iter()), Some(0));
     }
 }
