@@ -190,7 +190,8 @@ fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> E
 
 fn type_health(of: &TypeView, export: &ExportView, now: DateTime<Utc>, instant: Instant) -> TypeHealth {
     let age = of.data.and_then(|data| data.age(now, instant));
-    let asked = of.unconfirmed.and_then(|asked| asked.age(now, instant));
+    // Data that are there are as old as they are, whatever was asked since.
+    let asked = of.unconfirmed.filter(|_| of.data.is_none()).and_then(|asked| asked.age(now, instant));
     let is_fresh = age.is_some_and(|age| age <= export.max_age)
         || asked.is_some_and(|age| age <= export.max_age.saturating_add(export.recheck_absent));
     TypeHealth {
@@ -296,6 +297,9 @@ mod tests {
         assert!(healthy);
         assert_eq!(body["exports"]["export-0"]["oldest_type"], Value::Null);
         assert!(!health(&view, at("2026-11-20T11:01:00Z"), start).0, "nobody asks any more");
+        view.exports[0].types[0].data =
+            Some(Moment::new(at("2026-11-01T09:00:00Z"), at("2026-11-01T09:00:00Z"), start));
+        assert!(!health(&view, at("2026-11-20T10:59:00Z"), start).0, "data that are there are old");
     }
 
     #[test]

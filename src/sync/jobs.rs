@@ -36,7 +36,7 @@ impl Run<'_> {
                 types = events::list(&job.types),
                 "resuming the export in progress on the server"
             );
-            let types = job.types.clone();
+            let mut types = job.types.clone();
             // What an incremental run asked for does not make a full refresh.
             let is_enough = self.mode == Mode::Incremental || job.full_refresh;
             match self.follow(job.clone()).await {
@@ -50,6 +50,9 @@ impl Run<'_> {
                 Ok(()) => {}
             }
             if is_enough {
+                // What changed since then does not replace a table that is to be loaded in full.
+                let reload = self.syncer.export_state(self.export).reload;
+                types.retain(|of| job.since.is_none() || !reload.contains_key(of));
                 resumed.extend(types);
             }
         }

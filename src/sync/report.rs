@@ -46,6 +46,8 @@ pub struct TypeReport {
     pub counts: Counts,
     /// Lines that are no resources.
     pub quarantined: u64,
+    /// The same of the files that were read before, by earlier instalments of the job.
+    pub quarantined_before: u64,
     /// Lines of types that nobody asked for.
     pub not_wanted: u64,
     /// Lines that are what the server says about the file.
@@ -176,7 +178,8 @@ impl Report {
     /// What the ends of the types amount to.
     fn outcome_of_types(&self) -> Outcome {
         let committed = |end: &TypeEnd| matches!(end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed);
-        let is_clean = self.commits().all(|report| report.quarantined == 0) && self.remarks.is_empty();
+        let is_clean =
+            self.commits().all(|report| report.quarantined + report.quarantined_before == 0) && self.remarks.is_empty();
         if is_clean && self.types.values().all(|report| committed(&report.end)) {
             return Outcome::Complete;
         }

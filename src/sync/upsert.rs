@@ -30,8 +30,8 @@ use crate::{
 pub struct Commits {
     /// How far the export goes.
     pub watermark: Option<TransactionTime>,
-    /// The server's own time at the kick-off.
-    pub kicked_off_at: Option<TransactionTime>,
+    /// The server's own time at the kick-off, or else the earliest later one.
+    pub server_time: Option<TransactionTime>,
     /// From where it goes: `_since`.
     pub since: Option<TransactionTime>,
     /// It is a full export: a row that it lacks was deleted on the server.
@@ -43,7 +43,7 @@ impl Commits {
         let since = export.asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         Self {
             watermark: watermark(&export.completed),
-            kicked_off_at: export.completed.job.kicked_off_at,
+            server_time: export.completed.bound,
             since,
             everything: export.asked.full_refresh && since.is_none(),
         }
@@ -145,7 +145,7 @@ struct Commit {
     /// How the type ends if it is absent from a full load without being empty.
     absent: Option<TypeEnd>,
     since: Option<TransactionTime>,
-    kicked_off_at: Option<TransactionTime>,
+    server_time: Option<TransactionTime>,
     overlap: TimeDelta,
     limit: QuarantineLimit,
     quarantine: Arc<Quarantine>,
@@ -195,7 +195,10 @@ impl Commit {
         let is_there = received.files > 0 || allow_empty || absence == Some(Absence::Empty);
         let is_held = known.held.contains(&resource_type);
         // A table that changed behind our back may have rows that the server deleted long ago.
-        let is_everything = commits.everything || (commits.since.is_none() && known.reload.contains(&resource_type));
+        let is_reloaded = known.reload.contains(&resource_type);
+        let is_everything = commits.everything || (commits.since.is_none() && is_reloaded);
+        // An increment that was asked for before the table changed does not bring back what it lacks.
+        let is_to_reload = commits.since.is_some() && is_reloaded;
         // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that the
         // server left out (rules 21 and 98).
         let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
@@ -205,7 +208,7 @@ impl Commit {
         let upsert = Upsert {
             whole: is_whole,
             reconcile: reconciles.then_some(limits),
-            watermark: commits.watermark.filter(|_| !is_held && absent.is_none()),
+            watermark: commits.watermark.filter(|_| !is_held && !is_to_reload && absent.is_none()),
             ..known.upsert.clone()
         };
         Self {
@@ -214,7 +217,7 @@ impl Commit {
             upsert,
             absent,
             since: commits.since,
-            kicked_off_at: commits.kicked_off_at,
+            server_time: commits.server_time,
             overlap: config.overlap,
             limit: config.quarantine,
             quarantine: Arc::clone(&run.quarantine),
@@ -229,6 +232,7 @@ impl Commit {
             bytes: received.bytes,
             received: received.changes.received() + received.lines.without_row(),
             quarantined: received.lines.quarantined,
+            quarantined_before: received.before.quarantined,
             not_wanted: received.lines.not_wanted,
             outcomes: received.lines.outcomes,
             rerouted: received.lines.rerouted,
@@ -295,10 +299,10 @@ impl Commit {
         if !self.upsert.lowers_watermark {
             self.upsert.watermark = Some(exported.max(known));
         }
-        let is_old = |kicked_off: TransactionTime| exported.instant() + self.overlap < kicked_off.instant();
+        let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
         let is_no_later = exported.instant() < known.instant() + TimeDelta::seconds(1);
-        if is_no_later && self.kicked_off_at.is_some_and(is_old) { Reach::Behind } else { Reach::Further }
+        if is_no_later && self.server_time.is_none_or(is_old) { Reach::Behind } else { Reach::Further }
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
@@ -343,6 +347,10 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         TypeEnd::Missing { on_server } => Some(format!(
             "{resource_type} is missing: the server has {on_server} and exported none; the next sync asks for all of it \
              again"
+        )),
+        TypeEnd::Committed { .. } if report.quarantined_before > 0 => Some(format!(
+            "{} lines of {resource_type}, in files that were read before, are not resources; they are in quarantine",
+            report.quarantined_before
         )),
         _ => None,
     }

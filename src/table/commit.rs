@@ -107,7 +107,8 @@ impl Table {
             let info = commit_info(&self.delta, version).await.map_err(|error| self.failed(error))?;
             let Some(info) = info else { continue };
             let Some(run) = info[OURS]["run"].as_u64() else { continue };
-            if runs.first().is_none_or(|first| run < *first) {
+            // Runs of several exports go on side by side, so their numbers do not rise strictly along the log.
+            if runs.first().is_none_or(|first| run + MAX_RUNS_AT_ONCE < *first) {
                 break;
             }
             let counts = serde_json::from_value(info[OURS]["counts"].clone());
@@ -253,6 +254,9 @@ async fn entries(delta: &DeltaTable, version: u64) -> Result<Vec<Value>, DeltaTa
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
+
+/// How many runs a run may be behind another whose commit is before its own.
+const MAX_RUNS_AT_ONCE: u64 = 100;
 
 /// How many commits back the log is searched for our last commit.
 const MAX_FOREIGN_COMMITS: u64 = 1000;

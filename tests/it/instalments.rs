@@ -213,6 +213,18 @@ async fn another_manifest_of_the_job_starts_the_type_again() {
 }
 
 #[tokio::test]
+async fn a_load_that_starts_again_has_no_instalments_because_it_removes_what_it_lacks() {
+    let mut setup = five_files().await;
+    killed(&setup).await;
+    setup.config.instalment_bytes = 1;
+    setup.config.reconcile.max_missing = 5;
+    setup.server.scenario(|scenario| scenario.transaction_time = Some("2026-01-01T00:30:00Z".to_owned()));
+    let report = setup.complete().await;
+    assert_eq!((report.instalments.len(), report.types[&PATIENT].counts.removed), (0, 0), "{report:#?}");
+    assert_loaded_by_one_job(&setup).await;
+}
+
+#[tokio::test]
 async fn a_table_that_lost_its_instalments_is_loaded_again() {
     let setup = five_files().await;
     killed(&setup).await;
@@ -333,7 +345,7 @@ async fn lines_in_quarantine_count_for_the_limit_of_the_whole_load() {
 
 #[tokio::test]
 async fn a_line_in_quarantine_outlives_the_process_that_was_killed_after_the_instalment_of_its_file() {
-    let setup = five_files().await;
+    let mut setup = five_files().await;
     let bad = format!("{}{{\"resourceType\":\"Patient\"}}\n", ndjson([&patient("p1"), &patient("p2")]));
     Made::default().output("Patient", None, &bad).output("Patient", None, &ndjson([&patient("p3")])).serve(&setup);
     setup.server.scenario(|scenario| {
@@ -343,4 +355,10 @@ async fn a_line_in_quarantine_outlives_the_process_that_was_killed_after_the_ins
     eventually("one file", async || finished(&setup).map(drop)).await;
     process.kill().await;
     assert_eq!(setup.quarantine().await.len(), 1);
+    Made::default().output("Patient", None, &bad).output("Patient", None, &ndjson([&patient("p3")])).serve(&setup);
+    setup.config.quarantine.max_quarantined = 20;
+    let report = setup.sync().await;
+    assert_eq!(report.types[&PATIENT].files_before, 1, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("1 lines of Patient")), "{report:#?}");
+    assert_eq!(report.outcome, Outcome::Partial, "as without the kill: {report:#?}");
 }

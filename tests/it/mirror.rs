@@ -4,7 +4,7 @@ use fhir_sync::sync::{Mode, Outcome, Report};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{PATIENT, Setup};
+use crate::harness::{PATIENT, Setup, eventually};
 
 fn log(setup: &Setup, version: u64) -> PathBuf {
     setup.table_folder(PATIENT).join(format!("_delta_log/{version:020}.json"))
@@ -53,6 +53,32 @@ async fn a_table_that_was_restored_to_an_earlier_version_is_loaded_in_full_and_e
     assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");
     setup.assert_same_as_server().await;
     assert_eq!(setup.complete().await.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_increment_in_progress_does_not_stand_for_a_table_that_was_restored_meanwhile() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p9", json!({}));
+    });
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p10", json!({}));
+    });
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let process = setup.start("sync", &[]);
+    eventually("a poll", async || setup.server.jobs().last().filter(|job| job.polls > 0).map(drop)).await;
+    process.kill().await;
+    setup.server.scenario(|scenario| scenario.hold = false);
+    let newest = setup.root().open(PATIENT).await.unwrap().unwrap().version();
+    restore(&setup, newest);
+    let report = setup.sync().await;
+    assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");
+    setup.assert_same_as_server().await;
+    setup.complete().await;
+    setup.assert_same_as_server().await;
 }
 
 #[tokio::test]

@@ -108,6 +108,10 @@ impl<'a> Instalments<'a> {
                 "the files that were read before no longer count; all files of the type are read"
             );
             self.syncer().forget_finished(self.run.export, self.job.status_url.clone(), *of, difference).await?;
+            // The rows of a full load that was given up are judged by all others of the load that begins again.
+            if self.job.since.is_none() {
+                self.types.remove(of);
+            }
         }
         Ok(())
     }
@@ -245,10 +249,17 @@ impl Intake {
         let (runtime, definition) = (Handle::current(), columns::definition(&self.decoder.shape));
         let table = runtime.block_on(root.open_or_create(of, &definition))?;
         let (id, is_first_load) = (table.id()?, current.is_first_load());
-        let committed = runtime.block_on(table.upsert(current, upsert))?;
+        let schema = self.decoder.shape.schema();
+        let committed = match runtime.block_on(table.upsert(current, upsert)) {
+            Ok(committed) => committed,
+            Err(error) => {
+                // The commit may have landed: then the files of a first load are the table's, and are not deleted.
+                *changes = Some(ChangeSet::new(&schema, self.budget, &self.spool_folder));
+                return Err(error.into());
+            }
+        };
         let tally = self.tally().settle(rows);
         *changes = None;
-        let schema = self.decoder.shape.schema();
         let next = if is_first_load {
             let table = runtime.block_on(root.open_or_create(of, &definition));
             table.and_then(|table| ChangeSet::for_first_load(&table, &schema, self.budget, &self.spool_folder))

@@ -184,16 +184,22 @@ impl Output {
         }
         for (of, lines) in rerouted {
             let received = lines.len() as u64;
-            let again = self.decode(context, of, lines)?;
-            let rows = received - again.len() as u64;
-            bad.extend(again);
             self.counts().rerouted_to.insert(of);
             if file.kind.resource_type().is_some() {
                 context.is_mixed.store(true, Ordering::Relaxed);
             }
-            if let Some(intake) = context.intakes.get(&of) {
-                intake.tally().lines.rerouted += rows;
-            }
+            let Some(intake) = context.intakes.get(&of) else { continue };
+            let again = match self.decode(context, of, lines) {
+                Ok(again) => again,
+                Err(Error::Stopped) => return Err(Error::Stopped),
+                // It is the other type that lacks rows.
+                Err(error) => {
+                    intake.tally().failure.get_or_insert(error);
+                    continue;
+                }
+            };
+            intake.tally().lines.rerouted += received - again.len() as u64;
+            bad.extend(again);
         }
         self.counts().lines.quarantined += bad.len() as u64;
         context.quarantine(file.kind.resource_type(), file, &bad)

@@ -75,7 +75,7 @@ pub async fn read_all(
     let mut first_loads = FirstLoads::default();
     loop {
         while tasks.len() < workers
-            && let Some(place) = first_loads.next(queue.iter().map(|queued| queued.first_load()))
+            && let Some(place) = first_loads.next(queue.iter().map(Queued::first_load))
             && let Some(next) = queue.remove(place)
         {
             let of = next.first_load();
@@ -159,7 +159,9 @@ mod tests {
         let [a, b, c] = ["Account", "Basic", "Condition"].map(|of| Some(of.parse::<ResourceType>().unwrap()));
         let mut first_loads = FirstLoads::default();
         assert_eq!(first_loads.next([a, a, b].into_iter()), Some(0));
-        [a, a, b].into_iter().for_each(|of| first_loads.begin(of));
+        for of in [a, a, b] {
+            first_loads.begin(of);
+        }
         assert_eq!(first_loads.next([c, c].into_iter()), None);
         assert_eq!(first_loads.next([c, b].into_iter()), Some(1), "another file of a type that arrives");
         assert_eq!(first_loads.next([c, None].into_iter()), Some(1), "a file for a table with rows, or of deletions");
