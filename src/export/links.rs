@@ -3,10 +3,7 @@
 //! What always holds: all who read files of the export share one request for a new manifest; a link is new only if it
 //! is from a manifest of the same export, with the same files; and renewals that help nobody have a limit.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::{sync::Mutex, time::Instant};
 use url::Url;
@@ -20,7 +17,7 @@ use crate::fhir::TransactionTime;
 
 /// How many manifests in a row may be fetched without one file being read to its end.
 const MAX_RENEWALS_IN_VAIN: u32 = 10;
-/// How many parameters of a query are looked at for one that names the file.
+/// How many parameters of a query are looked at for those that name the file.
 const MAX_PARAMETERS: usize = 20;
 
 /// The links to the files of one export, shared by those who read them.
@@ -167,37 +164,31 @@ fn same_files(known: &Completed, fresh: Manifest) -> Result<BTreeMap<FileId, Fil
 /// What two manifests must agree on, for each file.
 type Announced = (FileKind, Option<u64>);
 
-/// For each known file the place of the same file in the fresh list. What names a file is what tells the files of a
-/// list apart and is the same in both manifests: the address, the address with one parameter of the query, or the last
-/// part of the path. Where nothing does, their order.
+/// For each known file the place of the same file in the fresh list. What names a file is what the manifest announces of
+/// it, together with every part of the URL that is the same in both lists; signatures and times differ, so they drop
+/// out. No place without a name of its own for each file, or where two parts contradict each other: the order of a list
+/// says nothing, and a file under the name of another one is rows that are lost.
 fn places(known: &[File], fresh: &[File]) -> Option<Vec<usize>> {
-    if known.len() != fresh.len() {
-        return None;
-    }
-    by_name(known, fresh, |file| shown(&file.url))
-        .or_else(|| {
-            parameters(known).into_iter().find_map(|parameter| {
-                by_name(known, fresh, |file| (shown(&file.url), value(&file.url, &parameter).map(Cow::into_owned)))
-            })
-        })
-        .or_else(|| by_name(known, fresh, |file| file.url.path_segments().and_then(Iterator::last).map(str::to_owned)))
-        .or_else(|| known.iter().map(announced).eq(fresh.iter().map(announced)).then(|| (0..known.len()).collect()))
-}
-
-fn by_name<Name: Ord>(known: &[File], fresh: &[File], name: impl Fn(&File) -> Name) -> Option<Vec<usize>> {
+    let parts: Vec<_> = parts(known).into_iter().filter(|part| part.is_same(known, fresh)).collect();
+    let name = |file: &File| (announced(file), parts.iter().map(|part| part.of(&file.url)).collect::<Vec<_>>());
     let names: BTreeMap<_, _> = fresh.iter().enumerate().map(|(place, file)| (name(file), place)).collect();
-    let places: Option<Vec<usize>> = known
-        .iter()
-        .map(|file| names.get(&name(file)).copied().filter(|place| announced(&fresh[*place]) == announced(file)))
-        .collect();
-    places.filter(|places| places.iter().collect::<BTreeSet<_>>().len() == known.len())
+    let places: Option<Vec<usize>> = known.iter().map(|file| names.get(&name(file)).copied()).collect();
+    let is_for_each = |places: &Vec<usize>| places.iter().collect::<BTreeSet<_>>().len() == fresh.len();
+    places.filter(|places| known.len() == fresh.len() && is_for_each(places))
 }
 
 fn announced(file: &File) -> Announced {
     (file.kind, file.count)
 }
 
-fn parameters(files: &[File]) -> BTreeSet<String> {
+/// A part of the URLs that may name the file.
+enum Part {
+    Address,
+    LastOfPath,
+    Parameter(String),
+}
+
+fn parts(files: &[File]) -> Vec<Part> {
     let names = files.iter().flat_map(|file| file.url.query_pairs().map(|(name, _)| name.into_owned()));
     let mut parameters = BTreeSet::new();
     for name in names {
@@ -206,9 +197,27 @@ fn parameters(files: &[File]) -> BTreeSet<String> {
         }
         parameters.insert(name);
     }
-    parameters
+    [Part::Address, Part::LastOfPath].into_iter().chain(parameters.into_iter().map(Part::Parameter)).collect()
 }
 
-fn value<'a>(url: &'a Url, parameter: &str) -> Option<Cow<'a, str>> {
-    url.query_pairs().find_map(|(name, value)| (name == parameter).then_some(value))
+impl Part {
+    fn of(&self, url: &Url) -> Vec<String> {
+        match self {
+            Self::Address => vec![shown(url)],
+            Self::LastOfPath => url.path_segments().and_then(Iterator::last).map(str::to_owned).into_iter().collect(),
+            Self::Parameter(name) => {
+                url.query_pairs().filter(|(of, _)| of == name).map(|(_, value)| value.into_owned()).collect()
+            }
+        }
+    }
+
+    /// Whether the files of each kind have the same values in both lists, in whatever order.
+    fn is_same(&self, known: &[File], fresh: &[File]) -> bool {
+        let values = |files: &[File]| {
+            let mut values: Vec<_> = files.iter().map(|file| (file.kind, self.of(&file.url))).collect();
+            values.sort_unstable();
+            values
+        };
+        values(known) == values(fresh)
+    }
 }

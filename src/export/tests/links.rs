@@ -231,8 +231,57 @@ async fn the_same_file_is_found_by_what_tells_the_files_apart() {
     }
     let (first, later) = (body(TIME, &[("/1/x?old", 2), ("/2/x?old", 3)]), body(TIME, &[("/3/y", 2), ("/4/z", 3)]));
     let case = Case::new(&first, &later, old_links_are_refused(404)).await;
-    assert!(case.download_all().await.iter().all(Result::is_ok), "by their order, where all else is equal");
+    assert!(case.download_all().await.iter().all(Result::is_ok), "by their counts, where nothing else names them");
     assert_eq!((case.count("/3/y"), case.count("/4/z")), (1, 1));
+}
+
+/// A manifest of files of these types, without counts.
+fn body_of(files: &[(&str, &str)]) -> String {
+    let entries = files.iter().map(|(of, url)| format!(r#"{{"type":"{of}","url":"{url}"}}"#)).collect::<Vec<_>>();
+    format!(r#"{{"transactionTime":"{TIME}","requiresAccessToken":false,"output":[{}]}}"#, entries.join(","))
+}
+
+#[tokio::test]
+async fn files_that_only_type_and_part_together_name_are_not_exchanged() {
+    let entries = [("Patient", "1"), ("Patient", "2"), ("Observation", "1")];
+    let of = |order: [usize; 3], sig: &str| {
+        let files = order.map(|at| entries[at]);
+        let urls = files.map(|(of, part)| format!("/dl?type={of}&part={part}&sig={part}{of}{sig}"));
+        body_of(&[0, 1, 2].map(|at| (files[at].0, urls[at].as_str())))
+    };
+    let case = Case::new(&of([0, 1, 2], "old"), &of([1, 0, 2], "new"), |asked| {
+        if asked.path.ends_with("old") {
+            return Answer::status(403);
+        }
+        let name = asked.path.split("&sig=").next().unwrap_or_default();
+        Answer::ndjson(format!("{{\"id\":\"{name}\"}}\n"))
+    })
+    .await;
+    let downloaded = case.download_all().await.into_iter().map(Result::unwrap);
+    let downloaded: Vec<_> = downloaded.map(|bytes| String::from_utf8(bytes).unwrap()).collect();
+    let expected = entries.map(|(of, part)| format!("{{\"id\":\"/dl?type={of}&part={part}\"}}\n"));
+    assert_eq!(downloaded, expected);
+}
+
+#[tokio::test]
+async fn files_that_nothing_names_or_that_two_parts_name_differently_are_others() {
+    for (first, later, what) in [
+        (["/f?sig=1old", "/f?sig=2old"], ["/f?sig=3", "/f?sig=4"], "two files that only their order tells apart"),
+        (["/f?a=1&b=1&old", "/f?a=2&b=2&old"], ["/f?a=1&b=2", "/f?a=2&b=1"], "two parameters"),
+        (["/1?a=1&old", "/2?a=2&old"], ["/1?a=2", "/2?a=1"], "the address and a parameter"),
+    ] {
+        let files = |urls: [&str; 2]| body_of(&urls.map(|url| ("Patient", url)));
+        let case = Case::new(&files(first), &files(later), old_links_are_refused(403)).await;
+        for downloaded in case.download_all().await {
+            assert!(matches!(downloaded, Err(Error::ManifestChanged { .. })), "{what}: {downloaded:?}");
+        }
+    }
+    let first = body_of(&[("Patient", "/1/x?old"), ("Observation", "/2/x?old")]);
+    let later = body_of(&[("Observation", "/3/y"), ("Patient", "/4/z")]);
+    let case = Case::new(&first, &later, old_links_are_refused(404)).await;
+    let patients = &case.completed.manifest.output[0];
+    assert_eq!(case.download(patients).await.unwrap(), LINES, "the only file of its type needs no other name");
+    assert_eq!((case.count("/4/z"), case.count("/3/y")), (1, 0));
 }
 
 #[tokio::test]
