@@ -5,7 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use url::Url;
 
 use super::{
@@ -103,7 +106,17 @@ impl Links {
 
     async fn renew(&self, client: &Client, current: &mut Current) -> Result<(), Ended> {
         current.renewals_left = current.renewals_left.checked_sub(1).ok_or(Ended::Refused)?;
-        let manifest = match self.completed.job.clone().manifest_again(client).await {
+        // The lock is held meanwhile: a status URL that says "later" about a complete export must not keep the run.
+        let patience = client.config.http.outage_patience;
+        let again = timeout(patience, self.completed.job.clone().manifest_again(client)).await;
+        let manifest = match again {
+            Err(_) => {
+                let patience = humantime::format_duration(patience);
+                return Err(Ended::Unreachable(format!("the status URL had no manifest within {patience}")));
+            }
+            Ok(again) => again,
+        };
+        let manifest = match manifest {
             Ok(manifest) => manifest,
             Err(error @ Error::Unreachable { .. }) => return Err(Ended::Unreachable(error.to_string())),
             Err(error @ (Error::Denied { .. } | Error::TokenDenied { .. } | Error::ForeignOrigin { .. })) => {

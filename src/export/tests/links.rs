@@ -41,7 +41,7 @@ impl Case {
             _ => answer(asked),
         })
         .await;
-        let client = impatient(&server);
+        let client = client(&server);
         let completed = completed(&server, first);
         let links = Links::new(completed.clone());
         Self { server, client, completed, links }
@@ -196,6 +196,19 @@ async fn a_server_that_is_out_of_reach_or_has_lost_the_job_gives_no_links() {
     let error = super::client(&server).download(&completed_export.manifest.output[0], &links, into).await.unwrap_err();
     assert!(matches!(error, Error::FileGone { .. }), "{error}");
     assert_eq!(server.asked().len(), 2, "a job that was complete is not waited for");
+}
+
+#[tokio::test]
+async fn a_status_url_that_says_later_and_later_ends_the_renewal_after_the_patience_with_an_outage() {
+    for status in [202, 429] {
+        let server = Server::start(move |asked| Answer::status(if asked.path == "/status" { status } else { 403 })).await;
+        let completed = completed(&server, &body(TIME, &[("/1", 2)]));
+        let (client, links) = (impatient(&server), Links::new(completed.clone()));
+        let (into, _from) = mpsc::channel(1);
+        let download = client.download(&completed.manifest.output[0], &links, into);
+        let error = tokio::time::timeout(Duration::from_secs(10), download).await.expect("it ends").unwrap_err();
+        assert!(matches!(error, Error::LinkNotRenewed { .. }), "{status}: {error}");
+    }
 }
 
 #[tokio::test]
