@@ -11,7 +11,7 @@ use super::{
     look::{self, Looking, day_and_time},
 };
 use crate::{
-    fhir::{ResourceType, parse_instant},
+    fhir::{ResourceType, TransactionTime, parse_instant},
     state::{self, Asked, ExportState},
     sync::{Outcome, SinceSet, chain, set_since},
 };
@@ -164,39 +164,48 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
         Some(of) => vec![of],
         None => export.types.clone(),
     };
-    let since = arguments.since.into();
+    let since = TransactionTime::from(arguments.since);
     let done = set_since(config.tables, &config.state_file, &config.sync.source, &export, &types, since)
         .await
         .map_err(not_opened_by_hand)?;
-    let is_refused = done.iter().any(|(_, becomes)| matches!(becomes, SinceSet::Later { .. }));
-    let mut text = String::new();
-    for (resource_type, becomes) in done {
-        // Writing to a String cannot fail.
-        let _ = match becomes {
-            SinceSet::Later { watermark } => writeln!(
-                text,
-                "{resource_type}: {since} is later than its watermark {watermark}; what changed in between would never \
-                 be asked for. Nothing was changed"
-            ),
-            _ if is_refused => Ok(()),
-            SinceSet::Lowered { from } => {
-                writeln!(text, "{resource_type}: the watermark was {from}, now it is {since}")
-            }
-            SinceSet::Already => writeln!(text, "{resource_type}: the watermark is {since} already"),
-            SinceSet::NoWatermark => writeln!(text, "{resource_type}: has no watermark; the next sync loads all of it"),
-        };
-    }
+    let is_refused = done.iter().any(|(_, becomes)| becomes.is_refused());
+    let shown = done.iter().filter(|(_, becomes)| becomes.is_refused() || !is_refused);
+    let lines = shown.map(|(of, becomes)| format!("{of}: {}", sentence(*becomes, since, &export.name)));
+    let text = lines.collect::<Vec<_>>().join("\n");
     if is_refused {
-        return Err(failed(text.trim_end()));
+        return Err(failed(&text));
     }
+    look::print(&format!("{text}\n"))?;
     let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
-    if state.exports.get(&export.name).is_some_and(|known| !known.jobs.is_empty()) {
-        let _ = writeln!(
-            text,
-            "an export is in progress: the next sync reads it first, and the one after it asks since {since}. To ask at \
-             once: fhir-sync job cancel {}",
-            export.name
-        );
+    let jobs = state.exports.get(&export.name).map(|known| known.jobs.clone()).unwrap_or_default();
+    let in_progress = done.iter().filter(|(of, becomes)| {
+        matches!(becomes, SinceSet::Lowered { .. }) && jobs.iter().any(|job| job.types.contains(of))
+    });
+    let in_progress: Vec<_> = in_progress.map(|(of, _)| of.to_string()).collect();
+    if in_progress.is_empty() {
+        return Ok(());
     }
-    look::print(&text)
+    look::print(&format!(
+        "an export of {} is in progress: the next sync reads it first, and the one after it asks from {since}. To ask at \
+         once: fhir-sync job cancel {}\n",
+        in_progress.join(", "),
+        export.name
+    ))
+}
+
+/// What became of the watermark of a type.
+fn sentence(becomes: SinceSet, since: TransactionTime, export: &str) -> String {
+    match becomes {
+        SinceSet::Later { watermark } => format!(
+            "{since} is later than its watermark {watermark}; what changed in between would never be asked for. Nothing \
+             was changed"
+        ),
+        SinceSet::InProgress => format!(
+            "an export in progress asks for it since {since} or earlier, and would move the watermark again. Nothing was \
+             changed; first: fhir-sync job cancel {export}"
+        ),
+        SinceSet::Lowered { from } => format!("the watermark was {from}, now it is {since}"),
+        SinceSet::Already => format!("the watermark is {since} already"),
+        SinceSet::NoWatermark => "has no watermark; the next sync loads all of it".to_owned(),
+    }
 }

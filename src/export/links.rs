@@ -109,14 +109,11 @@ impl Links {
         // The lock is held meanwhile: a status URL that says "later" about a complete export must not keep the run.
         let patience = client.config.http.outage_patience;
         let again = timeout(patience, self.completed.job.clone().manifest_again(client)).await;
-        let manifest = match again {
-            Err(_) => {
-                let patience = humantime::format_duration(patience);
-                return Err(Ended::Unreachable(format!("the status URL had no manifest within {patience}")));
-            }
-            Ok(again) => again,
+        let Ok(again) = again else {
+            let patience = humantime::format_duration(patience);
+            return Err(Ended::Unreachable(format!("the status URL had no manifest within {patience}")));
         };
-        let manifest = match manifest {
+        let manifest = match again {
             Ok(manifest) => manifest,
             Err(error @ Error::Unreachable { .. }) => return Err(Ended::Unreachable(error.to_string())),
             Err(error @ (Error::Denied { .. } | Error::TokenDenied { .. } | Error::ForeignOrigin { .. })) => {

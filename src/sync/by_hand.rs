@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use super::{Error, Export, Syncer, blocking::blocking, memory::watermark};
 use crate::{
     export::Job,
-    fhir::{ResourceType, TransactionTime},
-    state::{JobInFlight, Store},
+    fhir::{ResourceType, TransactionTime, parse_instant},
+    state::{ExportState, JobInFlight, Store},
     table::{self, Lease, Root},
 };
 
@@ -64,6 +64,16 @@ pub enum SinceSet {
     Later {
         watermark: TransactionTime,
     },
+    /// Nothing was written for any type either: a job in flight asks for the type since then or earlier, so what it
+    /// brings would move the watermark again.
+    InProgress,
+}
+
+impl SinceSet {
+    /// Whether nothing was written because of this type.
+    pub fn is_refused(self) -> bool {
+        matches!(self, Self::Later { .. } | Self::InProgress)
+    }
 }
 
 /// Sets the watermarks of these types to an earlier instant: in the tables, then in the state file. The next sync asks
@@ -81,7 +91,7 @@ pub async fn set_since(
     let lease = root.take_lease(store.holder()).await?;
     let mut keeper = JoinSet::new();
     keeper.spawn(Lease::keep(std::sync::Arc::downgrade(&lease)));
-    let reload = store.state().exports.get(&export.name).map(|known| known.reload.clone()).unwrap_or_default();
+    let ExportState { reload, jobs, .. } = store.state().exports.get(&export.name).cloned().unwrap_or_default();
     let mut asked = Vec::new();
     for resource_type in types {
         let opened = root.open(*resource_type).await.map_err(|error| Error::of_opening(*resource_type, error))?;
@@ -94,11 +104,12 @@ pub async fn set_since(
             None => SinceSet::NoWatermark,
             Some(watermark) if watermark < since => SinceSet::Later { watermark },
             Some(watermark) if watermark == since => SinceSet::Already,
+            Some(_) if jobs.iter().any(|job| moves_watermark(job, *resource_type, since)) => SinceSet::InProgress,
             Some(from) => SinceSet::Lowered { from },
         };
         asked.push((*resource_type, table, becomes));
     }
-    let is_refused = asked.iter().any(|(_, _, becomes)| matches!(becomes, SinceSet::Later { .. }));
+    let is_refused = asked.iter().any(|(_, _, becomes)| becomes.is_refused());
     let mut done = Vec::new();
     for (resource_type, table, becomes) in asked {
         if let (Some(mut table), SinceSet::Lowered { from }, false) = (table, becomes, is_refused) {
@@ -122,4 +133,10 @@ pub async fn set_since(
     }
     lease.release().await;
     Ok(done)
+}
+
+/// Whether the watermark moves from this instant when the job's export is read: see `known` in `sync/upsert.rs`.
+fn moves_watermark(job: &JobInFlight, of: ResourceType, since: TransactionTime) -> bool {
+    let asked_since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
+    job.types.contains(&of) && asked_since.is_none_or(|asked| asked <= since)
 }

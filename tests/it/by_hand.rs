@@ -143,3 +143,34 @@ async fn a_later_time_is_refused_for_all_types_and_nothing_is_changed() {
     let ended = command(&setup, &["state", "set-since", "all", &at(-20)], &[]).await;
     assert_eq!(ended.code, Some(11), "{}", ended.output());
 }
+
+#[tokio::test]
+async fn a_watermark_that_an_export_in_progress_would_move_again_is_not_set() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let watermark = setup.watermark(PATIENT).await.unwrap();
+    let at = |minutes| (watermark.instant() + TimeDelta::minutes(minutes)).to_rfc3339();
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let stop = CancellationToken::new();
+    let syncer = setup.open().await.unwrap();
+    let kicked_off = eventually("a job", async || (setup.server.jobs().len() == 2).then(|| stop.cancel()));
+    tokio::join!(syncer.run(&setup.export, Mode::Incremental, &stop), kicked_off);
+    syncer.close().await;
+    drop(syncer);
+    assert_eq!(jobs(&setup), 1);
+    // The request says the watermark less five minutes.
+    let ended = command(&setup, &["state", "set-since", "all", "Patient", &at(-2)], &[]).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    assert!(ended.stderr.contains("first: fhir-sync job cancel all"), "{}", ended.stderr);
+    assert_eq!(setup.watermark(PATIENT).await, Some(watermark), "nothing was changed");
+    let ended = command(&setup, &["state", "set-since", "all", "Patient", &at(0)], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert!(!ended.stdout.contains("in progress"), "the next sync moves it on: {}", ended.stdout);
+    let earlier = command(&setup, &["state", "set-since", "all", "Patient", &at(-40)], &[]).await;
+    assert_eq!(earlier.code, Some(0), "{}", earlier.output());
+    assert!(earlier.stdout.contains("an export of Patient is in progress"), "{}", earlier.stdout);
+    setup.server.scenario(|scenario| scenario.hold = false);
+    let lowered = setup.watermark(PATIENT).await;
+    setup.run(Mode::Incremental).await;
+    assert_eq!(setup.watermark(PATIENT).await, lowered, "the export that was in progress does not move it");
+}

@@ -201,7 +201,8 @@ async fn a_server_that_is_out_of_reach_or_has_lost_the_job_gives_no_links() {
 #[tokio::test]
 async fn a_status_url_that_says_later_and_later_ends_the_renewal_after_the_patience_with_an_outage() {
     for status in [202, 429] {
-        let server = Server::start(move |asked| Answer::status(if asked.path == "/status" { status } else { 403 })).await;
+        let server =
+            Server::start(move |asked| Answer::status(if asked.path == "/status" { status } else { 403 })).await;
         let completed = completed(&server, &body(TIME, &[("/1", 2)]));
         let (client, links) = (impatient(&server), Links::new(completed.clone()));
         let (into, _from) = mpsc::channel(1);
