@@ -127,6 +127,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
+            settled: Default::default(),
             finished: BTreeMap::new(),
         }
     }

@@ -29,6 +29,9 @@ pub struct JobInFlight {
     pub asked: Option<Asked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Url>,
+    /// Types that need nothing more from it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub settled: BTreeSet<ResourceType>,
     /// What it has brought already.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub finished: BTreeMap<ResourceType, FinishedFiles>,

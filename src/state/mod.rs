@@ -329,6 +329,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
+            settled: BTreeSet::new(),
             finished: BTreeMap::new(),
         });
         state

@@ -196,11 +196,28 @@ impl Syncer {
             state.freshness.data_as_of.extend(data_as_of);
             state.has_tombstones = has_tombstones;
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.settled.extend(job.types.iter().filter(|of| !left.contains(of)));
                 job.types.clone_from(&left);
                 for (of, _) in job.finished.extract_if(.., |of, _| !left.contains(of)) {
                     if job.since.is_none() && watermarks.iter().all(|(settled, _)| *settled != of) {
                         state.reload.insert(of, GIVEN_UP.to_owned());
                     }
+                }
+            }
+        })
+        .await
+    }
+
+    /// The other exports load these types in full: damaged files that may have had their rows were removed.
+    pub(super) async fn reload_elsewhere(&self, export: &Export, types: Vec<ResourceType>) -> Result<(), Error> {
+        if types.is_empty() {
+            return Ok(());
+        }
+        let name = export.name.clone();
+        self.remember(move |state| {
+            for other in state.exports.iter_mut().filter(|(other, _)| **other != name).map(|(_, state)| state) {
+                for of in types.iter().filter(|of| other.watermarks.remove(of).is_some()) {
+                    other.reload.insert(*of, "damaged data files were removed by another export".to_owned());
                 }
             }
         })

@@ -274,6 +274,7 @@ impl<'a> Run<'a> {
                 full_refresh: self.mode == Mode::FullRefresh,
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
+                settled: Default::default(),
                 finished: BTreeMap::new(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;

@@ -46,7 +46,9 @@ pub struct TypeReport {
     pub counts: Counts,
     /// Lines that are no resources.
     pub quarantined: u64,
-    /// The same of the files that were read before, by earlier instalments of the job.
+    /// Damaged data files that were removed although other exports or sources may have had rows in them.
+    pub damaged_files: u64,
+    /// The same as `quarantined`, of the files that were read before, by earlier instalments of the job.
     pub quarantined_before: u64,
     /// Lines of types that nobody asked for.
     pub not_wanted: u64,
@@ -234,6 +236,12 @@ impl Report {
         let is_known = |end: &TypeEnd| matches!(end, TypeEnd::Denied { .. } | TypeEnd::Missing { .. });
         let absent = self.types.iter().filter(|(_, report)| is_known(&report.end));
         absent.map(|(resource_type, _)| *resource_type).collect()
+    }
+
+    /// The types of which damaged files were removed that may have had rows of other exports.
+    pub fn damaged(&self) -> Vec<ResourceType> {
+        let damaged = self.types.iter().filter(|(_, report)| report.damaged_files > 0);
+        damaged.map(|(resource_type, _)| *resource_type).collect()
     }
 
     /// The types whose export ends before it begins.

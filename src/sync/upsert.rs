@@ -75,7 +75,9 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         absences: absences(run, commits, &received, &held).await,
         held,
         reload: run.syncer.export_state(run.export).reload.into_keys().collect(),
+        bad_elsewhere: received.elsewhere.bad,
     };
+    reload_missed(run, received.elsewhere.missed).await?;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
     let mut waiting = received.types.into_iter();
@@ -107,6 +109,16 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
         received.changes.abandon().await;
     }
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
+}
+
+/// Rows of types that an earlier run has settled were in files that only this run has read.
+async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Result<(), Error> {
+    let reason = "rows of it were in files of other types, which were read later";
+    for of in &missed {
+        run.report.remarks.push(format!("{of} will be loaded in full: {reason}"));
+    }
+    let reasons = missed.into_iter().map(|of| (of, reason.to_owned())).collect();
+    run.syncer.remember_differences(run.export, reasons).await
 }
 
 /// What the types without a resource are, where their absence could become a watermark.
@@ -177,6 +189,8 @@ struct Known {
     absences: BTreeMap<ResourceType, Absence>,
     /// Loaded in full, because the table changed behind our back or something else was asked.
     reload: BTreeSet<ResourceType>,
+    /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
+    bad_elsewhere: BTreeSet<Option<ResourceType>>,
 }
 
 impl Commit {
@@ -201,7 +215,8 @@ impl Commit {
         let is_to_reload = commits.since.is_some() && is_reloaded;
         // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that the
         // server left out (rules 21 and 98).
-        let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows();
+        let is_bad_elsewhere = [None, Some(resource_type)].iter().any(|of| known.bad_elsewhere.contains(of));
+        let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows() && !is_bad_elsewhere;
         let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
         let limits = Reconcile { allow_empty, ..config.reconcile };
         let absent = absence.and_then(Absence::end);
@@ -253,6 +268,7 @@ impl Commit {
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
+                report.damaged_files = if self.upsert.reconcile.is_none() { committed.damaged } else { 0 };
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
                     (Some(absent), _) => absent,
@@ -326,6 +342,13 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         return Some(format!(
             "{missing} rows of {resource_type} are missing in the full refresh, {limit}; they are kept. If the server \
              has really deleted them: fhir-sync sync --full-refresh --allow-empty {resource_type}"
+        ));
+    }
+    if report.damaged_files > 0 {
+        return Some(format!(
+            "{} damaged data files of {resource_type} were removed; rows that other exports or sources brought are not \
+             in this one: load them in full, too (fhir-sync sync --full-refresh)",
+            report.damaged_files
         ));
     }
     match &report.end {

@@ -70,6 +70,8 @@ pub struct Committed {
     pub bytes_written: u64,
     /// How many commits of other writers since our last one changed rows.
     pub foreign: u64,
+    /// Damaged files that were removed: their rows come again only if the change set has them.
+    pub damaged: u64,
 }
 
 /// What became of the rows and deletions of a change set.

@@ -54,7 +54,7 @@ pub async fn rebuild(
     let counts = Counts { updated: rows, ..Counts::default() };
     match commit::commit(&mut table, actions, &counts, &Upsert::default()).await? {
         CommitOutcome::Committed { bytes_written } => {
-            Ok(Committed { version: table.version(), counts, bytes_written, foreign: 0 })
+            Ok(Committed { version: table.version(), counts, bytes_written, foreign: 0, damaged: 0 })
         }
         CommitOutcome::Overtaken => Err(Error::Conflict { table: table.name, attempts: 1 }),
     }

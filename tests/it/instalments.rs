@@ -362,3 +362,29 @@ async fn a_line_in_quarantine_outlives_the_process_that_was_killed_after_the_ins
     assert!(report.remarks.iter().any(|remark| remark.contains("1 lines of Patient")), "{report:#?}");
     assert_eq!(report.outcome, Outcome::Partial, "as without the kill: {report:#?}");
 }
+
+#[tokio::test]
+async fn rows_of_a_settled_type_in_a_file_that_is_read_later_are_named_and_the_type_is_loaded_again() {
+    let setup = Setup::new().await;
+    let observation = |id: &str| json!({"resourceType": "Observation", "id": id, "status": "final", "code": {}});
+    let serve = || {
+        Made::default()
+            .output("Patient", None, &ndjson([&patient("p1"), &observation("o2")]))
+            .output("Observation", None, &ndjson([&observation("o1")]))
+            .serve(&setup);
+    };
+    serve();
+    setup.server.scenario(|scenario| {
+        scenario.faults.insert(0, unwell("/made/output.0."));
+    });
+    failure(&setup.sync().await, PATIENT);
+    serve();
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(
+        report.remarks.iter().any(|remark| remark.starts_with("Observation will be loaded in full")),
+        "{report:#?}"
+    );
+    let jobs = setup.server.jobs();
+    assert_eq!((jobs.len(), jobs[1].since.clone()), (2, None), "Observation alone, in full");
+}

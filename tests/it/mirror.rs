@@ -134,3 +134,17 @@ async fn where_all_tables_are_gone_nothing_is_asked_or_written_until_the_operato
     assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
     setup.assert_same_as_server().await;
 }
+
+#[tokio::test]
+async fn damaged_files_that_may_have_had_rows_of_another_export_are_named_when_they_are_removed() {
+    let mut setup = Setup::new().await;
+    setup.export.reconciled.clear();
+    setup.complete().await;
+    for file in setup.data_files(PATIENT) {
+        fs::write(setup.table_folder(PATIENT).join(file), "").unwrap();
+    }
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("1 damaged data files of Patient")), "{report:#?}");
+    setup.assert_same_as_server().await;
+}

@@ -2,7 +2,7 @@ use async_compression::tokio::bufread::GzipEncoder;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use fhir_sync::{
     fhir::ResourceType,
-    sync::{Outcome, TypeEnd},
+    sync::{Mode, Outcome, TypeEnd},
 };
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -275,4 +275,24 @@ async fn where_files_are_mixed_a_file_that_was_not_read_holds_all_types() {
     assert_eq!(setup.lines(OBSERVATION).await.len(), 2);
     assert_eq!(setup.watermark(OBSERVATION).await, None, "{report:#?}");
     assert!(report.remarks.iter().any(|remark| remark.contains("lines of other types")), "{report:#?}");
+}
+
+#[tokio::test]
+async fn a_full_refresh_removes_no_row_of_a_type_with_bad_lines_in_files_of_others() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.config.quarantine.max_quarantined = 20;
+    let both = [observation("o1"), observation("o2")];
+    Made::default()
+        .output("Patient", None, &ndjson([&patient("p1")]))
+        .output("Observation", None, &ndjson(&both))
+        .serve(&setup);
+    setup.complete().await;
+    let bad = json!({"resourceType": "Observation", "status": "final"});
+    Made::default()
+        .output("Patient", None, &ndjson([&patient("p1"), &patient("p2"), &patient("p3"), &bad]))
+        .output("Observation", None, &ndjson([&observation("o2")]))
+        .serve(&setup);
+    setup.run(Mode::FullRefresh).await;
+    assert_eq!(setup.lines(OBSERVATION).await.len(), 2, "the bad line may be that of the other");
 }

@@ -128,6 +128,10 @@ impl<'a> Instalments<'a> {
         self.made
     }
 
+    pub(super) fn settled(&self) -> &BTreeSet<ResourceType> {
+        &self.job.settled
+    }
+
     pub(super) fn identities(&self) -> &BTreeMap<FileId, String> {
         &self.identities
     }

@@ -83,6 +83,16 @@ pub struct Received {
     pub remarks: Vec<Remark>,
     /// What the server reported as missing and `sync.accept_reported_errors` accepts.
     pub accepted: Vec<String>,
+    pub elsewhere: Elsewhere,
+}
+
+/// What files had of types that are not theirs, besides rows.
+#[derive(Default)]
+pub struct Elsewhere {
+    /// Types that an earlier run has settled: the rows of them that were in files of this one are in no table.
+    pub missed: BTreeSet<ResourceType>,
+    /// Types with lines that are not resources; `None` if it is not known of which type such lines are.
+    pub bad: BTreeSet<Option<ResourceType>>,
 }
 
 /// Something that the operator should know of the export.
@@ -138,6 +148,9 @@ struct Context {
     is_mixed: AtomicBool,
     /// A file of one type was not read to its end.
     has_unread: AtomicBool,
+    /// Types of the job that need nothing more from it.
+    settled: BTreeSet<ResourceType>,
+    elsewhere: Mutex<Elsewhere>,
     /// Of the files that may be remembered as finished.
     identities: BTreeMap<FileId, String>,
 }
@@ -189,6 +202,8 @@ pub async fn receive(
         accepted: Mutex::default(),
         is_mixed: AtomicBool::default(),
         has_unread: AtomicBool::default(),
+        settled: instalments.settled().clone(),
+        elsewhere: Mutex::default(),
         identities: instalments.identities().clone(),
     });
     let queue = queue(&context, manifest, instalments);
@@ -205,13 +220,14 @@ pub async fn receive(
     }
     let Some(context) = Arc::into_inner(context) else { return Err(Error::Stopped) };
     let accepted = context.accepted();
+    let elsewhere = std::mem::take(&mut *context.elsewhere());
     let types: BTreeMap<_, _> = context
         .intakes
         .into_iter()
         .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete()?)))
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
-    Ok(Received { types, remarks, accepted })
+    Ok(Received { types, remarks, accepted, elsewhere })
 }
 
 impl Context {
@@ -256,6 +272,10 @@ impl Context {
         let bound = self.transaction_time.map(TransactionTime::instant);
         let at = deletion.at.map(|at| bound.map_or(at, |bound| at.min(bound)));
         intake.delete(deletion.id, at)
+    }
+
+    fn elsewhere(&self) -> MutexGuard<'_, Elsewhere> {
+        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing more is taken: what was not committed is discarded.

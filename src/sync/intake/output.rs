@@ -178,7 +178,14 @@ impl Output {
                     Ok(lines) => self.take_envelope(context, file, lines)?,
                     Err(reason) => bad.push(BadLine { line: other.line, reason }),
                 },
-                Kind::NotWanted => self.counts().lines.not_wanted += 1,
+                Kind::NotWanted => {
+                    self.counts().lines.not_wanted += 1;
+                    if let Reason::OtherType { found: Some(of) } = other.reason
+                        && context.settled.contains(&of)
+                    {
+                        context.elsewhere().missed.insert(of);
+                    }
+                }
                 Kind::Envelope | Kind::NoResource => bad.push(other),
             }
         }
@@ -199,7 +206,13 @@ impl Output {
                 }
             };
             intake.tally().lines.rerouted += received - again.len() as u64;
+            if !again.is_empty() {
+                context.elsewhere().bad.insert(Some(of));
+            }
             bad.extend(again);
+        }
+        if !bad.is_empty() && file.kind.resource_type().is_none() {
+            context.elsewhere().bad.insert(None);
         }
         self.counts().lines.quarantined += bad.len() as u64;
         context.quarantine(file.kind.resource_type(), file, &bad)

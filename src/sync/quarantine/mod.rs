@@ -177,7 +177,7 @@ impl Quarantine {
         }
         let mut kept = self.kept.lock().await;
         if kept.is_none() {
-            *kept = Some(read(&self.root).await?);
+            *kept = Some(read(&self.root, &self.of_run.source).await?);
         }
         let Some(kept) = kept.as_mut() else { return Ok(()) };
         let (received, mut rows, mut bytes, mut contents) = (lines.len() as u64, Vec::new(), 0, HashSet::new());
@@ -244,10 +244,12 @@ impl Quarantine {
 }
 
 /// What earlier runs have kept.
-async fn read(root: &Root) -> Result<Kept, Error> {
+/// The lines of this source: the same line of another one is a line of its own.
+async fn read(root: &Root, source: &str) -> Result<Kept, Error> {
     let rows = root.quarantine().await.map_err(Error::Quarantine)?;
     let bytes = |row: &QuarantineRow| ROW_BYTES + if row.has_line() { row.bytes } else { 0 };
-    let contents = rows.iter().filter_map(|row| from_hex(row.id.as_bytes())).collect();
+    let of_source = rows.iter().filter(|row| row.source == source);
+    let contents = of_source.filter_map(|row| from_hex(row.id.as_bytes())).collect();
     Ok(Kept { contents, bytes: rows.iter().map(bytes).sum(), ..Kept::default() })
 }
 

@@ -64,7 +64,8 @@ impl Table {
             match commit::commit(self, actions, &decision.counts, upsert).await? {
                 CommitOutcome::Committed { bytes_written } => {
                     let version = self.version();
-                    return Ok(Committed { version, counts: decision.counts, bytes_written, foreign });
+                    let damaged = decision.damaged.len() as u64;
+                    return Ok(Committed { version, counts: decision.counts, bytes_written, foreign, damaged });
                 }
                 CommitOutcome::Overtaken => {
                     tracing::warn!(table = %self.name, "another writer changed the table, merging again");
