@@ -114,6 +114,8 @@ pub(super) fn of_an_earlier_version(mut state: State) -> State {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::fhir::parse_instant;
 
@@ -127,7 +129,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
-            settled: Default::default(),
+            settled: BTreeSet::new(),
             finished: BTreeMap::new(),
         }
     }

@@ -25,9 +25,9 @@ impl Run<'_> {
                 self.give_up(&job).await?;
                 continue;
             }
-            job.types.retain(|resource_type| self.export.types.contains(resource_type));
+            self.narrow(&mut job).await?;
             if job.types.is_empty() {
-                // Settled, but the process ended before the DELETE; or none of its types is configured any more.
+                // Settled, but the process ended before the DELETE; or nobody wants one of its types any more.
                 self.give_up(&job).await?;
                 continue;
             }
@@ -36,7 +36,7 @@ impl Run<'_> {
                 types = events::list(&job.types),
                 "resuming the export in progress on the server"
             );
-            let mut types = job.types.clone();
+            let types = job.types.clone();
             // What an incremental run asked for does not make a full refresh.
             let is_enough = self.mode == Mode::Incremental || job.full_refresh;
             match self.follow(job.clone()).await {
@@ -50,13 +50,23 @@ impl Run<'_> {
                 Ok(()) => {}
             }
             if is_enough {
-                // What changed since then does not replace a table that is to be loaded in full.
-                let reload = self.syncer.export_state(self.export).reload;
-                types.retain(|of| job.since.is_none() || !reload.contains_key(of));
                 resumed.extend(types);
             }
         }
         Ok(resumed)
+    }
+
+    /// The types that are no longer configured leave the job, and so do those of an increment that are to be loaded in
+    /// full: what changed since then does not bring back what their tables lack.
+    async fn narrow(&self, job: &mut JobInFlight) -> Result<(), Error> {
+        let reload = self.syncer.export_state(self.export).reload;
+        let is_replaced = |of: &ResourceType| job.since.is_some() && reload.contains_key(of);
+        let types = job.types.iter().copied().filter(|of| self.export.types.contains(of) && !is_replaced(of)).collect();
+        if job.types != types {
+            job.types = types;
+            self.syncer.remember_types(self.export, job).await?;
+        }
+        Ok(())
     }
 
     /// Why a job cannot be followed: it is another server's, or it does not bring what is asked for now.

@@ -108,6 +108,18 @@ impl Syncer {
         self.remember_export(export, move |state| state.jobs.push(job)).await
     }
 
+    /// Only these types may still come from a job.
+    pub(super) async fn remember_types(&self, export: &Export, narrowed: &JobInFlight) -> Result<(), Error> {
+        let (status_url, types) = (narrowed.status_url.clone(), narrowed.types.clone());
+        self.remember_export(export, move |state| {
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                state.reload.extend(given_up(job, &types));
+                job.types.clone_from(&types);
+            }
+        })
+        .await
+    }
+
     /// The instalments of a full load that is given up leave rows that nobody asks about again: the next one is
     /// complete and compares them.
     pub(super) async fn forget_job(&self, export: &Export, status_url: Url) -> Result<(), Error> {
@@ -118,9 +130,8 @@ impl Syncer {
         self.remember(move |state| {
             let state = state.exports.entry(export).or_default();
             let is_meant = |job: &mut JobInFlight| job.status_url == status_url;
-            for job in state.jobs.extract_if(.., is_meant).filter(|job| job.since.is_none()) {
-                let began = job.finished.into_keys().filter(|of| job.types.contains(of));
-                state.reload.extend(began.map(|of| (of, GIVEN_UP.to_owned())));
+            for mut job in state.jobs.extract_if(.., is_meant) {
+                state.reload.extend(given_up(&mut job, &[]));
             }
         })
         .await
@@ -197,12 +208,9 @@ impl Syncer {
             state.has_tombstones = has_tombstones;
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 job.settled.extend(job.types.iter().filter(|of| !left.contains(of)));
+                let given_up = given_up(job, &left);
+                state.reload.extend(given_up.filter(|(of, _)| watermarks.iter().all(|(settled, _)| settled != of)));
                 job.types.clone_from(&left);
-                for (of, _) in job.finished.extract_if(.., |of, _| !left.contains(of)) {
-                    if job.since.is_none() && watermarks.iter().all(|(settled, _)| *settled != of) {
-                        state.reload.insert(of, GIVEN_UP.to_owned());
-                    }
-                }
             }
         })
         .await
@@ -299,6 +307,16 @@ pub async fn watermark(table: &Table, export: &Export, source: &str) -> Result<O
         Some(watermark) => Ok(Some(watermark)),
         None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
     }
+}
+
+/// What leaves a full load, although a part of it may be in the table: only these types stay.
+fn given_up<'a>(
+    job: &'a mut JobInFlight,
+    stay: &'a [ResourceType],
+) -> impl Iterator<Item = (ResourceType, String)> + 'a {
+    let is_full = job.since.is_none();
+    let leave = job.finished.extract_if(.., |of, _| !stay.contains(of));
+    leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.to_owned()))
 }
 
 fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {

@@ -32,7 +32,7 @@ mod turn;
 mod upsert;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -274,7 +274,7 @@ impl<'a> Run<'a> {
                 full_refresh: self.mode == Mode::FullRefresh,
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
-                settled: Default::default(),
+                settled: BTreeSet::new(),
                 finished: BTreeMap::new(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;

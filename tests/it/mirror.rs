@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 
 use fhir_sync::sync::{Mode, Outcome, Report};
 use serde_json::{Value, json};
@@ -62,6 +62,7 @@ async fn an_increment_in_progress_does_not_stand_for_a_table_that_was_restored_m
     setup.complete().await;
     setup.later(|world| {
         world.put(PATIENT, "p9", json!({}));
+        world.advance(Duration::from_hours(1));
     });
     setup.complete().await;
     setup.later(|world| {
