@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config,
-    state::{self, JobInFlight},
+    state::{self, JobInFlight, State},
     sync::{ProgressBoard, Syncer, chain},
     telemetry,
 };
@@ -83,6 +83,9 @@ impl ShownJob {
 fn show(arguments: &ShowJobs) -> Result<(), Exit> {
     let config = arguments.looking.configuration()?;
     let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    if let Some(name) = &arguments.export {
+        refuse_unknown(name, config.exports.iter().map(|scheduled| scheduled.export.name.as_str()), &state)?;
+    }
     let is_asked_for = |name: &str| arguments.export.as_ref().is_none_or(|export| export == name);
     let exports = state.exports.iter().filter(|(name, _)| is_asked_for(name));
     let jobs: Vec<_> =
@@ -106,10 +109,27 @@ fn show(arguments: &ShowJobs) -> Result<(), Exit> {
     look::print(&look::columns(&["export", "requested (UTC)", "since", "types", "status URL without query"], rows))
 }
 
+/// An export that is no longer configured may still have jobs; a name that nobody knows is a typing error.
+fn refuse_unknown<'a>(
+    name: &str,
+    configured: impl Iterator<Item = &'a str> + Clone,
+    state: &State,
+) -> Result<(), Exit> {
+    if configured.clone().any(|of| of == name) || state.exports.contains_key(name) {
+        return Ok(());
+    }
+    Err(look::no_such_export(name, configured))
+}
+
 async fn cancel(arguments: Cancel) -> Result<(), Exit> {
     let config = config::load(&arguments.config).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
+    if let Some(name) = &arguments.export {
+        // A broken state file has no jobs either, and the sync room says what is wrong with it.
+        let state = state::peek(&config.state_file).unwrap_or_default();
+        refuse_unknown(name, exports.iter().map(|export| export.name.as_str()), &state)?;
+    }
     let board = ProgressBoard::new().0;
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, board)
         .await

@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use super::exit::{Exit, failed, misconfigured};
+use super::exit::{CONFIGURATION, Exit, failed, misconfigured};
 use crate::{
     config::{self, Config},
     sync::{Root, chain},
@@ -52,6 +52,13 @@ pub fn configuration(config: &Path) -> Result<Config, Exit> {
     telemetry::start(&telemetry::Config::quiet());
     let (config, _) = config::check(config).map_err(misconfigured)?;
     Ok(config)
+}
+
+/// Says that there is no export of this name, and which there are.
+pub fn no_such_export<'a>(name: &str, configured: impl Iterator<Item = &'a str>) -> Exit {
+    let configured = configured.collect::<Vec<_>>().join(", ");
+    eprintln!("fhir-sync: the configuration has no export {name:?}; it has {configured}");
+    CONFIGURATION
 }
 
 /// Prints text. A reader that closes the pipe early, such as `head`, is not an error.

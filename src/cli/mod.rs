@@ -1,5 +1,8 @@
 //! The commands: the arguments become one of them, and each ends in an exit code.
 
+// It panics where the reader has closed the pipe; `say!` and `look::print` do not.
+#![deny(clippy::print_stdout)]
+
 /// A line on the standard output. A reader that closes the pipe early, such as `head`, does not end the work.
 macro_rules! say {
     ($($text:tt)*) => {{

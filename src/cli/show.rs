@@ -46,15 +46,14 @@ const HEAD: [&str; 9] =
 /// The counts of each type, what the operator should know, and the outcome.
 pub fn report(report: &Report) {
     let width = report.types.keys().map(|of| of.as_str().len()).max().unwrap_or_default().max(8);
-    print!("{:width$}", HEAD[0]);
-    for head in &HEAD[1..] {
-        print!(" {head:>11}");
-    }
-    say!(" {:>8}", "version");
+    let line = |first: &str, cells: &[String]| {
+        let cells = cells.iter().map(|cell| format!(" {cell:>11}"));
+        format!("{first:width$}{}", cells.collect::<String>())
+    };
+    say!("{} {:>8}", line(HEAD[0], &HEAD[1..].iter().map(ToString::to_string).collect::<Vec<_>>()), "version");
     for (resource_type, of) in &report.types {
         let counts = &of.counts;
-        print!("{resource_type:width$}");
-        for count in [
+        let cells = [
             of.received,
             counts.inserted,
             counts.updated,
@@ -63,20 +62,20 @@ pub fn report(report: &Report) {
             counts.stale,
             counts.duplicate,
             of.quarantined,
-        ] {
-            print!(" {:>11}", HumanCount(count).to_string());
-        }
+        ]
+        .map(|count| HumanCount(count).to_string());
+        let row = line(resource_type.as_str(), &cells);
         match &of.end {
-            TypeEnd::Committed { version, .. } => say!(" {version:>8}"),
-            TypeEnd::Instalment { version } => say!(" {version:>8}  an instalment"),
-            TypeEnd::WatermarkHeld { version } => say!(" {version:>8}  the watermark was not moved"),
-            TypeEnd::Behind { version, watermark } => say!(" {version:>8}  behind: the watermark is {watermark}"),
-            TypeEnd::SetBack { version } => say!(" {version:>8}  set back: the watermark was not moved"),
-            TypeEnd::Failed(failure) => say!(" {:>8}  {}", "-", failure.cause),
-            TypeEnd::Denied { missing_scope } => say!(" {:>8}  denied: {missing_scope} is not granted", "-"),
-            TypeEnd::Missing { on_server } => say!(" {:>8}  missing: the server has {on_server}", "-"),
-            TypeEnd::Unconfirmed => say!(" {:>8}  unconfirmed: nothing arrived", "-"),
-            TypeEnd::NotReached => say!(" {:>8}", "-"),
+            TypeEnd::Committed { version, .. } => say!("{row} {version:>8}"),
+            TypeEnd::Instalment { version } => say!("{row} {version:>8}  an instalment"),
+            TypeEnd::WatermarkHeld { version } => say!("{row} {version:>8}  the watermark was not moved"),
+            TypeEnd::Behind { version, watermark } => say!("{row} {version:>8}  behind: the watermark is {watermark}"),
+            TypeEnd::SetBack { version } => say!("{row} {version:>8}  set back: the watermark was not moved"),
+            TypeEnd::Failed(failure) => say!("{row} {:>8}  {}", "-", failure.cause),
+            TypeEnd::Denied { missing_scope } => say!("{row} {:>8}  denied: {missing_scope} is not granted", "-"),
+            TypeEnd::Missing { on_server } => say!("{row} {:>8}  missing: the server has {on_server}", "-"),
+            TypeEnd::Unconfirmed => say!("{row} {:>8}  unconfirmed: nothing arrived", "-"),
+            TypeEnd::NotReached => say!("{row} {:>8}", "-"),
         }
     }
     for (resource_type, of) in report.types.iter().filter(|(_, of)| of.foreign_commits > 0) {

@@ -150,11 +150,9 @@ fn shown(name: String, known: ExportState) -> ShownExport {
 
 async fn set(arguments: SetSince) -> Result<(), Exit> {
     let config = look::configuration(&arguments.config)?;
-    let names: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.name.clone()).collect();
-    let found = config.exports.into_iter().find(|scheduled| scheduled.export.name == arguments.export);
-    let Some(export) = found.map(|scheduled| scheduled.export) else {
-        eprintln!("fhir-sync: the configuration has no export {:?}; it has {}", arguments.export, names.join(", "));
-        return Err(CONFIGURATION);
+    let exports = || config.exports.iter().map(|scheduled| &scheduled.export);
+    let Some(export) = exports().find(|export| export.name == arguments.export).cloned() else {
+        return Err(look::no_such_export(&arguments.export, exports().map(|export| export.name.as_str())));
     };
     let types = match arguments.resource_type {
         Some(of) if !export.types.contains(&of) => {
@@ -176,6 +174,9 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
         return Err(failed(&text));
     }
     look::print(&format!("{text}\n"))?;
+    if done.iter().all(|(_, becomes)| !matches!(becomes, SinceSet::Lowered { .. })) {
+        return Ok(());
+    }
     let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
     let jobs = state.exports.get(&export.name).map(|known| known.jobs.clone()).unwrap_or_default();
     let in_progress = done.iter().filter(|(of, becomes)| {

@@ -35,7 +35,7 @@ use crate::{
     config::{Config, Maintenance, Scheduled},
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, View},
-    state::ExportState,
+    state::{ExportState, State},
     sync::{self, Activity, Board, DryRun, Mode, ProgressBoard, Syncer, TableName, TablesMaintained},
 };
 
@@ -93,16 +93,13 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     for export in &exports {
         syncer.forget_lost_data(export).await?;
     }
-    let (views, seen) = watch::channel(View { ready: false, heartbeat: Instant::now(), exports: Vec::new() });
+    let schedules = schedules(&config.exports, &config.maintenance);
+    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
+    let (views, seen) = watch::channel(first_view(&exports, &syncer.state(), recheck_absent, now()));
     let server = serve::Server::start(&config.health, seen)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
-    let mut scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
-    let state = syncer.state();
-    views.send_modify(|view| {
-        view.exports = exports.iter().map(|export| views::view(export, &state, recheck_absent, now())).collect();
-    });
+    let mut scheduler = schedule::start(&schedules, &ticks).await?;
     let mut daemon = Daemon {
         syncer: Arc::new(syncer),
         exports,
@@ -131,6 +128,12 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         Ended::AtOnce => tracing::warn!("stopped at once; the next start continues"),
     }
     Ok(ended)
+}
+
+/// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are.
+fn first_view(exports: &[Watched], state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> View {
+    let exports = exports.iter().map(|export| views::view(export, state, recheck_absent, now)).collect();
+    View { ready: false, heartbeat: Instant::now(), exports }
 }
 
 struct Daemon {
@@ -365,6 +368,16 @@ mod tests {
             ..ExportState::default()
         };
         overdue(&scheduled(), &known, parse_instant(now).unwrap())
+    }
+
+    #[test]
+    fn health_knows_all_exports_before_it_answers_for_the_first_time() {
+        let at = parse_instant("2026-11-20T10:00:00Z").unwrap();
+        let mut state = State::default();
+        state.exports.entry("all".to_owned()).or_default().freshness.failures_in_a_row = 3;
+        let view = first_view(&[Watched::new(scheduled(), at)], &state, Duration::from_hours(24), at);
+        let [export] = view.exports.as_slice() else { panic!("one export") };
+        assert_eq!((view.ready, export.name.as_str(), export.failures_in_a_row), (false, "all", 3));
     }
 
     #[test]

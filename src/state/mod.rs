@@ -169,11 +169,25 @@ impl Store {
     }
 }
 
-/// Reads a state file without locking it, for commands that change nothing.
+/// Reads a state file without locking it, for commands that change nothing. Of a broken file it reads the previous
+/// generation, as [`Store::open`] does.
+///
+/// # Errors
+/// [`Error::Refused`] where neither is whole: an empty state would be mistaken for the truth.
 pub fn peek(path: &Path) -> Result<State, Error> {
     match read(path, Owner::Anybody)? {
         Contents::Whole(state) | Contents::OldForm(state) => Ok(state),
-        Contents::Missing | Contents::Broken(_) => Ok(State::default()),
+        Contents::Missing => Ok(State::default()),
+        Contents::Broken(_) => match read(&previous(path), Owner::Anybody)? {
+            Contents::Whole(state) => Ok(state),
+            _ => Err(Error::Refused {
+                place: path.display().to_string(),
+                reason:
+                    "it is broken, and its previous generation is missing or broken too; the next sync recreates it \
+                         from the tables"
+                        .to_owned(),
+            }),
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 use chrono::TimeDelta;
 use fhir_sync::{
-    state::{Store, peek},
+    state::{ExportState, Store, peek},
     sync::{Mode, Outcome},
 };
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ async fn the_exports_in_progress_are_shown_beside_a_daemon_without_a_key_and_wit
     let outputs = [&ended.stdout, &as_json.stdout, &state.stdout];
     assert!(outputs.iter().all(|output| !output.contains("SECRET")), "{outputs:?}");
     let other = command(&setup, &["job", "show", "other"], &[]).await;
-    assert_eq!(other.stdout, "no export is in progress\n");
+    assert_eq!(other.code, Some(78), "{}", other.output());
     let refused = command(&setup, &["job", "cancel"], &[]).await;
     assert_eq!(refused.code, Some(11));
     assert!(refused.stderr.contains("stop the service first"), "{}", refused.stderr);
@@ -72,7 +72,7 @@ async fn the_exports_in_progress_are_shown_beside_a_daemon_without_a_key_and_wit
 async fn a_cancelled_export_is_deleted_on_the_server_and_the_next_sync_requests_another() {
     let setup = with_job().await;
     let ended = command(&setup, &["job", "cancel", "other"], &[]).await;
-    assert_eq!((ended.code, jobs(&setup)), (Some(0), 1), "{}", ended.output());
+    assert_eq!((ended.code, jobs(&setup)), (Some(78), 1), "{}", ended.output());
     let ended = command(&setup, &["job", "cancel", "all"], &[]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert!(ended.stdout.contains("was cancelled"), "{}", ended.stdout);
@@ -173,4 +173,23 @@ async fn a_watermark_that_an_export_in_progress_would_move_again_is_not_set() {
     let lowered = setup.watermark(PATIENT).await;
     setup.run(Mode::Incremental).await;
     assert_eq!(setup.watermark(PATIENT).await, lowered, "the export that was in progress does not move it");
+}
+
+#[tokio::test]
+async fn an_export_that_neither_the_configuration_nor_the_state_file_has_is_named() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    {
+        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        store.update(|state| drop(state.exports.insert("earlier".to_owned(), ExportState::default()))).unwrap();
+    }
+    for words in [["job", "show", "typo"], ["job", "cancel", "typo"]] {
+        let ended = command(&setup, &words, &[]).await;
+        assert_eq!(ended.code, Some(78), "{}", ended.output());
+        assert!(ended.stderr.contains("the configuration has no export \"typo\"; it has all"), "{}", ended.stderr);
+    }
+    for words in [["job", "show", "earlier"], ["job", "cancel", "earlier"], ["job", "show", "all"]] {
+        let ended = command(&setup, &words, &[]).await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "no export is in progress\n"), "{}", ended.output());
+    }
 }

@@ -32,6 +32,22 @@ async fn a_reader_that_closes_the_pipe_early_ends_no_command() {
 }
 
 #[tokio::test]
+async fn a_sync_whose_reader_closes_the_pipe_syncs_every_export() {
+    let setup = Setup::new().await;
+    let path = setup.folder.path().join("fhir-sync.toml");
+    let second = "\n[[export]]\nname = \"second\"\ntypes = [\"Observation\"]\n";
+    let config = setup.config().replace("\"Observation\", ", "").replace(", \"Observation\"", "");
+    std::fs::write(&path, format!("{config}{second}")).unwrap();
+    let mut command = Command::new(BINARY);
+    command.args(["sync", "--config", path.to_str().unwrap()]).stdout(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut process = command.spawn().unwrap();
+    drop(process.stdout.take());
+    assert_eq!(process.wait().await.unwrap().code(), Some(0));
+    let state = fhir_sync::state::peek(&setup.state_file()).unwrap();
+    assert!(state.exports.values().all(|export| export.last_complete_at.is_some()) && state.exports.len() == 2);
+}
+
+#[tokio::test]
 async fn a_server_that_is_down_is_named_and_the_next_sync_completes() {
     let setup = Setup::new().await;
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -57,6 +57,22 @@ async fn two_broken_state_files_are_recreated_from_the_tables_and_one_is_kept() 
 }
 
 #[tokio::test]
+async fn a_broken_state_file_is_shown_as_it_was_before_and_two_broken_ones_are_not_shown_as_empty() {
+    let setup = synced().await;
+    let before = peek(&previous(&setup)).unwrap();
+    fs::write(setup.state_file(), "{\"format\": 1, \"chec").unwrap();
+    assert_eq!(peek(&setup.state_file()).unwrap(), before);
+    let shown = setup.command(&["state", "show"], &[]).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.output());
+    fs::write(previous(&setup), "garbage").unwrap();
+    for words in [["state", "show"], ["job", "show"]] {
+        let shown = setup.command(&words, &[]).await;
+        assert_eq!((shown.code, shown.stdout.as_str()), (Some(1), ""), "{}", shown.output());
+        assert!(shown.stderr.contains("its previous generation is missing or broken too"), "{}", shown.stderr);
+    }
+}
+
+#[tokio::test]
 async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_request() {
     let setup = Setup::new().await;
     fs::create_dir_all(setup.folder.path().join("state")).unwrap();
