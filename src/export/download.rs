@@ -57,7 +57,8 @@ impl Client {
     ///
     /// # Errors
     /// After any of them, what was read of the file must be discarded. [`Error::FileGone`] and
-    /// [`Error::FileDenied`]: a new link did not help either. [`Error::ForeignOrigin`]: the file needs a token that its
+    /// [`Error::FileDenied`]: a new link did not help either. [`Error::LinkExpired`]: there is no new one.
+    /// [`Error::ForeignOrigin`]: the file needs a token that its
     /// origin may not have. [`Error::Abandoned`] when the receiver was dropped.
     pub async fn download(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let (receiver, limit) = (into.clone(), self.config.limits.max_transfer_time);
@@ -76,6 +77,7 @@ impl Client {
         let mut retries = Retries::new(&self.config.http);
         let mut link = links.of(file).await;
         let mut refused_at: Option<Instant> = None;
+        let mut is_repeated = false;
         loop {
             let bytes_before = delivery.bytes;
             let read = self.read_through(file, &link, &mut delivery).await;
@@ -95,7 +97,15 @@ impl Client {
                     if may_have_expired(&error) && refused_at.is_none_or(|at| link.fetched_at < at) =>
                 {
                     refused_at = Some(Instant::now());
-                    link = links.renewed(self, file, &link, error).await?;
+                    let fresh = links.renewed(self, file, &link, error).await?;
+                    is_repeated = fresh.url == link.url;
+                    link = fresh;
+                }
+                // The server does not sign it again, so it opens nothing as long as the export exists.
+                Err(Failure::Fatal(Error::FileDenied { file, status, .. }))
+                    if is_repeated && link.url.query().is_some() && !self.sends_token(&link) =>
+                {
+                    return Err(Error::LinkExpired { file, status });
                 }
                 Err(Failure::Fatal(error)) => return Err(error),
             }
@@ -147,6 +157,12 @@ impl Client {
             (FileAuth::Always, _) | (FileAuth::Manifest, true) => TokenUse::WhereAllowed,
             (FileAuth::Never, _) | (FileAuth::Manifest, false) => TokenUse::Never,
         }
+    }
+
+    fn sends_token(&self, link: &Link) -> bool {
+        matches!(self.token_for(link), TokenUse::WhereAllowed)
+            && self.tokens.is_some()
+            && self.may_have_token(&link.url)
     }
 
     /// Says what to change, by whether the request had a token (rule 93).

@@ -101,6 +101,12 @@ pub enum Error {
     /// 400, 401 or 403 for a file, also by a fresh link (rule 61): it may need a token, or take none (Q-34).
     #[error("{file}: access denied, {status}, {issues}; {way_out}")]
     FileDenied { file: String, status: StatusCode, issues: Issues, way_out: String },
+    /// The same for a link with a query, which may be a signature, that a fresh manifest repeats.
+    #[error(
+        "{file}: access denied, {status}; its link may have expired, and the server gives no other one; the next sync \
+         starts another export"
+    )]
+    LinkExpired { file: String, status: StatusCode },
     /// 404 or 410 for a file of a complete export (rule 61).
     #[error("{file}: the server no longer has this file, {status}; the next sync starts another export")]
     FileGone { file: String, status: StatusCode },

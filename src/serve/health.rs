@@ -29,7 +29,7 @@ pub struct ExportView {
     pub types: Vec<TypeView>,
     /// How old the data may be.
     pub max_age: Duration,
-    /// A type that nobody can say anything about is asked for again after this time.
+    /// A type of which it is unknown whether there is any is asked for again after this time.
     pub recheck_absent: Duration,
     pub last_outcome: Option<Outcome>,
     pub failures_in_a_row: u32,
@@ -45,7 +45,7 @@ pub struct TypeView {
     pub name: String,
     /// From when its data are. `None`: never loaded, or lost.
     pub data: Option<Moment>,
-    /// When it was last asked for, where it is unconfirmed: nothing arrived, and nobody can say whether there is
+    /// When it was last asked for, where it is unconfirmed: nothing arrived, and it is unknown whether there is
     /// anything.
     pub unconfirmed: Option<Moment>,
     /// How it ended in the last run.

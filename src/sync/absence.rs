@@ -21,7 +21,7 @@ pub enum Absence {
     Denied { missing_scope: String },
     /// The server has this many, and exported none.
     Missing { on_server: u64 },
-    /// Nobody can say.
+    /// Unknown.
     Unconfirmed,
 }
 

@@ -168,6 +168,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::ExportFailed { .. }
         | E::NotAManifest { .. }
         | E::FileGone { .. }
+        | E::LinkExpired { .. }
         | E::FileChanged { .. }
         | E::ManifestChanged { .. }
         | E::Corrupt { .. }

@@ -78,13 +78,13 @@ pub enum TypeEnd {
     /// the earlier of the two, so that nothing that changed in between is lost.
     Behind { version: u64, watermark: TransactionTime },
     /// Committed, but the export ends before the time from which it was asked: the server's clock was set back, and
-    /// nobody knows what changed in between. All of the type is asked for again; its watermark was not moved.
+    /// what changed in between is unknown. All of the type is asked for again; its watermark was not moved.
     SetBack { version: u64 },
     /// Absent, because the token does not cover it.
     Denied { missing_scope: String },
     /// Absent from a full load, although the server has this many.
     Missing { on_server: u64 },
-    /// Absent from a full load, and nobody can say whether the server has any. It has no watermark.
+    /// Absent from a full load, and it is unknown whether the server has any. It has no watermark.
     Unconfirmed,
     /// Its table is unchanged, apart from instalments.
     Failed(Failure),
@@ -225,7 +225,7 @@ impl Report {
         self.notes.iter().cloned().chain(self.causes()).chain(accepted).collect()
     }
 
-    /// The types that were absent from a full load, and nobody knows why.
+    /// The types that were absent from a full load, for an unknown reason.
     pub fn unconfirmed(&self) -> Vec<ResourceType> {
         let unconfirmed = self.types.iter().filter(|(_, report)| report.end == TypeEnd::Unconfirmed);
         unconfirmed.map(|(resource_type, _)| *resource_type).collect()

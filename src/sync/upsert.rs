@@ -361,7 +361,7 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         )),
         TypeEnd::SetBack { .. } => Some(format!(
             "{resource_type} is set back: the export ends before the time from which it was asked, so the server's clock was \
-             set back, and nobody knows what changed in between; the next sync asks for all of it again"
+             set back, and what changed in between is unknown; the next sync asks for all of it again"
         )),
         TypeEnd::Denied { missing_scope } => Some(format!(
             "{resource_type} is denied: the server left it out, and the scope {missing_scope} is not granted; the next \
@@ -383,7 +383,7 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
 pub fn note(resource_type: ResourceType, end: &TypeEnd) -> Option<String> {
     (*end == TypeEnd::Unconfirmed).then(|| {
         format!(
-            "{resource_type} is unconfirmed: the server exported none, and nobody can say whether it has any; it is \
+            "{resource_type} is unconfirmed: the server exported none, and it is unknown whether it has any; it is \
              asked for in full again after sync.recheck_absent"
         )
     })

@@ -1,25 +1,11 @@
 //! Downloads: each byte once, always to the end, nothing but NDJSON.
 
-use bytes::Bytes;
-use tokio::sync::mpsc;
-
 use super::*;
-use crate::export::Receipt;
 
 const TWO_LINES: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
 
-/// What the reader received, and the result.
 async fn read(client: &Client, file: &File) -> (Vec<u8>, Result<Receipt, Error>) {
-    let (into, mut from) = mpsc::channel::<Bytes>(1);
-    let reader = async {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = from.recv().await {
-            bytes.extend_from_slice(&chunk);
-        }
-        bytes
-    };
-    let links = links(file);
-    tokio::join!(reader, client.download(file, &links, into))
+    read_by(client, file, &links(file)).await
 }
 
 async fn download(server: &Server) -> (Vec<u8>, Result<Receipt, Error>) {

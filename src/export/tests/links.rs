@@ -48,15 +48,7 @@ impl Case {
     }
 
     async fn download(&self, file: &File) -> Result<Vec<u8>, Error> {
-        let (into, mut from) = mpsc::channel::<Bytes>(1);
-        let reader = async {
-            let mut bytes = Vec::new();
-            while let Some(chunk) = from.recv().await {
-                bytes.extend_from_slice(&chunk);
-            }
-            bytes
-        };
-        let (bytes, receipt) = tokio::join!(reader, self.client.download(file, &self.links, into));
+        let (bytes, receipt) = read_by(&self.client, file, &self.links).await;
         receipt.map(|_| bytes)
     }
 
@@ -156,6 +148,16 @@ async fn a_link_that_stays_refused_fails_its_file_as_without_a_fresh_manifest() 
             error => panic!("{error}"),
         };
         assert_eq!((kind, case.count("/1"), case.count("/status")), (expected, 2, 1), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_link_with_a_query_that_the_fresh_manifest_repeats_asks_for_another_export() {
+    for status in [400, 403] {
+        let manifest = body(TIME, &[("/1?sig=old", 2)]);
+        let case = Case::new(&manifest, &manifest, move |_| Answer::status(status)).await;
+        let error = case.download(&case.completed.manifest.output[0]).await.unwrap_err();
+        assert!(matches!(error, Error::LinkExpired { .. }) && !error.to_string().contains("sig"), "{error}");
     }
 }
 

@@ -5,12 +5,13 @@
 use std::{sync::Arc, time::Duration};
 
 use async_compression::tokio::write::GzipEncoder;
-use tokio::io::AsyncWriteExt;
+use bytes::Bytes;
+use tokio::{io::AsyncWriteExt, sync::mpsc};
 use url::Url;
 
 use super::{
     Client, Completed, Config, Error, ExportRequest, File, FileAuth, FileKind, Issues, Job, Level, Links, Manifest,
-    PollProgress, WaitRange, auth, clock::local_now, manifest::FileIds,
+    PollProgress, Receipt, WaitRange, auth, clock::local_now, manifest::FileIds,
 };
 use server::{Answer, Server};
 
@@ -81,6 +82,19 @@ fn file(url: Url) -> File {
 }
 
 /// The links of an export of this one file; the status URL is `/status` of the same origin.
+/// What the reader received, and the result.
+async fn read_by(client: &Client, file: &File, links: &Links) -> (Vec<u8>, Result<Receipt, Error>) {
+    let (into, mut from) = mpsc::channel::<Bytes>(1);
+    let reader = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = from.recv().await {
+            bytes.extend_from_slice(&chunk);
+        }
+        bytes
+    };
+    tokio::join!(reader, client.download(file, links, into))
+}
+
 fn links(file: &File) -> Links {
     let status_url = file.url.join("/status").unwrap_or_else(|_| "http://localhost/status".parse().unwrap());
     let job = Job { status_url, kicked_off_at: None, polling_since: local_now() };
