@@ -31,7 +31,7 @@ main() {
     check "Dockerfile" "$venv/bin/hadolint" Dockerfile
     check "configurations" configurations_valid
   fi
-  needs kubectl "kustomization" && check "kustomization" kubectl kustomize deploy/kubernetes
+  needs kubectl "kustomization" && check "kustomization" kubectl kustomize deploy/kubernetes/base
   return $((failures > 0))
 }
 
@@ -92,8 +92,8 @@ unit_copy() {
 }
 
 manifests_valid() {
-  local manifests=(deploy/kubernetes/secret.yaml.example)
-  for file in deploy/kubernetes/*.yaml; do
+  local manifests=(deploy/kubernetes/base/secret.yaml.example)
+  for file in deploy/kubernetes/base/*.yaml; do
     [[ $file == */kustomization.yaml ]] || manifests+=("$file") # kustomize's own, no resource of the cluster
   done
   "$venv/bin/kubernetes-validate" --strict --quiet --kubernetes-version "$1" "${manifests[@]}"
@@ -107,7 +107,7 @@ configurations_valid() {
 import sys, yaml
 manifest = yaml.safe_load(open(sys.argv[1]))
 open(sys.argv[2], "w").write(manifest["data"]["fhir-sync.toml"])
-' deploy/kubernetes/configmap.yaml "$scratch/kubernetes.toml" || return
+' deploy/kubernetes/base/configmap.yaml "$scratch/kubernetes.toml" || return
   for file in "$scratch/systemd.toml" "$scratch/kubernetes.toml"; do
     "$venv/bin/python" -c 'import sys, tomllib; tomllib.load(open(sys.argv[1], "rb"))' "$file" || return
     [[ -z ${FHIR_SYNC:-} ]] || "$FHIR_SYNC" check --config "$file" || return
