@@ -1,6 +1,6 @@
 //! `job`: the exports that the server works on for us, or has completed, and that are not settled yet.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    ConfigFile,
     exit::{Exit, FAILED, failed, misconfigured, not_opened_by_hand, stoppable},
     look::{self, Looking, day_and_time},
 };
@@ -36,9 +37,8 @@ pub(super) struct ShowJobs {
 
 #[derive(Args, Debug)]
 pub(super) struct Cancel {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Only those of this export
     export: Option<String>,
     /// Forget them even if the server cannot be told; it may then still work on them
@@ -122,7 +122,7 @@ fn refuse_unknown<'a>(
 }
 
 async fn cancel(arguments: Cancel) -> Result<(), Exit> {
-    let config = config::load(&arguments.config).map_err(misconfigured)?;
+    let config = config::load(&arguments.config.path).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
     if let Some(name) = &arguments.export {

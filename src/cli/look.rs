@@ -4,14 +4,17 @@
 use std::{
     fmt::Write as _,
     io::{self, ErrorKind, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use super::exit::{CONFIGURATION, Exit, failed, misconfigured};
+use super::{
+    ConfigFile,
+    exit::{CONFIGURATION, Exit, failed, misconfigured},
+};
 use crate::{
     config::{self, Config},
     sync::{Root, chain},
@@ -21,9 +24,8 @@ use crate::{
 /// What each of these commands takes.
 #[derive(Args, Debug)]
 pub struct Looking {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// JSON with all columns, for programs
     #[arg(long)]
     pub json: bool,
@@ -31,12 +33,12 @@ pub struct Looking {
 
 impl Looking {
     pub fn configuration(&self) -> Result<Config, Exit> {
-        configuration(&self.config)
+        configuration(&self.config.path)
     }
 
     /// The configuration with the private key, for those who ask the server.
     pub fn configuration_with_key(&self) -> Result<Config, Exit> {
-        config::load(&self.config).map_err(misconfigured)
+        config::load(&self.config.path).map_err(misconfigured)
     }
 
     /// The configuration, and its tables for reading.

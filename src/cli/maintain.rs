@@ -1,12 +1,13 @@
 //! `maintain`: maintenance of the tables by hand, without an export.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::collections::BTreeSet;
 
 use clap::Args;
 use indicatif::HumanBytes;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    ConfigFile,
     exit::{Exit, FAILED, STOPPED, failed, misconfigured, not_opened, stoppable},
     show::{self, rows},
 };
@@ -19,9 +20,8 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger, `quarantine`; without any:
     /// all tables of the configuration
     #[arg(value_name = "TYPE")]
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let config = config::load(&arguments.config).map_err(misconfigured)?;
+    let config = config::load(&arguments.config.path).map_err(misconfigured)?;
     telemetry::start(&config.log);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
     let (sender, progress) = ProgressBoard::new();

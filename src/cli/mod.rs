@@ -36,10 +36,13 @@ use std::{
     sync::LazyLock,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use url::Url;
 
-use crate::{config::Config, sync::Location};
+use crate::{
+    config::{self, Config},
+    sync::Location,
+};
 
 /// Keeps a Delta Lake copy of a FHIR server.
 #[derive(Parser, Debug)]
@@ -56,17 +59,9 @@ enum Command {
     /// Syncs once, then exits
     Sync(sync::Arguments),
     /// Runs as a daemon that syncs on a schedule
-    Run {
-        /// Configuration file
-        #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-        config: PathBuf,
-    },
+    Run(ConfigFile),
     /// Validates the configuration offline and lists all errors
-    Check {
-        /// Configuration file
-        #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-        config: PathBuf,
-    },
+    Check(ConfigFile),
     /// Compacts and vacuums the tables; the daemon must not be running
     Maintain(maintain::Arguments),
     /// Runs an SQL query over the tables and prints the result
@@ -96,14 +91,22 @@ enum Command {
     },
 }
 
+/// Where the configuration is.
+#[derive(Args, Debug)]
+struct ConfigFile {
+    /// Configuration file
+    #[arg(id = "config", short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG", default_value = config::DEFAULT_PATH)]
+    path: PathBuf,
+}
+
 impl Cli {
     /// Does what the arguments say.
     pub async fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
-            Command::Run { config } => run::run(&config).await,
-            Command::Check { config } => check::run(&config),
+            Command::Run(config) => run::run(&config.path).await,
+            Command::Check(config) => check::run(&config.path),
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]
             Command::Query(arguments) => query::run(arguments).await,
@@ -118,6 +121,13 @@ impl Cli {
         };
         result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
     }
+}
+
+/// The configuration file of a command that also works without one. clap's `env` and default would contradict the other
+/// flags of such a command.
+fn config_path(given: Option<PathBuf>) -> PathBuf {
+    let of_environment = || std::env::var_os("FHIR_SYNC_CONFIG").map(PathBuf::from);
+    given.or_else(of_environment).unwrap_or_else(|| config::DEFAULT_PATH.into())
 }
 
 /// The commit that the program was built from, where the build names it.
@@ -199,8 +209,11 @@ mod tests {
         assert_eq!(parse("fhir-sync sync --config a.toml --group-id g").unwrap_err().exit_code(), 2);
         let both = parse("fhir-sync sync --config a.toml --fhir-endpoint https://a --delta-path b").unwrap_err();
         assert_eq!(both.exit_code(), 2);
-        let neither = parse("fhir-sync sync").unwrap_err().to_string();
-        assert!(neither.contains("<--config <FILE>|--fhir-endpoint <URL>>"), "{neither}");
+        assert!(parse("fhir-sync sync").is_ok(), "the file is at its usual place");
+        for flag in ["--group-id g", "--resource-types Patient", "--state-file s", "--auth-client-id me"] {
+            let alone = parse(&format!("fhir-sync sync {flag}")).unwrap_err().to_string();
+            assert!(alone.contains("--fhir-endpoint <URL>"), "{alone}");
+        }
         let half = parse("fhir-sync sync --fhir-endpoint https://a").unwrap_err().to_string();
         assert!(half.contains("--delta-path <FOLDER>"), "{half}");
     }

@@ -12,6 +12,7 @@ use std::{
 use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
+    ConfigFile,
     exit::{Exit, FAILED, failed, misconfigured, not_opened},
     look::{self, Looking, day_and_time},
 };
@@ -66,9 +67,8 @@ struct Show {
 
 #[derive(Args, Debug)]
 struct Replay {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Beginnings of ids; without any: all lines
     #[arg(value_name = "ID")]
     ids: Vec<String>,
@@ -80,9 +80,8 @@ struct Replay {
 #[derive(Args, Debug)]
 #[command(group(ArgGroup::new("which").args(["ids", "older_than", "all"]).required(true)))]
 struct Purge {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Beginnings of ids
     #[arg(value_name = "ID")]
     ids: Vec<String>,
@@ -136,7 +135,7 @@ async fn show(arguments: &Show) -> Result<(), Exit> {
 
 async fn replay(arguments: Replay) -> Result<(), Exit> {
     let corrected = arguments.file.map(|file| read(&file)).transpose()?;
-    let (syncer, exports) = open(&arguments.config).await?;
+    let (syncer, exports) = open(&arguments.config.path).await?;
     let result = async {
         let ids = whole_ids(&syncer.root, &arguments.ids).await?;
         let of = match (corrected, ids.len()) {
@@ -157,7 +156,7 @@ async fn replay(arguments: Replay) -> Result<(), Exit> {
 }
 
 async fn purge(arguments: Purge) -> Result<(), Exit> {
-    let (syncer, _) = open(&arguments.config).await?;
+    let (syncer, _) = open(&arguments.config.path).await?;
     let result = async {
         let which = match arguments.older_than {
             Some(age) => sync::Purge::OlderThan(age),

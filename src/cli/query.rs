@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 
-use super::exit::{CONFIGURATION, Exit, failed, misconfigured};
+use super::{
+    config_path,
+    exit::{CONFIGURATION, Exit, failed, misconfigured},
+};
 use crate::{
     config,
     fhir::{RESOURCE_TYPES, ResourceType},
@@ -13,13 +16,11 @@ use crate::{
 };
 
 #[derive(Args, Debug)]
-#[command(group(ArgGroup::new("tables").args(["config", "delta_path"]).required(true)))]
 pub struct Arguments {
     /// One statement; a table has the name of its resource type: 'SELECT count(birthDate) FROM Patient'
     sql: String,
-    /// Configuration file, for its `tables.root` and the settings of its object store
-    // No `env` here: a variable that is set for the daemon would contradict --delta-path.
-    #[arg(short, long, value_name = "FILE")]
+    /// Configuration file, for its tables [default: `FHIR_SYNC_CONFIG`, else /etc/fhir-sync/fhir-sync.toml]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "delta_path")]
     config: Option<PathBuf>,
     /// Folder of the Delta tables
     #[arg(long, value_name = "FOLDER")]
@@ -29,11 +30,11 @@ pub struct Arguments {
 /// Needs no state file, so it works beside a running daemon.
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     telemetry::start(&telemetry::Config::quiet());
-    let tables = match (arguments.config, arguments.delta_path) {
-        (Some(path), _) => config::check(&path).map_err(misconfigured)?.0.tables,
-        (None, Some(folder)) if folder.is_dir() => TablesConfig::new(Location::Folder(folder)),
-        (None, folder) => {
-            eprintln!("fhir-sync: {} is not a folder", folder.unwrap_or_default().display());
+    let tables = match arguments.delta_path {
+        None => config::check(&config_path(arguments.config)).map_err(misconfigured)?.0.tables,
+        Some(folder) if folder.is_dir() => TablesConfig::new(Location::Folder(folder)),
+        Some(folder) => {
+            eprintln!("fhir-sync: {} is not a folder", folder.display());
             return Err(CONFIGURATION);
         }
     };

@@ -1,12 +1,13 @@
 //! `state`: what is remembered between runs, and the one thing in it that an operator may change.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::{
+    ConfigFile,
     exit::{CONFIGURATION, Exit, failed, not_opened_by_hand},
     look::{self, Looking, day_and_time},
 };
@@ -28,9 +29,8 @@ pub(super) enum StateCommand {
 #[derive(Args, Debug)]
 #[command(allow_missing_positional = true)]
 pub(super) struct SetSince {
-    /// Configuration file
-    #[arg(short, long, value_name = "FILE", env = "FHIR_SYNC_CONFIG")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: ConfigFile,
     /// The export of the configuration
     export: String,
     /// Only this type; without it all types of the export
@@ -149,7 +149,7 @@ fn shown(name: String, known: ExportState) -> ShownExport {
 }
 
 async fn set(arguments: SetSince) -> Result<(), Exit> {
-    let config = look::configuration(&arguments.config)?;
+    let config = look::configuration(&arguments.config.path)?;
     let exports = || config.exports.iter().map(|scheduled| &scheduled.export);
     let Some(export) = exports().find(|export| export.name == arguments.export).cloned() else {
         return Err(look::no_such_export(&arguments.export, exports().map(|export| export.name.as_str())));

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    announce,
+    announce, config_path,
     exit::{CONFIGURATION, Exit, misconfigured, not_opened, stoppable},
     show,
 };
@@ -18,15 +18,12 @@ use crate::{
 };
 
 #[derive(Args, Debug)]
-#[command(group(ArgGroup::new("source").args(["config", "fhir_endpoint"]).required(true)))]
 pub struct Arguments {
-    /// Configuration file; without it the flags below say what to sync
-    // No `env` here: a variable that is set for the daemon would contradict the flags.
-    #[arg(short, long, value_name = "FILE",
-          conflicts_with_all = ["delta_path", "state_file", "resource_types", "group_id", "auth_client_id"])]
+    /// Configuration file [default: `FHIR_SYNC_CONFIG`, else /etc/fhir-sync/fhir-sync.toml]
+    #[arg(short, long, value_name = "FILE", conflicts_with = "fhir_endpoint")]
     config: Option<PathBuf>,
     /// Sync only this export of the configuration
-    #[arg(long, value_name = "NAME", requires = "config")]
+    #[arg(long, value_name = "NAME", conflicts_with = "fhir_endpoint")]
     export: Option<String>,
     /// Ask for all resources, not only for what changed
     #[arg(long)]
@@ -34,21 +31,21 @@ pub struct Arguments {
     /// Remove all rows of these types that the full refresh lacks, even if none is left
     #[arg(long, value_name = "TYPE", num_args = 1.., requires = "full_refresh")]
     pub allow_empty: Vec<ResourceType>,
-    /// Base URL of the FHIR server
+    /// Base URL of the FHIR server; it takes the place of the configuration file, with the flags below
     #[arg(long, value_name = "URL", requires = "delta_path")]
     fhir_endpoint: Option<String>,
     /// Folder or URL of the Delta tables
     #[arg(long, value_name = "FOLDER", requires = "fhir_endpoint")]
     delta_path: Option<String>,
     /// State file
-    #[arg(long, value_name = "FILE", default_value = "/var/lib/fhir-sync/state.json")]
+    #[arg(long, value_name = "FILE", requires = "fhir_endpoint", default_value = "/var/lib/fhir-sync/state.json")]
     state_file: PathBuf,
     /// Resource types
-    #[arg(long, value_name = "TYPE", num_args = 1..,
+    #[arg(long, value_name = "TYPE", num_args = 1.., requires = "fhir_endpoint",
           default_values = ["Patient", "Condition", "Observation", "Encounter"])]
     pub resource_types: Vec<String>,
     /// Sync only the patients of this Group
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", requires = "fhir_endpoint")]
     group_id: Option<String>,
     /// Client id for SMART Backend Services; without it `FHIR_CLIENT_ID`
     // Not clap's `env`: the variable counts as a flag there, and would contradict --config.
@@ -62,7 +59,8 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     let mode = if arguments.full_refresh { Mode::FullRefresh } else { Mode::Incremental };
-    let (path, only) = (arguments.config.clone(), arguments.export.clone());
+    let path = arguments.fhir_endpoint.is_none().then(|| config_path(arguments.config.clone()));
+    let only = arguments.export.clone();
     let allow_empty = arguments.allow_empty.iter().copied().collect();
     let mut config = arguments.config().map_err(misconfigured)?;
     config.sync.allow_empty = allow_empty;
@@ -110,14 +108,20 @@ fn worse(a: Outcome, b: Outcome) -> Outcome {
 
 impl Arguments {
     fn config(self) -> Result<Config, Mistakes> {
-        if let Some(path) = self.config {
+        let Some(fhir_endpoint) = self.fhir_endpoint else {
+            let is_given = self.config.is_some() || std::env::var_os("FHIR_SYNC_CONFIG").is_some();
+            let path = config_path(self.config);
+            if !is_given && !path.exists() {
+                let way_out = "give --config FILE, or --fhir-endpoint with --delta-path";
+                return Err(Mistakes(vec![format!("{} does not exist; {way_out}", path.display())]));
+            }
             return config::load(&path);
-        }
+        };
         let client_id = self.auth_client_id.or_else(|| std::env::var("FHIR_CLIENT_ID").ok());
         let key_text = || std::env::var("FHIR_PRIVATE_KEY").ok().map(Key::Text);
         let key = self.auth_private_key.map(Key::File).or_else(key_text);
         let flags = Flags {
-            fhir_endpoint: self.fhir_endpoint.unwrap_or_default(),
+            fhir_endpoint,
             delta_path: self.delta_path.unwrap_or_default(),
             state_file: self.state_file,
             resource_types: self.resource_types,

@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 
-use super::exit::{Exit, failed, misconfigured};
+use super::{
+    config_path,
+    exit::{Exit, failed, misconfigured},
+};
 use crate::{
     config,
     sync::Location,
@@ -20,20 +23,19 @@ pub struct Arguments {
     #[arg(long)]
     dialect: Dialect,
     /// Folder or URL of the tables, as the engine names it
-    #[arg(long, value_name = "FOLDER", required_unless_present = "config", conflicts_with = "config")]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
     root: Option<String>,
-    /// Configuration file, for its `tables.root`
-    // No `env` here: a variable that is set for the daemon would contradict --root.
+    /// Configuration file, for its tables [default: `FHIR_SYNC_CONFIG`, else /etc/fhir-sync/fhir-sync.toml]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 /// Reads no table: they need not exist yet.
 pub fn run(arguments: Arguments) -> Result<(), Exit> {
-    let root = match (arguments.config, arguments.root.unwrap_or_default()) {
-        (Some(path), _) => configured_root(&path)?,
-        (None, root) if root.contains("://") => root,
-        (None, root) => absolute(Path::new(&root))?,
+    let root = match arguments.root {
+        None => configured_root(&config_path(arguments.config))?,
+        Some(root) if root.contains("://") => root,
+        Some(root) => absolute(Path::new(&root))?,
     };
     let sql = views::views(arguments.dialect, &root);
     io::stdout()

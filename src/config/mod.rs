@@ -46,6 +46,9 @@ use crate::{
     telemetry,
 };
 
+/// Where the packages put the configuration, and where commands look for it unless they are told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/fhir-sync/fhir-sync.toml";
+
 /// All settings.
 #[derive(Clone, Debug)]
 pub struct Config {
