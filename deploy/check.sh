@@ -19,12 +19,15 @@ main() {
 
   needs shellcheck "shell scripts" && check "shell scripts" shellcheck deploy/check.sh
   if needs systemd-analyze "systemd units" systemd; then
-    unit_copy
-    check "systemd unit: syntax" systemd-analyze verify --recursive-errors=yes "$scratch/with/fhir-sync.service"
-    check "systemd unit: syntax without drop-ins" \
+    unit_copies
+    check "systemd units: syntax" systemd-analyze verify --recursive-errors=yes "$scratch"/with/*.{service,timer}
+    check "systemd units: syntax without drop-in" \
       systemd-analyze verify --recursive-errors=yes "$scratch/without/fhir-sync.service"
-    check "systemd unit: exposure" systemd-analyze security --no-pager --offline=yes \
-      --threshold="$EXPOSURE_TENTHS_MAX" deploy/systemd/fhir-sync.service
+    for unit in "$scratch"/with/*.service "$scratch/without/fhir-sync.service"; do
+      check "systemd units: exposure of ${unit#"$scratch/"}" systemd-analyze security --no-pager --offline=yes \
+        --threshold="$EXPOSURE_TENTHS_MAX" "$unit"
+    done
+    check "systemd units: the timers' units may do what the daemon may" same_sandbox
   fi
   if python_tools; then
     for version in "${KUBERNETES_VERSIONS[@]}"; do
@@ -90,15 +93,24 @@ python_tools() {
   fi
 } 2>"$scratch/python"
 
-# `verify` wants the program of ExecStart to exist. Nothing else of the unit changes.
-unit_copy() {
+# `verify` wants the program of ExecStart to exist. Nothing else of the units changes.
+unit_copies() {
   local program=$scratch/fhir-sync
   printf '#!/bin/sh\n' >"$program"
   chmod +x "$program"
-  mkdir "$scratch/with" "$scratch/without"
-  cp --recursive deploy/systemd/fhir-sync.service.d "$scratch/with/"
-  sed "s#^ExecStart=/usr/bin/fhir-sync #ExecStart=$program #" deploy/systemd/fhir-sync.service |
-    tee "$scratch/with/fhir-sync.service" >"$scratch/without/fhir-sync.service"
+  cp --recursive deploy/systemd "$scratch/with"
+  sed --in-place "s#^ExecStart=/usr/bin/fhir-sync #ExecStart=$program #" "$scratch"/with/*.service
+  mkdir "$scratch/without"
+  cp "$scratch/with/fhir-sync.service" "$scratch/without/"
+}
+
+# The settings below "A user" are the same in both files; comments may differ.
+same_sandbox() {
+  diff <(sandbox deploy/systemd/fhir-sync.service) <(sandbox deploy/systemd/fhir-sync-.service.d/once.conf)
+}
+
+sandbox() {
+  sed --quiet '/^# A user/,/^\[Install\]/p' "$1" | grep --extended-regexp '^[A-Z]'
 }
 
 manifests_valid() {
