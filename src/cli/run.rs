@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     announce,
-    exit::{self, CONFIGURATION, Exit, FAILED, STOPPED, misconfigured},
+    exit::{self, Exit, STOPPED, misconfigured},
 };
 use crate::{
     config,
@@ -30,9 +30,5 @@ pub async fn run(path: &Path) -> Result<(), Exit> {
     } else {
         eprintln!("fhir-sync: {}", chain(&error));
     }
-    Err(match &error {
-        daemon::Error::Sync(error) => exit::of_opening(error),
-        daemon::Error::NoSchedule | daemon::Error::Listen { .. } => CONFIGURATION,
-        daemon::Error::Schedule(_) | daemon::Error::Signals(_) => FAILED,
-    })
+    Err(exit::of_start(&error))
 }

@@ -73,13 +73,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether another process holds the state file or the tables.
-    pub fn is_held_by_another(&self) -> bool {
-        matches!(self, Self::State(state::Error::Locked { .. }) | Self::Table(table::Error::InUse { .. }))
-    }
-}
-
-impl Error {
     /// A table whose log cannot be read has a way out of its own; other errors say theirs.
     pub(super) fn of_opening(resource_type: ResourceType, error: table::Error) -> Self {
         match error {

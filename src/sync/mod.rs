@@ -73,11 +73,11 @@ use crate::{
 
 // What the commands name of the rooms below, so that they need no arrow to them.
 pub use crate::{
-    export::Level,
+    export::{Error as ExportError, Level},
     state::Outcome,
     table::{
-        Config as TablesConfig, Counts, DryRun, LedgerRow, Location, Maintained, QuarantineRow, Retention, Root,
-        TableName,
+        Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained, QuarantineRow,
+        Retention, Root, TableName,
     },
 };
 

@@ -78,11 +78,11 @@ async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_req
     fs::create_dir_all(setup.folder.path().join("state")).unwrap();
     fs::write(setup.state_file(), "garbage").unwrap();
     let ended = setup.process(&[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
     let place = setup.state_file().display().to_string();
     assert!(ended.stderr.contains(&format!("delete {place} to start again with a full load")), "{}", ended.stderr);
     assert_eq!(fs::read_to_string(setup.state_file()).unwrap(), "garbage", "the refusal wrote over it");
-    assert_eq!(setup.process(&[]).await.code, Some(78), "the second start did not load everything again");
+    assert_eq!(setup.process(&[]).await.code, Some(1), "the second start did not load everything again");
     assert!(setup.server.requests().is_empty());
     fs::remove_file(setup.state_file()).unwrap();
     setup.complete().await;
@@ -96,7 +96,7 @@ async fn a_state_file_of_a_newer_format_stops_with_a_sentence_and_is_not_changed
     fs::write(setup.state_file(), newer).unwrap();
     let before = setup.server.requests().len();
     let ended = setup.process(&[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
     assert!(ended.stderr.contains("state.json has format 9, which only a newer fhir-sync reads"), "{}", ended.stderr);
     assert_eq!(setup.server.requests().len(), before);
     assert_eq!(fs::read_to_string(setup.state_file()).unwrap(), newer);
@@ -129,7 +129,7 @@ async fn a_state_folder_that_cannot_be_created_stops_before_any_request() {
     let setup = Setup::new().await;
     fs::write(setup.folder.path().join("state"), "in the way").unwrap();
     let ended = setup.process(&[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert_eq!(ended.code, Some(75), "{}", ended.output());
     let place = setup.folder.path().join("state").display().to_string();
     assert!(ended.stderr.contains(&format!("{place} cannot be used; check the folder's owner")), "{}", ended.stderr);
     assert!(setup.server.requests().is_empty());
@@ -144,7 +144,7 @@ async fn assert_refused(put: impl FnOnce(&std::path::Path), text: &str) {
     fs::create_dir_all(&state).unwrap();
     put(&state);
     let ended = setup.process(&[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
     assert!(ended.stderr.contains(text), "{}", ended.stderr);
     assert!(setup.server.requests().is_empty());
 }
@@ -206,7 +206,7 @@ async fn a_state_file_of_another_user_is_refused() {
     std::os::unix::fs::chown(state, Some(0), None).unwrap();
     let before = setup.server.requests().len();
     let ended = setup.process(&[]).await;
-    assert_eq!(ended.code, Some(78), "{}", ended.output());
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
     let text = "state.json.lock cannot be used: it belongs to user 65534, and fhir-sync runs as user 0";
     assert!(ended.stderr.contains(text), "{}", ended.stderr);
     assert_eq!(setup.server.requests().len(), before);
