@@ -2,7 +2,6 @@
 //! print text on a terminal and JSON for programs.
 
 use std::{
-    fmt::Write as _,
     io::{self, ErrorKind, Write as _},
     path::Path,
 };
@@ -11,6 +10,7 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
+pub use super::columns::columns;
 use super::{
     ConfigFile,
     exit::{CONFIGURATION, Exit, failed, misconfigured},
@@ -76,26 +76,6 @@ pub fn print(text: &str) -> Result<(), Exit> {
 pub fn print_json(value: &impl Serialize) -> Result<(), Exit> {
     let text = serde_json::to_string_pretty(value).map_err(|error| failed(&error.to_string()))?;
     print(&format!("{text}\n"))
-}
-
-/// A table of text; the last column is as wide as its texts.
-pub fn columns<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<_> = rows.collect();
-    let width =
-        |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0).max(head[column].len());
-    let widths: Vec<_> = (0..N).map(width).collect();
-    let mut text = String::new();
-    let head = head.map(str::to_owned);
-    for row in std::iter::once(&head).chain(&rows) {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            // Writing to a String cannot fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 /// In UTC, to the second.

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ConfigFile,
     exit::{Exit, FAILED, STOPPED, failed, misconfigured, not_opened, stoppable},
-    show::{self, rows},
+    progress::with_progress,
+    show::rows,
 };
 use crate::{
     config,
@@ -63,7 +64,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     let dry_run = if arguments.dry_run { DryRun::Yes } else { DryRun::No };
     let stop = CancellationToken::new();
     let work = syncer.maintain(&tables, &maintenance, dry_run, &stop);
-    let tables = stoppable(show::with_progress(work, progress), &stop).await?;
+    let tables = stoppable(with_progress(work, progress), &stop).await?;
     syncer.close().await;
     print(&tables, dry_run, &maintenance);
     if tables.iter().any(|(_, result)| result.is_err()) {

@@ -12,12 +12,14 @@ macro_rules! say {
 }
 
 mod check;
+mod columns;
 mod demo;
 mod exit;
 mod healthcheck;
 mod job;
 mod look;
 mod maintain;
+mod progress;
 mod quarantine;
 #[cfg(feature = "sql")]
 mod query;

@@ -1,6 +1,7 @@
 //! `runs`: the ledger, a row for each run and type.
 
 use clap::Args;
+use indicatif::HumanCount;
 
 use super::{
     exit::{Exit, failed},
@@ -34,7 +35,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     if arguments.looking.json {
         return look::print_json(&rows);
     }
-    look::print(&table(&rows))
+    look::print(&text(&rows))
 }
 
 /// The rows of the newest runs that are asked for, the oldest first.
@@ -52,23 +53,32 @@ fn selected(rows: Vec<LedgerRow>, arguments: &Arguments) -> Vec<LedgerRow> {
     rows.into_iter().filter(|row| newest.contains(&run(row))).collect()
 }
 
-const HEAD: [&str; 9] =
-    ["run", "began (UTC)", "export", "type", "received", "changed", "quarantined", "watermark", "end"];
+const HEAD: [&str; 6] = ["type", "received", "changed", "quarantined", "watermark (UTC)", "end"];
 
-fn table(rows: &[LedgerRow]) -> String {
-    let cells = |row: &LedgerRow| {
-        let changed = row.inserted + row.updated + row.deleted + row.removed;
-        [
-            row.run.to_string(),
-            day_and_time(row.started_at),
-            row.export.clone(),
-            row.resource_type.clone(),
-            row.received.to_string(),
-            changed.to_string(),
-            row.quarantined.to_string(),
-            day_and_time(row.watermark_after),
-            row.cause.as_ref().map_or_else(|| row.end.clone(), |cause| format!("{}: {cause}", row.end)),
-        ]
-    };
-    look::columns(&HEAD, rows.iter().map(cells))
+/// Each run with its types, the oldest first.
+fn text(rows: &[LedgerRow]) -> String {
+    if rows.is_empty() {
+        return "no such run in the ledger\n".to_owned();
+    }
+    let is_same = |one: &LedgerRow, other: &LedgerRow| (&one.export, one.run) == (&other.export, other.run);
+    let runs = rows.chunk_by(is_same).map(|run| {
+        let first = &run[0];
+        let (export, number, mode, began) = (&first.export, first.run, &first.mode, day_and_time(first.started_at));
+        let causes = run.iter().filter_map(|row| Some(format!("! {}: {}\n", row.resource_type, row.cause.as_ref()?)));
+        let table = look::columns(&HEAD, run.iter().map(cells));
+        format!("export {export}, run {number}, {mode}, began {began} UTC\n{table}{}", causes.collect::<String>())
+    });
+    runs.collect::<Vec<_>>().join("\n")
+}
+
+fn cells(row: &LedgerRow) -> [String; 6] {
+    let changed = row.inserted + row.updated + row.deleted + row.removed;
+    [
+        row.resource_type.clone(),
+        HumanCount(row.received).to_string(),
+        HumanCount(changed).to_string(),
+        HumanCount(row.quarantined).to_string(),
+        day_and_time(row.watermark_after),
+        row.end.clone(),
+    ]
 }

@@ -103,15 +103,13 @@ fn text(status: &Status) -> String {
                 last.map_or_else(|| "-".to_owned(), |last| last.run.to_string()),
                 at(last.and_then(|last| last.ended_at)),
                 last.map_or_else(|| "-".to_owned(), |last| last.quarantined.to_string()),
-                last.map_or_else(
-                    || "-".to_owned(),
-                    |last| {
-                        last.cause.as_ref().map_or_else(|| last.end.clone(), |cause| format!("{}: {cause}", last.end))
-                    },
-                ),
+                last.map_or_else(|| "-".to_owned(), |last| last.end.clone()),
             ]
         });
         text.push_str(&look::columns(&["type", "watermark (UTC)", "run", "ended (UTC)", "quarantined", "end"], rows));
+        for (of, cause) in export.types.iter().filter_map(|of| Some((of, of.last_run.as_ref()?.cause.as_ref()?))) {
+            let _ = writeln!(text, "! {}: {cause}", of.resource_type);
+        }
         text.push('\n');
     }
     text

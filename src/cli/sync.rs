@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     announce, config_path,
     exit::{CONFIGURATION, Exit, misconfigured, not_opened, stoppable},
+    progress::with_progress,
     show,
 };
 use crate::{
@@ -31,6 +32,9 @@ pub struct Arguments {
     /// Remove all rows of these types that the full refresh lacks, even if none is left
     #[arg(long, value_name = "TYPE", num_args = 1.., requires = "full_refresh")]
     pub allow_empty: Vec<ResourceType>,
+    /// The report of each export as a line of JSON, for programs
+    #[arg(long)]
+    json: bool,
     /// Base URL of the FHIR server; it takes the place of the configuration file, with the flags below
     #[arg(long, value_name = "URL", requires = "delta_path")]
     fhir_endpoint: Option<String>,
@@ -60,7 +64,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     let mode = if arguments.full_refresh { Mode::FullRefresh } else { Mode::Incremental };
     let path = arguments.fhir_endpoint.is_none().then(|| config_path(arguments.config.clone()));
-    let only = arguments.export.clone();
+    let (only, as_json) = (arguments.export.clone(), arguments.json);
     let allow_empty = arguments.allow_empty.iter().copied().collect();
     let mut config = arguments.config().map_err(misconfigured)?;
     config.sync.allow_empty = allow_empty;
@@ -77,9 +81,13 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     let stop = CancellationToken::new();
     let mut worst = Outcome::Complete;
     for export in &exports {
-        let run = show::with_progress(syncer.run(export, mode, &stop), progress.clone());
+        let run = with_progress(syncer.run(export, mode, &stop), progress.clone());
         let report = stoppable(run, &stop).await?;
-        show::report(&report);
+        if as_json {
+            show::report_as_json(&report);
+        } else {
+            show::report(&report);
+        }
         worst = worse(worst, report.outcome);
     }
     syncer.close().await;

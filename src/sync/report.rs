@@ -122,6 +122,42 @@ impl TypeEnd {
     }
 }
 
+impl TypeEnd {
+    /// Of the table, where the run committed to it.
+    pub fn version(&self) -> Option<u64> {
+        match self {
+            Self::Committed { version, .. }
+            | Self::Instalment { version }
+            | Self::WatermarkHeld { version }
+            | Self::Behind { version, .. }
+            | Self::SetBack { version } => Some(*version),
+            Self::Denied { .. } | Self::Missing { .. } | Self::Unconfirmed | Self::Failed(_) | Self::NotReached => None,
+        }
+    }
+
+    /// What the operator should know about it; nothing of a type that was committed, or that the run did not reach.
+    pub fn sentence(&self) -> Option<String> {
+        Some(match self {
+            Self::Committed { .. } | Self::NotReached => return None,
+            Self::Instalment { .. } => "a part of it was committed; the next sync reads the rest".to_owned(),
+            Self::WatermarkHeld { .. } => {
+                "rows were committed, but the next sync asks for the same period again, because data may be missing"
+                    .to_owned()
+            }
+            Self::Behind { watermark, .. } => {
+                format!("the export does not go beyond the one before; the next sync asks from {watermark}")
+            }
+            Self::SetBack { .. } => {
+                "rows were committed, but the server's clock was set back; the next sync asks for everything".to_owned()
+            }
+            Self::Denied { missing_scope } => format!("the scope {missing_scope} is not granted"),
+            Self::Missing { on_server } => format!("nothing arrived, and the server has {on_server}"),
+            Self::Unconfirmed => "nothing arrived, and whether the server has any is unknown".to_owned(),
+            Self::Failed(failure) => failure.cause.clone(),
+        })
+    }
+}
+
 impl TypeReport {
     /// What became of each received line and deletion of a type that was committed. Nothing is dropped silently.
     pub fn accounted(&self) -> u64 {

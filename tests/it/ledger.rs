@@ -42,8 +42,8 @@ async fn runs_and_status_are_shown_beside_a_process_that_syncs() {
     setup.complete().await;
     let _running = setup.open().await.unwrap();
     let text = setup.look(&["runs", "--type", "Patient", "--limit", "1"]).await.stdout;
-    assert_eq!(text.lines().count(), 2, "{text}");
-    assert!(text.contains("committed"), "{text}");
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.starts_with("export all, run 2, incremental, began 20") && text.contains("committed"), "{text}");
     let runs = json_of(&setup.look(&["runs", "--json"]).await);
     assert_eq!(runs.as_array().unwrap().len(), 4);
     assert_eq!(runs[1]["mode"], "full refresh");

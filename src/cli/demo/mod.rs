@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     exit::{Exit, failed, stoppable},
+    progress::with_progress,
     show::{self, rows},
 };
 use crate::{
@@ -160,7 +161,7 @@ impl Demo {
     }
 
     async fn sync(&self, mode: Mode, stop: &CancellationToken) -> Result<Report, Exit> {
-        let report = show::with_progress(self.syncer.run(&self.export, mode, stop), self.progress.clone()).await;
+        let report = with_progress(self.syncer.run(&self.export, mode, stop), self.progress.clone()).await;
         show::report(&report);
         Exit::of(report.outcome).map(|()| report)
     }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{Arguments, Demo, clean_folder};
+use crate::cli::progress::with_progress;
 use crate::{
     cli::{
         exit::{Exit, failed},
@@ -140,7 +141,7 @@ impl Play {
 
     async fn run(&self, mode: Mode, stop: &CancellationToken) -> Result<Report, Exit> {
         let run = self.demo.syncer.run(&self.demo.export, mode, stop);
-        let report = show::with_progress(run, self.demo.progress.clone()).await;
+        let report = with_progress(run, self.demo.progress.clone()).await;
         if report.outcome == Outcome::Stopped {
             return Exit::of(report.outcome).map(|()| report);
         }
