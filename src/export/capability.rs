@@ -25,6 +25,7 @@ impl Client {
             url: &url,
             accept: "application/fhir+json",
             headers: &[],
+            rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,
             context: &context,

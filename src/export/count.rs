@@ -41,6 +41,7 @@ impl Client {
             accept: "application/fhir+json",
             // HAPI answers a search again with its result of a minute ago, unless it is told not to.
             headers: &[("cache-control", "no-cache")],
+            rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,
             context: &context,

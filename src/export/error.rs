@@ -239,3 +239,15 @@ pub fn content_type(headers: &HeaderMap) -> String {
         _ => "an unknown Content-Type".to_owned(),
     }
 }
+
+impl Error {
+    /// Whether the refusal of a file may be that of a link that has expired (rule 61): stores answer 400, 403, 404 or
+    /// 410.
+    pub(super) fn may_be_of_expired_link(&self) -> bool {
+        match self {
+            Self::FileGone { .. } => true,
+            Self::FileDenied { status, .. } => *status != StatusCode::UNAUTHORIZED,
+            _ => false,
+        }
+    }
+}

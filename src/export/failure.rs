@@ -46,6 +46,9 @@ pub enum Fault {
     /// 200 with a page for people, of a login or of maintenance.
     #[error("the server sent an HTML page")]
     Page,
+    /// A transfer cannot go on where it was cut: the file is sent from its beginning, or has to be.
+    #[error("the transfer cannot go on where it was cut")]
+    FromTheBeginning,
     #[error("{0}")]
     NotAManifest(String),
 }
@@ -71,7 +74,7 @@ impl Fault {
             Self::TooSlow { .. } => "check the network and the server, or lower server.http.min_throughput",
             Self::Idle(_) => "check that the server is not overloaded, or raise server.http.idle_timeout",
             Self::Status { .. } | Self::Page => "check the server and any proxy in front of it",
-            Self::NotAManifest(_) => "check the server",
+            Self::NotAManifest(_) | Self::FromTheBeginning => "check the server",
         }
     }
 }

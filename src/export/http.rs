@@ -14,7 +14,7 @@ use reqwest::{
 use tokio::{io::AsyncReadExt as _, time::timeout};
 use url::Url;
 
-use super::{Config, Error, Issues, Proxy, failure::Fault, redirect::is_loopback, retry::retry_after};
+use super::{Config, Error, Issues, Proxy, failure::Fault, range::Rest, redirect::is_loopback, retry::retry_after};
 
 /// How a gzip stream begins.
 pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -27,6 +27,8 @@ pub struct RequestSpec<'a> {
     pub url: &'a Url,
     pub accept: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
+    /// Of a file whose transfer was cut.
+    pub rest: Option<&'a Rest>,
     pub token: TokenUse,
     pub on_redirect: OnRedirect,
     /// For people: what is requested, and where.
@@ -102,6 +104,7 @@ impl Http {
         for (name, value) in spec.headers {
             headers.insert(*name, HeaderValue::from_static(value));
         }
+        headers.extend(spec.rest.into_iter().flat_map(Rest::headers));
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }

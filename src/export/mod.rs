@@ -24,6 +24,7 @@ use http::{Http, OnRedirect, RequestSpec, TokenUse};
 use redirect::{Redirects, redirect_target, secured};
 use retry::{Backoff, WaitLog, is_transient, millis, retry_after, retrying};
 
+mod attempts;
 pub mod auth;
 mod capability;
 mod clock;
@@ -37,9 +38,11 @@ mod http;
 mod links;
 mod manifest;
 mod poll;
+mod range;
 mod redirect;
 mod request;
 mod retry;
+mod wire;
 
 #[cfg(test)]
 mod tests;
@@ -120,6 +123,7 @@ impl Client {
             // Exactly this: the reference server answers 400 to any other (rule 8, Q-4).
             accept: "application/fhir+json",
             headers: KICK_OFF,
+            rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Refuse,
             context: &context,
@@ -290,6 +294,7 @@ impl Job {
             url: &self.status_url,
             accept: "application/json",
             headers: &[],
+            rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Refuse,
             context: &context,

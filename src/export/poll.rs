@@ -185,6 +185,7 @@ impl<'a> Wait<'a> {
             url,
             accept: "application/json",
             headers: &[],
+            rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,
             context: &self.context,
@@ -385,7 +386,8 @@ impl VerdictKind {
             | Fault::Idle(_)
             | Fault::Page
             | Fault::TooSlow { .. }
-            | Fault::GzipCut => None,
+            | Fault::GzipCut
+            | Fault::FromTheBeginning => None,
         }
     }
 }

@@ -219,6 +219,6 @@ pub fn date(headers: &HeaderMap) -> Option<DateTime<Utc>> {
     http_date(headers.get(DATE)?.to_str().ok()?.trim())
 }
 
-fn http_date(text: &str) -> Option<DateTime<Utc>> {
+pub fn http_date(text: &str) -> Option<DateTime<Utc>> {
     httpdate::parse_http_date(text).ok().map(|date: SystemTime| date.into())
 }

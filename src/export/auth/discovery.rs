@@ -62,6 +62,7 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
         url,
         accept,
         headers: &[],
+        rest: None,
         token: TokenUse::Never,
         on_redirect: OnRedirect::Follow,
         context: &context,

@@ -109,6 +109,26 @@ async fn a_download_that_had_begun_goes_on_by_the_new_link_and_each_byte_arrives
 }
 
 #[tokio::test]
+async fn by_the_new_link_the_transfer_goes_on_where_it_was_cut() {
+    let (first, later) = (body(TIME, &[("/1?sig=old", 2)]), body(TIME, &[("/1?sig=new", 2)]));
+    let case = Case::new(&first, &later, |asked| match (asked.path.as_str(), asked.header("range")) {
+        ("/1?sig=old", None) => {
+            let whole = Answer::ndjson(LINES).header("accept-ranges", "bytes").header("etag", "\"1\"");
+            whole.cut_after(40)
+        }
+        ("/1?sig=new", Some("bytes=40-")) => {
+            let length = LINES.len();
+            let range = format!("bytes 40-{}/{length}", length - 1);
+            Answer::status(206).header("content-range", range).header("etag", "\"1\"").body(&LINES[40..])
+        }
+        _ => Answer::status(403),
+    })
+    .await;
+    assert_eq!(case.download(&case.completed.manifest.output[0]).await.unwrap(), LINES);
+    assert_eq!((case.count("/1?sig=old"), case.count("/status"), case.count("/1?sig=new")), (2, 1, 1));
+}
+
+#[tokio::test]
 async fn links_that_expire_again_and_again_are_renewed_as_often() {
     let signed = Arc::new(Mutex::new(0));
     let now = Arc::clone(&signed);

@@ -24,6 +24,7 @@ mod kick_off;
 mod links;
 mod manifest;
 mod poll;
+mod range;
 mod retry;
 mod server;
 
@@ -81,7 +82,6 @@ fn file(url: Url) -> File {
     }
 }
 
-/// The links of an export of this one file; the status URL is `/status` of the same origin.
 /// What the reader received, and the result.
 async fn read_by(client: &Client, file: &File, links: &Links) -> (Vec<u8>, Result<Receipt, Error>) {
     let (into, mut from) = mpsc::channel::<Bytes>(1);
@@ -95,6 +95,7 @@ async fn read_by(client: &Client, file: &File, links: &Links) -> (Vec<u8>, Resul
     tokio::join!(reader, client.download(file, links, into))
 }
 
+/// The links of an export of this one file; the status URL is `/status` of the same origin.
 fn links(file: &File) -> Links {
     let status_url = file.url.join("/status").unwrap_or_else(|_| "http://localhost/status".parse().unwrap());
     let job = Job { status_url, kicked_off_at: None, polling_since: local_now() };

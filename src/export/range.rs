@@ -1,0 +1,126 @@
+//! Ranges: the rest of a file whose transfer was cut (rule 77). RFC 9110, section 14, defines them.
+//!
+//! What always holds: a rest is taken only from a server that announced ranges, and only if a strong validator shows
+//! that it is the rest of the same bytes.
+
+use chrono::TimeDelta;
+use reqwest::{
+    Response, StatusCode,
+    header::{
+        ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue,
+        IF_RANGE, LAST_MODIFIED, RANGE,
+    },
+};
+
+use super::retry;
+
+/// A file that was modified less than this before the response may change again in the same second, so that its date
+/// does not tell the two apart (RFC 9110, 8.8.2.2).
+const WEAK_FOR: TimeDelta = TimeDelta::minutes(1);
+
+/// By what the server recognises the bytes that it has begun to send.
+#[derive(Clone)]
+pub struct Validator {
+    /// A strong `ETag`, or else a `Last-Modified` that is old enough.
+    value: HeaderValue,
+    etag: Option<HeaderValue>,
+    encoding: Option<HeaderValue>,
+    length: Option<u64>,
+}
+
+/// The rest of a file, as it is requested.
+pub struct Rest {
+    from: u64,
+    range: HeaderValue,
+    validator: Validator,
+}
+
+/// What a response to a request for the rest has.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Continuation {
+    Rest,
+    /// The file ends where the transfer was cut.
+    Nothing,
+    /// The file from its beginning: it has changed, or the server does not serve ranges after all.
+    Whole,
+    /// Something that cannot be used.
+    Other,
+}
+
+impl Validator {
+    pub fn of(response: &Response) -> Option<Self> {
+        let headers = response.headers();
+        let serves_ranges = headers.get(ACCEPT_RANGES)?.to_str().ok()?.trim().eq_ignore_ascii_case("bytes");
+        let etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
+        let value = etag.clone().or_else(|| last_modified(headers))?;
+        let (encoding, length) = (headers.get(CONTENT_ENCODING).cloned(), length(headers));
+        serves_ranges.then_some(Self { value, etag, encoding, length })
+    }
+
+    /// `None` at the first byte: of that there is no rest.
+    pub fn rest(&self, from: u64) -> Option<Rest> {
+        let range = HeaderValue::try_from(format!("bytes={from}-")).ok().filter(|_| from > 0)?;
+        Some(Rest { from, range, validator: self.clone() })
+    }
+}
+
+impl Rest {
+    pub fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+        [(RANGE, self.range.clone()), (IF_RANGE, self.validator.value.clone())]
+    }
+
+    pub fn continuation(&self, response: &Response) -> Continuation {
+        let headers = response.headers();
+        let range = headers.get(CONTENT_RANGE).and_then(|value| ContentRange::parse(value.to_str().ok()?));
+        match (response.status(), range) {
+            (StatusCode::PARTIAL_CONTENT, Some(range)) if self.is_rest(headers, &range) => Continuation::Rest,
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { first: None, length: Some(length) }))
+                if length == self.from =>
+            {
+                Continuation::Nothing
+            }
+            (StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE, _) => Continuation::Other,
+            _ => Continuation::Whole,
+        }
+    }
+
+    fn is_rest(&self, headers: &HeaderMap, range: &ContentRange) -> bool {
+        let Validator { etag, encoding, length, .. } = &self.validator;
+        let is_same = |known: Option<u64>, said: Option<u64>| known.is_none() || said.is_none() || known == said;
+        range.first == Some(self.from)
+            && is_same(*length, range.length)
+            && headers.get(CONTENT_ENCODING) == encoding.as_ref()
+            && headers.get(ETAG).is_none_or(|said| etag.as_ref().is_none_or(|known| known == said))
+    }
+}
+
+fn last_modified(headers: &HeaderMap) -> Option<HeaderValue> {
+    let modified = headers.get(LAST_MODIFIED)?;
+    let at = retry::http_date(modified.to_str().ok()?.trim())?;
+    (retry::date(headers)? - at >= WEAK_FOR).then(|| modified.clone())
+}
+
+fn length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// `bytes 10-99/100`, `bytes 10-99/*`, `bytes */100`.
+struct ContentRange {
+    first: Option<u64>,
+    length: Option<u64>,
+}
+
+impl ContentRange {
+    fn parse(text: &str) -> Option<Self> {
+        let (range, length) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let first = match range.trim() {
+            "*" => None,
+            range => Some(range.split_once('-')?.0.trim().parse().ok()?),
+        };
+        let length = match length.trim() {
+            "*" => None,
+            length => Some(length.parse().ok()?),
+        };
+        Some(Self { first, length })
+    }
+}
