@@ -47,6 +47,14 @@ bench *ARGS:
 deploy-check:
     deploy/check.sh
 
+# A Debian package of PROGRAM, a release build: see docs/operations.md
+deb PROGRAM FOLDER="target/deb" *OPTIONS:
+    deploy/deb.sh {{PROGRAM}} {{FOLDER}} {{OPTIONS}}
+
+# systemd in a root folder of Debian installs PACKAGE, and does there what docs/operations.md says; needs root, minutes
+ops-systemd PACKAGE:
+    tests/ops/systemd.sh {{PACKAGE}}
+
 # Everything that must pass
 ci:
     .ci/run

@@ -17,7 +17,7 @@ main() {
   trap 'rm -r "$scratch"' EXIT
   failures=0
 
-  needs shellcheck "shell scripts" && check "shell scripts" shellcheck deploy/check.sh
+  needs shellcheck "shell scripts" && check "shell scripts" shellcheck deploy/*.sh deploy/deb/p* tests/ops/*.sh
   if needs systemd-analyze "systemd units" systemd; then
     unit_copies
     check "systemd units: syntax" systemd-analyze verify --recursive-errors=yes "$scratch"/with/*.{service,timer}

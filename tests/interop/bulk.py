@@ -17,9 +17,12 @@ START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 class Server:
-    """`lines` is what a full export sends: the line by type and id. `deleted_at` has the instant of each deletion."""
+    """`lines` is what a full export sends: the line by type and id. `deleted_at` has the instant of each deletion.
 
-    def __init__(self) -> None:
+    Port 0 is any free one; a `handler` of one's own is derived from `Handler`.
+    """
+
+    def __init__(self, port: int = 0, handler: type | None = None) -> None:
         self.now = START
         self.lines: dict[Key, str] = {}
         self.deleted_at: dict[Key, datetime.datetime] = {}
@@ -28,10 +31,10 @@ class Server:
         self._exports: list[tuple[datetime.datetime, dict[str, str]]] = []
         server = self
 
-        class Handler(_Handler):
+        class Served(handler or Handler):
             bulk = server
 
-        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", port), Served)
         self.url = f"http://127.0.0.1:{self._http.server_port}/fhir"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
@@ -88,7 +91,7 @@ class Server:
         return self._exports[export][1][name]
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
     bulk: Server
     protocol_version = "HTTP/1.1"
 
