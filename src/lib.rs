@@ -12,8 +12,6 @@ pub mod config;
 pub mod schedule;
 // The health listener: health, liveness, readiness.
 pub mod serve;
-// Events become log lines.
-pub mod telemetry;
 // The story: one sync of one export.
 pub mod sync;
 // The client of FHIR Bulk Data Access: the only room that speaks to the FHIR server.
@@ -28,5 +26,7 @@ pub mod views;
 pub mod state;
 // An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
 pub mod demo;
+// Events become log lines, figures become metrics. Any room above may record.
+pub mod telemetry;
 // The vocabulary of FHIR. It names no other room.
 pub mod fhir;

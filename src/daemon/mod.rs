@@ -12,6 +12,7 @@
 //!
 //! The first SIGTERM or SIGINT stops the daemon within `daemon.grace_period`; a second one ends the process at once.
 
+mod figures;
 mod views;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
     serve::{self, View},
     state::{ExportState, State},
     sync::{self, Activity, Board, DryRun, Mode, ProgressBoard, Syncer, TableName, TablesMaintained},
+    telemetry::metrics,
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -89,6 +91,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let (sender, board) = ProgressBoard::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
+    let metrics = figures::start(&exports);
+    let mut watchers = JoinSet::new();
+    watchers.spawn(figures::watch_disk(config.sync.spool_folder.clone(), metrics.clone()));
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
     for export in &exports {
         syncer.forget_lost_data(export).await?;
@@ -96,7 +101,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let schedules = schedules(&config.exports, &config.maintenance);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
     let (views, seen) = watch::channel(first_view(&exports, &syncer.state(), recheck_absent, now()));
-    let server = serve::Server::start(&config.health, seen)
+    let server = serve::Server::start(&config.health, seen, metrics)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let ticks = Ticks::default();
     let mut scheduler = schedule::start(&schedules, &ticks).await?;
@@ -263,6 +268,9 @@ impl Daemon {
             self.views.send_modify(|view| {
                 for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                     views::update(export, watched, state, now());
+                    if let Some(known) = state.exports.get(watched.name()) {
+                        figures::reach(watched, known);
+                    }
                 }
             });
         });
@@ -277,8 +285,10 @@ impl Daemon {
                 let sync = Activity::Sync { export: export.name.clone() };
                 export.step = if at_work.contains(&sync) { step(&sync) } else { sync::Step::Idle };
                 export.next_run_at = next_run_at(&watched.scheduled, now);
+                figures::export(export, watched);
             }
         });
+        metrics::maintenance(at_work.contains(&Activity::Maintenance));
         let mut activities: Vec<_> = at_work
             .iter()
             .map(|activity| match activity {

@@ -19,7 +19,7 @@ const MAX_AGE_WITHOUT_SCHEDULE: Duration = Duration::from_hours(2);
 /// An export, and what of its schedule is computed once.
 pub struct Watched {
     pub scheduled: Scheduled,
-    longest_interval: Option<Duration>,
+    pub longest_interval: Option<Duration>,
 }
 
 impl Watched {

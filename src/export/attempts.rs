@@ -13,6 +13,7 @@ use super::{
     range::Rest,
     retry::Retries,
 };
+use crate::telemetry::metrics::Endpoint;
 
 pub struct Attempts<'a> {
     client: &'a Client,
@@ -29,7 +30,7 @@ pub struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     pub async fn new(client: &'a Client, file: &'a File, links: &'a Links) -> Self {
-        let (link, retries) = (links.of(file).await, Retries::new(&client.config.http));
+        let (link, retries) = (links.of(file).await, Retries::new(&client.config.http, Endpoint::File));
         Self { client, file, links, link, retries, refused_at: None, is_repeated: false, beginning: None }
     }
 

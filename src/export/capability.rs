@@ -4,6 +4,7 @@ use reqwest::Method;
 use serde::Deserialize;
 
 use super::{Client, OnRedirect, RequestSpec, TokenUse, error, request::under};
+use crate::telemetry::metrics::Endpoint;
 
 /// Larger than any known one; HAPI's has 2 MB.
 const MAX_BYTES: u64 = 32 << 20;
@@ -21,6 +22,7 @@ impl Client {
         let url = under(&self.config.server, ["metadata"]);
         let context = format!("capabilities at {}", error::shown(&url));
         let spec = RequestSpec {
+            endpoint: Endpoint::Metadata,
             method: Method::GET,
             url: &url,
             accept: "application/fhir+json",

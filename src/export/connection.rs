@@ -62,6 +62,19 @@ impl Problem {
         }
     }
 
+    pub fn is_of_tls(self) -> bool {
+        match self {
+            Self::Refused | Self::UnknownHost | Self::NoAnswer => false,
+            Self::NotTls
+            | Self::UntrustedCertificate
+            | Self::SelfSignedCertificate
+            | Self::ExpiredCertificate
+            | Self::FutureCertificate
+            | Self::CertificateOfAnotherHost
+            | Self::InvalidCertificate => true,
+        }
+    }
+
     pub fn way_out(self) -> &'static str {
         match self {
             Self::Refused => "check that the server is up and reachable from this host",

@@ -13,7 +13,7 @@ use super::{
     failure::Failure,
     request::under,
 };
-use crate::fhir::ResourceType;
+use crate::{fhir::ResourceType, telemetry::metrics::Endpoint};
 
 /// A Bundle without entries is small; some servers send the entries in spite of `_summary=count`.
 const MAX_BYTES: u64 = 16 << 20;
@@ -36,6 +36,7 @@ impl Client {
         url.set_query(Some("_summary=count"));
         let context = format!("number of resources at {}", shown(&url));
         let spec = RequestSpec {
+            endpoint: Endpoint::Count,
             method: Method::GET,
             url: &url,
             accept: "application/fhir+json",

@@ -18,11 +18,13 @@ use super::{
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
     links::Link,
+    measured,
     range::Rest,
     redirect::check_url,
     retry::is_transient,
     wire::{Encoding, Wire, failure},
 };
+use crate::telemetry::metrics::{self, ByteCounter, Endpoint, FileOutcome, Stage};
 
 /// A file that has been read to its end.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,14 +53,17 @@ impl Client {
     /// origin may not have. [`Error::Abandoned`] when the receiver was dropped.
     pub async fn download(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
         let (receiver, limit) = (into.clone(), self.config.limits.max_transfer_time);
-        tokio::select! {
+        let receipt = tokio::select! {
             biased;
             receipt = timeout(limit, self.deliver(file, links, into)) => {
                 receipt.unwrap_or_else(|_| Err(Error::TransferTime { file: file.name.clone(), limit }))
             }
             // Between two chunks too: a silent server must not keep a download that has no reader.
             () = receiver.closed() => Err(Error::Abandoned { file: file.name.clone() }),
-        }
+        };
+        metrics::file_ended(if receipt.is_ok() { FileOutcome::Complete } else { FileOutcome::Failed });
+        measured::checked(&receipt);
+        receipt
     }
 
     async fn deliver(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
@@ -91,6 +96,7 @@ impl Client {
         check_url(&link.url, Some(&self.config.server), self.config.allow_http)
             .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
         let spec = RequestSpec {
+            endpoint: Endpoint::File,
             method: Method::GET,
             url: &link.url,
             // With another Accept HAPI wraps the file in a Binary resource.
@@ -205,6 +211,7 @@ struct Delivery<'a> {
     received_sha256: [u8; 32],
     /// Of the reading.
     read_bytes: u64,
+    measured: ByteCounter,
     hash: Context,
 }
 
@@ -228,7 +235,8 @@ const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 impl<'a> Delivery<'a> {
     fn new(file: &'a File, into: Sender<Bytes>, max_bytes: u64) -> Self {
         let hash = Context::new(&SHA256);
-        Self { file, into, max_bytes, received_bytes: 0, received_sha256: digest(&hash), read_bytes: 0, hash }
+        let measured = ByteCounter::of(Stage::Decoded);
+        Self { file, into, max_bytes, received_bytes: 0, received_sha256: digest(&hash), read_bytes: 0, measured, hash }
     }
 
     fn begin(&mut self, is_html: bool) -> Reading {
@@ -261,6 +269,7 @@ impl<'a> Delivery<'a> {
         }
         self.read(&chunk);
         self.received_bytes = self.read_bytes;
+        self.measured.add(chunk.len());
         self.into.send(chunk).await.map_err(|_| Error::Abandoned { file: self.file.name.clone() }.into())
     }
 

@@ -11,10 +11,16 @@ use reqwest::{
     Method, Response,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
 };
-use tokio::{io::AsyncReadExt as _, time::timeout};
+use tokio::{
+    io::AsyncReadExt as _,
+    time::{Instant, timeout},
+};
 use url::Url;
 
-use super::{Config, Error, Issues, Proxy, failure::Fault, range::Rest, redirect::is_loopback, retry::retry_after};
+use super::{
+    Config, Error, Issues, Proxy, failure::Fault, measured, range::Rest, redirect::is_loopback, retry::retry_after,
+};
+use crate::telemetry::metrics::Endpoint;
 
 /// How a gzip stream begins.
 pub const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -23,6 +29,8 @@ pub const MAX_OUTCOME_BYTES: u64 = 64 * 1024;
 
 /// What is to be requested, before tokens and redirects are known.
 pub struct RequestSpec<'a> {
+    /// For the metrics: what is requested.
+    pub endpoint: Endpoint,
     pub method: Method,
     pub url: &'a Url,
     pub accept: &'static str,
@@ -109,13 +117,13 @@ impl Http {
             headers.insert(AUTHORIZATION, authorization);
         }
         let request = self.client(url).request(spec.method.clone(), url.clone()).headers(headers);
-        self.within_idle(request.send()).await
+        self.measured(spec.endpoint, request.send()).await
     }
 
-    /// POST `application/x-www-form-urlencoded`, without a token and without redirects.
+    /// POST `application/x-www-form-urlencoded` to a token endpoint, without a token and without redirects.
     pub async fn post_form(&self, url: &Url, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let request = self.client(url).post(url.clone()).header(ACCEPT, "application/json").form(form);
-        self.within_idle(request.send()).await
+        self.measured(Endpoint::Token, request.send()).await
     }
 
     /// The whole body, unpacked, when it is no longer than `limit_bytes`; `None` when it is. A server may send gzip
@@ -146,12 +154,18 @@ impl Http {
         Fault::Status { status, retry_after, issues: self.issues(response).await }
     }
 
-    async fn within_idle(
+    async fn measured(
         &self,
+        endpoint: Endpoint,
         send: impl Future<Output = Result<Response, reqwest::Error>>,
     ) -> Result<Response, Fault> {
-        let answer = timeout(self.idle_timeout, send).await.map_err(|_| Fault::Idle(self.idle_timeout))?;
-        answer.map_err(Fault::from)
+        let sent = Instant::now();
+        let answer = match timeout(self.idle_timeout, send).await {
+            Ok(answer) => answer.map_err(Fault::from),
+            Err(_) => Err(Fault::Idle(self.idle_timeout)),
+        };
+        measured::request(endpoint, &answer, sent.elapsed());
+        answer
     }
 }
 

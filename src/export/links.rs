@@ -16,7 +16,10 @@ use super::{
     error::shown,
     manifest::{FileKind, Manifest},
 };
-use crate::fhir::TransactionTime;
+use crate::{
+    fhir::TransactionTime,
+    telemetry::metrics::{self, Endpoint, RetryReason},
+};
 
 /// How many manifests in a row may be fetched without one file being read to its end.
 const MAX_RENEWALS_IN_VAIN: u32 = 10;
@@ -83,6 +86,7 @@ impl Links {
     pub async fn renewed(&self, client: &Client, file: &File, refused: &Link, refusal: Error) -> Result<Link, Error> {
         let mut current = self.current.lock().await;
         if current.ended.is_none() && current.generation == refused.generation {
+            metrics::retried(Endpoint::File, RetryReason::ExpiredLink);
             tracing::info!(file = file.name, "the link to the file was refused; the manifest is fetched again");
             current.ended = self.renew(client, &mut current).await.err();
         }

@@ -16,7 +16,10 @@ use reqwest::{
 use tokio::time::{Instant, sleep};
 use url::{Origin, Url};
 
-use crate::fhir::TransactionTime;
+use crate::{
+    fhir::TransactionTime,
+    telemetry::metrics::{self, Endpoint, JobEvent, RetryReason},
+};
 use clock::local_now;
 use error::{content_type, shown};
 use failure::Failure;
@@ -37,6 +40,7 @@ mod failure;
 mod http;
 mod links;
 mod manifest;
+mod measured;
 mod poll;
 mod range;
 mod redirect;
@@ -115,9 +119,19 @@ impl Client {
     /// [`Error::AuthorizationRequired`], [`Error::Refused`] with the issues of its `OperationOutcome`;
     /// [`Error::Unreachable`].
     pub async fn kick_off(&self, request: &ExportRequest) -> Result<Job, Error> {
+        let job = self.request_export(request).await;
+        if job.is_ok() {
+            metrics::job(JobEvent::KickedOff);
+        }
+        measured::checked(&job);
+        job
+    }
+
+    async fn request_export(&self, request: &ExportRequest) -> Result<Job, Error> {
         let url = request.url(&self.config.server)?;
         let context = format!("kick-off at {}", shown(&url));
         let spec = RequestSpec {
+            endpoint: Endpoint::KickOff,
             method: Method::GET,
             url: &url,
             // Exactly this: the reference server answers 400 to any other (rule 8, Q-4).
@@ -130,7 +144,7 @@ impl Client {
         };
         let mut queue = Queue::new(&self.config.poll);
         loop {
-            let response = retrying(&self.config.http, &context, || self.send_kick_off(&spec)).await?;
+            let response = retrying(&self.config.http, spec.endpoint, &context, || self.send_kick_off(&spec)).await?;
             if response.status() == StatusCode::ACCEPTED {
                 return self.job(&url, context, &response);
             }
@@ -182,6 +196,7 @@ impl Client {
             return Ok(response);
         }
         let token = tokens.renewed(self, &token).await?;
+        metrics::retried(spec.endpoint, RetryReason::ExpiredToken);
         Ok(self.http.send(spec, url, Some(token.authorization(spec.context)?)).await?)
     }
 
@@ -270,6 +285,7 @@ impl Queue {
         if waited + wait > self.deadline {
             return Err(Error::Busy { context: context.to_owned(), waited });
         }
+        metrics::retried(Endpoint::KickOff, RetryReason::RateLimit);
         if self.log.is_due() {
             tracing::info!(
                 context,
@@ -290,6 +306,7 @@ impl Job {
     pub async fn delete(self, client: &Client) -> Result<(), Error> {
         let context = format!("deleting the export at {}", shown(&self.status_url));
         let spec = RequestSpec {
+            endpoint: Endpoint::Delete,
             method: Method::DELETE,
             url: &self.status_url,
             accept: "application/json",
@@ -302,10 +319,13 @@ impl Job {
         let config = &client.config.http;
         // The files are a courtesy to the server: they are not worth a long wait.
         let config = HttpConfig { outage_patience: config.outage_patience.min(DELETE_PATIENCE), ..config.clone() };
-        retrying(&config, &context, || async {
+        retrying(&config, spec.endpoint, &context, || async {
             let response = client.send(&spec).await?;
             match response.status() {
-                status if is_done(status) => Ok(()),
+                status if is_done(status) => {
+                    metrics::job(JobEvent::Deleted);
+                    Ok(())
+                }
                 status if is_transient(status) => Err(client.http.fault(response).await.into()),
                 _ => Err(client.refusal(&spec, response).await.into()),
             }

@@ -21,9 +21,13 @@ use super::{
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
     manifest::Pages,
+    measured,
     retry::{Backoff, Retries, WaitLog, date, is_transient, millis, retry_after},
 };
-use crate::fhir::{TransactionTime, printable_progress};
+use crate::{
+    fhir::{TransactionTime, printable_progress},
+    telemetry::metrics::{self, Endpoint, RetryReason},
+};
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
@@ -52,7 +56,9 @@ impl Job {
     /// [`Error::Deadline`], [`Error::NotAManifest`], [`Error::TooLarge`], [`Error::ForeignOrigin`].
     pub async fn wait(self, client: &Client, on_progress: &(dyn Fn(PollProgress) + Sync)) -> Result<Completed, Error> {
         let mut wait = Wait::new(client, &self, UNKNOWN_GRACE, on_progress);
-        let manifest = Arc::new(wait.manifest_of(&self).await?);
+        let manifest = wait.manifest_of(&self).await;
+        measured::waited(&manifest);
+        let manifest = Arc::new(manifest?);
         Ok(Completed { manifest, bound: self.kicked_off_at.or(wait.date), job: self })
     }
 
@@ -181,6 +187,7 @@ impl<'a> Wait<'a> {
 
     async fn poll(&mut self, url: &Url, pages: &mut Pages) -> Result<Polled, Error> {
         let spec = RequestSpec {
+            endpoint: Endpoint::Status,
             method: Method::GET,
             url,
             accept: "application/json",
@@ -190,6 +197,7 @@ impl<'a> Wait<'a> {
             on_redirect: OnRedirect::Follow,
             context: &self.context,
         };
+        metrics::polled();
         let response = match self.client.send(&spec).await {
             Ok(response) => response,
             Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
@@ -203,7 +211,10 @@ impl<'a> Wait<'a> {
                 let x_progress = self.x_progress(response.headers());
                 Ok(Polled::Later { retry_after, x_progress })
             }
-            StatusCode::TOO_MANY_REQUESTS => Ok(Polled::Later { retry_after, x_progress: None }),
+            StatusCode::TOO_MANY_REQUESTS => {
+                metrics::retried(Endpoint::Status, RetryReason::RateLimit);
+                Ok(Polled::Later { retry_after, x_progress: None })
+            }
             StatusCode::NOT_FOUND if self.job_age() < self.unknown_grace => {
                 Ok(Polled::Later { retry_after, x_progress: None })
             }
@@ -333,7 +344,7 @@ enum VerdictKind {
 impl PollFailures {
     pub fn new(poll: &PollConfig, http: &HttpConfig) -> Self {
         Self {
-            retries: Retries::new(http),
+            retries: Retries::new(http, Endpoint::Status),
             believed_after: poll.believed_after,
             believed_after_outage: poll.believed_after.max(http.outage_patience),
             patience_with_words: poll.patience_with_words,

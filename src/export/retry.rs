@@ -17,7 +17,9 @@ use super::{
     Error, HttpConfig, WaitRange,
     clock::local_now,
     failure::{Failure, Fault},
+    measured,
 };
+use crate::telemetry::metrics::Endpoint;
 
 /// Attempts until one succeeds, fails for good, or the outage has lasted as long as `config` allows.
 ///
@@ -25,10 +27,11 @@ use super::{
 /// [`Error::Unreachable`] after the last attempt; whatever an attempt calls fatal.
 pub async fn retrying<T, Attempt: Future<Output = Result<T, Failure>>>(
     config: &HttpConfig,
+    endpoint: Endpoint,
     context: &str,
     attempt: impl Fn() -> Attempt,
 ) -> Result<T, Error> {
-    let mut retries = Retries::new(config);
+    let mut retries = Retries::new(config, endpoint);
     loop {
         match attempt().await {
             Ok(done) => return Ok(done),
@@ -47,6 +50,7 @@ pub fn is_transient(status: StatusCode) -> bool {
 
 /// The failed attempts at one thing: waits longer and longer between them, until the outage has lasted too long.
 pub struct Retries {
+    endpoint: Endpoint,
     attempts: u32,
     patience: Duration,
     /// The first failure since the server last answered.
@@ -61,8 +65,9 @@ pub struct Retries {
 const RATE_LIMIT_FACTOR: u32 = 12;
 
 impl Retries {
-    pub fn new(config: &HttpConfig) -> Self {
+    pub fn new(config: &HttpConfig, endpoint: Endpoint) -> Self {
         Self {
+            endpoint,
             attempts: 0,
             patience: config.outage_patience,
             outage: None,
@@ -104,6 +109,7 @@ impl Retries {
 
     /// The wait before another attempt, whatever the patience.
     pub fn wait(&mut self, context: &str, fault: &Fault) -> Duration {
+        measured::retry(self.endpoint, fault);
         let wait = self.backoff.wait(fault.retry_after());
         if self.log.is_due() {
             tracing::warn!(

@@ -28,6 +28,7 @@ use super::{
     http::{GZIP_MAGIC, next_within},
     range::{Continuation, Validator},
 };
+use crate::telemetry::metrics::{ByteCounter, Stage};
 
 const DECODED_CHUNK_BYTES: usize = 64 * 1024;
 
@@ -59,6 +60,7 @@ pub struct Wire<'r, 'a> {
     idle_timeout: Duration,
     /// Of the file, whatever the number of responses.
     bytes: Arc<AtomicU64>,
+    measured: ByteCounter,
     /// Something has arrived since the last request.
     has_arrived: bool,
     /// `Content-Length: 0`.
@@ -78,6 +80,7 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
             validator: Validator::of(&response),
             chunks: response.bytes_stream().boxed(),
             bytes: Arc::default(),
+            measured: ByteCounter::of(Stage::Wire),
             has_arrived: false,
             is_empty,
         }
@@ -119,6 +122,7 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
                 Ok(Some(chunk)) => {
                     self.has_arrived = true;
                     self.bytes.fetch_add(chunk.len() as u64, Relaxed);
+                    self.measured.add(chunk.len());
                     return Ok(Some(chunk));
                 }
                 Ok(None) => return Ok(None),

@@ -1,6 +1,6 @@
-//! The health listener of the daemon: `/health`, `/livez`, `/readyz`.
+//! The health listener of the daemon: `/health`, `/livez`, `/readyz`, `/metrics`.
 //!
-//! Responses come from a [`View`] that the daemon publishes; no request reaches the FHIR server, a table or a disk. The
+//! Responses come from a [`View`] that the daemon publishes, and from the series of the process; no request reaches the FHIR server, a table or a disk. The
 //! listener has its own thread and runtime, so that an upsert on all cores cannot silence it.
 
 mod connections;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::connections::Connections;
 pub use self::health::{ExportView, Moment, TypeView, View};
+use crate::telemetry::metrics::{self, Exposition};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -39,13 +40,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 impl Server {
     /// Binds before it returns, so that an address in use fails the start.
-    pub fn start(config: &Config, views: watch::Receiver<View>) -> std::io::Result<Self> {
+    pub fn start(config: &Config, views: watch::Receiver<View>, metrics: Exposition) -> std::io::Result<Self> {
         let listener = std::net::TcpListener::bind(config.listen)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (router, stopped) = (router(views), stop.clone());
+        let (router, stopped) = (router(views, metrics), stop.clone());
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(move || {
             let served = runtime.block_on(async {
                 let listener = Connections::new(tokio::net::TcpListener::from_std(listener)?);
@@ -81,12 +82,13 @@ impl Drop for Server {
 
 type Views = watch::Receiver<View>;
 
-fn router(views: Views) -> Router {
+fn router(views: Views, metrics: Exposition) -> Router {
     Router::new()
         .route("/health", get(health))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(views)
+        .merge(Router::new().route("/metrics", get(text)).with_state(metrics))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the age of the data is measured by the local clock")]
@@ -104,6 +106,12 @@ async fn livez(State(views): State<Views>) -> Response {
 async fn readyz(State(views): State<Views>) -> Response {
     let ready = views.borrow().ready;
     respond(ready, if ready { "ready\n" } else { "starting or stopping\n" })
+}
+
+/// The series of the process, for Prometheus.
+async fn text(State(metrics): State<Exposition>) -> Response {
+    let headers = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")];
+    (headers, metrics.text()).into_response()
 }
 
 fn respond(good: bool, body: impl IntoResponse) -> Response {

@@ -27,7 +27,10 @@ pub use self::{
     freshness::{Freshness, Outcome},
     jobs::{FinishedFiles, JobInFlight},
 };
-use crate::fhir::{ResourceType, TransactionTime, parse_instant};
+use crate::{
+    fhir::{ResourceType, TransactionTime, parse_instant},
+    telemetry::metrics::{self, WriteOutcome},
+};
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
@@ -163,7 +166,9 @@ impl Store {
     pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
         let mut state = self.state.clone();
         change(&mut state);
-        write(&self.path, &state)?;
+        let written = write(&self.path, &state);
+        metrics::state_written(if written.is_ok() { WriteOutcome::Written } else { WriteOutcome::Failed });
+        written?;
         self.state = state;
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Events: the log lines of a run. What began, what each type brought, how it ended, and why.
+//! Events: the log lines of a run, and its metrics. What began, what each type brought, how it ended, and why.
 //!
 //! The span `sync` gives every line of a run its export and number. Messages are sentences for people, fields are for
 //! programs: words instead of Rust's Debug form, durations in whole milliseconds.
@@ -8,7 +8,10 @@ use std::fmt;
 use tracing::{Span, field};
 
 use super::{Error, Outcome, Report, TypeEnd, TypeReport, chain, recovery};
-use crate::fhir::ResourceType;
+use crate::{
+    fhir::ResourceType,
+    telemetry::metrics::{self, Operation, RunOutcome},
+};
 
 /// The span of a run. Its level is error, so that lines keep these fields if a filter shows warnings only.
 pub fn span(report: &Report) -> Span {
@@ -16,6 +19,7 @@ pub fn span(report: &Report) -> Span {
 }
 
 pub fn began(report: &Report) {
+    metrics::run_began(&report.export, report.started_at);
     tracing::info!(mode = %report.mode, types = list(report.types.keys()), "sync begins");
 }
 
@@ -26,6 +30,7 @@ pub fn list<'a>(types: impl IntoIterator<Item = &'a ResourceType>) -> String {
 
 /// One type was committed.
 pub fn committed(resource_type: ResourceType, report: &TypeReport) {
+    count(resource_type, report);
     let (version, watermark) = match &report.end {
         TypeEnd::Committed { version, watermark } | TypeEnd::Behind { version, watermark } => {
             (Some(*version), Some(*watermark))
@@ -50,6 +55,26 @@ pub fn committed(resource_type: ResourceType, report: &TypeReport) {
 pub fn failed(resource_type: ResourceType, error: &Error) {
     let acts = field::display(recovery(error).acts);
     tracing::error!(%resource_type, acts, error = chain(error), "{resource_type}: failed, its watermark is unchanged");
+}
+
+/// Counts what was received of a type that was committed, or has failed.
+pub fn count(of: ResourceType, report: &TypeReport) {
+    let counts = &report.counts;
+    metrics::received(of, report.received);
+    metrics::quarantined(of, report.quarantined);
+    for (operation, rows) in [
+        (Operation::Inserted, counts.inserted),
+        (Operation::Updated, counts.updated),
+        (Operation::Deleted, counts.deleted),
+        (Operation::Removed, counts.removed),
+        (Operation::Unchanged, counts.unchanged),
+        (Operation::Stale, counts.stale),
+        (Operation::Duplicate, counts.duplicate),
+        (Operation::NotWanted, report.not_wanted),
+        (Operation::Outcome, report.outcomes),
+    ] {
+        metrics::rows(of, operation, rows);
+    }
 }
 
 /// "Patient: 483 received, 483 inserted, version 1".
@@ -104,6 +129,8 @@ impl fmt::Display for Summary<'_> {
 /// The last line of a run. `error` is what stopped it.
 pub fn ended(report: &Report, error: Option<&Error>) {
     let duration_ms = (report.ended_at - report.started_at).num_milliseconds();
+    let took = (report.ended_at - report.started_at).to_std().unwrap_or_default();
+    metrics::run_ended(&report.export, outcome(report.outcome), report.ended_at, took);
     let (received, changed) = (report.received(), report.changed());
     match report.outcome {
         Outcome::Complete => tracing::info!(duration_ms, received, changed, "sync complete"),
@@ -116,6 +143,16 @@ pub fn ended(report: &Report, error: Option<&Error>) {
             let causes = report.causes().join("; ");
             tracing::error!(duration_ms, received, changed, acts, job, failed_types, causes, "sync {outcome}");
         }
+    }
+}
+
+/// As metrics name it.
+fn outcome(outcome: Outcome) -> RunOutcome {
+    match outcome {
+        Outcome::Complete => RunOutcome::Complete,
+        Outcome::Partial => RunOutcome::Partial,
+        Outcome::Failed => RunOutcome::Failed,
+        Outcome::Stopped => RunOutcome::Stopped,
     }
 }
 

@@ -13,7 +13,10 @@ use super::{
     blocking::{blocking, now},
     chain, recovery,
 };
-use crate::table::{self, DryRun, Maintained, TableName};
+use crate::{
+    table::{self, DryRun, Maintained, TableName},
+    telemetry::metrics,
+};
 
 /// One run of maintenance: what is done to the tables, and how long that may take.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +50,9 @@ impl Syncer {
             progress.step(Step::Maintaining(*table));
             let result = self.maintain_table(*table, maintenance, dry_run, ends_at, stop).await;
             log(*table, dry_run, &result);
+            if let (Ok(Some(_)), DryRun::No) = (&result, dry_run) {
+                metrics::maintained(table.as_str(), now());
+            }
             done.extend(result.transpose().map(|result| (*table, result)));
         }
         progress.end();

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    time::Duration,
 };
 
 use url::Url;
@@ -15,6 +16,7 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{Asked, ExportState, FinishedFiles, JobInFlight, State, Store},
     table::{self, ADOPTED, Table},
+    telemetry::metrics::{self, RunOutcome},
 };
 
 /// Why a type is loaded in full whose first load ended before its end.
@@ -282,6 +284,7 @@ impl Syncer {
     /// A run of the export panicked, so that it has left no report.
     pub async fn remember_panic(&self, export: &str) -> Result<(), Error> {
         let name = export.to_owned();
+        metrics::run_ended(export, RunOutcome::Failed, now(), Duration::ZERO);
         self.remember(move |state| state.exports.entry(name).or_default().freshness.count(Outcome::Failed)).await
     }
 

@@ -2,13 +2,16 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use crate::{fhir::ResourceType, table::TableName};
+use super::blocking::now;
+use crate::{fhir::ResourceType, table::TableName, telemetry::metrics};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub step: Step,
+    /// When the step began; the upserts of several types are one step.
+    pub step_began: Option<Instant>,
     /// These four are of the export that is streamed now, or was streamed last.
     pub files: u64,
     pub files_done: u64,
@@ -34,6 +37,23 @@ pub enum Step {
     Maintaining(TableName),
 }
 
+impl Step {
+    /// As metrics name it; `None` while there is nothing to do.
+    pub fn word(&self) -> Option<metrics::Step> {
+        Some(match self {
+            Self::Idle => return None,
+            Self::Planning => metrics::Step::Planning,
+            Self::KickingOff => metrics::Step::KickingOff,
+            Self::Waiting { .. } => metrics::Step::Waiting,
+            Self::WaitingForTurn => metrics::Step::WaitingForTurn,
+            Self::Streaming => metrics::Step::Streaming,
+            Self::Upserting(_) => metrics::Step::Upserting,
+            Self::Settling => metrics::Step::Settling,
+            Self::Maintaining(_) => metrics::Step::Maintaining,
+        })
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -49,6 +69,14 @@ impl fmt::Display for Step {
             Self::Upserting(resource_type) => write!(out, "upserting {resource_type}"),
             Self::Settling => out.write_str("settling"),
             Self::Maintaining(table) => write!(out, "maintaining the table {table}"),
+        }
+    }
+}
+
+impl Progress {
+    fn end_step(&mut self) {
+        if let (Some(step), Some(began)) = (self.step.word(), self.step_began.take()) {
+            metrics::step_ended(step, began.elapsed());
         }
     }
 }
@@ -101,11 +129,24 @@ impl ProgressSender {
 
     /// The files of an export begin to arrive; the counts begin at zero again.
     pub fn streaming(&self, files: u64) {
-        self.update(|progress| *progress = Progress { step: Step::Streaming, files, ..Progress::default() });
+        self.step(Step::Streaming);
+        self.update(|progress| {
+            let (step, step_began) = (progress.step.clone(), progress.step_began);
+            *progress = Progress { step, step_began, files, ..Progress::default() };
+        });
     }
 
     pub fn step(&self, step: Step) {
-        self.update(|progress| progress.step = step);
+        self.update(|progress| {
+            if progress.step.word() != step.word() || progress.step_began.is_none() {
+                progress.end_step();
+                progress.step_began = Some(Instant::now());
+                if let Activity::Sync { export } = &self.activity {
+                    metrics::step_began(export, now());
+                }
+            }
+            progress.step = step;
+        });
     }
 
     pub fn update(&self, change: impl FnOnce(&mut Progress)) {
@@ -114,7 +155,11 @@ impl ProgressSender {
 
     /// The activity has ended; the next one of its kind begins with nothing.
     pub fn end(&self) {
-        self.board.send_modify(|board| _ = board.remove(&self.activity));
+        self.board.send_modify(|board| {
+            if let Some(mut progress) = board.remove(&self.activity) {
+                progress.end_step();
+            }
+        });
     }
 }
 
@@ -131,12 +176,14 @@ mod tests {
         sender.update(|progress| (progress.files_done, progress.lines, progress.bytes) = (5, 1544, 9000));
         sender.step(Step::Settling);
         sender.streaming(3);
-        let expected = Progress { step: Step::Streaming, files: 3, files_done: 0, lines: 0, bytes: 0 };
-        assert_eq!(seen.borrow()[&all], expected);
+        let counts = |progress: &Progress| [progress.files, progress.files_done, progress.lines, progress.bytes];
+        assert_eq!(seen.borrow()[&all].step, Step::Streaming);
+        assert_eq!(counts(&seen.borrow()[&all]), [3, 0, 0, 0]);
         sender.update(|progress| progress.lines = 7);
         sender.end();
         sender.step(Step::Planning);
-        assert_eq!(seen.borrow()[&all], Progress { step: Step::Planning, ..Progress::default() });
+        assert_eq!(seen.borrow()[&all].step, Step::Planning);
+        assert_eq!(counts(&seen.borrow()[&all]), [0; 4]);
     }
 
     #[test]

@@ -323,6 +323,7 @@ impl Commit {
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
         events::failed(self.resource_type, error);
+        events::count(self.resource_type, &report);
         report.end = TypeEnd::Failed(Failure::of(error));
         report
     }

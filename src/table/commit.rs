@@ -25,7 +25,10 @@ use super::{
     data_file::stored::StoredFile,
     data_file::{forget, now_millis},
 };
-use crate::fhir::TransactionTime;
+use crate::{
+    fhir::TransactionTime,
+    telemetry::metrics::{self, CommitOutcome as Ended},
+};
 
 /// What became of an attempt.
 pub(super) enum CommitOutcome {
@@ -128,8 +131,22 @@ pub(super) async fn attempt(
     actions: Vec<Action>,
     operation: DeltaOperation,
     transactions: Vec<Transaction>,
-    mut metadata: BTreeMap<String, Value>,
+    metadata: BTreeMap<String, Value>,
 ) -> Result<CommitOutcome, Error> {
+    let attempted = attempt_once(table, actions, operation, transactions, metadata).await;
+    let ended = attempted.as_ref().map_or(Ended::Failed, |(_, ended)| *ended);
+    metrics::commit_ended(table.name.as_str(), ended);
+    measure(table);
+    Ok(attempted?.0)
+}
+
+async fn attempt_once(
+    table: &mut Table,
+    actions: Vec<Action>,
+    operation: DeltaOperation,
+    transactions: Vec<Transaction>,
+    mut metadata: BTreeMap<String, Value>,
+) -> Result<(CommitOutcome, Ended), Error> {
     table.root.check_lease().await?;
     let read_version = table.version();
     let bytes_written = actions.iter().map(added_bytes).sum();
@@ -157,17 +174,25 @@ pub(super) async fn attempt(
     loaded.map_err(|error| table.failed(error))?;
     let Err(error) = attempt else {
         flush(table, &BTreeSet::from([format!("_delta_log/{:020}.json", table.version())]))?;
-        return Ok(CommitOutcome::Committed { bytes_written });
+        return Ok((CommitOutcome::Committed { bytes_written }, Ended::Committed));
     };
     let version = table.version();
     for version in read_version + 1..=version {
         let info = commit_info(&table.delta, version).await.map_err(|error| table.failed(error))?;
         if info.is_some_and(|info| info[OURS]["commit"] == commit) {
             tracing::warn!(table = %table.name, %error, version, "the commit landed although its answer was lost");
-            return Ok(CommitOutcome::Committed { bytes_written });
+            return Ok((CommitOutcome::Committed { bytes_written }, Ended::Recovered));
         }
     }
-    if version > read_version { Ok(CommitOutcome::Overtaken) } else { Err(table.failed(error)) }
+    if version > read_version { Ok((CommitOutcome::Overtaken, Ended::Overtaken)) } else { Err(table.failed(error)) }
+}
+
+/// Version and size of the table as it is now, for the metrics.
+fn measure(table: &Table) {
+    let Ok(snapshot) = table.delta.snapshot() else { return };
+    let files = snapshot.log_data();
+    let Amount { files, bytes } = files.iter().map(|file| u64::try_from(file.size()).unwrap_or_default()).collect();
+    metrics::table(table.name.as_str(), table.version(), files, bytes);
 }
 
 /// Files of a table in a local folder are on the disk afterwards.

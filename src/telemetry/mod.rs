@@ -1,4 +1,6 @@
-//! Telemetry: events become lines on stderr; stdout belongs to results.
+//! Telemetry: events become lines on stderr, figures become [`metrics`]; stdout belongs to results.
+
+pub mod metrics;
 
 use std::{fmt, io::IsTerminal as _, str::FromStr};
 

@@ -49,6 +49,8 @@ mod lines;
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;
+/// The metrics: every series from the start, counters that agree with the runs, and what names them.
+mod metrics;
 /// Tables that changed behind our back: restored, gone, not mounted.
 mod mirror;
 /// A type, a request or a table that fails, and the others that go on.

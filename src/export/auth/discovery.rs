@@ -5,13 +5,16 @@ use serde_json::Value;
 use url::Url;
 
 use super::{AuthConfig, TokenUrl};
-use crate::export::{
-    Client, Error,
-    error::shown,
-    http::{OnRedirect, RequestSpec, TokenUse},
-    redirect::check_url,
-    request::under,
-    retry::{is_transient, retrying},
+use crate::{
+    export::{
+        Client, Error,
+        error::shown,
+        http::{OnRedirect, RequestSpec, TokenUse},
+        redirect::check_url,
+        request::under,
+        retry::{is_transient, retrying},
+    },
+    telemetry::metrics,
 };
 
 /// Where tokens are obtained, and with which scope.
@@ -58,6 +61,7 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
 async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
     let context = format!("discovery at {}", shown(url));
     let spec = RequestSpec {
+        endpoint: metrics::Endpoint::Discovery,
         method: Method::GET,
         url,
         accept,
@@ -67,7 +71,7 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
         on_redirect: OnRedirect::Follow,
         context: &context,
     };
-    retrying(&client.config.http, &context, || async {
+    retrying(&client.config.http, spec.endpoint, &context, || async {
         let response = client.send_untokened(&spec).await?;
         match response.status() {
             StatusCode::NOT_IMPLEMENTED => Ok(None),

@@ -19,14 +19,18 @@ use super::{
     AuthConfig,
     discovery::{Endpoint, discover},
 };
-use crate::export::{
-    Client, Error, Issues,
-    clock::local_now,
-    error::{code, shown},
-    failure::{Failure, Fault},
-    http::MAX_OUTCOME_BYTES,
-    redirect::check_url,
-    retry::{date, is_transient, retry_after, retrying},
+use crate::{
+    export::{
+        Client, Error, Issues,
+        clock::local_now,
+        error::{code, shown},
+        failure::{Failure, Fault},
+        http::MAX_OUTCOME_BYTES,
+        measured,
+        redirect::check_url,
+        retry::{date, is_transient, retry_after, retrying},
+    },
+    telemetry::metrics,
 };
 
 /// The access token of one client at one server.
@@ -122,7 +126,15 @@ impl Tokens {
 
     async fn token(&self, client: &Client, endpoint: &Endpoint) -> Result<Token, Error> {
         let context = format!("token endpoint {}", shown(&endpoint.token_url.url));
-        retrying(&client.config.http, &context, || self.ask(client, endpoint, &context)).await
+        let ask = || async {
+            let asked = self.ask(client, endpoint, &context).await;
+            measured::token(&asked);
+            asked
+        };
+        let token = retrying(&client.config.http, metrics::Endpoint::Token, &context, ask).await?;
+        let renewed_in = token.renew_at.saturating_duration_since(Instant::now());
+        metrics::token_renewed_at(local_now() + renewed_in);
+        Ok(token)
     }
 
     /// Asks once, with a new assertion (rules 122 and 123).

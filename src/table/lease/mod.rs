@@ -28,6 +28,7 @@ use self::{
     place::{Stored, Swapped},
 };
 use super::Error;
+use crate::telemetry::metrics;
 
 /// How often the holder renews it.
 pub const RENEWED_EVERY: Duration = Duration::from_secs(15);
@@ -73,7 +74,9 @@ impl Lease {
     /// Takes the lease for the holder of a state file. Waits for up to [`STALE_AFTER`] where nobody can say whether
     /// another holder is alive.
     pub async fn take(place: LeasePlace, holder: &str) -> Result<Self, Error> {
-        Self::take_for(place, Holder::ourselves(holder)).await
+        let lease = Self::take_for(place, Holder::ourselves(holder)).await;
+        metrics::lease_held(lease.is_ok());
+        lease
     }
 
     async fn take_for(place: LeasePlace, us: Holder) -> Result<Self, Error> {
@@ -150,6 +153,7 @@ impl Lease {
         if let Err(error) = self.write(true, |record| record.released = true).await {
             tracing::debug!(%error, "the lease of the tables was not released");
         }
+        metrics::lease_held(false);
     }
 
     /// Checks that the file is still ours, and replaces it where it is to `change`, or was removed.
@@ -182,6 +186,7 @@ impl Lease {
     }
 
     fn lost(&self, stored: &Stored) -> Error {
+        metrics::lease_held(false);
         Error::LeaseLost { place: self.place.shown(), holder: stored_record(Some(stored)).holder.to_string() }
     }
 }

@@ -17,7 +17,7 @@ use aws_lc_rs::{
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::table::Error;
+use crate::{table::Error, telemetry::metrics};
 
 pub struct Spool {
     folder: PathBuf,
@@ -95,6 +95,7 @@ impl SealedFile {
         self.file.write_all_at(&sealed, self.end).map_err(Error::spool)?;
         let offset = self.end;
         self.end += sealed.len() as u64;
+        metrics::spool_grew(sealed.len() as u64);
         Ok(Block(BlockLocation::Sealed { number, offset, bytes: sealed.len() }))
     }
 
@@ -105,6 +106,12 @@ impl SealedFile {
         let opened_bytes = opened.map_err(|_| Error::spool(CHANGED))?.len();
         block.truncate(opened_bytes);
         Ok(block.into())
+    }
+}
+
+impl Drop for SealedFile {
+    fn drop(&mut self) {
+        metrics::spool_removed(self.end);
     }
 }
 

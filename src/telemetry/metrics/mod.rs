@@ -1,0 +1,24 @@
+//! Metrics: what the program counts and measures, for Prometheus.
+//!
+//! As with events of the log, any room may record, and does so by the functions of `record`: they know the names, and
+//! take words of the [`catalogue`] or types as labels, so that a series that is not described cannot be written. In a
+//! process without [`Exposition`], which is every command but the daemon, nothing is kept
+//! (docs/decisions/0016-metrics-are-a-facade.md).
+
+mod catalogue;
+mod exposition;
+mod record;
+
+pub use self::{
+    catalogue::{
+        Code, CommitOutcome, Endpoint, FileOutcome, JobEvent, Operation, Peer, Rejection, RetryReason, RunOutcome,
+        Stage, Step, TokenOutcome, WriteOutcome,
+    },
+    exposition::{CONTENT_TYPE, Exposition, Scope},
+    record::{
+        ByteCounter, ExportFigures, clock_skew, commit_ended, export, file_ended, job, lease_held, maintained,
+        maintenance, polled, quarantined, reach, received, rejected, requested, retried, rows, run_began, run_ended,
+        spool_free, spool_grew, spool_removed, state_written, step_began, step_ended, table, token_renewed_at,
+        token_requested,
+    },
+};

@@ -1,0 +1,236 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use fhir_sync::demo::{Fault, StatusCode};
+use serde_json::json;
+
+use crate::harness::{Daemon, Setup, eventually};
+
+/// The series of one scrape, by name and labels as they are written.
+struct Scrape {
+    text: String,
+    series: BTreeMap<String, f64>,
+    /// The name of each family, with its type.
+    families: BTreeMap<String, String>,
+}
+
+impl Scrape {
+    async fn of(daemon: &Daemon) -> Self {
+        let (status, text) = daemon.get("/metrics").await;
+        assert_eq!(status, 200);
+        Self::parse(text)
+    }
+
+    /// Fails for what the format 0.0.4 does not allow: a sample before its `HELP` and `TYPE` or apart from its family,
+    /// a series twice, a label without quotes, a value that is not a number.
+    fn parse(text: String) -> Self {
+        let (mut series, mut families, mut helps) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        let mut family = String::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, sentence) = help.split_once(' ').unwrap();
+                assert!(!sentence.is_empty() && helps.insert(name.to_owned()), "{line}");
+            } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = kind.split_once(' ').unwrap();
+                assert!(helps.contains(name), "no HELP before {line}");
+                assert!(families.insert(name.to_owned(), kind.to_owned()).is_none(), "{name} is there twice");
+                name.clone_into(&mut family);
+            } else {
+                let (id, value) = line.rsplit_once(' ').unwrap();
+                let (name, labels) = id.split_once('{').map_or((id, ""), |(name, labels)| (name, labels));
+                let suffix = name.strip_prefix(family.as_str()).unwrap_or_else(|| panic!("{line} is not of {family}"));
+                let is_histogram = families[&family] == "histogram";
+                let suffixes: &[&str] = if is_histogram { &["_bucket", "_sum", "_count"] } else { &[""] };
+                assert!(suffixes.contains(&suffix), "{line}");
+                assert!(labels.is_empty() || labels.ends_with("\"}"), "{line}");
+                assert!(series.insert(id.to_owned(), value.parse().unwrap()).is_none(), "{id} is there twice");
+            }
+        }
+        Self { text, series, families }
+    }
+
+    fn value(&self, series: &str) -> f64 {
+        *self.series.get(series).unwrap_or_else(|| panic!("no {series} in\n{}", self.text))
+    }
+
+    /// The sum over all series of a family with these labels.
+    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let is_meant = |id: &str| id.split('{').next() == Some(name) && labels.iter().all(|label| id.contains(label));
+        self.series.iter().filter(|(id, _)| is_meant(id)).map(|(_, value)| value).sum()
+    }
+}
+
+async fn complete_runs(daemon: &Daemon, at_least: f64) -> Scrape {
+    eventually("a complete run in the metrics", async || {
+        let scrape = Scrape::of(daemon).await;
+        let runs = scrape.value(r#"fhir_sync_runs_total{export="all",outcome="complete"}"#);
+        // The gauges follow the end of the run within a second.
+        let is_idle = scrape.value(r#"fhir_sync_run_in_progress{export="all"}"#) < 0.5;
+        let success = scrape.value(r#"fhir_sync_last_success_timestamp_seconds{export="all"}"#);
+        (runs >= at_least && is_idle && success > 0.0).then_some(scrape)
+    })
+    .await
+}
+
+fn assert_equal(found: f64, expected: f64, what: &str) {
+    assert!((found - expected).abs() < 0.5, "{what}: {found} instead of {expected}");
+}
+
+#[tokio::test]
+async fn every_series_is_there_before_the_first_run_has_ended() {
+    let setup = Setup::new().await;
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let daemon = Daemon::start(&setup, &[]).await;
+    let before = Scrape::of(&daemon).await;
+    for series in [
+        r#"fhir_sync_last_success_timestamp_seconds{export="all"}"#,
+        r#"fhir_sync_runs_total{export="all",outcome="complete"}"#,
+        r#"fhir_sync_runs_total{export="all",outcome="failed"}"#,
+        r#"fhir_sync_data_watermark_timestamp_seconds{export="all",resource_type="Patient"}"#,
+        r#"fhir_sync_resources_received_total{resource_type="Observation"}"#,
+        r#"fhir_sync_rows_total{resource_type="Patient",operation="inserted"}"#,
+        r#"fhir_sync_resources_quarantined_total{resource_type="Patient"}"#,
+        r#"fhir_sync_retries_total{endpoint="kick_off",reason="429"}"#,
+        r#"fhir_sync_delta_commits_total{table="Patient",outcome="committed"}"#,
+        r#"fhir_sync_download_bytes_total{stage="wire"}"#,
+        r#"fhir_sync_step_duration_seconds_count{step="upserting"}"#,
+        "fhir_sync_spool_bytes",
+    ] {
+        assert_equal(before.value(series), 0.0, series);
+    }
+    assert_equal(before.value("fhir_sync_lease_held"), 1.0, "the lease");
+    assert_equal(before.sum("fhir_sync_build_info", &[]), 1.0, "the version");
+    assert!(before.value("process_resident_memory_bytes") > 1e6);
+    let waits = r#"fhir_sync_run_step{export="all",step="waiting"}"#;
+    let waiting = async || Some(Scrape::of(&daemon).await).filter(|scrape| scrape.value(waits) > 0.5);
+    let during = eventually("the run in the metrics", waiting).await;
+    assert_equal(during.value(r#"fhir_sync_run_in_progress{export="all"}"#), 1.0, "a run");
+    assert_equal(during.sum("fhir_sync_run_step", &[]), 1.0, "one step at a time");
+    assert!(during.value(r#"fhir_sync_run_started_timestamp_seconds{export="all"}"#) > 1.7e9);
+    setup.server.scenario(|scenario| scenario.hold = false);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn after_a_sync_the_counters_agree_with_what_arrived() {
+    let setup = Setup::new().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    let after = complete_runs(&daemon, 1.0).await;
+    for (of, resources) in [("Patient", 5.0), ("Observation", 4.0)] {
+        let of_type = format!("resource_type=\"{of}\"");
+        assert_equal(after.sum("fhir_sync_resources_received_total", &[&of_type]), resources, of);
+        assert_equal(after.sum("fhir_sync_rows_total", &[&of_type, "\"inserted\""]), resources, of);
+        assert_equal(after.sum("fhir_sync_rows_total", &[&of_type]), resources, "nothing else became of them");
+        let watermark = after.value(&format!("fhir_sync_data_watermark_timestamp_seconds{{export=\"all\",{of_type}}}"));
+        let as_of = after.value(&format!("fhir_sync_data_as_of_timestamp_seconds{{export=\"all\",{of_type}}}"));
+        assert!(watermark > 0.0 && as_of > 1.7e9, "{watermark} {as_of}");
+        let committed = format!("fhir_sync_delta_commits_total{{table=\"{of}\",outcome=\"committed\"}}");
+        assert!(after.value(&committed) >= 1.0);
+        assert_equal(after.value(&format!("fhir_sync_delta_table_files{{table=\"{of}\"}}")), 1.0, "files");
+    }
+    let bytes = |stage| after.value(&format!("fhir_sync_download_bytes_total{{stage=\"{stage}\"}}"));
+    assert!(bytes("wire") > 0.0 && bytes("decoded") > 0.0);
+    assert_equal(
+        after.value(r#"fhir_sync_download_files_total{outcome="complete"}"#),
+        f64::from(u32::try_from(setup.file_requests()).unwrap()),
+        "files",
+    );
+    for event in ["kicked_off", "completed", "deleted"] {
+        assert_equal(after.sum("fhir_sync_export_jobs_total", &[event]), 1.0, event);
+    }
+    let kick_off = r#"fhir_sync_http_requests_total{endpoint="kick_off",code="2xx"}"#;
+    assert_equal(after.value(kick_off), 1.0, "requests");
+    assert_equal(after.sum("fhir_sync_http_request_duration_seconds_count", &["kick_off"]), 1.0, "durations");
+    for step in ["planning", "kicking_off", "waiting", "streaming", "upserting", "settling"] {
+        assert!(after.sum("fhir_sync_step_duration_seconds_count", &[step]) >= 1.0, "{step}");
+    }
+    assert!(after.value(r#"fhir_sync_last_success_timestamp_seconds{export="all"}"#) > 1.7e9);
+    assert!(after.value(r#"fhir_sync_next_run_timestamp_seconds{export="all"}"#) > 1.7e9);
+    assert!(after.value(r#"fhir_sync_state_writes_total{outcome="written"}"#) >= 3.0);
+    assert_equal(after.sum("fhir_sync_run_step", &[]), 0.0, "no step");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn failures_retries_and_requests_that_were_denied_are_counted() {
+    let mut setup = Setup::new().await;
+    setup.schedule = "* * * * * *";
+    let status = |status, times| Fault::Status {
+        path_contains: "$export".to_owned(),
+        status,
+        times,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| {
+        scenario.faults = vec![status(StatusCode::SERVICE_UNAVAILABLE, 1), status(StatusCode::FORBIDDEN, 3)];
+    });
+    let daemon = Daemon::start(&setup, &[]).await;
+    let after = complete_runs(&daemon, 1.0).await;
+    assert!(after.value(r#"fhir_sync_runs_total{export="all",outcome="failed"}"#) >= 1.0);
+    assert_equal(after.value(r#"fhir_sync_retries_total{endpoint="kick_off",reason="5xx"}"#), 1.0, "retries");
+    assert_equal(after.value(r#"fhir_sync_http_requests_total{endpoint="kick_off",code="403"}"#), 3.0, "denied");
+    assert_equal(after.value(r#"fhir_sync_consecutive_failures{export="all"}"#), 0.0, "the last run was complete");
+    let (_, health) = daemon.health().await;
+    assert_eq!(health["exports"]["all"]["failures_in_a_row"], json!(0));
+    daemon.stop().await;
+}
+
+/// The rows of the table in docs/metrics.md: name, type, labels with their words, meaning.
+fn documented() -> Vec<[String; 4]> {
+    let page = file("docs/metrics.md");
+    let rows = page.lines().filter(|line| line.starts_with("| `fhir_sync_"));
+    let cells = |row: &str| {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
+        <[String; 4]>::try_from(cells).unwrap_or_else(|cells| panic!("not four cells: {cells:?}"))
+    };
+    rows.map(cells).collect()
+}
+
+fn file(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// The labels of a family in a scrape, each with its values, as the page writes them: those of the configuration have
+/// no list.
+fn labels_of(scrape: &Scrape, family: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut labels: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let of_family = |id: &&String| id.split('{').next().is_some_and(|name| name.trim_end_matches("_count") == family);
+    for id in scrape.series.keys().filter(of_family) {
+        let pairs = id.split_once('{').map_or("", |(_, labels)| labels.trim_end_matches('}'));
+        for (name, value) in pairs.split(',').filter_map(|pair| pair.split_once('=')) {
+            let is_word = !["export", "resource_type", "table", "version"].contains(&name);
+            let words = labels.entry(name.to_owned()).or_default();
+            words.extend(is_word.then(|| value.trim_matches('"').to_owned()));
+        }
+    }
+    labels
+}
+
+#[tokio::test]
+async fn the_page_of_the_metrics_has_exactly_what_is_served() {
+    let setup = Setup::new().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    let scrape = Scrape::of(&daemon).await;
+    daemon.stop().await;
+    let page = documented();
+    let names: BTreeSet<_> = page.iter().map(|[name, ..]| name.trim_matches('`')).collect();
+    let served = scrape.families.keys().map(String::as_str).filter(|name| name.starts_with("fhir_sync_"));
+    assert_eq!(names, served.collect());
+    for [name, kind, labels, meaning] in &page {
+        let name = name.trim_matches('`');
+        assert_eq!(kind, &scrape.families[name], "{name}");
+        assert!(scrape.text.contains(&format!("# HELP {name} {meaning}\n")), "{name}: {meaning}");
+        let labels = labels.split("; ").filter(|label| !label.is_empty()).map(|label| {
+            let (label, words) = label.split_once(": ").unwrap_or((label, ""));
+            let words = words.split(", ").filter(|word| !word.is_empty()).map(str::to_owned).collect();
+            (label.trim_matches('`').to_owned(), words)
+        });
+        assert_eq!(labels_of(&scrape, name), labels.collect(), "{name}");
+    }
+    let others: Vec<_> = scrape.families.keys().filter(|name| !name.starts_with("fhir_sync_")).collect();
+    let prose = file("docs/metrics.md");
+    assert!(others.iter().all(|name| prose.contains(&format!("`{name}`"))), "{others:?}");
+}
