@@ -8,6 +8,8 @@ pub mod cli;
 pub mod daemon;
 // File, environment and flags become the typed settings of every room.
 pub mod config;
+// A heartbeat, and a webhook for people: what is sent when a run begins and ends.
+pub mod notify;
 // Cron becomes ticks.
 pub mod schedule;
 // The health listener: health, liveness, readiness.

@@ -97,7 +97,7 @@ pub fn of_start(error: &daemon::Error) -> Exit {
         // one that is missing appears with its network.
         daemon::Error::Listen { source, .. } if source.kind() == ErrorKind::PermissionDenied => CONFIGURATION,
         daemon::Error::Listen { .. } => TEMPORARY,
-        daemon::Error::Schedule(_) | daemon::Error::Signals(_) => FAILED,
+        daemon::Error::Schedule(_) | daemon::Error::Notify(_) | daemon::Error::Signals(_) => FAILED,
     }
 }
 

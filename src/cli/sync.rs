@@ -7,14 +7,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     announce, config_path,
-    exit::{CONFIGURATION, Exit, misconfigured, not_opened, stoppable},
+    exit::{CONFIGURATION, Exit, failed, misconfigured, not_opened, stoppable},
     progress::with_progress,
     show,
 };
 use crate::{
     config::{self, Config, Flags, Key, Mistakes},
     fhir::ResourceType,
-    sync::{Mode, Outcome, ProgressBoard, Syncer},
+    notify,
+    sync::{Mode, Outcome, ProgressBoard, Syncer, chain},
     telemetry,
 };
 
@@ -79,9 +80,12 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
         .await
         .map_err(not_opened)?;
     let stop = CancellationToken::new();
+    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
+    let (notifier, couriers) = notify::start(config.notify, before, &stop).map_err(|error| failed(&chain(&error)))?;
     let mut worst = Outcome::Complete;
     for export in &exports {
-        let run = with_progress(syncer.run(export, mode, &stop), progress.clone());
+        let run = notifier.around(&export.name, syncer.run(export, mode, &stop));
+        let run = with_progress(run, progress.clone());
         let report = stoppable(run, &stop).await?;
         if as_json {
             show::report_as_json(&report);
@@ -91,6 +95,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
         worst = worse(worst, report.outcome);
     }
     syncer.close().await;
+    stoppable(couriers.finish(), &stop).await?;
     Exit::of(worst)
 }
 

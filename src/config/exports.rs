@@ -1,22 +1,29 @@
 //! `[[export]]`: what is synced, and when.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
 use chrono::DateTime;
 
 use super::{
-    Scheduled,
+    KeyFile, Scheduled,
+    notifications::secret_url_file,
     section::Section,
     values::{boolean, duration_text, name, one_of, parsed, positive_duration, text},
 };
 use crate::{
     export::Level,
+    notify::SecretUrl,
     schedule::{Pattern, longest_interval},
     sync,
 };
 
-/// `max_age` is that of the exports that set none of their own.
-pub fn read(root: &mut Section, max_age: Option<Duration>) -> Option<Vec<Scheduled>> {
+/// `max_age` is that of the exports that set none of their own. `heartbeats` gets those of single exports.
+pub fn read(
+    root: &mut Section,
+    max_age: Option<Duration>,
+    heartbeats: &mut BTreeMap<String, SecretUrl>,
+    key_file: &KeyFile,
+) -> Option<Vec<Scheduled>> {
     let sections = root.sections("export");
     if sections.is_empty() {
         root.mistake("export", "is missing; name what to sync in [[export]]");
@@ -30,6 +37,8 @@ pub fn read(root: &mut Section, max_age: Option<Duration>) -> Option<Vec<Schedul
         {
             section.mistake("name", "is also the name of another export; it names the watermarks");
         }
+        let heartbeat = secret_url_file(&mut section, "heartbeat_url_file", key_file);
+        heartbeats.extend(name.clone().zip(heartbeat));
         exports.push(read_export(section, name, max_age));
     }
     let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;

@@ -6,6 +6,7 @@
 mod exports;
 mod flags;
 mod maintenance;
+mod notifications;
 mod partitions;
 mod quarantine;
 mod section;
@@ -14,7 +15,7 @@ mod values;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt, io,
     path::{Path, PathBuf},
     rc::Rc,
@@ -34,11 +35,11 @@ use self::{
     server::KeyFile,
     values::{
         address, boolean, bytes, code, duration, duration_text, location, name, number, one_of, parsed, path, percent,
-        positive_duration, size_text, text, url, whole,
+        positive_duration, proxy, size_text, text, url, whole,
     },
 };
 use crate::{
-    export,
+    export, notify,
     resource::{Layout, Options},
     schedule::Pattern,
     serve, sync,
@@ -56,6 +57,7 @@ pub struct Config {
     pub tables: table::Config,
     pub state_file: PathBuf,
     pub health: serve::Config,
+    pub notify: notify::Config,
     pub sync: sync::Config,
     pub exports: Vec<Scheduled>,
     pub maintenance: Maintenance,
@@ -178,13 +180,17 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     daemon.end();
     let maintenance = maintenance::read(root.section("maintenance"));
     let log = read_log(root.section("log"));
-    let exports = exports::read(&mut root, health.as_ref().and_then(|(_, max_age)| *max_age));
+    let mut heartbeats = BTreeMap::new();
+    let max_age = health.as_ref().and_then(|(_, max_age)| *max_age);
+    let exports = exports::read(&mut root, max_age, &mut heartbeats, key_file);
+    let notify = notifications::read(root.section("notify"), heartbeats, key_file);
     root.end();
     Some(Config {
         server: server?,
         tables: tables?,
         state_file: state_file?,
         health: health?.0,
+        notify: notify?,
         sync: sync?,
         exports: exports?,
         maintenance: maintenance?,

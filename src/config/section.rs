@@ -42,6 +42,17 @@ impl Section {
         self.read(key, &text, read)
     }
 
+    /// A secret text, which only the environment may set. It is no key of the file.
+    pub fn of_environment(&mut self, key: &str) -> Option<String> {
+        let value = self.table.remove(key).filter(|value| !matches!(value.kind, ValueKind::Nil))?;
+        // As the crate's source for the environment names itself.
+        if value.origin() == Some("the environment") {
+            return self.text(key, value);
+        }
+        self.mistake(key, &format!("is a secret; write it to a file that only its owner can read, and set {key}_file"));
+        None
+    }
+
     /// A value that must be set.
     pub fn required<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         self.asked(key, None);

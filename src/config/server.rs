@@ -2,10 +2,10 @@
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use super::{Section, boolean, bytes, duration, duration_text, path, positive_duration, size_text, text, url};
+use super::{Section, boolean, bytes, duration, duration_text, path, positive_duration, proxy, size_text, text, url};
 use crate::{
     export::{
-        self, FileAuth, Proxy, WaitRange,
+        self, FileAuth, WaitRange,
         auth::{self, SigningKey, TokenUrl},
     },
     sync,
@@ -35,11 +35,7 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
         "never" => Ok(FileAuth::Never),
         _ => Err("must be manifest, always or never".to_owned()),
     });
-    let proxy = section.or("proxy", "none", |text| match text {
-        "none" => Ok(Proxy::None),
-        "environment" => Ok(Proxy::Environment),
-        text => super::url(text).map(Proxy::Url),
-    });
+    let proxy = section.or("proxy", "none", proxy);
     let default = export::HttpConfig::default();
     let outage_patience = section.or("outage_patience", &duration_text(default.outage_patience), duration);
     let poll = read_poll(section.section("poll"));

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use url::Url;
 
 use crate::{
+    export::Proxy,
     fhir::printable_code,
     table::{Location, OBJECT_STORES},
 };
@@ -102,6 +103,15 @@ pub fn url(text: &str) -> Result<Url, String> {
         Ok(url)
     } else {
         Err(format!("{:?} is not an http or https URL", without_secrets(text)))
+    }
+}
+
+/// Through which proxy requests go.
+pub fn proxy(text: &str) -> Result<Proxy, String> {
+    match text {
+        "none" => Ok(Proxy::None),
+        "environment" => Ok(Proxy::Environment),
+        text => url(text).map(Proxy::Url),
     }
 }
 

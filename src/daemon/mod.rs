@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::views::{Watched, next_run_at};
 use crate::{
     config::{Config, Maintenance, Scheduled},
+    notify::{self, Notifier},
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, View},
     state::{ExportState, State},
@@ -51,6 +52,8 @@ pub enum Error {
     Schedule(#[from] tokio_cron_scheduler::JobSchedulerError),
     #[error("no export has a schedule; set `incremental` or `full_refresh` in [[export]], or use `fhir-sync sync`")]
     NoSchedule,
+    #[error(transparent)]
+    Notify(#[from] notify::Error),
     #[error("signals cannot be received")]
     Signals(#[source] std::io::Error),
 }
@@ -98,6 +101,9 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     for export in &exports {
         syncer.forget_lost_data(export).await?;
     }
+    let stop = CancellationToken::new();
+    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
+    let (notifier, couriers) = notify::start(config.notify, before, &stop)?;
     let schedules = schedules(&config.exports, &config.maintenance);
     let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
     let (views, seen) = watch::channel(first_view(&exports, &syncer.state(), recheck_absent, now()));
@@ -111,7 +117,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         maintenance: config.maintenance,
         views,
         board,
-        stop: CancellationToken::new(),
+        notifier,
+        stop,
         running: JoinSet::new(),
         ticks_of: HashMap::new(),
     };
@@ -127,6 +134,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     }
     if ended == Ended::Gracefully {
         daemon.syncer.close().await;
+        couriers.finish().await;
     }
     match ended {
         Ended::Gracefully => tracing::info!("stopped"),
@@ -147,6 +155,7 @@ struct Daemon {
     maintenance: Maintenance,
     views: watch::Sender<View>,
     board: watch::Receiver<Board>,
+    notifier: Notifier,
     stop: CancellationToken,
     running: JoinSet<Done>,
     /// Why each task runs; never two of one activity.
@@ -229,8 +238,9 @@ impl Daemon {
             Tick::Sync { export, mode } => {
                 let Some(watched) = self.exports.iter().find(|watched| watched.name() == export) else { return };
                 let (export, mode) = (watched.scheduled.export.clone(), *mode);
+                let notifier = self.notifier.clone();
                 self.running.spawn(async move {
-                    syncer.run(&export, mode, &stop).await;
+                    notifier.around(&export.name, syncer.run(&export, mode, &stop)).await;
                     Done::Sync
                 })
             }
@@ -252,10 +262,11 @@ impl Daemon {
             Err(error) => {
                 let run = tick.as_ref().map(tracing::field::display);
                 tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
-                if let Some(Tick::Sync { export, .. }) = tick
-                    && let Err(error) = self.syncer.remember_panic(&export).await
-                {
-                    tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
+                if let Some(Tick::Sync { export, .. }) = tick {
+                    if let Err(error) = self.syncer.remember_panic(&export).await {
+                        tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
+                    }
+                    self.notifier.panicked(&export);
                 }
             }
         }

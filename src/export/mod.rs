@@ -53,12 +53,13 @@ mod tests;
 
 pub use auth::Granted;
 pub use config::{Config, FileAuth, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
+pub use connection::Problem;
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
 pub use poll::PollProgress;
-pub use redirect::check_url;
+pub use redirect::{check_url, is_loopback};
 pub use request::{ExportRequest, Level};
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.

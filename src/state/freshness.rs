@@ -72,6 +72,17 @@ impl Freshness {
         }
     }
 
+    /// The outcome of the last run that was not stopped, where that is known: after a stop, only that it was complete.
+    pub fn outcome_before_a_stop(&self) -> Option<Outcome> {
+        match self.last_outcome? {
+            Outcome::Stopped => {
+                let was_complete = self.failures_in_a_row == 0 && !self.data_as_of.is_empty();
+                was_complete.then_some(Outcome::Complete)
+            }
+            outcome => Some(outcome),
+        }
+    }
+
     pub fn took(&mut self, duration: Duration, is_full_refresh: bool) {
         let durations = if is_full_refresh { &mut self.full_refresh_ms } else { &mut self.incremental_ms };
         durations.push(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));

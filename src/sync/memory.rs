@@ -31,6 +31,11 @@ impl Syncer {
         lock(&self.store).state().clone()
     }
 
+    /// How the last run of an export ended that was not stopped; see [`Freshness::outcome_before_a_stop`].
+    pub fn outcome_before(&self, export: &Export) -> Option<Outcome> {
+        self.export_state(export).freshness.outcome_before_a_stop()
+    }
+
     /// Shows it without a copy, which may be large; not while a change is on its way to the disk.
     pub fn look_at_state(&self, look: impl FnOnce(&State)) {
         match self.store.try_lock() {

@@ -53,6 +53,8 @@ mod messages;
 mod metrics;
 /// Tables that changed behind our back: restored, gone, not mounted.
 mod mirror;
+/// Notifications: heartbeat and webhook, and receivers that fail.
+mod notify;
 /// A type, a request or a table that fails, and the others that go on.
 mod one_by_one;
 /// Lines that are something else than a resource of their file's type.

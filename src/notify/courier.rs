@@ -1,0 +1,200 @@
+//! A courier: delivers the notifications of one export, one after the other.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::{
+    Patience,
+    heartbeat::{Heartbeat, Ping},
+    message::{Message, Webhook},
+};
+use crate::{
+    export::{Problem, Proxy, is_loopback},
+    sync::Outcome,
+};
+
+#[derive(Debug)]
+pub enum Event {
+    Began,
+    Ended(Box<Message>),
+}
+
+pub struct Courier {
+    pub export: String,
+    pub sender: Sender,
+    pub heartbeat: Option<Heartbeat>,
+    pub webhook: Option<Webhook>,
+    /// Of the last run that was not stopped.
+    pub before: Option<Outcome>,
+    pub stop: CancellationToken,
+}
+
+impl Courier {
+    /// Until the queue is empty and `closing` is cancelled.
+    pub async fn deliver_all(mut self, mut events: mpsc::Receiver<Event>, closing: CancellationToken) {
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.recv() => event,
+                () = closing.cancelled() => None,
+            };
+            match event {
+                Some(Event::Began) => self.ping(Ping::Start).await,
+                Some(Event::Ended(message)) => self.report(&message).await,
+                None => return,
+            }
+        }
+    }
+
+    async fn report(&mut self, message: &Message) {
+        let ping = async {
+            if let Some(ping) = message.ping {
+                self.ping(ping).await;
+            }
+        };
+        tokio::join!(ping, self.post(message));
+        if message.outcome != Outcome::Stopped {
+            self.before = Some(message.outcome);
+        }
+    }
+
+    async fn ping(&self, ping: Ping) {
+        let Some(url) = self.heartbeat.as_ref().and_then(|heartbeat| heartbeat.url_of(ping)) else { return };
+        // The ping of the start must not delay that of the end.
+        let attempts = if ping == Ping::Start { Attempts::One } else { Attempts::All };
+        self.deliver("heartbeat", &url, None, attempts).await;
+    }
+
+    async fn post(&self, message: &Message) {
+        let asked = |webhook: &&Webhook| webhook.on.asks_for(message.outcome, self.before);
+        let Some(webhook) = self.webhook.as_ref().filter(asked) else { return };
+        let body = message.body(webhook.format, self.before);
+        self.deliver("webhook", webhook.url.url(), Some(&body), Attempts::All).await;
+    }
+
+    async fn deliver(&self, what: &str, url: &Url, body: Option<&Value>, attempts: Attempts) {
+        if let Err(refusal) = self.sender.deliver(url, body, attempts, &self.stop).await {
+            let (export, attempts, error) = (&self.export, refusal.attempts, refusal.failure);
+            tracing::warn!(export, attempts, error = %error, "a notification is given up: the {what} was not delivered");
+        }
+    }
+}
+
+/// Sends requests, again where that may help.
+#[derive(Clone)]
+pub struct Sender {
+    direct: reqwest::Client,
+    /// Where there is a proxy.
+    proxied: Option<reqwest::Client>,
+    patience: Patience,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempts {
+    One,
+    All,
+}
+
+struct Refusal {
+    attempts: usize,
+    failure: Failure,
+}
+
+/// Why an attempt failed; without the URL, and without a word of the receiver.
+#[derive(thiserror::Error, Debug)]
+enum Failure {
+    #[error("the receiver answered {0}")]
+    Status(StatusCode),
+    #[error("{0}")]
+    NotConnected(Problem),
+    #[error("no answer within {} s", .0.as_secs_f64())]
+    NoAnswer(Duration),
+    #[error("the connection failed")]
+    Transport,
+}
+
+impl Failure {
+    /// Whether another attempt may help.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Status(status) => {
+                let may_pass = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS];
+                status.is_server_error() || may_pass.contains(status)
+            }
+            Self::NotConnected(_) | Self::NoAnswer(_) | Self::Transport => true,
+        }
+    }
+}
+
+impl Sender {
+    pub fn new(proxy: &Proxy, patience: Patience) -> reqwest::Result<Self> {
+        let builder = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
+                // A redirect may lead the secret to anybody.
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .retry(reqwest::retry::never())
+                // A courier sends seldom; the receiver closes the connection in between.
+                .pool_max_idle_per_host(0)
+                .timeout(patience.answer)
+        };
+        let direct = builder().no_proxy().build()?;
+        let proxied = match proxy {
+            Proxy::None => None,
+            Proxy::Environment => Some(builder().build()?),
+            Proxy::Url(url) => Some(builder().no_proxy().proxy(reqwest::Proxy::all(url.clone())?).build()?),
+        };
+        Ok(Self { direct, proxied, patience })
+    }
+
+    /// GET without a body, POST with one. After `stop` nothing is attempted again.
+    async fn deliver(
+        &self,
+        url: &Url,
+        body: Option<&Value>,
+        attempts: Attempts,
+        stop: &CancellationToken,
+    ) -> Result<(), Refusal> {
+        let waits = if attempts == Attempts::All { self.patience.waits.as_slice() } else { &[] };
+        let mut waits = waits.iter();
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let Err(failure) = self.attempt(url, body).await else { return Ok(()) };
+            let wait = waits.next().filter(|_| failure.is_transient() && !stop.is_cancelled());
+            let Some(wait) = wait else { return Err(Refusal { attempts, failure }) };
+            tracing::debug!(attempts, error = %failure, "a notification is attempted again");
+            tokio::select! {
+                () = tokio::time::sleep(*wait) => {}
+                () = stop.cancelled() => return Err(Refusal { attempts, failure }),
+            }
+        }
+    }
+
+    async fn attempt(&self, url: &Url, body: Option<&Value>) -> Result<(), Failure> {
+        let client = match &self.proxied {
+            Some(proxied) if !is_loopback(url) => proxied,
+            _ => &self.direct,
+        };
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        let request = client.request(method, url.clone());
+        let request = if let Some(body) = body { request.json(body) } else { request };
+        // The body of the answer is of no use, and is not read.
+        let answer = request.send().await.map_err(|error| self.failure(&error))?;
+        if answer.status().is_success() { Ok(()) } else { Err(Failure::Status(answer.status())) }
+    }
+
+    fn failure(&self, error: &reqwest::Error) -> Failure {
+        if error.is_timeout() {
+            return Failure::NoAnswer(self.patience.answer);
+        }
+        let problem = if error.is_connect() { Problem::of(error) } else { None };
+        problem.map_or(Failure::Transport, Failure::NotConnected)
+    }
+}
