@@ -51,6 +51,18 @@ deploy-check:
 deb PROGRAM FOLDER="target/deb" *OPTIONS:
     deploy/deb.sh {{PROGRAM}} {{FOLDER}} {{OPTIONS}}
 
+# What the program is made of, against deny.toml; needs `cargo install cargo-deny`, and for `advisories` the network
+deny +CHECKS="bans licenses sources":
+    cargo deny --offline --locked check {{CHECKS}}
+
+# A software bill of materials (CycloneDX), fhir-sync.cdx.json, of the packaged program; needs `cargo install cargo-cyclonedx`
+sbom:
+    cargo cyclonedx --format json --features s3,azure,gcs,sql --describe crate
+
+# The image of the Dockerfile around PROGRAM, run: two syncs, the daemon, the health check; needs root, minutes
+ops-image PROGRAM:
+    tests/ops/image.sh {{PROGRAM}}
+
 # systemd in a root folder of Debian installs PACKAGE, and does there what docs/operations.md says; needs root, minutes
 ops-systemd PACKAGE:
     tests/ops/systemd.sh {{PACKAGE}}
