@@ -44,6 +44,8 @@ def fill(server: bulk.Server) -> None:
         server.put("Patient", f"p{number}", gender="female", birthDate="1970-01-01")
     for number in range(OBSERVATIONS):
         server.put("Observation", f"o{number}", status="final", subject={"reference": f"Patient/p{number % PATIENTS}"})
+    # More than the overlap: the next export has only what changed afterwards.
+    server.advance(hours=1)
 
 
 def a_day(server: bulk.Server, day: int) -> None:
