@@ -34,6 +34,10 @@ interop-s3:
 histories COUNT=env("HISTORIES_COUNT", "200") SEED=env("HISTORIES_SEED", "1") SHRINK="600":
     HISTORIES_SEED={{SEED}} HISTORIES_COUNT={{COUNT}} HISTORIES_SHRINK_SECONDS={{SHRINK}} cargo test --test it histories
 
+# The daemon over hundreds of runs, and what must not grow; PROGRAM is a release build, without it the debug one is used
+week RUNS="504" PROGRAM="":
+    WEEK_RUNS={{RUNS}} {{ if PROGRAM == "" { "" } else { "WEEK_PROGRAM=" + PROGRAM } }} cargo test --test it week -- --ignored --nocapture
+
 # Kills and errors at each rename, link, fsync and unlink, by strace; PER_CALL limits them, without it it takes an hour
 faults PER_CALL="":
     cargo build

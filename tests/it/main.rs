@@ -77,3 +77,5 @@ mod stop;
 mod version_before;
 /// The watermarks, and the `_since` of the next export.
 mod watermark;
+/// A week in minutes: hundreds of runs, and what must not grow.
+mod week;
