@@ -63,6 +63,15 @@ deny +CHECKS="bans licenses sources":
 sbom:
     cargo cyclonedx --format json --features s3,azure,gcs,sql --describe crate
 
+# What is shipped, tried where it runs, with a release build: size and start, package under systemd, image; needs root
+ops:
+    cargo build --release --locked
+    tests/ops/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/release/fhir-sync"
+
+# Size of PROGRAM, and the time from its start to /livez
+ops-start PROGRAM:
+    tests/ops/start.py {{PROGRAM}}
+
 # The image of the Dockerfile around PROGRAM, run: two syncs, the daemon, the health check; needs root, minutes
 ops-image PROGRAM:
     tests/ops/image.sh {{PROGRAM}}
