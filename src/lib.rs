@@ -30,5 +30,7 @@ pub mod state;
 pub mod demo;
 // Events become log lines, figures become metrics. Any room above may record.
 pub mod telemetry;
-// The vocabulary of FHIR. It names no other room.
+// The vocabulary of FHIR.
 pub mod fhir;
+// Which known word was meant. It names no other room.
+pub mod spelling;

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
+    spelling::did_you_mean,
     sync::{Root, chain},
     telemetry,
 };
@@ -58,8 +59,9 @@ pub fn configuration(config: &Path) -> Result<Config, Exit> {
 
 /// Says that there is no export of this name, and which there are.
 pub fn no_such_export<'a>(name: &str, configured: impl Iterator<Item = &'a str>) -> Exit {
-    let configured = configured.collect::<Vec<_>>().join(", ");
-    eprintln!("fhir-sync: the configuration has no export {name:?}; it has {configured}");
+    let configured: Vec<_> = configured.collect();
+    let (meant, all) = (did_you_mean(name, configured.iter().copied()), configured.join(", "));
+    eprintln!("fhir-sync: the configuration has no export {name:?}; it has {all}{meant}");
     CONFIGURATION
 }
 

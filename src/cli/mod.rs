@@ -25,6 +25,7 @@ mod quarantine;
 mod query;
 mod run;
 mod runs;
+mod settings;
 mod show;
 mod state;
 mod status;
@@ -64,6 +65,9 @@ enum Command {
     Run(ConfigFile),
     /// Validates the configuration offline and lists all errors
     Check(ConfigFile),
+    /// Prints the effective configuration, the reference, or the schema of both
+    #[command(subcommand)]
+    Config(settings::ConfigCommand),
     /// Compacts and vacuums the tables; the daemon must not be running
     Maintain(maintain::Arguments),
     /// Runs an SQL query over the tables and prints the result
@@ -109,6 +113,7 @@ impl Cli {
             Command::Sync(arguments) => sync::run(arguments).await,
             Command::Run(config) => run::run(&config.path).await,
             Command::Check(config) => check::run(&config.path),
+            Command::Config(command) => settings::run(command),
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]
             Command::Query(arguments) => query::run(arguments).await,

@@ -29,8 +29,14 @@ pub(super) struct Arguments {
 
 /// Asks no server, and needs neither key nor state file, so it works beside a running daemon.
 pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let (_, root) = arguments.looking.open()?;
+    let (config, root) = arguments.looking.open()?;
     let rows = root.ledger().await.map_err(|error| failed(&chain(&error)))?;
+    let configured = || config.exports.iter().map(|scheduled| scheduled.export.name.as_str());
+    if let Some(name) = arguments.export.as_deref()
+        && !configured().chain(rows.iter().map(|row| row.export.as_str())).any(|known| known == name)
+    {
+        return Err(look::no_such_export(name, configured()));
+    }
     let rows = selected(rows, &arguments);
     if arguments.looking.json {
         return look::print_json(&rows);

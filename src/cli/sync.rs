@@ -7,12 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     announce, config_path,
-    exit::{CONFIGURATION, Exit, failed, misconfigured, not_opened, stoppable},
+    exit::{Exit, failed, misconfigured, not_opened, stoppable},
+    look,
     progress::with_progress,
     show,
 };
 use crate::{
-    config::{self, Config, Flags, Key, Mistakes},
+    config::{self, Config, Flags, Key, Mistakes, Scheduled},
     fhir::ResourceType,
     notify,
     sync::{Mode, Outcome, ProgressBoard, Syncer, chain},
@@ -100,12 +101,11 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
 }
 
 fn keep_only(config: &mut Config, name: &str) -> Result<(), Exit> {
-    let names: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.name.clone()).collect();
-    config.exports.retain(|scheduled| scheduled.export.name == name);
-    if config.exports.is_empty() {
-        eprintln!("fhir-sync: the configuration has no export {name:?}; it has {}", names.join(", "));
-        return Err(CONFIGURATION);
+    let is_it = |scheduled: &Scheduled| scheduled.export.name == name;
+    if !config.exports.iter().any(is_it) {
+        return Err(look::no_such_export(name, config.exports.iter().map(|other| other.export.name.as_str())));
     }
+    config.exports.retain(is_it);
     Ok(())
 }
 

@@ -8,10 +8,11 @@ use super::{
     KeyFile, Scheduled,
     notifications::secret_url_file,
     section::Section,
-    values::{boolean, duration_text, name, one_of, parsed, positive_duration, text},
+    values::{duration_text, name, positive_duration, text},
 };
 use crate::{
     export::Level,
+    fhir::UnknownResourceType,
     notify::SecretUrl,
     schedule::{Pattern, longest_interval},
     sync,
@@ -55,13 +56,13 @@ fn keep_shared_types(exports: &mut [Scheduled]) {
 }
 
 fn read_export(mut section: Section, name: Option<String>, max_age: Option<Duration>) -> Option<Scheduled> {
-    let level = section.or("level", "system", one_of(&["system", "patient", "group"]));
+    let level = section.choice("level", "system", &["system", "patient", "group"].map(|word| (word, word)));
     let group = section.optional("group", text);
-    let types = section.list("types", parsed);
+    let types = section.list("types", |text| text.parse().map_err(|error: UnknownResourceType| error.to_string()));
     if types.as_ref().is_some_and(Vec::is_empty) {
         section.mistake("types", "must name at least one resource type; without any, the server would choose");
     }
-    let reconcile = section.optional("reconcile", boolean);
+    let reconcile = section.optional_boolean("reconcile");
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let max_age = section.optional("max_age", positive_duration).or(max_age);
@@ -73,7 +74,7 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
         let remark = format!("{max_age} is less than {interval} between two syncs: /health is unhealthy in between");
         section.remark("max_age", &remark);
     }
-    let level = match (level.as_deref(), group) {
+    let level = match (level, group) {
         // In a URL, these would name another resource.
         (Some("group"), Some(group)) if matches!(group.as_str(), "." | "..") => {
             section.mistake("group", &format!("{group:?} is not the id of a Group"));

@@ -3,12 +3,14 @@
 //! It is read once, at the start. All mistakes are reported at once, each with its key; an unknown key is a mistake.
 //! `config/fhir-sync.toml` is the reference: a test compares it with what is read here.
 
+mod effective;
 mod exports;
 mod flags;
 mod maintenance;
 mod notifications;
 mod partitions;
 mod quarantine;
+mod schema;
 mod section;
 mod server;
 mod values;
@@ -26,15 +28,17 @@ use chrono::TimeDelta;
 use config::{Environment, File, FileFormat, Map, Value};
 
 pub use self::{
+    effective::effective,
     flags::{Flags, Key},
     maintenance::Maintenance,
+    schema::schema,
     section::Findings,
 };
 use self::{
     section::Section,
     server::KeyFile,
     values::{
-        address, boolean, bytes, code, duration, duration_text, location, name, number, one_of, parsed, path, percent,
+        address, boolean, bytes, code, duration, duration_text, location, name, number, parsed, path, percent,
         positive_duration, proxy, size_text, text, url, whole,
     },
 };
@@ -49,6 +53,9 @@ use crate::{
 
 /// Where the packages put the configuration, and where commands look for it unless they are told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/fhir-sync/fhir-sync.toml";
+
+/// The reference: every key with its default and what it does.
+pub const SAMPLE: &str = include_str!("../../config/fhir-sync.toml");
 
 /// All settings.
 #[derive(Clone, Debug)]
@@ -109,7 +116,18 @@ pub fn check(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
     if !config.has_schedule() {
         findings.remarks.push("export: none has a schedule, so `fhir-sync run` will refuse to start".to_owned());
     }
+    findings.remarks.extend(with_one_underscore(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())));
     Ok((config, findings.remarks))
+}
+
+/// Variables that were probably meant to be settings.
+fn with_one_underscore(names: impl Iterator<Item = String>) -> Vec<String> {
+    let is_other = |name: &str| {
+        let rest = name.strip_prefix("FHIR_SYNC_")?;
+        (!rest.starts_with('_') && !matches!(rest, "CONFIG" | "COMMIT")).then_some(())
+    };
+    let remark = |name: String| format!("{name}: is not read; between the parts of a setting are two underscores");
+    names.filter(|name| is_other(name).is_some()).map(remark).collect()
 }
 
 fn table(path: &Path) -> Result<Map<String, Value>, Mistakes> {
@@ -202,12 +220,12 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
 fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
-    let update_mode = section.or("update_mode", UpdateMode::default().name(), |text| {
-        let known = UpdateMode::ALL.into_iter().find(|mode| mode.name() == text);
-        known.ok_or_else(|| format!("{text:?} is not one of {}", UpdateMode::ALL.map(UpdateMode::name).join(", ")))
-    });
+    let update_modes = UpdateMode::ALL.map(|mode| (mode.name(), mode));
+    let update_mode = section.choice("update_mode", UpdateMode::default().name(), &update_modes);
     let change_data_feed =
         section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
+    // Credentials of the object store.
+    section.is_secret("storage_options");
     let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
     let partitions = partitions::read(&mut section, columns);
     section.end();
@@ -223,11 +241,7 @@ fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option
 /// Whether tables are typed, and their columns.
 fn read_columns(section: &mut Section) -> Option<(bool, Options)> {
     let typed = section.or("typed", "true", boolean);
-    let layout = section.or("layout", "pathling", |text| match text {
-        "pathling" => Ok(Layout::Pathling),
-        "wide" => Ok(Layout::Wide),
-        _ => Err(format!("{text:?} is not one of pathling, wide")),
-    });
+    let layout = section.choice("layout", "pathling", &[("pathling", Layout::Pathling), ("wide", Layout::Wide)]);
     let raw_json = section.or("raw_json", "true", boolean);
     Some((typed?, Options { layout: layout?, raw_json: raw_json? }))
 }

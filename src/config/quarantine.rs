@@ -1,12 +1,12 @@
 //! `[sync.quarantine]`: in which form lines are kept that are not resources.
 
-use super::{KeyFile, Section, one_of, path};
+use super::{KeyFile, Section, path};
 use crate::sync::{Policy, QuarantineKey};
 
 pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
-    let policy = section.or("policy", "plain", one_of(&["plain", "encrypted", "withheld"]));
+    let policy = section.choice("policy", "plain", &["plain", "encrypted", "withheld"].map(|word| (word, word)));
     let path = section.optional("key_file", path);
-    let policy = match (policy.as_deref(), path) {
+    let policy = match (policy, path) {
         (None, _) => None,
         (Some("encrypted"), None) => {
             section.mistake("key_file", "is missing; policy = \"encrypted\" needs the file of its key");

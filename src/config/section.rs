@@ -3,9 +3,12 @@
 //! Every value is read as text by the function that knows its type. Mistakes are collected with their key, so that the
 //! operator sees all of them at once; a key that was not read is a mistake too.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use config::{Map, Value, ValueKind};
+
+use super::values::boolean;
+use crate::spelling::did_you_mean;
 
 /// What was found while reading.
 #[derive(Debug, Default)]
@@ -13,31 +16,86 @@ pub struct Findings {
     pub mistakes: Vec<String>,
     /// What is worth knowing and not a mistake.
     pub remarks: Vec<String>,
-    /// Every key that was read, with its default.
-    pub asked: Vec<(String, Option<String>)>,
+    /// Every key that was read, in the order of reading.
+    pub asked: Vec<Asked>,
+    /// The keys whose values may be secrets.
+    pub secret: BTreeSet<String>,
+}
+
+/// A key that was read.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// With its sections: `server.poll.min_interval`, `export[0].name`.
+    pub key: String,
+    pub form: Form,
+    pub default: Option<String>,
+    /// Without it the configuration cannot be used.
+    pub is_required: bool,
+    /// What the file or the environment says.
+    pub given: Option<Value>,
+}
+
+/// What may be written as a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Form {
+    Text,
+    Boolean,
+    Number,
+    OneOf(Vec<&'static str>),
+    /// Texts; a single one stands for a list of one.
+    List,
+    /// A table of texts.
+    Texts,
+}
+
+impl Form {
+    /// Of a value that has this default.
+    fn of(default: &str) -> Self {
+        match default {
+            "true" | "false" => Self::Boolean,
+            number if number.parse::<f64>().is_ok() => Self::Number,
+            _ => Self::Text,
+        }
+    }
 }
 
 pub struct Section {
     path: String,
     table: Map<String, Value>,
+    /// The keys and sections of this section that were read.
+    known: Vec<String>,
     findings: Rc<RefCell<Findings>>,
 }
 
 impl Section {
     pub fn root(table: Map<String, Value>, findings: Rc<RefCell<Findings>>) -> Self {
-        Self { path: String::new(), table, findings }
+        Self { path: String::new(), table, known: Vec::new(), findings }
     }
 
     /// A value that has a default; `default` must be readable by `read`.
     pub fn or<T>(&mut self, key: &str, default: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.asked(key, Some(default));
+        self.asked(key, Form::of(default), Some(default), false);
         let text = self.scalar(key)?.unwrap_or_else(|| default.to_owned());
         self.read(key, &text, read)
     }
 
+    /// One of a few words that has a default.
+    pub fn choice<T: Copy>(&mut self, key: &str, default: &str, words: &[(&'static str, T)]) -> Option<T> {
+        self.asked(key, Form::OneOf(words.iter().map(|(word, _)| *word).collect()), Some(default), false);
+        let text = self.scalar(key)?.unwrap_or_else(|| default.to_owned());
+        self.read(key, &text, |text| {
+            let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+            let words = || words.iter().map(|(word, _)| *word);
+            known.ok_or_else(|| {
+                let all = words().collect::<Vec<_>>().join(", ");
+                format!("{text:?} is not one of {all}{}", did_you_mean(text, words()))
+            })
+        })
+    }
+
     /// A value that may be absent.
     pub fn optional<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.asked(key, None);
+        self.asked(key, Form::Text, None, false);
         let text = self.scalar(key)??;
         self.read(key, &text, read)
     }
@@ -53,9 +111,16 @@ impl Section {
         None
     }
 
+    /// True or false, or absent.
+    pub fn optional_boolean(&mut self, key: &str) -> Option<bool> {
+        self.asked(key, Form::Boolean, None, false);
+        let text = self.scalar(key)??;
+        self.read(key, &text, boolean)
+    }
+
     /// A value that must be set.
     pub fn required<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        self.asked(key, None);
+        self.asked(key, Form::Text, None, true);
         let Some(text) = self.scalar(key)? else {
             self.mistake(key, "is missing");
             return None;
@@ -66,7 +131,7 @@ impl Section {
     /// A list, empty where it is absent; `None` after a mistake. A single value is a list of one, and a text may hold
     /// several, separated by commas: the environment has no other lists.
     pub fn list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<Vec<T>> {
-        self.asked(key, None);
+        self.asked(key, Form::List, None, false);
         let texts = match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Vec::new(),
             Some(ValueKind::Array(values)) => values.into_iter().map(|value| self.text(key, value)).collect(),
@@ -83,7 +148,7 @@ impl Section {
 
     /// A list whose texts may hold commas, such as cron patterns.
     pub fn whole_list<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
-        self.asked(key, None);
+        self.asked(key, Form::List, None, false);
         match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Vec::new(),
             Some(ValueKind::Array(values)) => {
@@ -99,7 +164,7 @@ impl Section {
 
     /// Names and texts that are passed on as they are.
     pub fn texts(&mut self, key: &str) -> Vec<(String, String)> {
-        self.asked(key, None);
+        self.asked(key, Form::Texts, None, false);
         match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Vec::new(),
             Some(ValueKind::Table(table)) => {
@@ -114,6 +179,7 @@ impl Section {
 
     /// A table within this one, empty where it is absent.
     pub fn section(&mut self, key: &str) -> Section {
+        self.known.push(key.to_owned());
         let table = match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Map::new(),
             Some(ValueKind::Table(table)) => table,
@@ -122,7 +188,7 @@ impl Section {
                 Map::new()
             }
         };
-        Section { path: self.path_of(key), table, findings: Rc::clone(&self.findings) }
+        Section { path: self.path_of(key), table, known: Vec::new(), findings: Rc::clone(&self.findings) }
     }
 
     /// The tables within this one that were not read yet, with their names: the operator chooses these.
@@ -136,6 +202,7 @@ impl Section {
 
     /// The tables of an array of tables (`[[key]]`).
     pub fn sections(&mut self, key: &str) -> Vec<Section> {
+        self.known.push(key.to_owned());
         let values = match self.table.remove(key).map(|value| value.kind) {
             None | Some(ValueKind::Nil) => Vec::new(),
             Some(ValueKind::Array(values)) => values,
@@ -149,7 +216,8 @@ impl Section {
             let path = format!("{}[{index}]", self.path_of(key));
             match value.kind {
                 ValueKind::Table(table) => {
-                    sections.push(Section { path, table, findings: Rc::clone(&self.findings) });
+                    let (known, findings) = (Vec::new(), Rc::clone(&self.findings));
+                    sections.push(Section { path, table, known, findings });
                 }
                 _ => self.mistake(key, "must be written as [[…]], once for each"),
             }
@@ -195,7 +263,8 @@ impl Section {
         let mut left: Vec<_> = self.table.keys().collect();
         left.sort();
         for key in left {
-            self.mistake(key, "is not a key that fhir-sync knows");
+            let known = self.known.iter().map(String::as_str);
+            self.mistake(key, &format!("is not a key that fhir-sync knows{}", did_you_mean(key, known)));
         }
     }
 
@@ -227,8 +296,16 @@ impl Section {
         }
     }
 
-    fn asked(&self, key: &str, default: Option<&str>) {
-        self.findings.borrow_mut().asked.push((self.path_of(key), default.map(str::to_owned)));
+    /// The value of this key may be a secret: it is not printed.
+    pub fn is_secret(&self, key: &str) {
+        self.findings.borrow_mut().secret.insert(self.path_of(key));
+    }
+
+    fn asked(&mut self, key: &str, form: Form, default: Option<&str>, is_required: bool) {
+        self.known.push(key.to_owned());
+        let given = self.table.get(key).filter(|value| !matches!(value.kind, ValueKind::Nil)).cloned();
+        let (key, default) = (self.path_of(key), default.map(str::to_owned));
+        self.findings.borrow_mut().asked.push(Asked { key, form, default, is_required, given });
     }
 
     fn path_of(&self, key: &str) -> String {

@@ -29,12 +29,8 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     }
     let auth = read_auth(&mut section, key_file, allow_http);
     let token_origins = section.list("token_origins", super::url);
-    let file_auth = section.or("file_auth", "manifest", |text| match text {
-        "manifest" => Ok(FileAuth::Manifest),
-        "always" => Ok(FileAuth::Always),
-        "never" => Ok(FileAuth::Never),
-        _ => Err("must be manifest, always or never".to_owned()),
-    });
+    let file_auth = [("manifest", FileAuth::Manifest), ("always", FileAuth::Always), ("never", FileAuth::Never)];
+    let file_auth = section.choice("file_auth", "manifest", &file_auth);
     let proxy = section.or("proxy", "none", proxy);
     let default = export::HttpConfig::default();
     let outage_patience = section.or("outage_patience", &duration_text(default.outage_patience), duration);

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use super::*;
+use super::{section::Asked, *};
 use crate::{
     export::Level,
     fhir::ResourceType,
     table::{DatePart, DatePartition, MaintenanceStep},
 };
 
-const REFERENCE: &str = include_str!("../../config/fhir-sync.toml");
+const REFERENCE: &str = SAMPLE;
 
 const SMALLEST: &str = r#"
     [server]
@@ -48,14 +48,10 @@ fn settings(text: &str) -> HashMap<String, String> {
 
 #[test]
 fn the_reference_file_names_every_key_with_its_default() {
-    // What is set for a type is asked for only where a type is named.
-    let of_a_type = ["[tables.Observation]", "partition_by", "partition_date"];
-    let named = |text: String, line: &str| text.replace(&format!("# {line}"), line);
-    let reference = of_a_type.into_iter().fold(REFERENCE.to_owned(), named);
-    let (config, findings) = parse(&reference, &[]);
+    let (config, findings) = parse(&schema::with_section_of_a_type(), &[]);
     assert_eq!(config.unwrap().tables.partitions.len(), 1);
     let settings = settings(REFERENCE);
-    for (key, default) in &findings.asked {
+    for Asked { key, default, .. } in &findings.asked {
         let written = settings.get(key).unwrap_or_else(|| panic!("{key} is missing in config/fhir-sync.toml"));
         if let Some(default) = default {
             assert_eq!(written, default, "{key}");
@@ -111,7 +107,7 @@ fn all_mistakes_are_reported_at_once_with_their_keys() {
         "health.listen: \"here\"",
         "health.max_agee: is not a key",
         "export[0].name: \"a/b\" is not a name",
-        "export[0].types: \"patient\": \"patient\" is not a FHIR resource type; did you mean \"Patient\"?",
+        "export[0].types: \"patient\" is not a FHIR resource type; did you mean \"Patient\"?",
         "export[0].incremental: \"every hour\" has 2 fields;",
         "export[0].group: is missing",
         "export[1].types: must name at least one",
@@ -180,6 +176,33 @@ fn a_shortest_wait_above_the_longest_is_a_mistake() {
 fn an_unknown_key_in_the_environment_is_a_mistake_too() {
     let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
     assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows"]);
+}
+
+#[test]
+fn a_key_or_a_word_with_a_slip_is_a_mistake_that_names_what_was_meant() {
+    for (setting, expected) in [
+        ("export.nmae = \"a\"", "export[0].nmae: is not a key that fhir-sync knows; did you mean \"name\"?"),
+        ("helth.listen = \"a\"", "helth: is not a key that fhir-sync knows; did you mean \"health\"?"),
+        ("server.poll.max_intervall = \"5m\"", "server.poll.max_intervall: is not a key that fhir-sync knows; did you"),
+        ("export.level = \"System\"", "export[0].level: \"System\" is not one of system, patient, group; did you mean"),
+        (
+            "export.types = [\"Patients\"]",
+            "export[0].types: \"Patients\" is not a FHIR resource type; did you mean \"Patient\"?",
+        ),
+        ("colour.red = 1", "colour: is not a key that fhir-sync knows"),
+    ] {
+        let (key, value) = setting.split_once(" = ").unwrap();
+        let found = parse_with(key, value).0.unwrap_err().0;
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{setting}: {}", found.join("\n"));
+    }
+}
+
+#[test]
+fn a_variable_with_one_underscore_is_remarked() {
+    let names =
+        ["FHIR_SYNC_HEALTH_MAX_AGE", "FHIR_SYNC__HEALTH__MAX_AGE", "FHIR_SYNC_CONFIG", "HOME"].map(str::to_owned);
+    let remarks = with_one_underscore(names.into_iter());
+    assert_eq!(remarks, ["FHIR_SYNC_HEALTH_MAX_AGE: is not read; between the parts of a setting are two underscores"]);
 }
 
 #[test]

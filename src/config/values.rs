@@ -34,13 +34,6 @@ pub fn parsed<T: FromStr<Err: fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error| format!("{text:?}: {error}"))
 }
 
-pub fn one_of(words: &'static [&'static str]) -> impl Fn(&str) -> Result<String, String> {
-    move |text| {
-        let known = words.contains(&text);
-        known.then(|| text.to_owned()).ok_or_else(|| format!("{text:?} is not one of {}", words.join(", ")))
-    }
-}
-
 pub fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| format!("{text:?} is neither true nor false"))
 }
@@ -116,7 +109,7 @@ pub fn proxy(text: &str) -> Result<Proxy, String> {
 }
 
 /// A text that should be a URL, for people: without user, password, query and fragment, which may be secrets.
-fn without_secrets(text: &str) -> String {
+pub fn without_secrets(text: &str) -> String {
     let text = text.split(['?', '#']).next().unwrap_or_default();
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),

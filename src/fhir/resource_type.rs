@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::spelling::did_you_mean;
+
 /// The name of a FHIR resource type, such as `Patient`. Always one of [`RESOURCE_TYPES`], so it is safe in a path.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ResourceType(&'static str);
@@ -36,10 +38,7 @@ impl FromStr for ResourceType {
         // Names of another length are passed over without a look: this is asked for every reference of every resource.
         match alike.iter().find(|known| **known == name) {
             Some(known) => Ok(Self(known)),
-            None => Err(UnknownResourceType {
-                name: name.chars().take(64).collect(),
-                meant: RESOURCE_TYPES.iter().find(|known| known.eq_ignore_ascii_case(name)).copied(),
-            }),
+            None => Err(UnknownResourceType { name: name.chars().take(64).collect() }),
         }
     }
 }
@@ -69,20 +68,16 @@ const FIRST: [usize; 27] = {
     first
 };
 
-/// A name that is not a FHIR resource type; `meant` is the one that differs in case only.
+/// A name that is not a FHIR resource type.
 #[derive(Debug, PartialEq, Eq)]
 pub struct UnknownResourceType {
     name: String,
-    meant: Option<&'static str>,
 }
 
 impl fmt::Display for UnknownResourceType {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:?} is not a FHIR resource type", self.name)?;
-        match self.meant {
-            Some(meant) => write!(out, "; did you mean {meant:?}?"),
-            None => Ok(()),
-        }
+        let meant = did_you_mean(&self.name, RESOURCE_TYPES.iter().copied());
+        write!(out, "{:?} is not a FHIR resource type{meant}", self.name)
     }
 }
 
@@ -316,8 +311,13 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_type_in_the_wrong_case_is_refused_and_the_right_one_named() {
-        let error = "patient".parse::<ResourceType>().unwrap_err();
-        assert_eq!(error.to_string(), "\"patient\" is not a FHIR resource type; did you mean \"Patient\"?");
+    fn a_resource_type_with_a_slip_is_refused_and_the_right_one_named() {
+        for slip in ["patient", "Patients", "Pateint"] {
+            let error = slip.parse::<ResourceType>().unwrap_err();
+            let expected = format!("{slip:?} is not a FHIR resource type; did you mean \"Patient\"?");
+            assert_eq!(error.to_string(), expected);
+        }
+        let error = "Zebra".parse::<ResourceType>().unwrap_err();
+        assert_eq!(error.to_string(), "\"Zebra\" is not a FHIR resource type");
     }
 }

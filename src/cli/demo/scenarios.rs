@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{Arguments, Demo, clean_folder};
-use crate::cli::progress::with_progress;
 use crate::{
     cli::{
         exit::{Exit, failed},
+        progress::with_progress,
         show,
     },
     demo::{
