@@ -331,7 +331,9 @@ fn read_limits(section: &mut Section) -> (Option<sync::QuarantineLimit>, Option<
 }
 
 fn read_log(mut section: Section) -> Option<telemetry::Config> {
-    let format = section.or("format", "auto", parsed);
+    let formats =
+        [("auto", telemetry::Format::Auto), ("pretty", telemetry::Format::Pretty), ("json", telemetry::Format::Json)];
+    let format = section.choice("format", "auto", &formats);
     let filter = section.or("filter", "info", str::parse);
     section.end();
     Some(telemetry::Config { format: format?, filter: filter? })

@@ -12,10 +12,13 @@ pub struct Progress {
     pub step: Step,
     /// When the step began; the upserts of several types are one step.
     pub step_began: Option<Instant>,
-    /// These four are of the export that is streamed now, or was streamed last.
+    /// These five are of the export that is streamed now, or was streamed last.
     pub files: u64,
     pub files_done: u64,
     pub lines: u64,
+    /// How many lines the files have, where the manifest says it of each of them.
+    pub lines_announced: Option<u64>,
+    /// Decoded.
     pub bytes: u64,
 }
 
@@ -128,11 +131,11 @@ impl ProgressSender {
     }
 
     /// The files of an export begin to arrive; the counts begin at zero again.
-    pub fn streaming(&self, files: u64) {
+    pub fn streaming(&self, files: u64, lines_announced: Option<u64>) {
         self.step(Step::Streaming);
         self.update(|progress| {
             let (step, step_began) = (progress.step.clone(), progress.step_began);
-            *progress = Progress { step, step_began, files, ..Progress::default() };
+            *progress = Progress { step, step_began, files, lines_announced, ..Progress::default() };
         });
     }
 
@@ -172,10 +175,10 @@ mod tests {
         let (board, seen) = ProgressBoard::new();
         let all = Activity::Sync { export: "all".to_owned() };
         let sender = board.of(all.clone());
-        sender.streaming(5);
+        sender.streaming(5, Some(1544));
         sender.update(|progress| (progress.files_done, progress.lines, progress.bytes) = (5, 1544, 9000));
         sender.step(Step::Settling);
-        sender.streaming(3);
+        sender.streaming(3, None);
         let counts = |progress: &Progress| [progress.files, progress.files_done, progress.lines, progress.bytes];
         assert_eq!(seen.borrow()[&all].step, Step::Streaming);
         assert_eq!(counts(&seen.borrow()[&all]), [3, 0, 0, 0]);

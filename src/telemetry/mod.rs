@@ -1,10 +1,21 @@
 //! Telemetry: events become lines on stderr, figures become [`metrics`]; stdout belongs to results.
 
 pub mod metrics;
+mod progress_line;
 
-use std::{fmt, io::IsTerminal as _, str::FromStr};
+use std::{io::IsTerminal as _, str::FromStr};
 
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::format::FmtSpan};
+use tracing::Metadata;
+use tracing_indicatif::IndicatifLayer;
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterFn, LevelFilter},
+    fmt::format::FmtSpan,
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+pub use self::progress_line::ProgressLine;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -38,28 +49,6 @@ impl Format {
     }
 }
 
-impl FromStr for Format {
-    type Err = UnknownFormat;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "pretty" => Ok(Self::Pretty),
-            "json" => Ok(Self::Json),
-            _ => Err(UnknownFormat),
-        }
-    }
-}
-
-#[derive(Debug)]
-pub struct UnknownFormat;
-
-impl fmt::Display for UnknownFormat {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("is not one of auto, pretty, json")
-    }
-}
-
 /// Which events are logged: a level, also by module (`info,fhir_sync::export=debug`). It was read once, so it is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(String);
@@ -88,17 +77,22 @@ const OTHER_CRATES: &str = "aws=warn,buoyant_kernel=warn,datafusion=warn,delta_k
 /// Sets up the log of the process.
 pub fn start(config: &Config) {
     let filter = EnvFilter::new(format!("{OTHER_CRATES},{}", config.filter.0));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+    let progress = IndicatifLayer::new();
+    let log = tracing_subscriber::fmt::layer()
+        // It takes the lines of progress away while it writes.
+        .with_writer(progress.get_stderr_writer())
         .with_ansi(is_coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()))
         .with_span_events(FmtSpan::NONE);
-    let started = if config.format.is_json() {
+    let log = if config.format.is_json() {
         // A run has one span: the list of spans would say the same again.
-        log.json().flatten_event(true).with_span_list(false).try_init()
+        log.json().flatten_event(true).with_span_list(false).with_filter(filter).boxed()
     } else {
-        log.try_init()
+        log.with_filter(filter).boxed()
     };
+    let is_progress = |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == progress_line::TARGET;
+    // Without the hint, the filter of the log could no longer tell other crates early that nobody listens.
+    let only_progress = FilterFn::new(is_progress).with_max_level_hint(LevelFilter::ERROR);
+    let started = tracing_subscriber::registry().with(log).with(progress.with_filter(only_progress)).try_init();
     // A second start in one process keeps the first log: nothing is lost by that.
     drop(started);
 }

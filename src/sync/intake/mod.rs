@@ -37,7 +37,7 @@ pub use self::{
 };
 use self::{
     open::intakes,
-    queue::{queue, read_all},
+    queue::{Queued, queue, read_all},
     tally::Tally,
 };
 use super::{
@@ -207,7 +207,7 @@ pub async fn receive(
         identities: instalments.identities().clone(),
     });
     let queue = queue(&context, manifest, instalments);
-    progress.streaming(queue.len() as u64);
+    progress.streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
     let mut remarks = Vec::from_iter(outcome::in_manifest(&context, &manifest.issues.0));
     remarks.extend(read_all(&context, queue, syncer.config.parallel_downloads, instalments, stop).await?);
     remarks.extend(context.unread_mixed());

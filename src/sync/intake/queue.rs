@@ -134,6 +134,12 @@ impl FirstLoads {
 }
 
 impl Queued {
+    /// How many lines the file should have.
+    pub fn count(&self) -> Option<u64> {
+        let (Self::Output { file, .. } | Self::Deleted(file) | Self::Outcomes(file)) = self;
+        file.count
+    }
+
     fn first_load(&self) -> Option<ResourceType> {
         match self {
             Self::Output { first_load, .. } => *first_load,
