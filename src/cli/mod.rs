@@ -16,9 +16,11 @@ mod columns;
 mod demo;
 mod exit;
 mod healthcheck;
+mod help;
 mod job;
 mod look;
 mod maintain;
+mod manual;
 mod progress;
 mod quarantine;
 #[cfg(feature = "sql")]
@@ -31,6 +33,7 @@ mod state;
 mod status;
 mod sync;
 mod verify;
+mod version;
 mod views;
 
 use std::{
@@ -39,7 +42,7 @@ use std::{
     sync::LazyLock,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 use url::Url;
 
 use crate::{
@@ -64,7 +67,7 @@ enum Command {
     /// Runs as a daemon that syncs on a schedule
     Run(ConfigFile),
     /// Validates the configuration offline and lists all errors
-    Check(ConfigFile),
+    Check(check::Arguments),
     /// Prints the effective configuration, the reference, or the schema of both
     #[command(subcommand)]
     Config(settings::ConfigCommand),
@@ -89,6 +92,12 @@ enum Command {
     Verify(verify::Arguments),
     /// Shows, replays and purges the lines that are not resources
     Quarantine(quarantine::Arguments),
+    /// Shows version, commit, features, and the versions of what the tables depend on
+    Version(version::Arguments),
+    /// Prints the completions of a shell
+    Completions(manual::CompletionsArguments),
+    /// Prints the manual page, or writes the pages of all commands
+    Man(manual::ManArguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck {
         /// URL of the health endpoint
@@ -106,13 +115,19 @@ struct ConfigFile {
 }
 
 impl Cli {
+    /// Of this process. Ends it after `--help`, `--version` and mistakes.
+    pub fn of_process() -> Self {
+        let matches = help::command_for_terminal().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Does what the arguments say.
     pub async fn run(self) -> ExitCode {
         let result = match self.command {
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
             Command::Run(config) => run::run(&config.path).await,
-            Command::Check(config) => check::run(&config.path),
+            Command::Check(arguments) => check::run(&arguments),
             Command::Config(command) => settings::run(command),
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]
@@ -122,6 +137,9 @@ impl Cli {
             Command::Status(arguments) => status::run(arguments).await,
             Command::Job(command) => job::run(command).await,
             Command::State(command) => state::run(command).await,
+            Command::Version(arguments) => version::run(&arguments),
+            Command::Completions(arguments) => manual::completions(&arguments),
+            Command::Man(arguments) => manual::man(&arguments),
             Command::Verify(arguments) => verify::run(arguments).await,
             Command::Quarantine(arguments) => quarantine::run(arguments).await,
             Command::Healthcheck { url } => healthcheck::run(&url).await,

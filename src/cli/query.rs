@@ -1,8 +1,17 @@
-//! `query`: SQL over the tables, for people who look at a result.
+//! `query`: SQL over the tables, for people who look at a result. It only reads, and needs neither key, lock nor state
+//! file, so it works beside a running daemon.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, BufWriter, ErrorKind, IsTerminal as _, Write},
+    path::PathBuf,
+};
 
-use clap::Args;
+use arrow::{
+    array::RecordBatch, datatypes::SchemaRef, error::ArrowError, util::pretty::pretty_format_batches_with_schema,
+};
+use clap::{Args, ValueEnum};
+use parquet::{arrow::ArrowWriter, errors::ParquetError};
 
 use super::{
     config_path,
@@ -17,8 +26,14 @@ use crate::{
 
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// One statement; a table has the name of its resource type: 'SELECT count(birthDate) FROM Patient'
+    /// One SELECT; a table has the name of its resource type: 'SELECT count(birthDate) FROM Patient'
     sql: String,
+    /// How the answer is written; json is one object per line
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Write the answer into this file, instead of to the standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
     /// Configuration file, for its tables [default: `FHIR_SYNC_CONFIG`, else /etc/fhir-sync/fhir-sync.toml]
     #[arg(short, long, value_name = "FILE", conflicts_with = "delta_path")]
     config: Option<PathBuf>,
@@ -27,7 +42,14 @@ pub struct Arguments {
     delta_path: Option<PathBuf>,
 }
 
-/// Needs no state file, so it works beside a running daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Table,
+    Csv,
+    Json,
+    Parquet,
+}
+
 pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     telemetry::start(&telemetry::Config::quiet());
     let tables = match arguments.delta_path {
@@ -38,10 +60,129 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
             return Err(CONFIGURATION);
         }
     };
-    let root = Root::new(tables).map_err(|error| failed(&chain(&error)))?;
+    if arguments.format == Format::Parquet && arguments.output.is_none() && io::stdout().is_terminal() {
+        return Err(failed("Parquet is not for a terminal; name a file with --output"));
+    }
+    let root = Root::for_reading(tables).map_err(|error| failed(&chain(&error)))?;
     let answer = root.query(&named_types(&arguments.sql), &arguments.sql).await;
-    say!("{}", answer.map_err(|error| failed(&chain(&error)))?);
-    Ok(())
+    let mut answer = answer.map_err(|error| failed(&chain(&error)))?;
+    let out: Box<dyn Write + Send> = match &arguments.output {
+        Some(path) => {
+            let created = File::create(path);
+            let created = created.map_err(|error| failed(&format!("{} cannot be written: {error}", path.display())))?;
+            Box::new(BufWriter::new(created))
+        }
+        None => Box::new(BufWriter::new(io::stdout())),
+    };
+    let mut writer =
+        Writer::begin(arguments.format, out, answer.schema.clone()).map_err(|error| not_written(&error))?;
+    while let Some(rows) = answer.next().await.map_err(|error| failed(&chain(&error)))? {
+        match writer.write(rows) {
+            Err(WriteError::Closed) => return Ok(()),
+            written => written.map_err(|error| not_written(&error))?,
+        }
+    }
+    match writer.end() {
+        Err(WriteError::Closed) => Ok(()),
+        ended => ended.map_err(|error| not_written(&error)),
+    }
+}
+
+fn not_written(error: &WriteError) -> Exit {
+    match error {
+        WriteError::Closed => failed("the reader has closed the pipe"),
+        WriteError::Other(reason) => failed(&format!("the answer cannot be written: {reason}")),
+    }
+}
+
+enum WriteError {
+    /// The reader has enough.
+    Closed,
+    Other(String),
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == ErrorKind::BrokenPipe { Self::Closed } else { Self::Other(error.to_string()) }
+    }
+}
+
+impl From<ArrowError> for WriteError {
+    fn from(error: ArrowError) -> Self {
+        match error {
+            ArrowError::IoError(_, error) => error.into(),
+            error => Self::Other(error.to_string()),
+        }
+    }
+}
+
+impl From<ParquetError> for WriteError {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(source) => match source.downcast::<io::Error>() {
+                Ok(error) => (*error).into(),
+                Err(source) => Self::Other(source.to_string()),
+            },
+            error => Self::Other(error.to_string()),
+        }
+    }
+}
+
+type Out = Box<dyn Write + Send>;
+
+/// Writes the rows of an answer as they arrive; a table is as wide as its widest row, so it waits for the last.
+enum Writer {
+    Table { schema: SchemaRef, rows: Vec<RecordBatch>, out: Out },
+    Csv(arrow_csv::Writer<Out>),
+    Json(arrow_json::LineDelimitedWriter<Out>),
+    Parquet(Box<ArrowWriter<Out>>),
+}
+
+impl Writer {
+    fn begin(format: Format, out: Out, schema: SchemaRef) -> Result<Self, WriteError> {
+        Ok(match format {
+            Format::Table => Self::Table { schema, rows: Vec::new(), out },
+            Format::Csv => {
+                let nested = schema.fields().iter().find(|field| field.data_type().is_nested());
+                if let Some(field) = nested {
+                    let way_out = "CSV has no such values; select members of it, or use --format json";
+                    return Err(WriteError::Other(format!("the column {:?} is nested; {way_out}", field.name())));
+                }
+                let mut writer = arrow_csv::WriterBuilder::new().build(out);
+                // The head, also of an answer without rows.
+                writer.write(&RecordBatch::new_empty(schema))?;
+                Self::Csv(writer)
+            }
+            Format::Json => Self::Json(arrow_json::LineDelimitedWriter::new(out)),
+            Format::Parquet => Self::Parquet(Box::new(ArrowWriter::try_new(out, schema, None)?)),
+        })
+    }
+
+    fn write(&mut self, batch: RecordBatch) -> Result<(), WriteError> {
+        match self {
+            Self::Table { rows, .. } => rows.push(batch),
+            Self::Csv(writer) => writer.write(&batch)?,
+            Self::Json(writer) => writer.write(&batch)?,
+            Self::Parquet(writer) => writer.write(&batch)?,
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<(), WriteError> {
+        match self {
+            Self::Table { schema, rows, mut out } => {
+                writeln!(out, "{}", pretty_format_batches_with_schema(schema, &rows)?)?;
+                out.flush()?;
+            }
+            Self::Csv(writer) => writer.into_inner().flush()?,
+            Self::Json(mut writer) => {
+                writer.finish()?;
+                writer.into_inner().flush()?;
+            }
+            Self::Parquet(writer) => writer.into_inner()?.flush()?,
+        }
+        Ok(())
+    }
 }
 
 /// The types whose names occur in the statement: only their tables are opened.

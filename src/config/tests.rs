@@ -175,7 +175,7 @@ fn a_shortest_wait_above_the_longest_is_a_mistake() {
 #[test]
 fn an_unknown_key_in_the_environment_is_a_mistake_too() {
     let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
-    assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows"]);
+    assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows; did you mean \"max_age\"?"]);
 }
 
 #[test]

@@ -196,7 +196,7 @@ pub fn peek(path: &Path) -> Result<State, Error> {
     }
 }
 
-const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 1;
 
 #[derive(Deserialize)]
 struct Envelope<'text> {

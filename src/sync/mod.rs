@@ -77,7 +77,7 @@ pub use crate::{
     state::Outcome,
     table::{
         Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained, QuarantineRow,
-        Retention, Root, TableName,
+        Retention, Root, TableName, deltalake_version,
     },
 };
 

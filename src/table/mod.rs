@@ -68,8 +68,11 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode},
+    root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode, deltalake_version},
 };
+
+#[cfg(feature = "sql")]
+pub use self::query::Answer;
 
 #[cfg(test)]
 mod tests;

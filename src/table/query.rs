@@ -1,20 +1,34 @@
-//! A query: SQL over the tables, for people who look at a result.
+//! A query: SQL over the tables, for people who look at a result. It changes nothing.
 
-use deltalake::{
-    arrow::util::pretty::pretty_format_batches,
-    datafusion::{
-        common::TableReference,
-        error::DataFusionError,
-        prelude::{SessionConfig, SessionContext},
-    },
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
+use deltalake::datafusion::{
+    common::TableReference,
+    error::DataFusionError,
+    execution::{SendableRecordBatchStream, context::SQLOptions},
+    prelude::{SessionConfig, SessionContext},
 };
+use futures::StreamExt as _;
 
 use super::{Error, Root};
 use crate::fhir::ResourceType;
 
+/// The rows of an answer, which are read as they are taken.
+pub struct Answer {
+    pub schema: SchemaRef,
+    stream: SendableRecordBatchStream,
+    place: String,
+}
+
+impl Answer {
+    /// The next rows; `None` when there are no more.
+    pub async fn next(&mut self) -> Result<Option<RecordBatch>, Error> {
+        self.stream.next().await.transpose().map_err(|error| Error::delta(&self.place, error))
+    }
+}
+
 impl Root {
-    /// Runs `sql` over the tables of `resource_types`, each under its type's name, and draws the answer as text.
-    pub async fn query(&self, resource_types: &[ResourceType], sql: &str) -> Result<String, Error> {
+    /// Runs one statement that only reads over the tables of `resource_types`, each under its type's name.
+    pub async fn query(&self, resource_types: &[ResourceType], sql: &str) -> Result<Answer, Error> {
         let place = self.url.to_string();
         let failed = |error: DataFusionError| Error::delta(&place, error);
         // Names are taken as they are written: most of those of FHIR have capital letters, and SQL ignores case.
@@ -25,8 +39,10 @@ impl Root {
             let provider = table.delta.table_provider().await.map_err(|error| table.failed(error))?;
             context.register_table(TableReference::bare(resource_type.as_str()), provider).map_err(failed)?;
         }
-        let batches = context.sql(sql).await.map_err(failed)?.collect().await.map_err(failed)?;
-        let drawn = pretty_format_batches(&batches).map_err(|error| failed(error.into()))?;
-        Ok(drawn.to_string())
+        // Without this, SQL can create files and tables.
+        let reads_only = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let rows = context.sql_with_options(sql, reads_only).await.map_err(failed)?;
+        let stream = rows.execute_stream().await.map_err(failed)?;
+        Ok(Answer { schema: stream.schema(), stream, place })
     }
 }

@@ -449,6 +449,11 @@ fn with_trailing_slash(mut url: Url) -> Url {
     url
 }
 
+/// Of the library that writes the log.
+pub fn deltalake_version() -> &'static str {
+    deltalake::crate_version()
+}
+
 /// Which object stores this binary was built for.
 pub const OBJECT_STORES: &[&str] = &[
     #[cfg(feature = "s3")]
