@@ -38,7 +38,7 @@ use self::{
     section::Section,
     server::KeyFile,
     values::{
-        address, boolean, bytes, code, duration, duration_text, location, name, number, parsed, path, percent,
+        address, boolean, bytes, code, count, duration, duration_text, location, name, number, parsed, path, percent,
         positive_duration, proxy, size_text, text, url, whole,
     },
 };

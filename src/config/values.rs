@@ -43,6 +43,11 @@ pub fn number<T: TryFrom<u32>>(text: &str) -> Result<T, String> {
     number.and_then(|number| T::try_from(number).ok()).ok_or_else(|| format!("{text:?} is not a number from 1 to 1000"))
 }
 
+pub fn count(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok().filter(|count| (1..=1_000_000).contains(count));
+    count.ok_or_else(|| format!("{text:?} is not a number from 1 to 1000000"))
+}
+
 pub fn whole(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{text:?} is not a whole number"))
 }

@@ -21,6 +21,7 @@ pub struct Attempts<'a> {
     links: &'a Links,
     link: Link,
     retries: Retries,
+    requests: u32,
     refused_at: Option<Instant>,
     /// The link is that of a fresh manifest, which repeats the one that was refused.
     is_repeated: bool,
@@ -31,7 +32,7 @@ pub struct Attempts<'a> {
 impl<'a> Attempts<'a> {
     pub async fn new(client: &'a Client, file: &'a File, links: &'a Links) -> Self {
         let (link, retries) = (links.of(file).await, Retries::new(&client.config.http, Endpoint::File));
-        Self { client, file, links, link, retries, refused_at: None, is_repeated: false, beginning: None }
+        Self { client, file, links, link, retries, requests: 0, refused_at: None, is_repeated: false, beginning: None }
     }
 
     pub fn config(&self) -> &'a Config {
@@ -58,6 +59,10 @@ impl<'a> Attempts<'a> {
     /// A response with the file, or where a rest is asked for, maybe with that.
     pub async fn response(&mut self, rest: Option<&Rest>) -> Result<Response, Error> {
         loop {
+            if let Some(limit) = self.config().http.max_requests_per_file.filter(|limit| self.requests >= *limit) {
+                return Err(Error::TooManyRequests { file: self.file.name.clone(), limit });
+            }
+            self.requests += 1;
             match self.client.request_file(self.file, &self.link, rest).await {
                 Ok(response) => return Ok(response),
                 Err(Failure::Retry(fault)) => self.retries.pause(&self.file.name, fault).await?,

@@ -68,8 +68,13 @@ pub struct HttpConfig {
     pub idle_timeout: Duration,
     /// How long a server that cannot be reached or is unwell is waited for, at each step of an export (rule 44).
     pub outage_patience: Duration,
-    /// Between two attempts; it begins at the minimum and doubles.
+    /// Between two attempts; it begins at the minimum and doubles. A server that asks all to pause is obeyed up to the
+    /// maximum.
     pub retry_wait: WaitRange,
+    /// To one origin, for servers that limit the rate without saying so.
+    pub max_requests_per_minute: Option<u32>,
+    /// Some servers hand out each file a few times only.
+    pub max_requests_per_file: Option<u32>,
 }
 
 /// How much is accepted of a server.
@@ -140,6 +145,8 @@ impl Default for HttpConfig {
             idle_timeout: Duration::from_mins(2),
             outage_patience: Duration::from_mins(30),
             retry_wait: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(2) },
+            max_requests_per_minute: None,
+            max_requests_per_file: None,
         }
     }
 }

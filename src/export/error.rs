@@ -107,6 +107,11 @@ pub enum Error {
          starts another export"
     )]
     LinkExpired { file: String, status: StatusCode },
+    #[error(
+        "{file}: not read to its end after {limit} requests, and server.http.max_requests_per_file allows no more; the \
+         next sync starts another export"
+    )]
+    TooManyRequests { file: String, limit: u32 },
     /// 404 or 410 for a file of a complete export (rule 61).
     #[error("{file}: the server no longer has this file, {status}; the next sync starts another export")]
     FileGone { file: String, status: StatusCode },

@@ -3,12 +3,12 @@
 //! What always holds: each wait ends within `idle_timeout`; a body is read up to a limit; errors carry no URL. Which
 //! origin receives a token is decided in `mod.rs`, again for every redirect.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_compression::tokio::bufread::GzipDecoder;
 use futures::StreamExt;
 use reqwest::{
-    Method, Response,
+    Method, RequestBuilder, Response,
     header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
 };
 use tokio::{
@@ -18,7 +18,8 @@ use tokio::{
 use url::Url;
 
 use super::{
-    Config, Error, Issues, Proxy, failure::Fault, measured, range::Rest, redirect::is_loopback, retry::retry_after,
+    Config, Error, Issues, Proxy, failure::Fault, measured, pace::Paces, range::Rest, redirect::is_loopback,
+    retry::retry_after,
 };
 use crate::telemetry::metrics::Endpoint;
 
@@ -62,6 +63,7 @@ pub struct Http {
     direct: reqwest::Client,
     /// Where there is a proxy.
     proxied: Option<reqwest::Client>,
+    paces: Paces,
     idle_timeout: Duration,
 }
 
@@ -89,7 +91,8 @@ impl Http {
                 Some(builder().no_proxy().proxy(proxy).build().map_err(unusable)?)
             }
         };
-        Ok(Self { direct, proxied, idle_timeout: config.http.idle_timeout })
+        let paces = Paces::new(config.http.retry_wait.max(), config.http.max_requests_per_minute);
+        Ok(Self { direct, proxied, paces, idle_timeout: config.http.idle_timeout })
     }
 
     /// Requests that stay on this machine may be unencrypted, so none of them goes to a proxy (rule 1).
@@ -100,7 +103,7 @@ impl Http {
         }
     }
 
-    /// One request to one URL; any status is an answer.
+    /// One request to one URL, when the pace of its origin allows it; any status is an answer.
     pub async fn send(
         &self,
         spec: &RequestSpec<'_>,
@@ -117,13 +120,13 @@ impl Http {
             headers.insert(AUTHORIZATION, authorization);
         }
         let request = self.client(url).request(spec.method.clone(), url.clone()).headers(headers);
-        self.measured(spec.endpoint, request.send()).await
+        self.in_pace(url, spec.endpoint, request).await
     }
 
     /// POST `application/x-www-form-urlencoded` to a token endpoint, without a token and without redirects.
     pub async fn post_form(&self, url: &Url, form: &[(&str, &str)]) -> Result<Response, Fault> {
         let request = self.client(url).post(url.clone()).header(ACCEPT, "application/json").form(form);
-        self.measured(Endpoint::Token, request.send()).await
+        self.in_pace(url, Endpoint::Token, request).await
     }
 
     /// The whole body, unpacked, when it is no longer than `limit_bytes`; `None` when it is. A server may send gzip
@@ -152,6 +155,22 @@ impl Http {
     pub async fn fault(&self, response: Response) -> Fault {
         let (status, retry_after) = (response.status(), retry_after(response.headers()));
         Fault::Status { status, retry_after, issues: self.issues(response).await }
+    }
+
+    /// The response carries its pass: a download ends when its body has been read, or is dropped.
+    async fn in_pace(&self, url: &Url, endpoint: Endpoint, request: RequestBuilder) -> Result<Response, Fault> {
+        let pass = self.paces.pass(url, endpoint.into()).await;
+        match self.measured(endpoint, request.send()).await {
+            Ok(mut response) => {
+                pass.answered(response.status(), retry_after(response.headers()));
+                response.extensions_mut().insert(Arc::new(pass));
+                Ok(response)
+            }
+            Err(fault) => {
+                pass.failed(&fault);
+                Err(fault)
+            }
+        }
     }
 
     async fn measured(

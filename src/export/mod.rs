@@ -41,6 +41,7 @@ mod http;
 mod links;
 mod manifest;
 mod measured;
+mod pace;
 mod poll;
 mod range;
 mod redirect;
@@ -196,6 +197,8 @@ impl Client {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
+        // Its pass, too: the next request to this origin may be waiting for it.
+        drop(response);
         let token = tokens.renewed(self, &token).await?;
         metrics::retried(spec.endpoint, RetryReason::ExpiredToken);
         Ok(self.http.send(spec, url, Some(token.authorization(spec.context)?)).await?)

@@ -26,6 +26,7 @@ use super::{
     error::code,
     failure::{Failure, Fault},
     http::{GZIP_MAGIC, next_within},
+    pace::Pass,
     range::{Continuation, Validator},
 };
 use crate::telemetry::metrics::{ByteCounter, Stage};
@@ -55,6 +56,7 @@ impl Encoding {
 pub struct Wire<'r, 'a> {
     attempts: &'r mut Attempts<'a>,
     chunks: BoxStream<'static, Result<Bytes, reqwest::Error>>,
+    pass: Option<Arc<Pass>>,
     validator: Option<Validator>,
     throughput: Throughput,
     idle_timeout: Duration,
@@ -70,7 +72,7 @@ pub struct Wire<'r, 'a> {
 type Chunks<'r> = BoxStream<'r, Result<Bytes, io::Error>>;
 
 impl<'r, 'a: 'r> Wire<'r, 'a> {
-    pub fn new(attempts: &'r mut Attempts<'a>, response: Response) -> Self {
+    pub fn new(attempts: &'r mut Attempts<'a>, mut response: Response) -> Self {
         let is_empty = response.headers().get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() == b"0");
         let config = attempts.config();
         Self {
@@ -78,6 +80,7 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
             idle_timeout: config.http.idle_timeout,
             attempts,
             validator: Validator::of(&response),
+            pass: response.extensions_mut().remove(),
             chunks: response.bytes_stream().boxed(),
             bytes: Arc::default(),
             measured: ByteCounter::of(Stage::Wire),
@@ -140,17 +143,21 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
 
     /// After a fault: the rest of the file, where the server can say that it is the rest of the same one.
     async fn go_on(&mut self, fault: Fault) -> Result<(), Failure> {
+        if let Some(pass) = self.pass.take() {
+            pass.failed(&fault);
+        }
         let from = self.bytes.load(Relaxed);
         let Some(rest) = self.validator.as_ref().and_then(|validator| validator.rest(from)) else {
             return Err(fault.into());
         };
         self.attempts.failed(fault, self.has_arrived).await?;
-        let response = self.attempts.response(Some(&rest)).await?;
+        let mut response = self.attempts.response(Some(&rest)).await?;
         self.has_arrived = false;
         self.throughput.begin();
         match rest.continuation(&response) {
             Continuation::Rest => {
                 tracing::debug!(file = self.attempts.file_name(), from, "the transfer goes on where it was cut");
+                self.pass = response.extensions_mut().remove();
                 self.chunks = response.bytes_stream().boxed();
                 Ok(())
             }

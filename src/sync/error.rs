@@ -162,6 +162,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::NotAManifest { .. }
         | E::FileGone { .. }
         | E::LinkExpired { .. }
+        | E::TooManyRequests { .. }
         | E::FileChanged { .. }
         | E::ManifestChanged { .. }
         | E::Corrupt { .. }

@@ -23,6 +23,7 @@ mod keys;
 mod kick_off;
 mod links;
 mod manifest;
+mod pace;
 mod poll;
 mod range;
 mod retry;
