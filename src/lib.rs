@@ -8,6 +8,8 @@ pub mod cli;
 pub mod daemon;
 // File, environment and flags become the typed settings of every room.
 pub mod config;
+// Commands that are given by hand while the daemon runs: the socket between them, and their work.
+pub mod control;
 // A heartbeat, and a webhook for people: what is sent when a run begins and ends.
 pub mod notify;
 // Cron becomes ticks.

@@ -78,15 +78,6 @@ pub fn not_opened(error: sync::Error) -> Exit {
     of_start(&daemon::Error::Sync(error))
 }
 
-/// The same for a command that is given by hand, maybe beside the service.
-pub fn not_opened_by_hand(error: sync::Error) -> Exit {
-    let exit = not_opened(error);
-    if exit == LOCKED {
-        eprintln!("fhir-sync: stop the service first, such as by `systemctl stop fhir-sync`, and start it afterwards");
-    }
-    exit
-}
-
 /// How a command ends that could not begin. There is no default: of each error it is decided here whether only a
 /// corrected configuration helps (a service manager does not try again), or another attempt may succeed.
 pub fn of_start(error: &daemon::Error) -> Exit {

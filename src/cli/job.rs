@@ -5,17 +5,18 @@ use std::fmt::Write as _;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     ConfigFile,
-    exit::{Exit, FAILED, failed, misconfigured, not_opened_by_hand, stoppable},
+    by_hand::{ByHand, unexpected, with_key},
+    exit::{Exit, FAILED, failed, misconfigured},
     look::{self, Looking, day_and_time},
 };
 use crate::{
     config,
+    control::{Answer, CancelledJob, Work},
     state::{self, JobInFlight, State},
-    sync::{ProgressBoard, Syncer, chain},
+    sync::chain,
     telemetry,
 };
 
@@ -23,7 +24,7 @@ use crate::{
 pub(super) enum JobCommand {
     /// Shows them, also beside a running daemon
     Show(ShowJobs),
-    /// Cancels them on the server and forgets them; the next sync requests others. The daemon must not be running
+    /// Cancels them on the server and forgets them; the next sync requests others
     Cancel(Cancel),
 }
 
@@ -122,43 +123,31 @@ fn refuse_unknown<'a>(
 }
 
 async fn cancel(arguments: Cancel) -> Result<(), Exit> {
-    let config = config::load(&arguments.config.path).map_err(misconfigured)?;
+    let path = arguments.config.path;
+    let (config, _) = config::check(&path).map_err(misconfigured)?;
     telemetry::start(&config.log);
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
     if let Some(name) = &arguments.export {
         // A broken state file has no jobs either, and the sync room says what is wrong with it.
         let state = state::peek(&config.state_file).unwrap_or_default();
-        refuse_unknown(name, exports.iter().map(|export| export.name.as_str()), &state)?;
+        refuse_unknown(name, config.exports.iter().map(|scheduled| scheduled.export.name.as_str()), &state)?;
     }
-    let board = ProgressBoard::new().0;
-    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, board)
-        .await
-        .map_err(not_opened_by_hand)?;
-    let stop = CancellationToken::new();
-    let cancelled = async {
-        tokio::select! {
-            cancelled = syncer.cancel_jobs(arguments.export.as_deref(), arguments.forget) => Some(cancelled),
-            () = stop.cancelled() => None,
-        }
-    };
-    let cancelled = stoppable(cancelled, &stop).await?;
-    syncer.close().await;
-    let Some(cancelled) = cancelled else { return Err(super::exit::STOPPED) };
-    let cancelled = cancelled.map_err(|error| failed(&chain(&error)))?;
+    let by_hand = ByHand::open(config, |_| with_key(&path)).await?;
+    let work = Work::CancelJobs { export: arguments.export, forget: arguments.forget };
+    let cancelled = by_hand.work(work).await;
+    by_hand.close().await;
+    let Answer::Cancelled(cancelled) = cancelled? else { return Err(unexpected()) };
     let mut text = String::new();
-    for of in &cancelled {
-        let (export, place) = (&of.export, of.job.place());
+    for CancelledJob { export, place, result } in &cancelled {
         // Writing to a String cannot fail.
-        let _ = match &of.result {
+        let _ = match result {
             Ok(()) => writeln!(text, "{export}: the export at {place} was cancelled"),
             Err(error) if arguments.forget => {
-                writeln!(text, "{export}: the export at {place} was forgotten, not cancelled: {}", chain(error))
+                writeln!(text, "{export}: the export at {place} was forgotten, not cancelled: {error}")
             }
             Err(error) => writeln!(
                 text,
-                "{export}: the export at {place} could not be cancelled and is kept: {}. To forget it all the same, add \
-                 --forget",
-                chain(error)
+                "{export}: the export at {place} could not be cancelled and is kept: {error}. To forget it all the same, \
+                 add --forget"
             ),
         };
     }

@@ -4,18 +4,18 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use indicatif::HumanBytes;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     ConfigFile,
-    exit::{Exit, FAILED, STOPPED, failed, misconfigured, not_opened, stoppable},
-    progress::with_progress,
+    by_hand::{ByHand, unexpected},
+    exit::{Exit, FAILED, STOPPED, misconfigured},
     show::rows,
 };
 use crate::{
     config,
+    control::{Answer, Work},
     fhir::ResourceType,
-    sync::{DryRun, Maintained, MaintenanceRun, ProgressBoard, Retention, Syncer, TableName, TablesMaintained, chain},
+    sync::{DryRun, Maintained, MaintenanceRun, Retention, TableName},
     telemetry,
 };
 
@@ -40,53 +40,50 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
-    let config = config::load(&arguments.config.path).map_err(misconfigured)?;
+    let (config, _) = config::check(&arguments.config.path).map_err(misconfigured)?;
     telemetry::start(&config.log);
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (sender, progress) = ProgressBoard::new();
-    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
-        .await
-        .map_err(not_opened)?;
+    let types = config.exports.iter().flat_map(|scheduled| scheduled.export.types.iter().copied());
+    let configured: BTreeSet<_> = types.collect();
+    let mut maintenance = config.maintenance.of_tables.clone();
+    let by_hand = ByHand::open(config, Ok).await?;
     if !arguments.rebuild.is_empty() {
-        let result = rebuild(&syncer, &arguments.rebuild).await;
-        syncer.close().await;
+        let result = rebuild(&by_hand, &arguments.rebuild).await;
+        by_hand.close().await;
         return result;
     }
-    let configured: BTreeSet<_> = exports.into_iter().flat_map(|export| export.types).collect();
     let all = || configured.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
     let asked: BTreeSet<_> = arguments.tables.into_iter().collect();
     let tables = if asked.is_empty() { all() } else { Vec::from_iter(asked) };
-    let mut maintenance = config.maintenance.of_tables;
     if arguments.force {
         let duration = maintenance.tables.vacuum_retention.duration();
         maintenance.tables.vacuum_retention = Retention::Forced(duration);
     }
     let dry_run = if arguments.dry_run { DryRun::Yes } else { DryRun::No };
-    let stop = CancellationToken::new();
-    let work = syncer.maintain(&tables, &maintenance, dry_run, &stop);
-    let tables = stoppable(with_progress(work, progress), &stop).await?;
-    syncer.close().await;
+    let work = Work::Maintain { tables, maintenance: maintenance.clone(), dry_run };
+    let Answer::Maintained(tables) = by_hand.work(work).await? else { return Err(unexpected()) };
+    let is_stopped = by_hand.is_stopped();
+    by_hand.close().await;
     print(&tables, dry_run, &maintenance);
     if tables.iter().any(|(_, result)| result.is_err()) {
         return Err(FAILED);
     }
-    if stop.is_cancelled() { Err(STOPPED) } else { Ok(()) }
+    if is_stopped { Err(STOPPED) } else { Ok(()) }
 }
 
-async fn rebuild(syncer: &Syncer, types: &[ResourceType]) -> Result<(), Exit> {
+async fn rebuild(by_hand: &ByHand, types: &[ResourceType]) -> Result<(), Exit> {
     for resource_type in types {
-        match syncer.rebuild(*resource_type).await {
-            Ok(Some(committed)) => {
-                say!("{resource_type}: {} rebuilt, version {}", rows(committed.counts.updated), committed.version);
+        match by_hand.work(Work::Rebuild(*resource_type)).await? {
+            Answer::Rebuilt(Some(done)) => {
+                say!("{resource_type}: {} rebuilt, version {}", rows(done.rows), done.version);
             }
-            Ok(None) => say!("{resource_type}: there is no table"),
-            Err(error) => return Err(failed(&chain(&error))),
+            Answer::Rebuilt(None) => say!("{resource_type}: there is no table"),
+            _ => return Err(unexpected()),
         }
     }
     Ok(())
 }
 
-fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRun) {
+fn print(tables: &[(TableName, Result<Maintained, String>)], dry_run: DryRun, maintenance: &MaintenanceRun) {
     let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
     say!(
         "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
@@ -103,7 +100,7 @@ fn print(tables: &TablesMaintained, dry_run: DryRun, maintenance: &MaintenanceRu
     for (table, result) in tables {
         match result {
             Ok(done) => say!("{table:width$} {}", cells(done, dry_run)),
-            Err(error) => say!("{table:width$} {}", chain(error)),
+            Err(error) => say!("{table:width$} {error}"),
         }
     }
     let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();

@@ -11,6 +11,7 @@ macro_rules! say {
     }};
 }
 
+mod by_hand;
 mod check;
 mod columns;
 mod demo;
@@ -71,7 +72,7 @@ enum Command {
     /// Prints the effective configuration, the reference, or the schema of both
     #[command(subcommand)]
     Config(settings::ConfigCommand),
-    /// Compacts and vacuums the tables; the daemon must not be running
+    /// Compacts and vacuums the tables
     Maintain(maintain::Arguments),
     /// Runs an SQL query over the tables and prints the result
     #[cfg(feature = "sql")]

@@ -1,8 +1,7 @@
-//! `quarantine`: the lines that are not resources. To look at them needs neither key nor lock; to replay or purge them
-//! needs both. The line itself is printed only by `show`.
+//! `quarantine`: the lines that are not resources. To look at them needs neither key nor lock; they are replayed and
+//! purged by the service, where it runs. The line itself is printed only by `show`.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -13,13 +12,15 @@ use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
     ConfigFile,
-    exit::{Exit, FAILED, failed, misconfigured, not_opened},
+    by_hand::{ByHand, unexpected, with_key},
+    exit::{Exit, FAILED, failed, misconfigured},
     look::{self, Looking, day_and_time},
 };
 use crate::{
-    config,
+    config::{self, Config},
+    control::{self, Answer, ReplayedLines, Work, the_one},
     fhir::ResourceType,
-    sync::{self, Export, ProgressBoard, QuarantineRow, Root, Syncer, chain},
+    sync::{Counts, QuarantineRow, Root, chain},
     telemetry,
 };
 
@@ -35,9 +36,9 @@ enum Action {
     List(List),
     /// Shows one line, with its content
     Show(Show),
-    /// Upserts the lines that are resources now, or a corrected one; the daemon must not be running
+    /// Upserts the lines that are resources now, or a corrected one
     Replay(Replay),
-    /// Removes lines from the quarantine; the daemon must not be running
+    /// Removes lines from the quarantine
     Purge(Purge),
 }
 
@@ -134,82 +135,66 @@ async fn show(arguments: &Show) -> Result<(), Exit> {
 }
 
 async fn replay(arguments: Replay) -> Result<(), Exit> {
+    let path = arguments.config.path;
+    let by_hand = open(&path, |_| with_key(&path)).await?;
+    // Not before: the standard input is read by the process that does the work, or asks for it.
     let corrected = arguments.file.map(|file| read(&file)).transpose()?;
-    let (syncer, exports) = open(&arguments.config.path).await?;
-    let result = async {
-        let ids = whole_ids(&syncer.root, &arguments.ids).await?;
-        let of = match (corrected, ids.len()) {
-            (Some(text), 1) => sync::ReplayOf::Corrected { id: ids.into_iter().collect(), text },
-            (Some(_), _) => return Err(failed("--file corrects one line; name one id")),
-            (None, 0) => sync::ReplayOf::All,
-            (None, _) => sync::ReplayOf::Lines(ids),
-        };
-        let is_chosen = !matches!(of, sync::ReplayOf::All);
-        let replayed = syncer.replay(&exports, of).await.map_err(|error| failed(&chain(&error)))?;
-        print_replayed(&replayed);
-        let has_failed = replayed.tables.iter().any(|(_, result)| result.is_err());
-        if has_failed || (is_chosen && !replayed.left.is_empty()) { Err(FAILED) } else { Ok(()) }
+    let mut ids = arguments.ids;
+    let which = match (corrected, ids.len()) {
+        (Some(text), 1) => control::Replay::Corrected { id: ids.remove(0), text },
+        (Some(_), _) => return Err(failed("--file corrects one line; name one id")),
+        (None, 0) => control::Replay::All,
+        (None, _) => control::Replay::Lines(ids),
     };
-    let result = result.await;
-    syncer.close().await;
-    result
+    let is_chosen = !matches!(which, control::Replay::All);
+    let replayed = by_hand.work(Work::Replay(which)).await;
+    by_hand.close().await;
+    let Answer::Replayed(replayed) = replayed? else { return Err(unexpected()) };
+    print_replayed(&replayed);
+    let has_failed = replayed.tables.iter().any(|(_, result)| result.is_err());
+    if has_failed || (is_chosen && !replayed.left.is_empty()) { Err(FAILED) } else { Ok(()) }
 }
 
 async fn purge(arguments: Purge) -> Result<(), Exit> {
-    let (syncer, _) = open(&arguments.config.path).await?;
-    let result = async {
-        let which = match arguments.older_than {
-            Some(age) => sync::Purge::OlderThan(age),
-            None if arguments.all => sync::Purge::All,
-            None => sync::Purge::Lines(whole_ids(&syncer.root, &arguments.ids).await?),
-        };
-        let purged = syncer.purge_quarantine(which).await.map_err(|error| failed(&chain(&error)))?;
-        say!("{purged} lines purged; the vacuum deletes the files that held them");
-        Ok(())
+    let which = match arguments.older_than {
+        Some(age) => control::Purge::OlderThan(age),
+        None if arguments.all => control::Purge::All,
+        None => control::Purge::Lines(arguments.ids),
     };
-    let result = result.await;
-    syncer.close().await;
-    result
+    let by_hand = open(&arguments.config.path, Ok).await?;
+    let purged = by_hand.work(Work::Purge(which)).await;
+    by_hand.close().await;
+    let Answer::Purged(purged) = purged? else { return Err(unexpected()) };
+    say!("{purged} lines purged; the vacuum deletes the files that held them");
+    Ok(())
 }
 
-/// Opens what a sync opens: nothing else may write meanwhile.
-async fn open(config: &Path) -> Result<(Syncer, Vec<Export>), Exit> {
-    let config = config::load(config).map_err(misconfigured)?;
+async fn open(path: &Path, own: impl FnOnce(Config) -> Result<Config, Exit>) -> Result<ByHand, Exit> {
+    let (config, _) = config::check(path).map_err(misconfigured)?;
     telemetry::start(&config.log);
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (board, _) = ProgressBoard::new();
-    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, board).await;
-    Ok((syncer.map_err(not_opened)?, exports))
+    ByHand::open(config, own).await
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, Exit> {
-    let mut text = Vec::new();
+fn read(file: &Path) -> Result<String, Exit> {
+    let mut text = String::new();
     let read = match file.to_str() {
-        Some("-") => io::stdin().read_to_end(&mut text),
-        _ => File::open(file).and_then(|mut file| file.read_to_end(&mut text)),
+        Some("-") => io::stdin().read_to_string(&mut text),
+        _ => File::open(file).and_then(|mut file| file.read_to_string(&mut text)),
     };
     read.map_err(|error| failed(&format!("{} cannot be read: {error}", file.display())))?;
     Ok(text)
 }
 
-async fn whole_ids(root: &Root, ids: &[String]) -> Result<BTreeSet<String>, Exit> {
-    let rows = rows(root).await?;
-    let whole = ids.iter().map(|id| one_of(rows.clone(), id).map(|row| row.id).map_err(|reason| failed(&reason)));
-    whole.collect()
-}
-
-fn print_replayed(replayed: &sync::Replayed) {
+fn print_replayed(replayed: &ReplayedLines) {
     for (resource_type, result) in &replayed.tables {
         match result {
-            Ok(committed) => {
-                let counts = committed.counts;
-                let sync::Counts { inserted, updated, unchanged, stale, duplicate, .. } = counts;
+            Ok(Counts { inserted, updated, unchanged, stale, duplicate, .. }) => {
                 say!(
                     "{resource_type}: {inserted} inserted, {updated} updated, {unchanged} unchanged, {stale} stale, \
                      {duplicate} duplicate"
                 );
             }
-            Err(error) => say!("{resource_type}: {}", chain(error)),
+            Err(error) => say!("{resource_type}: {error}"),
         }
     }
     for (id, reason) in &replayed.left {
@@ -224,12 +209,8 @@ async fn rows(root: &Root) -> Result<Vec<QuarantineRow>, Exit> {
 
 /// The one row whose id begins so.
 fn one_of(rows: Vec<QuarantineRow>, id: &str) -> Result<QuarantineRow, String> {
-    let mut found = rows.into_iter().filter(|row| !id.is_empty() && row.id.starts_with(id));
-    match (found.next(), found.next()) {
-        (Some(row), None) => Ok(row),
-        (None, _) => Err(format!("no line in the quarantine has an id that begins with {id:?}")),
-        (Some(_), Some(_)) => Err(format!("several lines have an id that begins with {id:?}; give more of it")),
-    }
+    let whole = the_one(rows.iter().map(|row| row.id.as_str()), id)?.to_owned();
+    rows.into_iter().find(|row| row.id == whole).ok_or(whole)
 }
 
 /// A server may send anything; what would change the terminal is written out.

@@ -8,21 +8,22 @@ use serde::Serialize;
 
 use super::{
     ConfigFile,
-    exit::{CONFIGURATION, Exit, failed, not_opened_by_hand},
+    by_hand::{ByHand, unexpected},
+    exit::{CONFIGURATION, Exit, failed},
     look::{self, Looking, day_and_time},
 };
 use crate::{
+    control::{Answer, SinceSet, Work},
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{self, Asked, ExportState},
-    sync::{Outcome, SinceSet, chain, set_since},
+    sync::{Outcome, chain},
 };
 
 #[derive(Subcommand, Debug)]
 pub(super) enum StateCommand {
     /// Shows it, also beside a running daemon
     Show(Looking),
-    /// Sets the watermarks to an earlier time; the next sync asks for what changed since then. The daemon must not be
-    /// running
+    /// Sets the watermarks to an earlier time; the next sync asks for what changed since then
     SetSince(SetSince),
 }
 
@@ -163,9 +164,11 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
         None => export.types.clone(),
     };
     let since = TransactionTime::from(arguments.since);
-    let done = set_since(config.tables, &config.state_file, &config.sync.source, &export, &types, since)
-        .await
-        .map_err(not_opened_by_hand)?;
+    let state_file = config.state_file.clone();
+    let by_hand = ByHand::open(config, Ok).await?;
+    let done = by_hand.work(Work::SetSince { export: export.clone(), types, since }).await;
+    by_hand.close().await;
+    let Answer::SinceSet(done) = done? else { return Err(unexpected()) };
     let is_refused = done.iter().any(|(_, becomes)| becomes.is_refused());
     let shown = done.iter().filter(|(_, becomes)| becomes.is_refused() || !is_refused);
     let lines = shown.map(|(of, becomes)| format!("{of}: {}", sentence(*becomes, since, &export.name)));
@@ -177,7 +180,7 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
     if done.iter().all(|(_, becomes)| !matches!(becomes, SinceSet::Lowered { .. })) {
         return Ok(());
     }
-    let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    let state = state::peek(&state_file).map_err(|error| failed(&chain(&error)))?;
     let jobs = state.exports.get(&export.name).map(|known| known.jobs.clone()).unwrap_or_default();
     let in_progress = done.iter().filter(|(of, becomes)| {
         matches!(becomes, SinceSet::Lowered { .. }) && jobs.iter().any(|job| job.types.contains(of))

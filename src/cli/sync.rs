@@ -1,22 +1,21 @@
 //! `sync`: one sync of each export, by a configuration file or by the drop-in flags.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::Args;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    announce, config_path,
-    exit::{Exit, failed, misconfigured, not_opened, stoppable},
-    look,
-    progress::with_progress,
-    show,
+    announce,
+    by_hand::{self, ByHand},
+    config_path,
+    exit::{Exit, misconfigured},
+    look, show,
 };
 use crate::{
     config::{self, Config, Flags, Key, Mistakes, Scheduled},
+    control::{Answer, Work},
     fhir::ResourceType,
-    notify,
-    sync::{Mode, Outcome, ProgressBoard, Syncer, chain},
+    sync::{Mode, Outcome},
     telemetry,
 };
 
@@ -67,27 +66,20 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     let mode = if arguments.full_refresh { Mode::FullRefresh } else { Mode::Incremental };
     let path = arguments.fhir_endpoint.is_none().then(|| config_path(arguments.config.clone()));
     let (only, as_json) = (arguments.export.clone(), arguments.json);
-    let allow_empty = arguments.allow_empty.iter().copied().collect();
+    let allow_empty: BTreeSet<_> = arguments.allow_empty.iter().copied().collect();
     let mut config = arguments.config().map_err(misconfigured)?;
-    config.sync.allow_empty = allow_empty;
     telemetry::start(&config.log);
     if let Some(only) = only {
         keep_only(&mut config, &only)?;
     }
     announce(&config, path.as_deref());
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| scheduled.export).collect();
-    let (sender, progress) = ProgressBoard::new();
-    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender)
-        .await
-        .map_err(not_opened)?;
-    let stop = CancellationToken::new();
-    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
-    let (notifier, couriers) = notify::start(config.notify, before, &stop).map_err(|error| failed(&chain(&error)))?;
+    let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
+    let own = |config| path.as_deref().map_or(Ok(config), by_hand::with_key);
+    let by_hand = ByHand::open(config, own).await?;
     let mut worst = Outcome::Complete;
-    for export in &exports {
-        let run = notifier.around(&export.name, syncer.run(export, mode, &stop));
-        let run = with_progress(run, progress.clone());
-        let report = stoppable(run, &stop).await?;
+    for export in exports {
+        let work = Work::Sync { export, mode, allow_empty: allow_empty.clone() };
+        let Answer::Synced(report) = by_hand.work(work).await? else { return Err(by_hand::unexpected()) };
         if as_json {
             show::report_as_json(&report);
         } else {
@@ -95,8 +87,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
         }
         worst = worse(worst, report.outcome);
     }
-    syncer.close().await;
-    stoppable(couriers.finish(), &stop).await?;
+    by_hand.close().await;
     Exit::of(worst)
 }
 
@@ -128,7 +119,8 @@ impl Arguments {
                 let way_out = "give --config FILE, or --fhir-endpoint with --delta-path";
                 return Err(Mistakes(vec![format!("{} does not exist; {way_out}", path.display())]));
             }
-            return config::load(&path);
+            // Where the service does the work, it has the key.
+            return config::check(&path).map(|(config, _)| config);
         };
         let client_id = self.auth_client_id.or_else(|| std::env::var("FHIR_CLIENT_ID").ok());
         let key_text = || std::env::var("FHIR_PRIVATE_KEY").ok().map(Key::Text);

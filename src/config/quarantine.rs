@@ -1,6 +1,6 @@
 //! `[sync.quarantine]`: in which form lines are kept that are not resources.
 
-use super::{KeyFile, Section, path};
+use super::{KeyFile, Section, path, server::is_elsewhere};
 use crate::sync::{Policy, QuarantineKey};
 
 pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
@@ -12,8 +12,8 @@ pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
             section.mistake("key_file", "is missing; policy = \"encrypted\" needs the file of its key");
             None
         }
-        (Some("encrypted"), Some(path)) if matches!(key_file, KeyFile::MayBeElsewhere) && !path.exists() => {
-            section.remark("key_file", "does not exist here; it is read when a sync starts");
+        (Some("encrypted"), Some(path)) if matches!(key_file, KeyFile::MayBeElsewhere) && is_elsewhere(&path) => {
+            section.remark("key_file", "cannot be read here; it is read when a sync starts");
             Some(Policy::Withheld)
         }
         (Some("encrypted"), Some(path)) => match QuarantineKey::read(&path) {

@@ -1,5 +1,7 @@
 //! `[server]`: where the FHIR server is, how to authorize, how long to wait. The defaults are those of `export`.
 
+use std::{fs::File, io::ErrorKind, path::Path};
+
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
@@ -53,6 +55,12 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     })
 }
 
+/// Whether a file of a key is missing here, or closed to this user: only who speaks to the server needs it.
+pub fn is_elsewhere(path: &Path) -> bool {
+    let opened = File::open(path).map_err(|error| error.kind());
+    matches!(opened, Err(ErrorKind::NotFound | ErrorKind::PermissionDenied))
+}
+
 /// `None` for a mistake, `Some(None)` for a server without authorization.
 #[expect(clippy::option_option, reason = "a mistake and a server without authorization are different")]
 fn read_auth(section: &mut Section, key_file: &KeyFile, allow_http: Option<bool>) -> Option<Option<auth::AuthConfig>> {
@@ -70,8 +78,8 @@ fn read_auth(section: &mut Section, key_file: &KeyFile, allow_http: Option<bool>
     let key = match (client_id.is_some(), key_path, key_file) {
         (false, None, KeyFile::MustExist | KeyFile::MayBeElsewhere) => return Some(None),
         (true, None, KeyFile::Given(text)) => SigningKey::parse(text.expose_secret()),
-        (true, Some(path), KeyFile::MayBeElsewhere) if !SigningKey::is_given_as_path(&path) && !path.exists() => {
-            section.remark("private_key_file", "does not exist here; it is read when a sync starts");
+        (true, Some(path), KeyFile::MayBeElsewhere) if !SigningKey::is_given_as_path(&path) && is_elsewhere(&path) => {
+            section.remark("private_key_file", "cannot be read here; it is read when a sync starts");
             return Some(None);
         }
         (true, Some(path), KeyFile::MustExist | KeyFile::MayBeElsewhere) => SigningKey::read(&path),

@@ -321,7 +321,7 @@ fn a_check_does_not_need_the_private_key_but_a_start_does() {
     let key = "client_id = \"me\"\nprivate_key_file = \"/run/credentials/key\"\n[tables]";
     std::fs::write(&path, SMALLEST.replace("[tables]", key)).unwrap();
     let (_, remarks) = check(&path).unwrap();
-    assert_eq!(remarks, ["server.private_key_file: does not exist here; it is read when a sync starts"]);
+    assert_eq!(remarks, ["server.private_key_file: cannot be read here; it is read when a sync starts"]);
     let found = load(&path).unwrap_err().0;
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("server.private_key_file: cannot read the signing key"), "{found:?}");

@@ -9,14 +9,18 @@
 //! | maintenance | logged; the next tick tries again | it ends after the files that it is working on |
 //! | the scheduler | the start fails | it is shut down |
 //! | the health listener | the start fails | it answers until the end |
+//! | a command by hand | reported to the one who gave it | it ends at its next safe point |
+//! | the control socket | a warning; commands by hand need the daemon to be stopped | it answers until the end |
 //!
 //! The first SIGTERM or SIGINT stops the daemon within `daemon.grace_period`; a second one ends the process at once.
 
+mod commands;
 mod figures;
 mod views;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -25,15 +29,19 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     task::{self, JoinError, JoinSet},
     time::{Instant, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::views::{Watched, next_run_at};
+use self::{
+    commands::next_order,
+    views::{Watched, next_run_at},
+};
 use crate::{
     config::{Config, Maintenance, Scheduled},
+    control::{self, Order},
     notify::{self, Notifier},
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, View},
@@ -93,6 +101,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let mut signals = Signals::listen().map_err(Error::Signals)?;
     let (sender, board) = ProgressBoard::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
+    let tables = control::place_of(&config.tables.root);
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
     let metrics = figures::start(&exports);
     let mut watchers = JoinSet::new();
@@ -109,6 +118,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let (views, seen) = watch::channel(first_view(&exports, &syncer.state(), recheck_absent, now()));
     let server = serve::Server::start(&config.health, seen, metrics)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
+    let (control, orders) = listen_for_commands(&config.state_file, tables, board.clone(), &stop).unzip();
     let ticks = Ticks::default();
     let mut scheduler = schedule::start(&schedules, &ticks).await?;
     let mut daemon = Daemon {
@@ -120,7 +130,8 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         notifier,
         stop,
         running: JoinSet::new(),
-        ticks_of: HashMap::new(),
+        at_work: HashMap::new(),
+        orders: VecDeque::new(),
     };
     daemon.catch_up(&ticks);
     daemon.publish(true);
@@ -128,11 +139,14 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!(%error, "systemd could not be notified; it will end this process after its start timeout");
     }
-    let ended = daemon.run_loop(&ticks, &mut signals, config.grace_period).await;
+    let ended = daemon.run_loop(&ticks, orders, &mut signals, config.grace_period).await;
     if let Err(error) = scheduler.shutdown().await {
         tracing::warn!(%error, "the scheduler did not shut down cleanly");
     }
     if ended == Ended::Gracefully {
+        if let Some(control) = control {
+            control.close().await;
+        }
         daemon.syncer.close().await;
         couriers.finish().await;
     }
@@ -141,6 +155,20 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
         Ended::AtOnce => tracing::warn!("stopped at once; the next start continues"),
     }
     Ok(ended)
+}
+
+/// Without the socket, a command by hand says that the daemon holds the state file.
+fn listen_for_commands(
+    state_file: &Path,
+    tables: String,
+    board: watch::Receiver<Board>,
+    stop: &CancellationToken,
+) -> Option<(control::Server, mpsc::Receiver<Order>)> {
+    let listening = control::Server::start(state_file, tables, board, stop.clone());
+    if let Err(error) = &listening {
+        tracing::warn!(%error, "no control socket beside the state file; commands by hand need the service to be stopped");
+    }
+    listening.ok()
 }
 
 /// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are.
@@ -158,14 +186,25 @@ struct Daemon {
     notifier: Notifier,
     stop: CancellationToken,
     running: JoinSet<Done>,
-    /// Why each task runs; never two of one activity.
-    ticks_of: HashMap<task::Id, Tick>,
+    /// What each task does; never two of one activity.
+    at_work: HashMap<task::Id, AtWork>,
+    /// Commands that have not begun.
+    orders: VecDeque<Order>,
+}
+
+/// What a task does.
+struct AtWork {
+    activity: Activity,
+    /// What must not begin meanwhile; the activity itself is among it.
+    excludes: Vec<Activity>,
+    stop: CancellationToken,
 }
 
 /// A task that ended.
 enum Done {
     Sync,
     Maintenance(TablesMaintained),
+    Command,
 }
 
 impl Daemon {
@@ -182,16 +221,24 @@ impl Daemon {
         }
     }
 
-    async fn run_loop(&mut self, ticks: &Ticks, signals: &mut Signals, grace_period: Duration) -> Ended {
+    async fn run_loop(
+        &mut self,
+        ticks: &Ticks,
+        mut orders: Option<mpsc::Receiver<Order>>,
+        signals: &mut Signals,
+        grace_period: Duration,
+    ) -> Ended {
         let mut heartbeat = interval(Duration::from_secs(1));
         let mut give_up_at: Option<Instant> = None;
         loop {
+            self.begin_orders();
             if self.running.is_empty() && self.stop.is_cancelled() {
                 return Ended::Gracefully;
             }
-            let at_work: Vec<_> = self.ticks_of.values().map(Tick::activity).collect();
+            let excluded = self.excluded();
             tokio::select! {
-                tick = ticks.next(&at_work), if !self.stop.is_cancelled() => self.begin(tick),
+                Some(order) = next_order(&mut orders) => self.take_order(order),
+                tick = ticks.next(&excluded), if !self.stop.is_cancelled() => self.begin(&tick),
                 Some(ended) = self.running.join_next_with_id() => self.end(ended).await,
                 name = signals.next() => {
                     if give_up_at.is_some() {
@@ -222,9 +269,10 @@ impl Daemon {
         Some(next.to_rfc3339_opts(SecondsFormat::Secs, true))
     }
 
-    fn begin(&mut self, tick: Tick) {
-        let (syncer, stop) = (Arc::clone(&self.syncer), self.stop.clone());
-        let task = match &tick {
+    fn begin(&mut self, tick: &Tick) {
+        let (syncer, stop, activity) = (Arc::clone(&self.syncer), self.stop.child_token(), tick.activity());
+        let stops = stop.clone();
+        let task = match tick {
             Tick::Maintain => {
                 let types: BTreeSet<_> =
                     self.exports.iter().flat_map(|export| export.scheduled.export.types.clone()).collect();
@@ -245,24 +293,25 @@ impl Daemon {
                 })
             }
         };
-        self.ticks_of.insert(task.id(), tick);
+        let excludes = vec![activity.clone()];
+        self.at_work.insert(task.id(), AtWork { activity, excludes, stop: stops });
         self.publish(true);
     }
 
     async fn end(&mut self, ended: Result<(task::Id, Done), JoinError>) {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
-        let tick = self.ticks_of.remove(&id);
+        let activity = self.at_work.remove(&id).map(|at_work| at_work.activity);
         match ended.map(|(_, done)| done) {
             // What it brought is in the state file; its own log lines say how it ended.
-            Ok(Done::Sync) => {}
+            Ok(Done::Sync | Done::Command) => {}
             Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
             }
             Err(error) => {
-                let run = tick.as_ref().map(tracing::field::display);
+                let run = activity.as_ref().map(tracing::field::display);
                 tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
-                if let Some(Tick::Sync { export, .. }) = tick {
+                if let Some(Activity::Sync { export }) = activity {
                     if let Err(error) = self.syncer.remember_panic(&export).await {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
                     }
@@ -287,7 +336,7 @@ impl Daemon {
         });
         let board = self.board.borrow().clone();
         let step = |activity: &Activity| board.get(activity).map(|progress| progress.step.clone()).unwrap_or_default();
-        let at_work: Vec<_> = self.ticks_of.values().map(Tick::activity).collect();
+        let at_work: Vec<_> = self.at_work.values().map(|of| of.activity.clone()).collect();
         let now = now();
         self.views.send_modify(|view| {
             view.ready = ready;
@@ -304,7 +353,7 @@ impl Daemon {
             .iter()
             .map(|activity| match activity {
                 Activity::Sync { export } => format!("{export}: {}", step(activity)),
-                Activity::Maintenance => step(activity).to_string(),
+                Activity::Maintenance | Activity::ByHand => step(activity).to_string(),
             })
             .collect();
         activities.sort();

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::Error;
 use crate::fhir::ResourceType;
 
 /// Whose data are exported (rule 3).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Level {
     System,
     Patient,

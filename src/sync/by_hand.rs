@@ -1,18 +1,17 @@
-//! By hand: what an operator does to an export while no daemon runs.
+//! By hand: what an operator does to an export.
 //!
-//! Both commands need the lock of the state file, and change it only after the server or the tables: whatever
-//! interrupts them, they can be given again.
+//! The state file changes only after the server or the tables: whatever interrupts a command, it can be given again.
 
-use std::path::Path;
+use std::{collections::BTreeSet, future::Future};
 
-use tokio::task::JoinSet;
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
-use super::{Error, Export, Syncer, blocking::blocking, memory::watermark};
+use super::{Activity, Config, Error, Export, Step, Syncer, memory::watermark};
 use crate::{
     export::Job,
     fhir::{ResourceType, TransactionTime, parse_instant},
-    state::{ExportState, JobInFlight, Store},
-    table::{self, Lease, Root},
+    state::{ExportState, JobInFlight},
 };
 
 /// What became of a job that was to be cancelled.
@@ -24,6 +23,33 @@ pub struct Cancelled {
 }
 
 impl Syncer {
+    /// The same, for a run in which a full refresh may remove all rows of these types.
+    #[must_use]
+    pub fn allowing_empty(&self, types: BTreeSet<ResourceType>) -> Self {
+        self.with_config(Config { allow_empty: types, ..self.config.clone() })
+    }
+
+    /// Does something that writes, in its turn, which ends with it.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where `stop` is cancelled before its turn: then nothing has begun.
+    pub async fn in_turn<T>(
+        &self,
+        stop: &CancellationToken,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let progress = self.progress.of(Activity::ByHand);
+        let turn = self.turns.take(&progress, stop).await;
+        let done = async {
+            let _turn = turn?;
+            progress.step(Step::ByHand);
+            work.await
+        };
+        let done = done.await;
+        progress.end();
+        done
+    }
+
     /// Cancels the jobs in flight on their server, then forgets them: of one export, or of all, also of those that are
     /// no longer configured. With `forget`, a server that does not answer is not waited for a second time: the job is
     /// forgotten whatever its DELETE says.
@@ -51,7 +77,7 @@ fn job_of(job: &JobInFlight) -> Job {
 }
 
 /// What became of a watermark that was to be lowered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SinceSet {
     Lowered {
         from: TransactionTime,
@@ -76,63 +102,54 @@ impl SinceSet {
     }
 }
 
-/// Sets the watermarks of these types to an earlier instant: in the tables, then in the state file. The next sync asks
-/// for everything since then. It needs no server and no key.
-pub async fn set_since(
-    tables: table::Config,
-    state_file: &Path,
-    source: &str,
-    export: &Export,
-    types: &[ResourceType],
-    since: TransactionTime,
-) -> Result<Vec<(ResourceType, SinceSet)>, Error> {
-    let (mut store, _) = Store::open(state_file)?;
-    let mut root = Root::new(tables)?;
-    let lease = root.take_lease(store.holder()).await?;
-    let mut keeper = JoinSet::new();
-    keeper.spawn(Lease::keep(std::sync::Arc::downgrade(&lease)));
-    let ExportState { reload, jobs, .. } = store.state().exports.get(&export.name).cloned().unwrap_or_default();
-    let mut asked = Vec::new();
-    for resource_type in types {
-        let opened = root.open(*resource_type).await.map_err(|error| Error::of_opening(*resource_type, error))?;
-        let table = opened.filter(|_| !reload.contains_key(resource_type));
-        let watermark = match &table {
-            Some(table) => watermark(table, export, source).await?,
-            None => None,
-        };
-        let becomes = match watermark {
-            None => SinceSet::NoWatermark,
-            Some(watermark) if watermark < since => SinceSet::Later { watermark },
-            Some(watermark) if watermark == since => SinceSet::Already,
-            Some(_) if jobs.iter().any(|job| moves_watermark(job, *resource_type, since)) => SinceSet::InProgress,
-            Some(from) => SinceSet::Lowered { from },
-        };
-        asked.push((*resource_type, table, becomes));
-    }
-    let is_refused = asked.iter().any(|(_, _, becomes)| becomes.is_refused());
-    let mut done = Vec::new();
-    for (resource_type, table, becomes) in asked {
-        if let (Some(mut table), SinceSet::Lowered { from }, false) = (table, becomes, is_refused) {
-            table.set_watermark(&export.app_id(source), since).await?;
-            let name = export.name.clone();
-            // One after the other: what is interrupted leaves tables and mirror alike for all but one type.
-            store = blocking(move || {
-                store.update(|state| {
-                    let known = state.exports.entry(name).or_default();
+impl Syncer {
+    /// Sets the watermarks of these types to an earlier instant: in the tables, then in the state file. The next sync
+    /// asks for everything since then.
+    pub async fn set_since(
+        &self,
+        export: &Export,
+        types: &[ResourceType],
+        since: TransactionTime,
+    ) -> Result<Vec<(ResourceType, SinceSet)>, Error> {
+        let source = &self.config.source;
+        let ExportState { reload, jobs, .. } = self.export_state(export);
+        let mut asked = Vec::new();
+        for resource_type in types {
+            let opened = self.root.open(*resource_type).await;
+            let opened = opened.map_err(|error| Error::of_opening(*resource_type, error))?;
+            let table = opened.filter(|_| !reload.contains_key(resource_type));
+            let watermark = match &table {
+                Some(table) => watermark(table, export, source).await?,
+                None => None,
+            };
+            let becomes = match watermark {
+                None => SinceSet::NoWatermark,
+                Some(watermark) if watermark < since => SinceSet::Later { watermark },
+                Some(watermark) if watermark == since => SinceSet::Already,
+                Some(_) if jobs.iter().any(|job| moves_watermark(job, *resource_type, since)) => SinceSet::InProgress,
+                Some(from) => SinceSet::Lowered { from },
+            };
+            asked.push((*resource_type, table, becomes));
+        }
+        let is_refused = asked.iter().any(|(_, _, becomes)| becomes.is_refused());
+        let mut done = Vec::new();
+        for (resource_type, table, becomes) in asked {
+            if let (Some(mut table), SinceSet::Lowered { from }, false) = (table, becomes, is_refused) {
+                table.set_watermark(&export.app_id(source), since).await?;
+                // One after the other: what is interrupted leaves tables and mirror alike for all but one type.
+                self.remember_export(export, move |known| {
                     known.watermarks.insert(resource_type, since);
                     // The data are from when the server had reached this instant.
                     if let Some(as_of) = known.freshness.data_as_of.get_mut(&resource_type) {
                         *as_of -= from.instant() - since.instant();
                     }
-                })?;
-                Ok::<_, Error>(store)
-            })
-            .await?;
+                })
+                .await?;
+            }
+            done.push((resource_type, becomes));
         }
-        done.push((resource_type, becomes));
+        Ok(done)
     }
-    lease.release().await;
-    Ok(done)
 }
 
 /// Whether the watermark moves from this instant when the job's export is read: see `known` in `sync/upsert.rs`.

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
 
 use super::quarantine::Policy;
 use crate::{export::Level, fhir::ResourceType, resource, state::Asked, table::Reconcile};
@@ -66,7 +67,7 @@ impl QuarantineLimit {
 }
 
 /// What is kept in step with the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// Names the watermarks in the tables: under another name every type starts with a full load.
     pub name: String,

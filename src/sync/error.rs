@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{export, fhir::ResourceType, resource::LineTooLong, state, table};
 
 #[derive(thiserror::Error, Debug)]
@@ -83,14 +85,14 @@ impl Error {
 }
 
 /// What follows from an error. What to do is in the error's own sentence.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Recovery {
     pub acts: Actor,
     pub job: JobFate,
 }
 
 /// Who has to do something before a sync can succeed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Actor {
     /// Nobody: the next run tries again, and the cause may have passed.
     NextRun,
@@ -98,7 +100,7 @@ pub enum Actor {
 }
 
 /// What becomes of the job in flight.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum JobFate {
     /// It may still succeed: the next run resumes it.
     Kept,

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ use crate::{
 };
 
 /// One run of maintenance: what is done to the tables, and how long that may take.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceRun {
     pub tables: table::MaintenanceOptions,
     /// After this time no further files are rewritten; the next maintenance continues. What has begun is finished.

@@ -53,7 +53,7 @@ use self::{
     upsert::Commits,
 };
 pub use self::{
-    by_hand::{Cancelled, SinceSet, set_since},
+    by_hand::{Cancelled, SinceSet},
     config::{Chosen, Config, Export, QuarantineLimit},
     error::{Error, Recovery, chain, recovery},
     intake::DECODE_BYTES,
@@ -76,8 +76,8 @@ pub use crate::{
     export::{Error as ExportError, Level},
     state::Outcome,
     table::{
-        Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained, QuarantineRow,
-        Retention, Root, TableName, deltalake_version,
+        Committed, Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained,
+        QuarantineRow, Retention, Root, TableName, deltalake_version,
     },
 };
 
@@ -89,16 +89,33 @@ pub struct Syncer {
     pub root: Root,
     lease: Arc<Lease>,
     /// Renews the lease as long as this exists.
-    _lease_keeper: JoinSet<()>,
+    lease_keeper: Arc<JoinSet<()>>,
     store: Arc<Mutex<Store>>,
     config: Config,
     progress: ProgressBoard,
-    turns: Turns,
+    turns: Arc<Turns>,
     /// Asked once; `None` before that.
-    spoken: tokio::sync::Mutex<Option<Spoken>>,
+    spoken: Arc<tokio::sync::Mutex<Option<Spoken>>>,
 }
 
 impl Syncer {
+    /// The same with other settings. Runs that have begun keep those they began with.
+    #[must_use]
+    pub fn with_config(&self, config: Config) -> Self {
+        Self {
+            client: Arc::clone(&self.client),
+            server: self.server.clone(),
+            root: self.root.clone(),
+            lease: Arc::clone(&self.lease),
+            lease_keeper: Arc::clone(&self.lease_keeper),
+            store: Arc::clone(&self.store),
+            config,
+            progress: self.progress.clone(),
+            turns: Arc::clone(&self.turns),
+            spoken: Arc::clone(&self.spoken),
+        }
+    }
+
     /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, an
     /// export in progress on the server is resumed by the next run. While it waits for the server, other exports and
     /// maintenance do their work; from the first byte of an export to its settling, it is the only one that writes.

@@ -36,18 +36,18 @@ impl Syncer {
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
-        let turns = Turns::after_run(store.state().run);
+        let turns = Arc::new(Turns::after_run(store.state().run));
         let syncer = Self {
             client,
             server: url,
             root,
             lease,
-            _lease_keeper: lease_keeper,
+            lease_keeper: Arc::new(lease_keeper),
             store: Arc::new(Mutex::new(store)),
             config,
             progress,
             turns,
-            spoken: tokio::sync::Mutex::default(),
+            spoken: Arc::default(),
         };
         syncer.recover_state(state_file, found, exports).await?;
         Ok(syncer)

@@ -6,6 +6,7 @@
 //! request, so that the others are not requested for weeks again.
 
 use chrono::TimeDelta;
+use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::{
@@ -22,7 +23,7 @@ pub struct PlannedRequest {
 }
 
 /// Whether a run asks for what changed or for everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Mode {
     Incremental,
     FullRefresh,

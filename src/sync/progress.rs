@@ -2,15 +2,17 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use super::blocking::now;
 use crate::{fhir::ResourceType, table::TableName, telemetry::metrics};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     pub step: Step,
     /// When the step began; the upserts of several types are one step.
+    #[serde(skip)]
     pub step_began: Option<Instant>,
     /// These five are of the export that is streamed now, or was streamed last.
     pub files: u64,
@@ -22,7 +24,7 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     #[default]
     Idle,
@@ -38,13 +40,15 @@ pub enum Step {
     Upserting(ResourceType),
     Settling,
     Maintaining(TableName),
+    /// What somebody has asked for by a command.
+    ByHand,
 }
 
 impl Step {
-    /// As metrics name it; `None` while there is nothing to do.
+    /// As metrics name it; `None` for what is no step of a sync or of maintenance.
     pub fn word(&self) -> Option<metrics::Step> {
         Some(match self {
-            Self::Idle => return None,
+            Self::Idle | Self::ByHand => return None,
             Self::Planning => metrics::Step::Planning,
             Self::KickingOff => metrics::Step::KickingOff,
             Self::Waiting { .. } => metrics::Step::Waiting,
@@ -72,6 +76,7 @@ impl fmt::Display for Step {
             Self::Upserting(resource_type) => write!(out, "upserting {resource_type}"),
             Self::Settling => out.write_str("settling"),
             Self::Maintaining(table) => write!(out, "maintaining the table {table}"),
+            Self::ByHand => out.write_str("doing what a command asked for"),
         }
     }
 }
@@ -84,10 +89,11 @@ impl Progress {
     }
 }
 
-/// What is being done: a run for each export at most, and maintenance.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// What is being done: a run for each export at most, maintenance, and what a command asks for besides those.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Activity {
     Maintenance,
+    ByHand,
     Sync { export: String },
 }
 
@@ -95,6 +101,7 @@ impl fmt::Display for Activity {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Maintenance => out.write_str("maintenance"),
+            Self::ByHand => out.write_str("command"),
             Self::Sync { export } => write!(out, "sync of {export}"),
         }
     }
@@ -115,6 +122,11 @@ impl ProgressBoard {
 
     pub fn of(&self, activity: Activity) -> ProgressSender {
         ProgressSender { board: self.0.clone(), activity }
+    }
+
+    /// Shows what is being done elsewhere.
+    pub fn replace(&self, board: Board) {
+        self.0.send_replace(board);
     }
 }
 

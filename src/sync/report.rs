@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::{Error, Mode, Outcome, Recovery, chain, events, quarantine::Quarantine, recovery};
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     table::{Counts, LedgerFile},
 };
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub export: String,
     pub run: u64,
@@ -32,12 +33,13 @@ pub struct Report {
 }
 
 /// What happened to one table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TypeReport {
     pub files: u64,
     /// Files of the same export that earlier instalments have committed, of this run or of earlier ones.
     pub files_before: u64,
-    /// The same files, with what each of them held.
+    /// The same files, with what each of them held. For the ledger only.
+    #[serde(skip)]
     pub file_list: Vec<LedgerFile>,
     /// Decoded bytes of its files.
     pub bytes: u64,
@@ -64,7 +66,7 @@ pub struct TypeReport {
     pub end: TypeEnd,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TypeEnd {
     #[default]
     NotReached,
@@ -91,7 +93,7 @@ pub enum TypeEnd {
 }
 
 /// Why a type failed, and what follows from it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// A sentence for the operator.
     pub cause: String,

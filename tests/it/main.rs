@@ -13,6 +13,8 @@ mod read_back;
 
 /// The structure that the compiler does not check: which room may import which.
 mod architecture;
+/// Commands by hand beside a running daemon, and where it has ended.
+mod control;
 /// A type of which a full load brings nothing: empty, denied, missing or unconfirmed.
 mod absence;
 /// What a watermark stands for: another server, level or group is asked in full.

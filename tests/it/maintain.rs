@@ -103,17 +103,6 @@ async fn maintenance_writes_the_checkpoint_that_a_dry_run_announced() {
     setup.complete().await;
 }
 
-#[tokio::test]
-async fn maintenance_is_refused_while_a_daemon_runs() {
-    let setup = two_files().await;
-    let daemon = setup.start("run", &[]);
-    daemon.health().await;
-    assert_eq!(maintain(&setup, &[]).await.code, Some(11));
-    assert_eq!(setup.data_files(PATIENT).len(), 2);
-    daemon.terminate().await;
-    assert_eq!(daemon.end().await.code, Some(0));
-}
-
 /// Whose turns a log tells of. Each must end before the next begins, and nobody writes without it.
 fn turns(log: &str) -> Vec<String> {
     let (mut turns, mut holder) = (Vec::new(), None::<String>);

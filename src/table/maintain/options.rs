@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, str::FromStr, time::Duration};
 
+use serde::{Deserialize, Serialize};
+
 use crate::table::Amount;
 
 /// How tables are maintained.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceOptions {
     pub steps: BTreeSet<MaintenanceStep>,
     /// Files smaller than half of this are compacted into files of up to this size.
@@ -20,7 +22,7 @@ pub struct MaintenanceOptions {
 }
 
 /// The steps, in the order in which they are done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum MaintenanceStep {
     Compact,
     Purge,
@@ -53,7 +55,7 @@ impl FromStr for MaintenanceStep {
 }
 
 /// How long a file stays after the commit that removed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Retention {
     /// Refused where the table itself asks for longer.
     Checked(Duration),
@@ -69,7 +71,7 @@ impl Retention {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DryRun {
     No,
     /// Reports what would be done, and changes nothing.
@@ -77,7 +79,7 @@ pub enum DryRun {
 }
 
 /// What was done to a table, or would be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Maintained {
     /// Data files that were compacted or purged.
     pub rewritten: Amount,
