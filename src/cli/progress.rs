@@ -52,6 +52,7 @@ fn log(board: &Board) {
 fn name(activity: &Activity) -> &str {
     match activity {
         Activity::Maintenance => "maintenance",
+        Activity::ByHand => "command",
         Activity::Sync { export } => export,
     }
 }

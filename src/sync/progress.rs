@@ -12,7 +12,7 @@ use crate::{fhir::ResourceType, table::TableName, telemetry::metrics};
 pub struct Progress {
     pub step: Step,
     /// When the step began; the upserts of several types are one step.
-    #[serde(skip)]
+    #[serde(with = "elapsed")]
     pub step_began: Option<Instant>,
     /// These five are of the export that is streamed now, or was streamed last.
     pub files: u64,
@@ -175,6 +175,24 @@ impl ProgressSender {
                 progress.end_step();
             }
         });
+    }
+}
+
+/// An instant of another process, as the time since then.
+mod elapsed {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+    use tokio::time::Instant;
+
+    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
+    pub fn serialize<S: Serializer>(began: &Option<Instant>, serializer: S) -> Result<S::Ok, S::Error> {
+        began.map(|began| began.elapsed()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Instant>, D::Error> {
+        let elapsed = Option::<Duration>::deserialize(deserializer)?;
+        Ok(elapsed.and_then(|elapsed| Instant::now().checked_sub(elapsed)))
     }
 }
 
