@@ -11,7 +11,7 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         &[
             ("two syncs of synthetic patients, and the tables they leave", "demo --patients 1000"),
             ("your own NDJSON files", "demo --data ./ndjson"),
-            ("how a sync survives links that expire", "demo --scenario expiring-links"),
+            ("how a sync survives links that expire", "demo --scenario expired-links"),
         ],
     ),
     (

@@ -75,6 +75,8 @@ mod scenarios;
 mod state;
 /// SIGTERM at every step of a sync.
 mod stop;
+/// What people see: helps, tables, progress, and the configuration that is in force.
+mod terminal;
 /// Tables and state file of the version before.
 mod version_before;
 /// The watermarks, and the `_since` of the next export.
