@@ -28,11 +28,13 @@ pub const STOPPED: Exit = Exit(130);
 pub const HELP: &str = "\
 Exit codes:
   0    success; of a sync: complete; of a healthcheck: healthy
-  1    failed; of a healthcheck: unhealthy or no response; of verify: something differs
+  1    failed; of a healthcheck: unhealthy or no response; of verify: something
+       differs
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
   11   another fhir-sync holds the state file or the tables
-  75   not possible now: an address is taken, or a disk, folder or object store cannot be used; try again
+  75   not possible now: an address is taken, or a disk, folder or object store
+       cannot be used; try again
   78   the configuration is wrong, and stays wrong until somebody corrects it
   130  stopped by a signal; the next run continues";
 

@@ -106,7 +106,9 @@ pub fn command() -> Command {
 
 /// The same for `--help`: no line is longer than 80 columns.
 pub fn command_for_terminal() -> Command {
-    wrapped(command())
+    let command = wrapped(command());
+    let about = command.get_about().map(|about| filled(&about.to_string(), WIDTH));
+    about.into_iter().fold(command, Command::about)
 }
 
 fn with_examples(mut command: Command, path: &str) -> Command {
@@ -139,8 +141,9 @@ fn wrapped(mut command: Command) -> Command {
     command.mut_args(|arg| {
         let Some(help) = arg.get_help().map(ToString::to_string) else { return arg };
         let help = filled(&format!("{help} {}", facts(&arg).join(" ")), WIDTH - FLAG_INDENT);
-        let arg = arg.hide_default_value(true).hide_env(true).hide_possible_values(true);
-        arg.next_line_help(true).help(help)
+        let takes_values = arg.get_action().takes_values();
+        let arg = arg.next_line_help(true).hide_env(true).help(help);
+        if takes_values { arg.hide_default_value(true).hide_possible_values(true) } else { arg }
     })
 }
 
@@ -213,6 +216,11 @@ mod tests {
                 assert!(Cli::try_parse_from(&words).is_ok(), "{words:?}: {:?}", Cli::try_parse_from(&words).err());
             }
         }
+    }
+
+    #[test]
+    fn the_commands_with_their_helps_are_well_defined() {
+        command_for_terminal().debug_assert();
     }
 
     #[test]
