@@ -68,6 +68,8 @@ impl Syncer {
         ends_at: Instant,
         stop: &CancellationToken,
     ) -> Result<Option<Maintained>, Error> {
+        // A run that fails before its turn records its end all the same: without this, one of the two would give way.
+        let _ledger = if table == TableName::Runs { Some(self.turns.ledger().await) } else { None };
         let (root, settings, stop) = (self.root.clone(), maintenance.tables.clone(), stop.clone());
         let runtime = Handle::current();
         let maintained = blocking(move || {

@@ -4,7 +4,7 @@
 //! of the last fifth of the runs are compared: what a daemon holds, and what it leaves on the disk, is the same.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     fmt::Write as _,
     fs::{self, File},
@@ -52,8 +52,8 @@ type Sample = [f64; MEASURES.len()];
 async fn over_hundreds_of_runs_nothing_grows_and_the_tables_equal_the_server() {
     let runs = env::var("WEEK_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(504);
     let setup = Setup::with_world(world(runs)).await;
+    create_tables(&setup).await;
     let mut daemon = Daemon::start(&setup);
-    daemon.run_ended().await;
     let mut samples = Vec::new();
     for run in 1..=runs {
         happens(&setup, u64::from(run));
@@ -100,6 +100,42 @@ fn observation(number: u64) -> Value {
         "subject": {"reference": format!("Patient/p{}", number % PATIENTS)},
         "valueQuantity": {"value": number, "unit": "g/dL"},
     })
+}
+
+/// All tables, also those of tombstones and of the quarantine, whose properties ask for a retention as short as that of
+/// the configuration.
+async fn create_tables(setup: &Setup) {
+    for run in [0, 10] {
+        happens(setup, run);
+        let ended = setup.command(&["sync"], &SETTINGS).await;
+        assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.output());
+    }
+    let logs: BTreeSet<_> = files(&setup.lake())
+        .into_iter()
+        .filter_map(|(path, _)| {
+            let folder = path.parent()?;
+            folder.ends_with("_delta_log").then(|| folder.to_owned())
+        })
+        .collect();
+    assert_eq!(logs.len(), 5, "{logs:?}");
+    for log in &logs {
+        set_retention(log);
+    }
+}
+
+/// A commit of another writer that sets two properties of the table.
+fn set_retention(log: &Path) {
+    let commit = |version: usize| log.join(format!("{version:020}.json"));
+    let next = (0..usize::MAX).find(|version| !commit(*version).exists()).unwrap();
+    let commits = (0..next).rev().map(|version| fs::read_to_string(commit(version)).unwrap());
+    let actions = commits.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let mut actions = actions.map(|action| serde_json::from_str::<Value>(&action).unwrap());
+    let mut metadata = actions.find(|action| !action["metaData"].is_null()).unwrap();
+    for property in ["delta.deletedFileRetentionDuration", "delta.logRetentionDuration"] {
+        metadata["metaData"]["configuration"][property] = "interval 30 seconds".into();
+    }
+    let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
+    fs::write(commit(next), format!("{info}\n{metadata}\n")).unwrap();
 }
 
 /// What changes before a run, and how the server behaves in it. There are always as many resources.
@@ -200,7 +236,9 @@ impl Daemon {
         for line in output[read_bytes..].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
             read_bytes += line.len();
             let event: Value = serde_json::from_slice(line).unwrap();
-            let outcome = event["message"].as_str().unwrap().strip_prefix("sync ").filter(|word| *word != "begins");
+            let message = event["message"].as_str().unwrap();
+            assert!(!message.starts_with("a table was not maintained"), "{event}");
+            let outcome = message.strip_prefix("sync ").filter(|word| *word != "begins");
             if let (Some(outcome), Some(duration_ms)) = (outcome, event["duration_ms"].as_u64()) {
                 *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
                 (self.bytes_of_run, self.read_bytes) = (read_bytes - self.read_bytes, read_bytes);
