@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Checks what is deployed, without deploying it: shell, units, manifests, configurations, Dockerfile.
+# Checks what is deployed, without deploying it: shell, units, alerts, dashboard, manifests, configurations, Dockerfile.
 # One line per check; exit 1 when one fails. A tool that is missing is installed; where that cannot be, its
 # check is skipped and says so.
-#   FHIR_SYNC=target/debug/fhir-sync deploy/check.sh    also lets the program check the configurations
+#   FHIR_SYNC=target/debug/fhir-sync deploy/check.sh    also lets the program check the configurations,
+#   and promtool the metrics of a daemon
 set -euo pipefail
 
 readonly KUBERNETES_VERSIONS=(1.29 1.37) # the oldest with ReadWriteOncePod, and the newest
@@ -28,6 +29,12 @@ main() {
         --threshold="$EXPOSURE_TENTHS_MAX" "$unit"
     done
     check "systemd units: the timers' units may do what the daemon may" same_sandbox
+  fi
+  if needs promtool "alerts, dashboard, metrics" prometheus; then
+    check "alerts: syntax" promtool check rules deploy/prometheus/alerts.yml
+    check "alerts: each fires, and before does not" promtool test rules deploy/prometheus/alerts_test.yml
+    check "dashboard: queries" queries_valid
+    [[ -z ${FHIR_SYNC:-} ]] || check "metrics: names and text of a daemon" metrics_valid
   fi
   if python_tools; then
     for version in "${KUBERNETES_VERSIONS[@]}"; do
@@ -164,6 +171,47 @@ END
   local file='{{.ResourceKind}}{{.KindSuffix}}.json'
   "$kubeconform" -strict -summary -kubernetes-version "$1.0" -schema-location "$scratch/schemas/v$1.0-local-strict/$file" \
     -schema-location "deploy/kubernetes/schemas/$file" "$scratch"/rendered/*.yaml
+}
+
+# The queries of the dashboard, as rules of a file that promtool can check. JSON is YAML.
+queries_valid() {
+  python3 - deploy/grafana/dashboard.json >"$scratch/queries.yml" <<'END' || return
+import json, sys
+panels = json.load(open(sys.argv[1]))["panels"]
+queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+queries = [query.replace("$__rate_interval", "5m") for query in queries]
+rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, sys.stdout)
+END
+  promtool check rules "$scratch/queries.yml"
+}
+
+# What a daemon serves that has nothing to sync: every series is there all the same.
+metrics_valid() {
+  mkdir "$scratch/daemon" || return
+  printf '%s\n' '[server]' 'url = "http://127.0.0.1:9/fhir"' '[tables]' "root = \"$scratch/daemon/lake\"" '[state]' \
+    "file = \"$scratch/daemon/state.json\"" '[health]' 'listen = "127.0.0.1:0"' '[[export]]' 'name = "all"' \
+    'level = "system"' 'types = ["Patient", "Observation"]' 'incremental = "0 * * * *"' >"$scratch/daemon/fhir-sync.toml"
+  mkdir "$scratch/daemon/lake" || return
+  "$FHIR_SYNC" run --config "$scratch/daemon/fhir-sync.toml" 2>"$scratch/daemon/log" &
+  local daemon=$! served=1
+  if address=$(address_of "$scratch/daemon/log"); then
+    python3 -c 'import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[1]).read())' \
+      "http://$address/metrics" >"$scratch/daemon/metrics" && served=0
+  fi
+  kill "$daemon"
+  wait "$daemon" || true
+  ((served == 0)) || { cat "$scratch/daemon/log"; return 1; }
+  promtool check metrics <"$scratch/daemon/metrics"
+}
+
+# Where a daemon listens, as its log says once it is ready.
+address_of() {
+  for _ in {1..100}; do
+    sed --quiet 's/.*"message":"ready".*"health":"\([^"]*\)".*/\1/p' "$1" | grep . && return
+    sleep 0.2
+  done
+  return 1
 }
 
 # The TOML files parse, and the program, where FHIR_SYNC names it, accepts them.
