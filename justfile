@@ -80,6 +80,11 @@ ops-image PROGRAM:
 ops-systemd PACKAGE:
     tests/ops/systemd.sh {{PACKAGE}}
 
+# A Prometheus scrapes a daemon and fires our alerts; needs prometheus, a minute
+ops-prometheus:
+    cargo build
+    tests/ops/prometheus.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
+
 # Everything that must pass
 ci:
     .ci/run

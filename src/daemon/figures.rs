@@ -7,7 +7,7 @@ use tokio::{task::JoinSet, time::interval};
 use super::views::Watched;
 use crate::{
     serve::ExportView,
-    state::ExportState,
+    state::State,
     sync::{Export, TableName},
     telemetry::metrics::{self, ExportFigures, Exposition, Scope},
 };
@@ -23,7 +23,8 @@ pub fn start(exports: &[Export]) -> Exposition {
 }
 
 /// How far the types of an export go.
-pub fn reach(watched: &Watched, known: &ExportState) {
+pub fn reach(watched: &Watched, state: &State) {
+    let Some(known) = state.exports.get(watched.name()) else { return };
     for of in &watched.scheduled.export.types {
         let watermark = known.watermarks.get(of).map(|watermark| watermark.instant());
         metrics::reach(watched.name(), *of, watermark, known.freshness.data_as_of.get(of).copied());

@@ -171,9 +171,16 @@ fn listen_for_commands(
     listening.ok()
 }
 
-/// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are.
+/// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are. The
+/// same holds for the metrics: a watermark of 0 would look as if it had gone back.
 fn first_view(exports: &[Watched], state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> View {
-    let exports = exports.iter().map(|export| views::view(export, state, recheck_absent, now)).collect();
+    let view = |watched: &Watched| {
+        let view = views::view(watched, state, recheck_absent, now);
+        figures::export(&view, watched);
+        figures::reach(watched, state);
+        view
+    };
+    let exports = exports.iter().map(view).collect();
     View { ready: false, heartbeat: Instant::now(), exports }
 }
 
@@ -328,9 +335,7 @@ impl Daemon {
             self.views.send_modify(|view| {
                 for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                     views::update(export, watched, state, now());
-                    if let Some(known) = state.exports.get(watched.name()) {
-                        figures::reach(watched, known);
-                    }
+                    figures::reach(watched, state);
                 }
             });
         });

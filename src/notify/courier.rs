@@ -16,6 +16,7 @@ use super::{
 use crate::{
     export::{Problem, Proxy, is_loopback},
     sync::Outcome,
+    telemetry::metrics::{self, Delivery, Notification},
 };
 
 #[derive(Debug)]
@@ -67,18 +68,21 @@ impl Courier {
         let Some(url) = self.heartbeat.as_ref().and_then(|heartbeat| heartbeat.url_of(ping)) else { return };
         // The ping of the start must not delay that of the end.
         let attempts = if ping == Ping::Start { Attempts::One } else { Attempts::All };
-        self.deliver("heartbeat", &url, None, attempts).await;
+        self.deliver(Notification::Heartbeat, &url, None, attempts).await;
     }
 
     async fn post(&self, message: &Message) {
         let asked = |webhook: &&Webhook| webhook.on.asks_for(message.outcome, self.before);
         let Some(webhook) = self.webhook.as_ref().filter(asked) else { return };
         let body = message.body(webhook.format, self.before);
-        self.deliver("webhook", webhook.url.url(), Some(&body), Attempts::All).await;
+        self.deliver(Notification::Webhook, webhook.url.url(), Some(&body), Attempts::All).await;
     }
 
-    async fn deliver(&self, what: &str, url: &Url, body: Option<&Value>, attempts: Attempts) {
-        if let Err(refusal) = self.sender.deliver(url, body, attempts, &self.stop).await {
+    async fn deliver(&self, what: Notification, url: &Url, body: Option<&Value>, attempts: Attempts) {
+        let delivered = self.sender.deliver(url, body, attempts, &self.stop).await;
+        metrics::notified(what, if delivered.is_ok() { Delivery::Delivered } else { Delivery::GivenUp });
+        if let Err(refusal) = delivered {
+            let what = what.word();
             let (export, attempts, error) = (&self.export, refusal.attempts, refusal.failure);
             tracing::warn!(export, attempts, error = %error, "a notification is given up: the {what} was not delivered");
         }

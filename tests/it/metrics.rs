@@ -234,3 +234,54 @@ async fn the_page_of_the_metrics_has_exactly_what_is_served() {
     let prose = file("docs/metrics.md");
     assert!(others.iter().all(|name| prose.contains(&format!("`{name}`"))), "{others:?}");
 }
+
+/// The words of a text that begin with a prefix.
+fn words<'a>(text: &'a str, prefix: &'static str) -> impl Iterator<Item = &'a str> {
+    let words = text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_');
+    words.filter(move |word| word.starts_with(prefix))
+}
+
+#[test]
+fn every_alert_has_its_section_in_the_runbook_and_a_test() {
+    let (alerts, tests, runbook) =
+        (file("deploy/prometheus/alerts.yml"), file("deploy/prometheus/alerts_test.yml"), file("docs/runbook.md"));
+    let named = |text: &str, before: &str| -> BTreeSet<String> {
+        text.lines().filter_map(|line| Some(line.trim().strip_prefix(before)?.to_owned())).collect()
+    };
+    let names = named(&alerts, "- alert: ");
+    assert!(names.len() > 10, "{names:?}");
+    let mut sections = named(&runbook, "## ");
+    sections.retain(|section| section.starts_with("FhirSync"));
+    assert_eq!(names, sections);
+    let links = names.iter().map(|name| format!("docs/runbook.md#{}", name.to_lowercase())).collect();
+    assert_eq!(named(&alerts, "runbook_url: "), links);
+    let tested = named(&tests, "- name: ");
+    assert!(names.is_subset(&tested), "{:?}", names.difference(&tested));
+}
+
+#[tokio::test]
+async fn what_alerts_dashboard_and_runbook_name_is_served() {
+    let setup = Setup::new().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    let scrape = Scrape::of(&daemon).await;
+    daemon.stop().await;
+    let dashboard = file("deploy/grafana/dashboard.json").replace("\\\"", "\"");
+    for text in [file("deploy/prometheus/alerts.yml"), file("docs/runbook.md"), dashboard] {
+        let named: BTreeSet<_> = words(&text, "fhir_sync_").chain(words(&text, "process_")).collect();
+        assert!(!named.is_empty());
+        for name in named {
+            let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+            let is_served = [Some(name), family].into_iter().flatten().any(|name| scrape.families.contains_key(name));
+            assert!(is_served, "{name} is not served");
+        }
+        // The matchers of closed lists: `outcome="refused"`, `code=~"401|403"`.
+        for label in ["outcome", "reason", "endpoint", "code", "event", "stage", "operation", "step", "peer", "kind"] {
+            for matcher in ["=", "!=", "=~", "!~"].map(|operator| format!("{label}{operator}\"")) {
+                let values = text.split(&matcher).skip(1).filter_map(|rest| rest.split('"').next());
+                for value in values.flat_map(|values| values.split('|')) {
+                    assert!(scrape.text.contains(&format!("{label}=\"{value}\"")), "{label}: no {value}");
+                }
+            }
+        }
+    }
+}

@@ -242,6 +242,20 @@ words! {
     }
 }
 
+words! {
+    /// What a notification is.
+    Notification {
+        Heartbeat = "heartbeat",
+        Webhook = "webhook",
+    }
+}
+words! {
+    Delivery {
+        Delivered = "delivered",
+        GivenUp = "given_up",
+    }
+}
+
 /// Defines the metrics, and the list of them.
 macro_rules! metrics {
     ($($constant:ident = $kind:expr, $name:literal, [$($label:ident),*], $help:literal;)+) => {
@@ -283,6 +297,8 @@ const COMMIT_OUTCOME: Label = of("outcome", CommitOutcome::WORDS);
 const WRITE_OUTCOME: Label = of("outcome", WriteOutcome::WORDS);
 const PEER: Label = of("peer", Peer::WORDS);
 const REJECTION: Label = of("reason", Rejection::WORDS);
+const NOTIFICATION: Label = of("kind", Notification::WORDS);
+const DELIVERY: Label = of("outcome", Delivery::WORDS);
 
 const COUNTER: Kind = Kind::Counter;
 const GAUGE: Kind = Kind::Gauge;
@@ -347,6 +363,8 @@ metrics! {
         "The local clock minus the server's, by the last response with a Date; in whole seconds.";
     REJECTIONS = COUNTER, "security_rejections_total", [REJECTION],
         "URLs, redirects and responses of the server that were not followed or not read.";
+    NOTIFICATIONS = COUNTER, "notifications_total", [NOTIFICATION, DELIVERY],
+        "Heartbeats and webhooks, by whether they were delivered.";
 }
 
 #[cfg(test)]

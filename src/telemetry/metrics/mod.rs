@@ -11,14 +11,14 @@ mod record;
 
 pub use self::{
     catalogue::{
-        Code, CommitOutcome, Endpoint, FileOutcome, JobEvent, Operation, Peer, Rejection, RetryReason, RunOutcome,
-        Stage, Step, TokenOutcome, WriteOutcome,
+        Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Notification, Operation, Peer, Rejection,
+        RetryReason, RunOutcome, Stage, Step, TokenOutcome, WriteOutcome,
     },
     exposition::{CONTENT_TYPE, Exposition, Scope},
     record::{
         ByteCounter, ExportFigures, clock_skew, commit_ended, export, file_ended, job, lease_held, maintained,
-        maintenance, polled, quarantined, reach, received, rejected, requested, retried, rows, run_began, run_ended,
-        spool_free, spool_grew, spool_removed, state_written, step_began, step_ended, table, token_renewed_at,
-        token_requested,
+        maintenance, notified, polled, quarantined, reach, received, rejected, requested, retried, rows, run_began,
+        run_ended, spool_free, spool_grew, spool_removed, state_written, step_began, step_ended, table,
+        token_renewed_at, token_requested,
     },
 };

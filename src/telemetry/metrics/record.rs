@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use metrics::SharedString;
 
 use super::catalogue::{
-    self as metric, Code, CommitOutcome, Endpoint, FileOutcome, JobEvent, Kind, Metric, Operation, Peer, Rejection,
-    RetryReason, RunOutcome, Stage, Step, TokenOutcome, WriteOutcome,
+    self as metric, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind, Metric, Notification,
+    Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, TokenOutcome, WriteOutcome,
 };
 use crate::fhir::ResourceType;
 
@@ -160,6 +160,10 @@ pub fn token_renewed_at(at: DateTime<Utc>) {
 pub fn clock_skew(peer: Peer, seconds: i64) {
     let sign = if seconds < 0 { -1.0 } else { 1.0 };
     metric::CLOCK_SKEW.set(sign * float(seconds.unsigned_abs()), vec![word("peer", peer.word())]);
+}
+
+pub fn notified(notification: Notification, delivery: Delivery) {
+    metric::NOTIFICATIONS.add(1, vec![word("kind", notification.word()), word("outcome", delivery.word())]);
 }
 
 pub fn rejected(reason: Rejection) {
