@@ -12,14 +12,17 @@ use crate::{
     telemetry::metrics::{self, ExportFigures, Exposition, Scope},
 };
 
-/// From now on the metrics of these exports are kept.
-pub fn start(exports: &[Export]) -> Exposition {
+/// From now on the metrics of these exports are kept, and the disk of the spool is watched until the set is dropped.
+pub fn start(exports: &[Export], spool_folder: PathBuf) -> (Exposition, JoinSet<()>) {
     let tables = exports.iter().flat_map(|export| &export.types).copied().map(TableName::Resources);
     let mut tables: Vec<_> = tables.chain(TableName::OWN).map(|table| table.to_string()).collect();
     tables.sort();
     tables.dedup();
     let exports = exports.iter().map(|export| (export.name.clone(), export.types.clone())).collect();
-    Exposition::start(&Scope { exports, tables })
+    let metrics = Exposition::start(&Scope { exports, tables });
+    let mut watchers = JoinSet::new();
+    watchers.spawn(watch_disk(spool_folder, metrics.clone()));
+    (metrics, watchers)
 }
 
 /// How far the types of an export go.
@@ -47,7 +50,7 @@ pub fn export(view: &ExportView, watched: &Watched) {
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
 
 /// Looks at the free space of the disk with the spool, for ever. The disk may hang, so nobody else waits for it.
-pub async fn watch_disk(spool_folder: PathBuf, metrics: Exposition) {
+async fn watch_disk(spool_folder: PathBuf, metrics: Exposition) {
     let mut every = interval(LOOKED_AT_EVERY);
     let mut reading = JoinSet::new();
     loop {

@@ -103,9 +103,7 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let tables = control::place_of(&config.tables.root);
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
-    let metrics = figures::start(&exports);
-    let mut watchers = JoinSet::new();
-    watchers.spawn(figures::watch_disk(config.sync.spool_folder.clone(), metrics.clone()));
+    let (metrics, _watchers) = figures::start(&exports, config.sync.spool_folder.clone());
     let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
     for export in &exports {
         syncer.forget_lost_data(export).await?;
