@@ -8,6 +8,8 @@ FROM ${BUILD_BASE} AS build
 ARG PROFILE=release
 ARG FEATURES="s3,azure,gcs,sql"
 WORKDIR /build
+# Symbols are most of the file; a build of the same commit has them.
+ENV CARGO_PROFILE_RELEASE_STRIP=symbols
 
 # The dependencies alone, so that this layer, by far the longest, is built again only when they change.
 # Tests and benches are not copied yet; cargo accepts that because Cargo.toml names their `path`.
