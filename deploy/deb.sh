@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian package of a program that is built, and prints where it is.
 #   deploy/deb.sh PROGRAM FOLDER [OPTION…]
-# PROGRAM prints its own man page and completions, so it must be one that this machine can run. Needs cargo-deb, which
+# PROGRAM prints its own man pages and completions, so it must be one that this machine can run. Needs cargo-deb, which
 # gets the OPTIONs: with --fast it compresses less.
 set -euo pipefail
 
@@ -22,7 +22,8 @@ export CARGO_TARGET_DIR=$scratch
 built=$scratch/release
 mkdir -p "$built/man"
 strip --output-file="$built/fhir-sync" "$program"
-"$program" man | gzip --best --no-name >"$built/man/fhir-sync.1.gz"
+"$program" man --dir "$built/man"
+gzip --best --no-name "$built"/man/*
 gzip --best --no-name <CHANGELOG.md >"$built/changelog.gz"
 for shell in bash zsh fish; do
   "$program" completions "$shell" >"$built/completions.$shell"
