@@ -32,6 +32,7 @@ main() {
   step "killed by SIGKILL, it is back" killed KILL 60
   step "hung, it is killed by the watchdog and back" killed STOP 150
   step "after both it is healthy" eventually 60 healthy
+  process=$(main_pid)
   by_hand
   wrong_configuration
   timers
@@ -180,6 +181,7 @@ gave_up() {
 
 timers() {
   step "the daemon stops" inside systemctl disable --now fhir-sync
+  alone
   step "the timers start" inside systemctl enable --now fhir-sync-{once,full-refresh,maintain}.timer
   step "they have a next time" eventually 10 timers_wait
   a_day
@@ -204,15 +206,35 @@ removal() {
   step "no unit stays" fails inside systemctl cat fhir-sync
 }
 
-# Beside the running service, as root.
+# What docs/operations.md lets root do while the service runs, word by word.
 by_hand() {
-  step "status, runs and state show work beside the service" looking
+  local config=/etc/fhir-sync/fhir-sync.toml steps=FHIR_SYNC__MAINTENANCE__STEPS=vacuum
+  step "by hand: status, runs and state show look" looking
+  step "by hand: sync goes through the service" inside fhir-sync sync --config "$config"
+  step "by hand: the disk is full, a dry run" inside fhir-sync maintain --config "$config" --dry-run
+  step "by hand: the disk is full, vacuum" inside env "$steps" fhir-sync maintain --config "$config"
+  step "by hand: the disk is full, a shorter retention" inside env "$steps" \
+    FHIR_SYNC__MAINTENANCE__VACUUM_RETENTION=1h fhir-sync maintain --config "$config" --force
+  step "by hand: the whole maintenance" inside fhir-sync maintain --config "$config"
+  step "by hand: job cancel" inside fhir-sync job cancel --config "$config"
+  step "by hand: verify finds that all is well" inside fhir-sync verify --config "$config"
+  step "the service has not been restarted" same_process
 }
 
 looking() {
   inside fhir-sync status --config /etc/fhir-sync/fhir-sync.toml &&
     inside fhir-sync runs --config /etc/fhir-sync/fhir-sync.toml &&
     inside fhir-sync state show --config /etc/fhir-sync/fhir-sync.toml
+}
+
+same_process() {
+  [[ $(main_pid) == "$process" ]]
+}
+
+# Root maintains where no service runs: what it writes belongs to the user of the service.
+alone() {
+  step "without the service: maintain" inside fhir-sync maintain --config /etc/fhir-sync/fhir-sync.toml
+  step "without the service: nothing belongs to root" one_owner
 }
 
 main
