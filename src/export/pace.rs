@@ -59,12 +59,12 @@ pub struct Paces {
 /// The pace of one origin.
 #[derive(Debug)]
 struct Pace {
-    state: Mutex<State>,
+    state: Mutex<PaceState>,
     has_room: Notify,
 }
 
 #[derive(Debug)]
-struct State {
+struct PaceState {
     /// How many downloads may run at the same time.
     allowed: usize,
     running: usize,
@@ -117,12 +117,12 @@ enum Begin {
 
 impl Pace {
     fn new() -> Self {
-        let state = State { allowed: FIRST_DOWNLOADS, running: 0, calm: 0, reductions: 0, not_before: Instant::now() };
+        let state = PaceState { allowed: FIRST_DOWNLOADS, running: 0, calm: 0, reductions: 0, not_before: Instant::now() };
         Self { state: Mutex::new(state), has_room: Notify::new() }
     }
 }
 
-impl State {
+impl PaceState {
     fn begin(&mut self, load: Load, interval: Duration) -> Begin {
         let now = Instant::now();
         if load == Load::Download && self.running >= self.allowed {
