@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio::{task::JoinSet, time::interval};
 
-use super::views::Watched;
+use super::{now, views::Watched};
 use crate::{
     serve::ExportView,
     state::State,
@@ -19,10 +19,11 @@ pub fn start(exports: &[Export], spool_folder: PathBuf) -> (Exposition, JoinSet<
     tables.sort();
     tables.dedup();
     let exports = exports.iter().map(|export| (export.name.clone(), export.types.clone())).collect();
-    let metrics = Exposition::start(&Scope { exports, tables });
+    let exposition = Exposition::start(&Scope { exports, tables });
+    metrics::config_read(true, now());
     let mut watchers = JoinSet::new();
-    watchers.spawn(watch_disk(spool_folder, metrics.clone()));
-    (metrics, watchers)
+    watchers.spawn(watch_disk(spool_folder, exposition.clone()));
+    (exposition, watchers)
 }
 
 /// How far the types of an export go.
@@ -50,12 +51,12 @@ pub fn export(view: &ExportView, watched: &Watched) {
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
 
 /// Looks at the free space of the disk with the spool, for ever. The disk may hang, so nobody else waits for it.
-async fn watch_disk(spool_folder: PathBuf, metrics: Exposition) {
+async fn watch_disk(spool_folder: PathBuf, exposition: Exposition) {
     let mut every = interval(LOOKED_AT_EVERY);
     let mut reading = JoinSet::new();
     loop {
         every.tick().await;
-        metrics.drain();
+        exposition.drain();
         let folder = spool_folder.clone();
         reading.spawn_blocking(move || {
             if let Ok(disk) = rustix::fs::statvfs(&folder) {

@@ -117,7 +117,8 @@ enum Begin {
 
 impl Pace {
     fn new() -> Self {
-        let state = PaceState { allowed: FIRST_DOWNLOADS, running: 0, calm: 0, reductions: 0, not_before: Instant::now() };
+        let state =
+            PaceState { allowed: FIRST_DOWNLOADS, running: 0, calm: 0, reductions: 0, not_before: Instant::now() };
         Self { state: Mutex::new(state), has_room: Notify::new() }
     }
 }

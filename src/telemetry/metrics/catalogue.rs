@@ -363,6 +363,10 @@ metrics! {
         "The local clock minus the server's, by the last response with a Date; in whole seconds.";
     REJECTIONS = COUNTER, "security_rejections_total", [REJECTION],
         "URLs, redirects and responses of the server that were not followed or not read.";
+    CONFIG_OK = GAUGE, "config_last_reload_successful", [],
+        "1 if the last configuration that was read is in use, 0 if it was refused and the one of before stays.";
+    CONFIG_LOADED = GAUGE, "config_last_reload_success_timestamp_seconds", [],
+        "When the configuration was last read and taken over.";
     NOTIFICATIONS = COUNTER, "notifications_total", [NOTIFICATION, DELIVERY],
         "Heartbeats and webhooks, by whether they were delivered.";
 }

@@ -162,6 +162,14 @@ pub fn clock_skew(peer: Peer, seconds: i64) {
     metric::CLOCK_SKEW.set(sign * float(seconds.unsigned_abs()), vec![word("peer", peer.word())]);
 }
 
+/// A configuration was read: it is in use from now on, or it was refused.
+pub fn config_read(is_in_use: bool, at: DateTime<Utc>) {
+    metric::CONFIG_OK.set(f64::from(u8::from(is_in_use)), Vec::new());
+    if is_in_use {
+        metric::CONFIG_LOADED.set(timestamp(Some(at)), Vec::new());
+    }
+}
+
 pub fn notified(notification: Notification, delivery: Delivery) {
     metric::NOTIFICATIONS.add(1, vec![word("kind", notification.word()), word("outcome", delivery.word())]);
 }
