@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Exit> {
     for remark in remarks {
         say!("{remark}");
     }
-    say!("{}: {}, no mistakes", path.display(), counted(config.exports.len(), "export"));
+    say!("{}: {}, no mistakes", path.display(), counted(config.exports.len() as u64, "export"));
     Ok(())
 }
 

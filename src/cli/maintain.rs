@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use indicatif::HumanBytes;
+use serde::Serialize;
 
 use super::{
     ConfigFile,
     by_hand::{ByHand, unexpected},
+    columns,
     exit::{Exit, FAILED, STOPPED, misconfigured},
+    look,
     show::rows,
 };
 use crate::{
@@ -34,8 +37,11 @@ pub(super) struct Arguments {
     /// an older version may then fail
     #[arg(long)]
     force: bool,
+    /// What was done to each table, or would be, as JSON for programs
+    #[arg(long)]
+    json: bool,
     /// Rebuild all rows of these types from `resource_json`, with the columns of this version, and do nothing else
-    #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["tables", "dry_run", "force"])]
+    #[arg(long, value_name = "TYPE", num_args = 1.., conflicts_with_all = ["tables", "dry_run", "force", "json"])]
     rebuild: Vec<ResourceType>,
 }
 
@@ -63,7 +69,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     let Answer::Maintained(tables) = by_hand.work(work).await? else { return Err(unexpected()) };
     let is_stopped = by_hand.is_stopped();
     by_hand.close().await;
-    print(&tables, dry_run, &maintenance);
+    if arguments.json {
+        look::print_json(&Reported::of(&tables, dry_run))?;
+    } else {
+        print(&tables, dry_run, &maintenance);
+    }
     if tables.iter().any(|(_, result)| result.is_err()) {
         return Err(FAILED);
     }
@@ -83,24 +93,14 @@ async fn rebuild(by_hand: &ByHand, types: &[ResourceType]) -> Result<(), Exit> {
     Ok(())
 }
 
+const HEAD: [&str; 9] =
+    ["table", "rewritten", "bytes", "into", "purged", "checkpoint", "log files", "vacuumed", "vacuumed bytes"];
+
 fn print(tables: &[(TableName, Result<Maintained, String>)], dry_run: DryRun, maintenance: &MaintenanceRun) {
-    let width = tables.iter().map(|(of, _)| of.as_str().len()).max().unwrap_or_default().max(8);
-    say!(
-        "{:width$} {:>9} {:>9} {:>9} {:>10} {:>10} {:>9} {:>9} {:>9}",
-        "type",
-        "rewritten",
-        "bytes",
-        "into",
-        "purged",
-        "checkpoint",
-        "log files",
-        "vacuumed",
-        "bytes"
-    );
+    say!("{}", columns::columns(&HEAD, tables.iter().map(|(table, result)| cells(*table, result, dry_run))).trim_end());
     for (table, result) in tables {
-        match result {
-            Ok(done) => say!("{table:width$} {}", cells(done, dry_run)),
-            Err(error) => say!("{table:width$} {error}"),
+        if let Err(error) = result {
+            say!("! {table}: {error}");
         }
     }
     let left: u64 = tables.iter().filter_map(|(_, result)| result.as_ref().ok()).map(|done| done.left).sum();
@@ -113,16 +113,49 @@ fn print(tables: &[(TableName, Result<Maintained, String>)], dry_run: DryRun, ma
     }
 }
 
-fn cells(done: &Maintained, dry_run: DryRun) -> String {
-    let into = if dry_run == DryRun::Yes { "-".to_owned() } else { done.written.files.to_string() };
-    let checkpoint = done.checkpoint.map_or_else(|| "-".to_owned(), |version| version.to_string());
-    format!(
-        "{:>9} {:>9} {into:>9} {:>10} {checkpoint:>10} {:>9} {:>9} {:>9}",
-        done.rewritten.files,
+fn cells(table: TableName, result: &Result<Maintained, String>, dry_run: DryRun) -> [String; 9] {
+    let dash = || "-".to_owned();
+    let Ok(done) = result else {
+        let mut cells = [(); 9].map(|()| dash());
+        cells[0] = table.to_string();
+        return cells;
+    };
+    [
+        table.to_string(),
+        done.rewritten.files.to_string(),
         HumanBytes(done.rewritten.bytes).to_string(),
-        done.purged_rows + done.folded_rows + done.expired_rows,
-        done.log_deleted.files,
-        done.vacuumed.files,
-        HumanBytes(done.vacuumed.bytes).to_string()
-    )
+        if dry_run == DryRun::Yes { dash() } else { done.written.files.to_string() },
+        (done.purged_rows + done.folded_rows + done.expired_rows).to_string(),
+        done.checkpoint.map_or_else(dash, |version| version.to_string()),
+        done.log_deleted.files.to_string(),
+        done.vacuumed.files.to_string(),
+        HumanBytes(done.vacuumed.bytes).to_string(),
+    ]
+}
+
+/// What a maintenance did, or would do.
+#[derive(Serialize)]
+struct Reported<'a> {
+    dry_run: bool,
+    tables: Vec<ReportedTable<'a>>,
+}
+
+#[derive(Serialize)]
+struct ReportedTable<'a> {
+    table: String,
+    /// Absent where it failed.
+    #[serde(flatten)]
+    done: Option<&'a Maintained>,
+    error: Option<&'a str>,
+}
+
+impl<'a> Reported<'a> {
+    fn of(tables: &'a [(TableName, Result<Maintained, String>)], dry_run: DryRun) -> Self {
+        let tables = tables.iter().map(|(table, result)| ReportedTable {
+            table: table.to_string(),
+            done: result.as_ref().ok(),
+            error: result.as_ref().err().map(String::as_str),
+        });
+        Self { dry_run: dry_run == DryRun::Yes, tables: tables.collect() }
+    }
 }

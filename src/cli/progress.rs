@@ -87,7 +87,7 @@ fn streaming(progress: &Progress, elapsed: Duration, bar: Bar) -> String {
         let left = elapsed.mul_f64((of - done) as f64 / done as f64);
         parts.push(format!("{} left", short(left)));
     }
-    parts.push(format!("{files_done} of {}", counted(usize::try_from(files).unwrap_or(usize::MAX), "file")));
+    parts.push(format!("{files_done} of {}", counted(files, "file")));
     parts.push(format!("{} lines", HumanCount(lines)));
     if elapsed >= MIN_MEASURED {
         #[expect(

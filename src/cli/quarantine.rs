@@ -15,6 +15,7 @@ use super::{
     by_hand::{ByHand, unexpected, with_key},
     exit::{Exit, FAILED, failed, misconfigured},
     look::{self, Looking, day_and_time},
+    show::counted,
 };
 use crate::{
     config::{self, Config},
@@ -111,7 +112,10 @@ async fn list(arguments: &List) -> Result<(), Exit> {
             && arguments.reason.as_ref().is_none_or(|reason| row.reason == *reason)
             && arguments.run.is_none_or(|run| row.run == run)
     });
-    if arguments.looking.json { look::print_json(&rows) } else { look::print(&table(&rows)) }
+    if arguments.looking.json {
+        return look::print_json(&rows);
+    }
+    look::print(&if rows.is_empty() { "no such line in the quarantine\n".to_owned() } else { table(&rows) })
 }
 
 async fn show(arguments: &Show) -> Result<(), Exit> {
@@ -165,7 +169,8 @@ async fn purge(arguments: Purge) -> Result<(), Exit> {
     let purged = by_hand.work(Work::Purge(which)).await;
     by_hand.close().await;
     let Answer::Purged(purged) = purged? else { return Err(unexpected()) };
-    say!("{purged} lines purged; the vacuum deletes the files that held them");
+    let lines = counted(purged, "line");
+    say!("{lines} purged; the vacuum deletes the files that held them");
     Ok(())
 }
 
@@ -200,7 +205,8 @@ fn print_replayed(replayed: &ReplayedLines) {
     for (id, reason) in &replayed.left {
         say!("{} stays: {reason}", short(id));
     }
-    say!("{} lines replayed, {} stay in the quarantine", replayed.lines, replayed.left.len());
+    let lines = counted(replayed.lines, "line");
+    say!("{lines} replayed, {} stay in the quarantine", replayed.left.len());
 }
 
 async fn rows(root: &Root) -> Result<Vec<QuarantineRow>, Exit> {

@@ -165,12 +165,12 @@ impl<'a> ReportedType<'a> {
 
 /// "1 row", "7,664 rows".
 pub fn rows(count: u64) -> String {
-    format!("{} row{}", HumanCount(count), if count == 1 { "" } else { "s" })
+    counted(count, "row")
 }
 
 /// "1 export", "2 exports".
-pub fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{} {noun}{}", HumanCount(count), if count == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

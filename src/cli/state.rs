@@ -102,7 +102,7 @@ fn show(arguments: &Looking) -> Result<(), Exit> {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "\n{}: last outcome {outcome}, last complete {complete}, last full refresh {full}, exports in progress {}",
+            "\n{}: last outcome {outcome}, exports in progress {}\nlast complete {complete}, last full refresh {full}",
             export.name, export.jobs
         );
         let rows = export.types.iter().map(|of| {

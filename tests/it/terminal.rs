@@ -125,6 +125,10 @@ async fn the_report_of_a_sync_and_of_a_check_is_json_for_programs() {
     let report = json_of(&synced);
     assert_eq!((&report["export"], &report["outcome"]), (&json!("all"), &json!("complete")));
     assert_eq!((&report["types"][1]["resource_type"], &report["types"][1]["inserted"]), (&json!("Patient"), &json!(5)));
+    let maintained = json_of(&setup.command(&["maintain", "--dry-run", "--json"], &[]).await);
+    let tables = maintained["tables"].as_array().unwrap();
+    assert_eq!((&maintained["dry_run"], &tables[0]["table"]), (&json!(true), &json!("Observation")));
+    assert_eq!((&tables[0]["rewritten"]["files"], &tables[0]["error"]), (&json!(0), &Value::Null), "{maintained}");
     let checked = json_of(&setup.command(&["check", "--json"], &[]).await);
     assert_eq!((&checked["exports"], &checked["mistakes"]), (&json!(["all"]), &json!([])));
     let wrong = setup.command(&["check", "--json"], &[("FHIR_SYNC__HELTH__LISTEN", "here")]).await;
