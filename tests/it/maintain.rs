@@ -1,6 +1,6 @@
 use serde_json::{Value, json};
 
-use crate::harness::{Ended, PATIENT, Process, Setup, eventually};
+use crate::harness::{Ended, PATIENT, Process, Setup, eventually, json_of};
 
 /// A setup whose Patient table has two small files.
 async fn two_files() -> Setup {
@@ -17,14 +17,20 @@ async fn two_files() -> Setup {
 async fn maintain(setup: &Setup, arguments: &[&str]) -> Ended {
     let path = setup.folder.path().join("maintain.toml");
     std::fs::write(&path, setup.config()).unwrap();
-    let command = ["maintain", "--config", path.to_str().unwrap()];
+    let command = ["maintain", "--json", "--config", path.to_str().unwrap()];
     Process::start(&[&command, arguments].concat(), &[]).end().await
 }
 
-/// The cells of a table's row in the printed report.
-fn row<'a>(ended: &'a Ended, of: &str) -> Vec<&'a str> {
-    let line = ended.stdout.lines().find(|line| line.starts_with(of));
-    line.unwrap_or_else(|| panic!("no {of} in\n{}", ended.output())).split_whitespace().collect()
+/// What was done to a table.
+fn done(ended: &Ended, of: &str) -> Value {
+    let tables = json_of(ended)["tables"].as_array().unwrap().clone();
+    let done = tables.into_iter().find(|done| done["table"] == of);
+    done.unwrap_or_else(|| panic!("no {of} in\n{}", ended.output()))
+}
+
+/// How many of its files were, or would be, rewritten.
+fn rewritten(ended: &Ended, of: &str) -> Value {
+    done(ended, of)["rewritten"]["files"].clone()
 }
 
 #[tokio::test]
@@ -33,18 +39,18 @@ async fn the_maintain_command_reports_what_it_did_to_each_table_and_changes_no_r
     let watermark = setup.watermark(PATIENT).await;
     let ended = maintain(&setup, &["--dry-run"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
-    assert_eq!(row(&ended, "Patient")[1], "2");
-    assert!(ended.stdout.contains("dry run: nothing was changed"), "{}", ended.stdout);
+    assert_eq!(rewritten(&ended, "Patient"), 2);
+    assert_eq!(json_of(&ended)["dry_run"], true, "{}", ended.stdout);
     assert_eq!(setup.data_files(PATIENT).len(), 2);
     let ended = maintain(&setup, &[]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
-    assert_eq!(row(&ended, "Patient")[1], "2");
-    assert_eq!(row(&ended, "Observation")[1], "0");
+    assert_eq!(rewritten(&ended, "Patient"), 2);
+    assert_eq!(rewritten(&ended, "Observation"), 0);
     assert_eq!(setup.data_files(PATIENT).len(), 3, "replaced files are kept for a week");
     assert_eq!(setup.watermark(PATIENT).await, watermark);
     setup.assert_same_as_server().await;
     let ended = maintain(&setup, &["Patient"]).await;
-    assert_eq!((ended.code, row(&ended, "Patient")[1]), (Some(0), "0"));
+    assert_eq!((ended.code, rewritten(&ended, "Patient")), (Some(0), json!(0)));
     assert!(!ended.stdout.contains("Observation"), "{}", ended.stdout);
     setup.later(|world| {
         world.put(PATIENT, "p1", json!({"gender": "male"}));
@@ -62,12 +68,12 @@ async fn the_table_of_tombstones_is_maintained_with_the_others_and_by_its_name()
         setup.complete().await;
     }
     let ended = maintain(&setup, &["--dry-run"]).await;
-    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "2"), "{}", ended.output());
+    assert_eq!((ended.code, rewritten(&ended, "deleted")), (Some(0), json!(2)), "{}", ended.output());
     let ended = maintain(&setup, &["deleted"]).await;
-    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "2"), "{}", ended.output());
+    assert_eq!((ended.code, rewritten(&ended, "deleted")), (Some(0), json!(2)), "{}", ended.output());
     assert!(!ended.stdout.contains("Patient"), "{}", ended.stdout);
     let ended = maintain(&setup, &[]).await;
-    assert_eq!((ended.code, row(&ended, "deleted")[1]), (Some(0), "0"), "{}", ended.output());
+    assert_eq!((ended.code, rewritten(&ended, "deleted")), (Some(0), json!(0)), "{}", ended.output());
     setup.assert_same_as_server().await;
 }
 
@@ -79,7 +85,7 @@ async fn one_table_that_cannot_be_maintained_does_not_stop_the_others() {
     let ended = maintain(&setup, &[]).await;
     assert_eq!(ended.code, Some(1), "{}", ended.output());
     assert!(ended.stdout.contains("Observation.parquet"), "{}", ended.output());
-    assert_eq!(row(&ended, "Patient")[1], "2");
+    assert_eq!(rewritten(&ended, "Patient"), 2);
 }
 
 #[tokio::test]
@@ -95,7 +101,12 @@ async fn maintenance_writes_the_checkpoint_that_a_dry_run_announced() {
         names.filter(|name| name.ends_with(".checkpoint.parquet")).collect::<Vec<_>>()
     };
     let announced = maintain(&setup, &["--dry-run"]).await;
-    assert_eq!((row(&announced, "Patient")[6], checkpoints().len()), ("10", 0), "{}", announced.stdout);
+    assert_eq!(
+        (done(&announced, "Patient")["checkpoint"].clone(), checkpoints().len()),
+        (json!(10), 0),
+        "{}",
+        announced.stdout
+    );
     let ended = maintain(&setup, &[]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert_eq!(checkpoints(), ["00000000000000000011.checkpoint.parquet"], "after the compaction");
