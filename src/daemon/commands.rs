@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::{AtWork, Daemon, Done, views::Watched};
 use crate::{
-    control::{Error, Order, Work, carry_out},
+    control::{Answer, Error, Order, Work, carry_out},
     sync::{Activity, Export},
 };
 
@@ -58,8 +58,12 @@ impl Daemon {
         let task = self.running.spawn(async move {
             let answer = carry_out(&syncer, &exports, &notifier, order.work.clone(), &order.stop).await;
             tracing::info!(command = order.work.name(), "a command by hand ends");
+            let done = match &answer {
+                Ok(Answer::Synced(report)) => Done::Sync(report.clone()),
+                _ => Done::Command,
+            };
             order.answer(answer);
-            Done::Command
+            done
         });
         self.at_work.insert(task.id(), AtWork { activity, excludes, stop });
         self.publish(true);

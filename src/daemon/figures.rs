@@ -42,7 +42,7 @@ pub fn export(view: &ExportView, watched: &Watched) {
         max_age: view.max_age,
         interval: watched.longest_interval,
         next_run: view.next_run_at,
-        step: view.step.word(),
+        step: view.progress.step.word(),
         failures: view.failures_in_a_row,
         warnings: view.warnings.len(),
     });

@@ -8,6 +8,7 @@
 //! | a sync | logged and counted; the next tick tries again | it ends at the next safe point; a commit is finished |
 //! | maintenance | logged; the next tick tries again | it ends after the files that it is working on |
 //! | the scheduler | the start fails | it is shut down |
+//! | a reading for the status page | logged; the page lacks it | it is dropped |
 //! | the health listener | the start fails | it answers until the end |
 //! | a command by hand | reported to the one who gave it | it ends at its next safe point |
 //! | the control socket | a warning; commands by hand need the daemon to be stopped | it answers until the end |
@@ -16,6 +17,7 @@
 
 mod commands;
 mod figures;
+mod history;
 mod views;
 
 use std::{
@@ -37,16 +39,18 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     commands::next_order,
+    history::History,
     views::{Watched, next_run_at},
 };
 use crate::{
     config::{Config, Maintenance, Scheduled},
     control::{self, Order},
+    fhir::ResourceType,
     notify::{self, Notifier},
     schedule::{self, Tick, Ticks, next_after},
     serve::{self, View},
     state::{ExportState, State},
-    sync::{self, Activity, Board, DryRun, Mode, ProgressBoard, Syncer, TableName, TablesMaintained},
+    sync::{self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Syncer, TableName, TablesMaintained},
     telemetry::metrics,
 };
 
@@ -119,8 +123,10 @@ pub async fn run(config: Config) -> Result<Ended, Error> {
     let (control, orders) = listen_for_commands(&config.state_file, tables, board.clone(), &stop).unzip();
     let ticks = Ticks::default();
     let mut scheduler = schedule::start(&schedules, &ticks).await?;
+    let syncer = Arc::new(syncer);
     let mut daemon = Daemon {
-        syncer: Arc::new(syncer),
+        history: History::read(&syncer, types_of(&exports)),
+        syncer,
         exports,
         maintenance: config.maintenance,
         views,
@@ -185,6 +191,7 @@ fn first_view(exports: &[Watched], state: &State, recheck_absent: Duration, now:
 struct Daemon {
     syncer: Arc<Syncer>,
     exports: Vec<Watched>,
+    history: History,
     maintenance: Maintenance,
     views: watch::Sender<View>,
     board: watch::Receiver<Board>,
@@ -207,7 +214,7 @@ struct AtWork {
 
 /// A task that ended.
 enum Done {
-    Sync,
+    Sync(Box<Report>),
     Maintenance(TablesMaintained),
     Command,
 }
@@ -245,6 +252,7 @@ impl Daemon {
                 Some(order) = next_order(&mut orders) => self.take_order(order),
                 tick = ticks.next(&excluded), if !self.stop.is_cancelled() => self.begin(&tick),
                 Some(ended) = self.running.join_next_with_id() => self.end(ended).await,
+                () = self.history.next(&self.syncer) => {}
                 name = signals.next() => {
                     if give_up_at.is_some() {
                         tracing::warn!(signal = name, "second signal: ending at once");
@@ -279,8 +287,7 @@ impl Daemon {
         let stops = stop.clone();
         let task = match tick {
             Tick::Maintain => {
-                let types: BTreeSet<_> =
-                    self.exports.iter().flat_map(|export| export.scheduled.export.types.clone()).collect();
+                let types = types_of(&self.exports);
                 let tables: Vec<_> = types.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
                 let maintenance = self.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
@@ -293,8 +300,7 @@ impl Daemon {
                 let (export, mode) = (watched.scheduled.export.clone(), *mode);
                 let notifier = self.notifier.clone();
                 self.running.spawn(async move {
-                    notifier.around(&export.name, syncer.run(&export, mode, &stop)).await;
-                    Done::Sync
+                    Done::Sync(Box::new(notifier.around(&export.name, syncer.run(&export, mode, &stop)).await))
                 })
             }
         };
@@ -308,7 +314,8 @@ impl Daemon {
         let activity = self.at_work.remove(&id).map(|at_work| at_work.activity);
         match ended.map(|(_, done)| done) {
             // What it brought is in the state file; its own log lines say how it ended.
-            Ok(Done::Sync | Done::Command) => {}
+            Ok(Done::Sync(report)) => self.history.ended(&report, &self.syncer),
+            Ok(Done::Command) => {}
             Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
@@ -332,13 +339,13 @@ impl Daemon {
         self.syncer.look_at_state(|state| {
             self.views.send_modify(|view| {
                 for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
-                    views::update(export, watched, state, now());
+                    views::update(export, watched, state, &self.history, now());
                     figures::reach(watched, state);
                 }
             });
         });
         let board = self.board.borrow().clone();
-        let step = |activity: &Activity| board.get(activity).map(|progress| progress.step.clone()).unwrap_or_default();
+        let progress = |activity: &Activity| board.get(activity).cloned().unwrap_or_default();
         let at_work: Vec<_> = self.at_work.values().map(|of| of.activity.clone()).collect();
         let now = now();
         self.views.send_modify(|view| {
@@ -346,7 +353,7 @@ impl Daemon {
             view.heartbeat = Instant::now();
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                 let sync = Activity::Sync { export: export.name.clone() };
-                export.step = if at_work.contains(&sync) { step(&sync) } else { sync::Step::Idle };
+                export.progress = if at_work.contains(&sync) { progress(&sync) } else { Progress::default() };
                 export.next_run_at = next_run_at(&watched.scheduled, now);
                 figures::export(export, watched);
             }
@@ -355,14 +362,18 @@ impl Daemon {
         let mut activities: Vec<_> = at_work
             .iter()
             .map(|activity| match activity {
-                Activity::Sync { export } => format!("{export}: {}", step(activity)),
-                Activity::Maintenance | Activity::ByHand => step(activity).to_string(),
+                Activity::Sync { export } => format!("{export}: {}", progress(activity).step),
+                Activity::Maintenance | Activity::ByHand => progress(activity).step.to_string(),
             })
             .collect();
         activities.sort();
         let status = if activities.is_empty() { "waiting for the next run".to_owned() } else { activities.join("; ") };
         notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
+}
+
+fn types_of(exports: &[Watched]) -> BTreeSet<ResourceType> {
+    exports.iter().flat_map(|export| export.scheduled.export.types.clone()).collect()
 }
 
 /// Waits until the instant; without one, for ever.

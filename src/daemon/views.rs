@@ -5,12 +5,13 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use super::history::History;
 use crate::{
     config::Scheduled,
     schedule::{longest_interval, next_after},
     serve::{ExportView, Moment, TypeView},
     state::{ExportState, State},
-    sync,
+    sync::{PastRuns, Progress},
 };
 
 /// How old the data of an export may be that has no schedule and no `max_age`.
@@ -52,14 +53,15 @@ pub fn view(watched: &Watched, state: &State, recheck_absent: Duration, now: Dat
         failures_in_a_row: 0,
         warnings: Vec::new(),
         next_run_at: None,
-        step: sync::Step::Idle,
+        progress: Progress::default(),
+        runs: PastRuns::default(),
     };
-    update(&mut view, watched, state, now);
+    update(&mut view, watched, state, &History::default(), now);
     view
 }
 
-/// Brings a view up to date with the state file.
-pub fn update(view: &mut ExportView, watched: &Watched, state: &State, now: DateTime<Utc>) {
+/// Brings a view up to date with the state file, and with what is known of the tables.
+pub fn update(view: &mut ExportView, watched: &Watched, state: &State, history: &History, now: DateTime<Utc>) {
     let nothing = ExportState::default();
     let known = state.exports.get(&view.name).unwrap_or(&nothing);
     let instant = Instant::now();
@@ -79,6 +81,8 @@ pub fn update(view: &mut ExportView, watched: &Watched, state: &State, now: Date
                 known.unconfirmed.get(resource_type).copied(),
             ),
             last_end: known.freshness.ends.get(resource_type).cloned(),
+            watermark: known.watermarks.get(resource_type).map(|watermark| watermark.instant()),
+            rows: history.rows.get(resource_type).copied(),
             name,
         }
     });
@@ -88,6 +92,7 @@ pub fn update(view: &mut ExportView, watched: &Watched, state: &State, now: Date
     view.last_outcome = known.freshness.last_outcome;
     view.failures_in_a_row = known.freshness.failures_in_a_row;
     view.warnings.clone_from(&known.freshness.warnings);
+    view.runs = history.runs.get(&view.name).cloned().unwrap_or_default();
 }
 
 /// The first scheduled sync after `now`.
@@ -101,16 +106,12 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::{export::Level, fhir::parse_instant};
+    use crate::{export::Level, fhir::parse_instant, sync::Export};
 
     fn max_age(incremental: Option<&str>, full_refresh: Option<&str>, of_config: Option<Duration>) -> Duration {
         let patterns = |text: Option<&str>| text.map(|text| text.parse().unwrap()).into_iter().collect();
-        let export = sync::Export {
-            name: "all".to_owned(),
-            level: Level::System,
-            types: Vec::new(),
-            reconciled: BTreeSet::default(),
-        };
+        let export =
+            Export { name: "all".to_owned(), level: Level::System, types: Vec::new(), reconciled: BTreeSet::default() };
         let scheduled = Scheduled {
             export,
             incremental: patterns(incremental),

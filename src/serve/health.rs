@@ -6,80 +6,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::sync::{Outcome, Step};
+use super::view::{ExportView, TypeView, View};
+use crate::sync::Step;
 
-/// What the daemon publishes about itself.
-#[derive(Clone, Debug)]
-pub struct View {
-    pub ready: bool,
-    /// When the daemon's loop last showed that it is alive.
-    pub heartbeat: Instant,
-    pub exports: Vec<ExportView>,
-}
-
-#[derive(Clone, Debug)]
-pub struct ExportView {
-    pub name: String,
-    /// When the last complete sync ended.
-    pub last_complete: Option<Moment>,
-    pub types: Vec<TypeView>,
-    /// How old the data may be.
-    pub max_age: Duration,
-    /// A type of which it is unknown whether there is any is asked for again after this time.
-    pub recheck_absent: Duration,
-    pub last_outcome: Option<Outcome>,
-    pub failures_in_a_row: u32,
-    /// What the last sync left open: what is in quarantine, unconfirmed, denied, missing, accepted, loaded in full.
-    pub warnings: Vec<String>,
-    pub next_run_at: Option<DateTime<Utc>>,
-    /// The step of the sync that is running.
-    pub step: Step,
-}
-
-#[derive(Clone, Debug)]
-pub struct TypeView {
-    pub name: String,
-    /// From when its data are. `None`: never loaded, or lost.
-    pub data: Option<Moment>,
-    /// When it was last asked for, where it is unconfirmed: nothing arrived, and it is unknown whether there is
-    /// anything.
-    pub unconfirmed: Option<Moment>,
-    /// How it ended in the last run.
-    pub last_end: Option<String>,
-}
-
-/// An instant on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    pub at: DateTime<Utc>,
-    anchor: Instant,
-}
-
-/// How far the wall clock may be behind a moment before it is not trusted.
-const MAX_SKEW: TimeDelta = TimeDelta::seconds(60);
 /// The daemon's loop publishes a heartbeat every second; after this long without one it counts as hanging.
 const MAX_HEARTBEAT_AGE: Duration = Duration::from_mins(1);
-
-impl Moment {
-    /// A moment that may be before this process; `now` and `instant` are the present.
-    pub fn new(at: DateTime<Utc>, now: DateTime<Utc>, instant: Instant) -> Self {
-        let age = (now - at).to_std().unwrap_or_default();
-        Self { at, anchor: instant.checked_sub(age).unwrap_or(instant) }
-    }
-
-    /// `None` where the wall clock is before the moment: then the age is unknown.
-    fn age(&self, now: DateTime<Utc>, instant: Instant) -> Option<Duration> {
-        if now + MAX_SKEW < self.at {
-            return None;
-        }
-        let wall = (now - self.at).to_std().unwrap_or_default();
-        Some(wall.max(instant.saturating_duration_since(self.anchor)))
-    }
-}
 
 pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
     instant.saturating_duration_since(view.heartbeat) < MAX_HEARTBEAT_AGE
@@ -183,7 +118,7 @@ fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> E
         failures_in_a_row: export.failures_in_a_row,
         warnings: export.warnings.clone(),
         next_run: export.next_run_at.map(text),
-        now: (export.step != Step::Idle).then(|| export.step.to_string()),
+        now: (export.progress.step != Step::Idle).then(|| export.progress.step.to_string()),
         types,
     }
 }
@@ -210,8 +145,11 @@ fn text(instant: DateTime<Utc>) -> String {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::*;
-    use crate::fhir::parse_instant;
+    use super::{super::view::Moment, *};
+    use crate::{
+        fhir::parse_instant,
+        sync::{PastRuns, Progress},
+    };
 
     const MAX_AGE: Duration = Duration::from_hours(2);
 
@@ -223,6 +161,8 @@ mod tests {
             data: data.map(moment),
             unconfirmed: None,
             last_end: None,
+            watermark: None,
+            rows: None,
         };
         let export = |(index, types): (usize, &&[Option<&str>])| ExportView {
             name: format!("export-{index}"),
@@ -239,7 +179,8 @@ mod tests {
             failures_in_a_row: 0,
             warnings: Vec::new(),
             next_run_at: None,
-            step: Step::Idle,
+            progress: Progress::default(),
+            runs: PastRuns::default(),
         };
         View { ready: true, heartbeat: start, exports: exports.iter().enumerate().map(export).collect() }
     }

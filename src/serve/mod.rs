@@ -5,6 +5,7 @@
 
 mod connections;
 mod health;
+mod view;
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -20,7 +21,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::connections::Connections;
-pub use self::health::{ExportView, Moment, TypeView, View};
+pub use self::view::{ExportView, Moment, TypeView, View};
 use crate::telemetry::metrics::{self, Exposition};
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -39,6 +39,10 @@ pub enum Outcome {
     Stopped,
 }
 
+impl Outcome {
+    pub const ALL: [Self; 4] = [Self::Complete, Self::Partial, Self::Failed, Self::Stopped];
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.pad(match self {

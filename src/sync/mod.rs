@@ -14,6 +14,7 @@ mod columns;
 mod config;
 mod error;
 mod events;
+mod history;
 mod intake;
 mod jobs;
 mod ledger;
@@ -56,6 +57,7 @@ pub use self::{
     by_hand::{Cancelled, SinceSet},
     config::{Chosen, Config, Export, QuarantineLimit},
     error::{Error, Recovery, chain, recovery},
+    history::{PastRun, PastRuns},
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},

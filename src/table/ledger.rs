@@ -127,6 +127,11 @@ impl Root {
         self.append(TableName::Runs, rows).await
     }
 
+    /// Gives each row to `take`, in no order. One batch of them is in memory at a time.
+    pub async fn read_ledger(&self, take: &mut impl FnMut(LedgerRow)) -> Result<(), Error> {
+        self.each_record(TableName::Runs, take).await
+    }
+
     /// All rows, the oldest first; none where there is no table.
     pub async fn ledger(&self) -> Result<Vec<LedgerRow>, Error> {
         let mut all = self.records::<LedgerRow>(TableName::Runs).await?;

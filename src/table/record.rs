@@ -215,15 +215,25 @@ impl Root {
 
     /// All records; none where there is no table.
     pub(super) async fn records<R: Recorded>(&self, name: TableName) -> Result<Vec<R>, Error> {
-        let Some(table) = self.load(name).await? else { return Ok(Vec::new()) };
         let mut all = Vec::new();
+        self.each_record(name, &mut |record| all.push(record)).await?;
+        Ok(all)
+    }
+
+    /// Gives each record to `take`, in no order. One batch of them is in memory at a time.
+    pub(super) async fn each_record<R: Recorded>(
+        &self,
+        name: TableName,
+        take: &mut impl FnMut(R),
+    ) -> Result<(), Error> {
+        let Some(table) = self.load(name).await? else { return Ok(()) };
         for stored in table.stored_files().await? {
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                all.extend(R::of(&batch?).map_err(|error| table.failed(error))?);
+                R::of(&batch?).map_err(|error| table.failed(error))?.into_iter().for_each(&mut *take);
             }
         }
-        Ok(all)
+        Ok(())
     }
 }
 
