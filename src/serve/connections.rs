@@ -135,6 +135,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_its_request_byte_by_byte_gets_no_more_time() {
+        let mut tasks = JoinSet::new();
+        let address = served(&mut tasks).await;
+        let begun = Instant::now();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut rest = Vec::new();
+        for byte in REQUEST {
+            let sent = stream.write_all(&[*byte]).await;
+            let cut_off = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut rest)).await.is_ok();
+            if sent.is_err() || cut_off {
+                break;
+            }
+        }
+        let waited = begun.elapsed();
+        let is_in_time = waited >= MAX_REQUEST_WAIT && waited < 2 * MAX_REQUEST_WAIT;
+        assert!(rest.is_empty() && is_in_time, "{waited:?}: {rest:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn silent_clients_do_not_keep_others_out_for_long() {
         let mut tasks = JoinSet::new();
         let address = served(&mut tasks).await;

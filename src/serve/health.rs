@@ -10,7 +10,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::view::{ExportView, TypeView, View};
+use super::{
+    question::Bar,
+    view::{ExportView, TypeView, View},
+};
 use crate::sync::Step;
 
 /// The daemon's loop publishes a heartbeat every second; after this long without one it counts as hanging.
@@ -24,46 +27,46 @@ pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
 /// them.
 #[derive(Serialize, Debug)]
 pub(super) struct Health {
-    status: Status,
-    last_sync: Option<String>,
-    age_seconds: Option<u64>,
+    pub(super) status: Status,
+    pub(super) last_sync: Option<String>,
+    pub(super) age_seconds: Option<u64>,
     /// Of the export that `last_sync` is of.
-    max_age_seconds: Option<u64>,
+    pub(super) max_age_seconds: Option<u64>,
     /// Of the oldest data of all exports.
-    data_age_seconds: Option<u64>,
-    version: &'static str,
-    exports: BTreeMap<String, ExportHealth>,
+    pub(super) data_age_seconds: Option<u64>,
+    pub(super) version: &'static str,
+    pub(super) exports: BTreeMap<String, ExportHealth>,
 }
 
 #[derive(Serialize, Debug)]
-struct ExportHealth {
-    status: Status,
-    last_sync: Option<String>,
-    age_seconds: Option<u64>,
-    max_age_seconds: u64,
-    data_age_seconds: Option<u64>,
+pub(super) struct ExportHealth {
+    pub(super) status: Status,
+    pub(super) last_sync: Option<String>,
+    pub(super) age_seconds: Option<u64>,
+    pub(super) max_age_seconds: u64,
+    pub(super) data_age_seconds: Option<u64>,
     /// The type with the oldest data, or the first one without.
-    oldest_type: Option<String>,
-    last_outcome: Option<String>,
-    failures_in_a_row: u32,
-    warnings: Vec<String>,
-    next_run: Option<String>,
+    pub(super) oldest_type: Option<String>,
+    pub(super) last_outcome: Option<String>,
+    pub(super) failures_in_a_row: u32,
+    pub(super) warnings: Vec<String>,
+    pub(super) next_run: Option<String>,
     /// The step of the sync that is running.
-    now: Option<String>,
-    types: BTreeMap<String, TypeHealth>,
+    pub(super) now: Option<String>,
+    pub(super) types: BTreeMap<String, TypeHealth>,
 }
 
 #[derive(Serialize, Debug)]
-struct TypeHealth {
-    status: Status,
-    data_as_of: Option<String>,
-    data_age_seconds: Option<u64>,
-    last_end: Option<String>,
+pub(super) struct TypeHealth {
+    pub(super) status: Status,
+    pub(super) data_as_of: Option<String>,
+    pub(super) data_age_seconds: Option<u64>,
+    pub(super) last_end: Option<String>,
 }
 
 #[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
 #[serde(rename_all = "lowercase")]
-enum Status {
+pub(super) enum Status {
     Healthy,
     Unhealthy,
 }
@@ -72,17 +75,16 @@ impl Status {
     fn of(healthy: bool) -> Self {
         if healthy { Self::Healthy } else { Self::Unhealthy }
     }
-}
 
-impl Health {
-    pub(super) fn is_healthy(&self) -> bool {
-        self.status == Status::Healthy
+    pub(super) fn is_healthy(self) -> bool {
+        self == Self::Healthy
     }
 }
 
 /// As healthy as the least healthy export.
-pub(super) fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> Health {
-    let exports: Vec<_> = view.exports.iter().map(|export| (export, export_health(export, now, instant))).collect();
+pub(super) fn health(view: &View, bar: Bar, now: DateTime<Utc>, instant: Instant) -> Health {
+    let of = |export| (export, export_health(export, bar, now, instant));
+    let exports: Vec<_> = view.exports.iter().map(of).collect();
     // The oldest; one that was never complete, because "never" is older than any age.
     let rank = |health: &ExportHealth| (health.age_seconds.is_none(), health.age_seconds);
     let oldest = exports.iter().max_by_key(|(_, health)| rank(health));
@@ -99,8 +101,10 @@ pub(super) fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> Healt
     }
 }
 
-fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> ExportHealth {
-    let health = |of: &TypeView| (of.name.clone(), type_health(of, export, now, instant));
+pub(super) fn export_health(export: &ExportView, bar: Bar, now: DateTime<Utc>, instant: Instant) -> ExportHealth {
+    let max_age = bar.max_age(export.max_age);
+    let recheck_after = max_age.saturating_add(export.recheck_absent);
+    let health = |of: &TypeView| (of.name.clone(), type_health(of, max_age, recheck_after, now, instant));
     let types: BTreeMap<_, _> = export.types.iter().map(health).collect();
     // An unconfirmed type has no data that could be old.
     let with_data = types.iter().filter(|(_, of)| of.data_age_seconds.is_some() || of.status == Status::Unhealthy);
@@ -111,7 +115,7 @@ fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> E
         status: Status::of(types.values().all(|of| of.status == Status::Healthy)),
         last_sync: export.last_complete.map(|last| text(last.at)),
         age_seconds: age.map(|age| age.as_secs()),
-        max_age_seconds: export.max_age.as_secs(),
+        max_age_seconds: max_age.as_secs(),
         data_age_seconds: oldest.and_then(|(_, of)| of.data_age_seconds),
         oldest_type: oldest.map(|(name, _)| name.clone()),
         last_outcome: export.last_outcome.map(|outcome| outcome.to_string()),
@@ -123,12 +127,17 @@ fn export_health(export: &ExportView, now: DateTime<Utc>, instant: Instant) -> E
     }
 }
 
-fn type_health(of: &TypeView, export: &ExportView, now: DateTime<Utc>, instant: Instant) -> TypeHealth {
+fn type_health(
+    of: &TypeView,
+    max_age: Duration,
+    recheck_after: Duration,
+    now: DateTime<Utc>,
+    instant: Instant,
+) -> TypeHealth {
     let age = of.data.and_then(|data| data.age(now, instant));
     // Data that are there are as old as they are, whatever was asked since.
     let asked = of.unconfirmed.filter(|_| of.data.is_none()).and_then(|asked| asked.age(now, instant));
-    let is_fresh = age.is_some_and(|age| age <= export.max_age)
-        || asked.is_some_and(|age| age <= export.max_age.saturating_add(export.recheck_absent));
+    let is_fresh = age.is_some_and(|age| age <= max_age) || asked.is_some_and(|age| age <= recheck_after);
     TypeHealth {
         status: Status::of(is_fresh),
         data_as_of: of.data.map(|data| text(data.at)),
@@ -191,8 +200,8 @@ mod tests {
 
     /// Healthy or not, and the body as it is sent.
     fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
-        let health = super::health(view, now, instant);
-        (health.is_healthy(), serde_json::to_value(&health).unwrap())
+        let health = super::health(view, Bar::OfExport, now, instant);
+        (health.status.is_healthy(), serde_json::to_value(&health).unwrap())
     }
 
     #[test]
@@ -241,6 +250,18 @@ mod tests {
         view.exports[0].types[0].data =
             Some(Moment::new(at("2026-11-01T09:00:00Z"), at("2026-11-01T09:00:00Z"), start));
         assert!(!health(&view, at("2026-11-20T10:59:00Z"), start).0, "data that are there are old");
+    }
+
+    #[test]
+    fn a_checker_may_set_its_own_bar() {
+        let start = Instant::now();
+        let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
+        let at_most = |minutes| Bar::AtMost(Duration::from_mins(minutes));
+        let health = |bar, now| super::health(&view, bar, at(now), start);
+        let strict = health(at_most(30), "2026-11-20T10:45:00Z");
+        assert_eq!((strict.status, strict.max_age_seconds), (Status::Unhealthy, Some(1800)));
+        assert_eq!(strict.exports["export-0"].max_age_seconds, 1800);
+        assert_eq!(health(at_most(300), "2026-11-20T14:00:00Z").status, Status::Healthy);
     }
 
     #[test]

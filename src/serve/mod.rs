@@ -1,27 +1,30 @@
-//! The health listener of the daemon: `/health`, `/livez`, `/readyz`, `/metrics`.
+//! The health listener of the daemon: `/health` for all exports and for each, `/livez`, `/readyz`, `/metrics`.
 //!
-//! Responses come from a [`View`] that the daemon publishes, and from the series of the process; no request reaches the FHIR server, a table or a disk. The
-//! listener has its own thread and runtime, so that an upsert on all cores cannot silence it.
+//! Responses come from a [`View`] that the daemon publishes, and from the series of the process; no request reaches the
+//! FHIR server, a table or a disk. The listener has its own thread and runtime, so that an upsert on all cores cannot
+//! silence it.
 
 mod connections;
 mod health;
+mod question;
 mod view;
 
 use std::{net::SocketAddr, thread, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{StatusCode, header},
+    extract::{Path, RawQuery, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::get,
 };
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use self::connections::Connections;
 pub use self::view::{ExportView, Moment, TypeView, View};
+use self::{connections::Connections, question::Bar};
 use crate::telemetry::metrics::{self, Exposition};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,16 +89,38 @@ type Views = watch::Receiver<View>;
 fn router(views: Views, metrics: Exposition) -> Router {
     Router::new()
         .route("/health", get(health))
+        .route("/health/{export}", get(health_of_export))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(views)
         .merge(Router::new().route("/metrics", get(text)).with_state(metrics))
+        .layer(map_response(with_headers))
 }
 
-#[expect(clippy::disallowed_methods, reason = "the age of the data is measured by the local clock")]
-async fn health(State(views): State<Views>) -> Response {
-    let health = health::health(&views.borrow(), Utc::now(), Instant::now());
-    respond(health.is_healthy(), Json(health))
+async fn health(State(views): State<Views>, RawQuery(query): RawQuery) -> Response {
+    let bar = match Bar::parse(query.as_deref()) {
+        Ok(bar) => bar,
+        Err(sentence) => return refuse(StatusCode::BAD_REQUEST, sentence),
+    };
+    let health = health::health(&views.borrow(), bar, now(), Instant::now());
+    respond(health.status.is_healthy(), Json(health))
+}
+
+async fn health_of_export(State(views): State<Views>, name: Path<String>, RawQuery(query): RawQuery) -> Response {
+    let bar = match Bar::parse(query.as_deref()) {
+        Ok(bar) => bar,
+        Err(sentence) => return refuse(StatusCode::BAD_REQUEST, sentence),
+    };
+    let view = views.borrow();
+    let Some(export) = view.exports.iter().find(|export| export.name == *name) else {
+        let names: Vec<_> = view.exports.iter().map(|export| export.name.as_str()).collect();
+        return refuse(
+            StatusCode::NOT_FOUND,
+            &format!("there is no such export; the exports are {}", names.join(", ")),
+        );
+    };
+    let health = health::export_health(export, bar, now(), Instant::now());
+    respond(health.status.is_healthy(), Json(health))
 }
 
 /// Is the daemon's loop alive? It says nothing about the FHIR server or the tables: a restart would not repair those.
@@ -117,5 +142,29 @@ async fn text(State(metrics): State<Exposition>) -> Response {
 
 fn respond(good: bool, body: impl IntoResponse) -> Response {
     let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(header::CACHE_CONTROL, "no-store")], body).into_response()
+    (status, body).into_response()
+}
+
+fn refuse(status: StatusCode, sentence: &str) -> Response {
+    (status, format!("{sentence}\n")).into_response()
+}
+
+/// What every response has that does not say otherwise: it is of this moment, it is what its type says, and a browser
+/// loads nothing for it.
+async fn with_headers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of the data is measured by the local clock")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
 }
