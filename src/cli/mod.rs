@@ -44,7 +44,6 @@ use std::{
 };
 
 use clap::{Args, FromArgMatches as _, Parser, Subcommand};
-use url::Url;
 
 use crate::{
     config::{self, Config},
@@ -100,11 +99,7 @@ enum Command {
     /// Prints the manual page, or writes the pages of all commands
     Man(manual::ManArguments),
     /// Asks a running daemon whether its data are fresh
-    Healthcheck {
-        /// URL of the health endpoint
-        #[arg(long, default_value = "http://127.0.0.1:9187/health")]
-        url: Url,
-    },
+    Healthcheck(healthcheck::Arguments),
 }
 
 /// Where the configuration is.
@@ -143,7 +138,7 @@ impl Cli {
             Command::Man(arguments) => manual::man(&arguments),
             Command::Verify(arguments) => verify::run(arguments).await,
             Command::Quarantine(arguments) => quarantine::run(arguments).await,
-            Command::Healthcheck { url } => healthcheck::run(&url).await,
+            Command::Healthcheck(arguments) => healthcheck::run(arguments).await,
         };
         result.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
     }

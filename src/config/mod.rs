@@ -130,6 +130,13 @@ fn with_one_underscore(names: impl Iterator<Item = String>) -> Vec<String> {
     names.filter(|name| is_other(name).is_some()).map(remark).collect()
 }
 
+/// Only where the listener is, for those who ask it: a mistake in another section does not concern them.
+pub fn health(path: &Path) -> Result<serve::Config, Mistakes> {
+    let findings = Rc::new(RefCell::new(Findings::default()));
+    let health = read_health(Section::root(table(path)?, Rc::clone(&findings)).section("health"));
+    health.map(|(config, _)| config).ok_or_else(|| Mistakes(findings.take().mistakes))
+}
+
 fn table(path: &Path) -> Result<Map<String, Value>, Mistakes> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         let path = path.display();

@@ -3,6 +3,7 @@ use fhir_sync::{
     demo::{Fault, StatusCode},
     state::Store,
 };
+use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -184,4 +185,65 @@ async fn what_the_last_run_left_open_survives_a_restart() {
     let known = fhir_sync::state::peek(&setup.state_file()).unwrap().exports["all"].freshness.clone();
     assert_eq!((known.failures_in_a_row, known.warnings.len()), (0, 0));
     assert!(known.data_as_of.contains_key(&PATIENT));
+}
+
+#[tokio::test]
+async fn a_checker_may_ask_for_one_export_and_set_its_own_bar() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    eventually("an age of a second", async || {
+        let is_older = daemon.health().await.1["data_age_seconds"].as_u64() >= Some(1);
+        is_older.then_some(())
+    })
+    .await;
+    let (status, body) = daemon.get("/health/all?max_age=1ms").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["status"], &body["max_age_seconds"]), (503, &json!("unhealthy"), &json!(0)));
+    assert_eq!(daemon.get("/health?max_age=1ms").await.0, 503);
+    assert_eq!(daemon.get("/health?max_age=90m").await.0, 200);
+    assert_eq!(daemon.get("/health/all").await.0, 200);
+    let (status, sentence) = daemon.get("/health/other").await;
+    assert_eq!((status, sentence.as_str()), (404, "there is no such export; the exports are all\n"));
+    for query in ["max_age=soon", "max_age=0s", "maxage=90m", "max_age=1h&max_age=2h"] {
+        let (status, sentence) = daemon.get(&format!("/health?{query}")).await;
+        assert_eq!(status, 400, "{query}");
+        assert!(sentence.starts_with("max_age is "), "{sentence}");
+        assert_eq!(daemon.get(&format!("/health/all?{query}")).await.0, 400, "{query}");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn every_answer_is_of_this_moment_and_head_has_no_body() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    for path in ["/health", "/health/all", "/health/other", "/health?wrong", "/livez", "/readyz", "/nothing"] {
+        let response = daemon.response(Method::HEAD, path).await;
+        assert_eq!(response.headers()["cache-control"], "no-store", "{path}");
+        assert_eq!(response.headers()["x-content-type-options"], "nosniff", "{path}");
+        let status = response.status();
+        assert!(response.bytes().await.unwrap().is_empty(), "{path}");
+        assert_eq!(daemon.get(path).await.0, status.as_u16(), "{path}");
+    }
+    assert_eq!(daemon.response(Method::POST, "/health").await.status(), 405, "nothing can be changed over HTTP");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_healthcheck_takes_the_address_from_the_configuration() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let daemon = Daemon::start(&setup, &[]).await;
+    let address = daemon.address().to_owned();
+    let settings = [("FHIR_SYNC__HEALTH__LISTEN", address.as_str())];
+    let fresh = setup.command(&["healthcheck"], &settings).await;
+    assert_eq!(fresh.code, Some(0), "{}", fresh.output());
+    let strict = setup.command(&["healthcheck", "--max-age", "1ms"], &settings).await;
+    assert_eq!((strict.code, strict.stdout.contains("unhealthy")), (Some(1), true), "{}", strict.output());
+    daemon.stop().await;
+    let ended = setup.command(&["healthcheck"], &settings).await;
+    let says = format!("http://{}/health does not answer", settings[0].1);
+    assert!(ended.code == Some(1) && ended.stderr.contains(&says), "{}", ended.output());
 }

@@ -26,8 +26,17 @@ impl Daemon {
         Self { process, origin }
     }
 
+    /// Of the health listener.
+    pub fn address(&self) -> &str {
+        self.origin.trim_start_matches("http://")
+    }
+
+    pub async fn response(&self, method: reqwest::Method, path: &str) -> reqwest::Response {
+        reqwest::Client::new().request(method, format!("{}{path}", self.origin)).send().await.unwrap()
+    }
+
     pub async fn get(&self, path: &str) -> (u16, String) {
-        let response = reqwest::get(format!("{}{path}", self.origin)).await.unwrap();
+        let response = self.response(reqwest::Method::GET, path).await;
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
