@@ -1,4 +1,5 @@
-//! The health listener of the daemon: `/health` for all exports and for each, `/livez`, `/readyz`, `/metrics`.
+//! The health listener of the daemon: the status page at `/`, `/health` for all exports and for each, `/livez`, `/readyz`,
+//! `/metrics`.
 //!
 //! Responses come from a [`View`] that the daemon publishes, and from the series of the process; no request reaches the
 //! FHIR server, a table or a disk. The listener has its own thread and runtime, so that an upsert on all cores cannot
@@ -6,6 +7,7 @@
 
 mod connections;
 mod health;
+mod page;
 mod question;
 mod view;
 
@@ -16,7 +18,7 @@ use axum::{
     extract::{Path, RawQuery, State},
     http::{HeaderValue, StatusCode, header},
     middleware::map_response,
-    response::{IntoResponse, Response},
+    response::{Html, IntoResponse, Response},
     routing::get,
 };
 use chrono::{DateTime, Utc};
@@ -24,7 +26,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::view::{ExportView, Moment, TypeView, View};
-use self::{connections::Connections, question::Bar};
+use self::{connections::Connections, page::Refresh, question::Bar};
 use crate::telemetry::metrics::{self, Exposition};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +90,9 @@ type Views = watch::Receiver<View>;
 
 fn router(views: Views, metrics: Exposition) -> Router {
     Router::new()
+        .route("/", get(status_page))
+        .route("/style.css", get(|| async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], page::STYLE) }))
+        .route("/{icon}", get(icon))
         .route("/health", get(health))
         .route("/health/{export}", get(health_of_export))
         .route("/livez", get(livez))
@@ -95,6 +100,25 @@ fn router(views: Views, metrics: Exposition) -> Router {
         .with_state(views)
         .merge(Router::new().route("/metrics", get(text)).with_state(metrics))
         .layer(map_response(with_headers))
+}
+
+async fn status_page(State(views): State<Views>, RawQuery(query): RawQuery) -> Response {
+    let refresh = Refresh::of(query.as_deref());
+    let page = page::page(&views.borrow(), refresh, now(), Instant::now());
+    let mut response = Html(page.into_string()).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CONTENT_SECURITY_POLICY));
+    if refresh == Refresh::On {
+        headers.insert(header::REFRESH, HeaderValue::from_static(Refresh::SECONDS));
+    }
+    response
+}
+
+async fn icon(Path(name): Path<String>) -> Response {
+    match page::icon(&name) {
+        Some(icon) => ([(header::CONTENT_TYPE, "image/svg+xml")], icon.into_string()).into_response(),
+        None => refuse(StatusCode::NOT_FOUND, "there is nothing here; the status page is /"),
+    }
 }
 
 async fn health(State(views): State<Views>, RawQuery(query): RawQuery) -> Response {
