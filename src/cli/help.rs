@@ -96,7 +96,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("version", &[("which features are built in", "version --json | jq .features")]),
     ("completions", &[("for this bash", "completions bash > /etc/bash_completion.d/fhir-sync")]),
     ("man", &[("read it", "man | man -l -"), ("all pages", "man --dir ./man1")]),
-    ("healthcheck", &[("another port", "healthcheck --url http://127.0.0.1:9188/health")]),
+    (
+        "healthcheck",
+        &[
+            ("data of the last 90 minutes", "healthcheck --max-age 90m"),
+            ("another listener", "healthcheck --url http://127.0.0.1:9188/health"),
+        ],
+    ),
 ];
 
 /// The commands with their examples, as the manual has them.

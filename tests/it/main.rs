@@ -73,6 +73,8 @@ mod resume;
 mod scenarios;
 /// A lost, broken or old state file.
 mod state;
+/// The page for people: what it shows, and what a browser may load for it.
+mod status_page;
 /// SIGTERM at every step of a sync.
 mod stop;
 /// What people see: helps, tables, progress, and the configuration that is in force.

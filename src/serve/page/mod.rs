@@ -316,3 +316,101 @@ fn footer(refresh: Refresh) -> Markup {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::view::Moment, *};
+    use crate::{
+        fhir::parse_instant,
+        sync::{Outcome, PastRuns},
+    };
+
+    fn at(text: &str) -> DateTime<Utc> {
+        parse_instant(text).unwrap()
+    }
+
+    /// An export with one type, whose data are of ten o'clock.
+    fn view() -> View {
+        let (ten, start) = (at("2026-11-20T10:00:00Z"), Instant::now());
+        let of = TypeView {
+            name: "Patient".to_owned(),
+            data: Some(Moment::new(ten, ten, start)),
+            unconfirmed: None,
+            last_end: Some("committed".to_owned()),
+            watermark: Some(ten),
+            rows: Some(7664),
+        };
+        let export = ExportView {
+            name: "all".to_owned(),
+            last_complete: of.data,
+            types: vec![of],
+            max_age: Duration::from_hours(2),
+            recheck_absent: Duration::from_hours(24),
+            last_outcome: Some(Outcome::Complete),
+            failures_in_a_row: 0,
+            warnings: Vec::new(),
+            next_run_at: Some(at("2026-11-20T11:00:00Z")),
+            progress: Progress::default(),
+            runs: PastRuns::default(),
+        };
+        View { ready: true, heartbeat: start, exports: vec![export] }
+    }
+
+    fn shown(view: &View, now: &str) -> String {
+        page(view, Refresh::On, at(now), view.heartbeat).into_string()
+    }
+
+    #[test]
+    fn the_headline_says_what_health_says() {
+        let mut view = view();
+        assert!(shown(&view, "2026-11-20T10:12:00Z").contains("<h1>All data are fresh</h1>"));
+        assert!(shown(&view, "2026-11-20T12:12:00Z").contains("<h1>The data of Patient are too old</h1>"));
+        view.exports[0].warnings = vec!["one".to_owned(), "two".to_owned()];
+        assert!(shown(&view, "2026-11-20T10:12:00Z").contains("<h1>All data are fresh, with 2 warnings</h1>"));
+        (view.exports[0].types[0].data, view.exports[0].last_complete) = (None, None);
+        assert!(shown(&view, "2026-11-20T10:12:00Z").contains("<h1>Patient has no data</h1>"));
+        view.exports[0].progress.step = Step::Planning;
+        assert!(shown(&view, "2026-11-20T10:12:00Z").contains("<h1>The first load is in progress</h1>"));
+        view.exports[0].failures_in_a_row = 1;
+        assert!(shown(&view, "2026-11-20T10:12:00Z").contains("<h1>Patient has no data</h1>"));
+    }
+
+    #[test]
+    fn a_loop_that_hangs_is_the_headline() {
+        let view = view();
+        let later = view.heartbeat + Duration::from_mins(5);
+        let page = page(&view, Refresh::On, at("2026-11-20T10:12:00Z"), later).into_string();
+        assert!(page.contains("<h1>The daemon does not respond</h1>"), "{page}");
+    }
+
+    #[test]
+    fn a_type_has_its_rows_watermark_age_and_end() {
+        let page = shown(&view(), "2026-11-20T10:12:00Z");
+        for cell in [">7,664<", ">12 min<", ">20 Nov 2026, 10:00</time>", ">committed<", "in 48 min"] {
+            assert!(page.contains(cell), "{cell}: {page}");
+        }
+    }
+
+    #[test]
+    fn no_text_becomes_part_of_the_page() {
+        let hostile = "<script>alert(1)</script><img src=x onerror='y'>\"&";
+        let mut view = view();
+        view.exports[0].name = hostile.to_owned();
+        view.exports[0].warnings = vec![hostile.to_owned()];
+        view.exports[0].types[0].last_end = Some(hostile.to_owned());
+        view.exports[0].types[0].name = hostile.to_owned();
+        view.exports[0].progress.step = Step::Waiting { polls: 1, server_says: Some(hostile.to_owned()) };
+        for now in ["2026-11-20T10:12:00Z", "2026-11-20T12:12:00Z"] {
+            let page = shown(&view, now);
+            assert!(!page.contains("<script") && !page.contains("<img") && !page.contains("'y'>\"&"), "{page}");
+            assert!(page.contains("&lt;script&gt;"), "it is shown as text");
+        }
+    }
+
+    #[test]
+    fn there_is_an_icon_for_each_standing_and_no_other() {
+        assert!(icon("icon-good.svg").unwrap().into_string().ends_with("</path></svg>"));
+        assert!(["icon-bad.svg", "icon-warning.svg", "icon-loading.svg"].iter().all(|name| icon(name).is_some()));
+        assert!(icon("favicon.ico").is_none() && icon("icon-.svg").is_none());
+    }
+}
