@@ -40,21 +40,27 @@ impl Client {
         let stream = connect(&self.state_file).await.map_err(|error| not_connected(&self.state_file, &error))?;
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
-        let mut sent = write_line(&mut write, &request).await;
-        let mut withdrawn = false;
-        loop {
-            tokio::select! {
-                event = read_line::<Event>(&mut read, MAX_EVENT_BYTES) => match event {
+        let sent = write_line(&mut write, &request).await;
+        // One future to the answer: a line of which a part has arrived is not lost when the request is withdrawn.
+        let answer = async {
+            loop {
+                match read_line::<Event>(&mut read, MAX_EVENT_BYTES).await {
                     Ok(Some(Event::Progress(activities))) => board.replace(activities.into_iter().collect()),
                     Ok(Some(Event::Answer(answer))) => return answer,
                     Ok(None) => return Err(lost(sent.as_ref().err())),
                     Err(error) => return Err(lost(Some(&error))),
-                },
-                () = stop.cancelled(), if !withdrawn => {
-                    withdrawn = true;
-                    sent = write.shutdown().await;
                 }
             }
+        };
+        let withdraw = async {
+            stop.cancelled().await;
+            // Where this fails, the daemon is gone, and there is no answer either.
+            drop(write.shutdown().await);
+            std::future::pending().await
+        };
+        tokio::select! {
+            answer = answer => answer,
+            never = withdraw => never,
         }
     }
 }
