@@ -18,7 +18,7 @@ pub async fn run(path: &Path) -> Result<(), Exit> {
     telemetry::start(&config.log);
     announce(&config, Some(path));
     let log_format = config.log.format;
-    let error = match daemon::run(config).await {
+    let error = match daemon::run(config, path).await {
         Ok(Ended::Gracefully) => return Ok(()),
         // Other threads may still be at work; the process does not wait for them.
         Ok(Ended::AtOnce) => STOPPED.at_once(),

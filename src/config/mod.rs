@@ -1,6 +1,6 @@
 //! The configuration: a file, the environment and flags become the typed settings of every room.
 //!
-//! It is read once, at the start. All mistakes are reported at once, each with its key; an unknown key is a mistake.
+//! It is read at the start, and again at a reload. All mistakes are reported at once, each with its key; an unknown key is a mistake.
 //! `config/fhir-sync.toml` is the reference: a test compares it with what is read here.
 
 mod effective;
@@ -70,6 +70,8 @@ pub struct Config {
     pub maintenance: Maintenance,
     /// How long the daemon may take to stop.
     pub grace_period: Duration,
+    /// How long work may show no progress before it counts as hanging.
+    pub stall_timeout: Duration,
     pub log: telemetry::Config,
 }
 
@@ -202,6 +204,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
+    let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
     daemon.end();
     let maintenance = maintenance::read(root.section("maintenance"));
     let log = read_log(root.section("log"));
@@ -220,6 +223,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
         exports: exports?,
         maintenance: maintenance?,
         grace_period: grace_period?,
+        stall_timeout: stall_timeout?,
         log: log?,
     })
 }

@@ -100,7 +100,5 @@ fn refusal(work: &Work, exports: &[Watched]) -> Option<Error> {
         Some(_) => format!("the service has other types, or another level, of the export {name:?} than the command"),
         None => format!("the service has no export {name:?}"),
     };
-    Some(Error::OtherConfiguration(format!(
-        "{what}; if its configuration was changed, reload it: systemctl reload fhir-sync"
-    )))
+    Some(Error::OtherConfiguration(format!("{what}; if its configuration was changed, restart the service")))
 }

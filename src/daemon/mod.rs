@@ -14,15 +14,20 @@
 //! | the control socket | a warning; commands by hand need the daemon to be stopped | it answers until the end |
 //!
 //! The first SIGTERM or SIGINT stops the daemon within `daemon.grace_period`; a second one ends the process at once.
+//! SIGHUP reads the configuration again, SIGUSR1 syncs every export.
 
 mod commands;
+mod due;
 mod figures;
 mod history;
+mod reload;
+mod signals;
+mod stall;
 mod views;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -30,28 +35,32 @@ use std::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use sd_notify::NotifyState;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     task::{self, JoinError, JoinSet},
     time::{Instant, interval, sleep_until},
 };
+use tokio_cron_scheduler::JobScheduler;
 use tokio_util::sync::CancellationToken;
 
+pub use self::signals::Signals;
 use self::{
     commands::next_order,
+    due::{overdue, schedules},
     history::History,
+    reload::Loading,
+    signals::{Request, Requests},
+    stall::Stalls,
     views::{Watched, next_run_at},
 };
 use crate::{
-    config::{Config, Maintenance, Scheduled},
+    config::Config,
     control::{self, Order},
     fhir::ResourceType,
-    notify::{self, Notifier},
-    schedule::{self, Tick, Ticks, next_after},
+    notify::{self, Couriers, Notifier},
+    schedule::{self, Tick, Ticks},
     serve::{self, View},
-    state::{ExportState, State},
     sync::{self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Syncer, TableName, TablesMaintained},
-    telemetry::metrics,
+    telemetry::{advance, metrics},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -78,86 +87,62 @@ pub enum Ended {
     AtOnce,
 }
 
-/// SIGTERM and SIGINT, which mean the same.
-pub struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    pub async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
-
-/// Runs until a signal stops it.
-pub async fn run(config: Config) -> Result<Ended, Error> {
+/// Runs until a signal stops it. `path` is the file of the configuration, which a reload reads again.
+pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     if !config.has_schedule() {
         return Err(Error::NoSchedule);
     }
     let mut signals = Signals::listen().map_err(Error::Signals)?;
+    let mut requests = Requests::listen().map_err(Error::Signals)?;
     let (sender, board) = ProgressBoard::new();
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
-    let tables = control::place_of(&config.tables.root);
+    let place = control::place_of(&config.tables.root);
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
     let (metrics, _watchers) = figures::start(&exports, config.sync.spool_folder.clone());
-    let syncer = Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await?;
+    let Config { server, tables, state_file, sync, .. } = config.clone();
+    let syncer = Syncer::open(server, tables, &state_file, sync, &exports, sender).await?;
     for export in &exports {
         syncer.forget_lost_data(export).await?;
     }
     let stop = CancellationToken::new();
     let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
-    let (notifier, couriers) = notify::start(config.notify, before, &stop)?;
-    let schedules = schedules(&config.exports, &config.maintenance);
-    let exports: Vec<_> = config.exports.into_iter().map(|scheduled| Watched::new(scheduled, now())).collect();
-    let (views, seen) = watch::channel(first_view(&exports, &syncer.state(), recheck_absent, now()));
+    let (notifier, couriers) = notify::start(config.notify.clone(), before, &stop)?;
+    let exports: Vec<_> = config.exports.iter().map(|scheduled| Watched::new(scheduled.clone(), now())).collect();
+    let (views, seen) = watch::channel(views::first(&exports, &syncer.state(), recheck_absent, now()));
     let server = serve::Server::start(&config.health, seen, metrics)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
-    let (control, orders) = listen_for_commands(&config.state_file, tables, board.clone(), &stop).unzip();
+    let (control, mut orders) = listen_for_commands(&state_file, place, board.clone(), &stop).unzip();
     let ticks = Ticks::default();
-    let mut scheduler = schedule::start(&schedules, &ticks).await?;
+    let scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
     let syncer = Arc::new(syncer);
     let mut daemon = Daemon {
         history: History::read(&syncer, types_of(&exports)),
         syncer,
         exports,
-        maintenance: config.maintenance,
+        config,
+        path: reload::path_of(path),
+        ticks,
+        scheduler,
         views,
         board,
         notifier,
+        couriers: vec![couriers],
         stop,
         running: JoinSet::new(),
         at_work: HashMap::new(),
         orders: VecDeque::new(),
+        loading: Loading::new(),
+        reload_refused: false,
+        stalls: Stalls::default(),
     };
-    daemon.catch_up(&ticks);
+    daemon.catch_up();
     daemon.publish(true);
     tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         tracing::warn!(%error, "systemd could not be notified; it will end this process after its start timeout");
     }
-    let ended = daemon.run_loop(&ticks, orders, &mut signals, config.grace_period).await;
-    if let Err(error) = scheduler.shutdown().await {
-        tracing::warn!(%error, "the scheduler did not shut down cleanly");
-    }
-    if ended == Ended::Gracefully {
-        if let Some(control) = control {
-            control.close().await;
-        }
-        daemon.syncer.close().await;
-        couriers.finish().await;
-    }
-    match ended {
-        Ended::Gracefully => tracing::info!("stopped"),
-        Ended::AtOnce => tracing::warn!("stopped at once; the next start continues"),
-    }
+    let ended = daemon.run_loop(&mut orders, &mut signals, &mut requests).await;
+    daemon.close(ended, control).await;
     Ok(ended)
 }
 
@@ -175,33 +160,30 @@ fn listen_for_commands(
     listening.ok()
 }
 
-/// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are. The
-/// same holds for the metrics: a watermark of 0 would look as if it had gone back.
-fn first_view(exports: &[Watched], state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> View {
-    let view = |watched: &Watched| {
-        let view = views::view(watched, state, recheck_absent, now);
-        figures::export(&view, watched);
-        figures::reach(watched, state);
-        view
-    };
-    let exports = exports.iter().map(view).collect();
-    View { ready: false, heartbeat: Instant::now(), exports }
-}
-
 struct Daemon {
+    /// With the settings of the last reload.
     syncer: Arc<Syncer>,
     exports: Vec<Watched>,
     history: History,
-    maintenance: Maintenance,
+    config: Config,
+    path: PathBuf,
+    ticks: Ticks,
+    scheduler: JobScheduler,
     views: watch::Sender<View>,
     board: watch::Receiver<Board>,
     notifier: Notifier,
+    /// Those of each reload: those of before may still deliver.
+    couriers: Vec<Couriers>,
     stop: CancellationToken,
     running: JoinSet<Done>,
     /// What each task does; never two of one activity.
     at_work: HashMap<task::Id, AtWork>,
     /// Commands that have not begun.
     orders: VecDeque<Order>,
+    loading: Loading,
+    /// The last one.
+    reload_refused: bool,
+    stalls: Stalls,
 }
 
 /// What a task does.
@@ -221,24 +203,23 @@ enum Done {
 
 impl Daemon {
     /// What the schedule asked for while the daemon was down is done once, now.
-    fn catch_up(&self, ticks: &Ticks) {
+    fn catch_up(&self) {
         let state = self.syncer.state();
         for export in &self.exports {
             let name = export.name();
             let known = state.exports.get(name).cloned().unwrap_or_default();
             if let Some(mode) = overdue(&export.scheduled, &known, now()) {
                 tracing::info!(export = name, %mode, "overdue; starting at once");
-                ticks.tick(&Tick::Sync { export: name.to_owned(), mode });
+                self.ticks.tick(&Tick::Sync { export: name.to_owned(), mode });
             }
         }
     }
 
     async fn run_loop(
         &mut self,
-        ticks: &Ticks,
-        mut orders: Option<mpsc::Receiver<Order>>,
+        orders: &mut Option<mpsc::Receiver<Order>>,
         signals: &mut Signals,
-        grace_period: Duration,
+        requests: &mut Requests,
     ) -> Ended {
         let mut heartbeat = interval(Duration::from_secs(1));
         let mut give_up_at: Option<Instant> = None;
@@ -247,32 +228,68 @@ impl Daemon {
             if self.running.is_empty() && self.stop.is_cancelled() {
                 return Ended::Gracefully;
             }
-            let excluded = self.excluded();
+            let (excluded, ticks) = (self.excluded(), self.ticks.clone());
             tokio::select! {
-                Some(order) = next_order(&mut orders) => self.take_order(order),
+                Some(order) = next_order(orders) => self.take_order(order),
                 tick = ticks.next(&excluded), if !self.stop.is_cancelled() => self.begin(&tick),
                 Some(ended) = self.running.join_next_with_id() => self.end(ended).await,
                 () = self.history.next(&self.syncer) => {}
+                request = requests.next(), if !self.stop.is_cancelled() => self.answer(&request),
+                Some(loaded) = self.loading.join_next(), if !self.stop.is_cancelled() => self.end_reload(loaded).await,
                 name = signals.next() => {
                     if give_up_at.is_some() {
                         tracing::warn!(signal = name, "second signal: ending at once");
                         return Ended::AtOnce;
                     }
-                    let grace_period_text = humantime::format_duration(grace_period);
-                    tracing::info!(signal = name, grace_period = %grace_period_text, "stopping");
-                    notify(&[NotifyState::Stopping]);
-                    give_up_at = Some(Instant::now() + grace_period);
-                    self.stop.cancel();
-                    self.publish(false);
+                    give_up_at = Some(Instant::now() + self.config.grace_period);
+                    self.begin_stop(name);
                 }
                 () = until(give_up_at) => {
-                    let grace_period = humantime::format_duration(grace_period);
+                    let grace_period = humantime::format_duration(self.config.grace_period);
                     tracing::warn!(%grace_period, "daemon.grace_period is over: ending at once; nothing is lost");
                     return Ended::AtOnce;
                 }
                 _ = heartbeat.tick() => self.publish(!self.stop.is_cancelled()),
             }
         }
+    }
+
+    fn begin_stop(&self, signal: &str) {
+        let grace_period = humantime::format_duration(self.config.grace_period);
+        tracing::info!(signal, %grace_period, "stopping");
+        notify(&[NotifyState::Stopping]);
+        self.stop.cancel();
+    }
+
+    fn answer(&mut self, request: &Request) {
+        match request {
+            Request::Reload => self.begin_reload(),
+            Request::SyncNow => {
+                tracing::info!("SIGUSR1: every export is synced now");
+                for export in &self.exports {
+                    let export = export.name().to_owned();
+                    self.ticks.tick(&Tick::Sync { export, mode: Mode::Incremental });
+                }
+            }
+        }
+    }
+
+    async fn close(mut self, ended: Ended, control: Option<control::Server>) {
+        if let Err(error) = self.scheduler.shutdown().await {
+            tracing::warn!(%error, "the scheduler did not shut down cleanly");
+        }
+        if ended == Ended::AtOnce {
+            tracing::warn!("stopped at once; the next start continues");
+            return;
+        }
+        if let Some(control) = control {
+            control.close().await;
+        }
+        self.syncer.close().await;
+        for couriers in self.couriers {
+            couriers.finish().await;
+        }
+        tracing::info!("stopped");
     }
 
     /// When the schedule next starts a sync, of whatever export, for the log.
@@ -289,7 +306,7 @@ impl Daemon {
             Tick::Maintain => {
                 let types = types_of(&self.exports);
                 let tables: Vec<_> = types.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
-                let maintenance = self.maintenance.of_tables.clone();
+                let maintenance = self.config.maintenance.of_tables.clone();
                 tracing::info!(tables = tables.len(), "maintenance begins");
                 self.running.spawn(async move {
                     Done::Maintenance(syncer.maintain(&tables, &maintenance, DryRun::No, &stop).await)
@@ -335,7 +352,7 @@ impl Daemon {
     }
 
     /// Publishes that the loop is alive, and what it is doing.
-    fn publish(&self, ready: bool) {
+    fn publish(&mut self, ready: bool) {
         self.syncer.look_at_state(|state| {
             self.views.send_modify(|view| {
                 for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
@@ -348,9 +365,11 @@ impl Daemon {
         let progress = |activity: &Activity| board.get(activity).cloned().unwrap_or_default();
         let at_work: Vec<_> = self.at_work.values().map(|of| of.activity.clone()).collect();
         let now = now();
+        let hangs = self.hangs(&at_work, &board);
         self.views.send_modify(|view| {
             view.ready = ready;
             view.heartbeat = Instant::now();
+            view.hangs = hangs;
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                 let sync = Activity::Sync { export: export.name.clone() };
                 export.progress = if at_work.contains(&sync) { progress(&sync) } else { Progress::default() };
@@ -367,8 +386,31 @@ impl Daemon {
             })
             .collect();
         activities.sort();
-        let status = if activities.is_empty() { "waiting for the next run".to_owned() } else { activities.join("; ") };
-        notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+        let mut status =
+            if activities.is_empty() { "waiting for the next run".to_owned() } else { activities.join("; ") };
+        if self.reload_refused {
+            status.push_str("; the last reload was refused, see the log");
+        }
+        let fed = (!hangs).then_some(NotifyState::Watchdog);
+        notify(&fed.into_iter().chain([NotifyState::Status(&status)]).collect::<Vec<_>>());
+    }
+
+    /// Whether something hangs. Then the watchdog is no longer fed: only another process can go on.
+    fn hangs(&mut self, at_work: &[Activity], board: &Board) -> bool {
+        let limit = self.config.stall_timeout;
+        let stalls = self.stalls.look(at_work, board, advance::noted(), Instant::now(), limit);
+        for stall in stalls.iter().filter(|stall| stall.is_new) {
+            let export = match &stall.activity {
+                Activity::Sync { export } => Some(export.as_str()),
+                Activity::Maintenance | Activity::ByHand => None,
+            };
+            tracing::error!(
+                export, activity = %stall.activity, step = %stall.step, since_s = stall.since.as_secs(),
+                "no progress within daemon.stall_timeout: it hangs, and /livez fails until it advances or the process \
+                 is started again"
+            );
+        }
+        !stalls.is_empty()
     }
 }
 
@@ -384,34 +426,6 @@ async fn until(instant: Option<Instant>) {
     }
 }
 
-/// Does the schedule, or an unfinished job, ask for a run right now?
-fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Option<Mode> {
-    let Some(last_complete_at) = known.last_complete_at else { return Some(Mode::Incremental) };
-    let is_loaded = |of| known.freshness.data_as_of.contains_key(of) || known.unconfirmed.contains_key(of);
-    if !scheduled.export.types.iter().all(is_loaded) {
-        return Some(Mode::Incremental);
-    }
-    let last_full_refresh_at = known.last_full_refresh_at.unwrap_or(last_complete_at);
-    if next_after(&scheduled.full_refresh, last_full_refresh_at).is_some_and(|at| at <= now) {
-        return Some(Mode::FullRefresh);
-    }
-    let missed = next_after(&scheduled.incremental, last_complete_at).is_some_and(|at| at <= now);
-    (missed || !known.jobs.is_empty()).then_some(Mode::Incremental)
-}
-
-fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec<schedule::Pattern>)> {
-    let schedule = |scheduled: &Scheduled, mode, patterns: &[schedule::Pattern]| {
-        (Tick::Sync { export: scheduled.export.name.clone(), mode }, patterns.to_vec())
-    };
-    let syncs = exports.iter().flat_map(|scheduled| {
-        [
-            schedule(scheduled, Mode::Incremental, &scheduled.incremental),
-            schedule(scheduled, Mode::FullRefresh, &scheduled.full_refresh),
-        ]
-    });
-    syncs.chain([(Tick::Maintain, maintenance.schedule.iter().cloned().collect())]).collect()
-}
-
 /// Notifies systemd, where it listens. Repeated every second, so a failure is not worth more than a debug line.
 fn notify(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
@@ -422,54 +436,4 @@ fn notify(states: &[NotifyState]) {
 #[expect(clippy::disallowed_methods, reason = "schedules and health follow the local clock")]
 fn now() -> DateTime<Utc> {
     Utc::now()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::{export::Level, fhir::parse_instant};
-
-    fn scheduled() -> Scheduled {
-        Scheduled {
-            export: sync::Export {
-                name: "all".to_owned(),
-                level: Level::System,
-                types: Vec::new(),
-                reconciled: BTreeSet::default(),
-            },
-            incremental: vec!["0 15 * * * *".parse().unwrap()],
-            full_refresh: vec!["0 0 3 * * Sun".parse().unwrap()],
-            max_age: None,
-        }
-    }
-
-    fn due(last_complete: Option<&str>, last_full: Option<&str>, now: &str) -> Option<Mode> {
-        let known = ExportState {
-            last_complete_at: last_complete.and_then(parse_instant),
-            last_full_refresh_at: last_full.and_then(parse_instant),
-            ..ExportState::default()
-        };
-        overdue(&scheduled(), &known, parse_instant(now).unwrap())
-    }
-
-    #[test]
-    fn health_knows_all_exports_before_it_answers_for_the_first_time() {
-        let at = parse_instant("2026-11-20T10:00:00Z").unwrap();
-        let mut state = State::default();
-        state.exports.entry("all".to_owned()).or_default().freshness.failures_in_a_row = 3;
-        let view = first_view(&[Watched::new(scheduled(), at)], &state, Duration::from_hours(24), at);
-        let [export] = view.exports.as_slice() else { panic!("one export") };
-        assert_eq!((view.ready, export.name.as_str(), export.failures_in_a_row), (false, "all", 3));
-    }
-
-    #[test]
-    fn a_start_syncs_at_once_when_none_was_complete_or_one_is_overdue() {
-        let full = Some("2026-11-15T03:10:00Z");
-        assert_eq!(due(None, None, "2026-11-20T10:00:00Z"), Some(Mode::Incremental));
-        assert_eq!(due(Some("2026-11-20T09:16:00Z"), full, "2026-11-20T10:00:00Z"), None);
-        assert_eq!(due(Some("2026-11-20T09:14:00Z"), full, "2026-11-20T10:00:00Z"), Some(Mode::Incremental));
-        assert_eq!(due(Some("2026-11-22T03:14:00Z"), full, "2026-11-22T03:20:00Z"), Some(Mode::FullRefresh));
-    }
 }

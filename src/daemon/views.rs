@@ -5,11 +5,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::history::History;
+use super::{figures, history::History};
 use crate::{
     config::Scheduled,
     schedule::{longest_interval, next_after},
-    serve::{ExportView, Moment, TypeView},
+    serve::{ExportView, Moment, TypeView, View},
     state::{ExportState, State},
     sync::{PastRuns, Progress},
 };
@@ -41,8 +41,21 @@ impl Watched {
     }
 }
 
+/// What `/health` answers from the first request on: without its exports, it would be healthy whatever they are. The
+/// same holds for the metrics: a watermark of 0 would look as if it had gone back.
+pub fn first(exports: &[Watched], state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> View {
+    let view = |watched: &Watched| {
+        let view = view(watched, state, recheck_absent, now);
+        figures::export(&view, watched);
+        figures::reach(watched, state);
+        view
+    };
+    let exports = exports.iter().map(view).collect();
+    View { ready: false, heartbeat: Instant::now(), hangs: false, exports }
+}
+
 /// An export as it stands when the daemon starts.
-pub fn view(watched: &Watched, state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> ExportView {
+fn view(watched: &Watched, state: &State, recheck_absent: Duration, now: DateTime<Utc>) -> ExportView {
     let mut view = ExportView {
         name: watched.name().to_owned(),
         last_complete: None,
@@ -131,5 +144,22 @@ mod tests {
         assert_eq!(max_age(hourly, weekly, None), Duration::from_hours(7), "during a full refresh nothing is fresh");
         assert_eq!(max_age(hourly, weekly, Some(Duration::from_hours(3))), Duration::from_hours(3));
         assert_eq!(max_age(None, None, None), MAX_AGE_WITHOUT_SCHEDULE);
+    }
+
+    #[test]
+    fn health_knows_all_exports_before_it_answers_for_the_first_time() {
+        let at = parse_instant("2026-11-20T10:00:00Z").unwrap();
+        let export = sync::Export {
+            name: "all".to_owned(),
+            level: Level::System,
+            types: Vec::new(),
+            reconciled: BTreeSet::default(),
+        };
+        let scheduled = Scheduled { export, incremental: Vec::new(), full_refresh: Vec::new(), max_age: None };
+        let mut state = State::default();
+        state.exports.entry("all".to_owned()).or_default().freshness.failures_in_a_row = 3;
+        let view = first(&[Watched::new(scheduled, at)], &state, Duration::from_hours(24), at);
+        let [export] = view.exports.as_slice() else { panic!("one export") };
+        assert_eq!((view.ready, export.name.as_str(), export.failures_in_a_row), (false, "all", 3));
     }
 }

@@ -9,7 +9,7 @@ use url::Url;
 use super::{auth, redirect::check_url};
 
 /// How to speak to one FHIR server.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// The FHIR base; a missing trailing slash is added.
     pub server: Url,
@@ -46,7 +46,7 @@ pub enum Proxy {
 }
 
 /// How long to wait for an export.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct PollConfig {
     /// Between two polls, whatever `Retry-After` says.
     pub interval: WaitRange,
@@ -61,7 +61,7 @@ pub struct PollConfig {
 }
 
 /// How long to wait for an answer, and how long to try again.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct HttpConfig {
     pub connect_timeout: Duration,
     /// The longest silence: until the headers arrive, and between two chunks of a body.
@@ -78,7 +78,7 @@ pub struct HttpConfig {
 }
 
 /// How much is accepted of a server.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Limits {
     /// The size of one file, decoded.
     pub max_file_bytes: u64,

@@ -19,7 +19,7 @@ use super::{
     failure::{Failure, Fault},
     measured,
 };
-use crate::telemetry::metrics::Endpoint;
+use crate::telemetry::{advance, metrics::Endpoint};
 
 /// Attempts until one succeeds, fails for good, or the outage has lasted as long as `config` allows.
 ///
@@ -110,6 +110,10 @@ impl Retries {
     /// The wait before another attempt, whatever the patience.
     pub fn wait(&mut self, context: &str, fault: &Fault) -> Duration {
         measured::retry(self.endpoint, fault);
+        // Who polls waits anyway.
+        if self.endpoint != Endpoint::Status {
+            advance::note();
+        }
         let wait = self.backoff.wait(fault.retry_after());
         if self.log.is_due() {
             tracing::warn!(

@@ -20,7 +20,7 @@ use crate::sync::Step;
 const MAX_HEARTBEAT_AGE: Duration = Duration::from_mins(1);
 
 pub(super) fn is_alive(view: &View, instant: Instant) -> bool {
-    instant.saturating_duration_since(view.heartbeat) < MAX_HEARTBEAT_AGE
+    !view.hangs && instant.saturating_duration_since(view.heartbeat) < MAX_HEARTBEAT_AGE
 }
 
 /// The body of `/health`. The first two members are those of the script that fhir-sync replaces; monitoring looks for
@@ -191,7 +191,7 @@ mod tests {
             progress: Progress::default(),
             runs: PastRuns::default(),
         };
-        View { ready: true, heartbeat: start, exports: exports.iter().enumerate().map(export).collect() }
+        View { ready: true, heartbeat: start, hangs: false, exports: exports.iter().enumerate().map(export).collect() }
     }
 
     fn at(text: &str) -> DateTime<Utc> {

@@ -13,6 +13,8 @@ pub struct View {
     pub ready: bool,
     /// When the daemon's loop last showed that it is alive.
     pub heartbeat: Instant,
+    /// Something that is at work shows no progress.
+    pub hangs: bool,
     pub exports: Vec<ExportView>,
 }
 

@@ -9,6 +9,7 @@ use std::{
 use tracing::Span;
 
 use super::Error;
+use crate::telemetry::advance;
 
 /// Calls `work` for every unit and returns the results in the order of the units. After an error no further unit is
 /// begun. Blocks this thread until all are done. `work` runs on other threads, even for one unit, so it may block on
@@ -22,6 +23,7 @@ pub(super) fn in_parallel<Unit: Sync, Done: Send>(
     let one = || {
         let mut done = Vec::new();
         while let Some((index, unit)) = take(units, &next) {
+            advance::note();
             done.push((index, work(unit).inspect_err(|_| next.store(units.len(), Ordering::Relaxed))?));
         }
         Ok(done)

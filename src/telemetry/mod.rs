@@ -1,17 +1,19 @@
 //! Telemetry: events become lines on stderr, figures become [`metrics`]; stdout belongs to results.
 
+pub mod advance;
 pub mod metrics;
 mod progress_line;
 
-use std::{io::IsTerminal as _, str::FromStr};
+use std::{io::IsTerminal as _, str::FromStr, sync::OnceLock};
 
 use tracing::Metadata;
 use tracing_indicatif::IndicatifLayer;
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
+    EnvFilter, Layer as _, Registry,
     filter::{FilterFn, LevelFilter},
     fmt::format::FmtSpan,
     layer::SubscriberExt as _,
+    reload,
     util::SubscriberInitExt as _,
 };
 
@@ -68,6 +70,12 @@ impl FromStr for Filter {
     }
 }
 
+impl Filter {
+    fn with_other_crates(&self) -> EnvFilter {
+        EnvFilter::new(format!("{OTHER_CRATES},{}", self.0))
+    }
+}
+
 /// The least severe events of other crates that are logged unless `log.filter` names the crate: what they trace may
 /// hold URLs with queries, or data. A name also stands for all that begin with it, such as `aws` for `aws_sdk_s3`.
 const OTHER_CRATES: &str = "aws=warn,buoyant_kernel=warn,datafusion=warn,delta_kernel=warn,deltalake=error,h2=warn,\
@@ -76,7 +84,7 @@ const OTHER_CRATES: &str = "aws=warn,buoyant_kernel=warn,datafusion=warn,delta_k
 
 /// Sets up the log of the process.
 pub fn start(config: &Config) {
-    let filter = EnvFilter::new(format!("{OTHER_CRATES},{}", config.filter.0));
+    let (filter, handle) = reload::Layer::new(config.filter.with_other_crates());
     let progress = IndicatifLayer::new();
     let log = tracing_subscriber::fmt::layer()
         // It takes the lines of progress away while it writes.
@@ -94,7 +102,21 @@ pub fn start(config: &Config) {
     let only_progress = FilterFn::new(is_progress).with_max_level_hint(LevelFilter::ERROR);
     let started = tracing_subscriber::registry().with(log).with(progress.with_filter(only_progress)).try_init();
     // A second start in one process keeps the first log: nothing is lost by that.
-    drop(started);
+    if started.is_ok() {
+        drop(FILTER.set(handle));
+    }
+}
+
+/// The filter of the log that was started.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Which events are logged from now on.
+pub fn set_filter(filter: &Filter) {
+    if let Some(handle) = FILTER.get()
+        && let Err(error) = handle.reload(filter.with_other_crates())
+    {
+        tracing::error!(%error, "log.filter could not be changed");
+    }
 }
 
 /// Colours are for terminals, unless `NO_COLOR` has any value (<https://no-color.org>).

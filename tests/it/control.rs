@@ -164,7 +164,7 @@ async fn a_command_with_another_configuration_than_the_daemon_is_refused() {
     fs::write(&path, setup.config().replace("\"Observation\", ", "")).unwrap();
     let ended = Process::start(&["sync", "--config", path.to_str().unwrap()], &[]).end().await;
     assert_code(&ended, 78);
-    assert!(ended.stderr.contains("if its configuration was changed, reload it"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("if its configuration was changed, restart the service"), "{}", ended.stderr);
     daemon.stop().await;
 }
 

@@ -73,6 +73,8 @@ mod resume;
 mod scenarios;
 /// A lost, broken or old state file.
 mod state;
+/// SIGHUP reloads, SIGUSR1 syncs, and a sync that hangs is noticed.
+mod signals;
 /// The page for people: what it shows, and what a browser may load for it.
 mod status_page;
 /// SIGTERM at every step of a sync.

@@ -16,7 +16,7 @@ use aws_lc_rs::{
     rsa::{KeyPairComponents, PublicKeyComponents},
     signature::{
         ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P256K1_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING,
-        ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, RSA_PKCS1_SHA384, RsaKeyPair,
+        ECDSA_P521_SHA512_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_SHA384, RsaKeyPair,
     },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -45,6 +45,13 @@ enum Pair {
 const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 /// The length of a number of P-384.
 const P384_BYTES: usize = 48;
+
+impl PartialEq for SigningKey {
+    /// Whether the server would find the same public key.
+    fn eq(&self, other: &Self) -> bool {
+        self.kid == other.kid && self.pair.public() == other.pair.public()
+    }
+}
 
 impl SigningKey {
     /// From a file that only its owner can read: a JWK, a JWKS or a PEM. Blocks: it is meant for start-up.
@@ -156,6 +163,13 @@ impl fmt::Debug for SigningKey {
 }
 
 impl Pair {
+    fn public(&self) -> &[u8] {
+        match self {
+            Self::Rs384(pair) => pair.public_key().as_ref(),
+            Self::Es384(pair) => pair.public_key().as_ref(),
+        }
+    }
+
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, aws_lc_rs::error::Unspecified> {
         let random = SystemRandom::new();
         match self {

@@ -13,7 +13,7 @@ pub use scopes::{Granted, covers};
 pub(super) use tokens::Tokens;
 
 /// How this client proves its identity.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct AuthConfig {
     pub client_id: String,
     pub key: SigningKey,

@@ -353,7 +353,7 @@ mod tests {
             progress: Progress::default(),
             runs: PastRuns::default(),
         };
-        View { ready: true, heartbeat: start, exports: vec![export] }
+        View { ready: true, heartbeat: start, hangs: false, exports: vec![export] }
     }
 
     fn shown(view: &View, now: &str) -> String {

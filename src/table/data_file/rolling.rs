@@ -21,6 +21,7 @@ use crate::table::{
     data_file::{DataFileWriter, change_path, data_path},
     date_partition::{DatePartition, Partition},
 };
+use crate::telemetry::advance;
 
 /// What the data files of a table have in common.
 #[derive(Clone)]
@@ -104,6 +105,7 @@ impl DataFiles {
         if self.fill(rows) && matches!(self.open, OpenFile::Writing(..)) {
             self.roll().await?;
         }
+        advance::note();
         self.rows += rows.num_rows() as u64;
         let place = (self.done.len(), self.open_rows());
         // Where files are written side by side, their row groups are small, and so is what is buffered for each.

@@ -17,7 +17,10 @@ use aws_lc_rs::{
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
-use crate::{table::Error, telemetry::metrics};
+use crate::{
+    table::Error,
+    telemetry::{advance, metrics},
+};
 
 pub struct Spool {
     folder: PathBuf,
@@ -100,6 +103,7 @@ impl SealedFile {
     }
 
     fn read(&self, number: u64, offset: u64, bytes: usize) -> Result<Bytes, Error> {
+        advance::note();
         let mut block = vec![0; bytes];
         self.file.read_exact_at(&mut block, offset).map_err(Error::spool)?;
         let opened = self.key.open_in_place(nonce(number), Aad::empty(), &mut block);
