@@ -14,7 +14,7 @@ use crate::{
     config::{self, Config, Mistakes, Scheduled},
     notify as notifications, schedule,
     sync::{self, chain},
-    telemetry,
+    telemetry::{self, metrics},
 };
 
 /// A configuration that is being read.
@@ -42,6 +42,7 @@ impl Daemon {
             Err(panic) => Err(panic.to_string()),
         };
         self.reload_refused = applied.is_err();
+        metrics::config_read(applied.is_ok(), now());
         if let Err(mistakes) = applied {
             tracing::error!(mistakes, "the configuration cannot be used; the one of before stays");
         }
