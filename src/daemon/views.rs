@@ -149,12 +149,8 @@ mod tests {
     #[test]
     fn health_knows_all_exports_before_it_answers_for_the_first_time() {
         let at = parse_instant("2026-11-20T10:00:00Z").unwrap();
-        let export = sync::Export {
-            name: "all".to_owned(),
-            level: Level::System,
-            types: Vec::new(),
-            reconciled: BTreeSet::default(),
-        };
+        let export =
+            Export { name: "all".to_owned(), level: Level::System, types: Vec::new(), reconciled: BTreeSet::default() };
         let scheduled = Scheduled { export, incremental: Vec::new(), full_refresh: Vec::new(), max_age: None };
         let mut state = State::default();
         state.exports.entry("all".to_owned()).or_default().freshness.failures_in_a_row = 3;
