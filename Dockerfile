@@ -43,7 +43,8 @@ COPY --from=build /out/fhir-sync /usr/bin/fhir-sync
 ENV MALLOC_ARENA_MAX=2
 USER 65532:65532
 # The engine marks the container unhealthy when data are older than max_age. The first load may take
-# hours: it is unhealthy until then, but failures in the start period do not count.
+# hours: it is unhealthy until then, but failures in the start period do not count. The address is in the configuration:
+# /etc/fhir-sync/fhir-sync.toml, or FHIR_SYNC_CONFIG.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=6h --retries=3 CMD ["fhir-sync", "healthcheck"]
 ENTRYPOINT ["fhir-sync"]
 CMD ["run", "--config", "/etc/fhir-sync/fhir-sync.toml"]

@@ -130,7 +130,7 @@ root = "/srv/lake"
 file = "/var/lib/fhir-sync/state.json"
 [health]
 # Not the default, so that the health check has to read it here.
-listen = "127.0.0.1:9187"
+listen = "127.0.0.1:9200"
 [[export]]
 name = "all"
 level = "system"
