@@ -57,7 +57,7 @@ deb PROGRAM FOLDER="target/deb" *OPTIONS:
 
 # What the program is made of, against deny.toml; needs `cargo install cargo-deny`, and for `advisories` the network
 deny +CHECKS="bans licenses sources":
-    cargo deny --offline --locked check {{CHECKS}}
+    cargo deny --locked check {{CHECKS}}
 
 # A software bill of materials (CycloneDX), fhir-sync.cdx.json, of the packaged program; needs `cargo install cargo-cyclonedx`
 sbom:
