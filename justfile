@@ -85,6 +85,15 @@ ops-prometheus:
     cargo build
     tests/ops/prometheus.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
+# The status page in a browser; PICTURES is a folder for screenshots; needs Node.js and Chromium, minutes
+ops-page PICTURES="":
+    cargo build
+    tests/ops/page.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{PICTURES}}
+
+# How fast /health answers while a sync uses all cores; PROGRAM is a release build
+ops-health-latency PROGRAM *ARGS:
+    tests/ops/health_latency.py {{PROGRAM}} {{ARGS}}
+
 # Everything that must pass
 ci:
     .ci/run

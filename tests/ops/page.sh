@@ -10,5 +10,5 @@ if (($# < 1 || $# > 2)); then
   exit 2
 fi
 here=$(dirname "${BASH_SOURCE[0]}")
-modules=$("$here/install.sh")
+modules=$("$here/page_modules.sh")
 NODE_PATH=$modules/node_modules nice -n 10 node "$here/page.cjs" "$@"
