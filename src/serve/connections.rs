@@ -44,6 +44,10 @@ impl axum::serve::Listener for Connections {
         // The semaphore is never closed; if it were, there would be no limit.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+        // A response of several segments would wait for the client's delayed acknowledgement, for 40 ms.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps its delay");
+        }
         (Connection { stream, waits: Box::pin(sleep(MAX_REQUEST_WAIT)), _permit: permit }, address)
     }
 

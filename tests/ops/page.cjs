@@ -13,10 +13,10 @@ const { chromium } = require('playwright-core');
 const axe = require('axe-core');
 
 const [program, pictures] = process.argv.slice(2);
-const runs = Number(process.env.PAGE_RUNS ?? 6);
+const runs = Number(process.env.PAGE_RUNS ?? 3);
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'fhir-sync-page-'));
 const children = new Set();
-const LIMIT_MS = 180_000;
+const LIMIT_MS = 300_000;
 
 const WIDTHS = [360, 768, 1280];
 const SCHEMES = ['light', 'dark'];
@@ -156,7 +156,7 @@ async function main() {
   await stop(loading.child);
   endless.close();
 
-  const demo = start('demo', '--patients', '40', '--dir', path.join(folder, 'demo'), '--keep-serving');
+  const demo = start('demo', '--patients', '10', '--dir', path.join(folder, 'demo'), '--keep-serving');
   const server = await line(demo.stdout, 'the URL of the server', (text) => /runs at (\S+) until/.exec(text)?.[1]);
   const healthy = await daemon('healthy', server, '*/2 * * * * *', '2h');
   await eventually('enough runs', async () => ((await text(healthy.origin)).match(/role="rowheader"/g) ?? []).length >= 2 * runs + 8);
