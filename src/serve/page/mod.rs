@@ -380,7 +380,7 @@ mod tests {
         let view = view();
         let later = view.heartbeat + Duration::from_mins(5);
         let page = page(&view, Refresh::On, at("2026-11-20T10:12:00Z"), later).into_string();
-        assert!(page.contains("<h1>The daemon does not respond</h1>"), "{page}");
+        assert!(page.contains("<h1>The daemon hangs</h1>"), "{page}");
     }
 
     #[test]

@@ -95,13 +95,13 @@ fn named(export: &ExportView, health: &ExportHealth, wanted: Freshness) -> Vec<S
     export.types.iter().filter(stands).map(|of| of.name.clone()).collect()
 }
 
-/// `is_alive`: whether the daemon's loop has shown a sign of life.
+/// `is_alive`: whether the daemon's loop has shown a sign of life, and what is at work advances.
 pub fn of_all(view: &View, health: &Health, is_alive: bool) -> Verdict {
     if !is_alive {
         return Verdict {
             standing: Standing::Bad,
-            headline: "The daemon does not respond".to_owned(),
-            detail: "Its event loop hangs. What is below is what it last published.".to_owned(),
+            headline: "The daemon hangs".to_owned(),
+            detail: "Its event loop does not respond, or what is at work does not advance.".to_owned(),
         };
     }
     let exports: Vec<_> = view.exports.iter().filter_map(|of| Some((of, health.exports.get(&of.name)?))).collect();
