@@ -1,4 +1,4 @@
-//! By hand: who does what a command asks for. The service, where it runs; else this process, as the user of the service.
+//! By hand: who does what a command asks for. The service, where it runs; else this process, as the service's user.
 
 use std::{
     fs, io,
@@ -111,8 +111,8 @@ pub fn with_key(path: &Path) -> Result<Config, Exit> {
         // Without the key, there is no mistake.
         if config::check(path).is_ok() {
             eprintln!(
-                "fhir-sync: under systemd the key is there only while the service runs: start the service, and give the \
-                 command again; the service then does it"
+                "fhir-sync: under systemd the key is there only while the service runs: start the service, and give \
+                 the command again; the service then does it"
             );
         }
         exit
@@ -139,16 +139,16 @@ fn not_opened_by_hand(error: crate::sync::Error) -> Exit {
     let exit = not_opened(error);
     if exit == LOCKED {
         eprintln!(
-            "fhir-sync: it takes no commands: it is another command, or a service that is starting or has another state \
-             file. Wait until it has ended, or use the configuration of the service"
+            "fhir-sync: it takes no commands: it is another command, or a service that is starting or has another \
+             state file. Wait until it has ended, or use the configuration of the service"
         );
     }
     exit
 }
 
-/// Root leaves no files behind that the service cannot write: the process begins again as the owner of the state folder.
-/// Where the owner cannot reach the folders, because systemd opens them only to the service, root goes on, and gives the
-/// files to their owner afterwards.
+/// Root leaves no files behind that the service cannot write: the process begins again as the owner of the state
+/// folder. Where the owner cannot reach the folders, because systemd opens them only to the service, root goes on, and
+/// gives the files to their owner afterwards.
 fn run_as_owner(config: &Config) -> Result<Option<GivesBack>, Exit> {
     let folder = config.state_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(metadata) = fs::metadata(folder) else { return Ok(None) };

@@ -88,8 +88,8 @@ fn not_connected(state_file: &Path, error: &io::Error) -> Error {
     let place = state_file.display();
     Error::Failed(match error.kind() {
         ErrorKind::PermissionDenied => format!(
-            "the service with the state file {place} takes commands from its own user and from root only ({error}); give \
-             the command as one of them, such as with sudo"
+            "the service with the state file {place} takes commands from its own user and from root only ({error}); \
+             give the command as one of them, such as with sudo"
         ),
         _ => format!("the service with the state file {place} cannot be reached: {error}"),
     })

@@ -40,8 +40,8 @@ impl Request {
         let Self { protocol, tables: theirs, work } = self;
         if protocol != PROTOCOL {
             return Err(Error::Failed(format!(
-                "the service speaks version {PROTOCOL} of the control protocol, and the command {protocol}; restart the \
-                 service, so that both are of the same version of fhir-sync"
+                "the service speaks version {PROTOCOL} of the control protocol, and the command {protocol}; restart \
+                 the service, so that both are of the same version of fhir-sync"
             )));
         }
         if theirs != tables {

@@ -129,7 +129,8 @@ impl Work {
     }
 }
 
-/// Does the work; `exports` are those of the configuration, and `notifier` reports on syncs. A cancelled `stop` ends it at its next safe point.
+/// Does the work; `exports` are those of the configuration, and `notifier` reports on syncs. A cancelled `stop` ends it
+/// at its next safe point.
 pub async fn carry_out(
     syncer: &Syncer,
     exports: &[Export],

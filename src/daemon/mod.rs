@@ -155,7 +155,7 @@ fn listen_for_commands(
 ) -> Option<(control::Server, mpsc::Receiver<Order>)> {
     let listening = control::Server::start(state_file, tables, board, stop.clone());
     if let Err(error) = &listening {
-        tracing::warn!(%error, "no control socket beside the state file; commands by hand need the service to be stopped");
+        tracing::warn!(%error, "no control socket beside the state file; commands by hand need the daemon stopped");
     }
     listening.ok()
 }

@@ -147,7 +147,8 @@ async fn health_of_export(State(views): State<Views>, name: Path<String>, RawQue
     respond(health.status.is_healthy(), Json(health))
 }
 
-/// Is the daemon's loop alive, and does what is at work advance? It says nothing about the FHIR server or the tables: a restart would not repair those.
+/// Is the daemon's loop alive, and does what is at work advance? It says nothing about the FHIR server or the tables: a
+/// restart would not repair those.
 async fn livez(State(views): State<Views>) -> Response {
     let alive = health::is_alive(&views.borrow(), Instant::now());
     respond(alive, if alive { "alive\n" } else { "it does not respond, or a sync hangs\n" })
