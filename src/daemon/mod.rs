@@ -410,6 +410,7 @@ impl Daemon {
                  is started again"
             );
         }
+        metrics::stalled(!stalls.is_empty());
         !stalls.is_empty()
     }
 }

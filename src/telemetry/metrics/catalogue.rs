@@ -323,6 +323,8 @@ metrics! {
     STEP_STARTED = GAUGE, "run_step_started_timestamp_seconds", [EXPORT],
         "When the last step of a run began; 0: none since the start.";
     MAINTENANCE = GAUGE, "maintenance_in_progress", [], "1 while tables are maintained, or wait for it.";
+    STALLED = GAUGE, "stalled", [],
+        "1 while a run or the maintenance makes no progress for longer than daemon.stall_timeout.";
     RUNS = COUNTER, "runs_total", [EXPORT, RUN_OUTCOME], "Runs that ended.";
     FAILURES = GAUGE, "consecutive_failures", [EXPORT], "Runs in a row that were partial or failed.";
     RUN_DURATION = GAUGE, "last_run_duration_seconds", [EXPORT], "How long the last run took; 0: none since the start.";

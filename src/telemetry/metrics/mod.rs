@@ -18,7 +18,7 @@ pub use self::{
     record::{
         ByteCounter, ExportFigures, clock_skew, commit_ended, config_read, export, file_ended, job, lease_held,
         maintained, maintenance, notified, polled, quarantined, reach, received, rejected, requested, retried, rows,
-        run_began, run_ended, spool_free, spool_grew, spool_removed, state_written, step_began, step_ended, table,
-        token_renewed_at, token_requested,
+        run_began, run_ended, spool_free, spool_grew, spool_removed, stalled, state_written, step_began, step_ended,
+        table, token_renewed_at, token_requested,
     },
 };

@@ -79,6 +79,10 @@ pub fn maintenance(is_in_progress: bool) {
     metric::MAINTENANCE.set(f64::from(u8::from(is_in_progress)), Vec::new());
 }
 
+pub fn stalled(is_stalled: bool) {
+    metric::STALLED.set(f64::from(u8::from(is_stalled)), Vec::new());
+}
+
 pub fn run_began(export: &str, at: DateTime<Utc>) {
     metric::RUN_STARTED.set(timestamp(Some(at)), vec![export_label(export)]);
 }
