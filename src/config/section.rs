@@ -100,6 +100,13 @@ impl Section {
         self.read(key, &text, read)
     }
 
+    /// A number that may be absent.
+    pub fn optional_number<T>(&mut self, key: &str, read: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        self.asked(key, Form::Number, None, false);
+        let text = self.scalar(key)??;
+        self.read(key, &text, read)
+    }
+
     /// A secret text, which only the environment may set. It is no key of the file.
     pub fn of_environment(&mut self, key: &str) -> Option<String> {
         let value = self.table.remove(key).filter(|value| !matches!(value.kind, ValueKind::Nil))?;

@@ -126,8 +126,8 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
     let idle_timeout = section.or("idle_timeout", &duration_text(default.idle_timeout), positive_duration);
     section.replaced("retry_attempts", "is replaced by server.outage_patience, a time");
     let retry_wait = read_waits(&mut section, ["retry_min_wait", "retry_max_wait"], default.retry_wait);
-    let max_requests_per_minute = section.optional("max_requests_per_minute", count);
-    let max_requests_per_file = section.optional("max_requests_per_file", count);
+    let max_requests_per_minute = section.optional_number("max_requests_per_minute", count);
+    let max_requests_per_file = section.optional_number("max_requests_per_file", count);
     section.renamed(&[("max_file_bytes", "max_file_size")]);
     let limits = export::Limits::default();
     let max_file_bytes = section.or("max_file_size", &size_text(limits.max_file_bytes), bytes);
