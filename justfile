@@ -51,7 +51,7 @@ bench *ARGS:
 deploy-check:
     deploy/check.sh
 
-# A Debian package of PROGRAM, a release build: see docs/operations.md
+# A Debian package of PROGRAM, a release build: see docs/install.md
 deb PROGRAM FOLDER="target/deb" *OPTIONS:
     deploy/deb.sh {{PROGRAM}} {{FOLDER}} {{OPTIONS}}
 
