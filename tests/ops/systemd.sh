@@ -33,6 +33,7 @@ main() {
   step "hung, it is killed by the watchdog and back" killed STOP 150
   step "after both it is healthy" eventually 60 healthy
   process=$(main_pid)
+  reload
   by_hand
   wrong_configuration
   timers
@@ -163,6 +164,16 @@ another_runs() {
   local now
   now=$(main_pid)
   [[ $now != 0 && $now != "$before" ]] && inside systemctl is-active --quiet fhir-sync
+}
+
+reload() {
+  sed --in-place 's/^max_age = .*/max_age = "2h"/' "$root/etc/fhir-sync/fhir-sync.toml"
+  step "a changed configuration is reloaded" inside systemctl reload fhir-sync
+  step "it holds" eventually 30 max_age_is 7200
+}
+
+max_age_is() {
+  inside fhir-sync healthcheck | grep --quiet "\"max_age_seconds\": *$1"
 }
 
 wrong_configuration() {
