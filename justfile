@@ -76,7 +76,7 @@ ops-start PROGRAM:
 ops-image PROGRAM:
     tests/ops/image.sh {{PROGRAM}}
 
-# systemd in a root folder of Debian installs PACKAGE, and does there what docs/operations.md says; needs root, minutes
+# systemd in a root folder of Debian installs PACKAGE, and does there what the pages say; needs root, minutes
 ops-systemd PACKAGE:
     tests/ops/systemd.sh {{PACKAGE}}
 

@@ -143,7 +143,7 @@ END
   chmod 0400 "$scratch/etc/key"
 }
 
-# As docs/operations.md says, but for the network and the limits, which runc needs to have within those of this process.
+# As docs/install.md says, but for the network and the limits, which runc needs to have within those of this process.
 run() {
   podman --runtime runc run --network "ns:/proc/$holder/ns/net" --ulimit nofile=1024:1024 --ulimit nproc=1000:1000 \
     --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian package in a root folder of Debian, boots systemd there, and does what docs/operations.md says, on
-# the unit as it is: first start, a day of changes, kills, a wrong configuration, work by hand, timers, removal.
+# Installs the Debian package in a root folder of Debian, boots systemd there, and does what docs/install.md and
+# docs/operations.md say, on the unit as it is: first start, a day of changes, kills, a wrong configuration, work by hand, timers, removal.
 #   tests/ops/systemd.sh PACKAGE.deb
 # One line per step; the first that fails ends it, with the log. Needs root, debootstrap and systemd-container (nspawn).
 # Nothing leaves the machine: the container has a loopback device only, and the FHIR server runs on it.
