@@ -91,7 +91,7 @@ impl Http {
                 Some(builder().no_proxy().proxy(proxy).build().map_err(unusable)?)
             }
         };
-        let paces = Paces::new(config.http.retry_wait.max(), config.http.max_requests_per_minute);
+        let paces = Paces::new(config.http.retry_wait, config.http.max_requests_per_minute);
         Ok(Self { direct, proxied, paces, idle_timeout: config.http.idle_timeout })
     }
 

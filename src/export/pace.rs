@@ -1,10 +1,10 @@
 //! The pace of the requests to each origin: how many files are read from it at the same time, and when the next request
 //! may begin.
 //!
-//! What always holds: a server that says that it is too much (429, 503, a connection that it resets) gets half as many
-//! downloads at the same time, and while it asks for a pause, no request at all. It begins with two; one more is added
-//! after as many answers without a complaint as there are downloads. Only downloads wait for each other: a token or a poll
-//! never waits for a file that takes an hour.
+//! What always holds: a server that complains (429, 503, a connection that it resets) gets half as many downloads at the
+//! same time, and after a 429 or 503 no request at all for a while. It begins with two; one more is added after as many
+//! answers without a complaint as there are downloads. Only downloads wait for each other: a token or a poll never waits
+//! for a file that takes an hour.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use tokio::{
 };
 use url::{Origin, Url};
 
-use super::failure::Fault;
+use super::{WaitRange, failure::Fault};
 use crate::telemetry::metrics::Endpoint;
 
 /// How many downloads from an origin run at the same time at first.
@@ -49,8 +49,9 @@ impl From<Endpoint> for Load {
 
 #[derive(Debug)]
 pub struct Paces {
-    /// The longest pause that a server may ask for.
-    max_pause: Duration,
+    /// The pause after the first complaint that names none; it doubles with each further one in a row. No pause is longer
+    /// than the maximum, whatever the server asks for.
+    pause: WaitRange,
     /// Between the beginnings of two requests.
     interval: Duration,
     of: Mutex<HashMap<Origin, Arc<Pace>>>,
@@ -70,8 +71,10 @@ struct PaceState {
     running: usize,
     /// Answers without a complaint since `allowed` changed.
     calm: usize,
-    /// Counts the reductions: what was requested before the last one says nothing about it.
-    reductions: u32,
+    /// How often the server has complained: what was requested before the last time says nothing new.
+    complaints: u32,
+    /// The last of them, without a good answer in between.
+    in_a_row: u32,
     /// No request begins before.
     not_before: Instant,
 }
@@ -82,43 +85,49 @@ pub struct Pass {
     origin: String,
     pace: Arc<Pace>,
     load: Load,
-    reductions: u32,
-    max_pause: Duration,
+    complaints: u32,
+    pause: WaitRange,
 }
 
 impl Paces {
-    pub fn new(max_pause: Duration, max_requests_per_minute: Option<u32>) -> Self {
+    pub fn new(pause: WaitRange, max_requests_per_minute: Option<u32>) -> Self {
         let interval = max_requests_per_minute.map_or(Duration::ZERO, |max| Duration::from_mins(1) / max.max(1));
-        Self { max_pause, interval, of: Mutex::default() }
+        Self { pause, interval, of: Mutex::default() }
     }
 
     /// Waits until a request to the origin of `url` may begin.
     pub async fn pass(&self, url: &Url, load: Load) -> Pass {
         let pace = Arc::clone(lock(&self.of).entry(url.origin()).or_insert_with(|| Arc::new(Pace::new())));
-        let reductions = loop {
+        let complaints = loop {
             let has_room = pace.has_room.notified();
             let begin = lock(&pace.state).begin(load, self.interval);
             match begin {
-                Begin::Now { reductions } => break reductions,
+                Begin::Now { complaints } => break complaints,
                 Begin::At(instant) => sleep_until(instant).await,
                 // Whoever was woken may have been given up since: then nobody wakes the next.
                 Begin::WhenOneEnds => drop(timeout(LOOK_AGAIN, has_room).await),
             }
         };
-        Pass { origin: url.origin().ascii_serialization(), pace, load, reductions, max_pause: self.max_pause }
+        Pass { origin: url.origin().ascii_serialization(), pace, load, complaints, pause: self.pause }
     }
 }
 
 enum Begin {
-    Now { reductions: u32 },
+    Now { complaints: u32 },
     At(Instant),
     WhenOneEnds,
 }
 
 impl Pace {
     fn new() -> Self {
-        let state =
-            PaceState { allowed: FIRST_DOWNLOADS, running: 0, calm: 0, reductions: 0, not_before: Instant::now() };
+        let state = PaceState {
+            allowed: FIRST_DOWNLOADS,
+            running: 0,
+            calm: 0,
+            complaints: 0,
+            in_a_row: 0,
+            not_before: Instant::now(),
+        };
         Self { state: Mutex::new(state), has_room: Notify::new() }
     }
 }
@@ -136,7 +145,7 @@ impl PaceState {
         if load == Load::Download {
             self.running += 1;
         }
-        Begin::Now { reductions: self.reductions }
+        Begin::Now { complaints: self.complaints }
     }
 }
 
@@ -145,7 +154,7 @@ impl Pass {
     pub fn answered(&self, status: StatusCode, pause: Option<Duration>) {
         match status {
             StatusCode::TOO_MANY_REQUESTS if self.load == Load::KickOff => {}
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.too_much(pause),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.complained(pause),
             status if status.is_success() => self.went_well(),
             _ => {}
         }
@@ -154,29 +163,42 @@ impl Pass {
     /// There is no answer, or not all of it.
     pub fn failed(&self, fault: &Fault) {
         if matches!(fault, Fault::Transport(_)) {
-            self.too_much(None);
+            self.reduce(&mut lock(&self.pace.state));
         }
     }
 
-    fn too_much(&self, pause: Option<Duration>) {
+    fn complained(&self, pause: Option<Duration>) {
         let mut state = lock(&self.pace.state);
-        if let Some(pause) = pause {
-            state.not_before = state.not_before.max(Instant::now() + pause.min(self.max_pause));
+        let pause = pause.unwrap_or_else(|| self.pause.min().saturating_mul(1 << state.in_a_row.min(20)));
+        state.not_before = state.not_before.max(Instant::now() + pause.min(self.pause.max()));
+        if self.complaints == state.complaints {
+            state.in_a_row += 1;
         }
-        // Several downloads meet the same limit: together they are one complaint.
-        if self.load != Load::Download || self.reductions != state.reductions || state.allowed == 1 {
+        self.reduce(&mut state);
+    }
+
+    /// Several downloads meet the same limit: together they are one complaint.
+    fn reduce(&self, state: &mut PaceState) {
+        if self.complaints != state.complaints {
             return;
         }
-        state.allowed /= 2;
-        (state.calm, state.reductions) = (0, state.reductions + 1);
+        state.complaints += 1;
+        if self.load != Load::Download || state.allowed == 1 {
+            return;
+        }
+        (state.allowed, state.calm) = (state.allowed / 2, 0);
         let downloads = state.allowed;
         tracing::info!(origin = self.origin, downloads, "the server is asked for fewer files at the same time");
     }
 
     fn went_well(&self) {
         let mut state = lock(&self.pace.state);
+        if self.complaints != state.complaints {
+            return;
+        }
+        state.in_a_row = 0;
         // While nobody waits, more would not be used, and nothing would be learned.
-        if self.load != Load::Download || self.reductions != state.reductions || state.running < state.allowed {
+        if self.load != Load::Download || state.running < state.allowed {
             return;
         }
         state.calm += 1;
