@@ -133,7 +133,7 @@ type Out = Box<dyn Write + Send>;
 /// Writes the rows of an answer as they arrive; a table is as wide as its widest row, so it waits for the last.
 enum Writer {
     Table { schema: SchemaRef, rows: Vec<RecordBatch>, out: Out },
-    Csv(arrow_csv::Writer<Out>),
+    Csv(Box<arrow_csv::Writer<Out>>),
     Json(arrow_json::LineDelimitedWriter<Out>),
     Parquet(Box<ArrowWriter<Out>>),
 }
@@ -151,7 +151,7 @@ impl Writer {
                 let mut writer = arrow_csv::WriterBuilder::new().build(out);
                 // The head, also of an answer without rows.
                 writer.write(&RecordBatch::new_empty(schema))?;
-                Self::Csv(writer)
+                Self::Csv(Box::new(writer))
             }
             Format::Json => Self::Json(arrow_json::LineDelimitedWriter::new(out)),
             Format::Parquet => Self::Parquet(Box::new(ArrowWriter::try_new(out, schema, None)?)),
@@ -193,7 +193,69 @@ fn named_types(sql: &str) -> Vec<ResourceType> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::{
+        array::{ArrayRef, Int64Array, StringArray},
+        datatypes::{DataType, Field, Schema},
+    };
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
     use super::*;
+
+    fn answer() -> RecordBatch {
+        let names: ArrayRef = Arc::new(StringArray::from(vec![Some("a, \"b\""), None]));
+        let counts: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+        RecordBatch::try_from_iter_with_nullable([("name", names, true), ("count", counts, true)]).unwrap()
+    }
+
+    /// What is in the file after these batches.
+    fn written(
+        format: Format,
+        schema: SchemaRef,
+        batches: Vec<RecordBatch>,
+    ) -> Result<tempfile::NamedTempFile, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let reason = |error| match error {
+            WriteError::Closed => "closed".to_owned(),
+            WriteError::Other(reason) => reason,
+        };
+        let out = Box::new(file.reopen().unwrap());
+        let mut writer = Writer::begin(format, out, schema).map_err(reason)?;
+        for batch in batches {
+            writer.write(batch).map_err(reason)?;
+        }
+        writer.end().map_err(reason)?;
+        Ok(file)
+    }
+
+    #[test]
+    fn an_answer_is_written_in_each_format_also_without_rows() {
+        let text = |format, batches| {
+            std::fs::read_to_string(written(format, answer().schema(), batches).unwrap().path()).unwrap()
+        };
+        assert_eq!(text(Format::Csv, vec![answer()]), "name,count\n\"a, \"\"b\"\"\",1\n,2\n");
+        assert_eq!(text(Format::Csv, vec![]), "name,count\n");
+        let json = "{\"name\":\"a, \\\"b\\\"\",\"count\":1}\n{\"count\":2}\n";
+        assert_eq!(text(Format::Json, vec![answer()]), json);
+        assert_eq!(text(Format::Json, vec![]), "");
+        let table = text(Format::Table, vec![answer()]);
+        assert!(table.contains("| name   | count |") && table.contains("|        | 2     |"), "{table}");
+        assert!(text(Format::Table, vec![]).contains("| name | count |"));
+        for batches in [vec![answer(), answer()], vec![]] {
+            let file = written(Format::Parquet, answer().schema(), batches.clone()).unwrap();
+            let read = ParquetRecordBatchReaderBuilder::try_new(file.reopen().unwrap()).unwrap().build().unwrap();
+            let rows: usize = read.map(|batch| batch.unwrap().num_rows()).sum();
+            assert_eq!(rows, 2 * batches.len());
+        }
+    }
+
+    #[test]
+    fn a_nested_column_is_no_csv_and_the_sentence_says_what_to_do() {
+        let nested = Field::new("name", DataType::new_list(DataType::Utf8, true), true);
+        let error = written(Format::Csv, Arc::new(Schema::new(vec![nested])), vec![]).unwrap_err();
+        assert!(error.contains("the column \"name\" is nested") && error.contains("--format json"), "{error}");
+    }
 
     #[test]
     fn only_the_tables_that_a_statement_names_are_opened() {
