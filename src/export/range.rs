@@ -74,7 +74,7 @@ impl Rest {
         let range = headers.get(CONTENT_RANGE).and_then(|value| ContentRange::parse(value.to_str().ok()?));
         match (response.status(), range) {
             (StatusCode::PARTIAL_CONTENT, Some(range)) if self.is_rest(headers, &range) => Continuation::Rest,
-            (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { first: None, length: Some(length) }))
+            (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { bytes: None, length: Some(length) }))
                 if length == self.from =>
             {
                 Continuation::Nothing
@@ -84,11 +84,12 @@ impl Rest {
         }
     }
 
+    /// A server may send less than the whole rest, and its end would look like that of the file.
     fn is_rest(&self, headers: &HeaderMap, range: &ContentRange) -> bool {
-        let Validator { etag, encoding, length, .. } = &self.validator;
-        let is_same = |known: Option<u64>, said: Option<u64>| known.is_none() || said.is_none() || known == said;
-        range.first == Some(self.from)
-            && is_same(*length, range.length)
+        let Validator { etag, encoding, length: known, .. } = &self.validator;
+        let length = known.or(range.length);
+        length.zip(range.bytes).is_some_and(|(length, (first, last))| (first, last + 1) == (self.from, length))
+            && range.length.is_none_or(|said| Some(said) == length)
             && headers.get(CONTENT_ENCODING) == encoding.as_ref()
             && headers.get(ETAG).is_none_or(|said| etag.as_ref().is_none_or(|known| known == said))
     }
@@ -106,21 +107,25 @@ fn length(headers: &HeaderMap) -> Option<u64> {
 
 /// `bytes 10-99/100`, `bytes 10-99/*`, `bytes */100`.
 struct ContentRange {
-    first: Option<u64>,
+    /// The first and the last.
+    bytes: Option<(u64, u64)>,
     length: Option<u64>,
 }
 
 impl ContentRange {
     fn parse(text: &str) -> Option<Self> {
         let (range, length) = text.trim().strip_prefix("bytes ")?.split_once('/')?;
-        let first = match range.trim() {
+        let bytes = match range.trim() {
             "*" => None,
-            range => Some(range.split_once('-')?.0.trim().parse().ok()?),
+            range => {
+                let (first, last) = range.split_once('-')?;
+                Some((first.trim().parse().ok()?, last.trim().parse::<u64>().ok().filter(|last| *last < u64::MAX)?))
+            }
         };
         let length = match length.trim() {
             "*" => None,
             length => Some(length.parse().ok()?),
         };
-        Some(Self { first, length })
+        Some(Self { bytes, length })
     }
 }

@@ -145,6 +145,8 @@ async fn a_rest_that_is_not_the_one_that_was_asked_for_is_not_used() {
         ("no Content-Range", Box::new(bad("x-nothing", "1"))),
         ("another start", Box::new(move || with_range(format!("bytes 29-{}/{total}", total - 1), ETAG))),
         ("another length", Box::new(move || with_range(format!("bytes 30-{total}/{}", total + 1), ETAG))),
+        ("an end before the end", Box::new(move || with_range(format!("bytes 30-56/{total}"), ETAG))),
+        ("no word about the end", Box::new(move || with_range("bytes 30-56/*".to_owned(), ETAG))),
         ("another ETag", Box::new(move || with_range(format!("bytes 30-{}/{total}", total - 1), "\"version 2\""))),
         (
             "another encoding",
