@@ -38,7 +38,8 @@ pub struct Rest {
 /// What a response to a request for the rest has.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Continuation {
-    Rest,
+    /// The file is this long.
+    Rest { length: u64 },
     /// The file ends where the transfer was cut.
     Nothing,
     /// The file from its beginning: it has changed, or the server does not serve ranges after all.
@@ -73,7 +74,11 @@ impl Rest {
         let headers = response.headers();
         let range = headers.get(CONTENT_RANGE).and_then(|value| ContentRange::parse(value.to_str().ok()?));
         match (response.status(), range) {
-            (StatusCode::PARTIAL_CONTENT, Some(range)) if self.is_rest(headers, &range) => Continuation::Rest,
+            (StatusCode::PARTIAL_CONTENT, Some(range @ ContentRange { bytes: Some((_, last)), .. }))
+                if self.is_rest(headers, &range) =>
+            {
+                Continuation::Rest { length: last + 1 }
+            }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { bytes: None, length: Some(length) }))
                 if length == self.from =>
             {

@@ -63,6 +63,8 @@ pub struct Wire<'r, 'a> {
     /// Of the file, whatever the number of responses.
     bytes: Arc<AtomicU64>,
     measured: ByteCounter,
+    /// As the last rest says.
+    length: Option<u64>,
     /// Something has arrived since the last request.
     has_arrived: bool,
     /// `Content-Length: 0`.
@@ -84,6 +86,7 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
             chunks: response.bytes_stream().boxed(),
             bytes: Arc::default(),
             measured: ByteCounter::of(Stage::Wire),
+            length: None,
             has_arrived: false,
             is_empty,
         }
@@ -128,6 +131,9 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
                     self.measured.add(chunk.len());
                     return Ok(Some(chunk));
                 }
+                Ok(None) if self.length.is_some_and(|length| length != self.bytes.load(Relaxed)) => {
+                    self.go_on(Fault::Transport(io::Error::from(io::ErrorKind::UnexpectedEof).into())).await?;
+                }
                 Ok(None) => return Ok(None),
                 Err(fault) => self.go_on(fault).await?,
             }
@@ -155,7 +161,8 @@ impl<'r, 'a: 'r> Wire<'r, 'a> {
         self.has_arrived = false;
         self.throughput.begin();
         match rest.continuation(&response) {
-            Continuation::Rest => {
+            Continuation::Rest { length } => {
+                self.length = Some(length);
                 tracing::debug!(file = self.attempts.file_name(), from, "the transfer goes on where it was cut");
                 self.pass = response.extensions_mut().remove();
                 self.chunks = response.bytes_stream().boxed();

@@ -173,6 +173,21 @@ async fn a_rest_that_is_not_the_one_that_was_asked_for_is_not_used() {
 }
 
 #[tokio::test]
+async fn a_rest_whose_body_is_shorter_than_its_header_says_is_continued() {
+    let mut turn = 0;
+    let server = Server::start(move |asked| {
+        turn += 1;
+        match from(asked) {
+            Some(from) if turn == 2 => rest(LINES, from).chunked(&[&LINES[from..from + 10]]),
+            Some(from) => rest(LINES, from),
+            None => whole(LINES).cut_after(30),
+        }
+    })
+    .await;
+    assert_arrives(&server, LINES, 3, "ten bytes of the rest").await;
+}
+
+#[tokio::test]
 async fn a_body_without_its_end_is_complete_where_the_server_says_that_nothing_is_left() {
     let server = Server::start(|asked| match from(asked) {
         Some(from) => Answer::status(416).header("content-range", format!("bytes */{from}")),
