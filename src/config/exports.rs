@@ -8,7 +8,7 @@ use super::{
     KeyFile, Scheduled,
     notifications::secret_url_file,
     section::Section,
-    values::{duration_text, name, positive_duration, text},
+    values::{boolean, duration_text, name, positive_duration, text},
 };
 use crate::{
     export::Level,
@@ -63,6 +63,7 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
         section.mistake("types", "must name at least one resource type; without any, the server would choose");
     }
     let reconcile = section.optional_boolean("reconcile");
+    let allow_partial_manifests = section.or("allow_partial_manifests", "false", boolean);
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let max_age = section.optional("max_age", positive_duration).or(max_age);
@@ -94,11 +95,12 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
         (None, _) => None,
     };
     section.end();
-    let (name, level, mut types) = (name?, level?, types?);
+    let (name, level, mut types, allow_partial_manifests) = (name?, level?, types?, allow_partial_manifests?);
     types.sort_unstable();
     types.dedup();
     // A person who leaves a group still exists: below the system level the operator has to allow removals (rule 112).
     let reconcile = reconcile.unwrap_or(level == Level::System);
     let reconciled = types.iter().copied().filter(|_| reconcile).collect();
-    Some(Scheduled { export: sync::Export { name, level, types, reconciled }, incremental, full_refresh, max_age })
+    let export = sync::Export { reconciled, allow_partial_manifests, ..sync::Export::new(&name, level, types) };
+    Some(Scheduled { export, incremental, full_refresh, max_age })
 }

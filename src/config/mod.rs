@@ -293,6 +293,7 @@ fn read_sync(
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     let instalment_bytes = section.or("instalment_size", "4GiB", bytes);
+    let partial_interval = section.or("partial_interval", "15m", duration);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
         section.mistake("change_set_memory", "is less than 16MiB; all types share it");
     }
@@ -321,6 +322,7 @@ fn read_sync(
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
         instalment_bytes: instalment_bytes?,
+        partial_interval: partial_interval?,
     })
 }
 

@@ -40,19 +40,12 @@ pub fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick,
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::{export::Level, fhir::parse_instant};
 
     fn scheduled() -> Scheduled {
         Scheduled {
-            export: crate::sync::Export {
-                name: "all".to_owned(),
-                level: Level::System,
-                types: Vec::new(),
-                reconciled: BTreeSet::default(),
-            },
+            export: crate::sync::Export::new("all", Level::System, Vec::new()),
             incremental: vec!["0 15 * * * *".parse().unwrap()],
             full_refresh: vec!["0 0 3 * * Sun".parse().unwrap()],
             max_age: None,

@@ -116,15 +116,12 @@ pub fn next_run_at(scheduled: &Scheduled, now: DateTime<Utc>) -> Option<DateTime
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::{export::Level, fhir::parse_instant, sync::Export};
 
     fn max_age(incremental: Option<&str>, full_refresh: Option<&str>, of_config: Option<Duration>) -> Duration {
         let patterns = |text: Option<&str>| text.map(|text| text.parse().unwrap()).into_iter().collect();
-        let export =
-            Export { name: "all".to_owned(), level: Level::System, types: Vec::new(), reconciled: BTreeSet::default() };
+        let export = Export::new("all", Level::System, Vec::new());
         let scheduled = Scheduled {
             export,
             incremental: patterns(incremental),
@@ -149,8 +146,7 @@ mod tests {
     #[test]
     fn health_knows_all_exports_before_it_answers_for_the_first_time() {
         let at = parse_instant("2026-11-20T10:00:00Z").unwrap();
-        let export =
-            Export { name: "all".to_owned(), level: Level::System, types: Vec::new(), reconciled: BTreeSet::default() };
+        let export = Export::new("all", Level::System, Vec::new());
         let scheduled = Scheduled { export, incremental: Vec::new(), full_refresh: Vec::new(), max_age: None };
         let mut state = State::default();
         state.exports.entry("all".to_owned()).or_default().freshness.failures_in_a_row = 3;

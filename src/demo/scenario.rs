@@ -27,6 +27,9 @@ pub struct Scenario {
     pub retry_after: Option<String>,
     /// Every job stays "in progress" while this is set.
     pub hold: bool,
+    /// While a job is in progress, its manifest names this many of its files as ready, to clients that allow it
+    /// (rule 64).
+    pub ready_files: Option<usize>,
     /// A job that was asked for one of these types stays "in progress".
     pub held_types: BTreeSet<ResourceType>,
     /// Every status URL answers 404, as after a server lost its jobs (rule 45).
@@ -93,6 +96,7 @@ impl Default for Scenario {
             polls_before_done: 1,
             retry_after: Some("1".to_owned()),
             hold: false,
+            ready_files: None,
             held_types: BTreeSet::new(),
             lose_job: false,
             max_jobs: 1_000,

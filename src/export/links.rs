@@ -28,7 +28,8 @@ const MAX_PARAMETERS: usize = 20;
 
 /// The links to the files of one export, shared by those who read them.
 pub struct Links {
-    completed: Completed,
+    /// `None` while the server works on the export: its next partial manifest has the new links.
+    completed: Option<Completed>,
     current: Mutex<Current>,
 }
 
@@ -64,14 +65,12 @@ enum Ended {
 
 impl Links {
     pub fn new(completed: Completed) -> Self {
-        let current = Current {
-            generation: 0,
-            fetched_at: Instant::now(),
-            files: BTreeMap::new(),
-            renewals_left: MAX_RENEWALS_IN_VAIN,
-            ended: None,
-        };
-        Self { completed, current: Mutex::new(current) }
+        Self { completed: Some(completed), current: Mutex::new(Current::begin()) }
+    }
+
+    /// Of an export that is in progress: a link that is refused is not renewed.
+    pub fn of_partial() -> Self {
+        Self { completed: None, current: Mutex::new(Current { ended: Some(Ended::Refused), ..Current::begin() }) }
     }
 
     pub async fn of(&self, file: &File) -> Link {
@@ -112,7 +111,8 @@ impl Links {
         current.renewals_left = current.renewals_left.checked_sub(1).ok_or(Ended::Refused)?;
         // The lock is held meanwhile: a status URL that says "later" about a complete export must not keep the run.
         let patience = client.config.http.outage_patience;
-        let again = timeout(patience, self.completed.job.clone().manifest_again(client)).await;
+        let completed = self.completed.as_ref().ok_or(Ended::Refused)?;
+        let again = timeout(patience, completed.job.clone().manifest_again(client)).await;
         let Ok(again) = again else {
             let patience = humantime::format_duration(patience);
             return Err(Ended::Unreachable(format!("the status URL had no manifest within {patience}")));
@@ -128,7 +128,7 @@ impl Links {
                 return Err(Ended::Refused);
             }
         };
-        let files = same_files(&self.completed, manifest).map_err(|what| {
+        let files = same_files(completed, manifest).map_err(|what| {
             tracing::warn!(what, "the manifest was fetched again and is not the same");
             Ended::Changed(what)
         })?;
@@ -140,6 +140,16 @@ impl Links {
 }
 
 impl Current {
+    fn begin() -> Self {
+        Self {
+            generation: 0,
+            fetched_at: Instant::now(),
+            files: BTreeMap::new(),
+            renewals_left: MAX_RENEWALS_IN_VAIN,
+            ended: None,
+        }
+    }
+
     fn link(&self, file: &File) -> Link {
         let File { url, requires_access_token, .. } = self.files.get(&file.id).unwrap_or(file);
         Link {

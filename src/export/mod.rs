@@ -42,6 +42,7 @@ mod range;
 mod redirect;
 mod request;
 mod retry;
+mod verdict;
 mod wire;
 
 #[cfg(test)]
@@ -54,7 +55,7 @@ pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
-pub use poll::PollProgress;
+pub use poll::{Following, PartialExport, PollProgress, Waited};
 pub use redirect::{check_url, is_loopback};
 pub use request::{ExportRequest, Level};
 

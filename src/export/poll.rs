@@ -3,7 +3,7 @@
 //! A failed poll is not a failed job: what is transient is tried again, what the server reports about the job is
 //! believed, and the deadline counts from the kick-off, across restarts.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, ops::ControlFlow, sync::Arc, time::Duration};
 
 use fastrand::Rng;
 
@@ -11,18 +11,19 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{HeaderMap, HeaderValue},
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use url::Url;
 
 use super::{
-    Client, Completed, Error, HttpConfig, Issues, Job, Manifest, PollConfig, Refusal,
+    Client, Completed, Error, Issues, Job, Manifest, Refusal,
     clock::local_now,
     error::shown,
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
     manifest::Pages,
     measured,
-    retry::{Backoff, Retries, WaitLog, date, is_transient, millis, retry_after},
+    retry::{Backoff, WaitLog, date, millis, retry_after},
+    verdict::PollFailures,
 };
 use crate::{
     fhir::{TransactionTime, printable_progress},
@@ -31,8 +32,6 @@ use crate::{
 
 /// How long a server may not yet know a job that it accepted (rule 45, Q-19).
 const UNKNOWN_GRACE: Duration = Duration::from_mins(1);
-/// How many polls a server must answer with the same verdict before it is believed (rule 44, Q-22).
-const MIN_REPORTS: u32 = 5;
 /// After this time with the same `X-Progress` the server has probably lost the export.
 const UNCHANGED_IS_ODD: Duration = Duration::from_hours(6);
 
@@ -62,12 +61,66 @@ impl Job {
         Ok(Completed { manifest, bound: self.kicked_off_at.or(wait.date), job: self })
     }
 
+    /// Waits as [`Job::wait`] does, and for partial manifests too (rule 64).
+    pub fn follow<'a>(
+        self,
+        client: &'a Client,
+        on_progress: &'a (dyn Fn(PollProgress) + Sync),
+        partial_interval: Duration,
+    ) -> Following<'a> {
+        let mut wait = Wait::new(client, &self, UNKNOWN_GRACE, on_progress);
+        wait.partial_from = Some(Instant::now() + partial_interval);
+        Following { job: self, wait, partial_interval }
+    }
+
     /// Reads the manifest of a complete export once more, for links that have not expired (rule 61).
     ///
     /// # Errors
     /// As [`Job::wait`].
     pub(super) async fn manifest_again(self, client: &Client) -> Result<Manifest, Error> {
         Wait::new(client, &self, Duration::ZERO, &|_| {}).manifest_of(&self).await
+    }
+}
+
+/// A job whose files are read while the server still works on it.
+pub struct Following<'a> {
+    job: Job,
+    wait: Wait<'a>,
+    /// Between two partial manifests.
+    partial_interval: Duration,
+}
+
+/// What the server has of an export.
+pub enum Waited {
+    Complete(Completed),
+    Partial(PartialExport),
+}
+
+/// The files of an export that are ready while the server still works on it.
+pub struct PartialExport {
+    pub manifest: Manifest,
+    /// As [`Completed::bound`].
+    pub bound: Option<TransactionTime>,
+}
+
+impl Following<'_> {
+    /// Polls until the export is complete, or a partial manifest is due.
+    ///
+    /// # Errors
+    /// As [`Job::wait`].
+    pub async fn next(&mut self) -> Result<Waited, Error> {
+        let found = self.wait.find(&self.job).await;
+        let bound = self.job.kicked_off_at.or(self.wait.date);
+        self.wait.partial_from = Some(Instant::now() + self.partial_interval);
+        if !matches!(found, Ok(Found::Partial(_))) {
+            measured::waited(&found);
+        }
+        Ok(match found? {
+            Found::Partial(manifest) => Waited::Partial(PartialExport { manifest, bound }),
+            Found::Whole(manifest) => {
+                Waited::Complete(Completed { manifest: Arc::new(manifest), bound, job: self.job.clone() })
+            }
+        })
     }
 }
 
@@ -87,12 +140,27 @@ struct Wait<'a> {
     date: Option<TransactionTime>,
     log: WaitLog,
     unchanged: Unchanged,
+    /// From then on a partial manifest ends the wait.
+    partial_from: Option<Instant>,
+    /// The server has asked for no earlier poll.
+    poll_from: Instant,
+}
+
+/// What a wait has found.
+enum Found {
+    Whole(Manifest),
+    Partial(Manifest),
 }
 
 /// What one answer means.
 enum Polled {
     Manifest {
         next: Option<Url>,
+    },
+    /// The export is in progress, and these pages name files that are ready.
+    Partial {
+        pages: Pages,
+        retry_after: Option<Duration>,
     },
     /// Poll again later; nothing is wrong.
     Later {
@@ -123,18 +191,37 @@ impl<'a> Wait<'a> {
             date: None,
             log: WaitLog::default(),
             unchanged: Unchanged::default(),
+            partial_from: None,
+            poll_from: Instant::now(),
         }
     }
 
     /// All pages of the manifest.
     async fn manifest_of(&mut self, job: &Job) -> Result<Manifest, Error> {
+        loop {
+            if let Found::Whole(manifest) = self.find(job).await? {
+                return Ok(manifest);
+            }
+        }
+    }
+
+    /// All pages of the manifest, or those of a partial one.
+    async fn find(&mut self, job: &Job) -> Result<Found, Error> {
+        let token_by_default = self.client.tokens.is_some();
         let mut pages = Pages::default();
         let mut seen = HashSet::new();
         let mut url = job.status_url.clone();
+        self.bytes_left = self.client.config.limits.max_manifest_bytes;
+        sleep_until(self.poll_from).await;
         loop {
-            let next = self.page(&url, &mut pages).await?;
+            let next = match self.page(&url, &mut pages).await? {
+                ControlFlow::Continue(next) => next,
+                ControlFlow::Break(pages) => return Ok(Found::Partial(pages.manifest(token_by_default))),
+            };
+            // What follows is of a manifest that is complete, however its pages are answered.
+            self.partial_from = None;
             seen.insert(url);
-            let Some(next) = next else { return Ok(pages.manifest(self.client.tokens.is_some())) };
+            let Some(next) = next else { return Ok(Found::Whole(pages.manifest(token_by_default))) };
             let max_pages = self.client.config.limits.max_manifest_pages;
             let reason = if seen.contains(&next) {
                 "its pages form a cycle".to_owned()
@@ -148,15 +235,20 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Polls one page until it can be read, and adds it.
-    async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<Option<Url>, Error> {
+    /// Polls one page until it can be read, and adds it: gives the URL of the next one. Breaks with the pages of a
+    /// partial manifest.
+    async fn page(&mut self, url: &Url, pages: &mut Pages) -> Result<ControlFlow<Pages, Option<Url>>, Error> {
         let config = &self.client.config;
         let mut interval = Backoff::new(config.poll.interval, Rng::new());
         let mut failures = PollFailures::new(&config.poll, &config.http);
         loop {
             self.polls = self.polls.saturating_add(1);
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
-                Polled::Manifest { next } => return Ok(next),
+                Polled::Manifest { next } => return Ok(ControlFlow::Continue(next)),
+                Polled::Partial { pages, retry_after } => {
+                    self.poll_from = Instant::now() + interval.wait(retry_after);
+                    return Ok(ControlFlow::Break(pages));
+                }
                 Polled::Later { retry_after, x_progress } => {
                     failures.reset();
                     let retry_in = interval.wait(retry_after);
@@ -186,19 +278,7 @@ impl<'a> Wait<'a> {
     }
 
     async fn poll(&mut self, url: &Url, pages: &mut Pages) -> Result<Polled, Error> {
-        let spec = RequestSpec {
-            endpoint: Endpoint::Status,
-            method: Method::GET,
-            url,
-            accept: "application/json",
-            headers: &[],
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &self.context,
-        };
-        metrics::polled();
-        let response = match self.client.send(&spec).await {
+        let response = match self.ask(url).await {
             Ok(response) => response,
             Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
             Err(Failure::Fatal(error)) => return Err(self.or_deadline(error)),
@@ -209,7 +289,10 @@ impl<'a> Wait<'a> {
             StatusCode::OK => self.manifest(response, pages).await,
             StatusCode::ACCEPTED => {
                 let x_progress = self.x_progress(response.headers());
-                Ok(Polled::Later { retry_after, x_progress })
+                match self.partial(response).await {
+                    Some(pages) => Ok(Polled::Partial { pages, retry_after }),
+                    None => Ok(Polled::Later { retry_after, x_progress }),
+                }
             }
             StatusCode::TOO_MANY_REQUESTS => {
                 metrics::retried(Endpoint::Status, RetryReason::RateLimit);
@@ -226,6 +309,23 @@ impl<'a> Wait<'a> {
                 self.failure(url, status, retry_after, issues).map_err(|error| self.or_deadline(error))
             }
         }
+    }
+
+    /// One request for the status, or for a page.
+    async fn ask(&self, url: &Url) -> Result<Response, Failure> {
+        let spec = RequestSpec {
+            endpoint: Endpoint::Status,
+            method: Method::GET,
+            url,
+            accept: "application/json",
+            headers: &[],
+            rest: None,
+            token: TokenUse::WhereAllowed,
+            on_redirect: OnRedirect::Follow,
+            context: &self.context,
+        };
+        metrics::polled();
+        self.client.send(&spec).await
     }
 
     fn x_progress(&mut self, headers: &HeaderMap) -> Option<String> {
@@ -264,6 +364,35 @@ impl<'a> Wait<'a> {
             }
             Err(reason) => Ok(Polled::Failed(Fault::NotAManifest(reason))),
         }
+    }
+
+    /// The pages of a partial manifest that can be read now, where one is wanted. Its last pages may not exist yet: what
+    /// cannot be read is left to the next time, and to the polls that wait for the whole manifest.
+    async fn partial(&self, response: Response) -> Option<Pages> {
+        self.partial_from.filter(|from| Instant::now() >= *from)?;
+        let config = &self.client.config.limits;
+        let (mut pages, mut bytes_left) = (Pages::default(), config.max_manifest_bytes);
+        let mut next = self.partial_page(response, &mut pages, &mut bytes_left).await?;
+        let mut seen = HashSet::new();
+        while let Some(url) = next.filter(|url| seen.len() < config.max_manifest_pages && !seen.contains(url)) {
+            let Ok(response) = self.ask(&url).await else { break };
+            seen.insert(url);
+            let Some(further) = self.partial_page(response, &mut pages, &mut bytes_left).await else { break };
+            next = further;
+        }
+        Some(pages)
+    }
+
+    /// Adds one page, and gives the URL of the next one. `None` where the answer is not a page.
+    async fn partial_page(&self, response: Response, pages: &mut Pages, bytes_left: &mut u64) -> Option<Option<Url>> {
+        if !matches!(export_status(&response), StatusCode::OK | StatusCode::ACCEPTED) {
+            return None;
+        }
+        let answered = response.url().clone();
+        let body = self.client.http.read(response, *bytes_left).await.ok()??;
+        let next = pages.add(&body, &answered).ok()?;
+        *bytes_left = bytes_left.saturating_sub(body.len() as u64);
+        Some(next)
     }
 
     /// What an error means for the job (rules 43 and 44).
@@ -311,94 +440,6 @@ impl<'a> Wait<'a> {
             Ok(())
         } else {
             Err(Error::Deadline { context: self.context.clone(), deadline })
-        }
-    }
-}
-
-/// Polls of one page that failed in a row.
-pub struct PollFailures {
-    retries: Retries,
-    believed_after: Duration,
-    believed_after_outage: Duration,
-    patience_with_words: Duration,
-    verdict: Option<Verdict>,
-}
-
-/// What the server reports about the export itself, again and again.
-struct Verdict {
-    kind: VerdictKind,
-    since: Instant,
-    reports: u32,
-}
-
-#[derive(PartialEq, Eq)]
-enum VerdictKind {
-    /// A 4xx, or a 200 that is not a manifest.
-    Final,
-    /// A 5xx with issues: the server may be unwell, or the export failed for good.
-    PerhapsOutage,
-    /// Only issues that ask for patience, in these words.
-    Transient(StatusCode, Issues),
-}
-
-impl PollFailures {
-    pub fn new(poll: &PollConfig, http: &HttpConfig) -> Self {
-        Self {
-            retries: Retries::new(http, Endpoint::Status),
-            believed_after: poll.believed_after,
-            believed_after_outage: poll.believed_after.max(http.outage_patience),
-            patience_with_words: poll.patience_with_words,
-            verdict: None,
-        }
-    }
-
-    /// The wait before another poll, or the error that these failures amount to. A fault of the network is neither a
-    /// verdict nor the end of one.
-    pub fn failed(&mut self, context: &str, fault: Fault) -> Result<Duration, Error> {
-        let Some(kind) = VerdictKind::of(&fault) else { return self.retries.failed(context, fault) };
-        self.retries.reached();
-        let believed_after = match kind {
-            VerdictKind::Final => self.believed_after,
-            VerdictKind::PerhapsOutage => self.believed_after_outage,
-            VerdictKind::Transient(..) => self.patience_with_words,
-        };
-        let verdict = match self.verdict.take() {
-            Some(verdict) if verdict.kind == kind => Verdict { reports: verdict.reports.saturating_add(1), ..verdict },
-            _ => Verdict { kind, since: Instant::now(), reports: 1 },
-        };
-        let is_believed = verdict.reports >= MIN_REPORTS && verdict.since.elapsed() >= believed_after;
-        self.verdict = Some(verdict);
-        let context = context.to_owned();
-        match fault {
-            Fault::NotAManifest(reason) if is_believed => Err(Error::NotAManifest { context, reason }),
-            Fault::Status { status, issues, .. } if is_believed => Err(Error::ExportFailed { context, status, issues }),
-            fault => Ok(self.retries.wait(&context, &fault)),
-        }
-    }
-
-    fn reset(&mut self) {
-        self.retries.reset();
-        self.verdict = None;
-    }
-}
-
-impl VerdictKind {
-    fn of(fault: &Fault) -> Option<Self> {
-        match fault {
-            Fault::NotAManifest(_) => Some(Self::Final),
-            Fault::Status { status, issues, .. } if issues.are_transient() => {
-                Some(Self::Transient(*status, issues.clone()))
-            }
-            Fault::Status { status, .. } if !is_transient(*status) => Some(Self::Final),
-            Fault::Status { issues, .. } if !issues.0.is_empty() => Some(Self::PerhapsOutage),
-            Fault::Status { .. }
-            | Fault::NotConnected { .. }
-            | Fault::Transport(_)
-            | Fault::Idle(_)
-            | Fault::Page
-            | Fault::TooSlow { .. }
-            | Fault::GzipCut
-            | Fault::FromTheBeginning => None,
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct ExportRequest {
     pub types: Vec<ResourceType>,
     /// An instant in UTC with milliseconds, as [`crate::fhir::TransactionTime::since`] writes it (rule 15).
     pub since: Option<String>,
+    /// The server may name files that are ready before the export is complete (rule 64).
+    pub allow_partial_manifests: bool,
 }
 
 impl ExportRequest {
@@ -45,6 +47,9 @@ impl ExportRequest {
         if let Some(since) = &self.since {
             let since: String = url::form_urlencoded::byte_serialize(since.as_bytes()).collect();
             parameters.push(format!("_since={since}"));
+        }
+        if self.allow_partial_manifests {
+            parameters.push("allowPartialManifests=true".to_owned());
         }
         url.set_query((!parameters.is_empty()).then(|| parameters.join("&")).as_deref());
         Ok(url)

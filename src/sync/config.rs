@@ -1,6 +1,6 @@
 //! Settings: which exports are kept in step with the server, and how each is synced.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub struct Config {
     pub spool_folder: PathBuf,
     /// When this much of a type has arrived, in decoded bytes, it is committed without a watermark.
     pub instalment_bytes: u64,
+    /// Between two readings of the files of an export that is in progress.
+    pub partial_interval: Duration,
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.
     pub typed: bool,
     pub columns: resource::Options,
@@ -75,9 +77,18 @@ pub struct Export {
     pub types: Vec<ResourceType>,
     /// Types that no other export has: if a full refresh lacks a row of them, the server deleted the resource.
     pub reconciled: BTreeSet<ResourceType>,
+    /// Files are read while the server still works on the export (rule 64).
+    #[serde(default)]
+    pub allow_partial_manifests: bool,
 }
 
 impl Export {
+    /// Of all resources of these types, which no other export has.
+    pub fn new(name: &str, level: Level, types: Vec<ResourceType>) -> Self {
+        let reconciled = types.iter().copied().collect();
+        Self { name: name.to_owned(), level, types, reconciled, allow_partial_manifests: false }
+    }
+
     /// What the watermarks stand for, for rows of this source.
     pub fn asked(&self, source: &str) -> Asked {
         let (level, group) = match &self.level {

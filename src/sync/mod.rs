@@ -22,6 +22,7 @@ mod maintain;
 mod memory;
 mod mirror;
 mod open;
+mod partial;
 mod plan;
 mod progress;
 mod quarantine;
@@ -35,7 +36,6 @@ mod upsert;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
-    time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -67,7 +67,7 @@ pub use self::{
     server_counts::ServerCounts,
 };
 use crate::{
-    export::{Client, Completed, ExportRequest, Job, PollProgress},
+    export::{Client, Completed, ExportRequest, Manifest},
     fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, Store},
     table::Lease,
@@ -280,7 +280,12 @@ impl<'a> Run<'a> {
     async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
         self.progress.step(Step::KickingOff);
         let PlannedRequest { types, since } = request.clone();
-        let request = ExportRequest { level: self.export.level.clone(), types: types.clone(), since: since.clone() };
+        let request = ExportRequest {
+            level: self.export.level.clone(),
+            types: types.clone(),
+            since: since.clone(),
+            allow_partial_manifests: self.export.allow_partial_manifests,
+        };
         let kicked_off = async {
             let job = self.syncer.client.kick_off(&request).await?;
             tracing::info!(types = events::list(&types), since, "export requested");
@@ -302,44 +307,31 @@ impl<'a> Run<'a> {
         unless_stopped(self.stop, REQUEST_PATIENCE, kicked_off).await
     }
 
-    /// Polls until the server has completed the export.
-    async fn wait(&self, asked: JobInFlight) -> Result<CompletedExport, Error> {
-        let progress = &self.progress;
-        progress.step(Step::Waiting { polls: 0, server_says: None });
-        let on_progress = |poll: PollProgress| {
-            progress.step(Step::Waiting { polls: poll.polls, server_says: poll.x_progress });
-        };
-        let job = Job {
-            status_url: asked.status_url.clone(),
-            kicked_off_at: asked.kicked_off_at,
-            polling_since: asked.polling_since,
-        };
-        let completed = async { Ok(job.wait(&self.syncer.client, &on_progress).await?) };
-        let completed = unless_stopped(self.stop, Duration::ZERO, completed).await?;
-        Ok(CompletedExport { asked, completed })
-    }
-
     /// Downloads every file of the export into change sets, and checks that each file is whole. What is larger than an
     /// instalment is committed in between.
     async fn stream_and_verify(&mut self, export: &CompletedExport) -> Result<Received, Error> {
         self.ledger.completed(export);
-        let provenance = Provenance {
-            source: Arc::clone(&self.syncer.config.source),
-            run_started_micros: self.report.started_at.timestamp_micros(),
-            transaction_time: watermark(&export.completed),
-            job: self.report.job().into(),
-        };
+        let provenance = self.provenance(&export.completed.manifest, export.completed.bound);
         let types = &export.asked.types;
         let upsert = Commits::of(export).instalment(self);
         let completed = &export.completed;
-        let mut instalments = Instalments::begin(self, export, upsert).await?;
+        let mut instalments = Instalments::begin(self, &export.asked, &completed.manifest, upsert).await?;
         let received =
             intake::receive(&mut instalments, completed, types, provenance, &self.quarantine, self.stop).await;
         let made = instalments.made();
         self.report.instalments.extend(made);
         let mut received = received?;
-        received.remarks.extend(clock_ahead(export_end(completed), now()));
+        received.remarks.extend(clock_ahead(export_end(&completed.manifest, completed.bound), now()));
         Ok(received)
+    }
+
+    fn provenance(&self, manifest: &Manifest, bound: Option<TransactionTime>) -> Provenance {
+        Provenance {
+            source: Arc::clone(&self.syncer.config.source),
+            run_started_micros: self.report.started_at.timestamp_micros(),
+            transaction_time: watermark(manifest, bound),
+            job: self.report.job().into(),
+        }
     }
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
@@ -366,15 +358,15 @@ impl<'a> Run<'a> {
 
 /// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it
 /// would win over each later export.
-fn watermark(completed: &Completed) -> Option<TransactionTime> {
-    export_end(completed).filter(|end| clock_ahead(Some(*end), now()).is_none())
+fn watermark(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
+    export_end(manifest, bound).filter(|end| clock_ahead(Some(*end), now()).is_none())
 }
 
 /// The manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers state the end of the
 /// job, or the time of the poll; what changed in between would never be asked for again.
-fn export_end(completed: &Completed) -> Option<TransactionTime> {
-    let transaction_time = completed.manifest.transaction_time?;
-    Some(completed.bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
+fn export_end(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
+    let transaction_time = manifest.transaction_time?;
+    Some(bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
 }
 
 /// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small

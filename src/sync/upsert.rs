@@ -20,8 +20,9 @@ use super::{
     watermark,
 };
 use crate::{
+    export::Manifest,
     fhir::{ResourceType, TransactionTime, parse_instant},
-    state::KnownTable,
+    state::{JobInFlight, KnownTable},
     table::{self, ADOPTED, Reconcile, Root, Upsert},
 };
 
@@ -40,12 +41,17 @@ pub struct Commits {
 
 impl Commits {
     pub fn of(export: &CompletedExport) -> Self {
-        let since = export.asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
+        Self::of_part(&export.asked, &export.completed.manifest, export.completed.bound)
+    }
+
+    /// Of an export that may still be in progress.
+    pub fn of_part(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
+        let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         Self {
-            watermark: watermark(&export.completed),
-            server_time: export.completed.bound,
+            watermark: watermark(manifest, bound),
+            server_time: bound,
             since,
-            everything: export.asked.full_refresh && since.is_none(),
+            everything: asked.full_refresh && since.is_none(),
         }
     }
 

@@ -62,6 +62,7 @@ mod one_by_one;
 /// Lines that are something else than a resource of their file's type.
 mod other_lines;
 /// Lines that are not resources, how they are kept, and the commands for them.
+mod partial;
 mod quarantine;
 /// The page on reliability: the tests and scenarios that it names.
 mod reliability;

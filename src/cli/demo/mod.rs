@@ -150,8 +150,7 @@ impl Demo {
             // Of a small server, a restored backup takes a large part away.
             config.sync.reconcile.max_missing = scenarios::MAX_MISSING;
         }
-        let reconciled = types.iter().copied().collect();
-        let export = Export { name: "demo".to_owned(), level: Level::System, types, reconciled };
+        let export = Export::new("demo", Level::System, types);
         let (sender, progress) = ProgressBoard::new();
         let exports = [export];
         let syncer =

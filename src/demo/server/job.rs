@@ -34,6 +34,8 @@ pub(super) struct ExportRequest {
     pub request: String,
     pub since: Option<Since>,
     pub types: Vec<ResourceType>,
+    /// The client reads partial manifests.
+    pub allows_partial: bool,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,16 @@ impl Jobs {
         job.polls = job.polls.saturating_add(1);
         job.link_requests = 0;
         Some((job.polls, export))
+    }
+
+    /// As [`Jobs::poll`], for a further page of the manifest.
+    pub(super) fn polled(&self, number: usize) -> Option<(u32, Arc<Export>)> {
+        let job = self.jobs.get(number.checked_sub(1)?)?;
+        Some((job.polls, job.result.clone()?))
+    }
+
+    pub(super) fn allows_partial(&self, number: usize) -> bool {
+        number.checked_sub(1).and_then(|index| self.jobs.get(index)).is_some_and(|job| job.request.allows_partial)
     }
 
     /// What signs the links of the manifest that was sent last.

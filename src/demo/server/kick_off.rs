@@ -119,15 +119,15 @@ fn read(
     }
     let target = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
     let request = format!("{}{}", shared.base.trim_end_matches("/fhir"), target);
-    let mut request = ExportRequest { path: uri.path().to_owned(), request, since: None, types: Vec::new() };
+    let mut request =
+        ExportRequest { path: uri.path().to_owned(), request, since: None, types: Vec::new(), allows_partial: false };
     for (name, value) in parameters {
         match name.as_str() {
             "_since" => request.since = Some(since(value)?),
             "_type" => request.types.extend(types(&value)?),
             "_outputFormat" if OUTPUT_FORMATS.contains(&value.as_str()) => {}
             "_outputFormat" => return Err(refused("not-supported", "only NDJSON is supported")),
-            // Manifests are never partial here, so both values are correct.
-            "allowPartialManifests" => {}
+            "allowPartialManifests" => request.allows_partial = value == "true",
             _ if prefers("handling=lenient") => {}
             _ => return Err(refused("not-supported", format!("the parameter {name:?} is not supported"))),
         }

@@ -25,17 +25,20 @@ pub(super) async fn poll(
     let page = page_asked(query.as_deref());
     let polled = match page {
         0 => locked(&shared.jobs).poll(job),
-        _ => locked(&shared.jobs).export(job).map(|export| (u32::MAX, export)),
+        _ => locked(&shared.jobs).polled(job),
     };
     let Some((polls, export)) = polled.filter(|_| !scenario.lose_job) else { return gone() };
     let is_held = scenario.held_types.iter().any(|of| export.request.contains(of.as_str()));
     if scenario.hold || is_held || polls <= scenario.polls_before_done {
-        return in_progress(&scenario, polls);
+        let ready = locked(&shared.jobs).allows_partial(job).then_some(scenario.ready_files).flatten();
+        let ready = ready.and_then(|ready| export.files.get(..ready.min(export.files.len())));
+        let partial = ready.and_then(|ready| manifest(&shared, &scenario, &export, ready, job, page));
+        return in_progress(&scenario, polls, partial.as_ref());
     }
     if let Some(body) = shared.take_manifest_fault() {
         return (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response();
     }
-    match manifest(&shared, &scenario, &export, job, page) {
+    match manifest(&shared, &scenario, &export, &export.files, job, page) {
         Some(manifest) => answer::document(StatusCode::OK, "application/json", &manifest),
         None => gone(),
     }
@@ -52,7 +55,7 @@ fn gone() -> Response {
     answer::outcome(StatusCode::NOT_FOUND, "not-found", "the export does not exist, or was deleted")
 }
 
-fn in_progress(scenario: &Scenario, polls: u32) -> Response {
+fn in_progress(scenario: &Scenario, polls: u32, partial: Option<&Value>) -> Response {
     let progress = if scenario.hold {
         format!("held, asked {polls} times")
     } else {
@@ -60,7 +63,11 @@ fn in_progress(scenario: &Scenario, polls: u32) -> Response {
     };
     let progress = [("x-progress".to_owned(), progress)];
     let retry_after = scenario.retry_after.clone().map(|value| ("retry-after".to_owned(), value));
-    (StatusCode::ACCEPTED, AppendHeaders(progress.into_iter().chain(retry_after))).into_response()
+    let headers = AppendHeaders(progress.into_iter().chain(retry_after));
+    match partial {
+        Some(partial) => (headers, answer::document(StatusCode::ACCEPTED, "application/json", partial)).into_response(),
+        None => (StatusCode::ACCEPTED, headers).into_response(),
+    }
 }
 
 /// The number of the requested page, counted from 0; the query counts from 1.
@@ -70,17 +77,24 @@ fn page_asked(query: Option<&str>) -> usize {
     page.unwrap_or(1).saturating_sub(1)
 }
 
-/// `None`: the page does not exist.
-fn manifest(shared: &Shared, scenario: &Scenario, export: &Export, job: usize, page: usize) -> Option<Value> {
+/// One page of these files. `None`: the page does not exist.
+fn manifest(
+    shared: &Shared,
+    scenario: &Scenario,
+    export: &Export,
+    files: &[OutputFile],
+    job: usize,
+    page: usize,
+) -> Option<Value> {
     let per_page = scenario.pages.unwrap_or(usize::MAX).max(1);
     let first = page.saturating_mul(per_page);
-    if page > 0 && first >= export.files.len() {
+    if page > 0 && first >= files.len() {
         return None;
     }
     let after = first.saturating_add(per_page);
-    let files = export.files.get(first..after.min(export.files.len()))?;
+    let on_page = files.get(first..after.min(files.len()))?;
     let section = |section| -> Vec<Value> {
-        let listed = files.iter().filter(|file| file.section == section);
+        let listed = on_page.iter().filter(|file| file.section == section);
         listed.map(|file| entry(shared, scenario, job, file)).collect()
     };
     let mut manifest = json!({
@@ -95,7 +109,7 @@ fn manifest(shared: &Shared, scenario: &Scenario, export: &Export, job: usize, p
         if scenario.omit_transaction_time {
             members.remove("transactionTime");
         }
-        if after < export.files.len() {
+        if after < files.len() {
             members.insert("link".to_owned(), next(shared, job, page));
         }
     }

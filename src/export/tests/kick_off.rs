@@ -13,6 +13,7 @@ async fn a_kick_off_sends_exactly_what_servers_require() {
         level: Level::Group("a b/c".to_owned()),
         types: ["Patient", "Condition", "Patient"].map(|name| name.parse().unwrap()).to_vec(),
         since: Some("2026-11-20T08:00:00.999+02:00".to_owned()),
+        allow_partial_manifests: false,
     };
     client(&server).kick_off(&request).await.unwrap();
     let asked = &server.asked()[0];

@@ -61,7 +61,12 @@ fn install_crypto() {
 }
 
 fn request(types: &[&str]) -> ExportRequest {
-    ExportRequest { level: Level::System, types: types.iter().map(|name| name.parse().unwrap()).collect(), since: None }
+    ExportRequest {
+        level: Level::System,
+        types: types.iter().map(|name| name.parse().unwrap()).collect(),
+        since: None,
+        allow_partial_manifests: false,
+    }
 }
 
 fn job(server: &Server) -> Job {

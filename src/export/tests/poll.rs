@@ -6,11 +6,7 @@ use reqwest::{StatusCode, header::HeaderValue};
 
 use super::*;
 use crate::{
-    export::{
-        Issues,
-        failure::Fault,
-        poll::{PollFailures, Unchanged},
-    },
+    export::{Issues, failure::Fault, poll::Unchanged, verdict::PollFailures},
     fhir::TransactionTime,
 };
 

@@ -19,8 +19,8 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{FinishedFiles, JobInFlight, KnownTable},
     sync::{
-        CompletedExport, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport,
-        blocking::blocking, columns, events,
+        Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking, columns,
+        events,
     },
     table::{ChangeSet, Committed, Root, Upsert},
 };
@@ -53,34 +53,62 @@ struct Instalment {
 }
 
 impl<'a> Instalments<'a> {
-    /// Of an export that was asked for now or by an earlier run. `upsert` has no watermark.
-    pub async fn begin(run: &'a Run<'a>, export: &'a CompletedExport, upsert: Upsert) -> Result<Self, Error> {
-        let CompletedExport { asked: job, completed } = export;
-        let manifest = &completed.manifest;
+    /// Of an export that is complete, asked for now or by an earlier run. `upsert` has no watermark.
+    pub async fn begin(
+        run: &'a Run<'a>,
+        job: &'a JobInFlight,
+        manifest: &Manifest,
+        upsert: Upsert,
+    ) -> Result<Self, Error> {
+        let mut instalments = Self::new(run, job, manifest, upsert);
+        for (of, difference) in instalments.compare_with_the_manifest(manifest).await {
+            tracing::warn!(
+                resource_type = %of, reason = difference,
+                "the files that were read before no longer count; all files of the type are read"
+            );
+            run.syncer.forget_finished(run.export, job.status_url.clone(), of, difference).await?;
+            // The rows of a full load that was given up are judged by all others of the load that begins again.
+            if job.since.is_none() {
+                instalments.types.remove(&of);
+            }
+        }
+        Ok(instalments)
+    }
+
+    /// Of an export that is in progress. A type whose files that were read are not in this partial manifest waits for
+    /// the whole one.
+    pub async fn begin_early(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, upsert: Upsert) -> Self {
+        let mut instalments = Self::new(run, job, manifest, upsert);
+        for (of, difference) in instalments.compare_with_the_manifest(manifest).await {
+            tracing::debug!(resource_type = %of, reason = difference, "the type is read when the export is complete");
+            instalments.types.remove(&of);
+        }
+        instalments
+    }
+
+    fn new(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, upsert: Upsert) -> Self {
         let reload = run.syncer.export_state(run.export).reload;
         // An id that is both in `deleted` and in `output` is judged by both together (rule 96).
         let has_deletions = !manifest.deleted.is_empty();
         let is_everything = job.full_refresh && job.since.is_none();
         let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
         let types = job.types.iter().copied().filter(|of| may && !reload.contains_key(of)).collect();
-        let identities = identities(manifest, &types);
-        let mut instalments = Self {
+        Self {
             run,
             job,
             upsert,
             transaction_time: manifest.transaction_time,
+            identities: identities(manifest, &types),
             types,
-            identities,
             finished: BTreeMap::new(),
             made: Vec::new(),
-        };
-        instalments.compare_with_the_manifest(manifest).await?;
-        Ok(instalments)
+        }
     }
 
-    /// The types whose finished files are those of this manifest, in a table that still has their rows; the others
-    /// start again.
-    async fn compare_with_the_manifest(&mut self, manifest: &Manifest) -> Result<(), Error> {
+    /// Keeps the finished files of the types whose files are all in this manifest, in a table that still has their
+    /// rows; gives what is different for the others.
+    async fn compare_with_the_manifest(&mut self, manifest: &Manifest) -> Vec<(ResourceType, String)> {
+        let mut differences = Vec::new();
         for (of, finished) in &self.job.finished {
             if !self.job.types.contains(of) {
                 continue;
@@ -97,23 +125,23 @@ impl<'a> Instalments<'a> {
                 let difference = self.run.syncer.difference(*of, &finished.table).await.ok().flatten();
                 difference.map(|difference| difference.to_string())
             };
-            let Some(difference) = difference else {
-                let files = finished.files.len();
-                tracing::info!(resource_type = %of, files, "files that were read before are not read again");
-                self.finished.insert(*of, finished.clone());
-                continue;
-            };
-            tracing::warn!(
-                resource_type = %of, reason = difference,
-                "the files that were read before no longer count; all files of the type are read"
-            );
-            self.syncer().forget_finished(self.run.export, self.job.status_url.clone(), *of, difference).await?;
-            // The rows of a full load that was given up are judged by all others of the load that begins again.
-            if self.job.since.is_none() {
-                self.types.remove(of);
+            match difference {
+                Some(difference) => differences.push((*of, difference)),
+                None => {
+                    let files = finished.files.len();
+                    tracing::info!(resource_type = %of, files, "files that were read before are not read again");
+                    self.finished.insert(*of, finished.clone());
+                }
             }
         }
-        Ok(())
+        differences
+    }
+
+    /// The types with files that are ready and have not been read.
+    pub fn types_to_read(&self, manifest: &Manifest) -> Vec<ResourceType> {
+        let new = manifest.output.iter().filter(|file| self.identities.contains_key(&file.id));
+        let of = new.filter(|file| !self.is_finished(file)).filter_map(|file| file.kind.resource_type());
+        self.types.intersection(&of.collect()).copied().collect()
     }
 
     pub fn syncer(&self) -> &'a Syncer {

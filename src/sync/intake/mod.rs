@@ -46,7 +46,7 @@ use super::{
     quarantine::Quarantine,
 };
 use crate::{
-    export::{Client, Completed, File, FileId, Links},
+    export::{Client, Completed, File, FileId, Links, Manifest},
     fhir::{Deletion, ResourceType, RowKey, TransactionTime},
     resource::{BadLine, Decoder, LineGrouping, LineTooLong, Shape},
     table::{ChangeSet, LedgerFile, MemoryBudget, OutputIndex},
@@ -190,22 +190,8 @@ pub async fn receive(
 ) -> Result<Received, Error> {
     let manifest = &completed.manifest;
     let (syncer, progress) = (instalments.syncer(), instalments.progress());
-    let context = Arc::new(Context {
-        client: Arc::clone(&syncer.client),
-        links: Links::new(completed.clone()),
-        intakes: unless_stopped(stop, Duration::ZERO, intakes(instalments, types, manifest, &provenance)).await?,
-        quarantine: Arc::clone(quarantine),
-        progress: progress.clone(),
-        transaction_time: provenance.transaction_time,
-        max_line_bytes: syncer.config.max_line_bytes,
-        accepted_codes: syncer.config.accept_reported_errors.clone(),
-        accepted: Mutex::default(),
-        is_mixed: AtomicBool::default(),
-        has_unread: AtomicBool::default(),
-        settled: instalments.settled().clone(),
-        elsewhere: Mutex::default(),
-        identities: instalments.identities().clone(),
-    });
+    let links = Links::new(completed.clone());
+    let context = Context::begin(instalments, manifest, links, types, provenance, quarantine, stop).await?;
     let queue = queue(&context, manifest, instalments);
     progress.streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
     let mut remarks = Vec::from_iter(outcome::in_manifest(&context, &manifest.issues.0));
@@ -230,7 +216,57 @@ pub async fn receive(
     Ok(Received { types, remarks, accepted, elsewhere })
 }
 
+/// Streams the files that are ready, and commits them as instalments. What cannot be read now is left to the complete
+/// export, and so is everything but the rows of a file's own type.
+pub async fn receive_early(
+    instalments: &mut Instalments<'_>,
+    manifest: &Manifest,
+    types: &[ResourceType],
+    provenance: Provenance,
+    quarantine: &Arc<Quarantine>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let links = Links::of_partial();
+    let context = Context::begin(instalments, manifest, links, types, provenance, quarantine, stop).await?;
+    let queue = queue(&context, manifest, instalments);
+    instalments.progress().streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
+    let workers = instalments.syncer().config.parallel_downloads;
+    read_all(&context, queue, workers, instalments, stop).await?;
+    instalments.commit_finished(&context).await;
+    context.close().await;
+    Ok(())
+}
+
 impl Context {
+    async fn begin(
+        instalments: &Instalments<'_>,
+        manifest: &Manifest,
+        links: Links,
+        types: &[ResourceType],
+        provenance: Provenance,
+        quarantine: &Arc<Quarantine>,
+        stop: &CancellationToken,
+    ) -> Result<Arc<Self>, Error> {
+        let syncer = instalments.syncer();
+        let intakes = intakes(instalments, types, manifest, &provenance);
+        Ok(Arc::new(Self {
+            client: Arc::clone(&syncer.client),
+            links,
+            intakes: unless_stopped(stop, Duration::ZERO, intakes).await?,
+            quarantine: Arc::clone(quarantine),
+            progress: instalments.progress().clone(),
+            transaction_time: provenance.transaction_time,
+            max_line_bytes: syncer.config.max_line_bytes,
+            accepted_codes: syncer.config.accept_reported_errors.clone(),
+            accepted: Mutex::default(),
+            is_mixed: AtomicBool::default(),
+            has_unread: AtomicBool::default(),
+            settled: instalments.settled().clone(),
+            elsewhere: Mutex::default(),
+            identities: instalments.identities().clone(),
+        }))
+    }
+
     /// A server that mixes types in one file may have rows of any type in a file that was not read to its end.
     fn unread_mixed(&self) -> Option<Remark> {
         let is_unread = self.is_mixed.load(Ordering::Relaxed) && self.has_unread.load(Ordering::Relaxed);

@@ -93,12 +93,12 @@ impl Setup {
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
             instalment_bytes: 1 << 30,
+            partial_interval: Duration::ZERO,
             typed: true,
             columns: Options { layout: Layout::Pathling, raw_json: true },
         };
         let types = vec![OBSERVATION, PATIENT];
-        let reconciled = types.iter().copied().collect();
-        let export = Export { name: "all".to_owned(), level: Level::System, types, reconciled };
+        let export = Export::new("all", Level::System, types);
         Self { server, folder, export, client, config, schedule: RARELY }
     }
 
