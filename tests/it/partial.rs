@@ -44,7 +44,7 @@ async fn released_after(setup: &Setup, files: usize) {
     release(setup);
 }
 
-/// Shows rule 64, 65.
+/// Files that are listed once stay (rule 64).
 #[tokio::test]
 async fn files_that_are_ready_are_in_the_tables_before_the_export_is_complete_and_are_read_once() {
     let setup = in_progress(6).await;
@@ -64,7 +64,7 @@ async fn files_that_are_ready_are_in_the_tables_before_the_export_is_complete_an
     setup.assert_same_as_server().await;
 }
 
-/// Shows rule 64, 66.
+/// Pages are followed (rules 64 and 66).
 #[tokio::test]
 async fn files_that_become_ready_later_and_further_pages_are_read_as_well() {
     let setup = in_progress(2).await;
@@ -80,7 +80,7 @@ async fn files_that_become_ready_later_and_further_pages_are_read_as_well() {
     setup.assert_same_as_server().await;
 }
 
-/// Shows rule 68.
+/// What was not read is not lost (rule 68).
 #[tokio::test]
 async fn a_file_that_cannot_be_read_early_is_read_when_the_export_is_complete() {
     let setup = in_progress(3).await;
@@ -101,7 +101,7 @@ async fn a_file_that_cannot_be_read_early_is_read_when_the_export_is_complete() 
     setup.assert_same_as_server().await;
 }
 
-/// Shows rule 96.
+/// An instalment does not know of them (rule 96).
 #[tokio::test]
 async fn deletions_in_the_complete_manifest_are_judged_with_all_rows_of_the_export() {
     let setup = in_progress(0).await;
@@ -155,7 +155,7 @@ async fn a_server_is_asked_for_partial_manifests_only_if_the_export_allows_them(
 #[tokio::test]
 async fn files_that_are_ready_wait_for_the_interval() {
     let mut setup = in_progress(5).await;
-    setup.config.partial_interval = Duration::from_secs(3600);
+    setup.config.partial_interval = Duration::from_hours(1);
     let held = async {
         let polls = || setup.server.jobs().first().map_or(0, |job| job.polls);
         eventually("a few polls", async || (polls() > 3).then_some(())).await;
