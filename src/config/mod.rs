@@ -3,6 +3,7 @@
 //! It is read at the start, and again at a reload. All mistakes are reported at once, each with its key; an unknown key is a mistake.
 //! `config/fhir-sync.toml` is the reference: a test compares it with what is read here.
 
+mod authorization;
 mod effective;
 mod exports;
 mod flags;
@@ -27,20 +28,20 @@ use std::{
 use chrono::TimeDelta;
 use config::{Environment, File, FileFormat, Map, Value};
 
+use self::{
+    authorization::KeyFile,
+    section::Section,
+    values::{
+        address, boolean, bytes, code, count, duration, duration_text, location, name, number, parsed, path, percent,
+        positive_duration, proxy, size_text, text, url, whole,
+    },
+};
 pub use self::{
     effective::effective,
     flags::{Flags, Key},
     maintenance::Maintenance,
     schema::schema,
     section::Findings,
-};
-use self::{
-    section::Section,
-    server::KeyFile,
-    values::{
-        address, boolean, bytes, code, count, duration, duration_text, location, name, number, parsed, path, percent,
-        positive_duration, proxy, size_text, text, url, whole,
-    },
 };
 use crate::{
     export, notify,

@@ -1,6 +1,6 @@
 //! `[sync.quarantine]`: in which form lines are kept that are not resources.
 
-use super::{KeyFile, Section, path, server::is_elsewhere};
+use super::{KeyFile, Section, authorization::is_elsewhere, path};
 use crate::sync::{Policy, QuarantineKey};
 
 pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
