@@ -202,5 +202,26 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         }
         next = source.source();
     }
-    text.replace(['\n', '\r'], " ")
+    without_numbers(&text.replace(['\n', '\r'], " "))
+}
+
+/// "Permission denied (os error 13)" says the same twice.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once(')').map_or("", |(_, rest)| rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_one_line_and_has_no_numbers_of_the_system() {
+        let source = std::io::Error::from_raw_os_error(13);
+        let error = Error::SpoolFolder { place: "/srv/spool".to_owned(), source };
+        let text = chain(&error);
+        assert!(text.ends_with(": Permission denied") && text.contains("/srv/spool"), "{text}");
+        assert_eq!(without_numbers("a (os error 2); b (os error 13): c"), "a; b: c");
+    }
 }

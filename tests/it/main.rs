@@ -82,6 +82,8 @@ mod status_page;
 mod stop;
 /// What people see: helps, tables, progress, and the configuration that is in force.
 mod terminal;
+/// Mistakes and their messages, one case each: what, where, the way out and the exit code.
+mod ways_out;
 /// Tables and state file of the version before.
 mod version_before;
 /// The watermarks, and the `_since` of the next export.
