@@ -1,20 +1,31 @@
-//! `check`: the mistakes of a configuration, found without network, tables or key.
+//! `check`: the mistakes of a configuration, found without network, tables or key. With `--online` it also tries what a
+//! sync will need.
 
 use clap::Args;
 use serde::Serialize;
 
 use super::{
     ConfigFile,
-    exit::{CONFIGURATION, Exit, misconfigured},
+    exit::{CONFIGURATION, Exit, FAILED, misconfigured},
     look,
     show::counted,
 };
-use crate::config;
+use crate::{
+    config::{self, Config},
+    sync::{self, Probe, ProbeVerdict},
+    telemetry,
+};
 
 #[derive(Args, Debug)]
 pub struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
+    /// Also try what a sync needs: server, token, groups, tables
+    #[arg(long)]
+    online: bool,
+    /// With --online: request each export, and cancel it at once
+    #[arg(long, requires = "online")]
+    kick_off: bool,
     /// JSON, for programs
     #[arg(long)]
     json: bool,
@@ -26,29 +37,67 @@ struct Checked {
     exports: Vec<String>,
     mistakes: Vec<String>,
     remarks: Vec<String>,
+    /// With `--online`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tried: Option<Vec<Tried>>,
 }
 
-pub fn run(arguments: &Arguments) -> Result<(), Exit> {
+#[derive(Serialize)]
+struct Tried {
+    what: String,
+    verdict: &'static str,
+    found: String,
+}
+
+/// Ends with 1 where something that was tried failed.
+pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     let path = &arguments.config.path;
-    let checked = config::check(path);
+    // Of a token request and the like only the verdicts are of interest.
+    telemetry::start(&telemetry::Config::quiet());
+    let checked =
+        if arguments.online { config::load(path).map(|config| (config, Vec::new())) } else { config::check(path) };
+    let tried = match &checked {
+        Ok((config, _)) if arguments.online => Some(probe(config, arguments).await),
+        _ => None,
+    };
+    let has_failed = tried.iter().flatten().any(|tried| tried.verdict == word(ProbeVerdict::Failed));
     if arguments.json {
-        return as_json(checked.map_err(|mistakes| mistakes.0));
+        as_json(checked.map_err(|mistakes| mistakes.0), tried)?;
+    } else {
+        let (config, remarks) = checked.map_err(misconfigured)?;
+        for remark in remarks {
+            say!("{remark}");
+        }
+        say!("{}: {}, no mistakes", path.display(), counted(config.exports.len() as u64, "export"));
+        for Tried { what, verdict, found } in tried.iter().flatten() {
+            say!("{verdict:<8}  {what}: {found}");
+        }
     }
-    let (config, remarks) = checked.map_err(misconfigured)?;
-    for remark in remarks {
-        say!("{remark}");
-    }
-    say!("{}: {}, no mistakes", path.display(), counted(config.exports.len() as u64, "export"));
-    Ok(())
+    if has_failed { Err(FAILED) } else { Ok(()) }
 }
 
-fn as_json(checked: Result<(config::Config, Vec<String>), Vec<String>>) -> Result<(), Exit> {
+async fn probe(config: &Config, arguments: &Arguments) -> Vec<Tried> {
+    let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
+    let probes = sync::probe(config.server.clone(), config.tables.clone(), &exports, arguments.kick_off).await;
+    let tried = |probe: Probe| Tried { what: probe.what, verdict: word(probe.verdict), found: probe.found };
+    probes.into_iter().map(tried).collect()
+}
+
+fn word(verdict: ProbeVerdict) -> &'static str {
+    match verdict {
+        ProbeVerdict::Good => "good",
+        ProbeVerdict::Doubtful => "doubtful",
+        ProbeVerdict::Failed => "failed",
+    }
+}
+
+fn as_json(checked: Result<(Config, Vec<String>), Vec<String>>, tried: Option<Vec<Tried>>) -> Result<(), Exit> {
     let (checked, exit) = match checked {
         Ok((config, remarks)) => {
             let exports = config.exports.into_iter().map(|scheduled| scheduled.export.name).collect();
-            (Checked { exports, mistakes: Vec::new(), remarks }, Ok(()))
+            (Checked { exports, mistakes: Vec::new(), remarks, tried }, Ok(()))
         }
-        Err(mistakes) => (Checked { exports: Vec::new(), mistakes, remarks: Vec::new() }, Err(CONFIGURATION)),
+        Err(mistakes) => (Checked { exports: Vec::new(), mistakes, remarks: Vec::new(), tried }, Err(CONFIGURATION)),
     };
     look::print_json(&checked)?;
     exit

@@ -27,7 +27,13 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("run", &[("the daemon", "run --config fhir-sync.toml")]),
-    ("check", &[("a file before it is installed", "check --config fhir-sync.toml")]),
+    (
+        "check",
+        &[
+            ("a file before it is installed", "check --config fhir-sync.toml"),
+            ("whether a sync can succeed here", "check --online --kick-off"),
+        ],
+    ),
     (
         "config",
         &[

@@ -66,7 +66,7 @@ enum Command {
     Sync(sync::Arguments),
     /// Runs as a daemon that syncs on a schedule
     Run(ConfigFile),
-    /// Validates the configuration offline and lists all errors
+    /// Validates the configuration, and with --online tries what a sync needs
     Check(check::Arguments),
     /// Prints the effective configuration, the reference, or the schema of both
     #[command(subcommand)]
@@ -123,7 +123,7 @@ impl Cli {
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,
             Command::Run(config) => run::run(&config.path).await,
-            Command::Check(arguments) => check::run(&arguments),
+            Command::Check(arguments) => check::run(&arguments).await,
             Command::Config(command) => settings::run(command),
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]

@@ -38,6 +38,7 @@ mod manifest;
 mod measured;
 mod pace;
 mod poll;
+mod probe;
 mod range;
 mod redirect;
 mod request;
@@ -56,6 +57,7 @@ pub use error::{Error, Issues, Refusal};
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
 pub use poll::{Following, PartialExport, PollProgress, Waited};
+pub use probe::{Probe, ProbeVerdict};
 pub use redirect::{check_url, is_loopback};
 pub use request::{ExportRequest, Level};
 

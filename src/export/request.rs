@@ -20,6 +20,23 @@ pub enum Level {
     Group(String),
 }
 
+impl Level {
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Patient => "patient",
+            Self::Group(_) => "group",
+        }
+    }
+
+    pub fn group(&self) -> Option<&str> {
+        match self {
+            Self::System | Self::Patient => None,
+            Self::Group(id) => Some(id),
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ExportRequest {
     pub level: Level,

@@ -91,11 +91,7 @@ impl Export {
 
     /// What the watermarks stand for, for rows of this source.
     pub fn asked(&self, source: &str) -> Asked {
-        let (level, group) = match &self.level {
-            Level::System => ("system", None),
-            Level::Patient => ("patient", None),
-            Level::Group(id) => ("group", Some(id.clone())),
-        };
+        let (level, group) = (self.level.word(), self.level.group().map(str::to_owned));
         Asked { source: source.to_owned(), level: level.to_owned(), group }
     }
 

@@ -24,6 +24,7 @@ mod mirror;
 mod open;
 mod partial;
 mod plan;
+mod probe;
 mod progress;
 mod quarantine;
 mod rebuild;
@@ -61,6 +62,7 @@ pub use self::{
     intake::DECODE_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
+    probe::probe,
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
@@ -75,7 +77,7 @@ use crate::{
 
 // What the commands name of the rooms below, so that they need no arrow to them.
 pub use crate::{
-    export::{Error as ExportError, Level},
+    export::{Error as ExportError, Level, Probe, ProbeVerdict},
     state::Outcome,
     table::{
         Committed, Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained,

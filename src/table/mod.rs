@@ -61,6 +61,7 @@ pub use self::{
     counts::{ADOPTED, Amount, Committed, Counts, Reconcile, RunCommit, Upsert},
     data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
+    document::Exclusive,
     error::Error,
     lease::Lease,
     ledger::{LedgerFile, LedgerRow},

@@ -20,7 +20,7 @@ use serde_json::json;
 
 use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Setup, end_of, failure};
 
-const CLIENT: &str = "hospital-warehouse";
+pub const CLIENT: &str = "hospital-warehouse";
 const KEY_ID: &str = "key-1";
 /// How the demo server's tokens begin.
 const TOKEN: &str = "demo-token-";
@@ -72,6 +72,14 @@ async fn guarded() -> Setup {
     let key = SigningKey::parse(&registered.private).unwrap();
     setup.client.auth = Some(auth::AuthConfig::new(CLIENT, key));
     setup
+}
+
+/// The same for a process: with the path of its key.
+pub async fn guarded_with_key_file() -> (Setup, String) {
+    let (setup, registered) = (Setup::new().await, es384());
+    setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
+    let key_file = key_file(&setup, &registered);
+    (setup, key_file)
 }
 
 /// Writes the private key to a file that only its owner can read.

@@ -28,6 +28,7 @@ mod citations;
 /// The content of the tables after exports in any order: repeated, late, with deletions.
 mod convergence;
 /// The columns of the tables.
+mod check_online;
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;

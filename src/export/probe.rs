@@ -1,0 +1,292 @@
+//! Probes: whether a server can be reached and what it grants, one step at a time, for the person who sets it up.
+//!
+//! What always holds: a probe changes nothing on the server but what [`Client::probe_export`] starts, which it cancels;
+//! and no step waits longer than a minute.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use reqwest::{Method, StatusCode, header::HeaderMap};
+use serde_json::Value;
+use tokio::{net::lookup_host, time::timeout};
+use url::Url;
+
+use super::{
+    Client, Error, ExportRequest, Level, OnRedirect, Proxy, RequestSpec, TokenUse,
+    auth::Granted,
+    auth::covers,
+    clock::local_now,
+    error::shown,
+    failure::Failure,
+    redirect::is_loopback,
+    request::under,
+    retry::{date, is_transient, retrying},
+};
+use crate::{fhir::ResourceType, telemetry::metrics::Endpoint};
+
+/// One thing that was tried.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// What was tried, and on what.
+    pub what: String,
+    pub verdict: ProbeVerdict,
+    /// What was found; of a failure also the way out.
+    pub found: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ProbeVerdict {
+    Good,
+    /// A sync may work, and something about it should be known.
+    Doubtful,
+    Failed,
+}
+
+/// A CapabilityStatement can be long.
+const MAX_BYTES: u64 = 32 << 20;
+const STEP_LIMIT: Duration = Duration::from_mins(1);
+/// Assertions are valid for a few minutes, and servers compare `_since` with their own clock (rule 132).
+const MAX_SKEW_SECONDS: i64 = 60;
+/// The clock of the server's `Date` has whole seconds.
+const BULK_DATA: &str = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data";
+
+impl Probe {
+    pub fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: ProbeVerdict::Good, found: found.into() }
+    }
+
+    pub fn doubtful(what: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: ProbeVerdict::Doubtful, found: found.into() }
+    }
+
+    pub fn failed(what: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { what: what.into(), verdict: ProbeVerdict::Failed, found: found.into() }
+    }
+
+    fn of(what: impl Into<String>, result: Result<String, String>) -> Self {
+        match result {
+            Ok(found) => Self::good(what, found),
+            Err(found) => Self::failed(what, found),
+        }
+    }
+}
+
+impl Client {
+    /// The server, from its name to what it declares; then the token and its scopes. Steps that need one that failed
+    /// are left out.
+    pub async fn probe(&self, exports: &[(Level, Vec<ResourceType>)]) -> Vec<Probe> {
+        let mut probes = Vec::from_iter(self.probe_name().await);
+        if probes.iter().any(|probe| probe.verdict == ProbeVerdict::Failed) {
+            return probes;
+        }
+        let url = under(&self.config.server, ["metadata"]);
+        let what = format!("connection to {}", shown(&self.config.server));
+        match self.capabilities(&url).await {
+            Err(error) => {
+                probes.push(Probe::failed(what, error));
+                return probes;
+            }
+            Ok((headers, statement)) => {
+                let how = if self.config.server.scheme() == "https" { "over TLS" } else { "without encryption" };
+                probes.push(Probe::good(what, format!("answers {how}")));
+                probes.extend(skew(&headers, local_now()));
+                probes.push(declared(statement.as_ref(), exports));
+            }
+        }
+        let (token, has_token) = self.probe_token(exports).await;
+        probes.extend(token);
+        if has_token {
+            for group in exports.iter().filter_map(|(level, _)| level.group()) {
+                probes.push(self.probe_group(group).await);
+            }
+        }
+        probes.push(self.file_hosts());
+        probes
+    }
+
+    /// Starts this export and cancels it at once.
+    pub async fn probe_export(&self, name: &str, request: &ExportRequest) -> Probe {
+        let what = format!("export {name}: kick-off");
+        let job = match self.within_limit(self.kick_off(request)).await {
+            Ok(job) => job,
+            Err(found) => return Probe::failed(what, found),
+        };
+        let url = shown(&job.status_url);
+        match self.within_limit(job.delete(self)).await {
+            Ok(()) => Probe::good(what, "accepted, and cancelled again"),
+            Err(found) => {
+                Probe::doubtful(what, format!("accepted, but {url} could not be cancelled and may go on: {found}"))
+            }
+        }
+    }
+
+    async fn within_limit<T>(&self, step: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+        match timeout(STEP_LIMIT, step).await {
+            Ok(done) => done.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", STEP_LIMIT.as_secs())),
+        }
+    }
+
+    /// `None` where a proxy resolves the name.
+    async fn probe_name(&self) -> Option<Probe> {
+        let server = &self.config.server;
+        if self.config.proxy != Proxy::None && !is_loopback(server) {
+            return Some(Probe::good("proxy", "the name of the server is resolved by the proxy, not here"));
+        }
+        let (host, port) = (server.host_str()?, server.port_or_known_default()?);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let what = format!("name {host}");
+        let found = match timeout(STEP_LIMIT, lookup_host((host, port))).await {
+            Ok(Ok(addresses)) => Ok(addresses.map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ")),
+            Ok(Err(_)) => Err("cannot be resolved; check server.url and the DNS of this host".to_owned()),
+            Err(_) => Err("the DNS of this host does not answer".to_owned()),
+        };
+        Some(Probe::of(what, found))
+    }
+
+    /// The CapabilityStatement, without a token: a server has to give it to everybody. `None` where it gives something
+    /// else.
+    async fn capabilities(&self, url: &Url) -> Result<(HeaderMap, Option<Value>), String> {
+        let context = format!("capabilities at {}", shown(url));
+        let spec = RequestSpec {
+            endpoint: Endpoint::Metadata,
+            method: Method::GET,
+            url,
+            accept: "application/fhir+json",
+            headers: &[],
+            rest: None,
+            token: TokenUse::Never,
+            on_redirect: OnRedirect::Follow,
+            context: &context,
+        };
+        let ask = || async {
+            let response = self.send(&spec).await?;
+            if is_transient(response.status()) {
+                return Err(self.http.fault(response).await.into());
+            }
+            let (status, headers) = (response.status(), response.headers().clone());
+            let body = self.http.read(response, MAX_BYTES).await?.filter(|_| status == StatusCode::OK);
+            Ok::<_, Failure>((headers, body.and_then(|body| serde_json::from_slice(&body).ok())))
+        };
+        self.within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await
+    }
+
+    /// Whether there is a token, or none is needed.
+    async fn probe_token(&self, exports: &[(Level, Vec<ResourceType>)]) -> (Vec<Probe>, bool) {
+        let Some(tokens) = &self.tokens else {
+            return (vec![Probe::doubtful("authorization", "none is configured: requests carry no token")], true);
+        };
+        let token = match self.within_limit(tokens.current(self)).await {
+            Ok(token) => token,
+            Err(found) => return (vec![Probe::failed("token", found)], false),
+        };
+        let mut probes = vec![Probe::good("token", format!("received, with the scopes {:?}", token.scope))];
+        let types = exports.iter().flat_map(|(_, types)| types.iter().copied());
+        let mut missing: Vec<_> = types
+            .filter_map(|of| match covers(&token.scope, of) {
+                Granted::No { missing } => Some(missing),
+                Granted::Yes | Granted::Unknown => None,
+            })
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if !missing.is_empty() {
+            let missing = missing.join(" ");
+            let found = format!("not granted: {missing}; have the client registered with these scopes");
+            probes.push(Probe::failed("scopes", found));
+        }
+        (probes, true)
+    }
+
+    /// Some servers export an unknown group as an empty one.
+    async fn probe_group(&self, group: &str) -> Probe {
+        let url = under(&self.config.server, ["Group", group]);
+        let (what, context) = (format!("Group/{group}"), format!("group at {}", shown(&url)));
+        let spec = RequestSpec {
+            endpoint: Endpoint::Metadata,
+            method: Method::GET,
+            url: &url,
+            accept: "application/fhir+json",
+            headers: &[],
+            rest: None,
+            token: TokenUse::WhereAllowed,
+            on_redirect: OnRedirect::Follow,
+            context: &context,
+        };
+        let ask = || async { Ok::<_, Failure>(self.send(&spec).await?.status()) };
+        match self.within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await {
+            Ok(status) if status.is_success() => Probe::good(what, "exists"),
+            Ok(StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                Probe::failed(what, "does not exist; some servers export it as an empty group. Check `group`")
+            }
+            Ok(status) => Probe::doubtful(what, format!("cannot be read ({status}), so it may not exist")),
+            Err(found) => Probe::doubtful(what, found),
+        }
+    }
+
+    fn file_hosts(&self) -> Probe {
+        let origins = self.token_origins.iter().map(url::Origin::ascii_serialization).collect::<Vec<_>>().join(", ");
+        let found = match self.tokens {
+            Some(_) => format!("files at {origins} are requested with the token, at other hosts without"),
+            None => "files are requested without a token".to_owned(),
+        };
+        Probe::good("files", found)
+    }
+}
+
+/// `None` where the server does not tell its time.
+fn skew(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Probe> {
+    let seconds = (now - date(headers)?).num_seconds();
+    Some(if seconds.abs() > MAX_SKEW_SECONDS {
+        let found = format!("ours differs from the server's by {seconds} s; synchronize the clock of this host");
+        Probe::doubtful("clock", found)
+    } else {
+        Probe::good("clock", "agrees with the server's")
+    })
+}
+
+/// What the statement says about exports. Many servers declare little (rule 6), so nothing fails here.
+fn declared(statement: Option<&Value>, exports: &[(Level, Vec<ResourceType>)]) -> Probe {
+    let what = "capabilities";
+    let Some(statement) = statement.filter(|statement| statement["resourceType"] == "CapabilityStatement") else {
+        let found = "what `metadata` answers is not a CapabilityStatement; check that server.url is the FHIR base";
+        return Probe::doubtful(what, found);
+    };
+    let version = statement["fhirVersion"].as_str().unwrap_or("an unknown version");
+    let mut found = format!("FHIR {version}");
+    if let Some(software) = statement["software"]["name"].as_str() {
+        found.push_str(", ");
+        found.extend(software.chars().filter(|char| !char.is_control()).take(80));
+    }
+    let instantiates = statement["instantiates"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let is_bulk_data = { instantiates }.any(|canonical| canonical.starts_with(BULK_DATA));
+    let undeclared: Vec<_> =
+        exports.iter().map(|(level, _)| level).filter(|level| !declares(statement, level)).map(Level::word).collect();
+    if undeclared.is_empty() {
+        Probe::good(what, found)
+    } else if is_bulk_data {
+        Probe::good(what, format!("{found}; Bulk Data is declared"))
+    } else {
+        let levels = undeclared.join(", ");
+        Probe::doubtful(what, format!("{found}; no export is declared at the level {levels}, which may mean little"))
+    }
+}
+
+fn declares(statement: &Value, level: &Level) -> bool {
+    let is_export = |operations: &Value| {
+        let operations = operations.as_array().into_iter().flatten();
+        operations.filter_map(|operation| operation["name"].as_str()).any(|name| name.contains("export"))
+    };
+    let of_type = match level {
+        Level::System => None,
+        Level::Patient => Some("Patient"),
+        Level::Group(_) => Some("Group"),
+    };
+    statement["rest"].as_array().into_iter().flatten().any(|rest| match of_type {
+        None => is_export(&rest["operation"]),
+        Some(of) => {
+            let resources = rest["resource"].as_array().into_iter().flatten();
+            resources.filter(|resource| resource["type"] == of).any(|resource| is_export(&resource["operation"]))
+        }
+    })
+}

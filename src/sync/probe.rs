@@ -1,0 +1,83 @@
+//! Probing: whether a configuration can sync, step by step, without syncing. It needs the server's key, and neither
+//! lock nor lease: it can be done beside a daemon.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::{Export, blocking::now, chain};
+use crate::{
+    export::{self, Client, ExportRequest, Probe},
+    fhir::TransactionTime,
+    table::{self, Exclusive, Location, Root},
+};
+
+/// A person waits for the answers.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What a kick-off asks for that is cancelled at once: little, in case that the server cannot cancel.
+const ASKED_FOR: TimeDelta = TimeDelta::hours(1);
+
+/// The server, the token, the groups and the tables; where `kick_off` says so, also whether each export is accepted.
+pub async fn probe(server: export::Config, tables: table::Config, exports: &[Export], kick_off: bool) -> Vec<Probe> {
+    let mut probes = of_server(server, exports, kick_off).await;
+    probes.push(of_tables(tables).await);
+    probes
+}
+
+async fn of_server(mut server: export::Config, exports: &[Export], kick_off: bool) -> Vec<Probe> {
+    server.http.outage_patience = PATIENCE;
+    server.poll.kick_off_deadline = Duration::ZERO;
+    let client = match Client::new(server) {
+        Ok(client) => client,
+        Err(error) => return vec![Probe::failed("server", chain(&error))],
+    };
+    let asked: Vec<_> = exports.iter().map(|export| (export.level.clone(), export.types.clone())).collect();
+    let mut probes = client.probe(&asked).await;
+    let is_reached = probes.iter().all(|probe| probe.verdict != export::ProbeVerdict::Failed);
+    for export in exports.iter().filter(|_| kick_off && is_reached) {
+        probes.extend(of_export(&client, export).await);
+    }
+    probes
+}
+
+/// All types at once; where the server refuses that, each of them, so that the one it does not export is known.
+async fn of_export(client: &Client, export: &Export) -> Vec<Probe> {
+    let request = |types| ExportRequest {
+        level: export.level.clone(),
+        types,
+        since: Some(TransactionTime::from(now()).since(ASKED_FOR)),
+        allow_partial_manifests: false,
+    };
+    let all = client.probe_export(&export.name, &request(export.types.clone())).await;
+    let is_refused = all.verdict == export::ProbeVerdict::Failed && export.types.len() > 1;
+    let mut probes = vec![all];
+    for of in export.types.iter().filter(|_| is_refused) {
+        probes.push(client.probe_export(&format!("{}, {of} alone", export.name), &request(vec![*of])).await);
+    }
+    probes
+}
+
+async fn of_tables(config: table::Config) -> Probe {
+    let what = "tables";
+    if let Location::Folder(folder) = &config.root
+        && !folder.is_dir()
+    {
+        let found = format!("{} does not exist yet; the first sync creates it", folder.display());
+        return Probe::doubtful(what, found);
+    }
+    let root = match Root::for_reading(config) {
+        Ok(root) => root,
+        Err(error) => return Probe::failed(what, chain(&error)),
+    };
+    let place = root.place();
+    match root.probe().await {
+        Ok(Exclusive::Held) => Probe::good(what, format!("{place} can be written, and no file is created twice")),
+        Ok(Exclusive::Ignored) => Probe::failed(
+            what,
+            format!(
+                "{place} creates the same file twice: two writers would overwrite each other's commits; use a store with conditional writes"
+            ),
+        ),
+        Err(error) => Probe::failed(what, chain(&error)),
+    }
+}
