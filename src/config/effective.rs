@@ -56,6 +56,7 @@ fn line(asked: &Asked, is_secret: bool) -> String {
         (Some(value), _) => {
             let origin = match value.origin() {
                 Some(ORIGIN_OF_ENVIRONMENT) => format!("environment: {}", variable(&asked.key)),
+                Some(profile) if profile.starts_with("profile ") => profile.to_owned(),
                 _ => "file".to_owned(),
             };
             format!("{key} = {}  # {origin}\n", shown(value, &asked.form))

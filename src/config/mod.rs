@@ -10,6 +10,7 @@ mod flags;
 mod maintenance;
 mod notifications;
 mod partitions;
+mod profile;
 mod quarantine;
 mod schema;
 mod section;
@@ -175,8 +176,10 @@ fn environment() -> Environment {
     Environment::with_prefix("FHIR_SYNC").prefix_separator("__").separator("__")
 }
 
-fn read(table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mistakes>, Findings) {
-    let findings = Rc::new(RefCell::new(Findings::default()));
+fn read(mut table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mistakes>, Findings) {
+    let mut found = Findings::default();
+    profile::apply(&mut table, &mut found);
+    let findings = Rc::new(RefCell::new(found));
     let config = read_root(Section::root(table, Rc::clone(&findings)), key_file);
     let findings = findings.take();
     match config {
@@ -192,6 +195,9 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let source_chosen = if server.has("source") { sync::Chosen::ByOperator } else { sync::Chosen::ByDefault };
     let source = server.or("source", "fhir", name).map(|source| (source, source_chosen));
     let overlap = server.or("since_overlap", "5m", duration);
+    let supports_since = server.or("supports_since", "true", boolean);
+    // What it sets was put in its place before.
+    let _ = server.optional("profile", |name| Ok(name.to_owned()));
     let server = server::read(server, key_file);
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
@@ -203,6 +209,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
     let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
+    let sync = sync.zip(supports_since).map(|(sync, supports_since)| sync::Config { supports_since, ..sync });
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
@@ -324,6 +331,7 @@ fn read_sync(
         spool_folder: spool_folder.or(beside_state)?,
         instalment_bytes: instalment_bytes?,
         partial_interval: partial_interval?,
+        supports_since: true,
     })
 }
 

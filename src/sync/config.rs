@@ -37,6 +37,8 @@ pub struct Config {
     pub spool_folder: PathBuf,
     /// When this much of a type has arrived, in decoded bytes, it is committed without a watermark.
     pub instalment_bytes: u64,
+    /// Without it each run is a full refresh.
+    pub supports_since: bool,
     /// Between two readings of the files of an export that is in progress.
     pub partial_interval: Duration,
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.

@@ -124,6 +124,7 @@ impl Syncer {
     /// export in progress on the server is resumed by the next run. While it waits for the server, other exports and
     /// maintenance do their work; from the first byte of an export to its settling, it is the only one that writes.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
+        let mode = if self.config.supports_since { mode } else { Mode::FullRefresh };
         let mut run = Run::new(self, export, mode, stop);
         let span = events::span(&run.report);
         let story = async {

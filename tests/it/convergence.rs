@@ -135,6 +135,24 @@ async fn the_same_export_twice_leaves_the_same_table_and_writes_nothing() {
     setup.assert_same_as_server().await;
 }
 
+///
+#[tokio::test]
+async fn a_server_without_since_is_asked_for_everything_each_time_and_only_changes_are_written() {
+    let mut setup = Setup::new().await;
+    setup.config.supports_since = false;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.delete(PATIENT, "p2");
+    });
+    setup.config.reconcile.max_missing = 5;
+    let report = setup.complete().await;
+    let of = &report.types[&PATIENT];
+    assert_eq!((of.received, of.counts.updated, of.counts.removed), (4, 1, 1), "{report:#?}");
+    assert!(setup.server.jobs().iter().all(|job| job.since.is_none()));
+    setup.assert_same_as_server().await;
+}
+
 #[tokio::test]
 async fn a_full_refresh_has_no_since_and_changes_nothing() {
     let setup = Setup::new().await;

@@ -93,6 +93,7 @@ impl Setup {
             change_set_memory_bytes: 1 << 20,
             spool_folder: folder.path().join("state"),
             instalment_bytes: 1 << 30,
+            supports_since: true,
             partial_interval: Duration::ZERO,
             typed: true,
             columns: Options { layout: Layout::Pathling, raw_json: true },

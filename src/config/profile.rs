@@ -1,0 +1,210 @@
+//! Profiles: what is known of a vendor's servers, as defaults of settings.
+//!
+//! What always holds: whoever sets a key himself wins; each default names the quirk that it answers; and none of them
+//! changes where a request may go, or how it is protected.
+
+use config::{Map, Value, ValueKind};
+
+use super::section::Findings;
+use crate::spelling::did_you_mean;
+
+/// What is known of the servers of one vendor.
+pub struct Profile {
+    pub name: &'static str,
+    pub defaults: &'static [Default],
+}
+
+/// One setting that fits these servers better than the usual default.
+pub struct Default {
+    /// With its sections. `export.…` is meant in each `[[export]]`.
+    pub key: &'static str,
+    pub value: &'static str,
+    /// What the servers do, with its number in docs/rules.md.
+    pub because: &'static str,
+}
+
+const fn default(key: &'static str, value: &'static str, because: &'static str) -> Default {
+    Default { key, value, because }
+}
+
+pub const PROFILES: &[Profile] = &[
+    Profile {
+        name: "ab2d",
+        defaults: &[
+            default("server.http.max_requests_per_file", "6", "each file is handed out six times (Q-44)"),
+            default("server.poll.min_interval", "5s", "a poll that is sooner is answered 429 (Q-21)"),
+        ],
+    },
+    Profile { name: "aidbox", defaults: &[] },
+    Profile { name: "azure", defaults: &[] },
+    Profile { name: "bcda", defaults: &[] },
+    Profile {
+        name: "epic",
+        defaults: &[
+            default("server.supports_since", "false", "there is no `_since` (Q-66)"),
+            default("server.poll.min_interval", "1m", "exports take hours to weeks (Q-26)"),
+        ],
+    },
+    Profile { name: "google", defaults: &[] },
+    Profile {
+        name: "hapi",
+        defaults: &[default("server.poll.max_interval", "2m", "each answer asks to wait for 120 s (Q-80)")],
+    },
+    Profile { name: "medplum", defaults: &[] },
+    Profile {
+        name: "oracle",
+        defaults: &[default("server.poll.max_interval", "10m", "the server asks to wait for ten minutes (Q-20)")],
+    },
+    Profile { name: "smile", defaults: &[] },
+];
+
+/// Puts the defaults of the profile that the table names into it, where nobody has set the key.
+pub fn apply(table: &mut Map<String, Value>, findings: &mut Findings) {
+    let named = table.get("server").and_then(|server| match &server.kind {
+        ValueKind::Table(server) => server.get("profile").cloned(),
+        _ => None,
+    });
+    let Some(name) = named.and_then(|name| name.into_string().ok()) else { return };
+    let Some(profile) = PROFILES.iter().find(|profile| profile.name == name) else {
+        let names = PROFILES.iter().map(|profile| profile.name);
+        let (all, meant) = (names.clone().collect::<Vec<_>>().join(", "), did_you_mean(&name, names));
+        findings.mistakes.push(format!("server.profile: {name:?} is not one of {all}{meant}"));
+        return;
+    };
+    for default in profile.defaults {
+        let path: Vec<_> = default.key.split('.').collect();
+        if insert(table, &path, profile, default) {
+            let Default { key, value, because } = default;
+            findings.remarks.push(format!("{key} = {value:?}: from the profile {name}, because {because}"));
+        }
+    }
+}
+
+/// Where a value of a profile says that it is from, for `config print`.
+pub fn origin(profile: &Profile) -> String {
+    format!("profile {}", profile.name)
+}
+
+/// Whether the key was set anywhere.
+fn insert(table: &mut Map<String, Value>, path: &[&str], profile: &Profile, default: &Default) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    let is_set = table.get(*first).is_some_and(|value| !matches!(value.kind, ValueKind::Nil));
+    if rest.is_empty() {
+        if !is_set {
+            let value = Value::new(Some(&origin(profile)), default.value);
+            table.insert((*first).to_owned(), value);
+        }
+        return !is_set;
+    }
+    if !is_set {
+        table.insert((*first).to_owned(), Value::new(None, ValueKind::Table(Map::new())));
+    }
+    match table.get_mut(*first).map(|value| &mut value.kind) {
+        Some(ValueKind::Table(inner)) => insert(inner, rest, profile, default),
+        Some(ValueKind::Array(all)) => {
+            let inserted = all.iter_mut().map(|value| match &mut value.kind {
+                ValueKind::Table(inner) => insert(inner, rest, profile, default),
+                _ => false,
+            });
+            inserted.fold(false, |any, one| any | one)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{effective, parse};
+
+    fn config(server: &str) -> String {
+        format!(
+            "[server]\nurl = \"https://ehr.example.org/fhir\"\n{server}\n[tables]\nroot = \"/srv/lake\"\n\
+             [[export]]\nname = \"a\"\nlevel = \"group\"\ngroup = \"1\"\ntypes = [\"Patient\"]\n"
+        )
+    }
+
+    #[test]
+    fn each_profile_is_a_configuration_without_a_mistake_in_the_keys_that_it_sets() {
+        for profile in PROFILES {
+            let (_, findings) = parse(&config(&format!("profile = {:?}", profile.name)), &[]);
+            for default in profile.defaults {
+                let is_read = findings.asked.iter().any(|asked| {
+                    let key = asked.key.replace("export[0]", "export");
+                    let origin = asked.given.as_ref().and_then(|value| value.origin().map(str::to_owned));
+                    key == default.key && origin == Some(origin_of(profile))
+                });
+                assert!(is_read, "{}: {}", profile.name, default.key);
+                let mistakes: Vec<_> =
+                    findings.mistakes.iter().filter(|mistake| mistake.starts_with(default.key)).collect();
+                assert!(mistakes.is_empty(), "{}: {mistakes:?}", profile.name);
+            }
+        }
+    }
+
+    fn origin_of(profile: &Profile) -> String {
+        origin(profile)
+    }
+
+    #[test]
+    fn a_key_that_somebody_sets_wins_over_the_profile_in_file_and_environment() {
+        let text = config("profile = \"oracle\"\npoll = { max_interval = \"7s\" }");
+        let (read, findings) = parse(&text, &[]);
+        assert_eq!(read.unwrap().server.poll.interval.max().as_secs(), 7);
+        assert!(findings.remarks.iter().all(|remark| !remark.contains("max_interval")), "{:?}", findings.remarks);
+        let environment = [("FHIR_SYNC__SERVER__POLL__MAX_INTERVAL", "8s")];
+        let (read, _) = parse(&config("profile = \"oracle\""), &environment);
+        assert_eq!(read.unwrap().server.poll.interval.max().as_secs(), 8);
+        let (read, findings) = parse(&config("profile = \"oracle\""), &[]);
+        assert_eq!(read.unwrap().server.poll.interval.max().as_secs(), 600);
+        assert!(findings.remarks.iter().any(|remark| remark.contains("from the profile oracle")));
+    }
+
+    #[test]
+    fn what_is_printed_says_that_it_is_from_the_profile() {
+        let (read, findings) = parse(&config("profile = \"epic\""), &[]);
+        read.unwrap();
+        let printed = effective::rendered(&findings);
+        assert!(printed.contains("supports_since = false  # profile epic\n"), "{printed}");
+        let (read, _) = parse(&printed, &[]);
+        assert!(!read.unwrap().sync.supports_since);
+    }
+
+    #[test]
+    fn an_unknown_profile_is_a_mistake_that_names_the_one_that_was_meant() {
+        let (read, _) = parse(&config("profile = \"epci\""), &[]);
+        let mistakes = read.unwrap_err().0.join("\n");
+        assert!(mistakes.contains("server.profile") && mistakes.contains("epic"), "{mistakes}");
+        assert_eq!(mistakes.matches("server.profile").count(), 1, "{mistakes}");
+    }
+
+    /// (rules 1, 91 and 92)
+    #[test]
+    fn no_profile_changes_where_a_request_may_go_or_how_it_is_protected() {
+        let protects = [
+            "server.url",
+            "server.allow_http",
+            "server.token_origins",
+            "server.token_url",
+            "server.tls",
+            "server.proxy",
+            "server.rewrite_origin",
+            "server.headers",
+            "server.allow_private_addresses",
+        ];
+        for default in PROFILES.iter().flat_map(|profile| profile.defaults) {
+            assert!(!protects.iter().any(|key| default.key.starts_with(key)), "{}", default.key);
+        }
+    }
+
+    #[test]
+    fn each_default_of_a_profile_is_on_the_page_of_the_configuration() {
+        let page = include_str!("../../docs/configuration.md");
+        for profile in PROFILES {
+            for Default { key, value, because } in profile.defaults {
+                let line = format!("| `{}` | `{key} = {value}` | {because} |", profile.name);
+                assert!(page.contains(&line), "docs/configuration.md has no line\n{line}");
+            }
+        }
+    }
+}
