@@ -67,8 +67,11 @@ fn text(progress: &Progress, bar: Bar) -> String {
     let elapsed = progress.step_began.map(|began| began.elapsed()).unwrap_or_default();
     match &progress.step {
         Step::Streaming => streaming(progress, elapsed, bar),
-        step if elapsed < Duration::from_secs(1) => step.to_string(),
-        step => format!("{step}, for {}", short(elapsed)),
+        step => {
+            let elapsed = (elapsed >= Duration::from_secs(1)).then(|| format!("for {}", short(elapsed)));
+            let parts = [Some(step.to_string()), progress.retrying(), elapsed];
+            parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
     }
 }
 
@@ -82,6 +85,8 @@ fn streaming(progress: &Progress, elapsed: Duration, bar: Bar) -> String {
         let drawn = if bar == Bar::Drawn { drawn(percent) } else { "streaming, ".to_owned() };
         parts.push(format!("{drawn}{percent} %"));
     }
+    // Before what may be cut off.
+    parts.extend(progress.retrying());
     if lines_announced.is_some() && done > 0 && done < of && elapsed >= MIN_MEASURED {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let left = elapsed.mul_f64((of - done) as f64 / done as f64);
@@ -130,6 +135,7 @@ fn short(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::Retry;
 
     fn at(lines_announced: Option<u64>) -> Progress {
         Progress {
@@ -153,6 +159,20 @@ mod tests {
         assert_eq!(unknown, "[======>     ] 58 %, 7 of 12 files, 1,234,567 lines, 8.1 MiB/s, 412.3 MiB");
         let logged = streaming(&at(None), Duration::ZERO, Bar::None);
         assert_eq!(logged, "streaming, 58 %, 7 of 12 files, 1,234,567 lines, 412.3 MiB");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_is_tried_again_is_shown_beside_the_step() {
+        let retry = |seconds, reason: &str| {
+            let at = tokio::time::Instant::now() + Duration::from_secs(seconds);
+            Some(Retry { number: 3, at, reason: reason.to_owned() })
+        };
+        let streamed = Progress { retry: retry(8, "503"), ..at(None) };
+        let shown = text(&streamed, Bar::Drawn);
+        assert!(shown.starts_with("[======>     ] 58 %, retry 3 in 8 s: 503, 7 of 12 files"), "{shown}");
+        let retry = retry(2, "connection refused");
+        let asked = Progress { step: Step::KickingOff, retry, ..Progress::default() };
+        assert_eq!(text(&asked, Bar::None), "requesting an export, retry 3 in 2 s: connection refused");
     }
 
     #[test]

@@ -66,6 +66,20 @@ impl Fault {
         matches!(self, Self::Status { status: StatusCode::TOO_MANY_REQUESTS, .. })
     }
 
+    /// In a word or two, for a line of progress.
+    pub fn in_short(&self) -> String {
+        match self {
+            Self::NotConnected { problem, .. } => problem.to_string(),
+            Self::Status { status, .. } => status.as_u16().to_string(),
+            Self::Transport(_) => "the connection failed".to_owned(),
+            Self::Idle(_) => "nothing arrived".to_owned(),
+            Self::TooSlow { .. } => "too slow".to_owned(),
+            Self::GzipCut | Self::FromTheBeginning => "the transfer was cut".to_owned(),
+            Self::Page => "an HTML page".to_owned(),
+            Self::NotAManifest(_) => "not a manifest".to_owned(),
+        }
+    }
+
     /// What a person can do about it.
     pub fn way_out(&self) -> &'static str {
         match self {

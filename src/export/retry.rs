@@ -17,7 +17,7 @@ use super::{
     Error, HttpConfig, WaitRange,
     clock::local_now,
     failure::{Failure, Fault},
-    measured,
+    measured, notice,
 };
 use crate::telemetry::{advance, metrics::Endpoint};
 
@@ -52,6 +52,8 @@ pub fn is_transient(status: StatusCode) -> bool {
 pub struct Retries {
     endpoint: Endpoint,
     attempts: u32,
+    /// Since all was well, whatever the patience.
+    waits: u32,
     patience: Duration,
     /// The first failure since the server last answered.
     outage: Option<Instant>,
@@ -69,6 +71,7 @@ impl Retries {
         Self {
             endpoint,
             attempts: 0,
+            waits: 0,
             patience: config.outage_patience,
             outage: None,
             rate_limit: None,
@@ -115,6 +118,8 @@ impl Retries {
             advance::note();
         }
         let wait = self.backoff.wait(fault.retry_after());
+        self.waits += 1;
+        notice::retry(self.waits, wait, fault);
         if self.log.is_due() {
             tracing::warn!(
                 context,
@@ -138,6 +143,7 @@ impl Retries {
     /// All is well: count from the start.
     pub fn reset(&mut self) {
         self.attempts = 0;
+        self.waits = 0;
         self.reached();
         self.backoff.reset();
     }

@@ -63,13 +63,13 @@ pub use self::{
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     probe::probe,
-    progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Step},
+    progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Retry, Step},
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
     server_counts::ServerCounts,
 };
 use crate::{
-    export::{Client, Completed, ExportRequest, Manifest},
+    export::{Client, Completed, ExportRequest, Manifest, followed},
     fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, Store},
     table::Lease,
@@ -126,13 +126,13 @@ impl Syncer {
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
         let mode = if self.config.supports_since { mode } else { Mode::FullRefresh };
         let mut run = Run::new(self, export, mode, stop);
-        let span = events::span(&run.report);
+        let (span, on_retry) = (events::span(&run.report), run.progress.on_retry());
         let story = async {
             let result = run.steps().await;
             run.end(result).await
         };
         // On the heap: as a part of each caller's future, its layout is too deep for the compiler.
-        Box::pin(story.instrument(span)).await
+        Box::pin(followed(on_retry, story.instrument(span))).await
     }
 }
 

@@ -1,12 +1,17 @@
 //! Progress: which step each run is at, for a terminal, `/health` and systemd's status line.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use super::blocking::now;
-use crate::{fhir::ResourceType, table::TableName, telemetry::metrics};
+use crate::{
+    export::{OnRetry, RetryNotice},
+    fhir::ResourceType,
+    table::TableName,
+    telemetry::metrics,
+};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
@@ -22,6 +27,19 @@ pub struct Progress {
     pub lines_announced: Option<u64>,
     /// Decoded.
     pub bytes: u64,
+    /// The request that is tried again next, of those at work.
+    pub retry: Option<Retry>,
+}
+
+/// A wait before another attempt at a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// 1 after the first attempt.
+    pub number: u32,
+    #[serde(with = "remaining")]
+    pub at: Instant,
+    /// In a word or two: "503".
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +100,14 @@ impl fmt::Display for Step {
 }
 
 impl Progress {
+    /// "retry 3 in 8 s: 503"; nothing while no request waits.
+    pub fn retrying(&self) -> Option<String> {
+        let Retry { number, at, reason } = self.retry.as_ref()?;
+        let left = at.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        // A wait that is shown as 0 s would seem to be over.
+        Some(format!("retry {number} in {:.0} s: {reason}", left.as_secs_f64().ceil()))
+    }
+
     fn end_step(&mut self) {
         if let (Some(step), Some(began)) = (self.step.word(), self.step_began.take()) {
             metrics::step_ended(step, began.elapsed());
@@ -151,6 +177,15 @@ impl ProgressSender {
         });
     }
 
+    /// Shows each wait before another attempt at a request.
+    pub fn on_retry(&self) -> OnRetry {
+        let sender = self.clone();
+        Arc::new(move |RetryNotice { number, wait, reason }| {
+            let retry = Retry { number, at: Instant::now() + wait, reason };
+            sender.update(|progress| progress.retry = Some(retry));
+        })
+    }
+
     pub fn step(&self, step: Step) {
         self.update(|progress| {
             if progress.step.word() != step.word() || progress.step_began.is_none() {
@@ -178,6 +213,22 @@ impl ProgressSender {
     }
 }
 
+/// An instant that is to come, in another process, as the time until then.
+mod remaining {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+    use tokio::time::Instant;
+
+    pub fn serialize<S: Serializer>(at: &Instant, serializer: S) -> Result<S::Ok, S::Error> {
+        at.saturating_duration_since(Instant::now()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Instant, D::Error> {
+        Ok(Instant::now() + Duration::deserialize(deserializer)?)
+    }
+}
+
 /// An instant of another process, as the time since then.
 mod elapsed {
     use std::time::Duration;
@@ -198,6 +249,8 @@ mod elapsed {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -217,6 +270,21 @@ mod tests {
         sender.step(Step::Planning);
         assert_eq!(seen.borrow()[&all].step, Step::Planning);
         assert_eq!(counts(&seen.borrow()[&all]), [0; 4]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retry_is_shown_until_it_is_made_and_survives_the_way_to_another_process() {
+        let (board, seen) = ProgressBoard::new();
+        let all = Activity::Sync { export: "all".to_owned() };
+        let wait = Duration::from_millis(7900);
+        board.of(all.clone()).on_retry()(RetryNotice { number: 3, wait, reason: "503".to_owned() });
+        let text = serde_json::to_string(&seen.borrow()[&all]).unwrap();
+        let elsewhere: Progress = serde_json::from_str(&text).unwrap();
+        for progress in [elsewhere, seen.borrow()[&all].clone()] {
+            assert_eq!(progress.retrying().as_deref(), Some("retry 3 in 8 s: 503"));
+        }
+        tokio::time::advance(wait).await;
+        assert_eq!(seen.borrow()[&all].retrying(), None);
     }
 
     #[test]

@@ -1,7 +1,13 @@
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::PathBuf};
 
-use fhir_sync::sync::Mode;
+use axum::http::StatusCode;
+use fhir_sync::{
+    demo::Fault,
+    sync::{Mode, Outcome, ProgressBoard, Syncer},
+    table::{self, Location},
+};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{BINARY, Ended, OBSERVATION, PATIENT, Process, Setup, json_of};
 
@@ -208,4 +214,47 @@ async fn on_a_terminal_no_line_of_the_log_is_torn_by_the_progress() {
         assert!(text.starts_with("20") && !line.contains("poll "), "{line:?}");
     }
     assert!(!ended.stdout.contains("\u{1b}[3"), "no colours: {:?}", ended.stdout);
+}
+
+#[tokio::test]
+async fn a_request_that_is_tried_again_is_in_the_progress_of_its_export() {
+    let setup = Setup::new().await;
+    let fault = |path: &str, status| Fault::Status {
+        path_contains: path.to_owned(),
+        status,
+        times: 2,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| {
+        scenario.faults = vec![
+            fault("$export", StatusCode::SERVICE_UNAVAILABLE),
+            fault("/bulkstatus/", StatusCode::BAD_GATEWAY),
+            fault("/bulkfiles/", StatusCode::GATEWAY_TIMEOUT),
+        ];
+    });
+    let (board, mut shown) = ProgressBoard::new();
+    let exports = [setup.export.clone()];
+    let (client, tables) = (setup.client.clone(), table::Config::new(Location::Folder(setup.lake())));
+    let state_file = setup.state_file();
+    let syncer = Syncer::open(client, tables, &state_file, setup.config.clone(), &exports, board);
+    let syncer = syncer.await.unwrap();
+    let seen = async {
+        let mut seen = BTreeSet::new();
+        while shown.changed().await.is_ok() {
+            let retries = shown.borrow().values().filter_map(|progress| progress.retry.clone()).collect::<Vec<_>>();
+            seen.extend(retries.into_iter().map(|retry| (retry.reason, retry.number)));
+        }
+        seen
+    };
+    let run = async {
+        let report = syncer.run(&setup.export, Mode::Incremental, &CancellationToken::new()).await;
+        drop(syncer);
+        report
+    };
+    let (report, seen) = tokio::join!(run, seen);
+    assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+    for retry in [("503", 1), ("503", 2), ("502", 1), ("502", 2), ("504", 1)] {
+        assert!(seen.contains(&(retry.0.to_owned(), retry.1)), "{retry:?} in {seen:?}");
+    }
 }

@@ -226,7 +226,10 @@ fn facts(export: &ExportView, health: &ExportHealth, now: DateTime<Utc>) -> Mark
 fn running(progress: &Progress) -> Markup {
     html! {
         div.running {
-            p { strong { "Running: " } (progress.step) }
+            p {
+                strong { "Running: " } (progress.step)
+                @if let Some(retry) = progress.retrying() { ", " (retry) }
+            }
             @if progress.step == Step::Streaming && progress.files > 0 {
                 progress max=(progress.files) value=(progress.files_done) aria-label="Files that have been read" {}
                 p.quiet {

@@ -11,7 +11,7 @@ use twox_hash::XxHash3_64;
 
 use super::Context;
 use crate::{
-    export::File,
+    export::{File, followed},
     resource::{Line, LineTooLong, Lines, OverLines},
     sync::{Error, blocking::blocking, chain},
 };
@@ -81,6 +81,7 @@ async fn read_once(
 ) -> Result<Streamed, Error> {
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let download = context.client.download(file, &context.links, sender);
+    let download = followed(context.progress.on_retry(), download);
     let consume = consume(context, file, receiver, reader, taken);
     let (receipt, consumed) = tokio::join!(download, consume);
     // When `consume` fails, the download fails too, but only because its channel was closed: the cause comes first.
