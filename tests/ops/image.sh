@@ -11,7 +11,8 @@ set -euo pipefail
 readonly PORT=8080
 program=$(realpath "$1")
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
-scratch=$(mktemp --directory)
+# shellcheck source-path=SCRIPTDIR source=steps.sh
+source "$here/steps.sh"
 # Storage of its own, by plain folders: no overlay file system, and no image of yours is touched.
 export CONTAINERS_STORAGE_CONF=$scratch/storage.conf BUILDAH_ISOLATION=chroot
 cat >"$CONTAINERS_STORAGE_CONF" <<END
@@ -42,18 +43,8 @@ main() {
   echo "all steps passed"
 }
 
-# step SENTENCE COMMAND…
-step() {
-  local sentence=$1
-  shift
-  if "$@" >"$scratch/output" 2>&1; then
-    echo "ok      $sentence ($(date -u +%H:%M:%S))"
-  else
-    echo "FAILED  $sentence"
-    tail --lines=60 "$scratch/output" | sed 's/^/        /'
-    podman logs --tail 40 fhir-sync 2>/dev/null | sed 's/^/        /' || true
-    exit 1
-  fi
+logs() {
+  podman logs --tail 40 fhir-sync
 }
 
 finish() {
@@ -61,20 +52,6 @@ finish() {
   [[ -z ${hospital:-} ]] || kill "$hospital" 2>/dev/null || true
   [[ -z ${holder:-} ]] || kill "$holder" 2>/dev/null || true
   rm -rf "$scratch"
-}
-
-fails() {
-  ! "$@"
-}
-
-# eventually SECONDS COMMAND…
-eventually() {
-  local until=$((SECONDS + $1))
-  shift
-  until "$@"; do
-    ((SECONDS < until)) || return 1
-    sleep 1
-  done
 }
 
 bases() {
@@ -138,7 +115,7 @@ types = ["Patient", "Observation"]
 incremental = "*/5 * * * * *"
 max_age = "1h"
 END
-  openssl ecparam -name secp384r1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out "$scratch/etc/key"
+  key "$scratch/etc/key"
   chown 65532:65532 "$scratch/etc/key"
   chmod 0400 "$scratch/etc/key"
 }

@@ -9,7 +9,8 @@ set -euo pipefail
 program=$(realpath "$1")
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
 alerts=$here/../../deploy/prometheus/alerts.yml
-scratch=$(mktemp --directory)
+# shellcheck source-path=SCRIPTDIR source=steps.sh
+source "$here/steps.sh"
 
 main() {
   trap finish EXIT
@@ -33,45 +34,19 @@ main() {
   kill "$daemon"
   wait "$daemon" || true
   step "without the daemon FhirSyncDown fires" eventually 60 fires FhirSyncDown
-  finished=yes
+  echo "all steps passed"
 }
 
-# step NAME COMMAND…: one line; what fails ends the script.
-step() {
-  local name=$1
-  shift
-  if "$@" >"$scratch/output" 2>&1; then
-    echo "ok       $name"
-  else
-    echo "FAILED   $name"
-    cat "$scratch/output"
-    exit 1
-  fi
+logs() {
+  tail --lines=20 "$scratch/daemon" "$scratch/prometheus" "$scratch/server"
 }
 
 finish() {
   for process in "${prometheus:-}" "${daemon:-}" "${server:-}"; do
     [[ -z $process ]] || kill "$process" 2>/dev/null || true
   done
-  if [[ -z ${finished:-} ]]; then
-    tail --lines=20 "$scratch/daemon" "$scratch/prometheus" "$scratch/server" || true
-  fi
   wait
   rm -rf "$scratch"
-}
-
-# eventually SECONDS COMMAND…
-eventually() {
-  local until=$((SECONDS + $1))
-  shift
-  until "$@"; do
-    ((SECONDS < until)) || return 1
-    sleep 1
-  done
-}
-
-fails() {
-  ! "$@"
 }
 
 free_port() {
@@ -85,8 +60,7 @@ start_server() {
 }
 
 start_daemon() {
-  openssl ecparam -name secp384r1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out "$scratch/key.pem"
-  chmod 0600 "$scratch/key.pem"
+  key "$scratch/key.pem"
   mkdir "$scratch/lake"
   cat >"$scratch/fhir-sync.toml" <<END
 [server]

@@ -9,7 +9,8 @@ set -euo pipefail
 readonly PORT=8080
 package=$(realpath "$1")
 here=$(realpath "$(dirname "${BASH_SOURCE[0]}")")
-scratch=$(mktemp --directory)
+# shellcheck source-path=SCRIPTDIR source=steps.sh
+source "$here/steps.sh"
 root=$scratch/root
 nspawn=(systemd-nspawn --quiet --directory="$root" --register=no --keep-unit --private-users=no --private-network)
 
@@ -42,18 +43,8 @@ main() {
   echo "all steps passed"
 }
 
-# step SENTENCE COMMAND…
-step() {
-  local sentence=$1
-  shift
-  if "$@" >"$scratch/output" 2>&1; then
-    echo "ok      $sentence ($(date -u +%H:%M:%S))"
-  else
-    echo "FAILED  $sentence"
-    sed 's/^/        /' "$scratch/output"
-    [[ -z ${leader:-} ]] || inside journalctl --no-pager --lines=60 --unit='fhir-sync*' | sed 's/^/        /' || true
-    exit 1
-  fi
+logs() {
+  [[ -z ${leader:-} ]] || inside journalctl --no-pager --lines=60 --unit='fhir-sync*'
 }
 
 finish() {
@@ -76,20 +67,6 @@ inside() {
     PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 "$@"
 }
 
-fails() {
-  ! "$@"
-}
-
-# eventually SECONDS COMMAND…
-eventually() {
-  local until=$((SECONDS + $1))
-  shift
-  until "$@"; do
-    ((SECONDS < until)) || return 1
-    sleep 1
-  done
-}
-
 configure() {
   cat >"$root/etc/fhir-sync/fhir-sync.toml" <<END
 [server]
@@ -108,8 +85,7 @@ types = ["Patient", "Observation"]
 incremental = "*/5 * * * * *"
 max_age = "1h"
 END
-  openssl ecparam -name secp384r1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out "$root/etc/fhir-sync/private-key.pem"
-  chmod 0600 "$root/etc/fhir-sync/private-key.pem"
+  key "$root/etc/fhir-sync/private-key.pem"
 }
 
 boot() {
