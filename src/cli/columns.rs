@@ -5,9 +5,17 @@ use std::io::{IsTerminal as _, stdout};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 
+use super::paint::Paint;
+
 /// A table for the standard output, with a line break at its end.
 pub fn columns<const N: usize>(head: &[&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    within(width(), head, rows)
+    with_head(&within(width(), head, rows))
+}
+
+/// A table whose head stands out, where there are colours.
+pub fn with_head(table: &str) -> String {
+    let (head, rows) = table.split_once('\n').unwrap_or((table, ""));
+    format!("{}\n{rows}", Paint::Bold.on(head))
 }
 
 /// The same for a width in characters; `None`: each row is one line.

@@ -22,6 +22,7 @@ mod job;
 mod look;
 mod maintain;
 mod manual;
+mod paint;
 mod progress;
 mod quarantine;
 #[cfg(feature = "sql")]
@@ -54,6 +55,9 @@ use crate::{
 #[derive(Parser, Debug)]
 #[command(version = VERSION.as_str(), about, after_help = exit::HELP)]
 pub struct Cli {
+    /// Colours in the log, tables and helps; `auto`: on a terminal, unless `NO_COLOR` is set
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    color: paint::When,
     #[command(subcommand)]
     command: Command,
 }
@@ -113,12 +117,14 @@ struct ConfigFile {
 impl Cli {
     /// Of this process. Ends it after `--help`, `--version` and mistakes.
     pub fn of_process() -> Self {
-        let matches = help::command_for_terminal().get_matches();
+        let color = paint::When::of_help(std::env::args_os().filter_map(|word| word.into_string().ok()));
+        let matches = help::command_for_terminal().color(color).get_matches();
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
     /// Does what the arguments say.
     pub async fn run(self) -> ExitCode {
+        self.color.choose();
         let result = match self.command {
             Command::Demo(arguments) => demo::run(arguments).await,
             Command::Sync(arguments) => sync::run(arguments).await,

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 
-use super::columns;
+use super::{columns, paint::Paint};
 use crate::{
     fhir::TransactionTime,
     sync::{Counts, Mode, Outcome, Report, TypeEnd, TypeReport},
@@ -28,7 +28,19 @@ const HEAD: [&str; 11] = [
 
 /// The counts of each type, what the operator should know, and the outcome.
 pub fn report(report: &Report) {
-    say!("{}", text(report, columns::width()));
+    say!("{}", painted(&text(report, columns::width()), report.outcome));
+}
+
+/// The remarks and the last line have the colour of the outcome.
+fn painted(text: &str, outcome: Outcome) -> String {
+    let last = text.lines().count().saturating_sub(1);
+    let lines = text.lines().enumerate().map(|(index, line)| match index {
+        1 => Paint::Bold.on(line),
+        _ if index == last => Paint::of(outcome).on(line),
+        _ if line.starts_with('!') => Paint::of(outcome).on(line),
+        _ => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn text(report: &Report, width: Option<u16>) -> String {

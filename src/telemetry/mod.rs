@@ -1,6 +1,7 @@
 //! Telemetry: events become lines on stderr, figures become [`metrics`]; stdout belongs to results.
 
 pub mod advance;
+pub mod color;
 pub mod metrics;
 mod progress_line;
 
@@ -89,7 +90,7 @@ pub fn start(config: &Config) {
     let log = tracing_subscriber::fmt::layer()
         // It takes the lines of progress away while it writes.
         .with_writer(progress.get_stderr_writer())
-        .with_ansi(is_coloured(std::io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()))
+        .with_ansi(color::is_on(std::io::stderr().is_terminal()))
         .with_span_events(FmtSpan::NONE);
     let log = if config.format.is_json() {
         // A run has one span: the list of spans would say the same again.
@@ -119,11 +120,6 @@ pub fn set_filter(filter: &Filter) {
     }
 }
 
-/// Colours are for terminals, unless `NO_COLOR` has any value (<https://no-color.org>).
-fn is_coloured(terminal: bool, no_color: Option<&std::ffi::OsStr>) -> bool {
-    terminal && no_color.is_none_or(std::ffi::OsStr::is_empty)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,13 +137,5 @@ mod tests {
     #[test]
     fn the_levels_of_other_crates_are_valid() {
         assert!(OTHER_CRATES.parse::<Filter>().is_ok());
-    }
-
-    #[test]
-    fn no_color_turns_colours_off() {
-        assert!(is_coloured(true, None));
-        assert!(is_coloured(true, Some("".as_ref())), "an empty value counts as unset");
-        assert!(!is_coloured(true, Some("1".as_ref())));
-        assert!(!is_coloured(false, None));
     }
 }

@@ -187,6 +187,31 @@ async fn without_any_file_a_command_says_where_it_looked_and_what_to_give() {
     assert_eq!(by_environment.code, Some(0), "{}", by_environment.output());
 }
 
+#[tokio::test]
+async fn colours_are_for_terminals_unless_the_command_line_says_otherwise() {
+    let setup = Setup::new().await;
+    let text = setup.config().replace("format = \"json\"", "format = \"pretty\"");
+    let path = setup.folder.path().join("pretty.toml");
+    fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap();
+    let no_color = [("NO_COLOR", "1")];
+    for (words, environment, is_coloured) in [
+        (vec!["sync", "--config", path], &[][..], false),
+        (vec!["sync", "--config", path, "--color", "always"], &no_color[..], true),
+        (vec!["--color", "never", "sync", "--config", path], &[][..], false),
+        (vec!["runs", "--config", path, "--color=always"], &[][..], true),
+        (vec!["sync", "--help", "--color=always"], &[][..], true),
+    ] {
+        let ended = Process::start(&words, environment).end().await;
+        assert_eq!(ended.code, Some(0), "{words:?}: {}", ended.output());
+        assert_eq!(ended.stdout.contains("\u{1b}["), is_coloured, "{words:?}: {}", ended.stdout);
+        let is_logged = words.contains(&"sync") && !words.contains(&"--help");
+        assert_eq!(ended.stderr.contains("\u{1b}["), is_coloured && is_logged, "{words:?}: {}", ended.stderr);
+    }
+    let json = setup.command(&["sync", "--color", "always"], &[]).await;
+    assert!(!json.stderr.contains("\u{1b}["), "a log in JSON has no colours: {}", json.stderr);
+}
+
 /// A pseudo-terminal of util-linux, where it is installed.
 #[tokio::test]
 async fn on_a_terminal_no_line_of_the_log_is_torn_by_the_progress() {
