@@ -7,11 +7,12 @@ use chrono::DateTime;
 use super::{
     KeyFile, Scheduled,
     notifications::secret_url_file,
+    parameters,
     section::Section,
     values::{boolean, duration_text, name, positive_duration, text},
 };
 use crate::{
-    export::Level,
+    export::{KickOffMethod, Level},
     fhir::UnknownResourceType,
     notify::SecretUrl,
     schedule::{Pattern, longest_interval},
@@ -24,6 +25,7 @@ pub fn read(
     max_age: Option<Duration>,
     heartbeats: &mut BTreeMap<String, SecretUrl>,
     key_file: &KeyFile,
+    kick_off: KickOffMethod,
 ) -> Option<Vec<Scheduled>> {
     let sections = root.sections("export");
     if sections.is_empty() {
@@ -40,7 +42,7 @@ pub fn read(
         }
         let heartbeat = secret_url_file(&mut section, "heartbeat_url_file", key_file);
         heartbeats.extend(name.clone().zip(heartbeat));
-        exports.push(read_export(section, name, max_age));
+        exports.push(read_export(section, name, max_age, kick_off));
     }
     let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;
     keep_shared_types(&mut exports);
@@ -55,13 +57,20 @@ fn keep_shared_types(exports: &mut [Scheduled]) {
     }
 }
 
-fn read_export(mut section: Section, name: Option<String>, max_age: Option<Duration>) -> Option<Scheduled> {
+fn read_export(
+    mut section: Section,
+    name: Option<String>,
+    max_age: Option<Duration>,
+    kick_off: KickOffMethod,
+) -> Option<Scheduled> {
     let level = section.choice("level", "system", &["system", "patient", "group"].map(|word| (word, word)));
     let group = section.optional("group", text);
     let types = section.list("types", |text| text.parse().map_err(|error: UnknownResourceType| error.to_string()));
     if types.as_ref().is_some_and(Vec::is_empty) {
         section.mistake("types", "must name at least one resource type; without any, the server would choose");
     }
+    let parameters = parameters::read(&mut section, level, types.as_deref(), kick_off);
+    let initial_since = section.optional("initial_since", parameters::instant);
     let reconcile = section.optional_boolean("reconcile");
     let allow_partial_manifests = section.or("allow_partial_manifests", "false", boolean);
     let incremental = section.whole_list("incremental", Pattern::from_str);
@@ -75,7 +84,29 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
         let remark = format!("{max_age} is less than {interval} between two syncs: /health is unhealthy in between");
         section.remark("max_age", &remark);
     }
-    let level = match (level, group) {
+    let level = read_level(&section, level, group);
+    section.end();
+    let (name, level, mut types, parameters) = (name?, level?, types?, parameters?);
+    let allow_partial_manifests = allow_partial_manifests?;
+    types.sort_unstable();
+    types.dedup();
+    // A person who leaves a group still exists, and so does a resource that leaves a filter (rule 25): the operator has
+    // to allow removals there (rule 112).
+    let is_everything = level == Level::System && !parameters.narrow() && initial_since.is_none();
+    let reconcile = reconcile.unwrap_or(is_everything);
+    let reconciled = types.iter().copied().filter(|_| reconcile).collect();
+    let export = sync::Export {
+        reconciled,
+        allow_partial_manifests,
+        parameters,
+        initial_since,
+        ..sync::Export::new(&name, level, types)
+    };
+    Some(Scheduled { export, incremental, full_refresh, max_age })
+}
+
+fn read_level(section: &Section, level: Option<&str>, group: Option<String>) -> Option<Level> {
+    match (level, group) {
         // In a URL, these would name another resource.
         (Some("group"), Some(group)) if matches!(group.as_str(), "." | "..") => {
             section.mistake("group", &format!("{group:?} is not the id of a Group"));
@@ -93,14 +124,5 @@ fn read_export(mut section: Section, name: Option<String>, max_age: Option<Durat
         (Some("patient"), None) => Some(Level::Patient),
         (Some(_), None) => Some(Level::System),
         (None, _) => None,
-    };
-    section.end();
-    let (name, level, mut types, allow_partial_manifests) = (name?, level?, types?, allow_partial_manifests?);
-    types.sort_unstable();
-    types.dedup();
-    // A person who leaves a group still exists: below the system level the operator has to allow removals (rule 112).
-    let reconcile = reconcile.unwrap_or(level == Level::System);
-    let reconciled = types.iter().copied().filter(|_| reconcile).collect();
-    let export = sync::Export { reconciled, allow_partial_manifests, ..sync::Export::new(&name, level, types) };
-    Some(Scheduled { export, incremental, full_refresh, max_age })
+    }
 }

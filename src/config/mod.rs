@@ -9,6 +9,7 @@ mod exports;
 mod flags;
 mod maintenance;
 mod notifications;
+mod parameters;
 mod partitions;
 mod profile;
 mod quarantine;
@@ -196,9 +197,11 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let source = server.or("source", "fhir", name).map(|source| (source, source_chosen));
     let overlap = server.or("since_overlap", "5m", duration);
     let supports_since = server.or("supports_since", "true", boolean);
+    let drop_unsupported_types = server.or("drop_unsupported_types", "false", boolean);
     // What it sets was put in its place before.
     let _ = server.optional("profile", |name| Ok(name.to_owned()));
     let server = server::read(server, key_file);
+    let kick_off = server.as_ref().map(|server| server.kick_off.method).unwrap_or_default();
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
     let tables = read_tables(tables, columns);
@@ -209,7 +212,12 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
     let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
-    let sync = sync.zip(supports_since).map(|(sync, supports_since)| sync::Config { supports_since, ..sync });
+    let sync = sync.zip(supports_since.zip(drop_unsupported_types));
+    let sync = sync.map(|(sync, (supports_since, drop_unsupported_types))| sync::Config {
+        supports_since,
+        drop_unsupported_types,
+        ..sync
+    });
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
@@ -218,7 +226,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let log = read_log(root.section("log"));
     let mut heartbeats = BTreeMap::new();
     let max_age = health.as_ref().and_then(|(_, max_age)| *max_age);
-    let exports = exports::read(&mut root, max_age, &mut heartbeats, key_file);
+    let exports = exports::read(&mut root, max_age, &mut heartbeats, key_file, kick_off);
     let notify = notifications::read(root.section("notify"), heartbeats, key_file);
     root.end();
     Some(Config {
@@ -324,6 +332,7 @@ fn read_sync(
         quarantine: quarantine?,
         reconcile: reconcile?,
         allow_empty: BTreeSet::new(),
+        drop_unsupported_types: false,
         max_quarantine_bytes: max_quarantine_bytes?,
         quarantine_policy: quarantine_policy?,
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),

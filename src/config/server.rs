@@ -5,7 +5,7 @@ use super::{
     authorization::{self, KeyFile},
     boolean, bytes, count, duration, duration_text, positive_duration, proxy, size_text, url,
 };
-use crate::export::{self, FileAuth, WaitRange};
+use crate::export::{self, FileAuth, KickOffMethod, ListSeparator, WaitRange};
 
 pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> {
     let url = section.required("url", url);
@@ -22,6 +22,11 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     let proxy = section.or("proxy", "none", proxy);
     let default = export::HttpConfig::default();
     let outage_patience = section.or("outage_patience", &duration_text(default.outage_patience), duration);
+    let methods = [("auto", KickOffMethod::Auto), ("get", KickOffMethod::Get), ("post", KickOffMethod::Post)];
+    let method = section.choice("kickoff", "auto", &methods);
+    let separators =
+        [("auto", ListSeparator::Auto), ("comma", ListSeparator::Comma), ("repeat", ListSeparator::Repeat)];
+    let separator = section.choice("list_separator", "auto", &separators);
     let poll = read_poll(section.section("poll"));
     let http = read_http(section.section("http"));
     section.end();
@@ -32,6 +37,7 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
         token_origins: token_origins?,
         file_auth: file_auth?,
         proxy: proxy?,
+        kick_off: export::KickOffConfig { method: method?, separator: separator? },
         poll: poll?,
         http: export::HttpConfig { outage_patience: outage_patience?, ..http },
         limits,

@@ -37,6 +37,16 @@ pub struct Scenario {
     /// Kick-off answers 429 while this many jobs have not been deleted (rule 34).
     pub max_jobs: usize,
 
+    /// By which method a kick-off is accepted; another is answered 405.
+    pub methods: Methods,
+    /// A kick-off for one of these types is answered 400.
+    pub refused_types: BTreeSet<ResourceType>,
+    /// That answer names the types.
+    pub names_refused_types: bool,
+    /// `_since` is accepted, and changes nothing.
+    pub ignores_since: bool,
+    /// What becomes of `_elements`.
+    pub elements: Elements,
     /// Types that exports leave out without a word (rule 21).
     pub left_out: BTreeSet<ResourceType>,
     /// The ids of the groups; any other is answered 404, unless the world has it as a resource. `None`: any id is a
@@ -100,6 +110,11 @@ impl Default for Scenario {
             held_types: BTreeSet::new(),
             lose_job: false,
             max_jobs: 1_000,
+            methods: Methods::Both,
+            refused_types: BTreeSet::new(),
+            names_refused_types: true,
+            ignores_since: false,
+            elements: Elements::Tagged,
             left_out: BTreeSet::new(),
             groups: None,
             alterations: Vec::new(),
@@ -157,6 +172,24 @@ impl Scenario {
         }
         None
     }
+}
+
+/// The methods of a kick-off.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Methods {
+    Both,
+    Get,
+    Post,
+}
+
+/// What a server makes of `_elements`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Elements {
+    /// The other elements are left out, and the resource says so (rule 26).
+    Tagged,
+    /// They are left out without a word.
+    Untagged,
+    Ignored,
 }
 
 /// What some servers make of the files of an export.

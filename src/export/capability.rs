@@ -27,6 +27,7 @@ impl Client {
             url: &url,
             accept: "application/fhir+json",
             headers: &[],
+            body: None,
             rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{auth, redirect::check_url};
+use super::{auth, redirect::check_url, request::Lists};
 
 /// How to speak to one FHIR server.
 #[derive(Clone, PartialEq, Debug)]
@@ -22,6 +22,7 @@ pub struct Config {
     pub token_origins: Vec<Url>,
     pub file_auth: FileAuth,
     pub proxy: Proxy,
+    pub kick_off: KickOffConfig,
     pub poll: PollConfig,
     pub http: HttpConfig,
     pub limits: Limits,
@@ -43,6 +44,44 @@ pub enum Proxy {
     /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
     Environment,
     Url(Url),
+}
+
+/// How a kick-off carries its parameters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct KickOffConfig {
+    pub method: KickOffMethod,
+    pub separator: ListSeparator,
+}
+
+/// By which method (rule 11, Q-16).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KickOffMethod {
+    /// GET where it is possible; the other one where the server refuses the method.
+    #[default]
+    Auto,
+    Get,
+    Post,
+}
+
+/// How several values of one parameter are sent (rule 13, Q-12).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ListSeparator {
+    /// With commas; repeated for a server that takes only POST.
+    #[default]
+    Auto,
+    Comma,
+    Repeat,
+}
+
+impl KickOffConfig {
+    /// `auto` where nobody has set it.
+    pub(super) fn lists(self, auto: Lists) -> Lists {
+        match self.separator {
+            ListSeparator::Auto => auto,
+            ListSeparator::Comma => Lists::AllJoined,
+            ListSeparator::Repeat => Lists::Repeated,
+        }
+    }
 }
 
 /// How long to wait for an export.
@@ -108,6 +147,7 @@ impl Config {
             token_origins: Vec::new(),
             file_auth: FileAuth::Manifest,
             proxy: Proxy::None,
+            kick_off: KickOffConfig::default(),
             poll: PollConfig::default(),
             http: HttpConfig::default(),
             limits: Limits::default(),

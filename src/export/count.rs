@@ -42,6 +42,7 @@ impl Client {
             accept: "application/fhir+json",
             // HAPI answers a search again with its result of a minute ago, unless it is told not to.
             headers: &[("cache-control", "no-cache")],
+            body: None,
             rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,

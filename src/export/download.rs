@@ -102,6 +102,7 @@ impl Client {
             // With another Accept HAPI wraps the file in a Binary resource.
             accept: "application/fhir+ndjson",
             headers: FILE,
+            body: None,
             rest,
             token: self.token_for(link),
             on_redirect: OnRedirect::Follow,

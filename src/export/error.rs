@@ -1,9 +1,9 @@
 //! What can go wrong between us and a FHIR server, one variant for each thing that a caller does differently.
 //!
-//! No variant holds a token, a key, a URL's query, or the content of a resource or of an `OperationOutcome`'s free
-//! text.
+//! No variant holds a token, a key, a URL's query, or the content of a resource. An `OperationOutcome`'s free text is
+//! held of the answer to a kick-off alone, printable and cut short.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 
 use reqwest::{
     StatusCode,
@@ -12,7 +12,7 @@ use reqwest::{
 use url::Url;
 
 use super::failure::{Cause, Fault};
-use crate::fhir::{self, Issue};
+use crate::fhir::{self, Issue, ResourceType};
 
 /// `context` is what was asked for and where, such as `kick-off at https://ehr.example.org/fhir/$export`.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +72,12 @@ pub enum Error {
     /// An answer that no other attempt makes better.
     #[error("{context}: {refusal}")]
     Refused { context: String, refusal: Refusal },
+    /// Patients cannot be named by GET (rule 27).
+    #[error(
+        "{context}: the server takes no POST, and `patients` cannot be sent by GET; remove `patients` from the export, or \
+         export a Group of these patients"
+    )]
+    PostRefused { context: String },
     /// 202 without a `Content-Location` (rule 32).
     #[error("{context}: accepted, but no Content-Location says where the status of the export is")]
     NoStatusUrl { context: String },
@@ -191,7 +197,8 @@ pub enum Refusal {
     Redirected { status: StatusCode, location: String },
 }
 
-/// The issues of an answer, their severity and code alone: diagnostics may quote a patient.
+/// The issues of an answer, their severity and code alone: diagnostics may quote a patient. Those of a kick-off come
+/// with the server's words: they are about what was asked.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Issues(pub Vec<Issue>);
 
@@ -199,6 +206,40 @@ impl Issues {
     /// From a body that may be an `OperationOutcome`, or anything (Q-29).
     pub fn read(body: &[u8]) -> Self {
         Self(fhir::issues(body))
+    }
+
+    /// The same with the server's words, for the answer to a kick-off.
+    pub fn read_in_words(body: &[u8]) -> Self {
+        Self(fhir::issues_in_words(body))
+    }
+
+    /// Whether the words are about GET or POST.
+    pub fn name_a_method(&self) -> bool {
+        let mut words = self.words();
+        words.any(|word| matches!(word, "GET" | "POST") || word.eq_ignore_ascii_case("method"))
+    }
+
+    /// Of these types, those that the server names: in places, else in its words. "Patient" and "Group" may be the
+    /// level of the export, so they count only where nothing else is named.
+    pub fn types_named(&self, among: &[ResourceType]) -> Vec<ResourceType> {
+        let places: BTreeSet<_> = self.0.iter().flat_map(|issue| issue.types.iter().copied()).collect();
+        let words: BTreeSet<_> = self.words().filter_map(|word| word.parse().ok()).collect();
+        let is_level = |of: &ResourceType| matches!(of.as_str(), "Patient" | "Group");
+        for named in [places, words] {
+            let mut named: Vec<_> = among.iter().copied().filter(|of| named.contains(of)).collect();
+            if named.iter().any(|of| !is_level(of)) {
+                named.retain(|of| !is_level(of));
+            }
+            if !named.is_empty() {
+                return named;
+            }
+        }
+        Vec::new()
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        let texts = self.0.iter().filter_map(|issue| issue.words.as_deref());
+        texts.flat_map(|text| text.split(|letter: char| !letter.is_ascii_alphanumeric()))
     }
 
     /// Whether the server asks to wait, and reports nothing else (rule 43).

@@ -9,7 +9,7 @@ use async_compression::tokio::bufread::GzipDecoder;
 use futures::StreamExt;
 use reqwest::{
     Method, RequestBuilder, Response,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -36,6 +36,8 @@ pub struct RequestSpec<'a> {
     pub url: &'a Url,
     pub accept: &'static str,
     pub headers: &'static [(&'static str, &'static str)],
+    /// A FHIR resource.
+    pub body: Option<&'a str>,
     /// Of a file whose transfer was cut.
     pub rest: Option<&'a Rest>,
     pub token: TokenUse,
@@ -119,7 +121,10 @@ impl Http {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        let request = self.client(url).request(spec.method.clone(), url.clone()).headers(headers);
+        let mut request = self.client(url).request(spec.method.clone(), url.clone()).headers(headers);
+        if let Some(body) = spec.body {
+            request = request.header(CONTENT_TYPE, "application/fhir+json").body(body.to_owned());
+        }
         self.in_pace(url, spec.endpoint, request).await
     }
 
@@ -145,10 +150,12 @@ impl Http {
 
     /// The issues of an answer that is an `OperationOutcome`. None where reading it fails: the status says enough.
     pub async fn issues(&self, response: Response) -> Issues {
-        match self.read(response, MAX_OUTCOME_BYTES).await {
-            Ok(Some(body)) => Issues::read(&body),
-            Ok(None) | Err(_) => Issues::default(),
-        }
+        Issues::read(&self.outcome(response).await)
+    }
+
+    /// The body of an answer that may be an `OperationOutcome`; empty where reading it fails.
+    pub async fn outcome(&self, response: Response) -> Vec<u8> {
+        self.read(response, MAX_OUTCOME_BYTES).await.ok().flatten().unwrap_or_default()
     }
 
     /// An answer with a transient status, as a fault.

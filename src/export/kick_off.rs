@@ -1,6 +1,6 @@
 //! The kick-off: what is asked for is sent, and becomes a job on the server.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use fastrand::Rng;
 use reqwest::{
@@ -11,13 +11,14 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Client, Error, ExportRequest, Job, PollConfig, Refusal, check_url,
+    Client, Error, ExportRequest, Job, KickOffConfig, KickOffMethod, PollConfig, Refusal, check_url,
     clock::local_now,
     error::{content_type, shown},
     failure::Failure,
     http::{OnRedirect, RequestSpec, TokenUse},
     measured,
     redirect::{redirect_target, secured},
+    request::{Lists, body, query},
     retry::{self, Backoff, WaitLog, is_transient, millis, retry_after, retrying},
 };
 use crate::{
@@ -38,7 +39,7 @@ impl Client {
     /// # Errors
     /// [`Error::Busy`] when other exports keep the server busy for `kick_off_deadline`; [`Error::Denied`],
     /// [`Error::AuthorizationRequired`], [`Error::Refused`] with the issues of its `OperationOutcome`;
-    /// [`Error::Unreachable`].
+    /// [`Error::PostRefused`]; [`Error::Unreachable`].
     pub async fn kick_off(&self, request: &ExportRequest) -> Result<Job, Error> {
         let job = self.request_export(request).await;
         if job.is_ok() {
@@ -48,16 +49,76 @@ impl Client {
         job
     }
 
+    /// By the method that the server takes. Where nobody has set it, the other one is tried once after a refusal that
+    /// is about the method (rule 11), and what was accepted is remembered.
     async fn request_export(&self, request: &ExportRequest) -> Result<Job, Error> {
-        let url = request.url(&self.config.server)?;
-        let context = format!("kick-off at {}", shown(&url));
+        let form = self.kick_off_form(request);
+        let refused = match self.request_by(form, request).await {
+            Err(error) if is_about_method(&error) => error,
+            ended => return ended,
+        };
+        if request.needs_post() {
+            // By GET the server would export all patients.
+            return Err(Error::PostRefused { context: self.context(request)? });
+        }
+        if self.config.kick_off.method != KickOffMethod::Auto {
+            return Err(refused);
+        }
+        let other = match form {
+            // A server that refuses GET follows the draft of 4.0, which allows no commas (rule 13).
+            Form::Get(_) => Form::Post(self.config.kick_off.lists(Lists::Repeated)),
+            Form::Post(_) => Form::Get(self.config.kick_off.lists(Lists::Joined)),
+        };
+        match self.request_by(other, request).await {
+            Err(error) if is_about_method(&error) => Err(refused),
+            ended => {
+                if ended.is_ok() {
+                    let takes_post_only = matches!(other, Form::Post(_));
+                    self.takes_post_only.store(takes_post_only, Ordering::Relaxed);
+                    let method = if takes_post_only { "POST" } else { "GET" };
+                    tracing::info!(method, "the server takes kick-offs by {method} only; this is remembered");
+                }
+                ended
+            }
+        }
+    }
+
+    /// Auto is GET, which all servers up to 3.0 must take, unless this server is known to refuse it.
+    fn kick_off_form(&self, request: &ExportRequest) -> Form {
+        let KickOffConfig { method, .. } = self.config.kick_off;
+        let takes_post_only = self.takes_post_only.load(Ordering::Relaxed);
+        // In a POST to a server that takes GET as well, a comma is legal, and HAPI reads the first of repeated values
+        // alone, without a word. A server that takes no comma says so.
+        match method {
+            KickOffMethod::Auto if takes_post_only => Form::Post(self.config.kick_off.lists(Lists::Repeated)),
+            KickOffMethod::Auto if !request.needs_post() => Form::Get(self.config.kick_off.lists(Lists::Joined)),
+            KickOffMethod::Get => Form::Get(self.config.kick_off.lists(Lists::Joined)),
+            KickOffMethod::Auto | KickOffMethod::Post => Form::Post(self.config.kick_off.lists(Lists::Joined)),
+        }
+    }
+
+    fn context(&self, request: &ExportRequest) -> Result<String, Error> {
+        Ok(format!("kick-off at {}", shown(&request.url(&self.config.server)?)))
+    }
+
+    async fn request_by(&self, form: Form, request: &ExportRequest) -> Result<Job, Error> {
+        let (mut url, context) = (request.url(&self.config.server)?, self.context(request)?);
+        let parameters = request.parameters();
+        let (method, body) = match form {
+            Form::Get(lists) => {
+                url.set_query(query(&parameters, lists).as_deref());
+                (Method::GET, None)
+            }
+            Form::Post(lists) => (Method::POST, Some(body(&parameters, lists))),
+        };
         let spec = RequestSpec {
             endpoint: Endpoint::KickOff,
-            method: Method::GET,
+            method,
             url: &url,
             // Exactly this: the reference server answers 400 to any other (rule 8, Q-4).
             accept: "application/fhir+json",
             headers: KICK_OFF,
+            body: body.as_deref(),
             rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Refuse,
@@ -87,7 +148,7 @@ impl Client {
     async fn kick_off_refusal(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
         let content_type = content_type(response.headers());
         let location = redirect_target(&response, spec.url).map(|url| shown(&url));
-        let refusal = match (self.refusal(spec, response).await, location) {
+        let refusal = match (self.refusal_in_words(spec, response).await, location) {
             (Error::Refused { refusal: Refusal::Status { status, issues }, .. }, location) => {
                 match (status, location) {
                     (StatusCode::NOT_FOUND, _) => Refusal::NoExport { status, issues },
@@ -116,6 +177,27 @@ impl Client {
         }
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
         Ok(Job { status_url, kicked_off_at, polling_since: local_now() })
+    }
+}
+
+/// How the parameters are sent.
+#[derive(Clone, Copy)]
+enum Form {
+    Get(Lists),
+    Post(Lists),
+}
+
+/// Whether another method may help: the status says so, or the server's words name a method.
+fn is_about_method(error: &Error) -> bool {
+    let Error::Refused { refusal: Refusal::Status { status, issues } | Refusal::NoExport { status, issues }, .. } =
+        error
+    else {
+        return false;
+    };
+    match status.as_u16() {
+        405 | 501 => true,
+        400 | 404 => issues.name_a_method(),
+        _ => false,
     }
 }
 

@@ -5,7 +5,11 @@
 //! goes to allowed origins only; every wait, body and number of attempts has a limit; a future of this room may be
 //! dropped at any await. The room knows no tables: it hands on bytes and the words of `fhir`.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use reqwest::{Method, Response, StatusCode};
@@ -51,7 +55,10 @@ mod wire;
 mod tests;
 
 pub use auth::Granted;
-pub use config::{Config, FileAuth, HttpConfig, Limits, PollConfig, Proxy, WaitRange, check_base};
+pub use config::{
+    Config, FileAuth, HttpConfig, KickOffConfig, KickOffMethod, Limits, ListSeparator, PollConfig, Proxy, WaitRange,
+    check_base,
+};
 pub use connection::Problem;
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
@@ -61,7 +68,7 @@ pub use notice::{OnRetry, RetryNotice, followed};
 pub use poll::{Following, PartialExport, PollProgress, Waited};
 pub use probe::{Probe, ProbeVerdict};
 pub use redirect::{check_url, is_loopback};
-pub use request::{ExportRequest, Level};
+pub use request::{ExportParameters, ExportRequest, Level};
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
 pub struct Client {
@@ -69,6 +76,8 @@ pub struct Client {
     http: Http,
     tokens: Option<auth::Tokens>,
     token_origins: Vec<Origin>,
+    /// A kick-off by GET was refused, and one by POST was not.
+    takes_post_only: AtomicBool,
 }
 
 /// A running export. Whoever holds it stores its fields before the first poll, so that it survives a restart (rule 35).
@@ -104,7 +113,7 @@ impl Client {
         let token_origins = std::iter::once(&config.server).chain(&config.token_origins).map(Url::origin).collect();
         let http = Http::new(&config)?;
         let tokens = config.auth.clone().map(|auth| auth::Tokens::new(auth, config.allow_http)).transpose()?;
-        Ok(Self { config, http, tokens, token_origins })
+        Ok(Self { config, http, tokens, token_origins, takes_post_only: AtomicBool::new(false) })
     }
 
     /// Sends a request, with a token where the origin may receive it, renewed once after a 401 (rule 44); follows
@@ -153,8 +162,17 @@ impl Client {
 
     /// The error of an answer that no other attempt makes better.
     async fn refusal(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
-        let status = response.status();
-        let issues = self.http.issues(response).await;
+        let (status, body) = (response.status(), self.http.outcome(response).await);
+        self.refused(spec, status, Issues::read(&body))
+    }
+
+    /// The same with the server's own words.
+    async fn refusal_in_words(&self, spec: &RequestSpec<'_>, response: Response) -> Error {
+        let (status, body) = (response.status(), self.http.outcome(response).await);
+        self.refused(spec, status, Issues::read_in_words(&body))
+    }
+
+    fn refused(&self, spec: &RequestSpec<'_>, status: StatusCode, issues: Issues) -> Error {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 self.denial(spec.context.to_owned(), spec.url, status, issues)
@@ -185,6 +203,7 @@ impl Job {
             url: &self.status_url,
             accept: "application/json",
             headers: &[],
+            body: None,
             rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Refuse,

@@ -319,6 +319,7 @@ impl<'a> Wait<'a> {
             url,
             accept: "application/json",
             headers: &[],
+            body: None,
             rest: None,
             token: TokenUse::WhereAllowed,
             on_redirect: OnRedirect::Follow,

@@ -11,7 +11,7 @@ use chrono::{DateTime, Datelike as _, NaiveDateTime, SubsecRound, TimeDelta, Utc
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::{
-    outcome::{Issue, Judgement, Severity, issues, judge, printable_code, printable_progress},
+    outcome::{Issue, Judgement, Severity, issues, issues_in_words, judge, printable_code, printable_progress},
     resource_type::{RESOURCE_TYPES, ResourceType, UnknownResourceType},
 };
 

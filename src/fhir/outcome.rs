@@ -1,7 +1,8 @@
 //! Outcomes: what a server states about itself in an `OperationOutcome`, and the judgement whether data are missing.
 //!
 //! Servers write it in many shapes. What cannot be read counts as an error. Of its words only codes leave this module,
-//! and only through [`printable_code`]: `diagnostics` may quote a patient, and any text may hold a secret.
+//! and only through [`printable_code`]: `diagnostics` may quote a patient, and any text may hold a secret. The one
+//! exception is the answer to a kick-off ([`issues_in_words`]), whose words are about what was asked.
 
 use std::fmt;
 
@@ -22,7 +23,7 @@ pub enum Judgement {
     Unreadable,
 }
 
-/// One issue, without its free text.
+/// One issue. Its free text is there where it was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Issue {
     pub severity: Severity,
@@ -30,6 +31,8 @@ pub struct Issue {
     pub code: String,
     /// The resource types that its `expression` or `location` begins with; empty where it does not say.
     pub types: Vec<ResourceType>,
+    /// `details.text` and `diagnostics`: one printable line, cut short.
+    pub words: Option<String>,
 }
 
 /// In the order of their weight.
@@ -47,7 +50,7 @@ pub enum Severity {
 impl Issue {
     /// For what was reported and cannot be read: it counts as an error.
     pub fn unreadable() -> Self {
-        Self { severity: Severity::Unknown, code: "no code".to_owned(), types: Vec::new() }
+        Self { severity: Severity::Unknown, code: "no code".to_owned(), types: Vec::new(), words: None }
     }
 
     /// Data are missing, not merely remarked upon (rule 101).
@@ -66,7 +69,8 @@ impl Issue {
 
 impl fmt::Display for Issue {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{} ({})", self.severity, self.code.trim_matches(['(', ')']))
+        write!(out, "{} ({})", self.severity, self.code.trim_matches(['(', ')']))?;
+        self.words.iter().try_for_each(|words| write!(out, ": \"{words}\""))
     }
 }
 
@@ -101,12 +105,22 @@ impl Judgement {
 
 /// The issues of an `OperationOutcome`; none where the text is something else.
 pub fn issues(text: &[u8]) -> Vec<Issue> {
+    let without_words = |value: &Value| Issue { words: None, ..issue(value) };
+    each_issue(text, without_words)
+}
+
+/// The same with the server's words. Only for the answer to a kick-off: elsewhere they may quote a patient.
+pub fn issues_in_words(text: &[u8]) -> Vec<Issue> {
+    each_issue(text, issue)
+}
+
+fn each_issue(text: &[u8], issue: impl Fn(&Value) -> Issue) -> Vec<Issue> {
     let Ok(outcome) = serde_json::from_slice::<Value>(text) else { return Vec::new() };
     if outcome["resourceType"].as_str() != Some("OperationOutcome") {
         return Vec::new();
     }
     match &outcome["issue"] {
-        Value::Array(issues) => issues.iter().map(issue).collect(),
+        Value::Array(issues) => issues.iter().map(&issue).collect(),
         Value::Null => Vec::new(),
         // One issue that is not in a list.
         other => vec![issue(other)],
@@ -119,6 +133,28 @@ fn issue(value: &Value) -> Issue {
         severity: severity(&value["severity"]),
         code: code(&value["code"]),
         types: places.filter_map(root).collect(),
+        words: words(value),
+    }
+}
+
+/// Longer words are cut short.
+const MAX_WORDS_LETTERS: usize = 300;
+
+fn words(issue: &Value) -> Option<String> {
+    let texts = [&issue["details"]["text"], &issue["diagnostics"]].into_iter().filter_map(Value::as_str);
+    let mut printable: Vec<_> = texts.map(printable_line).filter(|text| !text.is_empty()).collect();
+    printable.dedup();
+    (!printable.is_empty()).then(|| printable.join("; "))
+}
+
+/// One line without characters that a terminal obeys or that change the order of others.
+fn printable_line(text: &str) -> String {
+    let is_format = |letter: char| matches!(letter, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    let plain = text.replace(|letter: char| letter.is_control() || is_format(letter), " ");
+    let line = plain.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MAX_WORDS_LETTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
     }
 }
 

@@ -6,7 +6,13 @@ use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 
 use super::quarantine::Policy;
-use crate::{export::Level, fhir::ResourceType, resource, state::Asked, table::Reconcile};
+use crate::{
+    export::{ExportParameters, Level},
+    fhir::ResourceType,
+    resource,
+    state::Asked,
+    table::Reconcile,
+};
 
 /// How every export is synced.
 #[derive(Clone, Debug)]
@@ -18,6 +24,8 @@ pub struct Config {
     pub overlap: TimeDelta,
     /// A type that a full load did not bring, for no known reason, is asked for in full again after this time.
     pub recheck_absent: TimeDelta,
+    /// A type that the server refuses by its name is left out and counts as denied; otherwise it fails.
+    pub drop_unsupported_types: bool,
     pub parallel_downloads: usize,
     pub parallel_upserts: usize,
     pub max_line_bytes: usize,
@@ -82,19 +90,34 @@ pub struct Export {
     /// Files are read while the server still works on the export (rule 64).
     #[serde(default)]
     pub allow_partial_manifests: bool,
+    /// What else is asked for.
+    #[serde(default)]
+    pub parameters: ExportParameters,
+    /// What a full load sends as `_since`, to servers whose exports without it are not everything.
+    #[serde(default)]
+    pub initial_since: Option<String>,
 }
 
 impl Export {
     /// Of all resources of these types, which no other export has.
     pub fn new(name: &str, level: Level, types: Vec<ResourceType>) -> Self {
-        let reconciled = types.iter().copied().collect();
-        Self { name: name.to_owned(), level, types, reconciled, allow_partial_manifests: false }
+        Self {
+            name: name.to_owned(),
+            level,
+            reconciled: types.iter().copied().collect(),
+            types,
+            allow_partial_manifests: false,
+            parameters: ExportParameters::default(),
+            initial_since: None,
+        }
     }
 
     /// What the watermarks stand for, for rows of this source.
     pub fn asked(&self, source: &str) -> Asked {
         let (level, group) = (self.level.word(), self.level.group().map(str::to_owned));
-        Asked { source: source.to_owned(), level: level.to_owned(), group }
+        let mut parameters = self.parameters.deciding();
+        parameters.extend(self.initial_since.clone().map(|since| ("initial_since".to_owned(), vec![since])));
+        Asked::new(source, level, group, &parameters)
     }
 
     /// The application id of the watermarks: the `appId` of a Delta `txn` action.

@@ -180,6 +180,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::ForeignTokenEndpoint { .. } => (Operator, Kept),
         E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
+        | E::PostRefused { .. }
         | E::TooManyRedirects { .. }
         | E::Refused { .. }
         | E::NoStatusUrl { .. }

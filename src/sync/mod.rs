@@ -283,11 +283,12 @@ impl<'a> Run<'a> {
     async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
         self.progress.step(Step::KickingOff);
         let PlannedRequest { types, since } = request.clone();
+        // A full load stays one, whatever `_since` it has to send.
+        let sent_since = since.clone().or_else(|| self.export.initial_since.clone());
         let request = ExportRequest {
-            level: self.export.level.clone(),
-            types: types.clone(),
-            since: since.clone(),
+            parameters: self.export.parameters.clone(),
             allow_partial_manifests: self.export.allow_partial_manifests,
+            ..ExportRequest::new(self.export.level.clone(), types.clone(), sent_since)
         };
         let kicked_off = async {
             let job = self.syncer.client.kick_off(&request).await?;

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::altered::altered;
+use super::{altered::altered, narrowed::Narrowing};
 use crate::{
-    demo::{Scenario, World, folder::NdjsonFile, world::instant},
+    demo::{Alteration, Scenario, World, folder::NdjsonFile, world::instant},
     fhir::{Deletion, ResourceType},
 };
 
@@ -20,6 +20,10 @@ pub struct JobView {
     pub since: Option<String>,
     /// The requested types; empty: all.
     pub types: Vec<ResourceType>,
+    /// `GET` or `POST`.
+    pub method: String,
+    /// All parameters, with their values as they were sent.
+    pub parameters: Vec<(String, String)>,
     /// How often the status URL was requested, not counting further pages of the manifest.
     pub polls: u32,
     /// The client sent DELETE.
@@ -36,6 +40,11 @@ pub(super) struct ExportRequest {
     pub types: Vec<ResourceType>,
     /// The client reads partial manifests.
     pub allows_partial: bool,
+    pub method: String,
+    pub parameters: Vec<(String, String)>,
+    pub narrowing: Narrowing,
+    /// Files are organized by patients.
+    pub is_organized: bool,
 }
 
 #[derive(Debug)]
@@ -176,6 +185,8 @@ impl Jobs {
             path: job.request.path.clone(),
             since: job.request.since.as_ref().map(|since| since.sent.clone()),
             types: job.request.types.clone(),
+            method: job.request.method.clone(),
+            parameters: job.request.parameters.clone(),
             polls: job.polls,
             deleted: job.result.is_none(),
         };
@@ -192,7 +203,8 @@ impl Export {
         let since = request.since.as_ref().map(|since| since.at);
         let mut files = Vec::new();
         for resource_type in &types {
-            let lines = world.lines(*resource_type, since);
+            let lines = world.lines(*resource_type, since.filter(|_| !scenario.ignores_since));
+            let lines = request.narrowing.apply(*resource_type, lines, scenario.elements);
             let parts = lines.chunks(scenario.lines_per_file.max(1)).map(|lines| FileContent::Lines(lines.to_vec()));
             let own = folder_files.iter().filter(|file| file.resource_type == *resource_type);
             let contents = parts.chain(own.cloned().map(FileContent::File));
@@ -206,6 +218,9 @@ impl Export {
         files.extend(lines_file(Section::Error, "OperationOutcome", "error", outcomes));
         for alteration in &scenario.alterations {
             files = altered(files, alteration, &types, since.is_some());
+        }
+        if request.is_organized {
+            files = altered(files, &Alteration::Organized, &types, since.is_some());
         }
         Self { request: request.request.clone(), transaction_time: world.now() + scenario.clock_offset, files }
     }

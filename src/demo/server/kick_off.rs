@@ -16,9 +16,10 @@ use super::{
     answer::{self, FHIR_JSON},
     job::{Export, ExportRequest, Since},
     locked,
+    narrowed::Narrowing,
 };
 use crate::{
-    demo::{Scenario, World},
+    demo::{Scenario, World, scenario::Methods},
     fhir::ResourceType,
 };
 
@@ -29,7 +30,12 @@ pub(super) async fn kick_off(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let request = parameters(&method, &uri, &body).and_then(|parameters| read(&shared, &uri, &headers, parameters));
+    let takes = shared.scenario().methods;
+    if takes != Methods::Both && (takes == Methods::Post) != (method == Method::POST) {
+        return answer::outcome(StatusCode::METHOD_NOT_ALLOWED, "not-supported", "the other method is required");
+    }
+    let sent = parameters(&method, &uri, &body);
+    let request = sent.and_then(|parameters| read(&shared, &method, &uri, &headers, parameters));
     match request {
         Ok(request) => start(&shared, request),
         Err(refused) => answer::outcome(StatusCode::BAD_REQUEST, refused.code, &refused.diagnostics),
@@ -48,6 +54,13 @@ fn refused(code: &'static str, diagnostics: impl Into<String>) -> BadRequest {
 
 fn start(shared: &Shared, request: ExportRequest) -> Response {
     let scenario = shared.scenario();
+    let refused: Vec<_> = request.types.iter().filter(|of| scenario.refused_types.contains(of)).collect();
+    if !refused.is_empty() {
+        let names: Vec<_> = refused.iter().map(|of| of.as_str()).collect();
+        let named = format!("resource type {} is invalid for this type of export", names.join(", "));
+        let words = if scenario.names_refused_types { &named } else { "a resource type is invalid" };
+        return answer::outcome(StatusCode::BAD_REQUEST, "not-supported", words);
+    }
     // The world's lock is always taken before the jobs' lock; a caller of `Server::world` may ask for the jobs inside.
     let mut world = locked(&shared.world);
     let mut jobs = locked(&shared.jobs);
@@ -95,7 +108,13 @@ fn parameters(method: &Method, uri: &Uri, body: &[u8]) -> Result<Vec<(String, St
 fn value(parameter: &Value) -> String {
     let members = parameter.as_object().into_iter().flatten();
     let value = members.filter(|(name, _)| name.starts_with("value")).map(|(_, value)| value).next();
-    value.map(string).unwrap_or_default()
+    match value {
+        Some(Value::Object(of)) if of.contains_key("reference") => string(&of["reference"]),
+        Some(Value::Object(of)) if of.contains_key("code") => {
+            format!("{}|{}", of.get("system").map(string).unwrap_or_default(), string(&of["code"]))
+        }
+        value => value.map(string).unwrap_or_default(),
+    }
 }
 
 fn string(value: &Value) -> String {
@@ -104,6 +123,7 @@ fn string(value: &Value) -> String {
 
 fn read(
     shared: &Shared,
+    method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
     parameters: Vec<(String, String)>,
@@ -119,12 +139,29 @@ fn read(
     }
     let target = uri.path_and_query().map_or(uri.path(), |path| path.as_str());
     let request = format!("{}{}", shared.base.trim_end_matches("/fhir"), target);
-    let mut request =
-        ExportRequest { path: uri.path().to_owned(), request, since: None, types: Vec::new(), allows_partial: false };
+    let mut request = ExportRequest {
+        path: uri.path().to_owned(),
+        request,
+        since: None,
+        types: Vec::new(),
+        method: method.to_string(),
+        parameters: parameters.clone(),
+        narrowing: Narrowing::default(),
+        is_organized: false,
+        allows_partial: false,
+    };
     for (name, value) in parameters {
         match name.as_str() {
             "_since" => request.since = Some(since(value)?),
             "_type" => request.types.extend(types(&value)?),
+            "_typeFilter" => request.narrowing.type_filters.push(value),
+            "_elements" => request.narrowing.elements.extend(value.split(',').map(str::to_owned)),
+            "patient" if *method == Method::POST && uri.path() != "/fhir/$export" => {
+                request.narrowing.patients.push(value);
+            }
+            "organizeOutputBy" => request.is_organized = true,
+            // Optional, and without an effect here.
+            "_until" | "includeAssociatedData" => {}
             "_outputFormat" if OUTPUT_FORMATS.contains(&value.as_str()) => {}
             "_outputFormat" => return Err(refused("not-supported", "only NDJSON is supported")),
             "allowPartialManifests" => request.allows_partial = value == "true",

@@ -6,9 +6,10 @@
 mod altered;
 mod answer;
 mod content;
-mod middleware;
 mod job;
 mod kick_off;
+mod middleware;
+mod narrowed;
 mod status;
 
 use std::{

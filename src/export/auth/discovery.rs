@@ -66,6 +66,7 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
         url,
         accept,
         headers: &[],
+        body: None,
         rest: None,
         token: TokenUse::Never,
         on_redirect: OnRedirect::Follow,

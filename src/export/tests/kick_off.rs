@@ -9,12 +9,9 @@ fn accepted(location: &str) -> Answer {
 #[tokio::test]
 async fn a_kick_off_sends_exactly_what_servers_require() {
     let server = Server::start(|_| accepted("/status/1")).await;
-    let request = ExportRequest {
-        level: Level::Group("a b/c".to_owned()),
-        types: ["Patient", "Condition", "Patient"].map(|name| name.parse().unwrap()).to_vec(),
-        since: Some("2026-11-20T08:00:00.999+02:00".to_owned()),
-        allow_partial_manifests: false,
-    };
+    let types = ["Patient", "Condition", "Patient"].map(|name| name.parse().unwrap()).to_vec();
+    let since = Some("2026-11-20T08:00:00.999+02:00".to_owned());
+    let request = ExportRequest::new(Level::Group("a b/c".to_owned()), types, since);
     client(&server).kick_off(&request).await.unwrap();
     let asked = &server.asked()[0];
     assert_eq!(asked.method, "GET");
@@ -101,13 +98,158 @@ async fn a_server_that_stays_busy_is_an_error_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_severity_and_code_but_not_the_diagnostics() {
-    let server = Server::start(|_| Answer::outcome(400, "not-supported")).await;
-    let error = client(&server).kick_off(&request(&["Patient"])).await.unwrap_err();
-    let text = error.to_string();
-    assert!(text.contains("error (not-supported)") && text.contains("/fhir/$export"), "{text}");
-    assert!(!text.contains("Jane") && !text.contains("_type"), "{text}");
+async fn a_refused_kick_off_is_reported_in_the_server_s_own_words_on_one_line_and_cut_short() {
+    let outcome = serde_json::json!({"resourceType": "OperationOutcome", "issue": [{
+        "severity": "error",
+        "code": "not-supported",
+        "details": {"text": "Location\tis not\nsupported\u{1b}[31m\u{202e}"},
+        "diagnostics": "x".repeat(5000),
+    }]});
+    let server = Server::start(move |_| Answer::status(422).body(outcome.to_string())).await;
+    let text = client(&server).kick_off(&request(&["Patient"])).await.unwrap_err().to_string();
+    assert!(text.contains("/fhir/$export: the server answered 422"), "{text}");
+    assert!(text.contains("error (not-supported): \"Location is not supported [31m; xxx"), "{text}");
+    assert!(text.len() < 1000 && !text.contains(char::is_control) && !text.contains('\u{202e}'), "{text}");
+    assert!(!text.contains("_type"), "no query is shown: {text}");
     assert_eq!(server.asked().len(), 1);
+}
+
+#[tokio::test]
+async fn the_words_of_the_server_about_anything_but_a_kick_off_are_not_shown() {
+    let server = Server::start(|_| Answer::outcome(400, "not-supported")).await;
+    let error = wait(job(&server), &client(&server)).await.unwrap_err().to_string();
+    assert!(error.contains("not-supported") && !error.contains("Jane"), "{error}");
+    let error = job(&server).delete(&client(&server)).await.unwrap_err().to_string();
+    assert!(error.contains("not-supported") && !error.contains("Jane"), "{error}");
+}
+
+/// The client of a server that answers the two methods as stated, for any number of requests.
+async fn with_method(get: u16, post: u16, kick_off: KickOffConfig) -> (Server, Client) {
+    let server = Server::start(move |asked| {
+        let status = if asked.method == "GET" { get } else { post };
+        if status == 202 { accepted("/status/1") } else { Answer::status(status) }
+    })
+    .await;
+    let client = Client::new(Config { kick_off, ..config(&server) }).unwrap();
+    (server, client)
+}
+
+fn methods(server: &Server) -> Vec<String> {
+    server.asked().into_iter().map(|asked| asked.method).collect()
+}
+
+fn of_patients() -> ExportRequest {
+    let patients = ["p1", "p2"].map(str::to_owned).into();
+    let parameters = ExportParameters { patients, ..ExportParameters::default() };
+    ExportRequest { level: Level::Patient, parameters, ..request(&["Patient", "Observation"]) }
+}
+
+/// Shows rule 11, rule 13, Q-16.
+#[tokio::test]
+async fn a_server_that_takes_no_get_is_asked_by_post_and_this_is_remembered() {
+    for refused in [405, 501] {
+        let (server, client) = with_method(refused, 202, KickOffConfig::default()).await;
+        for _ in 0..2 {
+            client.kick_off(&request(&["Patient", "Observation"])).await.unwrap();
+        }
+        assert_eq!(methods(&server), ["GET", "POST", "POST"]);
+        let asked = &server.asked()[1];
+        assert_eq!(
+            (asked.path.as_str(), asked.header("content-type")),
+            ("/fhir/$export", Some("application/fhir+json"))
+        );
+        assert_eq!(asked.header("accept"), Some("application/fhir+json"));
+        assert_eq!(asked.header("prefer"), Some("respond-async"));
+        assert_eq!(asked.header("cache-control"), Some("no-cache"));
+        assert_eq!(
+            asked.body,
+            r#"{"parameter":[{"name":"_type","valueString":"Patient"},{"name":"_type","valueString":"Observation"}],"resourceType":"Parameters"}"#
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_whose_words_name_the_method_is_about_the_method_and_any_other_400_is_not() {
+    for (words, expected) in [
+        ("Use POST for $export", vec!["GET", "POST"]),
+        ("the HTTP method is not allowed", vec!["GET", "POST"]),
+        ("the type Location is unknown", vec!["GET"]),
+    ] {
+        let body = serde_json::json!({
+            "resourceType": "OperationOutcome",
+            "issue": [{"severity": "error", "code": "not-supported", "diagnostics": words}],
+        });
+        for status in [400, 404] {
+            let body = body.to_string();
+            let server = Server::start(move |_| Answer::status(status).body(body.clone())).await;
+            let error = client(&server).kick_off(&request(&["Patient"])).await.unwrap_err().to_string();
+            assert_eq!(methods(&server), expected, "{words}");
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_method_that_the_operator_chose_is_not_exchanged() {
+    for (method, expected) in [(KickOffMethod::Get, "GET"), (KickOffMethod::Post, "POST")] {
+        let (server, client) = with_method(405, 405, KickOffConfig { method, ..KickOffConfig::default() }).await;
+        let error = client.kick_off(&request(&["Patient"])).await.unwrap_err();
+        assert!(matches!(error, Error::Refused { .. }), "{error}");
+        assert_eq!(methods(&server), [expected]);
+    }
+}
+
+/// Shows rule 27.
+#[tokio::test]
+async fn patients_are_asked_for_by_post_with_joined_types() {
+    let (server, client) = with_method(202, 202, KickOffConfig::default()).await;
+    client.kick_off(&of_patients()).await.unwrap();
+    assert_eq!(methods(&server), ["POST"]);
+    let body = &server.asked()[0].body;
+    assert!(body.contains(r#"{"name":"_type","valueString":"Patient,Observation"}"#), "HAPI reads the first: {body}");
+    assert!(body.contains(r#"{"name":"patient","valueReference":{"reference":"Patient/p2"}}"#), "{body}");
+}
+
+/// Shows rule 27.
+#[tokio::test]
+async fn an_export_of_patients_never_becomes_a_get_which_would_export_all() {
+    let (server, client) = with_method(202, 405, KickOffConfig::default()).await;
+    let error = client.kick_off(&of_patients()).await.unwrap_err();
+    assert!(matches!(error, Error::PostRefused { .. }), "{error}");
+    assert!(error.to_string().contains("remove `patients` from the export, or export a Group"), "{error}");
+    assert_eq!(methods(&server), ["POST"]);
+}
+
+/// Shows rule 13, Q-12.
+#[tokio::test]
+async fn the_operator_decides_how_lists_are_sent() {
+    for (separator, expected) in [
+        (ListSeparator::Auto, "/fhir/$export?_type=Patient,Observation"),
+        (ListSeparator::Comma, "/fhir/$export?_type=Patient,Observation"),
+        (ListSeparator::Repeat, "/fhir/$export?_type=Patient&_type=Observation"),
+    ] {
+        let (server, client) = with_method(202, 202, KickOffConfig { separator, ..KickOffConfig::default() }).await;
+        client.kick_off(&request(&["Patient", "Observation"])).await.unwrap();
+        assert_eq!(server.asked()[0].path, expected);
+    }
+}
+
+#[test]
+fn the_types_that_a_server_names_are_found_in_places_and_words() {
+    let among = ["Patient", "Location", "Device"].map(|name| name.parse().unwrap());
+    let named = |issue: serde_json::Value| {
+        let body = serde_json::json!({"resourceType": "OperationOutcome", "issue": [issue]});
+        let named = Issues::read_in_words(body.to_string().as_bytes()).types_named(&among);
+        named.into_iter().map(|of| of.as_str()).collect::<Vec<_>>()
+    };
+    let words = |words: &str| named(serde_json::json!({"severity": "error", "code": "invalid", "diagnostics": words}));
+    assert_eq!(words("HAPI-0512: Resource type Location invalid for Patient-level export"), ["Location"]);
+    assert_eq!(words("[Location,Device] are unknown"), ["Location", "Device"]);
+    assert_eq!(words("Patient is not supported"), ["Patient"], "where nothing else is named");
+    assert_eq!(words("Observation is not supported"), Vec::<&str>::new(), "it was not asked for");
+    assert_eq!(words("something is wrong"), Vec::<&str>::new());
+    let place = serde_json::json!({"severity": "error", "expression": ["Device"], "diagnostics": "as is Location"});
+    assert_eq!(named(place), ["Device"]);
 }
 
 #[tokio::test]
@@ -126,14 +268,14 @@ async fn a_kick_off_is_repeated_as_long_as_an_outage_is_waited_for_and_a_501_is_
     let server = Server::start(|_| Answer::status(501)).await;
     let error = client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error}");
-    assert_eq!(server.asked().len(), 1);
+    assert_eq!(methods(&server), ["GET", "POST"], "each method once");
 }
 
 #[tokio::test]
 async fn the_error_of_a_refused_kick_off_names_the_usual_reason() {
     for (answer, expected) in [
         (Answer::status(404), "no $export at this URL (404 Not Found, without an OperationOutcome); check server.url"),
-        (Answer::outcome(404, "not-found"), "(404 Not Found, error (not-found))"),
+        (Answer::outcome(404, "not-found"), "(404 Not Found, error (not-found): \"Jane Doe\")"),
         (
             Answer::status(200).header("content-type", "text/html; charset=utf-8").body("<html>Jane Doe"),
             "expected 202 Accepted and got 200 OK with text/html; it may be a login page or a proxy, check server.url",
@@ -150,7 +292,8 @@ async fn the_error_of_a_refused_kick_off_names_the_usual_reason() {
         let server = Server::start(move |_| answer.take().unwrap()).await;
         let error = client(&server).kick_off(&request(&[])).await.unwrap_err().to_string();
         assert!(error.starts_with("kick-off at http://") && error.contains(expected), "{error}");
-        assert!(!error.contains("Jane") && !error.contains("s3cret"), "{error}");
+        let is_said = error.contains("(not-found)");
+        assert!(error.contains("Jane") == is_said && !error.contains("s3cret"), "{error}");
     }
 }
 

@@ -10,8 +10,9 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 use url::Url;
 
 use super::{
-    Client, Completed, Config, Error, ExportRequest, File, FileAuth, FileKind, Issues, Job, Level, Links, Manifest,
-    PollProgress, Receipt, WaitRange, auth, clock::local_now, manifest::FileIds,
+    Client, Completed, Config, Error, ExportParameters, ExportRequest, File, FileAuth, FileKind, Issues, Job,
+    KickOffConfig, KickOffMethod, Level, Links, ListSeparator, Manifest, PollProgress, Receipt, WaitRange, auth,
+    clock::local_now, manifest::FileIds,
 };
 use server::{Answer, Server};
 
@@ -61,12 +62,7 @@ fn install_crypto() {
 }
 
 fn request(types: &[&str]) -> ExportRequest {
-    ExportRequest {
-        level: Level::System,
-        types: types.iter().map(|name| name.parse().unwrap()).collect(),
-        since: None,
-        allow_partial_manifests: false,
-    }
+    ExportRequest::new(Level::System, types.iter().map(|name| name.parse().unwrap()).collect(), None)
 }
 
 fn job(server: &Server) -> Job {

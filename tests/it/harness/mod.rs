@@ -81,6 +81,7 @@ impl Setup {
             source_chosen: sync::Chosen::ByDefault,
             overlap: TimeDelta::minutes(5),
             recheck_absent: TimeDelta::hours(24),
+            drop_unsupported_types: false,
             parallel_downloads: 4,
             parallel_upserts: 2,
             max_line_bytes: 1 << 20,

@@ -102,7 +102,9 @@ async fn a_kick_off_that_violates_the_guide_is_refused() {
         // The sign of the zone is a blank by the time it arrives (rule 14).
         ("?_since=2026-01-01T00:00:00+02:00", ASK),
         ("?_type=patient", ASK),
-        ("?_until=2026-01-01T00:00:00Z", ASK),
+        ("?_unknown=2026-01-01T00:00:00Z", ASK),
+        // By POST only (rule 27).
+        ("?patient=Patient/p1", ASK),
         ("?_outputFormat=text/csv", ASK),
     ] {
         let answer = send("GET", &format!("{url}{query}"), headers, "").await;

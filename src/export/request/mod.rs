@@ -1,13 +1,22 @@
-//! What a kick-off requests: a level, resource types, and since when.
+//! What a kick-off requests: a level, resource types, since when, and the parameters that the operator has set.
 //!
-//! It becomes one URL. Parameters that real servers misread are not sent: no `_outputFormat` (Q-10,
-//! Q-77), no repeated `_type`.
+//! There is one list of parameters and two writers: a query for GET, a `Parameters` resource for POST (rules 11, 12).
+//! Parameters that real servers misread are not sent by default: no `_outputFormat`, no repeated `_type`
+//!
 
-use std::collections::BTreeSet;
+mod parameters;
+mod written;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+pub use self::parameters::ExportParameters;
+pub(super) use self::{
+    parameters::Parameter,
+    written::{Lists, body, query},
+};
 use super::Error;
 use crate::fhir::ResourceType;
 
@@ -44,32 +53,34 @@ pub struct ExportRequest {
     pub types: Vec<ResourceType>,
     /// An instant in UTC with milliseconds, as [`crate::fhir::TransactionTime::since`] writes it (rule 15).
     pub since: Option<String>,
+    pub parameters: ExportParameters,
     /// The server may name files that are ready before the export is complete (rule 64).
     pub allow_partial_manifests: bool,
 }
 
 impl ExportRequest {
+    /// Of these types, since then, and nothing else.
+    pub fn new(level: Level, types: Vec<ResourceType>, since: Option<String>) -> Self {
+        let parameters = ExportParameters::default();
+        Self { level, types, since, parameters, allow_partial_manifests: false }
+    }
+
+    /// Where it is sent; without a query.
+    ///
     /// # Errors
     /// A Group id that is not a path segment.
     pub(super) fn url(&self, base: &Url) -> Result<Url, Error> {
-        let mut url = under(base, self.segments()?);
-        let mut parameters = Vec::new();
-        if !self.types.is_empty() {
-            // BCDA answers 400 to a type that is named twice.
-            let mut seen = BTreeSet::new();
-            let types: Vec<_> =
-                self.types.iter().filter(|kind| seen.insert(**kind)).map(|kind| kind.as_str()).collect();
-            parameters.push(format!("_type={}", types.join(",")));
-        }
-        if let Some(since) = &self.since {
-            let since: String = url::form_urlencoded::byte_serialize(since.as_bytes()).collect();
-            parameters.push(format!("_since={since}"));
-        }
-        if self.allow_partial_manifests {
-            parameters.push("allowPartialManifests=true".to_owned());
-        }
-        url.set_query((!parameters.is_empty()).then(|| parameters.join("&")).as_deref());
-        Ok(url)
+        Ok(under(base, self.segments()?))
+    }
+
+    /// All that is sent, in the same order for both writers.
+    pub(super) fn parameters(&self) -> Vec<Parameter> {
+        parameters::of(self)
+    }
+
+    /// Patients are named in the body of a POST only (rule 27).
+    pub(super) fn needs_post(&self) -> bool {
+        !self.parameters.patients.is_empty()
     }
 
     fn segments(&self) -> Result<Vec<&str>, Error> {
@@ -94,3 +105,6 @@ pub(super) fn under<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>)
     }
     url
 }
+
+#[cfg(test)]
+mod tests;
