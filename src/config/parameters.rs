@@ -183,7 +183,7 @@ mod tests {
         assert_eq!(set.organize_output_by.as_deref(), Some("Patient"));
     }
 
-    /// Shows rule 22, rule 27.
+    /// Shows (rules 22 and 27).
     #[test]
     fn a_parameter_that_a_server_would_refuse_or_misread_is_a_mistake() {
         for (server, keys, mistake) in [
@@ -208,7 +208,7 @@ mod tests {
         }
     }
 
-    /// Shows rule 25.
+    /// Shows (rule 25).
     #[test]
     fn only_an_export_of_everything_reconciles_unless_the_operator_says_so() {
         let reconciles = |keys: &str| !export("", keys).unwrap().reconciled.is_empty();

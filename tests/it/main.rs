@@ -62,8 +62,11 @@ mod notify;
 mod one_by_one;
 /// Lines that are something else than a resource of their file's type.
 mod other_lines;
-/// Lines that are not resources, how they are kept, and the commands for them.
+/// Partial manifests: files that are read while the server still works on the export.
 mod partial;
+/// The parameters of an export, from the settings to the tables.
+mod parameters;
+/// Lines that are not resources, how they are kept, and the commands for them.
 mod quarantine;
 /// The page on reliability: the tests and scenarios that it names.
 mod reliability;

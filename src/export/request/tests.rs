@@ -54,7 +54,7 @@ fn of_body(body: &str, lists: Lists) -> Understood {
     parameters.map(pair).flat_map(|(name, value)| split(name, &value, lists)).collect()
 }
 
-/// Shows rule 12.
+/// Shows (rule 12).
 #[test]
 fn each_parameter_of_a_body_has_its_fhir_type() {
     let text = |text: &str| BTreeSet::from([text.to_owned()]);
@@ -88,7 +88,7 @@ fn each_parameter_of_a_body_has_its_fhir_type() {
     assert_eq!(body, expected);
 }
 
-/// Shows rule 14.
+/// Shows (rule 14).
 #[test]
 fn a_comma_in_a_filter_does_not_separate_filters() {
     let request = filtered(&["Observation?code=a,b", "Patient?active=true"]);
@@ -99,7 +99,7 @@ fn a_comma_in_a_filter_does_not_separate_filters() {
     assert_eq!(query(Lists::AllJoined), "_typeFilter=Observation%3Fcode%3Da%252Cb,Patient%3Factive%3Dtrue");
 }
 
-/// Shows rule 13.
+/// Shows (rule 13).
 #[test]
 fn types_are_joined_or_repeated() {
     let request = filtered(&[]);
@@ -138,7 +138,7 @@ fn parameters() -> impl Strategy<Value = ExportParameters> {
 }
 
 proptest! {
-    /// Shows rule 11, rule 12.
+    /// Shows (rules 11 and 12).
     #[test]
     fn both_writers_carry_the_same_parameters(
         parameters in parameters(),

@@ -144,7 +144,7 @@ fn of_patients() -> ExportRequest {
     ExportRequest { level: Level::Patient, parameters, ..request(&["Patient", "Observation"]) }
 }
 
-/// Shows rule 11, rule 13, Q-16.
+/// Shows (rules 11 and 13, Q-16).
 #[tokio::test]
 async fn a_server_that_takes_no_get_is_asked_by_post_and_this_is_remembered() {
     for refused in [405, 501] {
@@ -199,7 +199,7 @@ async fn a_method_that_the_operator_chose_is_not_exchanged() {
     }
 }
 
-/// Shows rule 27.
+/// Shows (rule 27).
 #[tokio::test]
 async fn patients_are_asked_for_by_post_with_joined_types() {
     let (server, client) = with_method(202, 202, KickOffConfig::default()).await;
@@ -210,7 +210,7 @@ async fn patients_are_asked_for_by_post_with_joined_types() {
     assert!(body.contains(r#"{"name":"patient","valueReference":{"reference":"Patient/p2"}}"#), "{body}");
 }
 
-/// Shows rule 27.
+/// Shows (rule 27).
 #[tokio::test]
 async fn an_export_of_patients_never_becomes_a_get_which_would_export_all() {
     let (server, client) = with_method(202, 405, KickOffConfig::default()).await;
@@ -220,7 +220,7 @@ async fn an_export_of_patients_never_becomes_a_get_which_would_export_all() {
     assert_eq!(methods(&server), ["POST"]);
 }
 
-/// Shows rule 13, Q-12.
+/// Shows (rule 13, Q-12).
 #[tokio::test]
 async fn the_operator_decides_how_lists_are_sent() {
     for (separator, expected) in [

@@ -1,0 +1,127 @@
+//! The parameters of an export, from the configuration to the tables.
+
+use std::collections::BTreeSet;
+
+use fhir_sync::{
+    demo::scenario::Methods,
+    export::{ExportParameters, Level},
+    sync::{Mode, Outcome, TypeEnd},
+};
+use serde_json::json;
+
+use crate::harness::{OBSERVATION, PATIENT, Setup};
+
+fn set(values: &[&str]) -> BTreeSet<String> {
+    values.iter().map(|value| (*value).to_owned()).collect()
+}
+
+/// Half of the patients are men, and each has an observation.
+async fn with_men() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.export.reconciled.clear();
+    setup.server.world(|world| {
+        for number in 1..=5 {
+            let gender = if number > 3 { "male" } else { "female" };
+            world.put(PATIENT, &format!("p{number}"), json!({"gender": gender, "birthDate": "1970-01-01"}));
+            let subject = json!({"reference": format!("Patient/p{number}")});
+            world.put(OBSERVATION, &format!("o{number}"), json!({"status": "final", "subject": subject}));
+        }
+        world.advance(std::time::Duration::from_hours(1));
+    });
+    setup
+}
+
+fn since(setup: &Setup) -> Vec<bool> {
+    setup.server.jobs().into_iter().map(|job| job.since.is_some()).collect()
+}
+
+/// Shows (rule 23).
+#[tokio::test]
+async fn a_filter_narrows_its_type_alone() {
+    let mut setup = with_men().await;
+    setup.export.parameters.type_filters = set(&["Patient?gender=male"]);
+    let report = setup.complete().await;
+    assert_eq!(report.types[&PATIENT].counts.inserted, 2);
+    assert_eq!(report.types[&OBSERVATION].counts.inserted, 5);
+}
+
+/// Shows (rules 25 and 113).
+#[tokio::test]
+async fn another_filter_is_loaded_in_full_and_the_rows_of_the_one_before_stay() {
+    let mut setup = with_men().await;
+    setup.export.parameters.type_filters = set(&["Patient?gender=male"]);
+    setup.complete().await;
+    setup.export.parameters.type_filters = set(&["Patient?gender=female"]);
+    let report = setup.complete().await;
+    assert!(report.notes.iter().any(|note| note.contains("because _typeFilter has changed")), "{:?}", report.notes);
+    assert_eq!(report.types[&PATIENT].counts.inserted, 3);
+    assert_eq!(report.types[&PATIENT].counts.removed, 0);
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!((report.outcome, report.types[&PATIENT].counts.removed), (Outcome::Complete, 0));
+    assert_eq!(since(&setup), [false, false, false]);
+    setup.complete().await;
+    assert!(since(&setup)[3], "the watermark of this filter");
+}
+
+/// Shows (rule 27, Q-16).
+#[tokio::test]
+async fn patients_are_exported_by_post_and_nobody_else() {
+    let mut setup = with_men().await;
+    setup.export.level = Level::Patient;
+    setup.export.parameters.patients = set(&["p1", "p4"]);
+    let report = setup.complete().await;
+    let job = &setup.server.jobs()[0];
+    assert_eq!(job.method, "POST");
+    assert!(job.parameters.contains(&("patient".to_owned(), "Patient/p4".to_owned())), "{:?}", job.parameters);
+    assert_eq!(report.types[&PATIENT].counts.inserted, 2);
+    assert_eq!(report.types[&OBSERVATION].counts.inserted, 2);
+}
+
+/// Shows (rule 29, Q-15).
+#[tokio::test]
+async fn every_parameter_arrives_at_a_server_that_takes_only_post() {
+    let mut setup = with_men().await;
+    setup.server.scenario(|scenario| scenario.methods = Methods::Post);
+    setup.export.parameters = ExportParameters {
+        until: Some("2030-01-01T00:00:00.000Z".to_owned()),
+        include_associated_data: set(&["http://example.org|LatestProvenanceResources"]),
+        organize_output_by: Some("Patient".to_owned()),
+        raw: [("_outputFormat".to_owned(), "application/fhir+ndjson".to_owned())].into(),
+        ..ExportParameters::default()
+    };
+    setup.complete().await;
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    let jobs = setup.server.jobs();
+    let parameters: Vec<_> = jobs[0].parameters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(
+        parameters,
+        [
+            "_type=Observation",
+            "_type=Patient",
+            "_until=2030-01-01T00:00:00.000Z",
+            "includeAssociatedData=http://example.org|LatestProvenanceResources",
+            "organizeOutputBy=Patient",
+            "_outputFormat=application/fhir+ndjson",
+        ]
+    );
+}
+
+/// Shows.
+#[tokio::test]
+async fn a_full_load_with_an_initial_since_is_a_full_load() {
+    let mut setup = with_men().await;
+    setup.export.initial_since = Some("2020-02-13T00:00:00.000Z".to_owned());
+    let report = setup.complete().await;
+    assert!(matches!(report.types[&PATIENT].end, TypeEnd::Committed { .. }));
+    assert_eq!(setup.server.jobs()[0].since.as_deref(), Some("2020-02-13T00:00:00.000Z"));
+    setup.complete().await;
+    assert!(setup.server.jobs()[1].since.as_deref() > Some("2026"), "afterwards the watermark counts");
+    setup.run(Mode::FullRefresh).await;
+    assert_eq!(setup.server.jobs()[2].since.as_deref(), Some("2020-02-13T00:00:00.000Z"));
+    setup.export.initial_since = None;
+    let report = setup.complete().await;
+    assert!(report.notes.iter().any(|note| note.contains("initial_since was removed")), "{:?}", report.notes);
+    assert_eq!(setup.server.jobs()[3].since, None);
+    setup.assert_same_as_server().await;
+}
