@@ -72,11 +72,11 @@ pub struct Parameter {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum List {
     /// Names, which hold no comma.
-    OfNames,
+    Names,
     /// Searches, which may hold commas of their own.
-    OfSearches,
+    Searches,
     /// Never in one text.
-    OfReferences,
+    References,
 }
 
 /// A value by its FHIR type.
@@ -102,17 +102,17 @@ pub fn of(request: &ExportRequest) -> Vec<Parameter> {
     let types = request.types.iter().filter(|of| seen.insert(**of)).map(|of| text(of.as_str()));
     let partial = request.allow_partial_manifests.then_some(Value::Boolean(true));
     let own = [
-        parameter("_type", List::OfNames, types),
-        parameter("_since", List::OfNames, request.since.iter().cloned().map(Value::Instant)),
-        parameter("_until", List::OfNames, until.iter().cloned().map(Value::Instant)),
-        parameter("_typeFilter", List::OfSearches, type_filters.iter().map(|search| text(search))),
-        parameter("_elements", List::OfNames, elements.iter().map(|name| text(name))),
-        parameter("patient", List::OfReferences, patients.iter().cloned().map(Value::Patient)),
-        parameter("includeAssociatedData", List::OfNames, include_associated_data.iter().map(|code| coded(code))),
-        parameter("organizeOutputBy", List::OfNames, organize_output_by.iter().map(|of| text(of))),
-        parameter("allowPartialManifests", List::OfNames, partial),
+        parameter("_type", List::Names, types),
+        parameter("_since", List::Names, request.since.iter().cloned().map(Value::Instant)),
+        parameter("_until", List::Names, until.iter().cloned().map(Value::Instant)),
+        parameter("_typeFilter", List::Searches, type_filters.iter().map(|search| text(search))),
+        parameter("_elements", List::Names, elements.iter().map(|name| text(name))),
+        parameter("patient", List::References, patients.iter().cloned().map(Value::Patient)),
+        parameter("includeAssociatedData", List::Names, include_associated_data.iter().map(|code| coded(code))),
+        parameter("organizeOutputBy", List::Names, organize_output_by.iter().map(|of| text(of))),
+        parameter("allowPartialManifests", List::Names, partial),
     ];
-    let raw = raw.iter().map(|(name, value)| parameter(name.clone(), List::OfReferences, [text(value)]));
+    let raw = raw.iter().map(|(name, value)| parameter(name.clone(), List::References, [text(value)]));
     own.into_iter().chain(raw).filter(|parameter| !parameter.values.is_empty()).collect()
 }
 

@@ -18,8 +18,8 @@ pub enum Lists {
 impl Lists {
     fn joins(self, list: List) -> bool {
         match (self, list) {
-            (Self::Repeated, _) | (_, List::OfReferences) | (Self::Joined, List::OfSearches) => false,
-            (Self::Joined | Self::AllJoined, List::OfNames) | (Self::AllJoined, List::OfSearches) => true,
+            (Self::Repeated, _) | (_, List::References) | (Self::Joined, List::Searches) => false,
+            (Self::Joined | Self::AllJoined, List::Names) | (Self::AllJoined, List::Searches) => true,
         }
     }
 }
@@ -77,7 +77,7 @@ impl Value {
 
 /// A comma would end the value, so that of a search becomes what it is in a URL; names have none.
 fn without_commas(value: String, list: List) -> String {
-    if list == List::OfSearches { value.replace(',', "%2C") } else { value }
+    if list == List::Searches { value.replace(',', "%2C") } else { value }
 }
 
 /// A space as `%20`: not every server reads `+` as one.

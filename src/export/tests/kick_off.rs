@@ -240,7 +240,7 @@ fn the_types_that_a_server_names_are_found_in_places_and_words() {
     let named = |issue: serde_json::Value| {
         let body = serde_json::json!({"resourceType": "OperationOutcome", "issue": [issue]});
         let named = Issues::read_in_words(body.to_string().as_bytes()).types_named(&among);
-        named.into_iter().map(|of| of.as_str()).collect::<Vec<_>>()
+        named.into_iter().map(crate::fhir::ResourceType::as_str).collect::<Vec<_>>()
     };
     let words = |words: &str| named(serde_json::json!({"severity": "error", "code": "invalid", "diagnostics": words}));
     assert_eq!(words("HAPI-0512: Resource type Location invalid for Patient-level export"), ["Location"]);
