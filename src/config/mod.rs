@@ -214,8 +214,8 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
     let sync = sync.zip(supports_since.zip(drop_unsupported_types));
     let sync = sync.map(|(sync, (supports_since, drop_unsupported_types))| sync::Config {
-        supports_since,
         drop_unsupported_types,
+        supports_since,
         ..sync
     });
     let mut daemon = root.section("daemon");

@@ -43,10 +43,8 @@ async fn of_server(mut server: export::Config, exports: &[Export], kick_off: boo
 /// All types at once; where the server refuses that, each of them, so that the one it does not export is known.
 async fn of_export(client: &Client, export: &Export) -> Vec<Probe> {
     let request = |types| ExportRequest {
-        level: export.level.clone(),
-        types,
-        since: Some(TransactionTime::from(now()).since(ASKED_FOR)),
-        allow_partial_manifests: false,
+        parameters: export.parameters.clone(),
+        ..ExportRequest::new(export.level.clone(), types, Some(TransactionTime::from(now()).since(ASKED_FOR)))
     };
     let all = client.probe_export(&export.name, &request(export.types.clone())).await;
     let is_refused = all.verdict == export::ProbeVerdict::Failed && export.types.len() > 1;

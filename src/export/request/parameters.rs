@@ -100,13 +100,17 @@ pub fn of(request: &ExportRequest) -> Vec<Parameter> {
     // BCDA answers 400 to a type that is named twice.
     let mut seen = BTreeSet::new();
     let types = request.types.iter().filter(|of| seen.insert(**of)).map(|of| text(of.as_str()));
+    // Oracle refuses a filter of a type that is not asked for.
+    let is_asked = |of: &str| request.types.is_empty() || request.types.iter().any(|asked| asked.as_str() == of);
+    let filters = type_filters.iter().filter(|search| search.split_once('?').is_none_or(|(of, _)| is_asked(of)));
+    let elements = elements.iter().filter(|name| name.split_once('.').is_none_or(|(of, _)| is_asked(of)));
     let partial = request.allow_partial_manifests.then_some(Value::Boolean(true));
     let own = [
         parameter("_type", List::Names, types),
         parameter("_since", List::Names, request.since.iter().cloned().map(Value::Instant)),
         parameter("_until", List::Names, until.iter().cloned().map(Value::Instant)),
-        parameter("_typeFilter", List::Searches, type_filters.iter().map(|search| text(search))),
-        parameter("_elements", List::Names, elements.iter().map(|name| text(name))),
+        parameter("_typeFilter", List::Searches, filters.map(|search| text(search))),
+        parameter("_elements", List::Names, elements.map(|name| text(name))),
         parameter("patient", List::References, patients.iter().cloned().map(Value::Patient)),
         parameter("includeAssociatedData", List::Names, include_associated_data.iter().map(|code| coded(code))),
         parameter("organizeOutputBy", List::Names, organize_output_by.iter().map(|of| text(of))),

@@ -109,6 +109,16 @@ fn types_are_joined_or_repeated() {
     assert_eq!(of(Lists::Repeated), "_type=Patient&_type=Observation");
 }
 
+#[test]
+fn a_filter_and_an_element_go_with_the_request_for_their_type() {
+    let type_filters = ["Patient?active=true", "Observation?code=a"].map(str::to_owned).into();
+    let elements = ["id", "Patient.name", "Observation.code"].map(str::to_owned).into();
+    let all = with(ExportParameters { type_filters, elements, ..ExportParameters::default() });
+    let request = ExportRequest { types: vec!["Patient".parse().unwrap()], since: None, ..all };
+    let query = query(&request.parameters(), Lists::Joined).unwrap();
+    assert_eq!(query, "_type=Patient&_typeFilter=Patient%3Factive%3Dtrue&_elements=Patient.name,id");
+}
+
 fn parameters() -> impl Strategy<Value = ExportParameters> {
     let search = "(Patient|Observation)\\?[a-z]{1,6}=[ -~äß]{0,12}".prop_filter("as it was encoded", |text| {
         // What is percent-encoded by the operator stays so; a comma must not be told from one that is.
