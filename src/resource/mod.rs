@@ -15,6 +15,7 @@ mod over_lines;
 mod schema;
 mod shape;
 mod stated_type;
+mod subsetted;
 mod value;
 
 pub use decode::{BadLine, Decoded, Decoder, Reason};
@@ -25,3 +26,4 @@ pub use lines::{Line, LineTooLong, Lines};
 pub use over_lines::OverLines;
 pub use shape::Shape;
 pub use stated_type::stated_type;
+pub use subsetted::tag_subsetted;

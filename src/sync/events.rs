@@ -118,6 +118,7 @@ impl fmt::Display for Summary<'_> {
             TypeEnd::Behind { version, watermark } => write!(out, ", version {version}, behind: watermark {watermark}"),
             TypeEnd::SetBack { version } => write!(out, ", version {version}, set back: watermark not moved"),
             TypeEnd::Denied { missing_scope } => write!(out, ", denied: the scope {missing_scope} is not granted"),
+            TypeEnd::Unsupported { words } => write!(out, ", denied: the server refuses the type, {words}"),
             TypeEnd::Missing { on_server } => write!(out, ", missing: the server has {on_server}"),
             TypeEnd::Unconfirmed => out.write_str(", unconfirmed: whether the server has any is unknown"),
             TypeEnd::NotReached => out.write_str(", not reached"),

@@ -247,6 +247,7 @@ fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>
             (Some(*version), None, None)
         }
         TypeEnd::Denied { missing_scope } => (None, None, Some(format!("the scope {missing_scope} is not granted"))),
+        TypeEnd::Unsupported { words } => (None, None, Some(format!("the server refuses the type, {words}"))),
         TypeEnd::Missing { on_server } => (None, None, Some(format!("the server has {on_server}"))),
         TypeEnd::Failed(failure) => (None, None, Some(failure.cause.clone())),
         TypeEnd::NotReached | TypeEnd::Unconfirmed => (None, None, None),

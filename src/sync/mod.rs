@@ -28,6 +28,7 @@ mod probe;
 mod progress;
 mod quarantine;
 mod rebuild;
+mod refused;
 mod report;
 mod server_counts;
 mod sources;
@@ -181,10 +182,10 @@ impl<'a> Run<'a> {
                         self.failed(&request.types, Some(&job), error).await?;
                     }
                 }
-                Err(error) => match request.halves(&error) {
-                    Some(halves) => halves.into_iter().rev().for_each(|half| requests.push_front(half)),
-                    None => self.failed(&request.types, None, error).await?,
-                },
+                Err(error) => {
+                    let again = self.refused(&request, error).await?;
+                    again.into_iter().rev().for_each(|request| requests.push_front(request));
+                }
             }
         }
         Ok(())

@@ -39,24 +39,45 @@ impl std::fmt::Display for Mode {
 }
 
 impl PlannedRequest {
-    /// Where the server refuses a request, it may refuse one of its types: then each half is asked by itself, so that
-    /// one type does not keep the others from being asked. `None` where the types are not the cause.
-    pub fn halves(&self, error: &Error) -> Option<[Self; 2]> {
+    /// Where the server refuses a request, it may refuse some of its types: those that it names are asked for by
+    /// themselves, else each half, so that one type does not keep the others from being asked for. `None` where the
+    /// types are not the cause, or nothing is left to divide.
+    pub fn after_refusal(&self, error: &Error) -> Option<AfterRefusal> {
         let Error::Export(
-            export::Error::Denied { status, .. }
-            | export::Error::Refused { refusal: export::Refusal::Status { status, .. }, .. },
+            export::Error::Denied { status, issues, .. }
+            | export::Error::Refused { refusal: export::Refusal::Status { status, issues }, .. },
         ) = error
         else {
             return None;
         };
         // 401 is about the token.
-        let is_about_types = status.is_client_error() && status.as_u16() != 401;
-        if self.types.len() < 2 || !is_about_types {
+        if !status.is_client_error() || status.as_u16() == 401 {
             return None;
         }
-        let (first, second) = self.types.split_at(self.types.len() / 2);
-        Some([first, second].map(|types| Self { types: types.to_vec(), since: self.since.clone() }))
+        let named = issues.types_named(&self.types);
+        let others: Vec<_> = self.types.iter().copied().filter(|of| !named.contains(of)).collect();
+        let only = |types: &[ResourceType]| Self { types: types.to_vec(), since: self.since.clone() };
+        let (again, unsupported) = match named.as_slice() {
+            [of] => (vec![only(&others)], Some((*of, issues.to_string()))),
+            // The words may also name the types that are supported.
+            [_, ..] if !others.is_empty() => (vec![only(&others), only(&named)], None),
+            _ if self.types.len() < 2 => return None,
+            _ => {
+                let (first, second) = self.types.split_at(self.types.len() / 2);
+                (vec![only(first), only(second)], None)
+            }
+        };
+        let again = again.into_iter().filter(|request| !request.types.is_empty()).collect();
+        Some(AfterRefusal { again, unsupported })
     }
+}
+
+/// What follows from a refusal that may be about types.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AfterRefusal {
+    pub again: Vec<PlannedRequest>,
+    /// The one type that the server names, and its words.
+    pub unsupported: Option<(ResourceType, String)>,
 }
 
 /// Types whose watermarks are not further apart than this share a request.

@@ -84,6 +84,8 @@ pub enum TypeEnd {
     SetBack { version: u64 },
     /// Absent, because the token does not cover it.
     Denied { missing_scope: String },
+    /// The server refuses a kick-off that asks for it, in these words; it was left out.
+    Unsupported { words: String },
     /// Absent from a full load, although the server has this many.
     Missing { on_server: u64 },
     /// Absent from a full load, and it is unknown whether the server has any. It has no watermark.
@@ -116,7 +118,7 @@ impl TypeEnd {
             Self::WatermarkHeld { .. } => "watermark held",
             Self::Behind { .. } => "behind",
             Self::SetBack { .. } => "set back",
-            Self::Denied { .. } => "denied",
+            Self::Denied { .. } | Self::Unsupported { .. } => "denied",
             Self::Missing { .. } => "missing",
             Self::Unconfirmed => "unconfirmed",
             Self::Failed(_) => "failed",
@@ -133,7 +135,12 @@ impl TypeEnd {
             | Self::WatermarkHeld { version }
             | Self::Behind { version, .. }
             | Self::SetBack { version } => Some(*version),
-            Self::Denied { .. } | Self::Missing { .. } | Self::Unconfirmed | Self::Failed(_) | Self::NotReached => None,
+            Self::Denied { .. }
+            | Self::Unsupported { .. }
+            | Self::Missing { .. }
+            | Self::Unconfirmed
+            | Self::Failed(_)
+            | Self::NotReached => None,
         }
     }
 
@@ -153,6 +160,7 @@ impl TypeEnd {
                 "rows were committed, but the server's clock was set back; the next sync asks for everything".to_owned()
             }
             Self::Denied { missing_scope } => format!("the scope {missing_scope} is not granted"),
+            Self::Unsupported { words } => format!("the server refuses the type, {words}"),
             Self::Missing { on_server } => format!("nothing arrived, and the server has {on_server}"),
             Self::Unconfirmed => "nothing arrived, and whether the server has any is unknown".to_owned(),
             Self::Failed(failure) => failure.cause.clone(),
@@ -223,7 +231,8 @@ impl Report {
         if is_clean && self.types.values().all(|report| committed(&report.end)) {
             return Outcome::Complete;
         }
-        let written = |end: &TypeEnd| !matches!(end, TypeEnd::NotReached | TypeEnd::Failed(_));
+        let written =
+            |end: &TypeEnd| !matches!(end, TypeEnd::NotReached | TypeEnd::Unsupported { .. } | TypeEnd::Failed(_));
         if self.commits().any(|report| written(&report.end)) { Outcome::Partial } else { Outcome::Failed }
     }
 
@@ -271,7 +280,9 @@ impl Report {
 
     /// The types that were absent from a full load, and are known to be more than that.
     pub fn absent(&self) -> Vec<ResourceType> {
-        let is_known = |end: &TypeEnd| matches!(end, TypeEnd::Denied { .. } | TypeEnd::Missing { .. });
+        let is_known = |end: &TypeEnd| {
+            matches!(end, TypeEnd::Denied { .. } | TypeEnd::Unsupported { .. } | TypeEnd::Missing { .. })
+        };
         let absent = self.types.iter().filter(|(_, report)| is_known(&report.end));
         absent.map(|(resource_type, _)| *resource_type).collect()
     }
@@ -334,7 +345,8 @@ mod tests {
             TypeEnd::WatermarkHeld { .. } => TypeEnd::Behind { version, watermark },
             TypeEnd::Behind { .. } => TypeEnd::SetBack { version },
             TypeEnd::SetBack { .. } => TypeEnd::Denied { missing_scope: String::new() },
-            TypeEnd::Denied { .. } => TypeEnd::Missing { on_server: 1 },
+            TypeEnd::Denied { .. } => TypeEnd::Unsupported { words: String::new() },
+            TypeEnd::Unsupported { .. } => TypeEnd::Missing { on_server: 1 },
             TypeEnd::Missing { .. } => TypeEnd::Unconfirmed,
             TypeEnd::Unconfirmed => TypeEnd::Failed(Failure::of(&Error::Stopped)),
             TypeEnd::Failed(_) => return None,

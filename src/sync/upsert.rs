@@ -16,7 +16,7 @@ use super::{
     CompletedExport, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
-    intake::{Received, ReceivedType},
+    intake::{IGNORES_SINCE, Received, ReceivedType},
     watermark,
 };
 use crate::{
@@ -86,6 +86,10 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
     reload_missed(run, received.elsewhere.missed).await?;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
+    // Once for a run, whichever of its exports shows it.
+    if !run.report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
+        run.report.notes.extend(received.note);
+    }
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {

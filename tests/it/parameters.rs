@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use fhir_sync::{
-    demo::scenario::Methods,
+    demo::scenario::{Elements, Methods},
     export::{ExportParameters, Level},
     sync::{Mode, Outcome, TypeEnd},
 };
@@ -124,4 +124,107 @@ async fn a_full_load_with_an_initial_since_is_a_full_load() {
     assert!(report.notes.iter().any(|note| note.contains("initial_since was removed")), "{:?}", report.notes);
     assert_eq!(setup.server.jobs()[3].since, None);
     setup.assert_same_as_server().await;
+}
+
+/// Shows.
+#[tokio::test]
+async fn a_server_that_ignores_since_is_noted_once_and_the_run_is_complete() {
+    let setup = with_men().await;
+    setup.server.scenario(|scenario| scenario.ignores_since = true);
+    let note = |notes: &[String]| notes.iter().filter(|note| note.contains("ignore _since")).count();
+    assert_eq!(note(&setup.complete().await.notes), 0, "a full load has none");
+    setup.later(|world| {
+        for number in 1..=5 {
+            world.put(PATIENT, &format!("new{number}"), json!({"gender": "female"}));
+        }
+    });
+    assert_eq!(note(&setup.complete().await.notes), 1);
+    setup.server.scenario(|scenario| scenario.ignores_since = false);
+    assert_eq!(note(&setup.complete().await.notes), 0);
+    setup.assert_same_as_server().await;
+}
+
+/// Shows (rule 26, Q-83).
+#[tokio::test]
+async fn a_row_with_some_elements_never_replaces_a_whole_one_whether_the_server_tags_it_or_not() {
+    for elements in [Elements::Tagged, Elements::Untagged] {
+        let mut setup = with_men().await;
+        setup.complete().await;
+        setup.server.scenario(|scenario| scenario.elements = elements);
+        setup.export.parameters.elements = set(&["gender"]);
+        setup.later(|world| {
+            world.put(PATIENT, "p1", json!({"gender": "other", "birthDate": "1980-01-01"}));
+            world.put(PATIENT, "new", json!({"gender": "male", "birthDate": "1990-01-01"}));
+        });
+        let counts = setup.complete().await.types[&PATIENT].counts;
+        assert_eq!((counts.inserted, counts.updated), (1, 0), "{elements:?}: {counts:?}");
+        setup.later(|world| _ = world.put(PATIENT, "new", json!({"gender": "other", "birthDate": "1990-01-01"})));
+        let counts = setup.complete().await.types[&PATIENT].counts;
+        assert_eq!(counts.updated, 1, "{elements:?}: one of its kind is replaced: {counts:?}");
+        setup.export.parameters.elements.clear();
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+    }
+}
+
+/// A server that refuses patients, and names them or not.
+async fn refusing_patients(is_named: bool, drops: bool) -> Setup {
+    let mut setup = with_men().await;
+    setup.export.types.push("Encounter".parse().unwrap());
+    setup.server.world(|world| _ = world.put("Encounter".parse().unwrap(), "e1", json!({"status": "finished"})));
+    setup.server.world(|world| world.advance(std::time::Duration::from_hours(1)));
+    setup.complete().await;
+    setup.config.drop_unsupported_types = drops;
+    setup.server.scenario(|scenario| {
+        scenario.refused_types.insert(PATIENT);
+        scenario.names_refused_types = is_named;
+    });
+    setup
+}
+
+fn kick_offs(setup: &Setup) -> usize {
+    setup.server.requests().iter().filter(|request| request.path.contains("$export")).count()
+}
+
+/// Shows.
+#[tokio::test]
+async fn a_type_that_the_server_names_as_unsupported_is_left_out_and_loaded_in_full_later() {
+    let setup = refusing_patients(true, true).await;
+    let before = (kick_offs(&setup), setup.watermark(PATIENT).await);
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial);
+    let TypeEnd::Unsupported { words } = &report.types[&PATIENT].end else { panic!("{report:#?}") };
+    assert!(words.contains("resource type Patient is invalid for this type of export"), "{words}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("Patient is denied")), "{:?}", report.remarks);
+    assert!(matches!(report.types[&OBSERVATION].end, TypeEnd::Committed { .. }));
+    assert_eq!(kick_offs(&setup) - before.0, 2, "all of them, and all others");
+    assert_eq!(setup.watermark(PATIENT).await, before.1, "its table is as it was");
+    setup.server.scenario(|scenario| scenario.refused_types.clear());
+    setup.complete().await;
+    let full: Vec<_> = setup.server.jobs().into_iter().filter(|job| job.since.is_none()).map(|job| job.types).collect();
+    assert_eq!(full.last(), Some(&vec![PATIENT]), "{full:?}");
+    setup.assert_same_as_server().await;
+}
+
+/// Shows.
+#[tokio::test]
+async fn without_the_operator_s_word_an_unsupported_type_fails_with_the_server_s_words_and_keeps_its_watermark() {
+    let setup = refusing_patients(true, false).await;
+    let before = kick_offs(&setup);
+    let report = setup.sync().await;
+    assert_eq!(report.types[&PATIENT].end, TypeEnd::NotReached);
+    assert!(report.remarks.iter().any(|remark| remark.contains("type Patient is invalid")), "{:?}", report.remarks);
+    assert!(matches!(report.types[&OBSERVATION].end, TypeEnd::Committed { .. }));
+    assert_eq!(kick_offs(&setup) - before, 2);
+    setup.server.scenario(|scenario| scenario.refused_types.clear());
+    setup.complete().await;
+    assert!(setup.server.jobs().iter().rev().take(2).all(|job| job.since.is_some()), "nothing is loaded in full");
+}
+
+#[tokio::test]
+async fn where_the_server_names_no_type_each_half_is_asked_for_and_nothing_is_left_out() {
+    let setup = refusing_patients(false, true).await;
+    let report = setup.sync().await;
+    assert_eq!(report.types[&PATIENT].end, TypeEnd::NotReached);
+    assert!(matches!(report.types[&OBSERVATION].end, TypeEnd::Committed { .. }));
 }

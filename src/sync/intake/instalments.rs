@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::{Before, Context, Intake, tally::Tally};
 use crate::{
     export::{File, FileId, Manifest},
-    fhir::{ResourceType, TransactionTime},
+    fhir::{ResourceType, TransactionTime, parse_instant},
     state::{FinishedFiles, JobInFlight, KnownTable},
     sync::{
         Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking, columns,
@@ -146,6 +146,16 @@ impl<'a> Instalments<'a> {
 
     pub fn syncer(&self) -> &'a Syncer {
         self.run.syncer
+    }
+
+    /// Rows have parts left out, whether the server tags them or not.
+    pub fn are_subsetted(&self) -> bool {
+        !self.run.export.parameters.elements.is_empty()
+    }
+
+    /// As it was planned: a full load has none.
+    pub fn since(&self) -> Option<TransactionTime> {
+        self.job.since.as_deref().and_then(parse_instant).map(TransactionTime::from)
     }
 
     pub fn progress(&self) -> &'a ProgressSender {

@@ -5,6 +5,7 @@
 //! memory. A file that fails also fails its type, but no other type. A line belongs to the type that it states,
 //! whatever the manifest says of its file (rule 79).
 
+mod dates;
 mod deleted;
 mod envelope;
 mod instalments;
@@ -30,15 +31,17 @@ use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    instalments::Instalments,
-    stream::DECODE_BYTES,
-    tally::{Before, LineCounts},
-};
 use self::{
+    dates::Dates,
     open::intakes,
     queue::{Queued, queue, read_all},
     tally::Tally,
+};
+pub use self::{
+    dates::IGNORES_SINCE,
+    instalments::Instalments,
+    stream::DECODE_BYTES,
+    tally::{Before, LineCounts},
 };
 use super::{
     Error, ProgressSender,
@@ -84,6 +87,8 @@ pub struct Received {
     /// What the server reported as missing and `sync.accept_reported_errors` accepts.
     pub accepted: Vec<String>,
     pub elsewhere: Elsewhere,
+    /// What the operator should know, and what makes the run no less than complete.
+    pub note: Option<String>,
 }
 
 /// What files had of types that are not theirs, besides rows.
@@ -153,6 +158,8 @@ struct Context {
     elsewhere: Mutex<Elsewhere>,
     /// Of the files that may be remembered as finished.
     identities: BTreeMap<FileId, String>,
+    are_subsetted: bool,
+    dates: Dates,
 }
 
 /// One resource type while its files arrive. Rows are pushed into the change set without the lock on the tally.
@@ -205,7 +212,8 @@ pub async fn receive(
         remarks.push(Remark::hold(Holds::Everything, reason.to_owned()));
     }
     let Some(context) = Arc::into_inner(context) else { return Err(Error::Stopped) };
-    let accepted = context.accepted();
+    let (accepted, note) = (context.accepted(), context.dates.note());
+    context.dates.log();
     let elsewhere = std::mem::take(&mut *context.elsewhere());
     let types: BTreeMap<_, _> = context
         .intakes
@@ -213,7 +221,7 @@ pub async fn receive(
         .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete()?)))
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
-    Ok(Received { types, remarks, accepted, elsewhere })
+    Ok(Received { types, remarks, accepted, elsewhere, note })
 }
 
 /// Streams the files that are ready, and commits them as instalments. What cannot be read now is left to the complete
@@ -264,6 +272,8 @@ impl Context {
             settled: instalments.settled().clone(),
             elsewhere: Mutex::default(),
             identities: instalments.identities().clone(),
+            are_subsetted: instalments.are_subsetted(),
+            dates: Dates::new(instalments.since()),
         }))
     }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     export::File,
     fhir::{ResourceType, judge},
-    resource::{BadLine, Line, LineTooLong, Reason, stated_type},
+    resource::{BadLine, Line, LineTooLong, Reason, stated_type, tag_subsetted},
     sync::{Error, blocking::blocking, chain, events},
     table::OutputIndex,
 };
@@ -155,9 +155,13 @@ impl Output {
         mut lines: Vec<Line>,
     ) -> Result<Vec<BadLine>, Error> {
         let Some(intake) = context.intakes.get(&resource_type) else { return Ok(Vec::new()) };
+        if context.are_subsetted {
+            tag_subsetted(&mut lines);
+        }
         intake.grouping.group(&mut lines);
         let decoded = intake.decoder.decode(lines)?;
         self.counts().rows += decoded.keys.len() as u64;
+        context.dates.see(resource_type, &decoded.keys);
         intake.push(self.index, decoded.keys, decoded.rows)?;
         Ok(decoded.bad)
     }
