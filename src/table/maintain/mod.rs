@@ -46,9 +46,6 @@ impl Root {
         self.check_lease().await?;
         let wants = |step| options.steps.contains(&step);
         check_maintainable(&table)?;
-        if wants(MaintenanceStep::Vacuum) {
-            check_retention(&table, options.vacuum_retention)?;
-        }
         let mut done = Maintained::default();
         if table.name == TableName::Quarantine && wants(MaintenanceStep::Purge) {
             done.expired_rows = expire(&mut table, options, dry_run, now).await?;
@@ -67,6 +64,10 @@ impl Root {
         let is_trusted = clock_is_trusted(&table, options.vacuum_retention, now).await?;
         if wants(MaintenanceStep::CleanLog) && is_trusted {
             done.log_deleted = clean_log(&table, options.log_retention, dry_run, now).await?;
+        }
+        if wants(MaintenanceStep::Vacuum) {
+            // The steps before have been done: without a checkpoint the log that is read at each sync would grow.
+            check_retention(&table, options.vacuum_retention)?;
         }
         if wants(MaintenanceStep::Vacuum) && is_trusted {
             done.vacuumed = vacuum(&table, options.vacuum_retention.duration(), dry_run, now).await?;

@@ -247,17 +247,19 @@ async fn data_files_of_other_writers_are_not_rewritten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_retention_shorter_than_the_tables_is_refused_unless_forced() {
+async fn a_retention_shorter_than_the_tables_is_refused_unless_forced_and_refuses_the_vacuum_only() {
     let lake = Lake::new();
-    lake.small_files(2).await;
+    lake.small_files(12).await;
     let short = |vacuum_retention| MaintenanceOptions { vacuum_retention, ..maintenance(&MaintenanceStep::ALL) };
     let error = lake.try_maintain(&short(Retention::Checked(DAY)), DryRun::No, in_days(0)).await.unwrap_err();
     let message = error.to_string();
     assert!(message.contains("7days") && message.contains("1day") && message.contains("vacuum_retention"), "{message}");
-    assert_eq!(lake.version().await, 2, "refused before anything was done");
+    let before = lake.files_on_disk();
+    assert_eq!(before.iter().filter(|file| file.contains(".checkpoint")).count(), 1, "{before:?}");
+    assert_eq!((lake.active_files().await, lake.data_files_on_disk()), (1, 13), "compacted, and nothing was deleted");
     let done = lake.try_maintain(&short(Retention::Forced(Duration::ZERO)), DryRun::No, in_days(1)).await.unwrap();
-    assert_eq!((done.rewritten.files, done.vacuumed.files), (2, 2));
-    assert_eq!(lake.rows().await.len(), 2);
+    assert_eq!((done.rewritten.files, done.vacuumed.files), (0, 12));
+    assert_eq!(lake.rows().await.len(), 12);
 }
 
 #[tokio::test(flavor = "multi_thread")]
