@@ -43,7 +43,8 @@ pub fn query(parameters: &[Parameter], lists: Lists) -> Option<String> {
 pub fn body(parameters: &[Parameter], lists: Lists) -> String {
     let mut written = Vec::new();
     for Parameter { name, values, list } in parameters {
-        if values.len() > 1 && lists.joins(*list) {
+        // One value keeps its type; but where searches are separated at commas, its own must not separate it.
+        if lists.joins(*list) && (values.len() > 1 || *list == List::Searches) {
             let texts: Vec<_> = values.iter().map(|value| without_commas(value.text(), *list)).collect();
             written.push(json!({"name": name, "valueString": texts.join(",")}));
         } else {
