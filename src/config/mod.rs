@@ -8,6 +8,7 @@ mod effective;
 mod exports;
 mod flags;
 mod maintenance;
+mod network;
 mod notifications;
 mod parameters;
 mod partitions;

@@ -248,6 +248,14 @@ impl Section {
         }
     }
 
+    /// A word of earlier versions that a key could have: a mistake that names the present one.
+    pub fn renamed_word(&mut self, key: &str, before: &str, now: &str) {
+        if self.table.get(key).and_then(|value| value.clone().into_string().ok()).is_some_and(|word| word == before) {
+            self.table.remove(key);
+            self.mistake(key, &format!("{before:?} is now called {now:?}"));
+        }
+    }
+
     /// A key of earlier versions that has no successor of its own kind: a mistake that says what to do.
     pub fn replaced(&mut self, before: &str, by: &str) {
         if self.table.remove(before).is_some() {

@@ -3,7 +3,7 @@
 use super::{
     Section,
     authorization::{self, KeyFile},
-    boolean, bytes, count, duration, duration_text, positive_duration, proxy, size_text, url,
+    boolean, bytes, count, duration, duration_text, network, positive_duration, size_text, url,
 };
 use crate::export::{self, FileAuth, KickOffMethod, ListSeparator, WaitRange};
 
@@ -15,11 +15,16 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     {
         section.mistake("url", &reason);
     }
+    let has_authorization = section.has("client_id");
     let auth = authorization::read(&mut section, key_file, allow_http);
     let token_origins = section.list("token_origins", super::url);
-    let file_auth = [("manifest", FileAuth::Manifest), ("always", FileAuth::Always), ("never", FileAuth::Never)];
-    let file_auth = section.choice("file_auth", "manifest", &file_auth);
-    let proxy = section.or("proxy", "none", proxy);
+    section.renamed_word("file_auth", "manifest", "auto");
+    let file_auth = [("auto", FileAuth::Auto), ("always", FileAuth::Always), ("never", FileAuth::Never)];
+    let file_auth = section.choice("file_auth", "auto", &file_auth);
+    if file_auth == Some(FileAuth::Always) && !has_authorization {
+        section.mistake("file_auth", "\"always\" sends a token with each file, and without client_id there is none");
+    }
+    let network = network::read(&mut section, url.as_ref(), key_file);
     let default = export::HttpConfig::default();
     let outage_patience = section.or("outage_patience", &duration_text(default.outage_patience), duration);
     let methods = [("auto", KickOffMethod::Auto), ("get", KickOffMethod::Get), ("post", KickOffMethod::Post)];
@@ -30,14 +35,18 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     let poll = read_poll(section.section("poll"));
     let http = read_http(section.section("http"));
     section.end();
-    let (auth, url, (http, limits)) = (auth?, url?, http?);
+    let (auth, url, network, (http, limits)) = (auth?, url?, network?, http?);
     Some(export::Config {
         allow_http: allow_http?,
         auth,
         token_origins: token_origins?,
         file_auth: file_auth?,
-        proxy: proxy?,
         kick_off: export::KickOffConfig { method: method?, separator: separator? },
+        proxy: network.proxy,
+        rewrite_origin: network.rewrite_origin,
+        allow_private_addresses: network.allow_private_addresses,
+        headers: network.headers,
+        tls: network.tls,
         poll: poll?,
         http: export::HttpConfig { outage_patience: outage_patience?, ..http },
         limits,
@@ -67,6 +76,8 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
     section.renamed(&[("max_file_bytes", "max_file_size")]);
     let limits = export::Limits::default();
     let max_file_bytes = section.or("max_file_size", &size_text(limits.max_file_bytes), bytes);
+    let max_decompression_ratio =
+        section.or("max_decompression_ratio", &limits.max_decompression_ratio.to_string(), count);
     let max_transfer_time =
         section.or("max_transfer_time", &duration_text(limits.max_transfer_time), positive_duration);
     let min_throughput_bytes = section.or("min_throughput", &size_text(limits.min_throughput_bytes), bytes);
@@ -82,6 +93,7 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
     };
     let limits = export::Limits {
         max_file_bytes: max_file_bytes?,
+        max_decompression_ratio: max_decompression_ratio?,
         max_transfer_time: max_transfer_time?,
         min_throughput_bytes: min_throughput_bytes?,
         max_manifest_bytes: max_manifest_bytes?,

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use reqwest::header::HeaderMap;
 use url::Url;
 
-use super::{auth, redirect::check_url, request::Lists};
+use super::{Proxy, Tls, auth, redirect::check_url, request::Lists};
 
 /// How to speak to one FHIR server.
 #[derive(Clone, PartialEq, Debug)]
@@ -20,6 +21,13 @@ pub struct Config {
     /// Further origins that may receive the token, and the assertion for one; of each URL only the origin counts
     /// (rule 92).
     pub token_origins: Vec<Url>,
+    /// Inner addresses of the server, which stand for its own origin or FHIR base; see [`super::check_inner`].
+    pub rewrite_origin: Vec<Url>,
+    /// Whether hosts that are not named here may have private addresses.
+    pub allow_private_addresses: bool,
+    /// Sent to the server's origin and `token_origins`; the values are marked sensitive.
+    pub headers: HeaderMap,
+    pub tls: Tls,
     pub file_auth: FileAuth,
     pub proxy: Proxy,
     pub kick_off: KickOffConfig,
@@ -32,18 +40,9 @@ pub struct Config {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileAuth {
     /// As `requiresAccessToken` of the manifest says; where it is absent, with one.
-    Manifest,
+    Auto,
     Always,
     Never,
-}
-
-/// Through which proxy requests go. Those to loopback addresses never go through one: they may be unencrypted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Proxy {
-    None,
-    /// What `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` say.
-    Environment,
-    Url(Url),
 }
 
 /// How a kick-off carries its parameters.
@@ -121,6 +120,8 @@ pub struct HttpConfig {
 pub struct Limits {
     /// The size of one file, decoded.
     pub max_file_bytes: u64,
+    /// How many times longer a file may be, decoded, than what was transferred of it.
+    pub max_decompression_ratio: u32,
     /// How long one file may take, all attempts together.
     pub max_transfer_time: Duration,
     /// How many bytes per second of a file must arrive while it is waited for.
@@ -145,7 +146,11 @@ impl Config {
             allow_http: false,
             auth: None,
             token_origins: Vec::new(),
-            file_auth: FileAuth::Manifest,
+            rewrite_origin: Vec::new(),
+            allow_private_addresses: false,
+            headers: HeaderMap::new(),
+            tls: Tls::default(),
+            file_auth: FileAuth::Auto,
             proxy: Proxy::None,
             kick_off: KickOffConfig::default(),
             poll: PollConfig::default(),
@@ -195,6 +200,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_file_bytes: 64 << 30,
+            // NDJSON of FHIR has 5 to 30; gzip cannot reach more than 1032.
+            max_decompression_ratio: 200,
             max_transfer_time: Duration::from_hours(24),
             min_throughput_bytes: 1 << 10,
             max_manifest_bytes: 64 << 20,

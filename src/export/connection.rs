@@ -2,7 +2,9 @@
 
 use std::{error::Error, fmt, io};
 
-use rustls::CertificateError;
+use rustls::{AlertDescription, CertificateError};
+
+use super::address::RefusedAddress;
 
 /// Why there is no connection to a host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,6 +19,13 @@ pub enum Problem {
     FutureCertificate,
     CertificateOfAnotherHost,
     InvalidCertificate,
+    /// A version or a cipher that we do not accept, or the server does not.
+    NoCommonTls,
+    /// The server asks for a client certificate, and got none.
+    NoClientCertificate,
+    ClientCertificateRefused,
+    /// The proxy asks for user and password (407).
+    ProxyAuthorization,
 }
 
 impl Problem {
@@ -33,6 +42,7 @@ impl Problem {
                 // Neither of these two has a type that can be asked for.
                 (Some(io::ErrorKind::UnexpectedEof), "tls handshake eof") => Some(Self::NotTls),
                 (_, text) if text.starts_with("dns error") => Some(Self::UnknownHost),
+                (_, text) if text.contains("proxy authorization required") => Some(Self::ProxyAuthorization),
                 _ => None,
             }
         })
@@ -41,7 +51,27 @@ impl Problem {
     fn of_tls(error: &rustls::Error) -> Option<Self> {
         match error {
             rustls::Error::InvalidMessage(_) => Some(Self::NotTls),
+            rustls::Error::PeerIncompatible(_) => Some(Self::NoCommonTls),
+            rustls::Error::AlertReceived(alert) => Self::of_alert(*alert),
             rustls::Error::InvalidCertificate(certificate) => Some(Self::of_certificate(certificate)),
+            _ => None,
+        }
+    }
+
+    /// What the server says about our part of the handshake.
+    fn of_alert(alert: AlertDescription) -> Option<Self> {
+        use AlertDescription as A;
+        match alert {
+            A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity => Some(Self::NoCommonTls),
+            A::CertificateRequired => Some(Self::NoClientCertificate),
+            A::BadCertificate
+            | A::UnsupportedCertificate
+            | A::CertificateRevoked
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::UnknownCA
+            | A::AccessDenied
+            | A::DecryptError => Some(Self::ClientCertificateRefused),
             _ => None,
         }
     }
@@ -64,8 +94,11 @@ impl Problem {
 
     pub fn is_of_tls(self) -> bool {
         match self {
-            Self::Refused | Self::UnknownHost | Self::NoAnswer => false,
-            Self::NotTls
+            Self::Refused | Self::UnknownHost | Self::NoAnswer | Self::ProxyAuthorization => false,
+            Self::NoCommonTls
+            | Self::NoClientCertificate
+            | Self::ClientCertificateRefused
+            | Self::NotTls
             | Self::UntrustedCertificate
             | Self::SelfSignedCertificate
             | Self::ExpiredCertificate
@@ -75,6 +108,11 @@ impl Problem {
         }
     }
 
+    /// Whether somebody has to change something first, so that no other attempt helps.
+    pub fn is_final(self) -> bool {
+        self == Self::ProxyAuthorization || (self.is_of_tls() && self != Self::NotTls)
+    }
+
     pub fn way_out(self) -> &'static str {
         match self {
             Self::Refused => "check that the server is up and reachable from this host",
@@ -82,13 +120,23 @@ impl Problem {
             Self::NoAnswer => "check the address, and the firewall or proxy between this host and the server",
             Self::NotTls => "check whether it is an http:// address",
             Self::UntrustedCertificate | Self::SelfSignedCertificate => {
-                "install its CA on this host, or name a file that holds it in SSL_CERT_FILE"
+                "install its CA on this host, or name a file that holds it in server.tls.ca_file"
             }
             Self::ExpiredCertificate | Self::FutureCertificate => {
                 "have the certificate renewed, and check the clock of this host"
             }
             Self::CertificateOfAnotherHost => "use the host name that the certificate is for",
             Self::InvalidCertificate => "have the certificate replaced",
+            Self::NoCommonTls => "have a newer TLS enabled there, or lower server.tls.min_version",
+            Self::NoClientCertificate => {
+                "set server.tls.client_certificate_file and client_key_file, and check that the server is the one that \
+                 may see them"
+            }
+            Self::ClientCertificateRefused => {
+                "check with its administrator that the certificate of server.tls.client_certificate_file is registered \
+                 and has not expired"
+            }
+            Self::ProxyAuthorization => "put user and password into the URL of server.proxy",
         }
     }
 }
@@ -106,8 +154,17 @@ impl fmt::Display for Problem {
             Self::FutureCertificate => "its certificate is not valid yet",
             Self::CertificateOfAnotherHost => "its certificate is for another host name",
             Self::InvalidCertificate => "its certificate is not valid",
+            Self::NoCommonTls => "it has no version of TLS in common with us",
+            Self::NoClientCertificate => "it asks for a client certificate",
+            Self::ClientCertificateRefused => "it does not accept our client certificate",
+            Self::ProxyAuthorization => "the proxy asks for a user and a password",
         })
     }
+}
+
+/// The address because of which a request was not sent.
+pub fn refused_address(error: &(dyn Error + 'static)) -> Option<RefusedAddress> {
+    causes(error).find_map(|cause| cause.downcast_ref::<RefusedAddress>()).cloned()
 }
 
 /// An error and its causes; an `io::Error` hides the first of them.

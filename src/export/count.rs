@@ -71,10 +71,15 @@ impl Client {
         }
     }
 
-    /// A new run asks for a token again where one was refused; within a run a refusal is final (rule 128).
-    pub async fn begin_run(&self) {
+    /// A new run asks for a token again where one was refused; within a run a refusal is final (rule 128). It reads the
+    /// files of certificates again: they are renewed while the daemon runs.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where one of them cannot be used.
+    pub async fn begin_run(&self) -> Result<(), Error> {
         if let Some(tokens) = &self.tokens {
             tokens.forget_refusal().await;
         }
+        self.http.renew_certificates().await
     }
 }

@@ -20,7 +20,6 @@ use super::{
     links::Link,
     measured,
     range::Rest,
-    redirect::check_url,
     retry::is_transient,
     wire::{Encoding, Wire, failure},
 };
@@ -93,7 +92,8 @@ impl Client {
         link: &Link,
         rest: Option<&Rest>,
     ) -> Result<Response, Failure> {
-        check_url(&link.url, Some(&self.config.server), self.config.allow_http)
+        self.origins
+            .check(&link.url, &self.config.server)
             .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
         let spec = RequestSpec {
             endpoint: Endpoint::File,
@@ -124,8 +124,8 @@ impl Client {
     /// the file is asked for without one: the manifest may say `true` of links that are signed.
     fn token_for(&self, link: &Link) -> TokenUse {
         match (self.config.file_auth, link.requires_access_token) {
-            (FileAuth::Always, _) | (FileAuth::Manifest, true) => TokenUse::WhereAllowed,
-            (FileAuth::Never, _) | (FileAuth::Manifest, false) => TokenUse::Never,
+            (FileAuth::Always, _) | (FileAuth::Auto, true) => TokenUse::WhereAllowed,
+            (FileAuth::Never, _) | (FileAuth::Auto, false) => TokenUse::Never,
         }
     }
 
@@ -173,6 +173,7 @@ async fn read_through(
     delivery: &mut Delivery<'_>,
 ) -> Result<u64, Failure> {
     let mut reading = delivery.begin(is_html(&response));
+    let max_ratio = attempts.config().limits.max_decompression_ratio;
     // An empty file; where the manifest announced lines, the reader finds that they are missing.
     if response.status() == StatusCode::NO_CONTENT {
         return delivery.end().map(|()| 0);
@@ -183,6 +184,7 @@ async fn read_through(
     let mut chunks = wire.decoded(encoding).await?;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| failed(file, error))?;
+        delivery.check_ratio(chunk.len(), wire_bytes.load(Relaxed), max_ratio)?;
         delivery.take(&mut reading, chunk).await?;
     }
     delivery.end()?;
@@ -231,6 +233,9 @@ enum FirstBytes {
     Object,
 }
 
+/// A small file may be compressed as well as it can: it harms nobody.
+const UNSUSPICIOUS_BYTES: u64 = 16 << 20;
+
 const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 impl<'a> Delivery<'a> {
@@ -247,6 +252,15 @@ impl<'a> Delivery<'a> {
         self.read_bytes = 0;
         self.hash = Context::new(&SHA256);
         Reading { is_html, first_bytes: FirstBytes::Bom(0) }
+    }
+
+    /// Whether a chunk still fits to what was transferred: a few kilobytes of gzip can hold a gigabyte.
+    fn check_ratio(&self, chunk_bytes: usize, wire_bytes: u64, limit: u32) -> Result<(), Failure> {
+        let read_bytes = self.read_bytes + chunk_bytes as u64;
+        if read_bytes > UNSUSPICIOUS_BYTES && read_bytes / u64::from(limit) > wire_bytes {
+            return Err(Error::DecompressionRatio { file: self.file.name.clone(), limit }.into());
+        }
+        Ok(())
     }
 
     async fn take(&mut self, reading: &mut Reading, mut chunk: Bytes) -> Result<(), Failure> {

@@ -34,7 +34,7 @@ pub enum Error {
     /// An origin requires a token and may not have it (rule 92).
     #[error(
         "{context}: {origin} requires an access token and is not allowed to receive it; if you trust it, add it to \
-         server.token_origins"
+         server.token_origins; if it is an inner address of the server itself, set server.rewrite_origin = [\"{origin}\"]"
     )]
     ForeignOrigin { context: String, origin: String },
     #[error("{context}: more than {limit} redirects; ask the administrator of the server for the final address")]
@@ -48,7 +48,8 @@ pub enum Error {
     /// A server publishes a token endpoint that is neither its own nor trusted (rule 92).
     #[error(
         "the server publishes a token endpoint at {origin}, which is not allowed to receive our signed assertion; if you \
-         trust it, add it to server.token_origins, or set server.token_url"
+         trust it, add it to server.token_origins, or set server.token_url; if it is an inner address of the server \
+         itself, set server.rewrite_origin = [\"{origin}\"]"
     )]
     ForeignTokenEndpoint { origin: String },
     /// The token endpoint refused us: a mistake in the configuration, which waiting does not resolve (rule 128).
@@ -146,6 +147,12 @@ pub enum Error {
     /// A file or a manifest beyond its limit.
     #[error("{context}: larger than {limit_bytes} bytes; {way_out}")]
     TooLarge { context: String, limit_bytes: u64, way_out: &'static str },
+    /// A gzip stream that holds far more than was transferred.
+    #[error(
+        "{file}: holds more than {limit} times as many bytes as were transferred, as a gzip bomb does; raise \
+         server.http.max_decompression_ratio if this is right"
+    )]
+    DecompressionRatio { file: String, limit: u32 },
     /// Attempts and progress, but no end.
     #[error(
         "{file}: not read to its end after {:.1} h; check the network and the server, or raise server.http.max_transfer_time",

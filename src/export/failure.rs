@@ -7,7 +7,11 @@ use std::{fmt, time::Duration};
 
 use reqwest::StatusCode;
 
-use super::{Error, Issues, connection::Problem};
+use super::{
+    Error, Issues,
+    address::RefusedAddress,
+    connection::{self, Problem},
+};
 
 /// Why an attempt did not succeed.
 pub enum Failure {
@@ -33,6 +37,8 @@ impl From<Fault> for Failure {
 pub enum Fault {
     #[error("cannot connect to {host}: {problem}")]
     NotConnected { host: String, problem: Problem },
+    #[error("{0}")]
+    RefusedAddress(RefusedAddress),
     #[error("the connection failed: {0}")]
     Transport(Cause),
     #[error("nothing arrived for {} s", .0.as_secs_f64())]
@@ -70,6 +76,7 @@ impl Fault {
     pub fn in_short(&self) -> String {
         match self {
             Self::NotConnected { problem, .. } => problem.to_string(),
+            Self::RefusedAddress(_) => "an address that may not be asked".to_owned(),
             Self::Status { status, .. } => status.as_u16().to_string(),
             Self::Transport(_) => "the connection failed".to_owned(),
             Self::Idle(_) => "nothing arrived".to_owned(),
@@ -80,10 +87,20 @@ impl Fault {
         }
     }
 
+    /// Whether no other attempt helps: a certificate, a setting or an address has to be changed first.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::NotConnected { problem, .. } => problem.is_final(),
+            Self::RefusedAddress(_) => true,
+            _ => false,
+        }
+    }
+
     /// What a person can do about it.
     pub fn way_out(&self) -> &'static str {
         match self {
             Self::NotConnected { problem, .. } => problem.way_out(),
+            Self::RefusedAddress(_) => "check the URLs that the server sends",
             Self::Transport(_) | Self::GzipCut => "check the network and any proxy between this host and the server",
             Self::TooSlow { .. } => "check the network and the server, or lower server.http.min_throughput",
             Self::Idle(_) => "check that the server is not overloaded, or raise server.http.idle_timeout",
@@ -95,6 +112,9 @@ impl Fault {
 
 impl From<reqwest::Error> for Fault {
     fn from(error: reqwest::Error) -> Self {
+        if let Some(refused) = connection::refused_address(&error) {
+            return Self::RefusedAddress(refused);
+        }
         let problem = if error.is_connect() { Problem::of(&error) } else { None };
         let host = error.url().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
         match (problem, host) {

@@ -3,7 +3,10 @@
 //! What always holds: each wait ends within `idle_timeout`; a body is read up to a limit; errors carry no URL. Which
 //! origin receives a token is decided in `mod.rs`, again for every redirect.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use async_compression::tokio::bufread::GzipDecoder;
 use futures::StreamExt;
@@ -13,13 +16,21 @@ use reqwest::{
 };
 use tokio::{
     io::AsyncReadExt as _,
+    task::JoinSet,
     time::{Instant, timeout},
 };
 use url::Url;
 
 use super::{
-    Config, Error, Issues, Proxy, failure::Fault, measured, pace::Paces, range::Rest, redirect::is_loopback,
+    Config, Error, Issues,
+    failure::Fault,
+    measured,
+    origins::Origins,
+    pace::Paces,
+    proxy::{Clients, Proxy},
+    range::Rest,
     retry::retry_after,
+    tls::{ShowCertificate, Tls, TlsFiles},
 };
 use crate::telemetry::metrics::Endpoint;
 
@@ -62,47 +73,73 @@ pub enum OnRedirect {
 /// Sends and reads; no tokens, no redirects, no retries.
 #[derive(Debug)]
 pub struct Http {
-    direct: reqwest::Client,
-    /// Where there is a proxy.
-    proxied: Option<reqwest::Client>,
+    origins: Origins,
+    proxy: Proxy,
+    tls: Tls,
+    /// Of one's own, for servers that ask for them; they may be secrets.
+    headers: HeaderMap,
+    connections: RwLock<Connections>,
+    connect_timeout: Duration,
     paces: Paces,
     idle_timeout: Duration,
 }
 
+/// The clients, each with a pool of its own: a connection on which the certificate was shown serves nobody else.
+#[derive(Debug)]
+struct Connections {
+    files: TlsFiles,
+    with_certificate: Clients,
+    without: Clients,
+}
+
 impl Http {
-    pub fn new(config: &Config) -> Result<Self, Error> {
-        let unusable = |error: reqwest::Error| Error::Setup { source: error.into() };
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .retry(reqwest::retry::never())
-                // In HTTP/2 a server can end a body early without an error, and the library takes that for the end
-                // (rule 76).
-                .http1_only()
-                .connect_timeout(config.http.connect_timeout)
-        };
-        // Without `no_proxy` the library takes a proxy from the environment, and says nothing about it.
-        let direct = builder().no_proxy().build().map_err(unusable)?;
-        let proxied = match &config.proxy {
-            Proxy::None => None,
-            Proxy::Environment => Some(builder().build().map_err(unusable)?),
-            Proxy::Url(url) => {
-                let proxy = reqwest::Proxy::all(url.clone()).map_err(unusable)?;
-                Some(builder().no_proxy().proxy(proxy).build().map_err(unusable)?)
-            }
-        };
-        let paces = Paces::new(config.http.retry_wait, config.http.max_requests_per_minute);
-        Ok(Self { direct, proxied, paces, idle_timeout: config.http.idle_timeout })
+    /// Blocks: it reads the files of `[server.tls]`.
+    pub fn new(config: &Config, origins: Origins) -> Result<Self, Error> {
+        let files = config.tls.read()?;
+        let connect_timeout = config.http.connect_timeout;
+        let connections = Connections::new(files, &config.tls, &config.proxy, &origins, connect_timeout)?;
+        Ok(Self {
+            origins,
+            proxy: config.proxy.clone(),
+            tls: config.tls.clone(),
+            headers: config.headers.clone(),
+            connections: RwLock::new(connections),
+            connect_timeout,
+            paces: Paces::new(config.http.retry_wait, config.http.max_requests_per_minute),
+            idle_timeout: config.http.idle_timeout,
+        })
     }
 
-    /// Requests that stay on this machine may be unencrypted, so none of them goes to a proxy (rule 1).
-    fn client(&self, url: &Url) -> &reqwest::Client {
-        match &self.proxied {
-            Some(proxied) if !is_loopback(url) => proxied,
-            _ => &self.direct,
+    /// Reads the files of `[server.tls]` again; where they have changed, connections are made with the new ones.
+    pub async fn renew_certificates(&self) -> Result<(), Error> {
+        if self.tls == Tls::default() {
+            return Ok(());
         }
+        let tls = self.tls.clone();
+        let mut reading = JoinSet::new();
+        reading.spawn_blocking(move || tls.read());
+        let Some(Ok(files)) = reading.join_next().await else { return Ok(()) };
+        let files = files?;
+        let is_same = self.connections.read().unwrap_or_else(PoisonError::into_inner).files == files;
+        if is_same {
+            return Ok(());
+        }
+        let renewed = Connections::new(files, &self.tls, &self.proxy, &self.origins, self.connect_timeout)?;
+        *self.connections.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+        tracing::info!("the certificates of server.tls have changed and are used from now on");
+        Ok(())
+    }
+
+    fn client(&self, url: &Url) -> reqwest::Client {
+        let connections = self.connections.read().unwrap_or_else(PoisonError::into_inner);
+        let clients =
+            if self.origins.may_see_certificate(url) { &connections.with_certificate } else { &connections.without };
+        clients.of(url).clone()
+    }
+
+    /// Headers of one's own, for the origins that may have them.
+    fn own_headers(&self, url: &Url) -> HeaderMap {
+        if self.origins.may_have_token(url) { self.headers.clone() } else { HeaderMap::new() }
     }
 
     /// One request to one URL, when the pace of its origin allows it; any status is an answer.
@@ -112,7 +149,7 @@ impl Http {
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Response, Fault> {
-        let mut headers = HeaderMap::new();
+        let mut headers = self.own_headers(url);
         headers.insert(ACCEPT, HeaderValue::from_static(spec.accept));
         for (name, value) in spec.headers {
             headers.insert(*name, HeaderValue::from_static(value));
@@ -130,7 +167,9 @@ impl Http {
 
     /// POST `application/x-www-form-urlencoded` to a token endpoint, without a token and without redirects.
     pub async fn post_form(&self, url: &Url, form: &[(&str, &str)]) -> Result<Response, Fault> {
-        let request = self.client(url).post(url.clone()).header(ACCEPT, "application/json").form(form);
+        let mut headers = self.own_headers(url);
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let request = self.client(url).post(url.clone()).headers(headers).form(form);
         self.in_pace(url, Endpoint::Token, request).await
     }
 
@@ -192,6 +231,37 @@ impl Http {
         };
         measured::request(endpoint, &answer, sent.elapsed());
         answer
+    }
+}
+
+impl Connections {
+    fn new(
+        files: TlsFiles,
+        tls: &Tls,
+        proxy: &Proxy,
+        origins: &Origins,
+        connect_timeout: Duration,
+    ) -> Result<Self, Error> {
+        let resolver = Arc::new(origins.addresses().clone());
+        let clients = |shown| {
+            let builder = || {
+                let builder = reqwest::Client::builder()
+                    .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
+                    .redirect(reqwest::redirect::Policy::none())
+                    .referer(false)
+                    .retry(reqwest::retry::never())
+                    // In HTTP/2 a server can end a body early without an error, and the library takes that for the
+                    // end (rule 76).
+                    .http1_only()
+                    .dns_resolver(Arc::clone(&resolver))
+                    .connect_timeout(connect_timeout);
+                tls.apply(&files, shown, builder)
+            };
+            Clients::new(proxy, builder).map_err(|error| Error::Setup { source: error.into() })
+        };
+        let without = clients(ShowCertificate::No)?;
+        let with_certificate = if files.has_identity() { clients(ShowCertificate::Yes)? } else { without.clone() };
+        Ok(Self { files, with_certificate, without })
     }
 }
 

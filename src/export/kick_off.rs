@@ -11,13 +11,13 @@ use tokio::time::{Instant, sleep};
 use url::Url;
 
 use super::{
-    Client, Error, ExportRequest, Job, KickOffConfig, KickOffMethod, PollConfig, Refusal, check_url,
+    Client, Error, ExportRequest, Job, KickOffConfig, KickOffMethod, PollConfig, Refusal,
     clock::local_now,
     error::{content_type, shown},
     failure::Failure,
     http::{OnRedirect, RequestSpec, TokenUse},
     measured,
-    redirect::{redirect_target, secured},
+    redirect::redirect_target,
     request::{Lists, body, query},
     retry::{self, Backoff, WaitLog, is_transient, millis, retry_after, retrying},
 };
@@ -171,8 +171,8 @@ impl Client {
         else {
             return Err(Error::NoStatusUrl { context });
         };
-        let status_url = secured(status_url, kick_off);
-        if let Err(reason) = check_url(&status_url, Some(kick_off), self.config.allow_http) {
+        let status_url = self.origins.rewrite().meant(status_url, kick_off);
+        if let Err(reason) = self.origins.check(&status_url, kick_off) {
             return Err(Error::UnusableUrl { context, reason });
         }
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);

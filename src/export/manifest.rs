@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Issues, error::shown, redirect::secured};
+use super::{Issues, error::shown, origins::Rewrite};
 use crate::fhir::{Issue, RESOURCE_TYPES, ResourceType, TransactionTime, parse_instant};
 
 /// All pages of a complete export.
@@ -99,6 +99,8 @@ impl fmt::Debug for File {
 /// The pages read so far.
 #[derive(Default)]
 pub struct Pages {
+    /// For the URLs of a server that writes inner addresses.
+    rewrite: Rewrite,
     time: Time,
     requires_access_token: Option<bool>,
     output: Vec<Entry>,
@@ -126,6 +128,10 @@ struct Entry {
 }
 
 impl Pages {
+    pub fn of(rewrite: &Rewrite) -> Self {
+        Self { rewrite: rewrite.clone(), ..Self::default() }
+    }
+
     /// Adds one page that was received from `at`, after any redirects, and gives the URL of the next one. On an error
     /// nothing was added.
     ///
@@ -134,11 +140,13 @@ impl Pages {
     pub fn add(&mut self, body: &[u8], at: &Url) -> Result<Option<Url>, String> {
         let page = Page::read(body)?;
         let requires_access_token = page.requires_access_token.as_ref().and_then(truth);
+        let rewrite = &self.rewrite;
         let entries = |name: &str, files: Option<Vec<RawFile>>| {
             let files = files.unwrap_or_default().into_iter().enumerate();
             files
                 .map(|(index, file)| {
-                    file.entry(at, requires_access_token).ok_or_else(|| format!("{name}[{index}] has no usable url"))
+                    file.entry(at, rewrite, requires_access_token)
+                        .ok_or_else(|| format!("{name}[{index}] has no usable url"))
                 })
                 .collect::<Result<Vec<Entry>, String>>()
         };
@@ -157,7 +165,7 @@ impl Pages {
                 let url = link.get("url").and_then(Value::as_str);
                 Some(
                     url.and_then(|url| at.join(url.trim()).ok())
-                        .map(|url| secured(url, at))
+                        .map(|url| rewrite.meant(url, at))
                         .ok_or("its next page has no usable url")?,
                 )
             }
@@ -278,12 +286,12 @@ impl Page {
 }
 
 impl RawFile {
-    fn entry(self, at: &Url, requires_access_token: Option<bool>) -> Option<Entry> {
+    fn entry(self, at: &Url, rewrite: &Rewrite, requires_access_token: Option<bool>) -> Option<Entry> {
         let url = self.url?;
         let url = url.as_str().filter(|url| !url.trim().is_empty())?;
         Some(Entry {
             kind: self.r#type.as_ref().map_or(FileKind::Untyped, kind),
-            url: secured(at.join(url.trim()).ok()?, at),
+            url: rewrite.meant(at.join(url.trim()).ok()?, at),
             count: self.count.as_ref().and_then(count),
             requires_access_token,
         })

@@ -90,7 +90,7 @@ fn reason(fault: &Fault) -> RetryReason {
         Fault::Status { status, .. } if status.is_server_error() => RetryReason::ServerError,
         Fault::Status { .. } => RetryReason::OtherStatus,
         Fault::NotConnected { problem, .. } if problem.is_of_tls() => RetryReason::Tls,
-        Fault::NotConnected { .. } => RetryReason::Connect,
+        Fault::NotConnected { .. } | Fault::RefusedAddress(_) => RetryReason::Connect,
         Fault::Transport(_) => RetryReason::Transport,
         Fault::Idle(_) => RetryReason::Timeout,
         Fault::GzipCut | Fault::FromTheBeginning => RetryReason::Truncated,

@@ -13,7 +13,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use reqwest::{Method, Response, StatusCode};
-use url::{Origin, Url};
+use url::Url;
 
 use crate::{
     fhir::TransactionTime,
@@ -22,9 +22,11 @@ use crate::{
 use error::shown;
 use failure::Failure;
 use http::{Http, OnRedirect, RequestSpec, TokenUse};
+use origins::Origins;
 use redirect::Redirects;
 use retry::{is_transient, retrying};
 
+mod address;
 mod attempts;
 pub mod auth;
 mod capability;
@@ -41,13 +43,16 @@ mod links;
 mod manifest;
 mod measured;
 mod notice;
+mod origins;
 mod pace;
 mod poll;
 mod probe;
+mod proxy;
 mod range;
 mod redirect;
 mod request;
 mod retry;
+mod tls;
 mod verdict;
 mod wire;
 
@@ -56,7 +61,7 @@ mod tests;
 
 pub use auth::Granted;
 pub use config::{
-    Config, FileAuth, HttpConfig, KickOffConfig, KickOffMethod, Limits, ListSeparator, PollConfig, Proxy, WaitRange,
+    Config, FileAuth, HttpConfig, KickOffConfig, KickOffMethod, Limits, ListSeparator, PollConfig, WaitRange,
     check_base,
 };
 pub use connection::Problem;
@@ -65,17 +70,20 @@ pub use error::{Error, Issues, Refusal};
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
 pub use notice::{OnRetry, RetryNotice, followed};
+pub use origins::check_inner;
 pub use poll::{Following, PartialExport, PollProgress, Waited};
 pub use probe::{Probe, ProbeVerdict};
+pub use proxy::{Clients, Proxy};
 pub use redirect::{check_url, is_loopback};
 pub use request::{ExportParameters, ExportRequest, Level};
+pub use tls::{ClientCertificate, Tls, TlsVersion, Trust};
 
 /// One FHIR server, as this configuration reaches it. Shared by reference: it is safe to use from many tasks.
 pub struct Client {
     config: Config,
     http: Http,
     tokens: Option<auth::Tokens>,
-    token_origins: Vec<Origin>,
+    origins: Origins,
     /// A kick-off by GET was refused, and one by POST was not.
     takes_post_only: AtomicBool,
 }
@@ -110,16 +118,16 @@ impl Client {
         if !server.path().ends_with('/') {
             server.set_path(&format!("{}/", server.path()));
         }
-        let token_origins = std::iter::once(&config.server).chain(&config.token_origins).map(Url::origin).collect();
-        let http = Http::new(&config)?;
+        let origins = Origins::new(&config, &config.proxy.urls());
+        let http = Http::new(&config, origins.clone())?;
         let tokens = config.auth.clone().map(|auth| auth::Tokens::new(auth, config.allow_http)).transpose()?;
-        Ok(Self { config, http, tokens, token_origins, takes_post_only: AtomicBool::new(false) })
+        Ok(Self { config, http, tokens, origins, takes_post_only: AtomicBool::new(false) })
     }
 
     /// Sends a request, with a token where the origin may receive it, renewed once after a 401 (rule 44); follows
     /// redirects where the spec says so.
     async fn send(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
-        let mut redirects = Redirects::new(spec, &self.config);
+        let mut redirects = Redirects::new(spec, &self.config.server, &self.origins);
         loop {
             let response = self.send_to(spec, redirects.url()?).await?;
             if !redirects.follow(&response)? {
@@ -130,7 +138,7 @@ impl Client {
 
     /// As [`Client::send`] without a token, for the documents that say where tokens are obtained.
     async fn send_untokened(&self, spec: &RequestSpec<'_>) -> Result<Response, Failure> {
-        let mut redirects = Redirects::new(spec, &self.config);
+        let mut redirects = Redirects::new(spec, &self.config.server, &self.origins);
         loop {
             let response = self.http.send(spec, redirects.url()?, None).await?;
             if !redirects.follow(&response)? {
@@ -157,7 +165,7 @@ impl Client {
     }
 
     fn may_have_token(&self, url: &Url) -> bool {
-        self.token_origins.contains(&url.origin())
+        self.origins.may_have_token(url)
     }
 
     /// The error of an answer that no other attempt makes better.

@@ -208,7 +208,7 @@ impl<'a> Wait<'a> {
     /// All pages of the manifest, or those of a partial one.
     async fn find(&mut self, job: &Job) -> Result<Found, Error> {
         let token_by_default = self.client.tokens.is_some();
-        let mut pages = Pages::default();
+        let mut pages = Pages::of(self.client.origins.rewrite());
         let mut seen = HashSet::new();
         let mut url = job.status_url.clone();
         self.bytes_left = self.client.config.limits.max_manifest_bytes;
@@ -372,7 +372,7 @@ impl<'a> Wait<'a> {
     async fn partial(&self, response: Response) -> Option<Pages> {
         self.partial_from.filter(|from| Instant::now() >= *from)?;
         let config = &self.client.config.limits;
-        let (mut pages, mut bytes_left) = (Pages::default(), config.max_manifest_bytes);
+        let (mut pages, mut bytes_left) = (Pages::of(self.client.origins.rewrite()), config.max_manifest_bytes);
         let mut next = self.partial_page(response, &mut pages, &mut bytes_left).await?;
         let mut seen = HashSet::new();
         while let Some(url) = next.filter(|url| seen.len() < config.max_manifest_pages && !seen.contains(url)) {

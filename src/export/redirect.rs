@@ -6,9 +6,10 @@ use reqwest::{Response, header::LOCATION};
 use url::{Host, Url};
 
 use super::{
-    Config, Error,
+    Error,
     error::shown,
     http::{OnRedirect, RequestSpec},
+    origins::Origins,
 };
 
 /// How many redirects of one request are followed (rule 91).
@@ -17,21 +18,21 @@ const MAX_REDIRECTS: usize = 5;
 /// The redirects of one request; each URL is checked before the request goes there.
 pub struct Redirects<'a> {
     spec: &'a RequestSpec<'a>,
-    allow_http: bool,
+    origins: &'a Origins,
     from: Url,
     url: Url,
     followed: usize,
 }
 
 impl<'a> Redirects<'a> {
-    pub fn new(spec: &'a RequestSpec<'a>, config: &Config) -> Self {
-        let (from, url) = (config.server.clone(), spec.url.clone());
-        Self { spec, allow_http: config.allow_http, from, url, followed: 0 }
+    pub fn new(spec: &'a RequestSpec<'a>, server: &Url, origins: &'a Origins) -> Self {
+        let (from, url) = (server.clone(), spec.url.clone());
+        Self { spec, origins, from, url, followed: 0 }
     }
 
     /// Where the request goes now.
     pub fn url(&self) -> Result<&Url, Error> {
-        match check_url(&self.url, Some(&self.from), self.allow_http) {
+        match self.origins.check(&self.url, &self.from) {
             Ok(()) => Ok(&self.url),
             Err(reason) => Err(Error::UnusableUrl { context: self.spec.context.to_owned(), reason }),
         }
@@ -40,7 +41,9 @@ impl<'a> Redirects<'a> {
     /// Whether the answer is a redirect that is followed: then [`Redirects::url`] is another one.
     pub fn follow(&mut self, response: &Response) -> Result<bool, Error> {
         let next = match self.spec.on_redirect {
-            OnRedirect::Follow => redirect_target(response, &self.url),
+            OnRedirect::Follow => {
+                redirect_target(response, &self.url).map(|url| self.origins.rewrite().meant(url, &self.url))
+            }
             OnRedirect::Refuse => None,
         };
         let Some(next) = next else { return Ok(false) };

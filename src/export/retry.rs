@@ -102,7 +102,7 @@ impl Retries {
             (*self.outage.get_or_insert(now), self.patience)
         };
         let elapsed = since.elapsed();
-        if elapsed >= patience {
+        if elapsed >= patience || fault.is_final() {
             let attempts = self.attempts;
             return Err(Error::Unreachable { context: context.to_owned(), attempts, elapsed, source: fault });
         }

@@ -96,6 +96,7 @@ impl VerdictKind {
             Fault::Status { issues, .. } if !issues.0.is_empty() => Some(Self::PerhapsOutage),
             Fault::Status { .. }
             | Fault::NotConnected { .. }
+            | Fault::RefusedAddress(_)
             | Fault::Transport(_)
             | Fault::Idle(_)
             | Fault::Page

@@ -14,7 +14,7 @@ use super::{
     message::{Message, Webhook},
 };
 use crate::{
-    export::{Problem, Proxy, is_loopback},
+    export::{Clients, Problem, Proxy},
     sync::Outcome,
     telemetry::metrics::{self, Delivery, Notification},
 };
@@ -92,9 +92,7 @@ impl Courier {
 /// Sends requests, again where that may help.
 #[derive(Clone)]
 pub struct Sender {
-    direct: reqwest::Client,
-    /// Where there is a proxy.
-    proxied: Option<reqwest::Client>,
+    clients: Clients,
     patience: Patience,
 }
 
@@ -138,7 +136,7 @@ impl Failure {
 impl Sender {
     pub fn new(proxy: &Proxy, patience: Patience) -> reqwest::Result<Self> {
         let builder = || {
-            reqwest::Client::builder()
+            Ok(reqwest::Client::builder()
                 .user_agent(concat!("fhir-sync/", env!("CARGO_PKG_VERSION")))
                 // A redirect may lead the secret to anybody.
                 .redirect(reqwest::redirect::Policy::none())
@@ -146,15 +144,9 @@ impl Sender {
                 .retry(reqwest::retry::never())
                 // A courier sends seldom; the receiver closes the connection in between.
                 .pool_max_idle_per_host(0)
-                .timeout(patience.answer)
+                .timeout(patience.answer))
         };
-        let direct = builder().no_proxy().build()?;
-        let proxied = match proxy {
-            Proxy::None => None,
-            Proxy::Environment => Some(builder().build()?),
-            Proxy::Url(url) => Some(builder().no_proxy().proxy(reqwest::Proxy::all(url.clone())?).build()?),
-        };
-        Ok(Self { direct, proxied, patience })
+        Ok(Self { clients: Clients::new(proxy, builder)?, patience })
     }
 
     /// GET without a body, POST with one. After `stop` nothing is attempted again.
@@ -182,12 +174,8 @@ impl Sender {
     }
 
     async fn attempt(&self, url: &Url, body: Option<&Value>) -> Result<(), Failure> {
-        let client = match &self.proxied {
-            Some(proxied) if !is_loopback(url) => proxied,
-            _ => &self.direct,
-        };
         let method = if body.is_some() { Method::POST } else { Method::GET };
-        let request = client.request(method, url.clone());
+        let request = self.clients.of(url).request(method, url.clone());
         let request = if let Some(body) = body { request.json(body) } else { request };
         // The body of the answer is of no use, and is not read.
         let answer = request.send().await.map_err(|error| self.failure(&error))?;

@@ -158,6 +158,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
     use JobFate::{Dropped, Kept};
     use export::Error as E;
     match error {
+        E::Unreachable { source, .. } if source.is_final() => (Operator, Kept),
         E::Unreachable { .. } | E::Busy { .. } | E::TransferTime { .. } | E::LinkNotRenewed { .. } => (NextRun, Kept),
         E::JobLost { .. }
         | E::ExportFailed { .. }
@@ -186,6 +187,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::NoStatusUrl { .. }
         | E::Deadline { .. }
         | E::NotNdjson { .. }
+        | E::DecompressionRatio { .. }
         | E::TooLarge { .. } => (Operator, Dropped),
     }
 }

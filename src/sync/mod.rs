@@ -216,10 +216,10 @@ impl<'a> Run<'a> {
     async fn begin(&self) -> Result<(), Error> {
         self.progress.step(Step::Planning);
         events::began(&self.report);
-        self.syncer.client.begin_run().await;
-        self.syncer.ask_version_again().await;
         self.syncer.record_killed(self.export).await;
         self.syncer.remember_begin(&self.report).await?;
+        self.syncer.client.begin_run().await?;
+        self.syncer.ask_version_again().await;
         Ok(self.syncer.root.check_lease().await?)
     }
 

@@ -10,7 +10,6 @@ use crate::{
         Client, Error,
         error::shown,
         http::{OnRedirect, RequestSpec, TokenUse},
-        redirect::check_url,
         request::under,
         retry::{is_transient, retrying},
     },
@@ -94,7 +93,8 @@ fn published_url(client: &Client, published: &str) -> Result<TokenUrl, Error> {
     let published = published.trim();
     let unusable = |reason| Error::UnusableUrl { context: "published token endpoint".to_owned(), reason };
     let url = config.server.join(published).map_err(|error| unusable(error.to_string()))?;
-    check_url(&url, Some(&config.server), config.allow_http).map_err(unusable)?;
+    let url = client.origins.rewrite().meant(url, &config.server);
+    client.origins.check(&url, &config.server).map_err(unusable)?;
     if !client.may_have_token(&url) {
         return Err(Error::ForeignTokenEndpoint { origin: url.origin().ascii_serialization() });
     }

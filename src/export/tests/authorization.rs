@@ -401,7 +401,7 @@ async fn a_refused_token_is_not_asked_for_again_by_the_other_files_of_the_run() 
     }
     assert_eq!((count(&server, "/token"), count(&server, "/fhir/.well-known/smart-configuration")), (2, 1));
 
-    client.begin_run().await;
+    client.begin_run().await.unwrap();
     assert!(download(&client, &file).await.is_err());
     assert_eq!(count(&server, "/token"), 3, "the next run asks once again");
 }
