@@ -137,7 +137,8 @@ fn of_opening(error: &sync::Error) -> Exit {
         | sync::Error::CutLine { .. }
         | sync::Error::LongLine { .. }
         | sync::Error::TooManyBadLines { .. }
-        | sync::Error::Rows(_) => FAILED,
+        | sync::Error::Rows(_)
+        | sync::Error::RunTime { .. } => FAILED,
         sync::Error::Stopped => STOPPED,
     }
 }

@@ -309,6 +309,7 @@ fn read_sync(
     let recheck_absent = section.or("recheck_absent", "24h", duration);
     let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
+    let max_run_time = section.or("max_run_time", "30days", positive_duration);
     let instalment_bytes = section.or("instalment_size", "4GiB", bytes);
     let partial_interval = section.or("partial_interval", "15m", duration);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
@@ -340,6 +341,7 @@ fn read_sync(
         change_set_memory_bytes: size(change_set_memory_bytes?),
         spool_folder: spool_folder.or(beside_state)?,
         instalment_bytes: instalment_bytes?,
+        max_run_time: max_run_time?,
         partial_interval: partial_interval?,
         supports_since: true,
     })

@@ -72,7 +72,7 @@ impl Addresses {
     }
 
     /// Those of the addresses of a host that may be connected to.
-    fn admitted(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, RefusedAddress> {
+    pub fn admitted(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, RefusedAddress> {
         let mut refused = None;
         let mut admitted = Vec::new();
         for address in found {

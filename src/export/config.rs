@@ -4,10 +4,9 @@
 
 use std::time::Duration;
 
-use reqwest::header::HeaderMap;
 use url::Url;
 
-use super::{Proxy, Tls, auth, redirect::check_url, request::Lists};
+use super::{OwnHeaders, Proxy, Tls, auth, redirect::check_url, request::Lists};
 
 /// How to speak to one FHIR server.
 #[derive(Clone, PartialEq, Debug)]
@@ -25,8 +24,8 @@ pub struct Config {
     pub rewrite_origin: Vec<Url>,
     /// Whether hosts that are not named here may have private addresses.
     pub allow_private_addresses: bool,
-    /// Sent to the server's origin and `token_origins`; the values are marked sensitive.
-    pub headers: HeaderMap,
+    /// Sent to the server's origin and `token_origins`.
+    pub headers: OwnHeaders,
     pub tls: Tls,
     pub file_auth: FileAuth,
     pub proxy: Proxy,
@@ -148,7 +147,7 @@ impl Config {
             token_origins: Vec::new(),
             rewrite_origin: Vec::new(),
             allow_private_addresses: false,
-            headers: HeaderMap::new(),
+            headers: OwnHeaders::default(),
             tls: Tls::default(),
             file_auth: FileAuth::Auto,
             proxy: Proxy::None,

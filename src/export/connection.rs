@@ -21,6 +21,7 @@ pub enum Problem {
     InvalidCertificate,
     /// A version or a cipher that we do not accept, or the server does not.
     NoCommonTls,
+    HandshakeRefused,
     /// The server asks for a client certificate, and got none.
     NoClientCertificate,
     ClientCertificateRefused,
@@ -62,7 +63,9 @@ impl Problem {
     fn of_alert(alert: AlertDescription) -> Option<Self> {
         use AlertDescription as A;
         match alert {
-            A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity => Some(Self::NoCommonTls),
+            A::ProtocolVersion => Some(Self::NoCommonTls),
+            // In TLS 1.2 this is also what many say to a client that shows no certificate.
+            A::HandshakeFailure | A::InsufficientSecurity => Some(Self::HandshakeRefused),
             A::CertificateRequired => Some(Self::NoClientCertificate),
             A::BadCertificate
             | A::UnsupportedCertificate
@@ -96,6 +99,7 @@ impl Problem {
         match self {
             Self::Refused | Self::UnknownHost | Self::NoAnswer | Self::ProxyAuthorization => false,
             Self::NoCommonTls
+            | Self::HandshakeRefused
             | Self::NoClientCertificate
             | Self::ClientCertificateRefused
             | Self::NotTls
@@ -106,6 +110,11 @@ impl Problem {
             | Self::CertificateOfAnotherHost
             | Self::InvalidCertificate => true,
         }
+    }
+
+    /// What a server says of our certificate, or of its absence.
+    pub fn is_of_client_certificate(self) -> bool {
+        matches!(self, Self::NoClientCertificate | Self::ClientCertificateRefused)
     }
 
     /// Whether somebody has to change something first, so that no other attempt helps.
@@ -128,6 +137,10 @@ impl Problem {
             Self::CertificateOfAnotherHost => "use the host name that the certificate is for",
             Self::InvalidCertificate => "have the certificate replaced",
             Self::NoCommonTls => "have a newer TLS enabled there, or lower server.tls.min_version",
+            Self::HandshakeRefused => {
+                "check which versions of TLS it has (server.tls.min_version), and whether it asks for a client \
+                 certificate (server.tls.client_certificate_file)"
+            }
             Self::NoClientCertificate => {
                 "set server.tls.client_certificate_file and client_key_file, and check that the server is the one that \
                  may see them"
@@ -155,6 +168,7 @@ impl fmt::Display for Problem {
             Self::CertificateOfAnotherHost => "its certificate is for another host name",
             Self::InvalidCertificate => "its certificate is not valid",
             Self::NoCommonTls => "it has no version of TLS in common with us",
+            Self::HandshakeRefused => "it refuses our TLS handshake",
             Self::NoClientCertificate => "it asks for a client certificate",
             Self::ClientCertificateRefused => "it does not accept our client certificate",
             Self::ProxyAuthorization => "the proxy asks for a user and a password",

@@ -115,7 +115,8 @@ impl From<reqwest::Error> for Fault {
         if let Some(refused) = connection::refused_address(&error) {
             return Self::RefusedAddress(refused);
         }
-        let problem = if error.is_connect() { Problem::of(&error) } else { None };
+        // In TLS 1.3 a server refuses a client certificate after our side of the handshake has ended.
+        let problem = Problem::of(&error).filter(|problem| error.is_connect() || problem.is_of_client_certificate());
         let host = error.url().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
         match (problem, host) {
             (Some(problem), Some((host, port))) => Self::NotConnected { host: format!("{host}:{port}"), problem },

@@ -22,7 +22,7 @@ use tokio::{
 use url::Url;
 
 use super::{
-    Config, Error, Issues,
+    Config, Error, Issues, OwnHeaders,
     failure::Fault,
     measured,
     origins::Origins,
@@ -76,8 +76,7 @@ pub struct Http {
     origins: Origins,
     proxy: Proxy,
     tls: Tls,
-    /// Of one's own, for servers that ask for them; they may be secrets.
-    headers: HeaderMap,
+    headers: OwnHeaders,
     connections: RwLock<Connections>,
     connect_timeout: Duration,
     paces: Paces,
@@ -139,7 +138,7 @@ impl Http {
 
     /// Headers of one's own, for the origins that may have them.
     fn own_headers(&self, url: &Url) -> HeaderMap {
-        if self.origins.may_have_token(url) { self.headers.clone() } else { HeaderMap::new() }
+        if self.origins.may_have_token(url) { self.headers.map().clone() } else { HeaderMap::new() }
     }
 
     /// One request to one URL, when the pace of its origin allows it; any status is an answer.

@@ -37,6 +37,7 @@ mod count;
 mod download;
 mod error;
 mod failure;
+mod headers;
 mod http;
 mod kick_off;
 mod links;
@@ -67,6 +68,7 @@ pub use config::{
 pub use connection::Problem;
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
+pub use headers::OwnHeaders;
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};
 pub use notice::{OnRetry, RetryNotice, followed};

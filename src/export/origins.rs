@@ -41,6 +41,11 @@ impl Origins {
         }
     }
 
+    /// The origins that may receive the token.
+    pub fn trusted(&self) -> &[Origin] {
+        &self.trusted
+    }
+
     /// Whether requests there may carry the token, and headers of one's own.
     pub fn may_have_token(&self, url: &Url) -> bool {
         self.trusted.contains(&url.origin())

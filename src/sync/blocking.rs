@@ -33,6 +33,17 @@ pub async fn unless_stopped<T>(
     }
 }
 
+/// Waits for `work` to its end; after `limit` it is asked to stop.
+pub async fn within<T>(limit: Duration, stop: &CancellationToken, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = tokio::time::sleep(limit) => stop.cancel(),
+    }
+    work.await
+}
+
 /// Does `work` on a thread that may block, in the span of the caller.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let mut thread = JoinSet::new();

@@ -47,6 +47,8 @@ pub struct Config {
     pub instalment_bytes: u64,
     /// Without it each run is a full refresh.
     pub supports_since: bool,
+    /// A run that takes longer ends as if it were stopped; the next one continues with the same export.
+    pub max_run_time: Duration,
     /// Between two readings of the files of an export that is in progress.
     pub partial_interval: Duration,
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.

@@ -69,6 +69,11 @@ pub enum Error {
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("rows could not be built")]
     Rows(#[from] arrow::error::ArrowError),
+    #[error(
+        "the run was ended after {}, as sync.max_run_time says; the next sync continues with the same export",
+        humantime::format_duration(*.limit)
+    )]
+    RunTime { limit: std::time::Duration },
     /// Asked to stop. Nothing is lost: the job is in the state file.
     #[error("stopped; the next sync continues with the same export")]
     Stopped,
@@ -148,7 +153,7 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::BrokenDocument { .. } => (Operator, Kept),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
         Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),
-        Error::Stopped => (NextRun, Kept),
+        Error::Stopped | Error::RunTime { .. } => (NextRun, Kept),
     };
     Recovery { acts, job }
 }

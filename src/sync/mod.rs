@@ -47,7 +47,7 @@ use tracing::Instrument as _;
 use url::Url;
 
 use self::{
-    blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped},
+    blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped, within},
     columns::Spoken,
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
@@ -126,10 +126,15 @@ impl Syncer {
     /// maintenance do their work; from the first byte of an export to its settling, it is the only one that writes.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
         let mode = if self.config.supports_since { mode } else { Mode::FullRefresh };
-        let mut run = Run::new(self, export, mode, stop);
+        let until = stop.child_token();
+        let mut run = Run::new(self, export, mode, &until);
         let (span, on_retry) = (events::span(&run.report), run.progress.on_retry());
         let story = async {
-            let result = run.steps().await;
+            let limit = self.config.max_run_time;
+            let result = match within(limit, &until, run.steps()).await {
+                Err(Error::Stopped) if !stop.is_cancelled() => Err(Error::RunTime { limit }),
+                result => result,
+            };
             run.end(result).await
         };
         // On the heap: as a part of each caller's future, its layout is too deep for the compiler.

@@ -56,6 +56,8 @@ mod messages;
 mod metrics;
 /// Tables that changed behind our back: restored, gone, not mounted.
 mod mirror;
+/// The network: what a run may take.
+mod network;
 /// Notifications: heartbeat and webhook, and receivers that fail.
 mod notify;
 /// A type, a request or a table that fails, and the others that go on.

@@ -33,7 +33,7 @@ async fn smart_server(
     .await
 }
 
-fn smart_config(server: &Server) -> Config {
+pub fn smart_config(server: &Server) -> Config {
     let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
     let auth = auth::AuthConfig::new("me", key);
     Config { auth: Some(auth), ..config(server) }
@@ -43,7 +43,7 @@ fn smart_client(server: &Server) -> Client {
     Client::new(smart_config(server)).unwrap()
 }
 
-fn guarded(url: Url) -> File {
+pub fn guarded(url: Url) -> File {
     File { requires_access_token: true, ..file(url) }
 }
 

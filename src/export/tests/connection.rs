@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, io};
 
-use rustls::{CertificateError, InvalidMessage, OtherError};
+use rustls::{AlertDescription, CertificateError, InvalidMessage, OtherError};
 
 use super::{
     super::{Proxy, connection::Problem},
@@ -41,6 +41,7 @@ fn the_usual_errors_of_a_connection_are_recognised() {
     struct SelfSigned;
 
     let certificate = |error| io::Error::other(rustls::Error::InvalidCertificate(error));
+    let alert = |alert| io::Error::other(rustls::Error::AlertReceived(alert));
     for (error, expected) in [
         (certificate(CertificateError::UnknownIssuer), Some(Problem::UntrustedCertificate)),
         (certificate(CertificateError::Expired), Some(Problem::ExpiredCertificate)),
@@ -52,6 +53,11 @@ fn the_usual_errors_of_a_connection_are_recognised() {
             Some(Problem::SelfSignedCertificate),
         ),
         (io::Error::other(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)), Some(Problem::NotTls)),
+        (alert(AlertDescription::HandshakeFailure), Some(Problem::HandshakeRefused)),
+        (alert(AlertDescription::ProtocolVersion), Some(Problem::NoCommonTls)),
+        (alert(AlertDescription::CertificateRequired), Some(Problem::NoClientCertificate)),
+        (alert(AlertDescription::UnknownCA), Some(Problem::ClientCertificateRefused)),
+        (alert(AlertDescription::InternalError), None),
         (io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof"), Some(Problem::NotTls)),
         (io::ErrorKind::TimedOut.into(), Some(Problem::NoAnswer)),
         (io::Error::other("dns error"), Some(Problem::UnknownHost)),

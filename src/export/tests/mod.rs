@@ -16,19 +16,25 @@ use super::{
 };
 use server::{Answer, Server};
 
+mod addresses;
 mod authorization;
+mod certificates;
 mod connection;
 mod download;
 mod evidence;
 mod keys;
 mod kick_off;
 mod links;
+mod limits;
 mod manifest;
+mod origins;
 mod pace;
 mod poll;
+mod proxy;
 mod range;
 mod retry;
 mod server;
+mod tls;
 
 /// A configuration that waits milliseconds where the default waits seconds.
 fn config(server: &Server) -> Config {

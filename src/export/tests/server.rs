@@ -6,11 +6,19 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
     task::JoinSet,
 };
+use tokio_rustls::TlsAcceptor;
 use url::Url;
+
+/// A connection, of TLS or without.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+type Connection = Box<dyn Stream>;
 
 pub struct Server {
     base: Url,
@@ -26,6 +34,8 @@ pub struct Asked {
     pub path: String,
     pub headers: Vec<(String, String)>,
     pub body: String,
+    /// The client certificate that was shown, as DER.
+    pub certificate: Option<Vec<u8>>,
 }
 
 pub struct Answer {
@@ -51,17 +61,49 @@ enum Body {
 
 impl Server {
     pub async fn start(answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+        Self::listen(None, answer).await
+    }
+
+    /// At `https://localhost`. Connections whose handshake fails are not recorded.
+    pub async fn start_tls(tls: TlsAcceptor, answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+        Self::listen(Some(tls), answer).await
+    }
+
+    async fn listen(tls: Option<TlsAcceptor>, answer: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let address = listener.local_addr().unwrap();
+        let base = match tls {
+            Some(_) => format!("https://localhost:{}", address.port()),
+            None => format!("http://{address}"),
+        };
+        let base = base.parse().unwrap();
         let (answer, asked) = (Arc::new(Mutex::new(answer)), Arc::new(Mutex::new(Vec::new())));
         let log = Arc::clone(&asked);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+                let (answer, log, tls) = (Arc::clone(&answer), Arc::clone(&log), tls.clone());
                 connections.spawn(async move {
-                    let (asked, stream) = read(stream).await;
+                    let mut certificate = None;
+                    let stream: Connection = match tls {
+                        Some(tls) => {
+                            let stream = match tls.accept(stream).into_fallible().await {
+                                Ok(stream) => stream,
+                                Err((_, mut refused)) => {
+                                    // Closed with something unread, it would be reset, and the alert lost.
+                                    let _ = tokio::io::copy(&mut refused, &mut tokio::io::sink()).await;
+                                    return;
+                                }
+                            };
+                            let shown = stream.get_ref().1.peer_certificates();
+                            certificate = shown.and_then(|chain| Some(chain.first()?.to_vec()));
+                            Box::new(stream)
+                        }
+                        None => Box::new(stream),
+                    };
+                    let (mut asked, stream) = read(stream).await;
+                    asked.certificate = certificate;
                     log.lock().unwrap().push(asked.clone());
                     let answer = (answer.lock().unwrap())(&asked);
                     // In some tests the client has closed the connection.
@@ -144,7 +186,7 @@ impl Answer {
         Self { body: Body::Silent(bytes.to_vec()), ..self }
     }
 
-    async fn write(self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn write(self, mut stream: Connection) -> std::io::Result<()> {
         let mut head = format!("HTTP/1.1 {} Status\r\nconnection: close\r\n", self.status);
         for (name, value) in &self.headers {
             write!(head, "{name}: {value}\r\n").unwrap();
@@ -178,7 +220,7 @@ impl Answer {
     }
 }
 
-async fn write_chunk(stream: &mut TcpStream, chunk: &[u8]) -> std::io::Result<()> {
+async fn write_chunk(stream: &mut Connection, chunk: &[u8]) -> std::io::Result<()> {
     if chunk.is_empty() {
         return stream.flush().await;
     }
@@ -191,7 +233,7 @@ async fn write_chunk(stream: &mut TcpStream, chunk: &[u8]) -> std::io::Result<()
     Ok(())
 }
 
-async fn read(stream: TcpStream) -> (Asked, TcpStream) {
+async fn read(stream: Connection) -> (Asked, Connection) {
     let mut reader = BufReader::new(stream);
     let mut asked = Asked::default();
     let mut line = String::new();

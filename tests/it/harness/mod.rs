@@ -95,6 +95,7 @@ impl Setup {
             spool_folder: folder.path().join("state"),
             instalment_bytes: 1 << 30,
             supports_since: true,
+            max_run_time: Duration::from_hours(1),
             partial_interval: Duration::ZERO,
             typed: true,
             columns: Options { layout: Layout::Pathling, raw_json: true },
