@@ -227,7 +227,8 @@ impl Client {
     }
 
     fn file_hosts(&self) -> Probe {
-        let origins = self.origins.trusted().iter().map(url::Origin::ascii_serialization).collect::<Vec<_>>().join(", ");
+        let origins =
+            self.origins.trusted().iter().map(url::Origin::ascii_serialization).collect::<Vec<_>>().join(", ");
         let found = match self.tokens {
             Some(_) => format!("files at {origins} are requested with the token, at other hosts without"),
             None => "files are requested without a token".to_owned(),
