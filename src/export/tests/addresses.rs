@@ -4,7 +4,7 @@ use super::{super::address::Special, *};
 
 const LINE: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n";
 
-/// Shows rule 92.
+/// Shows (rule 92).
 #[test]
 fn each_kind_of_address_is_recognised_in_each_of_its_forms() {
     use Special::{LinkLocal, Loopback, Multicast, Private, Reserved, Unspecified};
@@ -62,7 +62,7 @@ async fn read(client: &Client, url: Url) -> Result<Receipt, Error> {
     read_by(client, &file, &links(&file)).await.1
 }
 
-/// Shows rule 92.
+/// Shows (rule 92).
 #[tokio::test]
 async fn a_file_at_a_special_address_of_another_host_is_not_requested_unless_a_switch_or_an_origin_allows_it() {
     let files = Server::start(|_| Answer::ndjson(LINE)).await;
@@ -92,7 +92,7 @@ async fn a_file_at_a_special_address_of_another_host_is_not_requested_unless_a_s
     assert_eq!(files.asked().len(), 2);
 }
 
-/// Shows rules 91 and 92.
+/// Shows (rules 91 and 92).
 #[tokio::test]
 async fn a_redirect_to_the_metadata_service_of_a_cloud_is_not_followed() {
     let server =

@@ -15,7 +15,7 @@ fn url(text: &str) -> Url {
     text.parse().unwrap()
 }
 
-/// Shows Q-5.
+/// Shows.
 #[test]
 fn an_inner_address_is_replaced_by_the_server_s_own_and_nothing_else_is() {
     let server = url("https://ehr.example.org/fhir/r4/");
@@ -39,7 +39,7 @@ fn an_inner_address_is_replaced_by_the_server_s_own_and_nothing_else_is() {
     }
 }
 
-/// Shows Q-5.
+/// Shows.
 #[test]
 fn an_inner_address_that_would_protect_less_or_is_none_is_refused() {
     for (inner, server, expected) in [
@@ -79,7 +79,7 @@ fn behind_a_proxy(asked: &server::Asked) -> Answer {
     }
 }
 
-/// Shows Q-5.
+/// Shows.
 #[tokio::test]
 async fn an_export_completes_behind_a_proxy_although_every_url_names_the_inner_address() {
     let ours = Authority::new("ours");

@@ -34,7 +34,7 @@ fn with_certificate(authority: &Authority, issued: &Issued) -> Tls {
     Tls { client_certificate: Some(ClientCertificate { certificate, key }), ..trusting(authority) }
 }
 
-/// Shows rule 1.
+/// Shows (rule 1).
 #[tokio::test]
 async fn a_certificate_that_cannot_be_trusted_is_named_with_the_way_out_and_not_tried_again() {
     let (ours, other) = (Authority::new("ours"), Authority::new("other"));
@@ -57,7 +57,7 @@ async fn a_certificate_that_cannot_be_trusted_is_named_with_the_way_out_and_not_
     }
 }
 
-/// Shows rule 1.
+/// Shows (rule 1).
 #[tokio::test]
 async fn a_server_is_trusted_by_the_authority_of_ca_file_also_where_it_is_the_only_one() {
     let (ours, other) = (Authority::new("ours"), Authority::new("other"));
@@ -71,7 +71,7 @@ async fn a_server_is_trusted_by_the_authority_of_ca_file_also_where_it_is_the_on
     assert!(error.contains("unknown issuer"), "{error}");
 }
 
-/// Shows rule 1.
+/// Shows (rule 1).
 #[tokio::test]
 async fn a_server_with_an_older_tls_than_min_version_is_refused_and_the_setting_named() {
     let ours = Authority::new("ours");
