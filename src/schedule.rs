@@ -217,6 +217,7 @@ mod tests {
         assert_eq!(longest(&["* * * * * *"]), Some(Duration::from_secs(1)));
     }
 
+    /// (rule 135)
     #[tokio::test]
     async fn missed_ticks_collapse_into_one() {
         let ticks = Ticks::default();

@@ -241,6 +241,7 @@ mod tests {
         }
     }
 
+    /// (rule 134, Q-32)
     #[test]
     fn an_instant_is_read_in_every_form_that_servers_were_seen_to_send() {
         let expected = DateTime::parse_from_rfc3339("2020-01-20T21:53:41.160Z").unwrap().to_utc();
@@ -260,6 +261,7 @@ mod tests {
         }
     }
 
+    /// (rule 15, Q-11)
     #[test]
     fn since_is_in_milliseconds_and_never_rounded_up() {
         let time = TransactionTime::from(parse_instant("2026-11-20T10:00:00.999999999+02:00").unwrap());
@@ -267,6 +269,7 @@ mod tests {
         assert_eq!(time.since(TimeDelta::minutes(5)), "2026-11-20T07:55:00.999Z");
     }
 
+    /// (rules 81 and 82, Q-51)
     #[test]
     fn the_newer_version_wins_and_a_missing_value_lets_the_next_one_decide() {
         let version = |last_updated_micros, version_id, transaction_time_micros| Version {
@@ -301,6 +304,7 @@ mod tests {
         }
     }
 
+    /// (rule 26)
     #[test]
     fn a_subsetted_row_never_takes_the_place_of_a_whole_one() {
         let whole = Version { version_id: Some(1), ..Version::default() };
@@ -309,6 +313,7 @@ mod tests {
         assert!(whole.may_replace(&Version { subsetted: true, ..Version::default() }));
     }
 
+    /// (rule 82)
     #[test]
     fn an_invalid_meta_loses_the_version_and_not_the_row() {
         let meta: Meta = serde_json::from_str(r#"{"lastUpdated":7,"versionId":3,"tag":"x"}"#).unwrap();

@@ -242,6 +242,7 @@ mod tests {
 
     use super::*;
 
+    /// (rule 41)
     #[test]
     fn of_a_server_s_words_on_its_progress_only_numbers_and_codes_are_shown() {
         for (text, shown) in [
@@ -265,6 +266,7 @@ mod tests {
         judge(json!({"resourceType": "OperationOutcome", "issue": issue}).to_string().as_bytes())
     }
 
+    /// (rule 101)
     #[test]
     fn a_severity_counts_in_any_case_and_an_unknown_one_is_an_error() {
         for (severity, is_error) in
@@ -283,6 +285,7 @@ mod tests {
         assert!(matches!(judgement, Judgement::Error(issues) if issues.len() == 3));
     }
 
+    /// (rules 100 and 101)
     #[test]
     fn an_outcome_in_another_shape_is_never_an_all_clear() {
         for issue in [json!({"severity": "error"}), json!("failed"), json!([["error"]]), json!(7)] {

@@ -111,6 +111,7 @@ mod tests {
         json!({"request": {"method": method, "url": url}})
     }
 
+    /// (rules 95 and 99)
     #[test]
     fn a_deletion_is_read_in_every_form_of_its_url() {
         for url in ["Patient/p1", "https://ehr.example.org/fhir/Patient/p1", "Patient/p1/_history/3"] {
@@ -119,6 +120,7 @@ mod tests {
         }
     }
 
+    /// (rule 95)
     #[test]
     fn an_entry_that_is_not_the_deletion_of_one_resource_deletes_nothing_and_says_what_it_may_concern() {
         let patient = Some(ResourceType::PATIENT);
@@ -137,6 +139,7 @@ mod tests {
         assert_eq!(one(&json!({"request": "gone"})), DeletedEntry::NotUnderstood { concerns: None });
     }
 
+    /// (rule 95)
     #[test]
     fn a_type_that_fhir_does_not_know_does_not_keep_the_others() {
         let entries =
@@ -145,6 +148,7 @@ mod tests {
         assert!(matches!(found[..], [DeletedEntry::Deletion(_), DeletedEntry::UnknownType, DeletedEntry::Deletion(_)]));
     }
 
+    /// (rule 97)
     #[test]
     fn only_the_time_of_the_entry_is_the_time_of_the_deletion() {
         let at = parse_instant("2025-05-05T00:00:00Z");

@@ -149,6 +149,7 @@ mod tests {
         (out, lines.too_long())
     }
 
+    /// (rule 86, Q-47)
     #[test]
     fn blank_lines_crlf_a_byte_order_mark_and_a_missing_last_newline_are_legal() {
         let (lines, _) = split(&[b"\xEF\xBB\xBF{1}\r\n\r\n  \n{2}\n{3}"], 100);
@@ -156,6 +157,7 @@ mod tests {
         assert_eq!(seen, [(1, 3, &b"{1}"[..]), (4, 13, b"{2}"), (5, 17, b"{3}")]);
     }
 
+    /// (rule 75)
     #[test]
     fn a_line_over_the_limit_is_skipped_and_said_and_the_next_line_is_read() {
         let (lines, too_long) = split(&[b"{}\n", b"12345", b"6\n{1}\n1234567"], 5);
@@ -168,6 +170,7 @@ mod tests {
     }
 
     proptest! {
+        /// (rule 86)
         #[test]
         fn any_chunking_gives_the_same_lines(bytes in proptest::collection::vec(prop_oneof![Just(b'\n'), Just(b'\r'), Just(b' '), any::<u8>()], 0..200), cuts in proptest::collection::vec(0usize..200, 0..8)) {
             let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([0, bytes.len()]).collect();

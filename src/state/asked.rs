@@ -94,6 +94,7 @@ mod tests {
         Asked::new("fhir", "system", None, &parameters)
     }
 
+    /// (rule 113)
     #[test]
     fn each_part_of_what_is_asked_changes_the_fingerprint() {
         let all = [

@@ -375,6 +375,7 @@ mod tests {
         assert_eq!(opened(&path), (sample(2), Found::Whole));
     }
 
+    /// (rule 136)
     #[test]
     fn a_second_process_is_refused_until_the_first_has_ended() {
         let folder = tempfile::tempdir().unwrap();
@@ -396,6 +397,7 @@ mod tests {
         assert!(state.exports.is_empty(), "no watermark follows from it");
     }
 
+    /// (rule 136)
     #[test]
     fn a_broken_file_is_replaced_by_its_previous_generation() {
         let folder = tempfile::tempdir().unwrap();
@@ -418,6 +420,7 @@ mod tests {
         assert_eq!(fs::read(kept_as).unwrap(), [0, 159, 146, 150]);
     }
 
+    /// (rule 136)
     #[test]
     fn a_file_of_a_newer_format_stops_the_start() {
         let folder = tempfile::tempdir().unwrap();
@@ -445,6 +448,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
+        /// (rule 136)
         #[test]
         fn damage_never_yields_another_state(position in 0usize..2000, damage in any::<u8>(), truncate in any::<bool>()) {
             let folder = tempfile::tempdir().unwrap();

@@ -149,6 +149,7 @@ mod tests {
             .collect()
     }
 
+    /// (rule 113)
     #[test]
     fn a_type_without_a_watermark_gets_a_full_load_and_the_others_share_the_oldest() {
         let of = [("Patient", Some(100)), ("Condition", None), ("Encounter", Some(60))];

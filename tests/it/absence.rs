@@ -41,6 +41,7 @@ async fn assert_repaired(setup: &Setup) -> Report {
     report
 }
 
+/// (rule 21)
 #[tokio::test]
 async fn a_type_that_the_server_has_and_left_out_is_missing() {
     let setup = without_patients().await;
@@ -52,6 +53,7 @@ async fn a_type_that_the_server_has_and_left_out_is_missing() {
     assert_repaired(&setup).await;
 }
 
+/// (rules 21 and 139, Q-82)
 #[tokio::test]
 async fn a_type_that_the_server_says_is_empty_is_complete() {
     let mut setup = Setup::new().await;
@@ -64,6 +66,7 @@ async fn a_type_that_the_server_says_is_empty_is_complete() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 21)
 #[tokio::test]
 async fn a_type_of_which_nobody_can_say_anything_is_unconfirmed_and_asked_for_again_a_day_later() {
     let setup = without_patients().await;
@@ -80,6 +83,7 @@ async fn a_type_of_which_nobody_can_say_anything_is_unconfirmed_and_asked_for_ag
     assert!(setup.complete().await.notes.is_empty());
 }
 
+/// (rule 139, Q-7)
 #[tokio::test]
 async fn an_empty_group_is_unconfirmed_although_the_server_has_patients() {
     let mut setup = without_patients().await;
@@ -88,6 +92,7 @@ async fn an_empty_group_is_unconfirmed_although_the_server_has_patients() {
     assert_eq!(end_of(&report, PATIENT), &TypeEnd::Unconfirmed);
 }
 
+/// (rules 21 and 98)
 #[tokio::test]
 async fn a_full_refresh_without_a_type_keeps_its_rows_and_says_so() {
     let setup = Setup::new().await;

@@ -38,6 +38,7 @@ fn assert_says(report: &Report, what: &str) {
     assert!(report.notes.iter().any(|note| note.contains(what)), "{:?}", report.notes);
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn another_group_is_loaded_in_full_and_the_report_says_why() {
     let mut setup = Setup::new().await;
@@ -54,6 +55,7 @@ async fn another_group_is_loaded_in_full_and_the_report_says_why() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn another_level_is_loaded_in_full() {
     let mut setup = Setup::new().await;
@@ -64,6 +66,7 @@ async fn another_level_is_loaded_in_full() {
     assert_eq!(since(&setup), [None, None]);
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn back_at_the_first_group_everything_is_loaded_again() {
     let mut setup = Setup::new().await;
@@ -74,6 +77,7 @@ async fn back_at_the_first_group_everything_is_loaded_again() {
     assert_eq!(since(&setup), [None, None, None], "what was removed for group b may be missing");
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn without_a_state_file_another_group_is_loaded_in_full_too() {
     let mut setup = Setup::new().await;
@@ -85,6 +89,7 @@ async fn without_a_state_file_another_group_is_loaded_in_full_too() {
     assert_eq!(since(&setup), [None, None]);
 }
 
+/// (rules 105 and 113)
 #[tokio::test]
 async fn a_job_of_another_group_is_cancelled_and_requested_again() {
     let mut setup = Setup::new().await;
@@ -122,6 +127,7 @@ async fn other_server() -> Server {
     Server::start(world, ANY_PORT).await.unwrap()
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn another_server_under_the_same_tables_is_refused_before_any_request() {
     let mut setup = Setup::new().await;

@@ -40,6 +40,7 @@ fn jobs(setup: &Setup) -> usize {
     peek(&setup.state_file()).unwrap().exports["all"].jobs.len()
 }
 
+/// (rule 63)
 #[tokio::test]
 async fn the_exports_in_progress_are_shown_beside_a_daemon_without_a_key_and_without_the_query() {
     let setup = with_job().await;
@@ -65,6 +66,7 @@ async fn the_exports_in_progress_are_shown_beside_a_daemon_without_a_key_and_wit
     daemon.stop().await;
 }
 
+/// (rule 105, Q-24)
 #[tokio::test]
 async fn a_cancelled_export_is_deleted_on_the_server_and_the_next_sync_requests_another() {
     let setup = with_job().await;
@@ -98,6 +100,7 @@ async fn an_export_that_cannot_be_cancelled_is_kept_until_the_operator_says_to_f
     assert_eq!((ended.code, jobs(&setup)), (Some(0), 0), "{}", ended.output());
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn a_watermark_that_is_set_to_an_earlier_time_makes_the_next_sync_ask_from_there() {
     let setup = Setup::new().await;
@@ -121,6 +124,7 @@ async fn a_watermark_that_is_set_to_an_earlier_time_makes_the_next_sync_ask_from
     setup.assert_same_as_server().await;
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn a_later_time_is_refused_for_all_types_and_nothing_is_changed() {
     let setup = Setup::new().await;

@@ -32,7 +32,7 @@ fn kick_offs(setup: &Setup) -> usize {
     setup.server.requests().iter().filter(|request| request.path.contains("$export")).count()
 }
 
-/// (rule 6)
+/// (rules 6 and 132)
 #[tokio::test]
 async fn each_thing_that_a_sync_needs_is_tried_and_nothing_is_exported() {
     let setup = Setup::new().await;

@@ -1,6 +1,7 @@
 //! Citations: the numbers in comments, tests and docs, and the line of `docs/rules.md` that each of them leads to.
 //!
 //! The forms are those at the top of that page. A citation may be broken over two lines of a comment.
+//! `conformance` reads citations with the functions of this module.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,19 +9,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const RULES: &str = "docs/rules.md";
+pub(crate) const RULES: &str = "docs/rules.md";
 const DECISIONS: &str = "docs/decisions";
 
 /// Where citations are looked for.
 const READ: &[&str] = &["src", "tests", "benches", "docs", "config", "deploy", "README.md", "CHANGELOG.md"];
-/// Its citations are examples.
-const THIS: &str = "tests/it/citations.rs";
+/// Files whose numbers are not citations: examples, and the list that is made from citations.
+const NOT_READ: &[&str] = &["tests/it/citations.rs", "tests/it/conformance.rs", "docs/conformance.md"];
 
 /// One citation in a text.
 #[derive(Debug, PartialEq, Eq)]
-struct Citation {
+pub(crate) struct Citation {
     /// `rule 98`, `Q-31`, `F3`, `schema 3.1`, `decision 10`; all numbers of a range.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// It stands as it should: `(rule 98)`, or as a link to a decision.
     is_in_form: bool,
 }
@@ -123,7 +124,7 @@ fn a_citation_is_found_in_each_of_its_forms() {
     assert_eq!(found("SEQ-1, 0xF3, the rules, a decision, schema 1, (Q-)"), []);
 }
 
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -134,7 +135,7 @@ fn lines() -> BTreeSet<String> {
 }
 
 /// `rule 98` of a line that begins with the cell `| rule 98 |`.
-fn numbered(line: &str) -> Option<String> {
+pub(crate) fn numbered(line: &str) -> Option<String> {
     let cell = line.strip_prefix("| ")?.split(" | ").next()?;
     match item(cell)? {
         (mut names, "") if names.len() == 1 => names.pop(),
@@ -172,13 +173,13 @@ fn files() -> Vec<(String, String)> {
             files.push((path, flat(&text)));
         }
     }
-    files.retain(|(path, _)| path != THIS);
+    files.retain(|(path, _)| !NOT_READ.contains(&path.as_str()));
     files.sort();
     files
 }
 
 /// A text on one line, without the signs that begin a comment.
-fn flat(text: &str) -> String {
+pub(crate) fn flat(text: &str) -> String {
     let line = |line: &'_ str| -> String {
         let line = line.trim();
         let sign = ["//!", "///", "//", "#"].into_iter().find_map(|sign| line.strip_prefix(sign));
@@ -188,7 +189,7 @@ fn flat(text: &str) -> String {
 }
 
 /// All citations of a flat text.
-fn citations(text: &str) -> Vec<Citation> {
+pub(crate) fn citations(text: &str) -> Vec<Citation> {
     let mut citations = Vec::new();
     let mut rest = text;
     let mut before = ' ';
@@ -274,6 +275,6 @@ fn list(paths: &BTreeSet<String>) -> String {
 }
 
 /// Says everything that is wrong at once.
-fn assert_none(wrong: &[String]) {
+pub(crate) fn assert_none(wrong: &[String]) {
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }

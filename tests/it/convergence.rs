@@ -6,6 +6,7 @@ use serde_json::json;
 
 use crate::harness::{HOUR, OBSERVATION, PATIENT, Setup};
 
+/// (rules 84 and 103)
 #[tokio::test]
 async fn the_first_load_stores_every_resource_byte_for_byte() {
     let setup = Setup::new().await;
@@ -34,6 +35,7 @@ async fn an_incremental_sync_receives_only_what_was_created_or_updated() {
     assert_eq!((report.types[&OBSERVATION].received, report.types[&OBSERVATION].counts.updated), (1, 1));
 }
 
+/// (rule 94)
 #[tokio::test]
 async fn a_deleted_resource_is_removed_from_its_table() {
     let setup = Setup::new().await;
@@ -49,6 +51,7 @@ async fn a_deleted_resource_is_removed_from_its_table() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 95)
 #[tokio::test]
 async fn a_deletion_of_an_unknown_id_changes_nothing() {
     let setup = Setup::new().await;
@@ -64,6 +67,7 @@ async fn a_deletion_of_an_unknown_id_changes_nothing() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 96)
 #[tokio::test]
 async fn an_old_version_in_the_same_export_does_not_restore_a_deleted_resource() {
     let setup = Setup::new().await;
@@ -78,6 +82,7 @@ async fn an_old_version_in_the_same_export_does_not_restore_a_deleted_resource()
     setup.assert_same_as_server().await;
 }
 
+/// (rule 81, Q-49)
 #[tokio::test]
 async fn duplicate_lines_within_a_file_and_across_files_become_one_row() {
     let setup = Setup::new().await;
@@ -94,6 +99,7 @@ async fn duplicate_lines_within_a_file_and_across_files_become_one_row() {
     setup.assert_same_as_server().await;
 }
 
+/// (rules 17 and 83)
 #[tokio::test]
 async fn an_older_version_that_arrives_late_does_not_replace_a_newer_one() {
     let setup = Setup::new().await;
@@ -109,6 +115,7 @@ async fn an_older_version_that_arrives_late_does_not_replace_a_newer_one() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 81, Q-52, Q-75)
 #[tokio::test]
 async fn of_two_versions_in_one_export_the_newer_one_is_kept_in_either_order() {
     let setup = Setup::new().await;
@@ -122,6 +129,7 @@ async fn of_two_versions_in_one_export_the_newer_one_is_kept_in_either_order() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 16, Q-74, Q-76)
 #[tokio::test]
 async fn the_same_export_twice_leaves_the_same_table_and_writes_nothing() {
     let mut setup = Setup::new().await;
@@ -165,6 +173,7 @@ async fn a_full_refresh_has_no_since_and_changes_nothing() {
     setup.assert_same_as_server().await;
 }
 
+/// (rules 66 and 138, Q-38, Q-39)
 #[tokio::test]
 async fn an_export_with_several_pages_and_many_files_is_read_completely() {
     let setup = Setup::new().await;
@@ -178,6 +187,7 @@ async fn an_export_with_several_pages_and_many_files_is_read_completely() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 98, Q-67, Q-72)
 #[tokio::test]
 async fn a_full_refresh_removes_rows_whose_deletion_was_not_reported() {
     let mut setup = Setup::new().await;
@@ -189,6 +199,7 @@ async fn a_full_refresh_removes_rows_whose_deletion_was_not_reported() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 98, Q-54)
 #[tokio::test]
 async fn a_full_refresh_with_too_many_missing_rows_removes_none_and_reports_it() {
     let setup = Setup::new().await;
@@ -200,6 +211,7 @@ async fn a_full_refresh_with_too_many_missing_rows_removes_none_and_reports_it()
     assert_eq!(setup.lines(PATIENT).await.len(), 5);
 }
 
+/// (rule 98)
 #[tokio::test]
 async fn a_full_refresh_with_a_failed_file_removes_nothing() {
     let mut setup = Setup::new().await;
@@ -220,6 +232,7 @@ fn empty_patient_file(scenario: &mut fhir_sync::demo::Scenario) {
     scenario.faults = vec![Fault::EndAfter { path_contains: "/Patient.1".to_owned(), bytes: 0, times: 9 }];
 }
 
+/// (rule 98, Q-54)
 #[tokio::test]
 async fn a_full_refresh_never_removes_all_rows_of_a_table_however_few_they_are() {
     let mut setup = Setup::new().await;
@@ -235,6 +248,7 @@ async fn a_full_refresh_never_removes_all_rows_of_a_table_however_few_they_are()
     setup.assert_same_as_server().await;
 }
 
+/// (rule 98)
 #[tokio::test]
 async fn a_full_refresh_with_other_resources_only_removes_no_stored_row() {
     let mut setup = Setup::new().await;
@@ -271,6 +285,7 @@ async fn a_full_refresh_without_a_file_of_a_type_empties_its_table_if_the_operat
     setup.assert_same_as_server().await;
 }
 
+/// (rules 21 and 98)
 #[tokio::test]
 async fn a_full_refresh_without_a_type_that_the_server_says_is_empty_names_the_rows_that_it_keeps() {
     let setup = Setup::new().await;

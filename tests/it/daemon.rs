@@ -45,6 +45,7 @@ async fn a_restarted_daemon_knows_the_age_of_its_data() {
     assert_eq!(setup.server.jobs().len(), 1, "nothing was overdue");
 }
 
+/// (rule 135)
 #[tokio::test]
 async fn each_tick_starts_a_sync_and_never_two_at_once() {
     let mut setup = Setup::new().await;
@@ -67,6 +68,7 @@ async fn each_tick_starts_a_sync_and_never_two_at_once() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 48)
 #[tokio::test]
 async fn while_an_export_waits_for_the_server_others_are_synced_and_tables_maintained() {
     let mut setup = Setup::new().await;

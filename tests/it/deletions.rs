@@ -22,6 +22,7 @@ async fn loaded() -> Setup {
     setup
 }
 
+/// (rule 95)
 #[tokio::test]
 async fn a_type_that_nobody_keeps_does_not_keep_the_other_deletions() {
     let setup = loaded().await;
@@ -31,6 +32,7 @@ async fn a_type_that_nobody_keeps_does_not_keep_the_other_deletions() {
     assert_eq!((report.types[&PATIENT].counts.deleted, setup.lines(PATIENT).await.len()), (2, 3));
 }
 
+/// (rule 95)
 #[tokio::test]
 async fn a_deletion_that_is_not_understood_holds_the_types_that_it_may_concern_and_the_others_are_applied() {
     for (odd, holds_all) in [
@@ -49,6 +51,7 @@ async fn a_deletion_that_is_not_understood_holds_the_types_that_it_may_concern_a
     }
 }
 
+/// (rule 56)
 #[tokio::test]
 async fn fewer_deletions_than_announced_hold_every_watermark() {
     let setup = loaded().await;
@@ -58,6 +61,7 @@ async fn fewer_deletions_than_announced_hold_every_watermark() {
     assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (before, 4));
 }
 
+/// (rule 56)
 #[tokio::test]
 async fn a_file_of_deletions_may_count_its_entries() {
     let setup = loaded().await;
@@ -66,6 +70,7 @@ async fn a_file_of_deletions_may_count_its_entries() {
     assert_eq!(setup.lines(PATIENT).await.len(), 3);
 }
 
+/// (rules 96 and 97)
 #[tokio::test]
 async fn the_time_of_a_bundle_is_not_the_time_of_its_deletions() {
     let setup = loaded().await;
@@ -77,6 +82,7 @@ async fn the_time_of_a_bundle_is_not_the_time_of_its_deletions() {
     assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("active")), "it was created again");
 }
 
+/// (rule 96)
 #[tokio::test]
 async fn an_entry_with_a_later_time_of_its_own_deletes_the_row_of_the_same_export() {
     let setup = loaded().await;
@@ -89,6 +95,7 @@ async fn an_entry_with_a_later_time_of_its_own_deletes_the_row_of_the_same_expor
     assert_eq!(setup.lines(PATIENT).await.len(), 4);
 }
 
+/// (rule 97)
 #[tokio::test]
 async fn a_deletion_is_never_later_than_its_export() {
     let setup = loaded().await;

@@ -86,6 +86,7 @@ async fn assert_loaded_by_one_job(setup: &Setup) {
     setup.assert_same_as_server().await;
 }
 
+/// (rules 70 and 137)
 #[tokio::test]
 async fn a_load_in_instalments_is_the_same_as_in_one_commit_and_the_last_one_carries_the_watermark() {
     let mut setup = five_files().await;
@@ -122,6 +123,7 @@ async fn the_ledger_has_each_instalment_and_its_sums_are_those_of_the_table() {
     assert_eq!((rows[0].outcome.as_str(), rows[4].outcome.as_str()), ("running", "complete"));
 }
 
+/// (rule 78, Q-44)
 #[tokio::test]
 async fn a_process_that_is_killed_between_instalments_reads_only_the_other_files() {
     let setup = five_files().await;
@@ -136,6 +138,7 @@ async fn a_process_that_is_killed_between_instalments_reads_only_the_other_files
     assert_eq!(ended.code, Some(0), "the ledger has what the killed process committed: {}", ended.output());
 }
 
+/// (rule 137)
 #[tokio::test]
 async fn a_process_that_is_killed_between_an_instalment_and_the_state_file_changes_nothing_by_reading_again() {
     let setup = five_files().await;
@@ -167,6 +170,7 @@ async fn a_signal_in_the_middle_of_a_load_commits_what_has_ended_and_the_next_st
     assert_loaded_by_one_job(&setup).await;
 }
 
+/// (rule 78)
 #[tokio::test]
 async fn an_outage_in_the_middle_of_a_load_keeps_what_has_ended() {
     let setup = five_files().await;

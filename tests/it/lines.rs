@@ -19,6 +19,7 @@ fn push_bad_lines(setup: &Setup) {
     });
 }
 
+/// (rules 86 and 88)
 #[tokio::test]
 async fn bad_lines_within_the_limit_are_quarantined_and_nothing_else_is_lost() {
     let mut setup = Setup::new().await;
@@ -89,6 +90,7 @@ async fn a_full_quarantine_fails_its_type_and_names_the_setting() {
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
 }
 
+/// (rule 86)
 #[tokio::test]
 async fn bad_lines_over_the_limit_fail_their_type_only() {
     let setup = Setup::new().await;
@@ -125,6 +127,7 @@ async fn a_broken_line_is_kept_whole_up_to_the_longest_that_is_allowed() {
     );
 }
 
+/// (rule 75)
 #[tokio::test]
 async fn a_line_that_is_too_long_to_be_kept_holds_the_watermark_of_its_type_and_no_row_of_it() {
     for pushed in [format!("{{\"resourceType\":\"Patient\",\"id\":\"{}", "x".repeat(4000)), "x".repeat(9_000_000)] {
@@ -186,6 +189,7 @@ async fn the_content_of_a_bad_line_is_never_printed() {
     }
 }
 
+/// (rules 56 and 76)
 #[tokio::test]
 async fn fewer_lines_than_announced_fail_their_type_only_and_the_next_sync_loads_it() {
     let setup = Setup::new().await;
@@ -202,6 +206,7 @@ async fn fewer_lines_than_announced_fail_their_type_only_and_the_next_sync_loads
     setup.assert_same_as_server().await;
 }
 
+/// (rule 56)
 #[tokio::test]
 async fn more_lines_than_announced_are_all_stored() {
     let setup = Setup::new().await;
@@ -212,6 +217,7 @@ async fn more_lines_than_announced_are_all_stored() {
     setup.assert_same_as_server().await;
 }
 
+/// (rules 76 and 77)
 #[tokio::test]
 async fn a_download_that_was_cut_is_completed_with_every_row_once() {
     for gzip in [true, false] {
@@ -228,6 +234,7 @@ async fn a_download_that_was_cut_is_completed_with_every_row_once() {
     }
 }
 
+/// (rule 77)
 #[tokio::test]
 async fn a_file_that_changed_between_two_attempts_fails_its_type_and_the_next_sync_loads_it() {
     let setup = Setup::new().await;
@@ -255,6 +262,7 @@ async fn a_file_that_changed_between_two_attempts_fails_its_type_and_the_next_sy
     setup.assert_same_as_server().await;
 }
 
+/// (rule 76, Q-48, Q-85, F3)
 #[tokio::test]
 async fn a_file_that_ends_in_the_middle_of_a_line_fails_its_type_and_the_next_sync_loads_it() {
     let setup = Setup::new().await;

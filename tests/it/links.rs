@@ -5,6 +5,7 @@ use fhir_sync::{
 
 use crate::harness::{Made, OBSERVATION, PATIENT, Setup, failure};
 
+/// (rule 61, Q-56)
 #[tokio::test]
 async fn a_sync_outlives_links_that_expire_while_files_are_downloaded() {
     let setup = Setup::new().await;
@@ -22,6 +23,7 @@ async fn a_sync_outlives_links_that_expire_while_files_are_downloaded() {
     assert!(jobs[0].polls <= 2 + 4, "nine files, six for each manifest, four workers: {jobs:?}");
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn four_workers_whose_links_expire_together_ask_once_for_another_manifest() {
     let setup = Setup::new().await;
@@ -41,6 +43,7 @@ async fn four_workers_whose_links_expire_together_ask_once_for_another_manifest(
     assert!((3..=4).contains(&polls), "one in progress, one manifest, one for all links: {polls}");
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn a_manifest_that_is_another_one_when_it_is_fetched_again_fails_the_type_and_the_next_sync_loads_it() {
     let setup = Setup::new().await;

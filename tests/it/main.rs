@@ -25,6 +25,8 @@ mod auth;
 mod by_hand;
 /// The numbers in comments and docs, and the line of `docs/rules.md` that each leads to.
 mod citations;
+/// The page on conformance: each rule and quirk with the tests that show it, or the reason why none does.
+mod conformance;
 /// The content of the tables after exports in any order: repeated, late, with deletions.
 mod convergence;
 /// The columns of the tables.

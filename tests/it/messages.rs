@@ -57,6 +57,7 @@ async fn a_server_that_is_down_is_named_and_the_next_sync_completes() {
     assert_next_sync_completes(&setup).await;
 }
 
+/// (rules 44 and 46, Q-29)
 #[tokio::test]
 async fn an_html_page_instead_of_the_manifest_is_an_outage_and_the_next_sync_resumes_the_export() {
     let setup = Setup::new().await;
@@ -74,6 +75,7 @@ async fn an_html_page_instead_of_the_manifest_is_an_outage_and_the_next_sync_res
     assert_eq!(setup.server.jobs().len(), 1);
 }
 
+/// (rule 1)
 #[tokio::test]
 async fn plain_http_to_another_machine_is_refused_before_any_request() {
     let setup = Setup::new().await;

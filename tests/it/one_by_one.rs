@@ -15,6 +15,7 @@ fn jobs(setup: &Setup) -> Vec<fhir_sync::state::JobInFlight> {
     peek(&setup.state_file()).unwrap().exports.remove("all").unwrap().jobs
 }
 
+///
 #[tokio::test]
 async fn a_type_that_the_server_refuses_does_not_keep_the_others_from_being_asked() {
     for status in [StatusCode::FORBIDDEN, StatusCode::BAD_REQUEST] {
@@ -41,6 +42,7 @@ async fn a_refused_increment_does_not_keep_a_new_type_from_being_loaded() {
     assert_eq!(setup.lines(PATIENT).await.len(), 5);
 }
 
+/// (rules 103 and 104)
 #[tokio::test]
 async fn a_job_is_kept_for_the_types_that_may_still_come_and_deleted_after_them() {
     let setup = Setup::new().await;
@@ -61,6 +63,7 @@ async fn a_job_is_kept_for_the_types_that_may_still_come_and_deleted_after_them(
     setup.assert_same_as_server().await;
 }
 
+/// (rules 104 and 105, Q-25)
 #[tokio::test]
 async fn a_job_is_cancelled_before_it_is_given_up() {
     let setup = Setup::new().await;

@@ -27,6 +27,7 @@ fn is_committed(end: &TypeEnd) -> bool {
     matches!(end, TypeEnd::Committed { .. })
 }
 
+/// (rule 74, Q-50)
 #[tokio::test]
 async fn an_operation_outcome_in_the_place_of_a_file_holds_the_type_until_its_rows_arrive() {
     let setup = Setup::new().await;
@@ -43,6 +44,7 @@ async fn an_operation_outcome_in_the_place_of_a_file_holds_the_type_until_its_ro
     assert_eq!(setup.lines(OBSERVATION).await.len(), 4);
 }
 
+/// (rule 74, Q-50)
 #[tokio::test]
 async fn an_operation_outcome_that_is_a_warning_holds_the_type_and_information_does_not() {
     for (severity, is_held) in [("warning", true), ("WARNING", true), ("information", false), ("unheard-of", true)] {
@@ -59,6 +61,7 @@ async fn an_operation_outcome_that_is_a_warning_holds_the_type_and_information_d
     }
 }
 
+/// (rules 4 and 79, Q-40, Q-50)
 #[tokio::test]
 async fn a_line_goes_to_the_table_of_the_type_that_it_states() {
     let setup = Setup::new().await;
@@ -79,6 +82,7 @@ async fn a_line_goes_to_the_table_of_the_type_that_it_states() {
     assert_eq!(setup.quarantine().await.len(), 0);
 }
 
+/// (rule 79)
 #[tokio::test]
 async fn a_file_of_resources_that_nobody_wants_in_the_place_of_wanted_ones_holds_the_type() {
     let setup = Setup::new().await;
@@ -88,6 +92,7 @@ async fn a_file_of_resources_that_nobody_wants_in_the_place_of_wanted_ones_holds
     assert_eq!((report.outcome, setup.watermark(PATIENT).await), (Outcome::Partial, None));
 }
 
+/// (rules 59 and 80)
 #[tokio::test]
 async fn an_organized_file_is_read_line_by_line_and_its_headers_are_not_rows() {
     let setup = Setup::new().await;
@@ -110,6 +115,7 @@ async fn an_outcome_in_a_file_without_a_type_holds_every_type() {
     assert_eq!(setup.lines(PATIENT).await.len(), 1);
 }
 
+/// (rule 4)
 #[tokio::test]
 async fn a_file_of_a_type_that_fhir_does_not_know_concerns_nobody() {
     let setup = Setup::new().await;
@@ -127,6 +133,7 @@ fn envelope(data: &[u8]) -> String {
         .to_string()
 }
 
+///
 #[tokio::test]
 async fn an_envelope_is_opened_whether_it_is_compressed_or_not() {
     let lines = ndjson([&patient("p1"), &patient("p2")]);
@@ -143,6 +150,7 @@ async fn an_envelope_is_opened_whether_it_is_compressed_or_not() {
     }
 }
 
+///
 #[tokio::test]
 async fn an_envelope_that_cannot_be_opened_holds_the_type_and_is_kept() {
     let nested = envelope(envelope(ndjson([&patient("p1")]).as_bytes()).as_bytes());
@@ -154,6 +162,7 @@ async fn an_envelope_that_cannot_be_opened_holds_the_type_and_is_kept() {
     }
 }
 
+///
 #[tokio::test]
 async fn a_file_of_binaries_is_unpacked_and_binaries_that_hold_lines_are_not() {
     let inner = |id: &str| json!({"resourceType": "Binary", "id": id, "contentType": "text/plain", "data": "QQ=="});
@@ -201,6 +210,7 @@ async fn a_resource_that_is_printed_over_several_lines_is_one_row() {
     assert_eq!((setup.lines(PATIENT).await.len(), report.types[&PATIENT].received), (2, 2));
 }
 
+/// (rule 86)
 #[tokio::test]
 async fn lines_that_are_broken_for_the_most_part_hold_the_watermark_however_few_they_are() {
     let mut setup = Setup::new().await;
@@ -217,6 +227,7 @@ async fn lines_that_are_broken_for_the_most_part_hold_the_watermark_however_few_
     assert_ne!(setup.watermark(OBSERVATION).await, before);
 }
 
+/// (rule 86)
 #[tokio::test]
 async fn one_file_that_is_broken_for_the_most_part_holds_the_watermark_of_many_good_ones() {
     let mut setup = Setup::new().await;
@@ -227,6 +238,7 @@ async fn one_file_that_is_broken_for_the_most_part_holds_the_watermark_of_many_g
     assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (None, 9));
 }
 
+/// (rule 56, Q-48)
 #[tokio::test]
 async fn a_file_that_is_not_whole_is_read_again_once() {
     let lines = [patient("p1"), patient("p2"), patient("p3")];

@@ -44,7 +44,7 @@ async fn released_after(setup: &Setup, files: usize) {
     release(setup);
 }
 
-/// Files that are listed once stay (rule 64).
+/// Files that are listed once stay (rules 64 and 65).
 #[tokio::test]
 async fn files_that_are_ready_are_in_the_tables_before_the_export_is_complete_and_are_read_once() {
     let setup = in_progress(6).await;
@@ -135,6 +135,7 @@ async fn a_full_refresh_reads_no_file_before_its_export_is_complete() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 30)
 #[tokio::test]
 async fn a_server_is_asked_for_partial_manifests_only_if_the_export_allows_them() {
     let mut setup = in_progress(5).await;

@@ -15,6 +15,7 @@ fn outcome(issue: &Value) -> String {
     json!({"resourceType": "OperationOutcome", "issue": issue}).to_string() + "\n"
 }
 
+/// (rules 100 and 101)
 #[tokio::test]
 async fn an_outcome_in_any_shape_that_is_not_an_all_clear_holds_every_watermark() {
     for text in [
@@ -37,6 +38,7 @@ async fn an_outcome_in_any_shape_that_is_not_an_all_clear_holds_every_watermark(
     }
 }
 
+/// (rule 100)
 #[tokio::test]
 async fn fewer_outcomes_than_announced_hold_every_watermark() {
     let setup = Setup::new().await;
@@ -45,6 +47,7 @@ async fn fewer_outcomes_than_announced_hold_every_watermark() {
     assert_eq!(setup.watermark(PATIENT).await, None);
 }
 
+/// (rule 101)
 #[tokio::test]
 async fn an_error_that_names_its_types_holds_those_only() {
     let setup = Setup::new().await;
@@ -55,6 +58,7 @@ async fn an_error_that_names_its_types_holds_those_only() {
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
 }
 
+/// (rule 101)
 #[tokio::test]
 async fn the_operator_may_accept_codes_of_errors_and_the_report_says_what_was_accepted() {
     let mut setup = Setup::new().await;

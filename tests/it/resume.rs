@@ -38,6 +38,7 @@ fn job_in_flight(setup: &Setup) -> Option<JobInFlight> {
     peek(&setup.state_file()).unwrap().exports.remove("all")?.jobs.pop()
 }
 
+/// (rule 35, Q-3, Q-26)
 #[tokio::test]
 async fn a_process_killed_while_the_server_works_continues_with_the_same_job() {
     let setup = Setup::new().await;
@@ -53,6 +54,7 @@ async fn a_process_killed_while_the_server_works_continues_with_the_same_job() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 137)
 #[tokio::test]
 async fn a_process_killed_in_the_middle_of_a_download_leaves_every_row_once() {
     let setup = Setup::new().await;
@@ -66,6 +68,7 @@ async fn a_process_killed_in_the_middle_of_a_download_leaves_every_row_once() {
     setup.assert_same_as_server().await;
 }
 
+/// (rules 104 and 137)
 #[tokio::test]
 async fn a_process_killed_between_two_commits_leaves_every_row_once() {
     let mut setup = Setup::new().await;
@@ -105,6 +108,7 @@ async fn a_table_deleted_during_an_incremental_export_is_loaded_again() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 45, Q-27)
 #[tokio::test]
 async fn a_job_that_the_server_lost_is_requested_again_with_the_same_since() {
     let setup = Setup::new().await;
@@ -154,6 +158,7 @@ async fn watching_server(state_file: PathBuf, polls: Arc<AtomicUsize>, known: Ar
     (origin, Router::new().route("/fhir/$export", get(kick_off)).route("/fhir/status/1", get(poll)))
 }
 
+/// (rule 35)
 #[tokio::test]
 async fn the_status_url_is_in_the_state_file_before_the_first_poll() {
     let mut setup = Setup::new().await;
@@ -167,6 +172,7 @@ async fn the_status_url_is_in_the_state_file_before_the_first_poll() {
     assert_eq!((polls.load(Relaxed), known.load(Relaxed)), (1, 1));
 }
 
+/// (rule 136)
 #[tokio::test]
 async fn a_second_process_on_the_same_state_file_is_refused() {
     let setup = Setup::new().await;

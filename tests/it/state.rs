@@ -32,6 +32,7 @@ fn previous(setup: &Setup) -> std::path::PathBuf {
     setup.state_file().with_file_name("state.json.previous")
 }
 
+/// (rule 137)
 #[tokio::test]
 async fn a_lost_state_file_is_recreated_from_the_tables() {
     let setup = synced().await;
@@ -72,6 +73,7 @@ async fn a_broken_state_file_is_shown_as_it_was_before_and_two_broken_ones_are_n
     }
 }
 
+/// (rule 136)
 #[tokio::test]
 async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_request() {
     let setup = Setup::new().await;
@@ -89,6 +91,7 @@ async fn a_broken_state_file_without_tables_stops_with_a_sentence_before_any_req
     setup.assert_same_as_server().await;
 }
 
+/// (rule 136)
 #[tokio::test]
 async fn a_state_file_of_a_newer_format_stops_with_a_sentence_and_is_not_changed() {
     let setup = synced().await;
@@ -113,6 +116,7 @@ async fn the_old_state_file_with_one_field_is_accepted_and_the_first_sync_loads_
     assert_eq!(peek(&setup.state_file()).unwrap().last_sync_before_migration, None, "no longer needed");
 }
 
+/// (rule 137)
 #[tokio::test]
 async fn where_tables_and_state_file_disagree_the_tables_decide() {
     let setup = synced().await;

@@ -14,6 +14,7 @@ async fn assert_completes(setup: &Setup) {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 105)
 #[tokio::test]
 async fn a_signal_while_the_server_works_ends_the_process_and_the_next_start_waits_for_the_same_job() {
     for (command, code) in COMMANDS {

@@ -21,6 +21,7 @@ fn outcome(severity: &str) -> Value {
     json!({"resourceType": "OperationOutcome", "issue": [{"severity": severity, "code": "processing"}]})
 }
 
+/// (rule 15, Q-11)
 #[tokio::test]
 async fn since_is_the_watermark_minus_the_overlap_in_milliseconds() {
     let setup = Setup::new().await;
@@ -32,6 +33,7 @@ async fn since_is_the_watermark_minus_the_overlap_in_milliseconds() {
     assert_eq!(setup.server.jobs()[1].since.as_deref(), Some("2026-01-01T00:55:02.000Z"));
 }
 
+/// (rule 51, Q-31)
 #[tokio::test]
 async fn the_watermark_is_never_after_the_date_of_the_kick_off() {
     let setup = Setup::new().await;
@@ -40,6 +42,7 @@ async fn the_watermark_is_never_after_the_date_of_the_kick_off() {
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
 }
 
+/// (rules 49 and 51)
 #[tokio::test]
 async fn the_watermark_is_the_transaction_time_if_that_is_before_the_date_of_the_kick_off() {
     let setup = Setup::new().await;
@@ -51,6 +54,7 @@ async fn the_watermark_is_the_transaction_time_if_that_is_before_the_date_of_the
     assert_eq!(setup.server.jobs()[1].since.as_deref(), Some("2025-12-31T10:55:00.123Z"), "rounded down");
 }
 
+/// (rule 139, Q-82)
 #[tokio::test]
 async fn a_sync_without_changes_writes_no_data_file_and_still_moves_the_watermark() {
     let setup = Setup::new().await;
@@ -64,6 +68,7 @@ async fn a_sync_without_changes_writes_no_data_file_and_still_moves_the_watermar
     assert_eq!(setup.watermark(OBSERVATION).await, at("2026-01-01T02:00:00Z"));
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn an_export_that_ends_before_the_watermark_is_named_and_nothing_that_changed_since_is_lost() {
     let setup = Setup::new().await;
@@ -79,6 +84,7 @@ async fn an_export_that_ends_before_the_watermark_is_named_and_nothing_that_chan
     assert_eq!(since, None, "nobody knows since when");
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_follows_the_clock() {
     let setup = Setup::new().await;
@@ -128,6 +134,7 @@ async fn what_the_server_deletes_between_a_load_that_is_held_and_the_next_one_do
     setup.assert_same_as_server().await;
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn a_watermark_stays_where_an_export_ends_a_little_earlier() {
     let setup = Setup::new().await;
@@ -137,6 +144,7 @@ async fn a_watermark_stays_where_an_export_ends_a_little_earlier() {
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"), "the overlap covers it");
 }
 
+///
 #[tokio::test]
 async fn an_old_export_that_comes_again_is_named() {
     let setup = Setup::new().await;
@@ -151,6 +159,7 @@ async fn an_old_export_that_comes_again_is_named() {
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T01:00:00Z"));
 }
 
+/// (rule 131)
 #[tokio::test]
 async fn a_clock_more_than_a_day_ahead_of_ours_writes_rows_and_holds_every_watermark() {
     let setup = Setup::new().await;
@@ -173,6 +182,7 @@ async fn a_clock_more_than_a_day_ahead_of_ours_writes_rows_and_holds_every_water
     setup.assert_same_as_server().await;
 }
 
+/// (rule 131)
 #[tokio::test]
 async fn a_clock_less_than_a_day_ahead_of_ours_holds_nothing() {
     let setup = Setup::new().await;
@@ -197,6 +207,7 @@ async fn an_old_export_is_named_although_its_transaction_time_has_more_digits_th
     setup.assert_same_as_server().await;
 }
 
+/// (rule 113)
 #[tokio::test]
 async fn a_new_type_in_the_configuration_is_loaded_in_full_and_the_others_incrementally() {
     let mut setup = Setup::new().await;
@@ -224,6 +235,7 @@ async fn another_export_name_starts_with_a_full_load_and_keeps_the_rows() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 50, Q-23)
 #[tokio::test]
 async fn without_a_transaction_time_rows_are_written_and_the_watermark_does_not_move() {
     let setup = Setup::new().await;
@@ -245,6 +257,7 @@ async fn without_a_transaction_time_rows_are_written_and_the_watermark_does_not_
     setup.assert_same_as_server().await;
 }
 
+/// (rules 100 and 101)
 #[tokio::test]
 async fn an_error_among_the_outcomes_stops_the_watermark_and_keeps_the_rows() {
     let setup = Setup::new().await;
@@ -260,6 +273,7 @@ async fn an_error_among_the_outcomes_stops_the_watermark_and_keeps_the_rows() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 101)
 #[tokio::test]
 async fn information_among_the_outcomes_does_not_stop_the_watermark() {
     let setup = Setup::new().await;

@@ -78,6 +78,7 @@ fn may_export(permissions: &str) -> Says {
 mod tests {
     use super::*;
 
+    /// (rules 124 and 126)
     #[test]
     fn granted_scopes_of_both_versions_are_compared_with_a_type() {
         let missing = |scope: &str| Granted::No { missing: scope.to_owned() };

@@ -54,7 +54,7 @@ fn of_body(body: &str, lists: Lists) -> Understood {
     parameters.map(pair).flat_map(|(name, value)| split(name, &value, lists)).collect()
 }
 
-/// Shows (rule 12).
+/// Shows (rules 12, 18 and 28, Q-13).
 #[test]
 fn each_parameter_of_a_body_has_its_fhir_type() {
     let text = |text: &str| BTreeSet::from([text.to_owned()]);

@@ -84,6 +84,7 @@ async fn a_proxy_is_used_where_the_setting_names_one_and_never_for_loopback() {
     assert_eq!(proxy.asked()[0].path, "http://ehr.example.org/fhir/$export");
 }
 
+/// (rule 76)
 #[tokio::test]
 async fn http_2_is_not_offered_because_its_streams_can_end_early_without_an_error() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

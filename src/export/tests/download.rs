@@ -16,6 +16,7 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref().try_into().unwrap()
 }
 
+/// (rules 71 and 72, Q-41, Q-78)
 #[tokio::test]
 async fn a_file_arrives_as_it_is_with_a_receipt() {
     let server = Server::start(|_| Answer::ndjson(TWO_LINES)).await;
@@ -40,6 +41,7 @@ async fn an_empty_file_is_a_file() {
     }
 }
 
+/// (rule 72, Q-45)
 #[tokio::test]
 async fn gzip_is_decoded_by_its_header_and_by_its_first_bytes() {
     let zipped = gzip(TWO_LINES).await;
@@ -58,6 +60,7 @@ async fn gzip_is_decoded_by_its_header_and_by_its_first_bytes() {
     }
 }
 
+/// (rules 72 and 76)
 #[tokio::test]
 async fn gzip_of_several_members_is_read_to_its_end_however_it_is_cut_into_chunks() {
     let zipped = [gzip(&TWO_LINES[..40]).await, gzip(&TWO_LINES[40..]).await].concat();
@@ -86,6 +89,7 @@ async fn a_damaged_gzip_stream_fails_the_file() {
     }
 }
 
+/// (rule 76)
 #[tokio::test]
 async fn gzip_that_ends_early_never_counts_as_complete() {
     let whole = gzip(TWO_LINES).await;
@@ -103,6 +107,7 @@ async fn gzip_that_ends_early_never_counts_as_complete() {
     );
 }
 
+/// (rule 76, Q-48)
 #[tokio::test]
 async fn a_transfer_that_is_cut_never_counts_as_complete() {
     for answer in [
@@ -117,6 +122,7 @@ async fn a_transfer_that_is_cut_never_counts_as_complete() {
     }
 }
 
+/// (rules 77 and 78)
 #[tokio::test]
 async fn after_a_cut_each_byte_still_arrives_once() {
     let mut turn = 0;
@@ -151,6 +157,7 @@ async fn after_a_cut_a_file_may_have_another_encoding() {
     assert_eq!(bytes, TWO_LINES);
 }
 
+/// (rule 77)
 #[tokio::test]
 async fn a_file_that_changed_between_two_readings_is_an_error() {
     let changed: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"3\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
@@ -167,6 +174,7 @@ async fn a_file_that_changed_between_two_readings_is_an_error() {
     }
 }
 
+/// (rule 78)
 #[tokio::test]
 async fn progress_allows_new_attempts_up_to_a_limit() {
     let long: Vec<u8> = [b"{".as_slice(), &[b' '; 500]].concat();
@@ -200,6 +208,7 @@ async fn a_silent_server_is_asked_again() {
     assert_eq!(bytes, TWO_LINES);
 }
 
+/// (rules 31 and 73, Q-41, Q-77)
 #[tokio::test]
 async fn html_and_xml_and_arrays_are_not_ndjson() {
     for (content_type, body) in [
@@ -221,6 +230,7 @@ async fn html_and_xml_and_arrays_are_not_ndjson() {
     assert!(matches!(download(&server).await.1, Err(Error::NotNdjson { .. })));
 }
 
+/// (rule 86, Q-47)
 #[tokio::test]
 async fn a_byte_order_mark_and_blank_lines_may_come_before_the_first_resource() {
     for body in ["\u{feff}{\"a\":1}", "\r\n\n {\"a\":1}", "\u{feff}\n{\"a\":1}", "\n\n"] {
@@ -284,6 +294,7 @@ async fn a_download_without_a_reader_stops() {
     assert!(matches!(receipt, Err(Error::Abandoned { .. })), "{receipt:?}");
 }
 
+/// (rule 91, Q-42)
 #[tokio::test]
 async fn redirects_are_followed_but_not_for_ever() {
     for status in [301, 302, 303, 307, 308] {
@@ -302,6 +313,7 @@ async fn redirects_are_followed_but_not_for_ever() {
     assert!(matches!(download(&server).await.1, Err(Error::UnusableUrl { .. })));
 }
 
+///
 #[tokio::test]
 async fn a_file_in_a_bucket_is_refused_with_its_scheme() {
     let server = Server::start(|_| Answer::status(500)).await;
@@ -310,6 +322,7 @@ async fn a_file_in_a_bucket_is_refused_with_its_scheme() {
     assert_eq!(error.to_string(), "Patient file 1 of 1: a s3: URL cannot be fetched, only https and http can");
 }
 
+/// (rule 73)
 #[tokio::test]
 async fn ndjson_that_is_called_a_page_is_read_and_a_page_is_an_outage() {
     let html = |body: &[u8]| Answer::status(200).header("content-type", "text/html; charset=UTF-8").body(body);
@@ -342,6 +355,7 @@ async fn a_204_is_an_empty_file_but_not_after_some_of_it_was_read() {
     assert!(matches!(download(&server).await.1, Err(Error::FileChanged { .. })));
 }
 
+/// (rule 78)
 #[tokio::test]
 async fn a_limit_of_the_rate_is_waited_for_longer_than_an_outage() {
     let mut turn = 0;

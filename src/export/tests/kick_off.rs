@@ -6,6 +6,7 @@ fn accepted(location: &str) -> Answer {
     Answer::status(202).header("content-location", location).header("date", "Fri, 20 Nov 2026 10:00:07 GMT")
 }
 
+/// (rules 8 to 10, 14, 20 and 31, Q-1, Q-4, Q-8, Q-10, Q-12, Q-14, Q-73)
 #[tokio::test]
 async fn a_kick_off_sends_exactly_what_servers_require() {
     let server = Server::start(|_| accepted("/status/1")).await;
@@ -26,6 +27,7 @@ async fn a_kick_off_sends_exactly_what_servers_require() {
     assert_eq!(asked.header("authorization"), None);
 }
 
+/// (rule 3)
 #[tokio::test]
 async fn each_level_has_its_own_path() {
     let server = Server::start(|_| accepted("/status/1")).await;
@@ -36,6 +38,7 @@ async fn each_level_has_its_own_path() {
     assert_eq!(paths, ["/fhir/$export", "/fhir/Patient/$export", "/fhir/Group/7/$export"]);
 }
 
+/// (rule 3)
 #[tokio::test]
 async fn a_group_id_that_would_change_the_path_is_refused() {
     let server = Server::start(|_| accepted("/status/1")).await;
@@ -46,6 +49,7 @@ async fn a_group_id_that_would_change_the_path_is_refused() {
     assert!(server.asked().is_empty());
 }
 
+/// (rule 32, Q-6)
 #[tokio::test]
 async fn a_relative_content_location_is_resolved_against_the_kick_off() {
     for (location, path) in [("/status/1?x=2", "/status/1?x=2"), ("status/1", "/fhir/status/1")] {
@@ -55,6 +59,7 @@ async fn a_relative_content_location_is_resolved_against_the_kick_off() {
     }
 }
 
+/// (rule 51)
 #[tokio::test]
 async fn a_job_carries_the_clock_of_the_server() {
     let server = Server::start(|_| accepted("/status/1")).await;
@@ -62,12 +67,14 @@ async fn a_job_carries_the_clock_of_the_server() {
     assert_eq!(job.kicked_off_at.unwrap().to_string(), "2026-11-20T10:00:07Z");
 }
 
+/// (rule 32)
 #[tokio::test]
 async fn a_202_without_a_status_url_is_an_error() {
     let server = Server::start(|_| Answer::status(202)).await;
     assert!(matches!(client(&server).kick_off(&request(&[])).await, Err(Error::NoStatusUrl { .. })));
 }
 
+/// (rule 1)
 #[tokio::test]
 async fn an_unencrypted_status_url_on_another_host_is_refused() {
     let server = Server::start(|_| accepted("http://fhir.example.org/status")).await;
@@ -76,6 +83,7 @@ async fn an_unencrypted_status_url_on_another_host_is_refused() {
     assert!(client.kick_off(&request(&[])).await.is_ok());
 }
 
+/// (rule 34, Q-3)
 #[tokio::test]
 async fn a_busy_server_is_waited_for() {
     let mut busy = 8;
@@ -88,6 +96,7 @@ async fn a_busy_server_is_waited_for() {
     assert_eq!(server.asked().len(), 8, "more often than a fault is tried again");
 }
 
+/// (rule 34, Q-3)
 #[tokio::test]
 async fn a_server_that_stays_busy_is_an_error_at_the_deadline() {
     let server = Server::start(|_| Answer::status(429)).await;
@@ -97,6 +106,7 @@ async fn a_server_that_stays_busy_is_an_error_at_the_deadline() {
     assert!(matches!(error, Error::Busy { .. }), "{error}");
 }
 
+/// (rule 33)
 #[tokio::test]
 async fn a_refused_kick_off_is_reported_in_the_server_s_own_words_on_one_line_and_cut_short() {
     let outcome = serde_json::json!({"resourceType": "OperationOutcome", "issue": [{
@@ -252,6 +262,7 @@ fn the_types_that_a_server_names_are_found_in_places_and_words() {
     assert_eq!(named(place), ["Device"]);
 }
 
+/// (rule 33)
 #[tokio::test]
 async fn an_invalid_code_is_not_quoted() {
     let server = Server::start(|_| Answer::outcome(400, "Jane Doe, born 1970")).await;
@@ -259,6 +270,7 @@ async fn an_invalid_code_is_not_quoted() {
     assert!(error.to_string().contains("error (unprintable code)"), "{error}");
 }
 
+/// (rule 36)
 #[tokio::test]
 async fn a_kick_off_is_repeated_as_long_as_an_outage_is_waited_for_and_a_501_is_final() {
     let server = Server::start(|_| Answer::status(503)).await;
@@ -271,6 +283,7 @@ async fn a_kick_off_is_repeated_as_long_as_an_outage_is_waited_for_and_a_501_is_
     assert_eq!(methods(&server), ["GET", "POST"], "each method once");
 }
 
+/// (rules 33 and 63, Q-29)
 #[tokio::test]
 async fn the_error_of_a_refused_kick_off_names_the_usual_reason() {
     for (answer, expected) in [
@@ -304,6 +317,7 @@ async fn a_kick_off_is_not_redirected() {
     assert_eq!(server.asked().len(), 1);
 }
 
+/// (rules 103 and 106, Q-30, Q-84)
 #[tokio::test]
 async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_succeeds() {
     for status in [200, 202, 204, 404, 405, 410, 501] {
@@ -319,6 +333,7 @@ async fn deleting_a_job_that_is_gone_or_cannot_be_deleted_succeeds() {
     assert!(matches!(job(&server).delete(&client(&server)).await, Err(Error::Denied { .. })));
 }
 
+/// (rule 1)
 #[test]
 fn a_server_that_would_be_reached_unencrypted_is_refused() {
     install_crypto();

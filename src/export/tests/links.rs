@@ -65,6 +65,7 @@ fn old_links_are_refused(status: u16) -> impl FnMut(&Asked) -> Answer + Send + '
     move |asked| if asked.path.ends_with("old") { Answer::status(status) } else { Answer::ndjson(LINES) }
 }
 
+/// (rule 61, Q-56)
 #[tokio::test]
 async fn a_link_that_has_expired_is_replaced_by_that_of_a_fresh_manifest() {
     for status in [400, 403, 404, 410] {
@@ -78,6 +79,7 @@ async fn a_link_that_has_expired_is_replaced_by_that_of_a_fresh_manifest() {
     }
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn all_workers_share_one_request_for_the_manifest() {
     let urls = |sig: &str| (1..=4).map(|number| format!("/{number}?sig={sig}")).collect::<Vec<_>>();
@@ -91,6 +93,7 @@ async fn all_workers_share_one_request_for_the_manifest() {
     assert!(new.iter().all(|url| case.count(url) == 1), "each by its own new link");
 }
 
+/// (rules 61 and 77)
 #[tokio::test]
 async fn a_download_that_had_begun_goes_on_by_the_new_link_and_each_byte_arrives_once() {
     let mut turn = 0;
@@ -108,6 +111,7 @@ async fn a_download_that_had_begun_goes_on_by_the_new_link_and_each_byte_arrives
     assert_eq!((case.count("/1?sig=old"), case.count("/1?sig=new")), (2, 1));
 }
 
+/// (rules 61 and 77)
 #[tokio::test]
 async fn by_the_new_link_the_transfer_goes_on_where_it_was_cut() {
     let (first, later) = (body(TIME, &[("/1?sig=old", 2)]), body(TIME, &[("/1?sig=new", 2)]));
@@ -128,6 +132,7 @@ async fn by_the_new_link_the_transfer_goes_on_where_it_was_cut() {
     assert_eq!((case.count("/1?sig=old"), case.count("/status"), case.count("/1?sig=new")), (2, 1, 1));
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn links_that_expire_again_and_again_are_renewed_as_often() {
     let signed = Arc::new(Mutex::new(0));
@@ -157,6 +162,7 @@ async fn links_that_expire_again_and_again_are_renewed_as_often() {
     assert!(server.asked().iter().filter(|asked| asked.path == "/status").count() > 10);
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn a_link_that_stays_refused_fails_its_file_as_without_a_fresh_manifest() {
     for (status, expected) in [(400, "denied"), (403, "denied"), (404, "gone"), (410, "gone")] {
@@ -181,6 +187,7 @@ async fn a_link_with_a_query_that_the_fresh_manifest_repeats_asks_for_another_ex
     }
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn a_manifest_of_something_else_gives_no_links() {
     let first = body(TIME, &[("/1?sig=old", 2), ("/2?sig=old", 5)]);
@@ -234,6 +241,7 @@ async fn a_status_url_that_says_later_and_later_ends_the_renewal_after_the_patie
     }
 }
 
+/// (rule 61)
 #[tokio::test]
 async fn fresh_manifests_that_help_nobody_have_a_limit() {
     let urls: Vec<_> = (1..=40).map(|number| format!("/{number}")).collect();
@@ -245,6 +253,7 @@ async fn fresh_manifests_that_help_nobody_have_a_limit() {
     assert_eq!(case.count("/status"), 10);
 }
 
+/// (rule 61, Q-40)
 #[tokio::test]
 async fn the_same_file_is_found_by_what_tells_the_files_apart() {
     for (first, later, what) in [

@@ -10,6 +10,7 @@ fn read(body: &str) -> Result<Manifest, String> {
     Ok(pages.manifest(false))
 }
 
+/// (rules 54, 55, 58 and 60, Q-36)
 #[test]
 fn a_manifest_of_every_version_of_the_guide_is_read() {
     for (version, body) in [
@@ -54,6 +55,7 @@ fn a_manifest_of_every_version_of_the_guide_is_read() {
     }
 }
 
+/// (rule 63)
 #[test]
 fn a_file_has_the_same_id_whatever_its_signature_and_no_two_files_have_one() {
     let of = |first: &str, second: &str, third: &str| {
@@ -70,6 +72,7 @@ fn a_file_has_the_same_id_whatever_its_signature_and_no_two_files_have_one() {
     assert_eq!(of("sig=1", "sig=2", "sig=3"), of("sig=s3cret", "x", "y#z"));
 }
 
+/// (rules 55 and 58, Q-23)
 #[test]
 fn absent_lists_are_empty() {
     let manifest = read(r#"{"transactionTime":"2026-11-20T10:00:00Z","output":null}"#).unwrap();
@@ -77,6 +80,7 @@ fn absent_lists_are_empty() {
     assert!(read(r#"{"output":[]}"#).unwrap().transaction_time.is_none());
 }
 
+/// (rules 50 and 134, Q-32)
 #[test]
 fn a_transaction_time_counts_only_when_it_is_an_instant_on_every_page() {
     for (text, readable) in [
@@ -96,6 +100,7 @@ fn a_transaction_time_counts_only_when_it_is_an_instant_on_every_page() {
     assert!(pages.manifest(false).transaction_time.is_none());
 }
 
+/// (rule 53, Q-34)
 #[test]
 fn whether_a_token_is_required_is_read_leniently() {
     for (text, by_default, expected) in [
@@ -113,6 +118,7 @@ fn whether_a_token_is_required_is_read_leniently() {
     }
 }
 
+/// (rules 55 and 56)
 #[test]
 fn counts_that_cannot_be_read_are_absent_and_unknown_types_are_told_from_missing_ones() {
     let manifest = read(
@@ -135,12 +141,14 @@ fn counts_that_cannot_be_read_are_absent_and_unknown_types_are_told_from_missing
     assert_eq!(kinds, expected, "a type that FHIR does not know is not the same as no type");
 }
 
+/// (rule 58)
 #[test]
 fn a_file_listed_as_error_and_as_outcome_counts_once() {
     let manifest = read(r#"{"output":[],"error":[{"url":"/1"}],"outcome":[{"url":"/1"},{"url":"/2"}]}"#).unwrap();
     assert_eq!(manifest.outcomes.len(), 2);
 }
 
+/// (rule 67)
 #[test]
 fn a_link_may_be_an_object_and_only_a_next_one_is_followed() {
     let at: Url = "https://fhir.example.org/status/1".parse().unwrap();
@@ -161,6 +169,7 @@ fn a_link_may_be_an_object_and_only_a_next_one_is_followed() {
     }
 }
 
+/// (Q-37)
 #[test]
 fn issues_in_the_manifest_itself_are_outcomes() {
     for (issues, expected) in [

@@ -50,6 +50,7 @@ async fn all_answered(paces: &Paces, status: StatusCode) {
     }
 }
 
+/// (rule 78)
 #[tokio::test(start_paused = true)]
 async fn it_begins_with_two_downloads_and_adds_one_after_each_round_without_a_complaint() {
     let paces = paces(None);
@@ -59,6 +60,7 @@ async fn it_begins_with_two_downloads_and_adds_one_after_each_round_without_a_co
     }
 }
 
+/// (rule 78, Q-44)
 #[tokio::test(start_paused = true)]
 async fn downloads_that_the_server_refuses_together_are_halved_once() {
     let paces = paces(None);
@@ -77,6 +79,7 @@ async fn downloads_that_the_server_refuses_together_are_halved_once() {
     drop((pass, second, third));
 }
 
+/// (rule 78)
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_is_reset_halves_them_and_a_silence_does_not() {
     let paces = paces(None);
@@ -90,6 +93,7 @@ fn reset() -> Fault {
     Fault::Transport(std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
 }
 
+/// (rule 78, Q-21)
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_the_server_asks_for_holds_every_request_to_this_origin_and_no_other() {
     let paces = paces(None);
@@ -153,6 +157,7 @@ impl Limited {
     }
 }
 
+/// (rule 78, Q-39)
 #[tokio::test(start_paused = true)]
 async fn a_thousand_files_of_a_host_with_sixty_requests_a_minute_need_hardly_more_than_a_thousand_requests() {
     for said in [Some(60), None] {
@@ -189,6 +194,7 @@ async fn a_thousand_files_of_a_host_with_sixty_requests_a_minute_need_hardly_mor
     }
 }
 
+///
 #[tokio::test]
 async fn a_file_is_not_requested_more_often_than_the_configuration_allows() {
     let server = Server::start(|_| Answer::ndjson(LINES).cut_after(5)).await;

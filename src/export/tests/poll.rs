@@ -26,6 +26,7 @@ fn old_job(server: &Server, minutes: i64) -> Job {
     Job { polling_since: local_now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
 }
 
+/// (rules 38 to 42, Q-20, Q-80)
 #[tokio::test]
 async fn a_job_is_polled_until_its_manifest_is_complete_and_progress_is_reported() {
     let server = answering(vec![
@@ -50,12 +51,14 @@ async fn a_job_is_polled_until_its_manifest_is_complete_and_progress_is_reported
     assert_eq!(server.asked()[0].header("accept"), Some("application/json"));
 }
 
+/// (rule 45, Q-19)
 #[tokio::test]
 async fn a_404_right_after_the_kick_off_is_waited_for() {
     let server = answering(vec![|| Answer::status(404), || Answer::json(EMPTY)]).await;
     assert!(wait(job(&server), &client(&server)).await.is_ok());
 }
 
+/// (rule 45, Q-27)
 #[tokio::test]
 async fn a_404_later_or_a_410_means_that_the_job_is_lost() {
     let server = answering(vec![|| Answer::status(404)]).await;
@@ -65,6 +68,7 @@ async fn a_404_later_or_a_410_means_that_the_job_is_lost() {
     assert!(matches!(wait(job(&server), &client(&server)).await, Err(Error::JobLost { .. })));
 }
 
+/// (rule 43, Q-22)
 #[tokio::test]
 async fn transient_issues_are_waited_for() {
     let mut turn = 0;
@@ -83,6 +87,7 @@ async fn transient_issues_are_waited_for() {
     assert_eq!(server.asked().len(), 20);
 }
 
+/// (rule 43, Q-81)
 #[tokio::test]
 async fn an_export_that_asks_for_patience_in_the_same_words_for_ever_has_failed() {
     let server = answering(vec![|| Answer::outcome(500, "exception")]).await;
@@ -91,6 +96,7 @@ async fn an_export_that_asks_for_patience_in_the_same_words_for_ever_has_failed(
     assert!(server.asked().len() >= 5);
 }
 
+/// (rule 43)
 #[tokio::test]
 async fn a_4xx_with_other_issues_that_is_repeated_means_that_the_export_failed() {
     let server = answering(vec![|| Answer::outcome(422, "processing")]).await;
@@ -100,6 +106,7 @@ async fn a_4xx_with_other_issues_that_is_repeated_means_that_the_export_failed()
     assert!(!error.to_string().contains("Jane"), "{error}");
 }
 
+/// (rule 44, Q-81)
 #[tokio::test]
 async fn a_500_with_other_issues_is_believed_after_an_outage() {
     let server = answering(vec![|| Answer::outcome(500, "processing")]).await;
@@ -120,6 +127,7 @@ async fn after(polls: u32, failures: &mut PollFailures, fault: &Fault) -> Option
     None
 }
 
+/// (rules 44 and 133, Q-22, Q-81)
 #[tokio::test(start_paused = true)]
 async fn a_verdict_is_believed_after_15_minutes_an_outage_waited_for_30_and_a_plea_for_6_hours() {
     let config = Config::new("https://ehr.example.org/".parse().unwrap());
@@ -156,6 +164,7 @@ async fn a_verdict_is_believed_after_15_minutes_an_outage_waited_for_30_and_a_pl
     }
 }
 
+/// (rule 44)
 #[tokio::test]
 async fn faults_of_the_network_do_not_count_as_reports_of_the_server() {
     let bad = || Answer::status(502);
@@ -164,6 +173,7 @@ async fn faults_of_the_network_do_not_count_as_reports_of_the_server() {
     assert!(wait(job(&server), &client(&server)).await.is_ok());
 }
 
+/// (rule 43)
 #[tokio::test]
 async fn one_issue_that_is_not_transient_decides_wherever_it_is() {
     let transient = r#"{"severity":"error","code":"transient"},"#.repeat(20);
@@ -178,6 +188,7 @@ async fn one_issue_that_is_not_transient_decides_wherever_it_is() {
     assert!(error.to_string().ends_with(", …"), "{error}");
 }
 
+/// (rule 44, Q-22)
 #[tokio::test]
 async fn a_5xx_of_a_proxy_is_an_outage() {
     let bad = || Answer::status(502).body("<html>");
@@ -188,6 +199,7 @@ async fn a_5xx_of_a_proxy_is_an_outage() {
     assert!(matches!(wait(job(&server), &impatient(&server)).await, Err(Error::Unreachable { .. })));
 }
 
+/// (rule 63)
 #[tokio::test]
 async fn the_error_of_an_unreachable_server_has_no_query() {
     let server = answering(vec![|| Answer::status(202)]).await;
@@ -198,6 +210,7 @@ async fn the_error_of_an_unreachable_server_has_no_query() {
     assert!(!format!("{error:?} {error:#}").contains("s3cret"), "{error:#}");
 }
 
+/// (rule 46, Q-23)
 #[tokio::test]
 async fn a_200_without_a_manifest_is_never_an_empty_export() {
     for body in [
@@ -218,6 +231,7 @@ async fn a_200_without_a_manifest_is_never_an_empty_export() {
     }
 }
 
+/// (rule 44, Q-29)
 #[tokio::test]
 async fn an_html_page_is_an_outage() {
     let page = || Answer::status(200).header("content-type", "text/html").body("\n<html>");
@@ -227,6 +241,7 @@ async fn an_html_page_is_an_outage() {
     assert!(matches!(wait(job(&server), &impatient(&server)).await, Err(Error::Unreachable { .. })));
 }
 
+/// (rule 37)
 #[tokio::test]
 async fn x_export_status_on_a_200_is_the_status_of_the_export() {
     let server = answering(vec![|| Answer::json(r#"{"output":[]}"#).header("x-export-status", "202"), || {
@@ -237,6 +252,7 @@ async fn x_export_status_on_a_200_is_the_status_of_the_export() {
     assert_eq!(server.asked().len(), 2);
 }
 
+/// (rule 47, Q-25, Q-26)
 #[tokio::test]
 async fn a_job_beyond_its_deadline_is_polled_once_more() {
     let server = answering(vec![|| Answer::json(EMPTY)]).await;
@@ -247,6 +263,7 @@ async fn a_job_beyond_its_deadline_is_polled_once_more() {
     assert_eq!(server.asked().len(), 1);
 }
 
+/// (rule 44, Q-28, Q-63)
 #[tokio::test]
 async fn a_denied_poll_is_an_error() {
     let server = answering(vec![|| Answer::status(403)]).await;
@@ -255,6 +272,7 @@ async fn a_denied_poll_is_an_error() {
     assert!(matches!(error, Error::Deadline { .. }), "not for ever: {error}");
 }
 
+/// (rules 66 and 68 to 70, Q-38)
 #[tokio::test]
 async fn every_page_is_read_even_if_it_is_not_ready_at_first() {
     let mut waited = false;
@@ -280,6 +298,7 @@ async fn every_page_is_read_even_if_it_is_not_ready_at_first() {
     assert_eq!(manifest.outcomes.len(), 1);
 }
 
+/// (rule 67)
 #[tokio::test]
 async fn pages_that_form_a_cycle_or_never_end_are_not_a_manifest() {
     let page = |next: &str| Answer::json(&format!(r#"{{"output":[],"link":[{{"relation":"next","url":"{next}"}}]}}"#));
@@ -325,6 +344,7 @@ async fn relative_urls_of_a_manifest_belong_to_the_address_that_answered() {
     assert_eq!(manifest.output[0].url, server.url("/elsewhere/deep/files/p"));
 }
 
+/// (rule 51)
 #[tokio::test]
 async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later_answer() {
     let at = |minute: u32| format!("Fri, 20 Nov 2026 10:{minute:02}:00 GMT");
@@ -346,6 +366,7 @@ async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later
     assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
 }
 
+/// (rules 41 and 48)
 #[tokio::test(start_paused = true)]
 async fn progress_that_stays_the_same_for_hours_is_a_warning_once_until_it_changes() {
     let mut unchanged = Unchanged::default();

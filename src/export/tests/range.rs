@@ -39,6 +39,7 @@ async fn assert_arrives(server: &Server, body: &[u8], requests: usize, case: &st
     assert_eq!(receipt.sha256, digest.as_ref(), "{case}");
 }
 
+/// (rule 77, Q-46)
 #[tokio::test]
 async fn a_transfer_goes_on_where_it_was_cut_wherever_that_is() {
     for at in 1..LINES.len() {
@@ -52,6 +53,7 @@ async fn a_transfer_goes_on_where_it_was_cut_wherever_that_is() {
     }
 }
 
+/// (rule 77, Q-46)
 #[tokio::test]
 async fn a_gzip_stream_goes_on_where_it_was_cut_wherever_that_is() {
     let zipped = gzip(LINES).await;
@@ -77,6 +79,7 @@ async fn a_transfer_that_is_cut_again_and_again_goes_on_each_time() {
     assert_arrives(&server, LINES, LINES.len().div_ceil(10), "ten bytes at a time").await;
 }
 
+/// (rule 77, Q-85)
 #[tokio::test]
 async fn only_a_strong_validator_of_a_server_that_serves_ranges_lets_a_transfer_go_on() {
     let (ranges, date) = (("accept-ranges", "bytes"), ("date", NOW));
@@ -108,6 +111,7 @@ async fn only_a_strong_validator_of_a_server_that_serves_ranges_lets_a_transfer_
     }
 }
 
+/// (rule 77, Q-46)
 #[tokio::test]
 async fn a_server_that_sends_the_whole_file_instead_is_not_asked_a_third_time() {
     let mut turn = 0;
@@ -119,6 +123,7 @@ async fn a_server_that_sends_the_whole_file_instead_is_not_asked_a_third_time() 
     assert_arrives(&server, LINES, 2, "200 to a range").await;
 }
 
+/// (rule 77)
 #[tokio::test]
 async fn a_file_that_has_changed_is_never_continued() {
     let changed: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"3\"}\n{\"resourceType\":\"Patient\",\"id\":\"2\"}\n";
@@ -132,6 +137,7 @@ async fn a_file_that_has_changed_is_never_continued() {
     assert_eq!(bytes, LINES[..40]);
 }
 
+/// (rule 77)
 #[tokio::test]
 async fn a_rest_that_is_not_the_one_that_was_asked_for_is_not_used() {
     let bad = |name: &'static str, value: &'static str| {

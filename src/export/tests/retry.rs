@@ -19,6 +19,7 @@ fn read(retry_after_header: &str) -> Option<Duration> {
     retry_after(&headers)
 }
 
+/// (rule 39, Q-20)
 #[test]
 fn retry_after_is_read_in_every_form_that_servers_send() {
     for (header, seconds) in [
@@ -55,6 +56,7 @@ fn seconds(min: u64, max: u64) -> WaitRange {
     WaitRange::new(Duration::from_secs(min), Duration::from_secs(max)).unwrap()
 }
 
+/// (rule 39, Q-80)
 #[test]
 fn waits_double_up_to_their_limit_and_retry_after_is_obeyed_within_it() {
     let mut backoff = Backoff::new(seconds(2, 10), Rng::with_seed(1));
@@ -73,6 +75,7 @@ fn waits_double_up_to_their_limit_and_retry_after_is_obeyed_within_it() {
 }
 
 proptest! {
+    /// (rule 39, Q-21, Q-69)
     #[test]
     fn every_wait_is_within_its_range(seed: u64, min_ms in 0..100_000_u64, more_ms in 0..100_000_u64, waits in 0..40_u32) {
         let [min, max] = [min_ms, min_ms + more_ms].map(Duration::from_millis);
@@ -110,6 +113,7 @@ fn a_shortest_wait_above_the_longest_is_not_a_range() {
     assert!(WaitRange::new(Duration::from_secs(5), Duration::from_secs(5)).is_some());
 }
 
+/// (rule 1)
 #[test]
 fn no_request_is_downgraded_from_https_or_uses_another_scheme() {
     let may =
@@ -125,6 +129,7 @@ fn no_request_is_downgraded_from_https_or_uses_another_scheme() {
     }
 }
 
+/// (rule 1, Q-5)
 #[test]
 fn an_unencrypted_url_of_the_own_host_behind_tls_is_meant_encrypted() {
     for (url, from, expected) in [

@@ -157,6 +157,7 @@ mod tests {
         assert!(Decimal::parse("1e26").unwrap().at_scale(12, 38).is_none());
     }
 
+    /// (rule 87)
     #[test]
     fn the_lexical_scale_is_what_was_written() {
         for (text, scale) in [("1", 0), ("1.50", 2), ("1.5e3", -2), ("15e-3", 3), ("0.0000004100", 10)] {
@@ -172,6 +173,7 @@ mod tests {
     }
 
     proptest! {
+        /// (rule 87)
         #[test]
         fn up_to_six_places_come_back_exactly(unscaled in -10i128.pow(31)..10i128.pow(31)) {
             let sign = if unscaled < 0 { "-" } else { "" };

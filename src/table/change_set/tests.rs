@@ -222,6 +222,7 @@ fn spilled(all: &[Change]) -> (HashMap<u8, Kept>, u64) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
+    /// (rule 81)
     #[test]
     fn any_order_and_any_spilling_keep_the_same_newest_change_of_each_id(
         (all, shuffled) in changes(any_version()),

@@ -259,6 +259,7 @@ async fn an_upsert_that_is_tried_again_writes_its_tombstones_once() {
     assert_eq!(lake.deleted_ids().await, [["a"]]);
 }
 
+/// (rule 97)
 #[tokio::test(flavor = "multi_thread")]
 async fn no_deletion_is_later_than_its_export() {
     let lake = Lake::new();

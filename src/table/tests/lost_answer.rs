@@ -38,6 +38,7 @@ async fn assert_applied(lake: &Lake) {
     assert!(rows["a"].contains("new"));
 }
 
+/// (rule 137)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_landed_although_its_answer_was_lost_counts_once() {
     for fault in [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain] {
@@ -73,6 +74,7 @@ async fn a_refused_commit_is_an_error_and_the_next_upsert_succeeds() {
     }
 }
 
+/// (rule 137)
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_answer_to_a_commit_that_only_moves_the_watermark_counts_once() {
     let lake = lake().await;

@@ -213,6 +213,7 @@ fn limits(max_missing_percent: f64) -> Reconcile {
     Reconcile { max_missing: 0, max_missing_percent, allow_empty: false }
 }
 
+/// (rules 81 and 137)
 #[tokio::test]
 async fn a_first_load_keeps_the_newest_of_each_id_and_moves_the_watermark_in_the_same_commit() {
     let lake = Lake::new();
@@ -223,6 +224,7 @@ async fn a_first_load_keeps_the_newest_of_each_id_and_moves_the_watermark_in_the
     assert_eq!(lake.watermark().await, Some(time(5)));
 }
 
+/// (rules 16 and 139, Q-76)
 #[tokio::test]
 async fn the_same_export_again_writes_no_data_file_and_still_moves_the_watermark() {
     let lake = Lake::new();
@@ -237,6 +239,7 @@ async fn the_same_export_again_writes_no_data_file_and_still_moves_the_watermark
     assert_eq!(third.version, second.version, "not even a watermark changed: no commit");
 }
 
+/// (rule 139)
 #[tokio::test]
 async fn an_empty_change_set_moves_the_watermark() {
     let lake = Lake::new();
@@ -255,6 +258,7 @@ async fn a_run_that_changes_nothing_and_holds_its_watermark_makes_no_commit() {
     assert_eq!(lake.watermark().await, Some(time(5)));
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn a_watermark_never_goes_backwards() {
     let lake = Lake::new();
@@ -263,6 +267,7 @@ async fn a_watermark_never_goes_backwards() {
     assert_eq!(lake.watermark().await, Some(time(5)));
 }
 
+/// (rule 52)
 #[tokio::test]
 async fn a_watermark_is_set_back_only_by_the_operator() {
     let lake = Lake::new();
@@ -297,6 +302,7 @@ async fn an_upsert_updates_inserts_deletes_and_leaves_newer_rows_alone() {
     assert!(rows["a"].contains("changed") && rows["b"].contains("newest"));
 }
 
+/// (rule 97)
 #[tokio::test]
 async fn a_late_deletion_does_not_remove_a_recreated_resource() {
     let lake = Lake::new();
@@ -307,6 +313,7 @@ async fn a_late_deletion_does_not_remove_a_recreated_resource() {
     assert_eq!(lake.upsert(&[newer], 7).await.counts, Counts { deleted: 1, ..Counts::default() });
 }
 
+/// (rule 96)
 #[tokio::test]
 async fn a_row_that_the_same_export_also_deletes_stays() {
     let lake = Lake::new();
@@ -314,6 +321,7 @@ async fn a_row_that_the_same_export_also_deletes_stays() {
     assert_eq!(lake.upsert(&[both], 5).await.counts, Counts { inserted: 1, duplicate: 1, ..Counts::default() });
 }
 
+/// (rule 98)
 #[tokio::test]
 async fn a_full_refresh_removes_missing_rows_unless_they_are_too_many() {
     let lake = Lake::new();
@@ -433,6 +441,7 @@ fn fold(exports: &[Vec<(u8, u32)>]) -> BTreeMap<String, u32> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
+    /// (rule 83, Q-75)
     #[test]
     fn any_order_and_any_repetition_of_exports_converges_to_the_newest_version(
         exports in proptest::collection::vec(proptest::collection::vec((0u8..6, 1u32..9), 0..8), 1..5),

@@ -303,6 +303,7 @@ fn a_column_that_nothing_filled_is_null_as_a_whole() {
     }
 }
 
+/// (rules 84 and 87, Q-55)
 #[test]
 fn a_line_becomes_a_row_byte_for_byte() {
     let line = r#" {"resourceType":"Patient", "id":"a\u0062", "x":1.50,"meta":{"versionId":"3","lastUpdated":"1970-01-01T00:00:01Z","tag":[{"code":"SUBSETTED"}]}}"#;
@@ -314,6 +315,7 @@ fn a_line_becomes_a_row_byte_for_byte() {
     assert_eq!((key.version.version_id, key.version.subsetted), (Some(3), true));
 }
 
+/// (rule 88)
 #[test]
 fn a_line_that_cannot_be_a_row_comes_back_with_its_reason() {
     let deep = format!(r#"{{"resourceType":"Patient","id":"a","x":{}1{}}}"#, "[".repeat(100), "]".repeat(100));

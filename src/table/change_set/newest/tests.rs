@@ -73,12 +73,14 @@ fn an_empty_index_is_loaded_once_and_covers_every_id() {
     assert!(newest.winners().count() == 0 && newest.covers("any") && newest.covers("other"));
 }
 
+/// (rule 81, Q-49)
 #[test]
 fn of_two_rows_of_one_version_the_later_in_the_export_wins_in_any_order_of_arrival() {
     let (_, hashes) = load(TINY, &entries(&[("a", row(2, Some(1))), ("a", row(1, Some(1)))]));
     assert_eq!(hashes["a"], Some(2));
 }
 
+/// (rule 96)
 #[test]
 fn a_row_that_is_certainly_older_than_a_deletion_loses_in_any_order_of_arrival() {
     let (before, without_time, after) = (row(1, Some(10)), row(2, None), row(3, Some(30)));
@@ -94,6 +96,7 @@ fn a_row_that_is_certainly_older_than_a_deletion_loses_in_any_order_of_arrival()
     }
 }
 
+/// (rules 81 and 82)
 #[test]
 fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
     // Each of these is newer than the one before, and the first is newer than the last: by time, by number, by place.
