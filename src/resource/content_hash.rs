@@ -119,6 +119,7 @@ mod tests {
         ContentHash::default().of(Tape::default().read(text).unwrap())
     }
 
+    /// (Q-57)
     #[test]
     fn order_white_space_and_escapes_do_not_change_the_hash() {
         let plain = hash(r#"{"a":[1,{"x":"é/\"\n","y":true}],"b":null}"#);

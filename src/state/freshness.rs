@@ -153,7 +153,6 @@ mod tests {
         job(kicked_off_at).data_as_of(parse_instant(watermark).unwrap().into()).format("%H:%M").to_string()
     }
 
-    /// (rule 131)
     #[test]
     fn the_data_are_from_the_local_time_of_the_kick_off_whatever_the_server_s_clock_says() {
         assert_eq!(as_of(Some("2026-11-20T10:00:00Z"), "2026-11-20T10:00:00Z"), "10:00");

@@ -173,7 +173,7 @@ async fn a_full_refresh_has_no_since_and_changes_nothing() {
     setup.assert_same_as_server().await;
 }
 
-/// (rules 66 and 138, Q-38, Q-39)
+/// (rule 66, Q-38, Q-39)
 #[tokio::test]
 async fn an_export_with_several_pages_and_many_files_is_read_completely() {
     let setup = Setup::new().await;

@@ -30,7 +30,7 @@ async fn health_becomes_unhealthy_when_the_data_are_too_old() {
     daemon.stop().await;
 }
 
-/// (rule 48, Q-68)
+///
 #[tokio::test]
 async fn a_failed_sync_is_counted_in_health_until_the_next_one_succeeds() {
     let mut setup = Setup::new().await;
@@ -57,7 +57,6 @@ async fn a_failed_sync_is_counted_in_health_until_the_next_one_succeeds() {
     setup.assert_same_as_server().await;
 }
 
-/// (rule 131)
 #[tokio::test]
 async fn data_are_as_old_as_the_kick_off_of_a_job_that_was_resumed() {
     let setup = Setup::new().await;

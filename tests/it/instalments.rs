@@ -261,6 +261,7 @@ async fn rows_of_a_load_that_was_given_up_and_that_the_server_deleted_meanwhile_
     setup.assert_same_as_server().await;
 }
 
+/// (rule 138)
 #[tokio::test]
 async fn with_deletions_there_is_one_commit_because_an_id_may_be_deleted_and_alive() {
     let mut setup = five_files().await;

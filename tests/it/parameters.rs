@@ -126,7 +126,7 @@ async fn a_full_load_with_an_initial_since_is_a_full_load() {
     setup.assert_same_as_server().await;
 }
 
-/// Shows.
+/// Shows (rule 17, Q-71).
 #[tokio::test]
 async fn a_server_that_ignores_since_is_noted_once_and_the_run_is_complete() {
     let setup = with_men().await;

@@ -89,8 +89,8 @@ async fn heals(named: &Named, setup: &Setup) -> bool {
     false
 }
 
-/// (rules 34, 36, 43, 44, 50, 56, 61, 74, 76, 78 to 80, 86, 89, 95, 101 and 126, Q-1, Q-3, Q-29, Q-34, Q-41, Q-45,
-///
+/// (rules 21, 34, 36, 44, 50, 52, 56, 61, 74, 76 to 80, 86, 89, 95, 101 and 126, Q-1, Q-3, Q-29, Q-41, Q-50, Q-64,
+///
 #[tokio::test(flavor = "multi_thread")]
 async fn each_named_scenario_ends_as_promised_and_the_tables_become_equal_to_the_server() {
     let mut plays = JoinSet::new();

@@ -366,7 +366,7 @@ async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later
     assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
 }
 
-/// (rules 41 and 48)
+/// (rule 41)
 #[tokio::test(start_paused = true)]
 async fn progress_that_stays_the_same_for_hours_is_a_warning_once_until_it_changes() {
     let mut unchanged = Unchanged::default();

@@ -24,7 +24,7 @@ fn value(document: Document<'_>, at: TokenIndex) -> Option<Value> {
     })
 }
 
-/// (rule 87)
+/// (rule 87, Q-57)
 #[test]
 fn a_document_keeps_order_repeated_names_and_the_text_of_numbers() {
     let text =
@@ -115,7 +115,6 @@ proptest! {
         prop_assert_eq!(plain(&bytes), end);
     }
 
-    ///
     #[test]
     fn json_is_read_as_serde_json_reads_it(text in json()) {
         let mut tape = Tape::default();
