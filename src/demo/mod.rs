@@ -16,7 +16,7 @@ pub use axum::http::StatusCode;
 
 pub use self::{
     json_object::JsonObject,
-    scenario::{Alteration, Fault, Scenario},
+    scenario::{Alteration, Fault, RateLimit, Scenario},
     server::{JobView, RecordedRequest, Server},
     token::{Auth, Registered},
     world::World,

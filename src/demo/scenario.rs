@@ -36,6 +36,8 @@ pub struct Scenario {
     pub lose_job: bool,
     /// Kick-off answers 429 while this many jobs have not been deleted (rule 34).
     pub max_jobs: usize,
+    /// Any request beyond it is answered 429 (rule 78).
+    pub rate_limit: Option<RateLimit>,
 
     /// By which method a kick-off is accepted; another is answered 405.
     pub methods: Methods,
@@ -115,6 +117,7 @@ impl Default for Scenario {
             names_refused_types: true,
             ignores_since: false,
             elements: Elements::Tagged,
+            rate_limit: None,
             left_out: BTreeSet::new(),
             groups: None,
             alterations: Vec::new(),
@@ -190,6 +193,16 @@ pub enum Elements {
     /// They are left out without a word.
     Untagged,
     Ignored,
+}
+
+/// How many requests a server takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RateLimit {
+    /// In any time as long as `window`; refused requests do not count.
+    pub requests: usize,
+    pub window: Duration,
+    /// Whether a refusal says when the next request will be taken, in whole seconds.
+    pub says_when: bool,
 }
 
 /// What some servers make of the files of an export.

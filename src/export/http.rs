@@ -204,7 +204,7 @@ impl Http {
 
     /// The response carries its pass: a download ends when its body has been read, or is dropped.
     async fn in_pace(&self, url: &Url, endpoint: Endpoint, request: RequestBuilder) -> Result<Response, Fault> {
-        let pass = self.paces.pass(url, endpoint.into()).await;
+        let pass = self.paces.pass(url, endpoint).await;
         match self.measured(endpoint, request.send()).await {
             Ok(mut response) => {
                 pass.answered(response.status(), retry_after(response.headers()));

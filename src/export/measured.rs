@@ -59,6 +59,21 @@ pub fn token<T>(result: &Result<T, Failure>) {
     });
 }
 
+/// How many files may be read from a server at the same time.
+pub fn downloads_allowed(downloads: usize) {
+    metrics::downloads_allowed(downloads);
+}
+
+/// The server that was asked for this is not asked for anything as long as this.
+pub fn paused(endpoint: Endpoint, pause: Duration) {
+    metrics::paused_until(peer(endpoint), local_now() + pause);
+}
+
+/// The time between the beginnings of two requests.
+pub fn interval(endpoint: Endpoint, interval: Duration) {
+    metrics::request_interval(peer(endpoint), interval);
+}
+
 fn peer(endpoint: Endpoint) -> Peer {
     match endpoint {
         Endpoint::Token => Peer::TokenEndpoint,

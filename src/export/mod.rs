@@ -50,6 +50,7 @@ mod poll;
 mod probe;
 mod proxy;
 mod range;
+mod rate;
 mod redirect;
 mod request;
 mod retry;

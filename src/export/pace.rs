@@ -3,8 +3,9 @@
 //!
 //! What always holds: a server that complains (429, 503, a connection that it resets) gets half as many downloads at the
 //! same time, and after a 429 or 503 no request at all for a while. It begins with two; one more is added after as many
-//! answers without a complaint as there are downloads. Only downloads wait for each other: a token or a poll never waits
-//! for a file that takes an hour.
+//! answers without a complaint as there are downloads. Requests begin in the order in which they were wanted, as far
+//! apart as the rate of the origin says. Only downloads wait for others to end: a token or a poll never waits for a file
+//! that takes an hour.
 
 use std::{
     collections::HashMap,
@@ -14,12 +15,18 @@ use std::{
 
 use reqwest::StatusCode;
 use tokio::{
-    sync::Notify,
+    sync::{Mutex as Queue, Notify},
     time::{Instant, sleep_until, timeout},
 };
 use url::{Origin, Url};
 
-use super::{WaitRange, failure::Fault};
+use super::{
+    WaitRange,
+    failure::Fault,
+    measured,
+    rate::{Change, Rate},
+    retry::{WaitLog, millis},
+};
 use crate::telemetry::metrics::Endpoint;
 
 /// How many downloads from an origin run at the same time at first.
@@ -28,7 +35,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a request is to the pace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Load {
+enum Load {
     /// It takes as long as the file is large.
     Download,
     /// A poll, a token, a document: soon over.
@@ -61,7 +68,10 @@ pub struct Paces {
 #[derive(Debug)]
 struct Pace {
     state: Mutex<PaceState>,
+    /// A download has ended, or one more is allowed.
     has_room: Notify,
+    /// Whoever has it begins next.
+    queue: Queue<()>,
 }
 
 #[derive(Debug)]
@@ -77,6 +87,11 @@ struct PaceState {
     in_a_row: u32,
     /// No request begins before.
     not_before: Instant,
+    rate: Rate,
+    /// How many downloads there were before the first of the complaints that the log names, until there are as many
+    /// again.
+    reduced_from: Option<usize>,
+    log: WaitLog,
 }
 
 /// A request that is under way. It ends when this is dropped.
@@ -84,7 +99,8 @@ struct PaceState {
 pub struct Pass {
     origin: String,
     pace: Arc<Pace>,
-    load: Load,
+    endpoint: Endpoint,
+    /// How many the server had when the request began.
     complaints: u32,
     pause: WaitRange,
 }
@@ -96,30 +112,22 @@ impl Paces {
     }
 
     /// Waits until a request to the origin of `url` may begin.
-    pub async fn pass(&self, url: &Url, load: Load) -> Pass {
-        let pace = Arc::clone(lock(&self.of).entry(url.origin()).or_insert_with(|| Arc::new(Pace::new())));
-        let complaints = loop {
-            let has_room = pace.has_room.notified();
-            let begin = lock(&pace.state).begin(load, self.interval);
-            match begin {
-                Begin::Now { complaints } => break complaints,
-                Begin::At(instant) => sleep_until(instant).await,
-                // Whoever was woken may have been given up since: then nobody wakes the next.
-                Begin::WhenOneEnds => drop(timeout(LOOK_AGAIN, has_room).await),
-            }
-        };
-        Pass { origin: url.origin().ascii_serialization(), pace, load, complaints, pause: self.pause }
+    pub async fn pass(&self, url: &Url, endpoint: Endpoint) -> Pass {
+        let new = || Arc::new(Pace::new(self.interval));
+        let pace = Arc::clone(lock(&self.of).entry(url.origin()).or_insert_with(new));
+        if Load::from(endpoint) == Load::Download {
+            pace.take_room().await;
+        }
+        // From here on the room is given back, whatever becomes of the request.
+        let origin = url.origin().ascii_serialization();
+        let mut pass = Pass { origin, pace, endpoint, complaints: 0, pause: self.pause };
+        pass.complaints = pass.pace.begin().await;
+        pass
     }
 }
 
-enum Begin {
-    Now { complaints: u32 },
-    At(Instant),
-    WhenOneEnds,
-}
-
 impl Pace {
-    fn new() -> Self {
+    fn new(interval: Duration) -> Self {
         let state = PaceState {
             allowed: FIRST_DOWNLOADS,
             running: 0,
@@ -127,25 +135,52 @@ impl Pace {
             complaints: 0,
             in_a_row: 0,
             not_before: Instant::now(),
+            rate: Rate::new(interval),
+            reduced_from: None,
+            log: WaitLog::default(),
         };
-        Self { state: Mutex::new(state), has_room: Notify::new() }
+        Self { state: Mutex::new(state), has_room: Notify::new(), queue: Queue::default() }
+    }
+
+    async fn take_room(&self) {
+        loop {
+            let has_room = self.has_room.notified();
+            if lock(&self.state).take_room() {
+                return;
+            }
+            // Whoever was woken may have been given up since: then nobody wakes the next.
+            drop(timeout(LOOK_AGAIN, has_room).await);
+        }
+    }
+
+    /// Waits for the requests before this one and for the pause; returns the number of complaints so far.
+    async fn begin(&self) -> u32 {
+        let _first = self.queue.lock().await;
+        loop {
+            let not_before = match lock(&self.state).begin() {
+                Ok(complaints) => return complaints,
+                Err(not_before) => not_before,
+            };
+            sleep_until(not_before).await;
+        }
     }
 }
 
 impl PaceState {
-    fn begin(&mut self, load: Load, interval: Duration) -> Begin {
+    fn take_room(&mut self) -> bool {
+        let has_room = self.running < self.allowed;
+        self.running += usize::from(has_room);
+        has_room
+    }
+
+    /// The number of complaints, or the instant before which nothing may begin.
+    fn begin(&mut self) -> Result<u32, Instant> {
         let now = Instant::now();
-        if load == Load::Download && self.running >= self.allowed {
-            return Begin::WhenOneEnds;
-        }
         if self.not_before > now {
-            return Begin::At(self.not_before);
+            return Err(self.not_before);
         }
-        self.not_before = now + interval;
-        if load == Load::Download {
-            self.running += 1;
-        }
-        Begin::Now { complaints: self.complaints }
+        self.not_before = now + self.rate.interval();
+        Ok(self.complaints)
     }
 }
 
@@ -153,7 +188,7 @@ impl Pass {
     /// An answer has arrived, and says this about the next request.
     pub fn answered(&self, status: StatusCode, pause: Option<Duration>) {
         match status {
-            StatusCode::TOO_MANY_REQUESTS if self.load == Load::KickOff => {}
+            StatusCode::TOO_MANY_REQUESTS if self.load() == Load::KickOff => {}
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => self.complained(pause),
             status if status.is_success() => self.went_well(),
             _ => {}
@@ -162,57 +197,105 @@ impl Pass {
 
     /// There is no answer, or not all of it.
     pub fn failed(&self, fault: &Fault) {
-        if matches!(fault, Fault::Transport(_)) {
-            self.reduce(&mut lock(&self.pace.state));
+        let mut state = lock(&self.pace.state);
+        if matches!(fault, Fault::Transport(_)) && self.is_first_to_say(&state) {
+            self.reduce(&mut state);
         }
     }
 
     fn complained(&self, pause: Option<Duration>) {
         let mut state = lock(&self.pace.state);
         let pause = pause.unwrap_or_else(|| self.pause.min().saturating_mul(1 << state.in_a_row.min(20)));
-        state.not_before = state.not_before.max(Instant::now() + pause.min(self.pause.max()));
-        if self.complaints == state.complaints {
-            state.in_a_row += 1;
+        let pause = pause.min(self.pause.max());
+        let now = Instant::now();
+        state.not_before = state.not_before.max(now + pause);
+        measured::paused(self.endpoint, pause);
+        if !self.is_first_to_say(&state) {
+            return;
         }
+        if self.load() == Load::Download && state.in_a_row == 0 {
+            let change = state.rate.complained(now);
+            self.note(&state.rate, change);
+        }
+        state.in_a_row += 1;
         self.reduce(&mut state);
     }
 
     /// Several downloads meet the same limit: together they are one complaint.
+    fn is_first_to_say(&self, state: &PaceState) -> bool {
+        self.complaints == state.complaints
+    }
+
     fn reduce(&self, state: &mut PaceState) {
-        if self.complaints != state.complaints {
-            return;
-        }
         state.complaints += 1;
-        if self.load != Load::Download || state.allowed == 1 {
+        if self.load() != Load::Download || state.allowed == 1 {
             return;
         }
-        (state.allowed, state.calm) = (state.allowed / 2, 0);
-        let downloads = state.allowed;
-        tracing::info!(origin = self.origin, downloads, "the server is asked for fewer files at the same time");
+        let before = state.allowed;
+        (state.allowed, state.calm) = (before / 2, 0);
+        measured::downloads_allowed(state.allowed);
+        if state.log.is_due() {
+            state.reduced_from.get_or_insert(before);
+            let (origin, downloads) = (&self.origin, state.allowed);
+            tracing::info!(origin, downloads, "the server is asked for fewer files at the same time");
+        }
     }
 
     fn went_well(&self) {
         let mut state = lock(&self.pace.state);
-        if self.complaints != state.complaints {
+        if !self.is_first_to_say(&state) {
             return;
         }
         state.in_a_row = 0;
+        if self.load() != Load::Download {
+            return;
+        }
+        let change = state.rate.took(Instant::now());
+        self.note(&state.rate, change);
         // While nobody waits, more would not be used, and nothing would be learned.
-        if self.load != Load::Download || state.running < state.allowed {
+        if state.running < state.allowed {
             return;
         }
         state.calm += 1;
         if state.calm >= state.allowed {
-            (state.allowed, state.calm) = (state.allowed + 1, 0);
-            tracing::debug!(origin = self.origin, downloads = state.allowed, "one more file at the same time");
-            self.pace.has_room.notify_one();
+            self.allow_one_more(&mut state);
         }
+    }
+
+    fn allow_one_more(&self, state: &mut PaceState) {
+        (state.allowed, state.calm) = (state.allowed + 1, 0);
+        measured::downloads_allowed(state.allowed);
+        let (origin, downloads) = (&self.origin, state.allowed);
+        tracing::debug!(origin, downloads, "one more file at the same time");
+        if state.reduced_from.is_some_and(|before| downloads >= before) {
+            state.reduced_from = None;
+            tracing::info!(origin, downloads, "the server is asked for as many files at the same time as before");
+        }
+        self.pace.has_room.notify_one();
+    }
+
+    fn note(&self, rate: &Rate, change: Change) {
+        let (origin, interval) = (&self.origin, rate.interval());
+        measured::interval(self.endpoint, interval);
+        match change {
+            Change::None => {}
+            Change::Learned => tracing::info!(
+                origin,
+                interval_ms = millis(interval),
+                "the server limits the rate: requests to it begin one after the other"
+            ),
+            Change::Forgotten => tracing::info!(origin, "the server no longer limits the rate"),
+        }
+    }
+
+    fn load(&self) -> Load {
+        self.endpoint.into()
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        if self.load == Load::Download {
+        if self.load() == Load::Download {
             let mut state = lock(&self.pace.state);
             state.running -= 1;
             self.pace.has_room.notify_one();

@@ -190,7 +190,7 @@ pub fn millis(duration: Duration) -> u64 {
 }
 
 /// Which of many waits in a row are worth a line in the log.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub struct WaitLog {
     last: Option<Instant>,
 }

@@ -72,6 +72,8 @@ mod partial;
 mod parameters;
 /// Lines that are not resources, how they are kept, and the commands for them.
 mod quarantine;
+/// Servers that limit the rate of requests.
+mod polite;
 /// The page on reliability: the tests and scenarios that it names.
 mod reliability;
 /// What the server reports as missing.

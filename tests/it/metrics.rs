@@ -6,7 +6,7 @@ use std::{
 use fhir_sync::demo::{Fault, StatusCode};
 use serde_json::json;
 
-use crate::harness::{Daemon, Setup, eventually};
+use crate::harness::{Daemon, PATIENT, Setup, eventually};
 
 /// The series of one scrape, by name and labels as they are written.
 struct Scrape {
@@ -175,6 +175,34 @@ async fn failures_retries_and_requests_that_were_denied_are_counted() {
     assert_equal(after.value(r#"fhir_sync_consecutive_failures{export="all"}"#), 0.0, "the last run was complete");
     let (_, health) = daemon.health().await;
     assert_eq!(health["exports"]["all"]["failures_in_a_row"], json!(0));
+    daemon.stop().await;
+}
+
+/// (rule 78)
+#[tokio::test]
+async fn what_a_server_that_complains_is_asked_for_is_in_the_metrics() {
+    let mut setup = Setup::new().await;
+    setup.schedule = "* * * * * *";
+    let file_refused = |times| Fault::Status {
+        path_contains: "/bulkfiles/".to_owned(),
+        status: StatusCode::TOO_MANY_REQUESTS,
+        times,
+        retry_after: Some("1".to_owned()),
+        body: String::new(),
+    };
+    let daemon = Daemon::start(&setup, &[]).await;
+    let paused = |peer| format!("fhir_sync_requests_paused_until_timestamp_seconds{{peer=\"{peer}\"}}");
+    let before = complete_runs(&daemon, 1.0).await;
+    assert_equal(before.value(&paused("file_server")), 0.0, "a pause");
+    setup.later(|world| _ = world.put(PATIENT, "p9", json!({"gender": "male"})));
+    setup.server.scenario(|scenario| scenario.faults = vec![file_refused(1)]);
+    let after = eventually("a pause in the metrics", async || {
+        Some(Scrape::of(&daemon).await).filter(|scrape| scrape.value(&paused("file_server")) > 1.7e9)
+    })
+    .await;
+    assert_equal(after.value(&paused("fhir_server")), 0.0, "only files were refused");
+    assert_equal(after.value("fhir_sync_parallel_downloads_limit"), 1.0, "half of two");
+    assert_equal(after.value(r#"fhir_sync_request_interval_seconds{peer="file_server"}"#), 0.0, "one is not a rate");
     daemon.stop().await;
 }
 

@@ -38,19 +38,9 @@ pub(super) async fn handle(State(port): State<Port>, request: Request, next: Nex
         path,
         status: 0,
     };
-    let mut response = match port.shared.take_fault(&recorded.path) {
-        Some(Fault::Status { status, retry_after, body, .. }) => {
-            let retry_after = retry_after.map(|value| (header::RETRY_AFTER, value));
-            (status, [(header::CONTENT_TYPE, content_type(&body))], AppendHeaders(retry_after), body).into_response()
-        }
-        Some(Fault::Redirect { status, location, .. }) => (status, [(header::LOCATION, location)]).into_response(),
-        fault => {
-            let response = match refusal(&port.shared, &recorded) {
-                Some(refusal) => refusal,
-                None => next.run(request).await,
-            };
-            apply_fault(response, fault.as_ref())
-        }
+    let mut response = match throttled(&port.shared) {
+        Some(throttled) => throttled,
+        None => served(&port.shared, &recorded, request, next).await,
     };
     if port.shared.scenario().gzip_unasked {
         response = compressed(response);
@@ -63,8 +53,37 @@ pub(super) async fn handle(State(port): State<Port>, request: Request, next: Nex
     response
 }
 
+/// The answer, with the scenario's faults.
+async fn served(shared: &Shared, recorded: &RecordedRequest, request: Request, next: Next) -> Response {
+    match shared.take_fault(&recorded.path) {
+        Some(Fault::Status { status, retry_after, body, .. }) => {
+            let retry_after = retry_after.map(|value| (header::RETRY_AFTER, value));
+            (status, [(header::CONTENT_TYPE, content_type(&body))], AppendHeaders(retry_after), body).into_response()
+        }
+        Some(Fault::Redirect { status, location, .. }) => (status, [(header::LOCATION, location)]).into_response(),
+        fault => {
+            let response = match refusal(shared, recorded) {
+                Some(refusal) => refusal,
+                None => next.run(request).await,
+            };
+            apply_fault(response, fault.as_ref())
+        }
+    }
+}
+
 fn date(shared: &Shared) -> String {
     (locked(&shared.world).now() + shared.scenario().clock_offset).format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+/// The answer to a request that is one too many.
+fn throttled(shared: &Shared) -> Option<Response> {
+    let limit = shared.scenario().rate_limit?;
+    let wait = shared.over_limit(limit)?;
+    let mut throttled = answer::outcome(StatusCode::TOO_MANY_REQUESTS, "throttled", "too many requests");
+    if limit.says_when {
+        throttled.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs() + 1));
+    }
+    Some(throttled)
 }
 
 /// The answer to a request that needs a token and has no valid one.

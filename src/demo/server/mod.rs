@@ -18,7 +18,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -35,7 +35,7 @@ use self::{job::Jobs, middleware::Port};
 use super::{
     World,
     folder::{self, NdjsonFile},
-    scenario::{Fault, Scenario},
+    scenario::{Fault, RateLimit, Scenario},
     token::Tokens,
 };
 use crate::fhir::ResourceType;
@@ -136,6 +136,7 @@ impl Server {
             scenario: watch::Sender::new(Scenario::default()),
             jobs: Mutex::default(),
             requests: Mutex::default(),
+            counted: Mutex::default(),
             tokens: Mutex::default(),
             closing: closing.clone(),
         });
@@ -163,6 +164,8 @@ struct Shared {
     scenario: watch::Sender<Scenario>,
     jobs: Mutex<Jobs>,
     requests: Mutex<VecDeque<RecordedRequest>>,
+    /// When the requests began that count for the scenario's limit of the rate, oldest first.
+    counted: Mutex<VecDeque<Instant>>,
     tokens: Mutex<Tokens>,
     closing: CancellationToken,
 }
@@ -177,6 +180,20 @@ impl Shared {
     fn types(&self) -> BTreeSet<ResourceType> {
         let of_folder = self.folder_files.iter().map(|file| file.resource_type);
         locked(&self.world).types().chain(of_folder).collect()
+    }
+
+    /// Counts a request; when there were too many before it, how long none is taken.
+    fn over_limit(&self, limit: RateLimit) -> Option<Duration> {
+        let now = Instant::now();
+        let mut counted = locked(&self.counted);
+        while counted.front().is_some_and(|began| now - *began >= limit.window) {
+            counted.pop_front();
+        }
+        let oldest = counted.front().copied().filter(|_| counted.len() >= limit.requests);
+        if oldest.is_none() {
+            counted.push_back(now);
+        }
+        oldest.map(|began| limit.window.saturating_sub(now - began))
     }
 
     fn take_fault(&self, path: &str) -> Option<Fault> {

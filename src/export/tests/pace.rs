@@ -10,7 +10,7 @@ use super::*;
 use crate::{
     export::{
         failure::Fault,
-        pace::{Load, Paces, Pass},
+        pace::{Paces, Pass},
         retry::Retries,
     },
     telemetry::metrics::Endpoint,
@@ -33,7 +33,7 @@ fn paces(max_requests_per_minute: Option<u32>) -> Paces {
 /// How many downloads may begin at once.
 async fn room(paces: &Paces) -> usize {
     let mut passes = Vec::new();
-    while let Ok(pass) = tokio::time::timeout(LONG, paces.pass(&url(), Load::Download)).await {
+    while let Ok(pass) = tokio::time::timeout(LONG, paces.pass(&url(), Endpoint::File)).await {
         passes.push(pass);
     }
     passes.len()
@@ -42,7 +42,7 @@ async fn room(paces: &Paces) -> usize {
 /// As many downloads as there is room for, each with this answer.
 async fn all_answered(paces: &Paces, status: StatusCode) {
     let mut passes: Vec<Pass> = Vec::new();
-    while let Ok(pass) = tokio::time::timeout(LONG, paces.pass(&url(), Load::Download)).await {
+    while let Ok(pass) = tokio::time::timeout(LONG, paces.pass(&url(), Endpoint::File)).await {
         passes.push(pass);
     }
     for pass in &passes {
@@ -74,8 +74,8 @@ async fn downloads_that_the_server_refuses_together_are_halved_once() {
     }
     all_answered(&paces, StatusCode::NOT_FOUND).await;
     assert_eq!(room(&paces).await, 1, "other errors say nothing about the pace");
-    let pass = paces.pass(&url(), Load::Download).await;
-    let (second, third) = (paces.pass(&url(), Load::Short).await, paces.pass(&url(), Load::KickOff).await);
+    let pass = paces.pass(&url(), Endpoint::File).await;
+    let (second, third) = (paces.pass(&url(), Endpoint::Status).await, paces.pass(&url(), Endpoint::KickOff).await);
     drop((pass, second, third));
 }
 
@@ -84,7 +84,7 @@ async fn downloads_that_the_server_refuses_together_are_halved_once() {
 async fn a_connection_that_is_reset_halves_them_and_a_silence_does_not() {
     let paces = paces(None);
     for (fault, expected) in [(Fault::Idle(Duration::from_secs(1)), 2), (reset(), 1)] {
-        paces.pass(&url(), Load::Download).await.failed(&fault);
+        paces.pass(&url(), Endpoint::File).await.failed(&fault);
         assert_eq!(room(&paces).await, expected);
     }
 }
@@ -97,36 +97,36 @@ fn reset() -> Fault {
 #[tokio::test(start_paused = true)]
 async fn a_pause_that_the_server_asks_for_holds_every_request_to_this_origin_and_no_other() {
     let paces = paces(None);
-    paces.pass(&url(), Load::Short).await.answered(TOO_MANY, Some(Duration::from_secs(30)));
+    paces.pass(&url(), Endpoint::Status).await.answered(TOO_MANY, Some(Duration::from_secs(30)));
     let began = Instant::now();
-    drop(paces.pass(&"https://other.example.org/".parse().unwrap(), Load::Short).await);
+    drop(paces.pass(&"https://other.example.org/".parse().unwrap(), Endpoint::Status).await);
     assert_eq!(began.elapsed(), Duration::ZERO);
-    drop(paces.pass(&url(), Load::Download).await);
+    drop(paces.pass(&url(), Endpoint::File).await);
     assert_eq!(began.elapsed().as_secs(), 30);
-    paces.pass(&url(), Load::Download).await.answered(UNAVAILABLE, Some(Duration::from_hours(24)));
-    drop(paces.pass(&url(), Load::Short).await);
+    paces.pass(&url(), Endpoint::File).await.answered(UNAVAILABLE, Some(Duration::from_hours(24)));
+    drop(paces.pass(&url(), Endpoint::Status).await);
     assert_eq!(began.elapsed().as_secs(), 150, "no longer than server.http.retry_max_wait");
-    paces.pass(&url(), Load::KickOff).await.answered(TOO_MANY, Some(Duration::from_mins(1)));
-    drop(paces.pass(&url(), Load::Download).await);
+    paces.pass(&url(), Endpoint::KickOff).await.answered(TOO_MANY, Some(Duration::from_mins(1)));
+    drop(paces.pass(&url(), Endpoint::File).await);
     assert_eq!(began.elapsed().as_secs(), 150, "a server that works on another export may send files");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_token_or_a_poll_does_not_wait_for_a_download() {
     let paces = paces(None);
-    let _downloads = (paces.pass(&url(), Load::Download).await, paces.pass(&url(), Load::Download).await);
+    let _downloads = (paces.pass(&url(), Endpoint::File).await, paces.pass(&url(), Endpoint::File).await);
     let began = Instant::now();
-    drop(paces.pass(&url(), Load::Short).await);
+    drop(paces.pass(&url(), Endpoint::Status).await);
     assert_eq!(began.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_download_begins_when_another_ends_even_if_those_before_it_in_the_queue_were_given_up() {
     let (paces, url) = (paces(None), url());
-    let running = (paces.pass(&url, Load::Download).await, paces.pass(&url, Load::Download).await);
-    let given_up = tokio::time::timeout(Duration::from_secs(1), paces.pass(&url, Load::Download)).await;
+    let running = (paces.pass(&url, Endpoint::File).await, paces.pass(&url, Endpoint::File).await);
+    let given_up = tokio::time::timeout(Duration::from_secs(1), paces.pass(&url, Endpoint::File)).await;
     assert!(given_up.is_err());
-    let (ended, ()) = tokio::join!(paces.pass(&url, Load::Download), async move {
+    let (ended, ()) = tokio::join!(paces.pass(&url, Endpoint::File), async move {
         sleep(Duration::from_secs(5)).await;
         drop(running);
     });
@@ -173,7 +173,7 @@ async fn a_thousand_files_of_a_host_with_sixty_requests_a_minute_need_hardly_mor
             } {
                 let mut retries = Retries::new(&Config::new(url()).http, Endpoint::File);
                 loop {
-                    let pass = paces.pass(&url(), Load::Download).await;
+                    let pass = paces.pass(&url(), Endpoint::File).await;
                     let status = host.lock().unwrap().answer();
                     pass.answered(status, None);
                     sleep(Duration::from_millis(100)).await;
@@ -189,7 +189,7 @@ async fn a_thousand_files_of_a_host_with_sixty_requests_a_minute_need_hardly_mor
         };
         join_all((0..4).map(|_| worker())).await;
         let host = host.into_inner().unwrap();
-        assert!(host.requests <= 1150, "{said:?}: {} requests, {} refused", host.requests, host.refused);
+        assert!(host.requests <= 1050, "{said:?}: {} requests, {} refused", host.requests, host.refused);
         assert!(said.is_none() || host.refused == 0, "{} refused", host.refused);
     }
 }
@@ -205,4 +205,51 @@ async fn a_file_is_not_requested_more_often_than_the_configuration_allows() {
     let error = receipt.unwrap_err();
     assert!(matches!(error, Error::TooManyRequests { limit: 6, .. }), "{error}");
     assert_eq!(server.asked().len(), 6);
+}
+
+/// This many files, each as soon as the one before has arrived.
+async fn files(paces: &Paces, files: u32, took: Duration) {
+    for _ in 0..files {
+        let pass = paces.pass(&url(), Endpoint::File).await;
+        sleep(took).await;
+        pass.answered(StatusCode::OK, None);
+    }
+}
+
+async fn time_of_a_poll(paces: &Paces) -> Duration {
+    drop(paces.pass(&url(), Endpoint::Status).await);
+    let began = Instant::now();
+    drop(paces.pass(&url(), Endpoint::Status).await);
+    began.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_takes_between_two_complaints_is_its_rate_until_it_no_longer_complains() {
+    let (paces, second) = (paces(None), Duration::from_secs(1));
+    paces.pass(&url(), Endpoint::File).await.answered(TOO_MANY, Some(second));
+    assert_eq!(time_of_a_poll(&paces).await, Duration::ZERO, "one complaint is not a rate");
+    files(&paces, 39, second).await;
+    paces.pass(&url(), Endpoint::File).await.answered(TOO_MANY, Some(second));
+    sleep(second).await;
+    let rate = time_of_a_poll(&paces).await;
+    assert!(rate.abs_diff(second * 40 / 39) < Duration::from_millis(3), "forty seconds for 39 files, not {rate:?}");
+    let mut before = rate;
+    for shrinks in 1..=4 {
+        files(&paces, 32, Duration::ZERO).await;
+        let now = time_of_a_poll(&paces).await;
+        assert!(now < before, "{shrinks}: {now:?}");
+        before = now;
+    }
+    assert_eq!(before, Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn time_without_files_says_nothing_about_the_rate() {
+    let paces = paces(None);
+    for _ in 0..2 {
+        paces.pass(&url(), Endpoint::File).await.answered(TOO_MANY, Some(Duration::from_secs(1)));
+        files(&paces, 20, Duration::ZERO).await;
+        sleep(Duration::from_hours(12)).await;
+    }
+    assert_eq!(time_of_a_poll(&paces).await, Duration::ZERO);
 }

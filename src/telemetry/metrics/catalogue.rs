@@ -343,6 +343,12 @@ metrics! {
     HTTP_DURATION = Kind::Histogram(Buckets::Requests), "http_request_duration_seconds", [ENDPOINT],
         "How long the server took to answer, up to the headers.";
     RETRIES = COUNTER, "retries_total", [ENDPOINT, RETRY_REASON], "Requests that are sent again, by what went wrong.";
+    PARALLEL_DOWNLOADS = GAUGE, "parallel_downloads_limit", [],
+        "How many files may be read from a server at the same time, as its answers allow; 0: nothing was changed yet.";
+    PAUSED_UNTIL = GAUGE, "requests_paused_until_timestamp_seconds", [PEER],
+        "Until when a server that complained is asked for nothing; 0: it has not complained since the start.";
+    REQUEST_INTERVAL = GAUGE, "request_interval_seconds", [PEER],
+        "The shortest time between two requests to a server that limits their rate; 0: none is known.";
     POLLS = COUNTER, "export_polls_total", [], "Polls of the status of an export.";
     JOBS = COUNTER, "export_jobs_total", [JOB_EVENT], "What happened to jobs on the server.";
     TOKENS = COUNTER, "token_requests_total", [TOKEN_OUTCOME], "Requests for an access token.";

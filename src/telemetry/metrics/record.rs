@@ -145,6 +145,18 @@ pub fn retried(endpoint: Endpoint, reason: RetryReason) {
     metric::RETRIES.add(1, vec![word("endpoint", endpoint.word()), word("reason", reason.word())]);
 }
 
+pub fn downloads_allowed(downloads: usize) {
+    metric::PARALLEL_DOWNLOADS.set(float(downloads as u64), Vec::new());
+}
+
+pub fn paused_until(peer: Peer, at: DateTime<Utc>) {
+    metric::PAUSED_UNTIL.set(timestamp(Some(at)), vec![word("peer", peer.word())]);
+}
+
+pub fn request_interval(peer: Peer, interval: Duration) {
+    metric::REQUEST_INTERVAL.set(interval.as_secs_f64(), vec![word("peer", peer.word())]);
+}
+
 pub fn polled() {
     metric::POLLS.add(1, Vec::new());
 }
