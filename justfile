@@ -30,6 +30,11 @@ interop-s3:
     cargo build --features s3
     tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
+# Tokens of oidc-provider, a token server that is not ours; needs Node.js
+interop-oidc:
+    cargo build
+    tests/interop/oidc.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
+
 # Servers with random lives: COUNT of them from SEED on; SHRINK seconds to find what is needed for a failure
 histories COUNT=env("HISTORIES_COUNT", "200") SEED=env("HISTORIES_SEED", "1") SHRINK="600":
     HISTORIES_SEED={{SEED}} HISTORIES_COUNT={{COUNT}} HISTORIES_SHRINK_SECONDS={{SHRINK}} cargo test --test it histories

