@@ -16,7 +16,7 @@ use crate::{
     fhir::UnknownResourceType,
     notify::SecretUrl,
     schedule::{Pattern, longest_interval},
-    sync,
+    sync::{self, Joiners, Leavers},
 };
 
 /// `max_age` is that of the exports that set none of their own. `heartbeats` gets those of single exports.
@@ -73,6 +73,10 @@ fn read_export(
     let initial_since = section.optional("initial_since", parameters::instant);
     let reconcile = section.optional_boolean("reconcile");
     let allow_partial_manifests = section.or("allow_partial_manifests", "false", boolean);
+    let joiners = [("ask-for", Joiners::AskFor), ("server", Joiners::Server)];
+    let joiners = section.choice("joiners", "ask-for", &joiners);
+    let leavers = [("keep", Leavers::Keep), ("flag", Leavers::Flag), ("remove", Leavers::Remove)];
+    let leavers = section.choice("leavers", "keep", &leavers);
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let max_age = section.optional("max_age", positive_duration).or(max_age);
@@ -84,22 +88,27 @@ fn read_export(
         let remark = format!("{max_age} is less than {interval} between two syncs: /health is unhealthy in between");
         section.remark("max_age", &remark);
     }
+    if leavers == Some(Leavers::Remove) && reconcile == Some(false) {
+        section.mistake("leavers", "is \"remove\", but reconcile is false; only a load that reconciles removes rows");
+    }
     let level = read_level(&section, level, group);
     section.end();
     let (name, level, mut types, parameters) = (name?, level?, types?, parameters?);
-    let allow_partial_manifests = allow_partial_manifests?;
+    let (allow_partial_manifests, joiners, leavers) = (allow_partial_manifests?, joiners?, leavers?);
     types.sort_unstable();
     types.dedup();
     // A person who leaves a group still exists, and so does a resource that leaves a filter (rule 25): the operator has
     // to allow removals there (rule 112).
     let is_everything = level == Level::System && !parameters.narrow() && initial_since.is_none();
-    let reconcile = reconcile.unwrap_or(is_everything);
+    let reconcile = reconcile.unwrap_or(is_everything || leavers == Leavers::Remove);
     let reconciled = types.iter().copied().filter(|_| reconcile).collect();
     let export = sync::Export {
         reconciled,
         allow_partial_manifests,
         parameters,
         initial_since,
+        joiners,
+        leavers,
         ..sync::Export::new(&name, level, types)
     };
     Some(Scheduled { export, incremental, full_refresh, max_age })

@@ -54,6 +54,8 @@ pub struct Scenario {
     /// The ids of the groups; any other is answered 404, unless the world has it as a resource. `None`: any id is a
     /// group, of all resources.
     pub groups: Option<BTreeSet<String>>,
+    /// Groups cannot be read, only exported.
+    pub hides_groups: bool,
     /// What becomes of the files of an export, in this order.
     pub alterations: Vec<Alteration>,
     /// A kick-off gets the export of the kick-off before, with its data and its transactionTime.
@@ -120,6 +122,7 @@ impl Default for Scenario {
             rate_limit: None,
             left_out: BTreeSet::new(),
             groups: None,
+            hides_groups: false,
             alterations: Vec::new(),
             repeats_export: false,
             clock_offset: TimeDelta::zero(),

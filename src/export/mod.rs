@@ -37,6 +37,7 @@ mod count;
 mod download;
 mod error;
 mod failure;
+mod group;
 mod headers;
 mod http;
 mod kick_off;
@@ -69,6 +70,7 @@ pub use config::{
 pub use connection::Problem;
 pub use download::Receipt;
 pub use error::{Error, Issues, Refusal};
+pub use group::Members;
 pub use headers::OwnHeaders;
 pub use links::Links;
 pub use manifest::{File, FileId, FileKind, Manifest};

@@ -35,6 +35,9 @@ pub struct JobInFlight {
     /// What it has brought already.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub finished: BTreeMap<ResourceType, FinishedFiles>,
+    /// It is about these patients alone, who joined the group; of all of the export, if there are none.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub patients: BTreeSet<String>,
 }
 
 /// The files of one type whose rows are in its table, committed in instalments: they need not be read again.

@@ -350,6 +350,7 @@ mod tests {
             server: None,
             settled: BTreeSet::new(),
             finished: BTreeMap::new(),
+            patients: BTreeSet::new(),
         });
         state
     }

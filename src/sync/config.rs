@@ -98,6 +98,32 @@ pub struct Export {
     /// What a full load sends as `_since`, to servers whose exports without it are not everything.
     #[serde(default)]
     pub initial_since: Option<String>,
+    /// At the level group: who brings the history of those who join it.
+    #[serde(default)]
+    pub joiners: Joiners,
+    #[serde(default)]
+    pub leavers: Leavers,
+}
+
+/// Who brings the history of patients who join a group (rule 107).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Joiners {
+    /// We compare the members, and ask for it.
+    #[default]
+    AskFor,
+    /// The server, with the changes.
+    Server,
+}
+
+/// What becomes of the rows of patients who leave a group (rule 112).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leavers {
+    #[default]
+    Keep,
+    /// They stay, and the report says so.
+    Flag,
+    /// A full load follows, which removes what it lacks.
+    Remove,
 }
 
 impl Export {
@@ -111,6 +137,8 @@ impl Export {
             allow_partial_manifests: false,
             parameters: ExportParameters::default(),
             initial_since: None,
+            joiners: Joiners::default(),
+            leavers: Leavers::default(),
         }
     }
 

@@ -38,7 +38,7 @@ impl Run<'_> {
             );
             let types = job.types.clone();
             // What an incremental run asked for does not make a full refresh.
-            let is_enough = self.mode == Mode::Incremental || job.full_refresh;
+            let is_enough = (self.mode == Mode::Incremental || job.full_refresh) && job.patients.is_empty();
             match self.follow(job.clone()).await {
                 // The tables still have their old watermarks, so a new export loses nothing.
                 Err(Error::Export(export::Error::JobLost { .. })) => {

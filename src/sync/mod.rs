@@ -19,6 +19,7 @@ mod intake;
 mod jobs;
 mod ledger;
 mod maintain;
+mod members;
 mod memory;
 mod mirror;
 mod open;
@@ -51,13 +52,14 @@ use self::{
     columns::Spoken,
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
+    members::JoinerFailure,
     quarantine::Quarantine,
     turn::Turns,
     upsert::Commits,
 };
 pub use self::{
     by_hand::{Cancelled, SinceSet},
-    config::{Chosen, Config, Export, QuarantineLimit},
+    config::{Chosen, Config, Export, Joiners, Leavers, QuarantineLimit},
     error::{Error, Recovery, chain, recovery},
     history::{PastRun, PastRuns},
     intake::DECODE_BYTES,
@@ -154,6 +156,9 @@ struct Run<'a> {
     report: Report,
     /// The first error of a request that did not stop the run.
     tolerated: Option<Error>,
+    /// The patients that arrived, where they tell who is a member of the group.
+    seen_patients: BTreeSet<String>,
+    joiner_failures: Vec<JoinerFailure>,
 }
 
 /// An export that the server has completed: what was asked for, and what the server made of it.
@@ -170,13 +175,26 @@ impl<'a> Run<'a> {
         let quarantine = Quarantine::new(&syncer.root, &syncer.config, &export.name, number, report.started_at);
         let quarantine = Arc::new(quarantine);
         let ledger = Ledger::begin(syncer.export_state(export).watermarks);
-        Self { syncer, export, mode, stop, quarantine, ledger, progress, report, tolerated: None }
+        Self {
+            syncer,
+            export,
+            mode,
+            stop,
+            quarantine,
+            ledger,
+            progress,
+            report,
+            tolerated: None,
+            seen_patients: BTreeSet::new(),
+            joiner_failures: Vec::new(),
+        }
     }
 
     async fn steps(&mut self) -> Result<(), Error> {
         self.begin().await?;
         self.compare_with_the_tables().await?;
         self.find_unfinished().await?;
+        let membership = self.compare_members().await?;
         self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
         let mut requests = VecDeque::from(self.plan(&resumed).await?);
@@ -193,7 +211,7 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        Ok(())
+        self.load_joiners(membership).await
     }
 
     async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
@@ -207,7 +225,7 @@ impl<'a> Run<'a> {
     async fn write(&mut self, export: CompletedExport) -> Result<(), Error> {
         let received = self.stream_and_verify(&export).await?;
         let upserted = self.upsert(export, received).await?;
-        self.settle(&upserted).await
+        if upserted.patients.is_empty() { self.settle(&upserted).await } else { self.settle_joiners(&upserted).await }
     }
 
     /// The lines of types that failed are kept as well. Then another run may write to the quarantine.
@@ -287,12 +305,24 @@ impl<'a> Run<'a> {
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.
     async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
+        self.kick_off_for(&request.types, request.since.clone(), &BTreeSet::new()).await
+    }
+
+    /// The same for these patients only, if there are any: they joined the group.
+    async fn kick_off_for(
+        &self,
+        types: &[ResourceType],
+        since: Option<String>,
+        patients: &BTreeSet<String>,
+    ) -> Result<JobInFlight, Error> {
         self.progress.step(Step::KickingOff);
-        let PlannedRequest { types, since } = request.clone();
+        let types = types.to_vec();
         // A full load stays one, whatever `_since` it has to send.
         let sent_since = since.clone().or_else(|| self.export.initial_since.clone());
+        let mut parameters = self.export.parameters.clone();
+        parameters.patients.extend(patients.iter().cloned());
         let request = ExportRequest {
-            parameters: self.export.parameters.clone(),
+            parameters,
             allow_partial_manifests: self.export.allow_partial_manifests,
             ..ExportRequest::new(self.export.level.clone(), types.clone(), sent_since)
         };
@@ -305,11 +335,12 @@ impl<'a> Run<'a> {
                 polling_since: job.polling_since,
                 types,
                 since,
-                full_refresh: self.mode == Mode::FullRefresh,
+                full_refresh: self.mode == Mode::FullRefresh && patients.is_empty(),
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
                 settled: BTreeSet::new(),
                 finished: BTreeMap::new(),
+                patients: patients.clone(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;
             Ok(job)
@@ -320,7 +351,9 @@ impl<'a> Run<'a> {
     /// Downloads every file of the export into change sets, and checks that each file is whole. What is larger than an
     /// instalment is committed in between.
     async fn stream_and_verify(&mut self, export: &CompletedExport) -> Result<Received, Error> {
-        self.ledger.completed(export);
+        if export.asked.patients.is_empty() {
+            self.ledger.completed(export);
+        }
         let provenance = self.provenance(&export.completed.manifest, export.completed.bound);
         let types = &export.asked.types;
         let upsert = Commits::of(export).instalment(self);

@@ -17,6 +17,7 @@ use super::{
     absence::Absence,
     columns, events,
     intake::{IGNORES_SINCE, Received, ReceivedType},
+    members::JoinerFailure,
     watermark,
 };
 use crate::{
@@ -37,6 +38,8 @@ pub struct Commits {
     pub since: Option<TransactionTime>,
     /// It is a full export: a row that it lacks was deleted on the server.
     pub everything: bool,
+    /// It is about some patients of the group only: it says nothing about how far its types are.
+    pub of_joiners: bool,
 }
 
 impl Commits {
@@ -52,6 +55,7 @@ impl Commits {
             server_time: bound,
             since,
             everything: asked.full_refresh && since.is_none(),
+            of_joiners: !asked.patients.is_empty(),
         }
     }
 
@@ -74,8 +78,14 @@ impl Commits {
 }
 
 /// Commits what was received. [`Error::Stopped`] where types were left to the next run.
-pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> Result<(), Error> {
+pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
+    if commits.of_joiners && !held.is_empty() {
+        run.joiner_failures.push(JoinerFailure { is_passing: false });
+    }
+    for of_type in received.types.values_mut() {
+        run.seen_patients.append(&mut of_type.patients);
+    }
     let mut known = Known {
         upsert: commits.instalment(run),
         absences: absences(run, commits, &received, &held).await,
@@ -105,6 +115,9 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, received: Received) -> 
             });
         }
         match running.join_next().await {
+            Some(Ok((resource_type, report))) if commits.of_joiners => {
+                run.add_of_joiners(resource_type, report).await;
+            }
             Some(Ok((resource_type, report))) => {
                 run.report.remarks.extend(remark(resource_type, &report));
                 run.report.notes.extend(note(resource_type, &report.end));
@@ -139,7 +152,7 @@ async fn absences(
     held: &BTreeSet<ResourceType>,
 ) -> BTreeMap<ResourceType, Absence> {
     let mut absences = BTreeMap::new();
-    if commits.watermark.is_none() {
+    if commits.watermark.is_none() || commits.of_joiners {
         return absences;
     }
     for (resource_type, of_type) in &received.types {
@@ -220,7 +233,7 @@ impl Commit {
         let is_held = known.held.contains(&resource_type);
         // A table that changed behind our back may have rows that the server deleted long ago.
         let is_reloaded = known.reload.contains(&resource_type);
-        let is_everything = commits.everything || (commits.since.is_none() && is_reloaded);
+        let is_everything = commits.everything || (commits.since.is_none() && is_reloaded && !commits.of_joiners);
         // An increment that was asked for before the table changed does not bring back what it lacks.
         let is_to_reload = commits.since.is_some() && is_reloaded;
         // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that the
@@ -233,7 +246,9 @@ impl Commit {
         let upsert = Upsert {
             whole: is_whole,
             reconcile: reconciles.then_some(limits),
-            watermark: commits.watermark.filter(|_| !is_held && !is_to_reload && absent.is_none()),
+            watermark: commits
+                .watermark
+                .filter(|_| !is_held && !is_to_reload && absent.is_none() && !commits.of_joiners),
             ..known.upsert.clone()
         };
         Self {

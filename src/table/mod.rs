@@ -40,6 +40,8 @@ mod record;
 mod ledger;
 /// Lines that are not resources.
 mod quarantine;
+/// Who joined and left the groups of exports.
+mod members;
 /// A table is created, and gains columns.
 mod evolve;
 
@@ -66,6 +68,7 @@ pub use self::{
     lease::Lease,
     ledger::{LedgerFile, LedgerRow},
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
+    members::MemberRow,
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},

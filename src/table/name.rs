@@ -16,6 +16,8 @@ pub enum TableName {
     Runs,
     /// Lines that are not resources.
     Quarantine,
+    /// Who joined and left the groups of exports.
+    Members,
 }
 
 /// The table of tombstones, as people call it.
@@ -24,6 +26,8 @@ const DELETED: &str = "deleted";
 const RUNS: &str = "runs";
 /// The table of lines that are not resources, as people call it.
 const QUARANTINE: &str = "quarantine";
+/// The table of who joined and left.
+const MEMBERS: &str = "members";
 
 /// The folder below the root for what is not a table of resources.
 pub(super) const OWN_DIRECTORY: &str = "_fhir_sync";
@@ -33,7 +37,7 @@ pub(super) const DELETED_FROM: &str = "resource_type";
 
 impl TableName {
     /// The tables that are not of a resource type.
-    pub const OWN: [Self; 3] = [Self::Tombstones, Self::Runs, Self::Quarantine];
+    pub const OWN: [Self; 4] = [Self::Tombstones, Self::Runs, Self::Quarantine, Self::Members];
 
     /// The folder below the root. The suffix is what lets Pathling's `read.delta` find the tables of resources.
     pub(super) fn directory(self) -> String {
@@ -42,6 +46,7 @@ impl TableName {
             Self::Tombstones => format!("{OWN_DIRECTORY}/{DELETED}"),
             Self::Runs => format!("{OWN_DIRECTORY}/{RUNS}"),
             Self::Quarantine => format!("{OWN_DIRECTORY}/{QUARANTINE}"),
+            Self::Members => format!("{OWN_DIRECTORY}/{MEMBERS}"),
         }
     }
 
@@ -56,6 +61,7 @@ impl TableName {
             Self::Tombstones => DELETED,
             Self::Runs => RUNS,
             Self::Quarantine => QUARANTINE,
+            Self::Members => MEMBERS,
         }
     }
 }
@@ -81,6 +87,7 @@ impl FromStr for TableName {
             DELETED => Ok(Self::Tombstones),
             RUNS => Ok(Self::Runs),
             QUARANTINE => Ok(Self::Quarantine),
+            MEMBERS => Ok(Self::Members),
             resource_type => resource_type.parse().map(Self::Resources),
         }
     }

@@ -370,7 +370,7 @@ impl Table {
     pub(super) fn partitioned_by(&self) -> Option<&DatePartition> {
         match &self.name {
             TableName::Resources(resource_type) => self.root.partitions.get(resource_type),
-            TableName::Tombstones | TableName::Runs | TableName::Quarantine => None,
+            TableName::Tombstones | TableName::Runs | TableName::Quarantine | TableName::Members => None,
         }
     }
 

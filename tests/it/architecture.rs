@@ -18,6 +18,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("record", &["data_file", "root", "commit", "requirements"]),
     ("ledger", &["root", "record"]),
     ("quarantine", &["data_file", "root", "commit", "requirements", "record"]),
+    ("members", &["root", "record"]),
     ("evolve", &["root", "commit", "requirements"]),
     ("upsert", &["data_file", "root", "change_set", "commit", "requirements", "tombstones"]),
     ("maintain", &["data_file", "root", "commit", "requirements", "tombstones", "quarantine"]),

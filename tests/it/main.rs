@@ -53,6 +53,7 @@ mod lines;
 /// Maintenance by the command and by the daemon, never while a sync writes.
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
+mod members;
 mod messages;
 /// The metrics: every series from the start, counters that agree with the runs, and what names them.
 mod metrics;

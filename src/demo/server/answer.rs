@@ -27,6 +27,18 @@ pub(super) async fn count(State(shared): State<Arc<Shared>>, Path(resource_type)
     }
 }
 
+/// A Group of the world, or one that is not there.
+pub(super) async fn group(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+    if shared.scenario().hides_groups {
+        return outcome(StatusCode::FORBIDDEN, "forbidden", "groups cannot be read");
+    }
+    let group = locked(&shared.world).line(ResourceType::GROUP, &id).map(ToString::to_string);
+    match group {
+        Some(group) => (StatusCode::OK, [(header::CONTENT_TYPE, FHIR_JSON)], group).into_response(),
+        None => not_found().await,
+    }
+}
+
 pub(super) async fn metadata(State(shared): State<Arc<Shared>>) -> Response {
     let now = crate::demo::world::instant(locked(&shared.world).now());
     let group = json!({

@@ -52,7 +52,7 @@ fn refused(code: &'static str, diagnostics: impl Into<String>) -> BadRequest {
     BadRequest { code, diagnostics: diagnostics.into() }
 }
 
-fn start(shared: &Shared, request: ExportRequest) -> Response {
+fn start(shared: &Shared, mut request: ExportRequest) -> Response {
     let scenario = shared.scenario();
     let refused: Vec<_> = request.types.iter().filter(|of| scenario.refused_types.contains(of)).collect();
     if !refused.is_empty() {
@@ -74,6 +74,7 @@ fn start(shared: &Shared, request: ExportRequest) -> Response {
     if !is_group(&world, &scenario, &request.path) {
         return answer::outcome(StatusCode::NOT_FOUND, "not-found", "there is no such group");
     }
+    request.narrowing.members = members(&world, &request.path);
     let again = scenario.repeats_export.then(|| jobs.last()).flatten();
     let export = again.unwrap_or_else(|| Export::of(&world, &shared.folder_files, &scenario, &request).into());
     if !shared.folder_files.is_empty() {
@@ -82,6 +83,14 @@ fn start(shared: &Shared, request: ExportRequest) -> Response {
     let number = jobs.add(request, export);
     let status_url = format!("{}/bulkstatus/{number}", shared.base);
     (StatusCode::ACCEPTED, [(header::CONTENT_LOCATION, status_url)]).into_response()
+}
+
+/// The patients of the group in the path, where the world has it as a resource.
+fn members(world: &World, path: &str) -> Option<Vec<String>> {
+    let group = path.strip_prefix("/fhir/Group/")?.strip_suffix("/$export")?;
+    let group: Value = serde_json::from_str(world.line(ResourceType::GROUP, group)?).ok()?;
+    let members = group["member"].as_array()?.iter();
+    Some(members.filter_map(|member| member["entity"]["reference"].as_str().map(str::to_owned)).collect())
 }
 
 /// Whether the path of a kick-off names a group that exists, or none.

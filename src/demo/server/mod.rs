@@ -241,6 +241,7 @@ fn router(shared: Arc<Shared>, port: Port) -> Router {
         .route("/fhir/$export", get(kick_off::kick_off).post(kick_off::kick_off))
         .route("/fhir/Patient/$export", get(kick_off::kick_off).post(kick_off::kick_off))
         .route("/fhir/Group/{id}/$export", get(kick_off::kick_off).post(kick_off::kick_off))
+        .route("/fhir/Group/{id}", get(answer::group))
         .route("/fhir/{resource_type}", get(answer::count))
         .route("/fhir/bulkstatus/{job}", get(status::poll).delete(status::delete))
         .route(FILE, get(content::file))

@@ -14,13 +14,15 @@ pub(super) struct Narrowing {
     pub elements: Vec<String>,
     /// `Patient/p1`.
     pub patients: Vec<String>,
+    /// Of the group, in the same form; `None` where its resources are not those of some patients.
+    pub members: Option<Vec<String>>,
 }
 
 impl Narrowing {
     pub(super) fn apply(&self, of: ResourceType, lines: Vec<Arc<str>>, elements: Elements) -> Vec<Arc<str>> {
         let filters: Vec<_> = self.type_filters.iter().filter_map(|filter| search(filter, of)).collect();
         let is_shortened = !self.elements.is_empty() && elements != Elements::Ignored;
-        if filters.is_empty() && self.patients.is_empty() && !is_shortened {
+        if filters.is_empty() && self.patients.is_empty() && self.members.is_none() && !is_shortened {
             return lines;
         }
         let kept = lines.into_iter().filter_map(|line| {
@@ -36,8 +38,12 @@ impl Narrowing {
     fn is_of_patients(&self, of: ResourceType, resource: &Value) -> bool {
         let own = format!("{of}/{}", resource["id"].as_str().unwrap_or_default());
         let references = ["subject", "patient"].map(|name| resource[name]["reference"].as_str());
-        let is_named = |reference: &str| self.patients.iter().any(|patient| patient == reference);
-        self.patients.is_empty() || is_named(&own) || references.into_iter().flatten().any(is_named)
+        let is_of = |patients: &[String]| {
+            let is_named = |reference: &str| patients.iter().any(|patient| patient == reference);
+            is_named(&own) || references.into_iter().flatten().any(is_named)
+        };
+        let is_of_members = self.members.as_deref().is_none_or(is_of);
+        is_of_members && (self.patients.is_empty() || is_of(&self.patients))
     }
 
     /// The elements that were asked for, and those that every resource has.

@@ -166,6 +166,10 @@ impl<'a> Instalments<'a> {
         self.made
     }
 
+    pub(super) fn is_of_group(&self) -> bool {
+        self.run.export.level.group().is_some()
+    }
+
     pub(super) fn settled(&self) -> &BTreeSet<ResourceType> {
         &self.job.settled
     }

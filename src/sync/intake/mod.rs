@@ -70,6 +70,8 @@ pub struct ReceivedType {
     pub lines: LineCounts,
     /// The first error of one of its files.
     pub failure: Option<Error>,
+    /// The ids of its resources, of the type Patient at the level group.
+    pub patients: BTreeSet<String>,
 }
 
 impl ReceivedType {
@@ -171,6 +173,8 @@ struct Intake {
     budget: MemoryBudget,
     spool_folder: PathBuf,
     tally: Mutex<Tally>,
+    /// The ids that arrived, where they tell who is a member of the group.
+    patients: Option<Mutex<BTreeSet<String>>>,
 }
 
 /// Where the rows of an export are from: columns with the same value in each of them.
@@ -376,6 +380,10 @@ impl Intake {
 
     /// Blocks, also while an instalment is committed.
     fn push(&self, output: OutputIndex, keys: Vec<RowKey>, rows: RecordBatch) -> Result<(), Error> {
+        if let Some(patients) = &self.patients {
+            let ids = keys.iter().map(|key| key.id.clone());
+            patients.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        }
         let changes = self.changes();
         Ok(changes.as_ref().ok_or(Error::Stopped)?.push(output, keys, rows)?)
     }
@@ -404,6 +412,8 @@ impl Intake {
         let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         let changes = self.changes.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let Tally { before, files, bytes, file_list, lines, failure, .. } = tally;
-        Some(ReceivedType { shape: self.decoder.shape, changes, before, files, bytes, file_list, lines, failure })
+        let patients = self.patients.map(|patients| patients.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let (shape, patients) = (self.decoder.shape, patients.unwrap_or_default());
+        Some(ReceivedType { shape, changes, before, files, bytes, file_list, lines, failure, patients })
     }
 }

@@ -65,7 +65,9 @@ pub async fn intakes(
         let tally = Mutex::new(Tally { before, files_left, failure, ..Tally::default() });
         let (grouping, decoder) = (LineGrouping::of(&shape), provenance.decoder(shape));
         let (changes, spool_folder) = (RwLock::new(Some(changes)), spool_folder.clone());
-        intakes.insert(resource_type, Intake { decoder, grouping, changes, budget, spool_folder, tally });
+        let is_member_list = resource_type == ResourceType::PATIENT && instalments.is_of_group();
+        let patients = is_member_list.then(Mutex::default);
+        intakes.insert(resource_type, Intake { decoder, grouping, changes, budget, spool_folder, tally, patients });
     }
     Ok(intakes)
 }

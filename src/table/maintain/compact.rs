@@ -36,7 +36,7 @@ pub(super) async fn compact(
     let files: Vec<_> = table.stored_files().await?.into_iter().filter(|file| file.own).collect();
     let candidates = candidates(table, &files).await?;
     let groups_of = match table.name {
-        TableName::Resources(_) | TableName::Runs | TableName::Quarantine => groups_to_compact,
+        TableName::Resources(_) | TableName::Runs | TableName::Quarantine | TableName::Members => groups_to_compact,
         TableName::Tombstones => groups_to_fold,
     };
     let groups: Vec<_> = candidates.into_iter().flat_map(|partition| groups_of(partition, options)).collect();
@@ -99,14 +99,14 @@ async fn rewrite(
     }
     let target = match table.name {
         // The group fits into one file; the limit is for files that were compressed better than the new one will be.
-        TableName::Resources(_) | TableName::Runs | TableName::Quarantine => {
+        TableName::Resources(_) | TableName::Runs | TableName::Quarantine | TableName::Members => {
             FileTarget { file_bytes: target_file_bytes.saturating_mul(2), ..table.target()? }
         }
         TableName::Tombstones => FileTarget { file_bytes: target_file_bytes, ..tombstones::target(table)? },
     };
     let mut written = DataFiles::new(target, first.partition(), filled);
     let copied = match table.name {
-        TableName::Resources(_) | TableName::Runs | TableName::Quarantine => {
+        TableName::Resources(_) | TableName::Runs | TableName::Quarantine | TableName::Members => {
             copy(table, &live, &mut written).await.map(|()| 0)
         }
         TableName::Tombstones => fold(table, &live, &mut written).await,

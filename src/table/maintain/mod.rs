@@ -104,6 +104,7 @@ fn check_maintainable(table: &Table) -> Result<(), Error> {
         }
         TableName::Runs => &["run", "resource_type"],
         TableName::Quarantine => &["id", "run", "first_seen"],
+        TableName::Members => &["patient", "event"],
     };
     let own = own.iter().map(|name| Field::new(*name, DataType::Null, true));
     check_writable(table, &Arc::new(Schema::new(own.collect::<Vec<_>>())))
@@ -119,7 +120,7 @@ async fn clock_is_trusted(table: &Table, retention: Retention, now: DateTime<Utc
         return Ok(true);
     }
     let newest = match table.name {
-        TableName::Resources(_) | TableName::Runs => newest_watermark(table).await?,
+        TableName::Resources(_) | TableName::Runs | TableName::Members => newest_watermark(table).await?,
         TableName::Tombstones => newest_of(table, deleted_types(table).await?).await?,
         TableName::Quarantine => newest_of(table, quarantine::types(table).await?).await?,
     };

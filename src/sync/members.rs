@@ -1,0 +1,230 @@
+//! Members: who joins and who leaves the group of an export (rules 107 to 112).
+//!
+//! `_since` brings what changed. Of a patient who joined the group meanwhile it brings nothing that is older, and no
+//! message says so. So the members are compared from run to run, and what is older is asked for by itself. They
+//! are read before anything is asked for: who joins later is found by the next run (rule 109).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tokio::runtime::Handle;
+
+use super::{
+    Error, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport,
+    blocking::{blocking, now},
+    chain,
+    error::JobFate,
+};
+use crate::{
+    export::{self, Members},
+    fhir::ResourceType,
+    state::JobInFlight,
+    table::MemberRow,
+};
+
+/// So that the body of a request stays small.
+const PATIENTS_PER_REQUEST: usize = 200;
+
+/// The members of a group, as they were recorded and as they are now.
+pub struct Membership {
+    recorded: Option<BTreeSet<String>>,
+    now: Now,
+    /// The types that had a watermark when the run began: their history of joiners is missing.
+    loaded: Vec<ResourceType>,
+}
+
+enum Now {
+    Listed(BTreeSet<String>),
+    /// The list cannot be read: whoever's Patient arrives is a member.
+    Seen,
+}
+
+impl Run<'_> {
+    /// Reads the members, and compares them with those that were recorded. `None` where there is no group, or the
+    /// server brings the history of who joins.
+    pub(super) async fn compare_members(&mut self) -> Result<Option<Membership>, Error> {
+        let has_own_list = !self.export.parameters.patients.is_empty();
+        let asks = self.export.joiners == Joiners::AskFor && !has_own_list;
+        let Some(group) = self.export.level.group().filter(|_| asks) else { return Ok(None) };
+        let recorded = self.recorded_members(group).await?;
+        let now = match self.syncer.client.members(group).await {
+            Ok(Members::Listed(listed)) => Now::Listed(listed),
+            Ok(Members::Unknown(why)) => {
+                tracing::info!(
+                    group,
+                    reason = why,
+                    "the members of the group are not known: who joins is noticed by the Patient, and who leaves is not"
+                );
+                Now::Seen
+            }
+            // The kick-off meets the same, and says it.
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the members of the group could not be read");
+                return Ok(None);
+            }
+        };
+        let watermarks = self.syncer.watermarks(self.export).await.into_iter();
+        let loaded = watermarks.filter_map(|(of, watermark)| watermark.ok().flatten().map(|_| of)).collect();
+        let mut membership = Membership { recorded, now, loaded };
+        self.begin_recording(group, &mut membership).await?;
+        self.note_leavers(group, &membership).await?;
+        Ok(Some(membership))
+    }
+
+    /// Where members were never recorded, nobody knows who joined since the tables were loaded.
+    async fn begin_recording(&mut self, group: &str, membership: &mut Membership) -> Result<(), Error> {
+        let (None, Now::Listed(listed)) = (&membership.recorded, &membership.now) else { return Ok(()) };
+        let reason = "the members of its group were not recorded before";
+        self.load_again(std::mem::take(&mut membership.loaded), reason).await?;
+        let listed = listed.clone();
+        self.record_members(group, &listed, MemberRow::JOINED).await?;
+        membership.recorded = Some(listed);
+        Ok(())
+    }
+
+    /// A server reports nobody who leaves a group as deleted (rule 112).
+    async fn note_leavers(&mut self, group: &str, membership: &Membership) -> Result<(), Error> {
+        let (Some(recorded), Now::Listed(listed)) = (&membership.recorded, &membership.now) else { return Ok(()) };
+        let left: BTreeSet<_> = recorded.difference(listed).cloned().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let who = patients(left.len());
+        let text = match self.export.leavers {
+            Leavers::Keep => None,
+            Leavers::Flag => Some(format!("{who} left Group/{group}; their rows stay, see _fhir_sync/members")),
+            Leavers::Remove => {
+                self.load_again(self.export.types.clone(), "patients left its group").await?;
+                Some(format!("{who} left Group/{group}; their rows are removed with the load that follows"))
+            }
+        };
+        self.report.notes.extend(text);
+        tracing::info!(group, left = left.len(), "patients left the group");
+        self.record_members(group, &left, MemberRow::LEFT).await
+    }
+
+    /// Asks for what is older of those who joined. After a full refresh, and for types without a watermark before, all
+    /// of them is there already.
+    pub(super) async fn load_joiners(&mut self, membership: Option<Membership>) -> Result<(), Error> {
+        let Some(Membership { recorded, now, loaded }) = membership else { return Ok(()) };
+        let Some(group) = self.export.level.group().map(str::to_owned) else { return Ok(()) };
+        let members = match now {
+            Now::Listed(listed) => listed,
+            Now::Seen => std::mem::take(&mut self.seen_patients),
+        };
+        let is_first = recorded.is_none();
+        // Again: a job of an earlier run may have brought some of them.
+        let recorded = self.recorded_members(&group).await?.unwrap_or_default();
+        let joined: BTreeSet<_> = members.into_iter().filter(|id| !recorded.contains(id)).collect();
+        if joined.is_empty() {
+            return Ok(());
+        }
+        if is_first || self.mode == Mode::FullRefresh || loaded.is_empty() {
+            // What failed has no watermark, or is asked for again as a whole with the joiners.
+            if is_first || self.is_all_committed() {
+                self.record_members(&group, &joined, MemberRow::JOINED).await?;
+            }
+            return Ok(());
+        }
+        tracing::info!(group, joined = joined.len(), "patients joined the group; what is older is asked for");
+        let who = patients(joined.len());
+        self.report.notes.push(format!("{who} joined Group/{group}; their history was asked for"));
+        let joined: Vec<_> = joined.into_iter().collect();
+        for patients in joined.chunks(PATIENTS_PER_REQUEST) {
+            let patients: BTreeSet<_> = patients.iter().cloned().collect();
+            match self.load_patients(&loaded, &patients).await {
+                Err(Error::Export(error)) if cannot_name_patients(&error) => {
+                    let reason = "patients joined its group, and the server cannot export them alone";
+                    self.load_again(loaded.clone(), reason).await?;
+                    self.record_members(&group, &patients, MemberRow::JOINED).await?;
+                }
+                ended => ended?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_patients(&mut self, types: &[ResourceType], patients: &BTreeSet<String>) -> Result<(), Error> {
+        let job = self.kick_off_for(types, None, patients).await?;
+        match self.follow(job.clone()).await {
+            Ok(()) => Ok(()),
+            Err(error) => self.failed(types, Some(&job), error).await,
+        }
+    }
+
+    /// The history of these patients has arrived. Afterwards the server's job is no longer needed.
+    pub(super) async fn settle_joiners(&mut self, job: &JobInFlight) -> Result<(), Error> {
+        let root = self.syncer.root.clone();
+        blocking(move || root.sync_to_disk()).await?;
+        let failures = std::mem::take(&mut self.joiner_failures);
+        if failures.iter().any(|failure| failure.is_passing) {
+            // The next run follows the job again.
+            return Ok(());
+        }
+        if let (true, Some(group)) = (failures.is_empty(), self.export.level.group()) {
+            self.record_members(group, &job.patients, MemberRow::JOINED).await?;
+        }
+        self.give_up(job).await
+    }
+
+    /// What became of one type of joiners. It is a part of the type, beside what the run asks for of all patients.
+    pub(super) async fn add_of_joiners(&mut self, of: ResourceType, mut report: TypeReport) {
+        if let TypeEnd::Failed(failure) = &report.end {
+            self.joiner_failures.push(JoinerFailure { is_passing: failure.recovery.job == JobFate::Kept });
+            self.report.remarks.push(format!("the history of patients who joined: {of}: {}", failure.cause));
+            return;
+        }
+        let Some(version) = report.end.version() else { return };
+        report.end = TypeEnd::Instalment { version };
+        self.syncer.record_instalment(self, of, &report).await;
+        self.report.instalments.push((of, report));
+    }
+
+    fn is_all_committed(&self) -> bool {
+        self.report.types.values().all(|of| matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed))
+    }
+
+    async fn load_again(&self, types: Vec<ResourceType>, reason: &str) -> Result<(), Error> {
+        let reasons: BTreeMap<_, _> = types.into_iter().map(|of| (of, reason.to_owned())).collect();
+        self.syncer.remember_differences(self.export, reasons).await
+    }
+
+    async fn recorded_members(&self, group: &str) -> Result<Option<BTreeSet<String>>, Error> {
+        let (root, export, group) = (self.syncer.root.clone(), self.export.name.clone(), group.to_owned());
+        let source = self.syncer.config.source.to_string();
+        let recorded = blocking(move || Handle::current().block_on(root.members(&export, &source, &group)));
+        Ok(recorded.await?)
+    }
+
+    async fn record_members(&self, group: &str, patients: &BTreeSet<String>, event: &str) -> Result<(), Error> {
+        let row = |patient: &String| MemberRow {
+            export: self.export.name.clone(),
+            source: self.syncer.config.source.to_string(),
+            group: group.to_owned(),
+            patient: patient.clone(),
+            event: event.to_owned(),
+            at: Some(now()),
+            run: self.report.run,
+        };
+        let (root, rows) = (self.syncer.root.clone(), patients.iter().map(row).collect::<Vec<_>>());
+        Ok(blocking(move || Handle::current().block_on(root.append_members(&rows))).await?)
+    }
+}
+
+/// Whether the server exports no patients by name (rule 110).
+fn cannot_name_patients(error: &export::Error) -> bool {
+    match error {
+        export::Error::PostRefused { .. } => true,
+        export::Error::Refused { refusal: export::Refusal::Status { status, .. }, .. } => status.is_client_error(),
+        _ => false,
+    }
+}
+
+fn patients(count: usize) -> String {
+    format!("{count} patient{}", if count == 1 { "" } else { "s" })
+}
+
+/// What failed while the history of joiners was loaded.
+pub struct JoinerFailure {
+    /// The same job may still bring it.
+    pub is_passing: bool,
+}

@@ -1,0 +1,221 @@
+use std::collections::BTreeSet;
+
+use fhir_sync::{
+    demo::{Fault, RecordedRequest, StatusCode, World},
+    fhir::ResourceType,
+    state::peek,
+    sync::{Joiners, Leavers, Level, Mode, Outcome, Report},
+};
+use serde_json::json;
+
+use crate::harness::{OBSERVATION, PATIENT, Setup, eventually};
+
+const GROUP: &str = "diabetes";
+
+fn set_members(world: &mut World, members: &[&str]) {
+    let members: Vec<_> = members.iter().map(|id| json!({"entity": {"reference": format!("Patient/{id}")}})).collect();
+    world.put(ResourceType::GROUP, GROUP, json!({"type": "person", "actual": true, "member": members}));
+}
+
+/// Five patients with an observation each, all from long ago; p1 and p2 are in the group, whose export was loaded.
+async fn loaded() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.export.level = Level::Group(GROUP.to_owned());
+    setup.export.reconciled.clear();
+    setup.later(|world| {
+        for number in 1..=5 {
+            let of = json!({"status": "final", "subject": {"reference": format!("Patient/p{number}")}});
+            world.put(OBSERVATION, &format!("o{number}"), of);
+        }
+        set_members(world, &["p1", "p2"]);
+        world.advance(std::time::Duration::from_hours(24));
+    });
+    setup.complete().await;
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
+    setup
+}
+
+async fn ids(setup: &Setup, of: ResourceType) -> Vec<String> {
+    let id =
+        |line: String| serde_json::from_str::<serde_json::Value>(&line).unwrap()["id"].as_str().unwrap().to_owned();
+    setup.lines(of).await.into_iter().map(id).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// Those with a body, as patients are named in one.
+fn posted(setup: &Setup) -> Vec<RecordedRequest> {
+    setup.server.requests().into_iter().filter(|request| request.method == "POST").collect()
+}
+
+fn has_note(report: &Report, part: &str) {
+    assert!(report.notes.iter().any(|note| note.contains(part)), "{part:?} is not in {:?}", report.notes);
+}
+
+/// (rules 107, 108, 109 and 111, Q-18)
+#[tokio::test]
+async fn who_joins_a_group_gets_the_history_that_since_does_not_bring() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3", "p4"]));
+    let report = setup.complete().await;
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3", "p4"]);
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3", "o4"]);
+    has_note(&report, "2 patients joined Group/diabetes");
+    let jobs = setup.server.jobs();
+    assert_eq!(jobs.iter().filter(|job| job.since.is_none()).count(), 2, "the first load, and the joiners: {jobs:#?}");
+    assert!(jobs.iter().all(|job| job.deleted));
+    let before = posted(&setup).len();
+    let report = setup.complete().await;
+    assert_eq!((report.changed(), posted(&setup).len()), (0, before), "they are asked for once");
+}
+
+#[tokio::test]
+async fn a_watermark_does_not_move_by_what_is_asked_of_joiners() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let report = setup.complete().await;
+    let of_group = setup.server.jobs().iter().rposition(|job| job.since.is_some()).unwrap();
+    assert!(of_group + 1 < setup.server.jobs().len(), "the joiners come after the changes");
+    assert_eq!(report.instalments.len(), 2, "{report:#?}");
+    assert!(report.types.values().all(|of| of.end.word() == "committed"), "{report:#?}");
+}
+
+/// (rule 110)
+#[tokio::test]
+async fn a_server_that_exports_no_patients_by_name_is_asked_for_the_whole_group_once() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let fault = || Fault::Status {
+        path_contains: "$export".to_owned(),
+        status: StatusCode::BAD_REQUEST,
+        times: 1,
+        retry_after: None,
+        body: String::new(),
+    };
+    // The first kick-off is that of the changes.
+    let changes = async {
+        eventually("the changes", async || (setup.server.jobs().len() == 2).then_some(())).await;
+        setup.server.scenario(|scenario| scenario.faults = vec![fault()]);
+    };
+    setup.server.scenario(|scenario| scenario.polls_before_done = 3);
+    let (report, ()) = tokio::join!(setup.sync(), changes);
+    assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
+    let report = setup.complete().await;
+    has_note(&report, "cannot export them alone");
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    assert_eq!(setup.complete().await.changed(), 0);
+}
+
+#[tokio::test]
+async fn joiners_whose_history_fails_are_asked_for_again_by_the_next_sync() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let fault = Fault::Status {
+        path_contains: "bulkfiles/3/".to_owned(),
+        status: StatusCode::NOT_FOUND,
+        times: 1_000,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| scenario.faults = vec![fault]);
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("patients who joined")), "{report:#?}");
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3"]);
+}
+
+#[tokio::test]
+async fn a_run_that_ends_while_the_server_works_on_joiners_leaves_their_job_to_the_next_one() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let fault = Fault::Status {
+        path_contains: "bulkstatus/3".to_owned(),
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        times: 1_000_000,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| scenario.faults = vec![fault]);
+    setup.sync().await;
+    let state = peek(&setup.state_file()).unwrap().exports.remove("all").unwrap();
+    assert_eq!(state.jobs[0].patients, BTreeSet::from(["p3".to_owned()]), "{state:#?}");
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3"]);
+    let jobs = setup.server.jobs();
+    assert_eq!((jobs.len(), jobs[3].since.is_some()), (4, true), "only the changes are asked for again: {jobs:#?}");
+}
+
+/// (rule 112)
+#[tokio::test]
+async fn the_rows_of_who_leaves_stay_and_are_flagged_where_that_is_asked() {
+    for (leavers, is_noted) in [(Leavers::Keep, false), (Leavers::Flag, true)] {
+        let mut setup = loaded().await;
+        setup.export.leavers = leavers;
+        setup.later(|world| set_members(world, &["p1"]));
+        let report = setup.complete().await;
+        assert_eq!(report.notes.iter().any(|note| note.contains("1 patient left")), is_noted, "{report:#?}");
+        assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
+        assert!(setup.complete().await.notes.is_empty(), "it is said once");
+    }
+}
+
+#[tokio::test]
+async fn the_rows_of_who_leaves_are_removed_where_that_is_asked() {
+    let mut setup = loaded().await;
+    setup.export.leavers = Leavers::Remove;
+    setup.export.reconciled = [OBSERVATION, PATIENT].into();
+    setup.config.reconcile.max_missing = 10;
+    setup.later(|world| set_members(world, &["p1"]));
+    setup.complete().await;
+    assert_eq!((ids(&setup, PATIENT).await, ids(&setup, OBSERVATION).await), (vec!["p1".into()], vec!["o1".into()]));
+}
+
+#[tokio::test]
+async fn who_comes_back_gets_what_changed_meanwhile() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1"]));
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(OBSERVATION, "late", json!({"status": "final", "subject": {"reference": "Patient/p2"}}));
+    });
+    setup.complete().await;
+    setup.later(|world| {
+        world.advance(std::time::Duration::from_hours(24));
+        set_members(world, &["p1", "p2"]);
+    });
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["late", "o1", "o2"]);
+}
+
+#[tokio::test]
+async fn without_the_list_a_patient_who_was_not_seen_before_has_joined() {
+    let mut setup = loaded().await;
+    std::fs::remove_dir_all(setup.lake().join("_fhir_sync/members")).unwrap();
+    setup.server.scenario(|scenario| scenario.hides_groups = true);
+    // Who is known begins with a full load.
+    setup.run(Mode::FullRefresh).await;
+    setup.later(|world| {
+        set_members(world, &["p1", "p2", "p3"]);
+        world.put(PATIENT, "p3", json!({"gender": "other"}));
+    });
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    setup.export.joiners = Joiners::Server;
+    let before = posted(&setup).len();
+    setup.later(|world| set_members(world, &["p1", "p2", "p3", "p4"]));
+    setup.complete().await;
+    assert_eq!(posted(&setup).len(), before, "the server brings the history by itself");
+}
+
+#[tokio::test]
+async fn tables_whose_members_were_never_recorded_are_loaded_again_once() {
+    let setup = loaded().await;
+    std::fs::remove_dir_all(setup.lake().join("_fhir_sync/members")).unwrap();
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let report = setup.complete().await;
+    has_note(&report, "the members of its group were not recorded before");
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    assert_eq!(setup.complete().await.changed(), 0);
+}
