@@ -35,6 +35,11 @@ interop-oidc:
     cargo build
     tests/interop/oidc.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
+# A HAPI FHIR server that runs at BASE, such as http://127.0.0.1:8080/fhir, and is filled and changed; needs openssl
+interop-hapi BASE *TYPES:
+    cargo build
+    tests/interop/hapi.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{BASE}} {{TYPES}}
+
 # Servers with random lives: COUNT of them from SEED on; SHRINK seconds to find what is needed for a failure
 histories COUNT=env("HISTORIES_COUNT", "200") SEED=env("HISTORIES_SEED", "1") SHRINK="600":
     HISTORIES_SEED={{SEED}} HISTORIES_COUNT={{COUNT}} HISTORIES_SHRINK_SECONDS={{SHRINK}} cargo test --test it histories

@@ -6,6 +6,9 @@ import urllib.request
 
 import deltalake
 
+# HAPI repeats the answer to a search for a minute, but not to those who ask for a new one.
+FRESH = {"Accept": "application/fhir+json", "Cache-Control": "no-cache"}
+
 
 def stored(lake: pathlib.Path, types: list[str]) -> dict[str, int]:
     """The rows of each table, as delta-rs counts them; 0 where there is none."""
@@ -20,6 +23,6 @@ def rows(table: pathlib.Path) -> int:
 
 
 def served(base: str, of: str) -> int:
-    request = urllib.request.Request(f"{base}/{of}?_summary=count", headers={"Accept": "application/fhir+json"})
+    request = urllib.request.Request(f"{base}/{of}?_summary=count", headers=FRESH)
     with urllib.request.urlopen(request, timeout=120) as response:
         return json.load(response)["total"]
