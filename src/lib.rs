@@ -30,6 +30,8 @@ pub mod views;
 pub mod state;
 // An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
 pub mod demo;
+// Where a secret is kept, and its current text. It names no other room.
+pub mod secret;
 // Events become log lines, figures become metrics. Any room above may record.
 pub mod telemetry;
 // The vocabulary of FHIR.

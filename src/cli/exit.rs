@@ -121,12 +121,9 @@ fn of_opening(error: &sync::Error) -> Exit {
         sync::Error::SpoolFolder { .. } | sync::Error::TablesGone { .. } => TEMPORARY,
         // These change a key of the configuration.
         sync::Error::OtherServer { .. } | sync::Error::TwoServers { .. } => CONFIGURATION,
-        sync::Error::Export(
-            ExportError::Config { .. }
-            | ExportError::Key { .. }
-            | ExportError::KeyFile { .. }
-            | ExportError::UnusableUrl { .. },
-        ) => CONFIGURATION,
+        sync::Error::Export(ExportError::Config { .. } | ExportError::Key { .. } | ExportError::UnusableUrl { .. }) => {
+            CONFIGURATION
+        }
         // The server is asked by a sync, never by a start.
         sync::Error::Export(_) => FAILED,
         sync::Error::BrokenState { .. } | sync::Error::BrokenDocument { .. } => FAILED,

@@ -99,6 +99,14 @@ const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("quarantine purge", &[("what is old", "quarantine purge --older-than 30days")]),
+    (
+        "keygen",
+        &[
+            ("a key pair; register what is printed", "keygen --out private-key.json > jwks.json"),
+            ("a second key, for a rotation", "keygen --out private-key.json --add > jwks.json"),
+        ],
+    ),
+    ("jwks", &[("what to register at the server", "jwks > jwks.json")]),
     ("version", &[("which features are built in", "version --json | jq .features")]),
     ("completions", &[("for this bash", "completions bash > /etc/bash_completion.d/fhir-sync")]),
     ("man", &[("read it", "man | man -l -"), ("all pages", "man --dir ./man1")]),

@@ -19,6 +19,8 @@ mod exit;
 mod healthcheck;
 mod help;
 mod job;
+mod jwks;
+mod keygen;
 mod look;
 mod maintain;
 mod manual;
@@ -96,6 +98,10 @@ enum Command {
     Verify(verify::Arguments),
     /// Shows, replays and purges the lines that are not resources
     Quarantine(quarantine::Arguments),
+    /// Makes a key pair for SMART Backend Services and prints the public key to register
+    Keygen(keygen::Arguments),
+    /// Prints the public keys of the configuration, to be registered at the server
+    Jwks(ConfigFile),
     /// Shows version, commit, features, and the versions of what the tables depend on
     Version(version::Arguments),
     /// Prints the completions of a shell
@@ -139,6 +145,8 @@ impl Cli {
             Command::Status(arguments) => status::run(arguments).await,
             Command::Job(command) => job::run(command).await,
             Command::State(command) => state::run(command).await,
+            Command::Keygen(arguments) => keygen::run(&arguments),
+            Command::Jwks(config) => jwks::run(config).await,
             Command::Version(arguments) => version::run(&arguments),
             Command::Completions(arguments) => manual::completions(&arguments),
             Command::Man(arguments) => manual::man(&arguments),

@@ -7,6 +7,7 @@ use config::{Value, ValueKind};
 
 use super::{
     Findings, KeyFile, Mistakes, read,
+    secrets::other_form,
     section::{Asked, Form},
     table,
     values::without_secrets,
@@ -62,6 +63,7 @@ fn line(asked: &Asked, is_secret: bool) -> String {
             format!("{key} = {}  # {origin}\n", shown(value, &asked.form))
         }
         (None, Some(default)) => format!("{key} = {}  # default\n", literal(default, &asked.form)),
+        (None, None) if other_form(&asked.key).is_some() => String::new(),
         (None, None) => format!("# {key} is not set\n"),
     }
 }

@@ -6,7 +6,7 @@ use chrono::DateTime;
 
 use super::{
     KeyFile, Scheduled,
-    notifications::secret_url_file,
+    notifications::secret_url,
     parameters,
     section::Section,
     values::{boolean, duration_text, name, positive_duration, text},
@@ -40,7 +40,7 @@ pub fn read(
         {
             section.mistake("name", "is also the name of another export; it names the watermarks");
         }
-        let heartbeat = secret_url_file(&mut section, "heartbeat_url_file", key_file);
+        let heartbeat = secret_url(&mut section, "heartbeat_url", key_file);
         heartbeats.extend(name.clone().zip(heartbeat));
         exports.push(read_export(section, name, max_age, kick_off));
     }

@@ -15,6 +15,7 @@ mod partitions;
 mod profile;
 mod quarantine;
 mod schema;
+mod secrets;
 mod section;
 mod server;
 mod values;
@@ -210,6 +211,11 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
     state.end();
     let health = read_health(root.section("health"));
+    if let (Some((serve::Config { serve_jwks: true, .. }, _)), Some(server)) = (&health, &server)
+        && !matches!(server.auth, Some(export::auth::AuthConfig::Smart(_)))
+    {
+        root.mistake("health.serve_jwks", "is true, and server.auth is not \"smart\": there are no keys to serve");
+    }
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
     let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
@@ -278,8 +284,9 @@ fn read_columns(section: &mut Section) -> Option<(bool, Options)> {
 fn read_health(mut section: Section) -> Option<(serve::Config, Option<Duration>)> {
     let listen = section.or("listen", "127.0.0.1:9187", address);
     let max_age = section.optional("max_age", positive_duration);
+    let serve_jwks = section.or("serve_jwks", "false", boolean);
     section.end();
-    Some((serve::Config { listen: listen? }, max_age))
+    Some((serve::Config { listen: listen?, serve_jwks: serve_jwks? }, max_age))
 }
 
 /// With less, the rows of each type and their index would be on the disk in tiny pieces.

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{KeyFile, Section, parsed, path, proxy};
+use secrecy::ExposeSecret as _;
+
+use super::{KeyFile, Section, parsed, proxy, secrets};
 use crate::notify::{Config, Patience, SecretUrl, Webhook};
 
 /// `heartbeats` are those of single exports, by their names.
@@ -30,28 +32,10 @@ pub(super) fn read(
     })
 }
 
-/// The URL that the environment sets as `key`, or that is in the file of `<key>_file`.
-fn secret_url(section: &mut Section, key: &str, key_file: &KeyFile) -> Option<SecretUrl> {
-    let in_file = secret_url_file(section, &format!("{key}_file"), key_file);
-    let Some(text) = section.of_environment(key) else { return in_file };
-    if in_file.is_some() {
-        section.mistake(key, &format!("is set in the environment, and {key}_file too; remove one of them"));
-        return None;
-    }
-    SecretUrl::parse(&text).map_err(|what| section.mistake(key, &what)).ok()
-}
-
-/// The URL in the file that `key` names.
-pub(super) fn secret_url_file(section: &mut Section, key: &str, key_file: &KeyFile) -> Option<SecretUrl> {
-    let path = section.optional(key, path)?;
-    // Somebody who sets the URL in the place of its file must not find it in the message.
-    if path.to_string_lossy().contains("://") {
-        section.mistake(key, "is the URL itself, which is a secret; write it to a file and set the file's path");
-        return None;
-    }
-    if matches!(key_file, KeyFile::MayBeElsewhere) && !path.exists() {
-        section.remark(key, "does not exist here; it is read when the daemon or a sync starts");
-        return None;
-    }
-    SecretUrl::read(&path).map_err(|what| section.mistake(key, &what)).ok()
+/// The URL that is kept where one of the keys of `name` says.
+pub(super) fn secret_url(section: &mut Section, name: &str, key_file: &KeyFile) -> Option<SecretUrl> {
+    let kept = secrets::read(section, name).ok()??;
+    let text = kept.text(section, key_file).ok()??;
+    let url = SecretUrl::parse(text.expose_secret());
+    url.map_err(|what| section.mistake(&kept.key, &format!("holds a text that {what}"))).ok()
 }

@@ -1,35 +1,42 @@
 //! `[sync.quarantine]`: in which form lines are kept that are not resources.
 
-use super::{KeyFile, Section, authorization::is_elsewhere, path};
+use secrecy::ExposeSecret as _;
+
+use super::{
+    KeyFile, Section,
+    secrets::{self, Kept},
+};
 use crate::sync::{Policy, QuarantineKey};
 
 pub(super) fn read(mut section: Section, key_file: &KeyFile) -> Option<Policy> {
     let policy = section.choice("policy", "plain", &["plain", "encrypted", "withheld"].map(|word| (word, word)));
-    let path = section.optional("key_file", path);
-    let policy = match (policy, path) {
-        (None, _) => None,
-        (Some("encrypted"), None) => {
+    let kept = secrets::read(&mut section, "key");
+    let policy = match (policy, kept) {
+        (None, _) | (_, Err(_)) => None,
+        (Some("encrypted"), Ok(None)) => {
             section.mistake("key_file", "is missing; policy = \"encrypted\" needs the file of its key");
             None
         }
-        (Some("encrypted"), Some(path)) if matches!(key_file, KeyFile::MayBeElsewhere) && is_elsewhere(&path) => {
-            section.remark("key_file", "cannot be read here; it is read when a sync starts");
-            Some(Policy::Withheld)
-        }
-        (Some("encrypted"), Some(path)) => match QuarantineKey::read(&path) {
-            Ok(key) => Some(Policy::Encrypted(key)),
-            Err(what) => {
-                section.mistake("key_file", &what);
-                None
-            }
-        },
-        (Some(_), Some(_)) => {
-            section.mistake("key_file", "is set, and policy is not \"encrypted\"; remove one of them");
+        (Some("encrypted"), Ok(Some(kept))) => encrypted(&section, &kept, key_file),
+        (Some(_), Ok(Some(kept))) => {
+            section.mistake(&kept.key, "is set, and policy is not \"encrypted\"; remove one of them");
             None
         }
-        (Some("withheld"), None) => Some(Policy::Withheld),
-        (Some(_), None) => Some(Policy::Plain),
+        (Some("withheld"), Ok(None)) => Some(Policy::Withheld),
+        (Some(_), Ok(None)) => Some(Policy::Plain),
     };
     section.end();
     policy
+}
+
+/// Without the key, which may be elsewhere, no line is kept.
+fn encrypted(section: &Section, kept: &Kept, key_file: &KeyFile) -> Option<Policy> {
+    let Some(text) = kept.text(section, key_file).ok()? else { return Some(Policy::Withheld) };
+    match QuarantineKey::parse(text.expose_secret()) {
+        Ok(key) => Some(Policy::Encrypted(key)),
+        Err(what) => {
+            section.mistake(&kept.key, what);
+            None
+        }
+    }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     SAMPLE, parse,
+    secrets::other_form,
     section::{Asked, Form},
 };
 
@@ -85,6 +86,9 @@ fn property(asked: &Asked, description: Option<&String>) -> Value {
             Form::Boolean | Form::Number => serde_json::from_str(default).unwrap_or_default(),
             _ => default.as_str().into(),
         };
+    }
+    if let Some(description) = other_form(&asked.key) {
+        property["description"] = description.into();
     }
     if let Some(description) = description.filter(|description| !description.is_empty()) {
         property["description"] = description.as_str().into();

@@ -83,14 +83,14 @@ impl Section {
     pub fn choice<T: Copy>(&mut self, key: &str, default: &str, words: &[(&'static str, T)]) -> Option<T> {
         self.asked(key, Form::OneOf(words.iter().map(|(word, _)| *word).collect()), Some(default), false);
         let text = self.scalar(key)?.unwrap_or_else(|| default.to_owned());
-        self.read(key, &text, |text| {
-            let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-            let words = || words.iter().map(|(word, _)| *word);
-            known.ok_or_else(|| {
-                let all = words().collect::<Vec<_>>().join(", ");
-                format!("{text:?} is not one of {all}{}", did_you_mean(text, words()))
-            })
-        })
+        self.read(key, &text, |text| one_of(text, words))
+    }
+
+    /// One of a few words, or absent.
+    pub fn optional_choice<T: Copy>(&mut self, key: &str, words: &[(&'static str, T)]) -> Option<T> {
+        self.asked(key, Form::OneOf(words.iter().map(|(word, _)| *word).collect()), None, false);
+        let text = self.scalar(key)??;
+        self.read(key, &text, |text| one_of(text, words))
     }
 
     /// A value that may be absent.
@@ -114,7 +114,13 @@ impl Section {
         if value.origin() == Some("the environment") {
             return self.text(key, value);
         }
-        self.mistake(key, &format!("is a secret; write it to a file that only its owner can read, and set {key}_file"));
+        self.mistake(
+            key,
+            &format!(
+                "is a secret; write it to a file that only its owner can read, and set {key}_file (or \
+                 {key}_credential, {key}_env, {key}_exec)"
+            ),
+        );
         None
     }
 
@@ -326,4 +332,13 @@ impl Section {
     fn path_of(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
+}
+
+fn one_of<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result<T, String> {
+    let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+    let words = || words.iter().map(|(word, _)| *word);
+    known.ok_or_else(|| {
+        let all = words().collect::<Vec<_>>().join(", ");
+        format!("{text:?} is not one of {all}{}", did_you_mean(text, words()))
+    })
 }

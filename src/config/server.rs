@@ -35,7 +35,7 @@ pub fn read(mut section: Section, key_file: &KeyFile) -> Option<export::Config> 
     let poll = read_poll(section.section("poll"));
     let http = read_http(section.section("http"));
     section.end();
-    let (auth, url, network, (http, limits)) = (auth?, url?, network?, http?);
+    let (url, network, (http, limits)) = (url?, network?, http?);
     Some(export::Config {
         allow_http: allow_http?,
         auth,

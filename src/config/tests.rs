@@ -51,13 +51,15 @@ fn the_reference_file_names_every_key_with_its_default() {
     let (config, findings) = parse(&schema::with_section_of_a_type(), &[]);
     assert_eq!(config.unwrap().tables.partitions.len(), 1);
     let settings = settings(REFERENCE);
-    for Asked { key, default, .. } in &findings.asked {
+    // The reference describes the other forms of a secret once, for all secrets.
+    let asked: Vec<_> = findings.asked.iter().filter(|asked| secrets::other_form(&asked.key).is_none()).collect();
+    for Asked { key, default, .. } in &asked {
         let written = settings.get(key).unwrap_or_else(|| panic!("{key} is missing in config/fhir-sync.toml"));
         if let Some(default) = default {
             assert_eq!(written, default, "{key}");
         }
     }
-    assert_eq!(settings.len(), findings.asked.len(), "the reference names a key that nobody reads");
+    assert_eq!(settings.len(), asked.len(), "the reference names a key that nobody reads");
 }
 
 #[test]
@@ -324,7 +326,7 @@ fn a_check_does_not_need_the_private_key_but_a_start_does() {
     assert_eq!(remarks, ["server.private_key_file: cannot be read here; it is read when a sync starts"]);
     let found = load(&path).unwrap_err().0;
     assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("server.private_key_file: cannot read the signing key"), "{found:?}");
+    assert!(found[0].starts_with("server.private_key_file: cannot be read"), "{found:?}");
 }
 
 #[test]

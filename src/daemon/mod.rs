@@ -20,6 +20,7 @@ mod commands;
 mod due;
 mod figures;
 mod history;
+mod public_keys;
 mod reload;
 mod signals;
 mod stall;
@@ -109,7 +110,8 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     let (notifier, couriers) = notify::start(config.notify.clone(), before, &stop)?;
     let exports: Vec<_> = config.exports.iter().map(|scheduled| Watched::new(scheduled.clone(), now())).collect();
     let (views, seen) = watch::channel(views::first(&exports, &syncer.state(), recheck_absent, now()));
-    let server = serve::Server::start(&config.health, seen, metrics)
+    let (jwks, _readers) = public_keys::start(&config);
+    let server = serve::Server::start(&config.health, seen, metrics, jwks)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
     let (control, mut orders) = listen_for_commands(&state_file, place, board.clone(), &stop).unzip();
     let ticks = Ticks::default();

@@ -78,7 +78,7 @@ impl Client {
     /// [`Error::Config`] where one of them cannot be used.
     pub async fn begin_run(&self) -> Result<(), Error> {
         if let Some(tokens) = &self.tokens {
-            tokens.forget_refusal().await;
+            tokens.begin_run().await;
         }
         self.http.renew_certificates().await
     }

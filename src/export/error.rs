@@ -3,7 +3,7 @@
 //! No variant holds a token, a key, a URL's query, or the content of a resource. An `OperationOutcome`'s free text is
 //! held of the answer to a kick-off alone, printable and cut short.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use reqwest::{
     StatusCode,
@@ -20,11 +20,9 @@ pub enum Error {
     /// A setting that cannot work; nothing was sent.
     #[error("{setting} {reason}")]
     Config { setting: &'static str, reason: String },
-    /// A private key that cannot be used; `holder` is its file, or where else it is from.
+    /// A private key or another secret that cannot be used; `holder` is its place.
     #[error("{holder} {reason}")]
     Key { holder: String, reason: String },
-    #[error("cannot read the signing key {}", path.display())]
-    KeyFile { path: PathBuf, source: std::io::Error },
     #[error("cannot set up the HTTP client")]
     Setup { source: Cause },
 
@@ -52,6 +50,12 @@ pub enum Error {
          itself, set server.rewrite_origin = [\"{origin}\"]"
     )]
     ForeignTokenEndpoint { origin: String },
+    /// The server does not accept assertions that our key signs (rule 118).
+    #[error(
+        "the server's token endpoint accepts assertions signed with {theirs}, and our key signs with {ours}; register a key \
+         for one of these (`fhir-sync keygen --algorithm`), or set server.token_url and server.scopes if the list is wrong"
+    )]
+    Algorithm { ours: &'static str, theirs: String },
     /// The token endpoint refused us: a mistake in the configuration, which waiting does not resolve (rule 128).
     #[error("{context} refused a token: {code}; check the client id, the registered public key and the scopes")]
     TokenDenied { context: String, code: String },
@@ -169,6 +173,7 @@ impl Error {
     pub(super) fn of_token_endpoint(&self) -> Option<Self> {
         Some(match self {
             Self::TokenDenied { context, code } => Self::TokenDenied { context: context.clone(), code: code.clone() },
+            Self::Algorithm { ours, theirs } => Self::Algorithm { ours, theirs: theirs.clone() },
             Self::NoTokenEndpoint { well_known } => Self::NoTokenEndpoint { well_known: well_known.clone() },
             Self::ForeignTokenEndpoint { origin } => Self::ForeignTokenEndpoint { origin: origin.clone() },
             Self::UnusableUrl { context, reason } => {

@@ -164,10 +164,19 @@ impl Http {
         self.in_pace(url, spec.endpoint, request).await
     }
 
-    /// POST `application/x-www-form-urlencoded` to a token endpoint, without a token and without redirects.
-    pub async fn post_form(&self, url: &Url, form: &[(&str, &str)]) -> Result<Response, Fault> {
+    /// POST `application/x-www-form-urlencoded` to a token endpoint, without redirects; `authorization` is the client's
+    /// own, if it has one (RFC 6749, 2.3.1).
+    pub async fn post_form(
+        &self,
+        url: &Url,
+        authorization: Option<HeaderValue>,
+        form: &[(&str, &str)],
+    ) -> Result<Response, Fault> {
         let mut headers = self.own_headers(url);
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization);
+        }
         let request = self.client(url).post(url.clone()).headers(headers).form(form);
         self.in_pace(url, Endpoint::Token, request).await
     }

@@ -29,7 +29,7 @@ pub struct Origins {
 impl Origins {
     /// `config.server` ends with a slash. `proxies` are those that the environment names.
     pub fn new(config: &Config, proxies: &[Url]) -> Self {
-        let token_url = config.auth.as_ref().and_then(|auth| auth.token_url.as_ref()).map(|token_url| &token_url.url);
+        let token_url = config.auth.as_ref().and_then(|auth| auth.token_url()).map(|token_url| &token_url.url);
         let trusted = || std::iter::once(&config.server).chain(&config.token_origins);
         let named = trusted().chain(token_url).chain(proxies);
         Self {

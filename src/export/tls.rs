@@ -18,7 +18,8 @@ use rustls::{
 };
 use secrecy::{ExposeSecret as _, SecretSlice};
 
-use super::{Error, auth::is_open_to_others};
+use super::Error;
+use crate::secret::is_open_to_others;
 
 /// What `[server.tls]` says. The files are read when a client is made, and again when a run begins.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

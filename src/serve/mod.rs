@@ -1,5 +1,5 @@
 //! The health listener of the daemon: the status page at `/`, `/health` for all exports and for each, `/livez`, `/readyz`,
-//! `/metrics`.
+//! `/metrics`, `/jwks.json`.
 //!
 //! Responses come from a [`View`] that the daemon publishes, and from the series of the process; no request reaches the
 //! FHIR server, a table or a disk. The listener has its own thread and runtime, so that an upsert on all cores cannot
@@ -32,6 +32,8 @@ use crate::telemetry::metrics::{self, Exposition};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub listen: SocketAddr,
+    /// Whether `/jwks.json` has our public keys, for a server that fetches them.
+    pub serve_jwks: bool,
 }
 
 /// The listener. It runs on its own thread until it is dropped.
@@ -46,13 +48,18 @@ const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 impl Server {
     /// Binds before it returns, so that an address in use fails the start.
-    pub fn start(config: &Config, views: watch::Receiver<View>, metrics: Exposition) -> std::io::Result<Self> {
+    pub fn start(
+        config: &Config,
+        views: watch::Receiver<View>,
+        metrics: Exposition,
+        jwks: watch::Receiver<Option<String>>,
+    ) -> std::io::Result<Self> {
         let listener = std::net::TcpListener::bind(config.listen)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let stop = CancellationToken::new();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (router, stopped) = (router(views, metrics), stop.clone());
+        let (router, stopped) = (router(views, metrics, jwks), stop.clone());
         let thread = thread::Builder::new().name("serve".to_owned()).spawn(move || {
             let served = runtime.block_on(async {
                 let listener = Connections::new(tokio::net::TcpListener::from_std(listener)?);
@@ -88,7 +95,10 @@ impl Drop for Server {
 
 type Views = watch::Receiver<View>;
 
-fn router(views: Views, metrics: Exposition) -> Router {
+/// Our public keys; none where they are not served, or not yet.
+type PublicKeys = watch::Receiver<Option<String>>;
+
+fn router(views: Views, metrics: Exposition, jwks: PublicKeys) -> Router {
     Router::new()
         .route("/", get(status_page))
         .route("/style.css", get(|| async { ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], page::STYLE) }))
@@ -99,6 +109,7 @@ fn router(views: Views, metrics: Exposition) -> Router {
         .route("/readyz", get(readyz))
         .with_state(views)
         .merge(Router::new().route("/metrics", get(text)).with_state(metrics))
+        .merge(Router::new().route("/jwks.json", get(public_keys)).with_state(jwks))
         .layer(map_response(with_headers))
 }
 
@@ -163,6 +174,15 @@ async fn readyz(State(views): State<Views>) -> Response {
 async fn text(State(metrics): State<Exposition>) -> Response {
     let headers = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")];
     (headers, metrics.text()).into_response()
+}
+
+/// For a server that fetches the keys of its clients (rule 117). A key is served for some minutes before it signs.
+async fn public_keys(State(jwks): State<PublicKeys>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/jwk-set+json"), (header::CACHE_CONTROL, "public, max-age=300")];
+    match &*jwks.borrow() {
+        Some(jwks) => (headers, jwks.clone()).into_response(),
+        None => refuse(StatusCode::NOT_FOUND, "there is nothing here; health.serve_jwks serves our public keys"),
+    }
 }
 
 fn respond(good: bool, body: impl IntoResponse) -> Response {

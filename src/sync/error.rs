@@ -184,7 +184,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::TokenDenied { .. }
         | E::NoTokenEndpoint { .. }
         | E::ForeignTokenEndpoint { .. } => (Operator, Kept),
-        E::Config { .. } | E::Key { .. } | E::KeyFile { .. } | E::Setup { .. } => (Operator, Kept),
+        E::Config { .. } | E::Key { .. } | E::Setup { .. } | E::Algorithm { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
         | E::PostRefused { .. }
         | E::TooManyRedirects { .. }

@@ -169,7 +169,7 @@ fn concerns_all(error: &Error) -> bool {
                 | E::ForeignTokenEndpoint { .. }
                 | E::Config { .. }
                 | E::Key { .. }
-                | E::KeyFile { .. }
+                | E::Algorithm { .. }
                 | E::Setup { .. }
                 | E::UnusableUrl { .. }
         ),

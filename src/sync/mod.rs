@@ -80,7 +80,7 @@ use crate::{
 
 // What the commands name of the rooms below, so that they need no arrow to them.
 pub use crate::{
-    export::{Error as ExportError, Level, Probe, ProbeVerdict},
+    export::{Error as ExportError, Level, Probe, ProbeVerdict, auth::generate as keys},
     state::Outcome,
     table::{
         Committed, Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained,

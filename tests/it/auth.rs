@@ -11,8 +11,9 @@ use base64::{
 };
 use fhir_sync::{
     demo::{Auth, RecordedRequest},
-    export::auth::{self, SigningKey},
+    export::auth::{AuthConfig, Smart},
     fhir::ResourceType,
+    secret::Secret,
     sync::{Outcome, TypeEnd},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
@@ -69,8 +70,7 @@ async fn guarded() -> Setup {
     let mut setup = Setup::new().await;
     let registered = es384();
     setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
-    let key = SigningKey::parse(&registered.private).unwrap();
-    setup.client.auth = Some(auth::AuthConfig::new(CLIENT, key));
+    setup.client.auth = Some(Smart::new(CLIENT, Secret::given(registered.private)).into());
     setup
 }
 
@@ -80,6 +80,11 @@ pub async fn guarded_with_key_file() -> (Setup, String) {
     setup.server.scenario(|scenario| scenario.auth = Some(registered.auth()));
     let key_file = key_file(&setup, &registered);
     (setup, key_file)
+}
+
+fn smart(setup: &mut Setup) -> &mut Smart {
+    let Some(AuthConfig::Smart(smart)) = &mut setup.client.auth else { panic!("not SMART") };
+    smart
 }
 
 /// Writes the private key to a file that only its owner can read.
@@ -285,7 +290,7 @@ async fn a_key_given_in_the_place_of_its_file_is_not_printed() {
     let (setup, registered) = (Setup::new().await, rs384());
     let ended = drop_in(&setup, &["--auth-client-id", CLIENT, "--auth-private-key", &registered.private], &[]).await;
     assert_eq!(ended.code, Some(78), "{}", ended.output());
-    assert!(ended.stderr.contains("is the key itself"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("is the secret itself"), "{}", ended.stderr);
     assert!(!ended.output().contains(&registered.secret), "{}", ended.output());
     let url = "https://admin:s3cret@ehr example.org/fhir?key=s3cret";
     let ended = setup.process(&[("FHIR_SYNC__SERVER__URL", url)]).await;
@@ -318,14 +323,14 @@ async fn a_proxy_of_the_environment_receives_nothing() {
 #[tokio::test]
 async fn a_type_that_the_granted_scopes_do_not_cover_is_denied_and_the_scope_named() {
     let mut setup = guarded().await;
-    setup.client.auth.as_mut().unwrap().scopes = vec!["system/Observation.rs".to_owned()];
+    smart(&mut setup).endpoint.scopes = vec!["system/Observation.rs".to_owned()];
     setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
     let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Partial);
     let denied = TypeEnd::Denied { missing_scope: "system/Patient.rs".to_owned() };
     assert_eq!(end_of(&report, PATIENT), &denied);
     assert!(report.remarks.iter().any(|remark| remark.contains("Patient is denied")), "{:?}", report.remarks);
-    setup.client.auth.as_mut().unwrap().scopes = vec!["system/*.rs".to_owned()];
+    smart(&mut setup).endpoint.scopes = vec!["system/*.rs".to_owned()];
     setup.server.scenario(|scenario| scenario.left_out.clear());
     setup.complete().await;
     assert_eq!(setup.server.jobs().last().unwrap().since, None);

@@ -83,6 +83,8 @@ mod reported;
 mod resume;
 /// The named scenarios of the demo server, each from its beginning to tables that are equal to the server.
 mod scenarios;
+/// Secrets of every place, and new keys: they are used, and printed nowhere.
+mod secrets;
 /// A lost, broken or old state file.
 mod state;
 /// SIGHUP reloads, SIGUSR1 syncs, and a sync that hangs is noticed.

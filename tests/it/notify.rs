@@ -182,7 +182,7 @@ async fn a_url_in_the_configuration_file_or_in_a_file_that_others_can_read_is_re
     let unencrypted = secret_file(&setup, "unencrypted-url", &url.replace("https", "http"));
     let cases = [
         (format!("webhook_url = \"{url}\""), "notify.webhook_url: is a secret; write it to a file"),
-        (format!("webhook_url_file = \"{url}\""), "notify.webhook_url_file: is the URL itself, which is a secret"),
+        (format!("webhook_url_file = \"{url}\""), "notify.webhook_url_file: is the secret itself"),
         (format!("heartbeat_url_file = \"{}\"", open.display()), "can be read by other users; run chmod 600"),
         (format!("heartbeat_url_file = \"{}\"", unencrypted.display()), "is not an https URL"),
     ];

@@ -5,8 +5,9 @@ use fhir_sync::{
         Registered, generate,
         named::{self, Begins, Heals, NAMED, Named, Promise},
     },
-    export::auth::{AuthConfig, SigningKey},
+    export::auth::Smart,
     fhir::ResourceType,
+    secret::Secret,
     sync::{Mode, Outcome},
 };
 use serde_json::Value;
@@ -23,7 +24,7 @@ async fn setup() -> Setup {
     let mut setup = Setup::with_world(generate::world(PATIENTS, SEED)).await;
     let client = Registered::new("warehouse").unwrap();
     setup.server.scenario(|scenario| scenario.auth = Some(client.auth()));
-    setup.client.auth = Some(AuthConfig::new("warehouse", SigningKey::parse(&client.private_jwk).unwrap()));
+    setup.client.auth = Some(Smart::new("warehouse", Secret::given(client.private_jwk.clone())).into());
     // What passes must pass on a busy machine, too.
     setup.client.http.outage_patience = Duration::from_secs(3);
     setup.export.types = vec![ENCOUNTER, OBSERVATION];

@@ -100,6 +100,7 @@ configure() {
 url = "http://127.0.0.1:$PORT/fhir"
 token_url = "http://127.0.0.1:$PORT/token"
 client_id = "ops"
+key_id = "ops"
 private_key_file = "/run/secrets/fhir-sync/private-key"
 [tables]
 root = "/srv/lake"

@@ -67,6 +67,7 @@ start_daemon() {
 url = "http://127.0.0.1:$fhir_port/fhir"
 token_url = "http://127.0.0.1:$fhir_port/token"
 client_id = "ops"
+key_id = "ops"
 private_key_file = "$scratch/key.pem"
 outage_patience = "1s"
 [server.poll]

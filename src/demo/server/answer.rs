@@ -84,23 +84,26 @@ pub(super) async fn metadata(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 pub(super) async fn smart_configuration(State(shared): State<Arc<Shared>>) -> Response {
-    if shared.scenario().auth.is_none() {
-        return not_found().await;
-    }
+    let Some(auth) = shared.scenario().auth else { return not_found().await };
+    let method = if auth.secret.is_some() { "client_secret_basic" } else { "private_key_jwt" };
     let configuration = json!({
         "token_endpoint": shared.token_url,
         "grant_types_supported": ["client_credentials"],
-        "token_endpoint_auth_methods_supported": ["private_key_jwt"],
-        "token_endpoint_auth_signing_alg_values_supported": ["RS384", "ES384"],
+        "token_endpoint_auth_methods_supported": [method],
+        "token_endpoint_auth_signing_alg_values_supported": auth.algorithms,
         "scopes_supported": ["system/*.rs"],
         "capabilities": ["client-confidential-asymmetric", "permission-v2"],
     });
     document(StatusCode::OK, "application/json", &configuration)
 }
 
-pub(super) async fn token(State(shared): State<Arc<Shared>>, form: Bytes) -> Response {
+pub(super) async fn token(State(shared): State<Arc<Shared>>, headers: HeaderMap, form: Bytes) -> Response {
     let Some(auth) = shared.scenario().auth else { return not_found().await };
-    let granted = locked(&shared.tokens).grant(&auth, &shared.token_url, &form);
+    let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let granted = match &auth.secret {
+        Some(secret) => locked(&shared.tokens).grant_by_secret(&auth, secret, authorization, &form),
+        None => locked(&shared.tokens).grant(&auth, &shared.token_url, &form),
+    };
     let (status, answer) = match granted {
         Ok(granted) => (
             StatusCode::OK,

@@ -7,6 +7,7 @@ mod registered;
 
 use std::{collections::HashMap, time::Duration};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind, get_current_timestamp, jwk::Jwk};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -25,6 +26,10 @@ pub struct Auth {
     pub expire_tokens_after_file_requests: Option<u32>,
     /// Sent as `scope` in the place of the scope that was asked for.
     pub granted_scope: Option<String>,
+    /// A client of another kind: it sends this secret, in the header or in the form, and no assertion.
+    pub secret: Option<String>,
+    /// Published as the algorithms that assertions may be signed with.
+    pub algorithms: Vec<&'static str>,
 }
 
 impl Auth {
@@ -36,6 +41,8 @@ impl Auth {
             token_lifetime: Duration::from_mins(5),
             expire_tokens_after_file_requests: None,
             granted_scope: None,
+            secret: None,
+            algorithms: vec!["RS384", "ES384"],
         }
     }
 }
@@ -80,14 +87,35 @@ impl Tokens {
         if self.assertions.insert(claims.jti, claims.exp).is_some() {
             return Err(invalid_client("the jti was used before"));
         }
+        Ok(self.issue(auth, form.scope))
+    }
+
+    /// As [`grant`](Self::grant), to a client that has this secret.
+    pub(super) fn grant_by_secret(
+        &mut self,
+        auth: &Auth,
+        secret: &str,
+        authorization: Option<&str>,
+        form: &[u8],
+    ) -> Result<Granted, TokenError> {
+        let fields: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
+        let in_form = fields.get("client_id").cloned().zip(fields.get("client_secret").cloned());
+        let sent = authorization.and_then(basic).or(in_form);
+        if sent != Some((auth.client_id.clone(), secret.to_owned())) {
+            return Err(invalid_client("client_id and secret are not the registered ones"));
+        }
+        Ok(self.issue(auth, scope(&fields)?))
+    }
+
+    fn issue(&mut self, auth: &Auth, scope: String) -> Granted {
         let now = Instant::now();
         self.live.retain(|_, token| token.expires_at > now);
         self.granted += 1;
         let access_token = format!("demo-token-{}", self.granted);
         let token = Token { expires_at: now + auth.token_lifetime, file_requests: 0 };
         self.live.insert(access_token.clone(), token);
-        let scope = auth.granted_scope.clone().unwrap_or(form.scope);
-        Ok(Granted { access_token, scope, lifetime: auth.token_lifetime })
+        let scope = auth.granted_scope.clone().unwrap_or(scope);
+        Granted { access_token, scope, lifetime: auth.token_lifetime }
     }
 
     /// Whether this value of an `Authorization` header has a valid token.
@@ -121,22 +149,34 @@ impl Form {
     fn read(form: &[u8]) -> Result<Self, TokenError> {
         let fields: HashMap<_, _> = url::form_urlencoded::parse(form).into_owned().collect();
         let field = |name: &str| fields.get(name).map(String::as_str);
-        if field("grant_type") != Some("client_credentials") {
-            return Err(TokenError {
-                error: "unsupported_grant_type",
-                description: "grant_type is client_credentials",
-            });
-        }
+        let scope = scope(&fields)?;
         if field("client_assertion_type") != Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer") {
             return Err(invalid_client("client_assertion_type is jwt-bearer"));
         }
-        let scope = field("scope").unwrap_or_default();
-        if scope.is_empty() || !scope.split(' ').all(|scope| scope.starts_with("system/")) {
-            return Err(TokenError { error: "invalid_scope", description: "only system/ scopes are granted here" });
-        }
         let assertion = field("client_assertion").ok_or(invalid_client("client_assertion is missing"))?;
-        Ok(Self { scope: scope.to_owned(), assertion: assertion.to_owned() })
+        Ok(Self { scope, assertion: assertion.to_owned() })
     }
+}
+
+/// The scope that a request for a token of a client asks for.
+fn scope(fields: &HashMap<String, String>) -> Result<String, TokenError> {
+    if fields.get("grant_type").map(String::as_str) != Some("client_credentials") {
+        return Err(TokenError { error: "unsupported_grant_type", description: "grant_type is client_credentials" });
+    }
+    let scope = fields.get("scope").cloned().unwrap_or_default();
+    if scope.is_empty() || !scope.split(' ').all(|scope| scope.starts_with("system/")) {
+        return Err(TokenError { error: "invalid_scope", description: "only system/ scopes are granted here" });
+    }
+    Ok(scope)
+}
+
+/// User and password of a header, which were encoded as in a form before they were joined (RFC 6749, 2.3.1).
+fn basic(authorization: &str) -> Option<(String, String)> {
+    let joined = STANDARD.decode(authorization.strip_prefix("Basic ")?).ok()?;
+    let joined = String::from_utf8(joined).ok()?;
+    let (user, password) = joined.split_once(':')?;
+    let decoded = |text: &str| Some(url::form_urlencoded::parse(text.as_bytes()).next()?.0.into_owned());
+    Some((decoded(user)?, decoded(password)?))
 }
 
 #[derive(Deserialize)]

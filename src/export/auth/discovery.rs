@@ -4,11 +4,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use url::Url;
 
-use super::{AuthConfig, TokenUrl};
+use super::{TokenEndpoint, TokenUrl};
 use crate::{
     export::{
         Client, Error,
-        error::shown,
+        error::{code, shown},
         http::{OnRedirect, RequestSpec, TokenUse},
         request::under,
         retry::{is_transient, retrying},
@@ -20,14 +20,29 @@ use crate::{
 pub struct Endpoint {
     pub token_url: TokenUrl,
     pub scope: String,
+    /// The algorithms that the server accepts assertions in, where it says so (rule 118).
+    algorithms: Vec<String>,
 }
+
+impl Endpoint {
+    /// Servers publish few details and not always right ones (Q-61), but this list, where there is one, decides.
+    pub fn check_algorithm(&self, ours: &'static str) -> Result<(), Error> {
+        if self.algorithms.is_empty() || self.algorithms.iter().any(|algorithm| algorithm == ours) {
+            return Ok(());
+        }
+        let theirs = self.algorithms.iter().take(MAX_ALGORITHMS_SHOWN).map(code).collect::<Vec<_>>().join(", ");
+        Err(Error::Algorithm { ours, theirs })
+    }
+}
+
+const MAX_ALGORITHMS_SHOWN: usize = 10;
 
 /// A `CapabilityStatement` can be long.
 const MAX_DISCOVERY_BYTES: u64 = 16 << 20;
 const OAUTH_URIS: &str = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris";
 
 /// Reads what the server publishes, without a token (rules 114 to 116); what is configured needs no discovery.
-pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, Error> {
+pub async fn discover(config: &TokenEndpoint, client: &Client) -> Result<Endpoint, Error> {
     let server = &client.config.server;
     let well_known = under(server, [".well-known", "smart-configuration"]);
     let smart = match (&config.token_url, config.scopes.is_empty()) {
@@ -53,7 +68,8 @@ pub async fn discover(config: &AuthConfig, client: &Client) -> Result<Endpoint, 
         [] => "system/*.read".to_owned(),
         scopes => scopes.join(" "),
     };
-    Ok(Endpoint { token_url, scope })
+    let algorithms = smart.as_ref().map(algorithms).unwrap_or_default();
+    Ok(Endpoint { token_url, scope, algorithms })
 }
 
 /// A published JSON document; `None` when the server answers with anything else.
@@ -112,6 +128,11 @@ fn oauth_uris_token(metadata: &Value) -> Option<&str> {
         let uris = security.get(named(security, OAUTH_URIS)?)?.get("extension")?;
         uris.get(named(uris, "token")?)?.get("valueUri")?.as_str()
     })
+}
+
+fn algorithms(smart: &Value) -> Vec<String> {
+    let listed = smart.get("token_endpoint_auth_signing_alg_values_supported").and_then(Value::as_array);
+    listed.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// Whether the server supports scopes such as `system/*.rs`, where version 1 has `.read` (rule 124).

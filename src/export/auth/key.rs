@@ -2,14 +2,7 @@
 //!
 //! A [`SigningKey`] has been checked: it can sign. Its numbers are never printed.
 
-use std::{
-    fmt,
-    fs::{File, Metadata},
-    io::Read,
-    os::unix::fs::MetadataExt,
-    path::Path,
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{
     rand::SystemRandom,
@@ -32,8 +25,8 @@ use crate::export::Error;
 #[derive(Clone)]
 pub struct SigningKey {
     pair: Arc<Pair>,
-    /// The key id by which the server finds the public key (rule 119). From the JWK; a PEM has none.
-    pub kid: Option<String>,
+    /// The key id by which the server finds the public key (rule 119).
+    pub kid: String,
 }
 
 enum Pair {
@@ -41,8 +34,6 @@ enum Pair {
     Es384(EcdsaKeyPair),
 }
 
-/// Keys are small; a larger file is not one.
-const MAX_KEY_FILE_BYTES: u64 = 1 << 20;
 /// The length of a number of P-384.
 const P384_BYTES: usize = 48;
 
@@ -54,56 +45,56 @@ impl PartialEq for SigningKey {
 }
 
 impl SigningKey {
-    /// From a file that only its owner can read: a JWK, a JWKS or a PEM. Blocks: it is meant for start-up.
-    ///
-    /// # Errors
-    /// [`Error::KeyFile`], [`Error::Key`].
-    pub fn read(path: &Path) -> Result<Self, Error> {
-        let unreadable = |source| Error::KeyFile { path: path.to_owned(), source };
-        if key_text::is_key(path) {
-            let reason = "is the key itself; write it to a file that only its owner can read, and set the file's path";
-            return Err(refused("the path of the private key", reason.to_owned()));
-        }
-        let refused = |reason| refused(&path.display().to_string(), reason);
-        let file = File::open(path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if metadata.is_dir() {
-            return Err(refused("is a directory, not a key file".to_owned()));
-        }
-        if is_open_to_others(&metadata) {
-            return Err(refused(format!("can be read by other users; run chmod 600 {}", path.display())));
-        }
-        let mut text = Zeroizing::new(String::new());
-        file.take(MAX_KEY_FILE_BYTES).read_to_string(&mut text).map_err(unreadable)?;
-        Self::from_text(&text).map_err(refused)
-    }
-
-    /// Whether a setting that should name the file holds the key itself: then it must not be shown.
-    pub fn is_given_as_path(path: &Path) -> bool {
-        key_text::is_key(path)
-    }
-
-    /// From the text of a JWK, a JWKS with a private key that can sign, or a PEM (PKCS#8, PKCS#1 or SEC1).
+    /// The key that signs, from the text of a JWK, a JWKS or a PEM (PKCS#8, PKCS#1 or SEC1). Of several keys it is the
+    /// one with the id `key_id`; without that the first, so that a key that is added to a set does not sign at once. A
+    /// single key may have another id at the server: then `key_id` is sent.
     ///
     /// # Errors
     /// [`Error::Key`], which never quotes the text.
-    pub fn parse(text: &str) -> Result<Self, Error> {
-        Self::from_text(text).map_err(|reason| refused("the text of the private key", reason))
+    pub fn parse(text: &str, key_id: Option<&str>) -> Result<Self, Error> {
+        Self::chosen(text, key_id).map_err(|reason| refused("the private key", reason))
+    }
+
+    /// As [`Self::parse`]; on an error, as in all private functions here: what the text holds, and what is needed.
+    pub fn chosen(text: &str, key_id: Option<&str>) -> Result<Self, String> {
+        let keys = Self::all(text, key_id)?;
+        let found = keys.into_iter().find(|key| key_id.is_none_or(|id| key.kid == id));
+        found.ok_or_else(|| "holds several keys, none of them with the id of server.key_id".to_owned())
+    }
+
+    /// All keys of the text that can sign.
+    pub fn all(text: &str, key_id: Option<&str>) -> Result<Vec<Self>, String> {
+        let identified = |(pair, kid): (Pair, Option<String>), key_id: Option<&str>| {
+            let kid = key_id.map(str::to_owned).or(kid).filter(|kid| !kid.is_empty());
+            let kid = kid.ok_or_else(|| {
+                "holds a key without kid; set server.key_id to the id under which the server knows the key".to_owned()
+            })?;
+            Ok(Self { pair: Arc::new(pair), kid })
+        };
+        let text = key_text::unwrapped(text);
+        if !text.starts_with('{') {
+            return Ok(vec![identified((Pair::from_pem(&text)?, None), key_id)?]);
+        }
+        let jwks: Jwks = serde_json::from_str(&text).map_err(|_| "is neither a JWK, a JWKS nor a PEM")?;
+        let Some(keys) = jwks.keys else { return Ok(vec![identified(Pair::from_jwk(&jwks.key)?, key_id)?]) };
+        let mut pairs: Vec<_> = keys.iter().filter_map(|key| Pair::from_jwk(key).ok()).collect();
+        match (pairs.pop(), pairs.is_empty()) {
+            (None, _) => Err(format!("holds no private key for signing; use {USABLE}")),
+            (Some(only), true) => Ok(vec![identified(only, key_id)?]),
+            (Some(last), false) => pairs.into_iter().chain([last]).map(|pair| identified(pair, None)).collect(),
+        }
     }
 
     /// `RS384` or `ES384`.
     pub fn algorithm(&self) -> &'static str {
-        match *self.pair {
-            Pair::Rs384(_) => "RS384",
-            Pair::Es384(_) => "ES384",
-        }
+        self.pair.algorithm()
     }
 
-    /// A JWT of these claims (rule 120).
-    pub(in crate::export) fn sign(&self, claims: &Value) -> Result<SecretString, Error> {
-        let mut header = json!({ "alg": self.algorithm(), "typ": "JWT" });
-        if let Some(kid) = &self.kid {
-            header["kid"] = Value::from(kid.as_str());
+    /// A JWT of these claims. Its header names the set of our public keys only where that is registered (rule 120).
+    pub(in crate::export) fn sign(&self, claims: &Value, jwks_url: Option<&str>) -> Result<SecretString, Error> {
+        let mut header = json!({ "alg": self.algorithm(), "typ": "JWT", "kid": self.kid });
+        if let Some(jwks_url) = jwks_url {
+            header["jku"] = jwks_url.into();
         }
         let encode = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
         let message = format!("{}.{}", encode(&header), encode(claims));
@@ -112,44 +103,26 @@ impl SigningKey {
         Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)).into())
     }
 
-    /// On an error, as in all private functions here: what the text holds, and what is needed.
-    fn from_text(text: &str) -> Result<Self, String> {
-        let text = key_text::unwrapped(text);
-        if !text.starts_with('{') {
-            return Ok(Self { pair: Arc::new(Pair::from_pem(&text)?), kid: None });
-        }
-        let jwks: Jwks = serde_json::from_str(&text).map_err(|_| "is neither a JWK, a JWKS nor a PEM")?;
-        match jwks {
-            Jwks { keys: Some(keys), .. } => keys
-                .iter()
-                .find_map(|key| Self::from_jwk(key).ok())
-                .ok_or_else(|| format!("holds no private key for signing; use {USABLE}")),
-            Jwks { key, .. } => Self::from_jwk(&key),
-        }
-    }
-
-    fn from_jwk(jwk: &Jwk) -> Result<Self, String> {
-        let is_for_signing = jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "sign"))
-            && jwk.r#use.as_ref().is_none_or(|r#use| r#use == "sig");
-        if !is_for_signing {
-            return Err("holds a key whose use or key_ops do not include signing".to_owned());
-        }
-        if jwk.d.is_none() {
-            return Err("holds a public key; the private one is needed, with d".to_owned());
-        }
-        let pair = match (jwk.kty.as_deref(), jwk.crv.as_deref()) {
-            (Some("RSA"), _) => Pair::from_rsa_jwk(jwk)?,
-            (Some("EC"), Some("P-384")) => Pair::from_ec_jwk(jwk)?,
-            (Some("EC"), Some(curve @ ("P-256" | "P-521" | "secp256k1"))) => return Err(unusable_curve(curve)),
-            _ => return Err(format!("holds a key of another kind; use {USABLE}")),
-        };
-        let key = Self { pair: Arc::new(pair), kid: jwk.kid.clone() };
-        match jwk.alg.as_deref() {
-            Some(alg) if alg != key.algorithm() => {
-                Err(format!("holds a key for another algorithm; its alg must be {}", key.algorithm()))
+    /// The public half, as it is registered at the server (rules 117 and 119).
+    pub fn public_jwk(&self) -> Value {
+        let encode = |number: &[u8]| URL_SAFE_NO_PAD.encode(number);
+        let mut jwk = json!({ "kid": self.kid, "alg": self.algorithm(), "use": "sig" });
+        match &*self.pair {
+            Pair::Rs384(pair) => {
+                let public = pair.public_key();
+                jwk["kty"] = "RSA".into();
+                jwk["n"] = encode(public.modulus().big_endian_without_leading_zero()).into();
+                jwk["e"] = encode(public.exponent().big_endian_without_leading_zero()).into();
             }
-            _ => Ok(key),
+            Pair::Es384(pair) => {
+                let (x, y) = pair.public_key().as_ref().get(1..).unwrap_or_default().split_at(P384_BYTES);
+                jwk["kty"] = "EC".into();
+                jwk["crv"] = "P-384".into();
+                jwk["x"] = encode(x).into();
+                jwk["y"] = encode(y).into();
+            }
         }
+        jwk
     }
 }
 
@@ -182,6 +155,13 @@ impl Pair {
         }
     }
 
+    fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Rs384(_) => "RS384",
+            Self::Es384(_) => "ES384",
+        }
+    }
+
     fn from_pem(text: &str) -> Result<Self, String> {
         let ec =
             |der: &[u8]| EcdsaKeyPair::from_private_key_der(&ECDSA_P384_SHA384_FIXED_SIGNING, der).map(Self::Es384);
@@ -200,6 +180,29 @@ impl Pair {
                 RsaKeyPair::from_pkcs8(der).map(Self::Rs384).or_else(|_| ec(der)).map_err(|_| unusable_key(der))
             }
             _ => Err("is a PEM of an unknown kind; convert it to PKCS#8".to_owned()),
+        }
+    }
+
+    fn from_jwk(jwk: &Jwk) -> Result<(Self, Option<String>), String> {
+        let is_for_signing = jwk.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "sign"))
+            && jwk.r#use.as_ref().is_none_or(|r#use| r#use == "sig");
+        if !is_for_signing {
+            return Err("holds a key whose use or key_ops do not include signing".to_owned());
+        }
+        if jwk.d.is_none() {
+            return Err("holds a public key; the private one is needed, with d".to_owned());
+        }
+        let pair = match (jwk.kty.as_deref(), jwk.crv.as_deref()) {
+            (Some("RSA"), _) => Self::from_rsa_jwk(jwk)?,
+            (Some("EC"), Some("P-384")) => Self::from_ec_jwk(jwk)?,
+            (Some("EC"), Some(curve @ ("P-256" | "P-521" | "secp256k1"))) => return Err(unusable_curve(curve)),
+            _ => return Err(format!("holds a key of another kind; use {USABLE}")),
+        };
+        match jwk.alg.as_deref() {
+            Some(alg) if alg != pair.algorithm() => {
+                Err(format!("holds a key for another algorithm; its alg must be {}", pair.algorithm()))
+            }
+            _ => Ok((pair, jwk.kid.clone())),
         }
     }
 
@@ -267,24 +270,6 @@ fn unusable_rsa() -> String {
     "holds an RSA key of less than 2048 bits, or one whose numbers do not fit together".to_owned()
 }
 
-/// Whether anybody else can read or change the file of a secret.
-pub fn is_open_to_others(metadata: &Metadata) -> bool {
-    is_exposed(metadata.mode(), metadata.uid(), own_uid())
-}
-
-/// Whether anybody else can read or change a file of this mode and owner. A secret that Kubernetes mounts with
-/// `fsGroup`, or a credential of a newer systemd, belongs to root and is readable through our group alone: nothing
-/// tighter is possible there.
-fn is_exposed(mode: u32, owner: u32, own_uid: u32) -> bool {
-    let lent_by_root = owner == 0 && own_uid != 0;
-    mode & if lent_by_root { 0o037 } else { 0o077 } != 0
-}
-
-fn own_uid() -> u32 {
-    // Without /proc our user is not known, and the strict rule holds.
-    std::fs::metadata("/proc/self").map_or(0, |process| process.uid())
-}
-
 fn refused(holder: &str, reason: String) -> Error {
     Error::Key { holder: holder.to_owned(), reason }
 }
@@ -329,24 +314,4 @@ struct Jwk {
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_exposed;
-
-    #[test]
-    fn a_key_file_is_for_its_owner_or_for_our_group_when_root_owns_it() {
-        for (mode, owner, own_uid, exposed) in [
-            (0o100_600, 1000, 1000, false),
-            (0o100_640, 1000, 1000, true),
-            (0o100_604, 1000, 1000, true),
-            (0o100_440, 0, 65532, false),
-            (0o100_444, 0, 65532, true),
-            (0o100_460, 0, 65532, true),
-            (0o100_440, 0, 0, true),
-        ] {
-            assert_eq!(is_exposed(mode, owner, own_uid), exposed, "{mode:o} of {owner} for {own_uid}");
-        }
-    }
 }

@@ -2,8 +2,6 @@
 //!
 //! What always holds: the text is never part of an error, and copies of it are wiped.
 
-use std::path::Path;
-
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
@@ -28,15 +26,6 @@ pub fn unwrapped(text: &str) -> Zeroizing<String> {
         text = inner;
     }
     if text.starts_with(PEM) { lines_of_a_pem(&text) } else { text }
-}
-
-/// Whether a setting that should name a file holds the key itself.
-pub fn is_key(path: &Path) -> bool {
-    const MAX_NAME_BYTES: usize = 255;
-    let text = path.to_string_lossy();
-    let text = trimmed(&text).trim_start_matches(['"', '\'']);
-    let is_too_long = text.split('/').any(|name| name.len() > MAX_NAME_BYTES);
-    text.starts_with('{') || text.starts_with(PEM) || text.contains('\n') || is_too_long
 }
 
 const PEM: &str = "-----BEGIN ";

@@ -41,6 +41,18 @@ pub fn covers(granted: &str, resource_type: ResourceType) -> Granted {
     Granted::No { missing: format!("system/{resource_type}.{permissions}") }
 }
 
+/// The requested scopes of single types that the granted ones do not cover, in whatever form. A requested wildcard may
+/// be granted as a list: then nothing is missing here, and [`covers`] decides for each type of an export.
+pub fn missing<'a>(requested: &'a str, granted: &str) -> Vec<&'a str> {
+    let is_covered = |scope: &str| {
+        let resource_type = scope.split_once('/').and_then(|(_, rest)| rest.split(['.', '?']).next());
+        let covers = |of: &str| granted.split_whitespace().any(|granted| says(granted, of) == Says::Yes);
+        granted.split_whitespace().any(|granted| granted == scope)
+            || scope.starts_with("system/") && resource_type.is_some_and(covers)
+    };
+    requested.split_whitespace().filter(|scope| !scope.contains('*') && !is_covered(scope)).collect()
+}
+
 fn says(scope: &str, resource_type: &str) -> Says {
     let Some((context, rest)) = scope.split_once('/') else { return Says::Nothing };
     if !matches!(context, "system" | "*") {
@@ -109,6 +121,20 @@ mod tests {
             ("", Granted::Unknown),
         ] {
             assert_eq!(covers(granted, ResourceType::PATIENT), expected, "{granted}");
+        }
+    }
+
+    #[test]
+    fn a_requested_scope_is_missing_only_if_no_granted_one_covers_it() {
+        for (requested, granted, expected) in [
+            ("system/Patient.rs system/Group.rs", "system/*.rs", vec![]),
+            ("system/Patient.read", "system/Patient.rs", vec![]),
+            ("system/Patient.rs system/Group.rs", "system/Patient.read", vec!["system/Group.rs"]),
+            ("system/*.rs", "system/Patient.rs system/Group.rs", vec![]),
+            ("clientCreds", "clientCreds", vec![]),
+            ("clientCreds", "other", vec!["clientCreds"]),
+        ] {
+            assert_eq!(missing(requested, granted), expected, "{requested} for {granted}");
         }
     }
 }

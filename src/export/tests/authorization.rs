@@ -5,13 +5,14 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use auth::SigningKey;
+use auth::{AuthConfig, Smart};
 use bytes::Bytes;
 use keys::{ec_key, rsa_key};
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::secret::Secret;
 
 const LINE: &[u8] = b"{\"resourceType\":\"Patient\",\"id\":\"1\"}\n";
 const SMART: &str = r#"{"token_endpoint":"/token","capabilities":[],"scopes_supported":["system/*.read"]}"#;
@@ -34,9 +35,15 @@ async fn smart_server(
 }
 
 pub fn smart_config(server: &Server) -> Config {
-    let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
-    let auth = auth::AuthConfig::new("me", key);
-    Config { auth: Some(auth), ..config(server) }
+    Config { auth: Some(Smart::new("me", secret(&ec_key())).into()), ..config(server) }
+}
+
+fn secret(made: &keys::Made) -> Secret {
+    Secret::given(made.jwk.to_string())
+}
+fn smart(config: &mut Config) -> &mut Smart {
+    let Some(AuthConfig::Smart(smart)) = &mut config.auth else { panic!("not SMART") };
+    smart
 }
 
 fn smart_client(server: &Server) -> Client {
@@ -64,6 +71,7 @@ fn count(server: &Server, path: &str) -> usize {
     server.asked().iter().filter(|asked| asked.path == path).count()
 }
 
+/// Shows (rules 114, 120, 121 and 123).
 #[tokio::test]
 async fn a_token_is_asked_for_with_a_signed_assertion_and_sent_with_each_request() {
     for made in [rsa_key(), ec_key()] {
@@ -74,7 +82,7 @@ async fn a_token_is_asked_for_with_a_signed_assertion_and_sent_with_each_request
         })
         .await;
         let mut config = smart_config(&server);
-        config.auth.as_mut().unwrap().key = SigningKey::parse(&made.jwk.to_string()).unwrap();
+        smart(&mut config).key = secret(&made);
         let client = Client::new(config).unwrap();
         let job = client.kick_off(&request(&[])).await.unwrap();
         wait(job.clone(), &client).await.unwrap();
@@ -96,7 +104,7 @@ async fn a_token_is_asked_for_with_a_signed_assertion_and_sent_with_each_request
         assert_eq!(kind, "urn:ietf:params:oauth:client-assertion-type:jwt-bearer");
         let claims = made.verified(&post.field("client_assertion").unwrap(), server.url("/token").as_str());
         assert_eq!((&claims["iss"], &claims["sub"]), (&json!("me"), &json!("me")));
-        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 240);
+        assert_eq!(claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap(), 270);
         assert!(claims["jti"].as_str().unwrap().len() >= 32);
     }
 }
@@ -132,6 +140,7 @@ async fn requests_that_are_refused_at_once_share_one_renewal() {
     assert_eq!(count(&server, "/token"), 2);
 }
 
+/// Shows (rule 125).
 #[tokio::test]
 async fn a_token_is_renewed_before_it_expires() {
     for (expires_in, still_good, too_late) in [
@@ -140,6 +149,7 @@ async fn a_token_is_renewed_before_it_expires() {
         ("", 260, 275),
         (r#","expires_in":100"#, 70, 80),
         (r#","expires_in":-1"#, 260, 275),
+        (r#","expires_in":0"#, 260, 275),
     ] {
         let server = smart_server(expires_in, |_| Answer::ndjson(LINE)).await;
         let client = smart_client(&server);
@@ -270,6 +280,7 @@ async fn a_token_endpoint_that_refuses_is_not_asked_again() {
     }
 }
 
+/// Shows (rule 122).
 #[tokio::test]
 async fn a_token_endpoint_that_fails_is_asked_again_with_a_fresh_assertion() {
     let mut turn = 0;
@@ -293,6 +304,7 @@ async fn a_token_endpoint_that_fails_is_asked_again_with_a_fresh_assertion() {
     assert_eq!(assertions.len(), 4);
 }
 
+/// Shows (rules 115 and 116).
 #[tokio::test]
 async fn the_token_endpoint_is_found_in_the_capability_statement_where_discovery_fails() {
     for status in [404, 501, 500] {
@@ -320,9 +332,9 @@ async fn the_token_endpoint_is_found_in_the_capability_statement_where_discovery
 async fn a_configured_token_url_and_scopes_need_no_discovery() {
     let server = smart_server("", |_| Answer::status(202).header("content-location", "/status")).await;
     let mut config = smart_config(&server);
-    let auth = config.auth.as_mut().unwrap();
-    auth.token_url = Some(server.url("/token").into());
-    auth.scopes = vec!["system/Patient.rs".to_owned(), "system/Group.rs".to_owned()];
+    let endpoint = &mut smart(&mut config).endpoint;
+    endpoint.token_url = Some(server.url("/token").into());
+    endpoint.scopes = vec!["system/Patient.rs".to_owned(), "system/Group.rs".to_owned()];
     Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap();
     assert_eq!(server.asked()[0].path, "/token");
     assert_eq!(server.asked()[0].field("scope").unwrap(), "system/Patient.rs system/Group.rs");
@@ -355,7 +367,7 @@ async fn an_assertion_is_never_sent_unencrypted_to_another_host() {
     let error = smart_client(&server).kick_off(&request(&[])).await.unwrap_err();
     assert!(matches!(error, Error::UnusableUrl { .. }), "{error}");
     let mut config = smart_config(&server);
-    config.auth.as_mut().unwrap().token_url = Some(Url::parse("http://login.example.org/token").unwrap().into());
+    smart(&mut config).endpoint.token_url = Some(Url::parse("http://login.example.org/token").unwrap().into());
     assert!(matches!(Client::new(config), Err(Error::UnusableUrl { .. })));
 }
 
@@ -425,8 +437,8 @@ async fn the_audience_is_the_endpoint_as_published_unless_a_setting_says_otherwi
         *published.lock().unwrap() = if relative { "/a/../token".to_owned() } else { unusual.clone() };
         let made = ec_key();
         let mut config = smart_config(&server);
-        let auth = config.auth.as_mut().unwrap();
-        auth.key = SigningKey::parse(&made.jwk.to_string()).unwrap();
+        let auth = smart(&mut config);
+        auth.key = secret(&made);
         auth.audience = audience.map(str::to_owned);
         Client::new(config).unwrap().kick_off(&request(&[])).await.unwrap();
         let expected = audience.unwrap_or(if relative { &endpoint } else { &unusual });
@@ -453,7 +465,7 @@ async fn an_assertion_goes_to_another_origin_only_if_that_is_listed() {
     let listed = Config { token_origins: vec![endpoint.clone()], ..smart_config(&server) };
     Client::new(listed).unwrap().kick_off(&request(&[])).await.unwrap();
     let mut configured = smart_config(&server);
-    configured.auth.as_mut().unwrap().token_url = Some(endpoint.into());
+    smart(&mut configured).endpoint.token_url = Some(endpoint.into());
     Client::new(configured).unwrap().kick_off(&request(&[])).await.unwrap();
     assert_eq!(count(&login, "/token"), 2);
 }

@@ -1,6 +1,6 @@
 //! Evidence beside an export: the server's own count of a type, and the scopes that were granted.
 
-use auth::{Granted, SigningKey};
+use auth::{Granted, Smart};
 use keys::ec_key;
 
 use super::*;
@@ -48,8 +48,8 @@ async fn the_scopes_of_the_token_are_known_and_a_missing_one_is_named() {
             _ => Answer::json(&format!(r#"{{"access_token":"t1"{scope}}}"#)),
         })
         .await;
-        let key = SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
-        let client = Client::new(Config { auth: Some(auth::AuthConfig::new("me", key)), ..config(&server) }).unwrap();
+        let key = crate::secret::Secret::given(ec_key().jwk.to_string());
+        let client = Client::new(Config { auth: Some(Smart::new("me", key).into()), ..config(&server) }).unwrap();
         assert_eq!(client.granted("Patient".parse().unwrap()).await, patient, "{scope}");
         assert_eq!(client.granted("Observation".parse().unwrap()).await, observation, "{scope}");
         assert_eq!(server.asked().len(), 2);

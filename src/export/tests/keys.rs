@@ -1,7 +1,5 @@
 //! Signing keys: every form that is read, and what is refused.
 
-use std::{io::Write, os::unix::fs::PermissionsExt};
-
 use auth::SigningKey;
 use aws_lc_rs::{
     encoding::{AsBigEndian, AsDer, EcPrivateKeyBin, EcPrivateKeyRfc5915Der, Pkcs8V1Der},
@@ -110,11 +108,11 @@ fn an_assertion_signed_with_any_form_of_a_key_is_verified_by_its_public_half() {
         let mut public = made.jwk.clone();
         public.as_object_mut().unwrap().remove("d");
         let jwks = json!({ "keys": [public, others, made.jwk.clone()] });
-        let mut forms = vec![(made.jwk.to_string(), kid), (jwks.to_string(), kid)];
-        forms.extend(made.pems.iter().map(|pem| (pem.clone(), None)));
-        for (text, kid) in forms {
-            let key = SigningKey::parse(&text).unwrap();
-            let jwt = key.sign(&claims).unwrap();
+        let mut forms = vec![(made.jwk.to_string(), None), (jwks.to_string(), None)];
+        forms.extend(made.pems.iter().map(|pem| (pem.clone(), kid)));
+        for (text, key_id) in forms {
+            let key = SigningKey::parse(&text, key_id).unwrap();
+            let jwt = key.sign(&claims, None).unwrap();
             assert_eq!(made.verified(jwt.expose_secret(), "https://token.example.org"), claims);
             let header = jsonwebtoken::decode_header(jwt.expose_secret()).unwrap();
             assert_eq!((header.alg, header.typ.as_deref(), header.kid.as_deref()), (made.algorithm, Some("JWT"), kid));
@@ -152,37 +150,17 @@ fn a_key_that_cannot_sign_is_refused_and_never_quoted() {
         (pem("PRIVATE KEY", p256.to_pkcs8v1().unwrap().as_ref()), "holds an EC key on P-256; use"),
         (pem("RSA PRIVATE KEY", b"s3cret"), "less than 2048 bits"),
     ] {
-        let error = SigningKey::parse(&text).unwrap_err().to_string();
+        let error = SigningKey::parse(&text, Some("id")).unwrap_err().to_string();
         assert!(error.contains(expected), "{error} (expected: {expected})");
         assert!(!error.contains("s3cret"), "{error}");
     }
 }
 
 #[test]
-fn a_key_file_that_others_can_read_is_refused() {
-    let made = ec_key();
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(made.jwk.to_string().as_bytes()).unwrap();
-    let set_mode = |mode| std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-    for mode in [0o644, 0o640, 0o604, 0o660] {
-        set_mode(mode);
-        let error = SigningKey::read(file.path()).unwrap_err();
-        assert!(error.to_string().contains("chmod 600"), "{error}");
-    }
-    for mode in [0o600, 0o400] {
-        set_mode(mode);
-        assert!(SigningKey::read(file.path()).is_ok());
-    }
-    assert!(matches!(SigningKey::read("/no/such/key".as_ref()), Err(Error::KeyFile { .. })));
-    let error = SigningKey::read("/tmp".as_ref()).unwrap_err();
-    assert_eq!(error.to_string(), "/tmp is a directory, not a key file");
-}
-
-#[test]
 fn a_key_prints_no_secret() {
     let made = ec_key();
-    let key = SigningKey::parse(&made.jwk.to_string()).unwrap();
-    assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "ES384", kid: Some("ec-1"), .. }"#);
+    let key = SigningKey::parse(&made.jwk.to_string(), None).unwrap();
+    assert_eq!(format!("{key:?}"), r#"SigningKey { algorithm: "ES384", kid: "ec-1", .. }"#);
 }
 
 #[test]
@@ -201,20 +179,66 @@ fn a_key_is_read_as_environments_and_secret_stores_hand_it_on() {
         // One PEM in one line; the other form has two parts.
         forms.push(made.pems[0].replace('\n', " "));
         for text in forms {
-            let key = SigningKey::parse(&text).unwrap_or_else(|error| panic!("{error}: {}", &text[..30]));
-            assert!(key.sign(&json!({})).is_ok());
+            let key = SigningKey::parse(&text, Some("id")).unwrap_or_else(|error| panic!("{error}: {}", &text[..30]));
+            assert!(key.sign(&json!({}), None).is_ok());
         }
     }
 }
 
+/// Shows (rule 119).
 #[test]
-fn a_key_that_is_given_in_the_place_of_its_file_is_not_printed() {
-    let made = rsa_key();
-    let jwk = made.jwk.to_string();
-    let base64 = STANDARD.encode(&jwk);
-    for text in [jwk.as_str(), &made.pems[0], &made.pems[0].replace('\n', "\\n"), &base64] {
-        let error = SigningKey::read(std::path::Path::new(text)).unwrap_err();
-        let shown = format!("{error} {error:?}");
-        assert!(shown.contains("is the key itself") && shown.len() < 400, "{shown}");
+fn a_key_without_an_id_is_refused_and_another_id_may_be_set() {
+    let made = ec_key();
+    let mut unnamed = made.jwk.clone();
+    unnamed.as_object_mut().unwrap().remove("kid");
+    for text in [unnamed.to_string(), json!({ "keys": [unnamed] }).to_string(), made.pems[0].clone()] {
+        let error = SigningKey::parse(&text, None).unwrap_err().to_string();
+        assert!(error.contains("set server.key_id"), "{error}");
+        assert_eq!(SigningKey::parse(&text, Some("at the server")).unwrap().kid, "at the server");
     }
+    assert_eq!(SigningKey::parse(&made.jwk.to_string(), Some("at the server")).unwrap().kid, "at the server");
+}
+
+/// Shows (rule 119).
+#[test]
+fn of_several_keys_the_first_signs_unless_a_setting_names_another() {
+    let named = |made: &Made, kid: &str| {
+        let mut jwk = made.jwk.clone();
+        jwk["kid"] = kid.into();
+        jwk
+    };
+    let (old, new) = (ec_key(), rsa_key());
+    let set = json!({ "keys": [named(&old, "old"), named(&new, "new")] }).to_string();
+    let algorithm = |key_id| SigningKey::parse(&set, key_id).map(|key| (key.kid.clone(), key.algorithm()));
+    assert_eq!(algorithm(None).unwrap(), ("old".to_owned(), "ES384"));
+    assert_eq!(algorithm(Some("new")).unwrap(), ("new".to_owned(), "RS384"));
+    assert!(algorithm(Some("none")).unwrap_err().to_string().contains("none of them with the id"));
+}
+
+/// Shows (rules 117 to 120).
+#[test]
+fn a_new_key_signs_and_its_published_half_verifies_and_holds_nothing_secret() {
+    for (algorithm, name) in [(auth::generate::Algorithm::Es384, "ES384"), (auth::generate::Algorithm::Rs384, "RS384")]
+    {
+        let set = auth::generate::generated(algorithm).unwrap();
+        let both = auth::generate::with_added(&set, auth::generate::Algorithm::Es384).unwrap();
+        let key = SigningKey::parse(&both, None).unwrap();
+        assert_eq!(key.algorithm(), name);
+        let published: Value = serde_json::from_str(&auth::generate::public_jwks(&both, None).unwrap()).unwrap();
+        let keys = published["keys"].as_array().unwrap();
+        assert_eq!((keys.len(), keys[0]["kid"].as_str().unwrap()), (2, key.kid.as_str()));
+        assert_ne!(keys[0]["kid"], keys[1]["kid"]);
+        for private in ["d", "p", "q", "dp", "dq", "qi"] {
+            assert!(keys.iter().all(|key| key.get(private).is_none()), "{private}");
+        }
+        let jwt = key.sign(&json!({ "aud": "a", "exp": 4_102_444_800_u64 }), Some("https://me/jwks.json")).unwrap();
+        let public: jsonwebtoken::jwk::Jwk = serde_json::from_value(keys[0].clone()).unwrap();
+        let header = jsonwebtoken::decode_header(jwt.expose_secret()).unwrap();
+        assert_eq!((header.kid, header.jku), (Some(key.kid.clone()), Some("https://me/jwks.json".to_owned())));
+        let mut validation = Validation::new(header.alg);
+        validation.set_audience(&["a"]);
+        let public = DecodingKey::from_jwk(&public).unwrap();
+        jsonwebtoken::decode::<Value>(jwt.expose_secret(), &public, &validation).unwrap();
+    }
+    assert!(auth::generate::with_added("-----BEGIN PRIVATE KEY-----", auth::generate::Algorithm::Es384).is_err());
 }

@@ -20,6 +20,7 @@ mod addresses;
 mod authorization;
 mod certificates;
 mod connection;
+mod credentials;
 mod download;
 mod evidence;
 mod keys;

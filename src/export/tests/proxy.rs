@@ -96,7 +96,7 @@ async fn every_request_goes_through_the_proxy_also_those_for_tokens_and_files() 
     .await;
     let proxy = Tunnels::start(&server, None).await;
     config.proxy = Proxy::Url(proxy.url());
-    config.auth = Some(auth::AuthConfig::new("me", auth::SigningKey::parse(&ec_key().jwk.to_string()).unwrap()));
+    config.auth = Some(auth::Smart::new("me", crate::secret::Secret::given(ec_key().jwk.to_string())).into());
     let client = Client::new(config.clone()).unwrap();
     client.kick_off(&request(&[])).await.unwrap();
     let file = guarded(config.server.join("/file").unwrap());

@@ -120,12 +120,12 @@ async fn the_client_certificate_is_shown_to_the_server_and_its_token_endpoint_an
     let tokens =
         Server::start_tls(curious(&ours), |_| Answer::json(r#"{"access_token":"t","token_type":"Bearer"}"#)).await;
     let server = Server::start_tls(curious(&ours), |_| accepted()).await;
-    let key = auth::SigningKey::parse(&ec_key().jwk.to_string()).unwrap();
-    let mut authorized = auth::AuthConfig::new("me", key);
-    authorized.token_url = Some(tokens.url("/token").into());
-    authorized.scopes = vec!["system/*.read".to_owned()];
+    let key = crate::secret::Secret::given(ec_key().jwk.to_string());
+    let mut authorized = auth::Smart::new("me", key);
+    authorized.endpoint.token_url = Some(tokens.url("/token").into());
+    authorized.endpoint.scopes = vec!["system/*.read".to_owned()];
     let mut config = Config { tls: with_certificate(&ours, &ours.issue(Flaw::None)), ..config(&server) };
-    config.auth = Some(authorized);
+    config.auth = Some(authorized.into());
     let client = Client::new(config.clone()).unwrap();
     client.kick_off(&request(&[])).await.unwrap();
     assert!(server.asked()[0].certificate.is_some() && tokens.asked()[0].certificate.is_some());

@@ -2,13 +2,13 @@
 //!
 //! An encrypted line is bound to its place: a row whose content was taken from another row cannot be opened.
 
-use std::{fmt, fs::File, io::Read as _, path::Path, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::zeroize::Zeroizing;
 
-use crate::{export::auth::is_open_to_others, resource::Line, table::QuarantineRow};
+use crate::{resource::Line, table::QuarantineRow};
 
 /// How the lines of the quarantine are kept.
 #[derive(Clone, Debug)]
@@ -57,30 +57,14 @@ pub struct QuarantineKey(
     Arc<LessSafeKey>,
 );
 
-/// 64 hexadecimal digits and some white space.
-const MAX_KEY_FILE_BYTES: u64 = 1024;
-
 impl QuarantineKey {
-    /// From a file that only its owner can read: 32 bytes as hexadecimal digits or in base64. Blocks: it is meant for
-    /// start-up. On an error, a phrase that never quotes the file.
-    pub fn read(path: &Path) -> Result<Self, String> {
-        let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
-        let file = File::open(path).map_err(unreadable)?;
-        let metadata = file.metadata().map_err(unreadable)?;
-        if metadata.is_dir() {
-            return Err("is a directory, not a key file".to_owned());
-        }
-        if is_open_to_others(&metadata) {
-            return Err(format!("can be read by other users; run chmod 600 {}", path.display()));
-        }
-        let mut text = Zeroizing::new(Vec::new());
-        file.take(MAX_KEY_FILE_BYTES).read_to_end(&mut text).map_err(unreadable)?;
-        Self::parse(&text).ok_or_else(|| {
-            "does not hold 32 bytes as hexadecimal digits or in base64; `openssl rand -hex 32` makes them".to_owned()
-        })
+    /// From 32 bytes as hexadecimal digits or in base64. On an error, a phrase that never quotes the text.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let what = "does not hold 32 bytes as hexadecimal digits or in base64; `openssl rand -hex 32` makes them";
+        Self::from_bytes(text.as_bytes()).ok_or(what)
     }
 
-    fn parse(text: &[u8]) -> Option<Self> {
+    fn from_bytes(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
         let bytes = Zeroizing::new(from_hex(text).map(Vec::from).or_else(|| STANDARD.decode(text).ok())?);
         let key = UnboundKey::new(&AES_256_GCM, bytes.as_slice()).ok()?;
@@ -136,19 +120,20 @@ mod tests {
         let hex = "00ff".repeat(16);
         let base64 = STANDARD.encode([0, 255].repeat(16));
         for text in [hex.clone(), format!("{hex}\n"), format!("  {base64}\r\n")] {
-            let (one, other) = (QuarantineKey::parse(hex.as_bytes()).unwrap(), QuarantineKey::parse(text.as_bytes()));
+            let (one, other) =
+                (QuarantineKey::from_bytes(hex.as_bytes()).unwrap(), QuarantineKey::from_bytes(text.as_bytes()));
             let line = Line { number: 7, offset: 0, bytes: b"{".to_vec() };
             let content = one.encrypt("a", &line).unwrap();
             assert_eq!(other.unwrap().decrypt("a", 7, &content).unwrap(), b"{", "{text}");
         }
         for text in ["", "00ff", &"x".repeat(64), &STANDARD.encode([1; 31]), &STANDARD.encode([1; 33])] {
-            assert!(QuarantineKey::parse(text.as_bytes()).is_none(), "{text}");
+            assert!(QuarantineKey::from_bytes(text.as_bytes()).is_none(), "{text}");
         }
     }
 
     #[test]
     fn an_encrypted_line_opens_only_in_its_own_place_and_is_never_encrypted_the_same_twice() {
-        let key = QuarantineKey::parse("ab".repeat(32).as_bytes()).unwrap();
+        let key = QuarantineKey::parse(&"ab".repeat(32)).unwrap();
         let line = Line { number: 7, offset: 0, bytes: b"{\"id\":".to_vec() };
         let content = key.encrypt("Patient file 1 of 1", &line).unwrap();
         assert!(!content.windows(line.bytes.len()).any(|window| window == line.bytes));

@@ -11,8 +11,9 @@ use std::{
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Registered, Scenario, World},
-    export::auth::{AuthConfig, SigningKey},
+    export::auth::Smart,
     fhir::ResourceType,
+    secret::Secret,
     state::peek,
     sync::{Mode, Report, TypeEnd},
 };
@@ -54,7 +55,7 @@ impl History {
         let mut setup = Setup::with_world(World::new()).await;
         let client = Registered::new(CLIENT).unwrap();
         setup.server.scenario(|scenario| scenario.auth = Some(client.auth()));
-        setup.client.auth = Some(AuthConfig::new(CLIENT, SigningKey::parse(&client.private_jwk).unwrap()));
+        setup.client.auth = Some(Smart::new(CLIENT, Secret::given(client.private_jwk.clone())).into());
         let key = setup.folder.path().join("key");
         fs::write(&key, &client.private_jwk).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
