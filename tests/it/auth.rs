@@ -107,6 +107,7 @@ fn at_origin(setup: &Setup, origin: &url::Url) -> Vec<RecordedRequest> {
     setup.server.requests().into_iter().filter(|request| request.origin == origin).collect()
 }
 
+/// (rules 118 and 129)
 #[tokio::test]
 async fn with_a_key_of_either_kind_a_sync_completes_and_prints_neither_key_nor_token() {
     for registered in [rs384(), es384()] {
@@ -155,6 +156,7 @@ async fn the_drop_in_flags_take_client_id_and_key_file_from_the_command_line() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 2)
 #[tokio::test]
 async fn the_drop_in_flags_need_no_key_where_the_server_is_open() {
     let setup = Setup::new().await;
@@ -181,6 +183,7 @@ async fn a_private_key_without_a_client_id_is_an_error_that_says_what_to_do() {
     assert!(setup.server.requests().is_empty());
 }
 
+/// (rule 129)
 #[tokio::test]
 async fn a_key_file_that_other_users_can_read_is_refused_with_the_command_that_fixes_it() {
     let (setup, registered) = (Setup::new().await, es384());
@@ -192,6 +195,7 @@ async fn a_key_file_that_other_users_can_read_is_refused_with_the_command_that_f
     assert!(setup.server.requests().is_empty());
 }
 
+/// (rule 89)
 #[tokio::test]
 async fn a_token_that_expires_during_the_downloads_is_renewed() {
     let setup = guarded().await;
@@ -207,6 +211,7 @@ async fn a_token_that_expires_during_the_downloads_is_renewed() {
     assert!(requests.iter().filter(|request| request.path == "/auth/token").count() >= 2);
 }
 
+/// (rule 92)
 #[tokio::test]
 async fn an_origin_that_requires_a_token_and_may_not_receive_it_is_named() {
     let mut setup = guarded().await;
@@ -227,6 +232,7 @@ async fn an_origin_that_requires_a_token_and_may_not_receive_it_is_named() {
     setup.assert_same_as_server().await;
 }
 
+/// (rule 90)
 #[tokio::test]
 async fn files_on_another_origin_that_need_no_token_are_requested_without_one() {
     let mut setup = guarded().await;
@@ -239,6 +245,7 @@ async fn files_on_another_origin_that_need_no_token_are_requested_without_one() 
     assert!(requests.iter().all(|request| request.status == 200 && request.authorization.is_none()), "{requests:#?}");
 }
 
+/// (rule 92)
 #[tokio::test]
 async fn an_origin_in_token_origins_receives_the_token() {
     let mut setup = guarded().await;
@@ -253,6 +260,7 @@ async fn an_origin_in_token_origins_receives_the_token() {
     assert!(requests.iter().all(|request| request.status == 200 && has_token(request)), "{requests:#?}");
 }
 
+/// (rule 128)
 #[tokio::test]
 async fn a_client_id_that_the_server_does_not_know_is_reported_with_what_to_check() {
     let setup = guarded().await;
@@ -285,6 +293,7 @@ async fn the_settings_of_the_environment_count_beside_a_key_in_the_environment()
     assert!(!requests.iter().any(|request| request.path.contains(".well-known")), "both settings were used");
 }
 
+/// (rule 129)
 #[tokio::test]
 async fn a_key_given_in_the_place_of_its_file_is_not_printed() {
     let (setup, registered) = (Setup::new().await, rs384());
@@ -320,6 +329,7 @@ async fn a_proxy_of_the_environment_receives_nothing() {
     assert!(accepted.is_err(), "the server is at a loopback address");
 }
 
+/// (rules 21, 126 and 130, Q-64)
 #[tokio::test]
 async fn a_type_that_the_granted_scopes_do_not_cover_is_denied_and_the_scope_named() {
     let mut setup = guarded().await;
@@ -337,6 +347,7 @@ async fn a_type_that_the_granted_scopes_do_not_cover_is_denied_and_the_scope_nam
     setup.assert_same_as_server().await;
 }
 
+/// (rule 126, Q-64)
 #[tokio::test]
 async fn a_type_that_the_scopes_no_longer_cover_is_denied_in_an_increment_and_what_changed_comes_later() {
     let setup = guarded().await;

@@ -31,6 +31,7 @@ async fn the_server_counts_a_type_and_whatever_is_not_a_count_is_none() {
     assert!(matches!(client.count("Patient".parse().unwrap()).await, Err(Error::Unreachable { .. })));
 }
 
+/// (rule 126, Q-64)
 #[tokio::test]
 async fn the_scopes_of_the_token_are_known_and_a_missing_one_is_named() {
     let no = |scope: &str| Granted::No { missing: scope.to_owned() };

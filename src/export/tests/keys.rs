@@ -99,6 +99,7 @@ fn der(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     elements
 }
 
+/// (rules 117 and 118)
 #[test]
 fn an_assertion_signed_with_any_form_of_a_key_is_verified_by_its_public_half() {
     let claims = json!({ "aud": "https://token.example.org", "exp": 4_102_444_800_u64, "sub": "me" });
@@ -120,6 +121,7 @@ fn an_assertion_signed_with_any_form_of_a_key_is_verified_by_its_public_half() {
     }
 }
 
+/// (rules 118 and 129)
 #[test]
 fn a_key_that_cannot_sign_is_refused_and_never_quoted() {
     let made = rsa_key();
@@ -156,6 +158,7 @@ fn a_key_that_cannot_sign_is_refused_and_never_quoted() {
     }
 }
 
+/// (rule 129)
 #[test]
 fn a_key_prints_no_secret() {
     let made = ec_key();

@@ -1,6 +1,10 @@
 //! Limits: each has a setting, and the error names it.
 
-use super::{super::Limits, *};
+use super::{
+    super::Limits,
+    authorization::{SMART, smart_config},
+    *,
+};
 
 fn line(id: usize) -> String {
     format!("{{\"resourceType\":\"Patient\",\"id\":\"{id}\"}}\n")
@@ -76,4 +80,33 @@ async fn a_gzip_bomb_is_broken_off_and_a_file_that_packs_well_is_not() {
     let well = Server::start(move |_| Answer::ndjson(one_line.clone()).header("content-encoding", "gzip")).await;
     let file = self::file(well.url("/file"));
     read_by(&super::client(&well), &file, &links(&file)).await.1.unwrap();
+}
+
+#[tokio::test]
+async fn gzip_that_nobody_asked_for_is_unpacked_in_every_answer() {
+    let [smart, token, outcome] = [
+        SMART,
+        r#"{"access_token":"t1"}"#,
+        r#"{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"not-supported"}]}"#,
+    ];
+    let (smart, token, outcome) =
+        (gzip(smart.as_bytes()).await, gzip(token.as_bytes()).await, gzip(outcome.as_bytes()).await);
+    let manifest = gzip(br#"{"output":[],"transactionTime":"2026-11-20T10:00:00Z"}"#).await;
+    let bomb = gzip(&vec![b' '; 4 << 20]).await;
+    let server = Server::start(move |asked| match asked.path.as_str() {
+        "/fhir/.well-known/smart-configuration" => Answer::status(200).body(smart.clone()),
+        "/token" => Answer::status(200).header("content-encoding", "gzip").body(token.clone()),
+        "/status" => Answer::status(200).header("content-encoding", "gzip").body(manifest.clone()),
+        "/bomb" => Answer::status(200).body(bomb.clone()),
+        _ => Answer::status(400).body(outcome.clone()),
+    })
+    .await;
+    let mut config = smart_config(&server);
+    config.limits.max_manifest_bytes = 1 << 20;
+    let client = Client::new(config).unwrap();
+    let error = client.kick_off(&request(&[])).await.unwrap_err();
+    assert!(error.to_string().contains("not-supported"), "{error}");
+    assert!(wait(job(&server), &client).await.is_ok());
+    let bomb = Job { status_url: server.url("/bomb"), ..job(&server) };
+    assert!(matches!(wait(bomb, &client).await, Err(Error::TooLarge { .. })));
 }
