@@ -71,7 +71,7 @@ fn count(server: &Server, path: &str) -> usize {
     server.asked().iter().filter(|asked| asked.path == path).count()
 }
 
-/// (rules 38, 114, 115, 118, 120, 121 and 123)
+/// (rules 38, 114, 115, 118, 121 and 123)
 #[tokio::test]
 async fn a_token_is_asked_for_with_a_signed_assertion_and_sent_with_each_request() {
     for made in [rsa_key(), ec_key()] {

@@ -99,7 +99,7 @@ fn der(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     elements
 }
 
-/// (rules 117 and 118)
+/// (rules 117 to 120)
 #[test]
 fn an_assertion_signed_with_any_form_of_a_key_is_verified_by_its_public_half() {
     let claims = json!({ "aud": "https://token.example.org", "exp": 4_102_444_800_u64, "sub": "me" });
