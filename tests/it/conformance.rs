@@ -121,9 +121,9 @@ fn generated(tests: &Tests) -> String {
     format!(
         "# Rules and quirks, and the tests that show them\n\n\
          For whoever asks whether fhir-sync follows the guide, and what it does with a server that does not.\n\
-         {rules} of the {RULE_COUNT} rules and {quirks} of the {QUIRK_COUNT} quirks are shown by a test, which fails \
-         when what is said here\nis no longer so. [The rest](#what-no-test-shows) has a reason each. The sources of the \
-         numbers are in [rules.md](rules.md).\n\n\
+         Tests show {rules} of the {RULE_COUNT} rules and {quirks} of the {QUIRK_COUNT} quirks, and fail when \
+         fhir-sync no longer does what is said\nhere. The others have a reason each, at [the \
+         end](#what-no-test-shows). The sources are in [rules.md](rules.md).\n\n\
          The tables are made from [rules.md](rules.md) and from the comments above the tests; do not edit them:\n\
          `UPDATE_CONFORMANCE=1 cargo test --test it conformance::` writes them. The last part is written by hand, and a\n\
          test (`tests/it/conformance.rs`) holds that each number is in a table or there.\n\n\
