@@ -31,13 +31,28 @@ pub const PROFILES: &[Profile] = &[
     Profile {
         name: "ab2d",
         defaults: &[
+            default("server.auth", "client-secret-basic", "tokens are for an id and a secret (Q-60)"),
             default("server.http.max_requests_per_file", "6", "each file is handed out six times (Q-44)"),
             default("server.poll.min_interval", "5s", "a poll that is sooner is answered 429 (Q-21)"),
+            default("export.initial_since", "2020-02-13T00:00:00Z", "without `_since` only what is new comes (Q-2)"),
         ],
     },
     Profile { name: "aidbox", defaults: &[] },
-    Profile { name: "azure", defaults: &[] },
-    Profile { name: "bcda", defaults: &[] },
+    Profile {
+        name: "azure",
+        defaults: &[
+            default("server.auth", "client-secret-post", "tokens are for an id and a secret (Q-60)"),
+            default("server.kickoff", "get", "a kick-off is taken by GET only (Q-16)"),
+        ],
+    },
+    Profile {
+        name: "bcda",
+        defaults: &[
+            default("server.auth", "client-secret-basic", "tokens are for an id and a secret (Q-60)"),
+            default("server.list_separator", "comma", "of repeated values the first counts (Q-12)"),
+            default("export.joiners", "server", "with `_since` a group has the history of who joins (Q-18)"),
+        ],
+    },
     Profile {
         name: "epic",
         defaults: &[
@@ -45,18 +60,41 @@ pub const PROFILES: &[Profile] = &[
             default("server.poll.min_interval", "1m", "exports take hours to weeks (Q-26)"),
         ],
     },
-    Profile { name: "google", defaults: &[] },
+    Profile {
+        name: "google",
+        defaults: &[default("export.organize_output_by", "Patient", "groups are exported only so (Q-15)")],
+    },
     Profile {
         name: "hapi",
-        defaults: &[default("server.poll.max_interval", "2m", "each answer asks to wait for 120 s (Q-80)")],
+        defaults: &[
+            default("server.list_separator", "comma", "of repeated values the first counts (Q-73)"),
+            default(
+                "server.poll.max_interval",
+                "30s",
+                "each answer asks to wait for 120 s, however short it is (Q-80)",
+            ),
+        ],
     },
     Profile { name: "medplum", defaults: &[] },
     Profile {
         name: "oracle",
-        defaults: &[default("server.poll.max_interval", "10m", "the server asks to wait for ten minutes (Q-20)")],
+        defaults: &[
+            default("server.list_separator", "comma", "a repeated `_type` is refused (Q-12)"),
+            default("server.poll.max_interval", "10m", "the server asks to wait for ten minutes (Q-20)"),
+        ],
     },
-    Profile { name: "smile", defaults: &[] },
+    Profile {
+        name: "smile",
+        defaults: &[default(
+            "export.initial_since",
+            "1900-01-01T00:00:00Z",
+            "without `_since` only the last 24 hours come (Q-2)",
+        )],
+    },
 ];
+
+/// Keys of exports that are about groups alone.
+const OF_GROUPS: &[&str] = &["organize_output_by", "joiners"];
 
 /// Puts the defaults of the profile that the table names into it, where nobody has set the key.
 pub fn apply(table: &mut Map<String, Value>, findings: &mut Findings) {
@@ -103,13 +141,19 @@ fn insert(table: &mut Map<String, Value>, path: &[&str], profile: &Profile, defa
         Some(ValueKind::Table(inner)) => insert(inner, rest, profile, default),
         Some(ValueKind::Array(all)) => {
             let inserted = all.iter_mut().map(|value| match &mut value.kind {
-                ValueKind::Table(inner) => insert(inner, rest, profile, default),
+                ValueKind::Table(inner) if is_meant(inner, rest) => insert(inner, rest, profile, default),
                 _ => false,
             });
             inserted.fold(false, |any, one| any | one)
         }
         _ => false,
     }
+}
+
+/// Whether the default is about an export of this level.
+fn is_meant(export: &Map<String, Value>, key: &[&str]) -> bool {
+    let is_group = export.get("level").is_some_and(|level| level.clone().into_string().is_ok_and(|of| of == "group"));
+    is_group || !key.iter().any(|key| OF_GROUPS.contains(key))
 }
 
 #[cfg(test)]
@@ -178,6 +222,17 @@ mod tests {
         assert_eq!(mistakes.matches("server.profile").count(), 1, "{mistakes}");
     }
 
+    #[test]
+    fn what_is_about_groups_is_a_default_of_their_exports_only() {
+        let exports = "profile = \"google\"";
+        let (_, findings) = parse(&config(exports), &[]);
+        assert!(findings.remarks.iter().any(|remark| remark.starts_with("export.organize_output_by")));
+        let text = config(exports).replace("level = \"group\"\ngroup = \"1\"\n", "");
+        let (read, findings) = parse(&text, &[]);
+        read.unwrap();
+        assert!(findings.remarks.is_empty(), "{:?}", findings.remarks);
+    }
+
     /// (rules 1, 91 and 92)
     #[test]
     fn no_profile_changes_where_a_request_may_go_or_how_it_is_protected() {
@@ -201,6 +256,9 @@ mod tests {
     fn each_default_of_a_profile_is_on_the_page_of_the_configuration() {
         let page = include_str!("../../docs/configuration.md");
         for profile in PROFILES {
+            if profile.defaults.is_empty() {
+                assert!(page.contains(&format!("| `{}` | none |", profile.name)), "{}", profile.name);
+            }
             for Default { key, value, because } in profile.defaults {
                 let line = format!("| `{}` | `{key} = {value}` | {because} |", profile.name);
                 assert!(page.contains(&line), "docs/configuration.md has no line\n{line}");
