@@ -73,10 +73,7 @@ fn read_export(
     let initial_since = section.optional("initial_since", parameters::instant);
     let reconcile = section.optional_boolean("reconcile");
     let allow_partial_manifests = section.or("allow_partial_manifests", "false", boolean);
-    let joiners = [("ask-for", Joiners::AskFor), ("server", Joiners::Server)];
-    let joiners = section.choice("joiners", "ask-for", &joiners);
-    let leavers = [("keep", Leavers::Keep), ("flag", Leavers::Flag), ("remove", Leavers::Remove)];
-    let leavers = section.choice("leavers", "keep", &leavers);
+    let (joiners, leavers) = read_members(&mut section, level, reconcile);
     let incremental = section.whole_list("incremental", Pattern::from_str);
     let full_refresh = section.whole_list("full_refresh", Pattern::from_str);
     let max_age = section.optional("max_age", positive_duration).or(max_age);
@@ -88,8 +85,10 @@ fn read_export(
         let remark = format!("{max_age} is less than {interval} between two syncs: /health is unhealthy in between");
         section.remark("max_age", &remark);
     }
-    if leavers == Some(Leavers::Remove) && reconcile == Some(false) {
-        section.mistake("leavers", "is \"remove\", but reconcile is false; only a load that reconciles removes rows");
+    if let (Some(initial_since), Some(until)) = (&initial_since, parameters.as_ref().and_then(|of| of.until.as_ref()))
+        && initial_since >= until
+    {
+        section.mistake("initial_since", "is not before until: the export would be empty");
     }
     let level = read_level(&section, level, group);
     section.end();
@@ -112,6 +111,27 @@ fn read_export(
         ..sync::Export::new(&name, level, types)
     };
     Some(Scheduled { export, incremental, full_refresh, max_age })
+}
+
+/// What is done about those who join and leave a group.
+fn read_members(
+    section: &mut Section,
+    level: Option<&str>,
+    reconcile: Option<bool>,
+) -> (Option<Joiners>, Option<Leavers>) {
+    let joiners = [("ask-for", Joiners::AskFor), ("server", Joiners::Server)];
+    let joiners = section.choice("joiners", "ask-for", &joiners);
+    let leavers = [("keep", Leavers::Keep), ("flag", Leavers::Flag), ("remove", Leavers::Remove)];
+    let leavers = section.choice("leavers", "keep", &leavers);
+    let is_set =
+        [("joiners", joiners == Some(Joiners::Server)), ("leavers", leavers.is_some_and(|of| of != Leavers::Keep))];
+    for (key, _) in is_set.into_iter().filter(|(_, is_set)| *is_set && level.is_some_and(|level| level != "group")) {
+        section.mistake(key, "is set, but level is not \"group\"");
+    }
+    if leavers == Some(Leavers::Remove) && reconcile == Some(false) {
+        section.mistake("leavers", "is \"remove\", but reconcile is false; only a load that reconciles removes rows");
+    }
+    (joiners, leavers)
 }
 
 fn read_level(section: &Section, level: Option<&str>, group: Option<String>) -> Option<Level> {

@@ -292,6 +292,14 @@ fn read_health(mut section: Section) -> Option<(serve::Config, Option<Duration>)
 /// With less, the rows of each type and their index would be on the disk in tiny pieces.
 const MIN_CHANGE_SET_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
 
+const RENAMED_IN_SYNC: [(&str, &str); 5] = [
+    ("max_line_bytes", "max_line_size"),
+    ("max_bad_lines", "max_quarantined"),
+    ("max_bad_lines_percent", "max_quarantined_percent"),
+    ("max_gone", "max_missing"),
+    ("max_gone_percent", "max_missing_percent"),
+];
+
 fn read_sync(
     mut section: Section,
     state_file: Option<&Path>,
@@ -302,13 +310,7 @@ fn read_sync(
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
-    section.renamed(&[
-        ("max_line_bytes", "max_line_size"),
-        ("max_bad_lines", "max_quarantined"),
-        ("max_bad_lines_percent", "max_quarantined_percent"),
-        ("max_gone", "max_missing"),
-        ("max_gone_percent", "max_missing_percent"),
-    ]);
+    section.renamed(&RENAMED_IN_SYNC);
     let max_line_bytes = section.or("max_line_size", "64MiB", bytes);
     let (quarantine, reconcile) = read_limits(&mut section);
     let max_quarantine_bytes = section.or("max_quarantine_size", "1GiB", bytes);
@@ -318,7 +320,7 @@ fn read_sync(
     let spool_folder = section.optional("spool_folder", path);
     let max_run_time = section.or("max_run_time", "30days", positive_duration);
     let instalment_bytes = section.or("instalment_size", "4GiB", bytes);
-    let partial_interval = section.or("partial_interval", "15m", duration);
+    let partial_interval = section.or("partial_interval", "15m", positive_duration);
     if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
         section.mistake("change_set_memory", "is less than 16MiB; all types share it");
     }

@@ -448,3 +448,27 @@ fn an_age_belongs_to_an_export_or_to_all_and_one_that_the_schedule_cannot_keep_i
     let (_, remarks) = max_age("", "max_age = \"10m\"");
     assert_eq!(remarks, ["export[0].max_age: 10m is less than 1h between two syncs: /health is unhealthy in between"]);
 }
+
+#[test]
+fn settings_of_groups_and_times_that_contradict_each_other_are_mistakes() {
+    let config = |export: &str| {
+        format!(
+            "[server]\nurl = \"https://a\"\n[tables]\nroot = \"/a\"\n[[export]]\nname = \"a\"\n\
+             types = [\"Patient\"]\n{export}"
+        )
+    };
+    let group = "level = \"group\"\ngroup = \"1\"\n";
+    for (export, mistake) in [
+        ("leavers = \"remove\"".to_owned(), "export[0].leavers: is set, but level is not \"group\""),
+        ("level = \"patient\"\njoiners = \"server\"".to_owned(), "export[0].joiners: is set, but level is not"),
+        (format!("{group}leavers = \"remove\"\nreconcile = false"), "export[0].leavers: is \"remove\", but reconcile"),
+        (
+            "initial_since = \"2026-01-02T00:00:00Z\"\nuntil = \"2026-01-01T00:00:00Z\"".to_owned(),
+            "export[0].initial_since: is not before until",
+        ),
+    ] {
+        let mistakes = parse(&config(&export), &[]).0.unwrap_err().0;
+        assert!(mistakes.iter().any(|found| found.starts_with(mistake)), "{mistake}: {mistakes:?}");
+    }
+    assert!(parse(&config(&format!("{group}leavers = \"remove\"")), &[]).0.is_ok());
+}

@@ -20,6 +20,8 @@ use url::{Host, Url};
 pub struct Addresses {
     /// Hosts that the configuration names.
     named: Arc<BTreeSet<String>>,
+    /// Hosts of proxies: connections are made to them, and no URL may name them.
+    proxies: Arc<BTreeSet<String>>,
     allow_private: bool,
 }
 
@@ -47,9 +49,9 @@ pub struct RefusedAddress {
 }
 
 impl Addresses {
-    pub fn new<'a>(named: impl IntoIterator<Item = &'a Url>, allow_private: bool) -> Self {
+    pub fn new<'a>(named: impl IntoIterator<Item = &'a Url>, proxies: &[Url], allow_private: bool) -> Self {
         let named = named.into_iter().filter_map(host).collect();
-        Self { named: Arc::new(named), allow_private }
+        Self { named: Arc::new(named), proxies: Arc::new(proxies.iter().filter_map(host).collect()), allow_private }
     }
 
     /// A URL with an address in the place of a name; of names it is decided when they are resolved.
@@ -73,6 +75,9 @@ impl Addresses {
 
     /// Those of the addresses of a host that may be connected to.
     pub fn admitted(&self, host: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, RefusedAddress> {
+        if self.proxies.contains(host) {
+            return Ok(found);
+        }
         let mut refused = None;
         let mut admitted = Vec::new();
         for address in found {
@@ -120,7 +125,8 @@ impl Special {
         match address.octets() {
             [0, ..] => Some(Self::Unspecified),
             [127, ..] => Some(Self::Loopback),
-            [169, 254, ..] => Some(Self::LinkLocal),
+            // The second one is Azure's, for its virtual machines; no registry has it.
+            [169, 254, ..] | [168, 63, 129, 16] => Some(Self::LinkLocal),
             [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Some(Self::Private),
             [224..=239, ..] => Some(Self::Multicast),
             [192, 0, 0, _] | [198, 18..=19, ..] | [240..=255, ..] => Some(Self::Reserved),

@@ -225,6 +225,12 @@ impl Issues {
         Self(fhir::issues_in_words(body))
     }
 
+    /// The severities and codes alone, for where the words may quote a patient or a token.
+    #[must_use]
+    pub fn without_words(self) -> Self {
+        Self(self.0.into_iter().map(|issue| Issue { words: None, ..issue }).collect())
+    }
+
     /// Whether the words are about GET or POST.
     pub fn name_a_method(&self) -> bool {
         let mut words = self.words();

@@ -42,6 +42,8 @@ impl Client {
     /// [`Error::PostRefused`]; [`Error::Unreachable`].
     pub async fn kick_off(&self, request: &ExportRequest) -> Result<Job, Error> {
         let job = self.request_export(request).await;
+        // The server's words may quote the patients that the request names.
+        let job = if request.needs_post() { job.map_err(without_words) } else { job };
         if job.is_ok() {
             metrics::job(JobEvent::KickedOff);
         }
@@ -52,6 +54,9 @@ impl Client {
     /// By the method that the server takes. Where nobody has set it, the other one is tried once after a refusal that
     /// is about the method (rule 11), and what was accepted is remembered.
     async fn request_export(&self, request: &ExportRequest) -> Result<Job, Error> {
+        if request.needs_post() && self.config.kick_off.method == KickOffMethod::Get {
+            return Err(Error::PostRefused { context: self.context(request)? });
+        }
         let form = self.kick_off_form(request);
         let refused = match self.request_by(form, request).await {
             Err(error) if is_about_method(&error) => error,
@@ -178,6 +183,16 @@ impl Client {
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
         Ok(Job { status_url, kicked_off_at, polling_since: local_now() })
     }
+}
+
+fn without_words(error: Error) -> Error {
+    let Error::Refused { context, refusal } = error else { return error };
+    let refusal = match refusal {
+        Refusal::Status { status, issues } => Refusal::Status { status, issues: issues.without_words() },
+        Refusal::NoExport { status, issues } => Refusal::NoExport { status, issues: issues.without_words() },
+        refusal => refusal,
+    };
+    Error::Refused { context, refusal }
 }
 
 /// How the parameters are sent.

@@ -187,8 +187,9 @@ impl Client {
 
     fn refused(&self, spec: &RequestSpec<'_>, status: StatusCode, issues: Issues) -> Error {
         match status {
+            // The words may quote the token.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                self.denial(spec.context.to_owned(), spec.url, status, issues)
+                self.denial(spec.context.to_owned(), spec.url, status, issues.without_words())
             }
             _ => Error::Refused { context: spec.context.to_owned(), refusal: Refusal::Status { status, issues } },
         }

@@ -31,12 +31,12 @@ impl Origins {
     pub fn new(config: &Config, proxies: &[Url]) -> Self {
         let token_url = config.auth.as_ref().and_then(|auth| auth.token_url()).map(|token_url| &token_url.url);
         let trusted = || std::iter::once(&config.server).chain(&config.token_origins);
-        let named = trusted().chain(token_url).chain(proxies);
+        let named = trusted().chain(token_url);
         Self {
             trusted: trusted().map(Url::origin).collect(),
             token_endpoint: token_url.map(Url::origin),
             allow_http: config.allow_http,
-            addresses: Addresses::new(named, config.allow_private_addresses),
+            addresses: Addresses::new(named, proxies, config.allow_private_addresses),
             rewrite: Rewrite::new(&config.server, &config.rewrite_origin),
         }
     }

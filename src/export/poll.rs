@@ -246,6 +246,7 @@ impl<'a> Wait<'a> {
             let (retry_in, x_progress) = match self.poll(url, pages).await? {
                 Polled::Manifest { next } => return Ok(ControlFlow::Continue(next)),
                 Polled::Partial { pages, retry_after } => {
+                    self.before_deadline()?;
                     self.poll_from = Instant::now() + interval.wait(retry_after);
                     return Ok(ControlFlow::Break(pages));
                 }

@@ -28,8 +28,11 @@ const PATIENTS_PER_REQUEST: usize = 200;
 pub struct Membership {
     recorded: Option<BTreeSet<String>>,
     now: Now,
-    /// The types that had a watermark when the run began: their history of joiners is missing.
-    loaded: Vec<ResourceType>,
+    /// The types that had a watermark when the run began, or whose full load was asked for before the members were read:
+    /// the history of joiners may be missing in them.
+    loaded: BTreeSet<ResourceType>,
+    /// Jobs of earlier runs were in flight.
+    has_jobs: bool,
 }
 
 enum Now {
@@ -54,6 +57,12 @@ impl Run<'_> {
                     reason = why,
                     "the members of the group are not known: who joins is noticed by the Patient, and who leaves is not"
                 );
+                if !self.export.types.contains(&ResourceType::PATIENT) {
+                    self.report.notes.push(format!(
+                        "who joins Group/{group} is not noticed: its members are not known ({why}), and Patient is not \
+                         among the types; the next full refresh brings their history"
+                    ));
+                }
                 Now::Seen
             }
             // The kick-off meets the same, and says it.
@@ -63,8 +72,11 @@ impl Run<'_> {
             }
         };
         let watermarks = self.syncer.watermarks(self.export).await.into_iter();
-        let loaded = watermarks.filter_map(|(of, watermark)| watermark.ok().flatten().map(|_| of)).collect();
-        let mut membership = Membership { recorded, now, loaded };
+        let mut loaded: BTreeSet<_> =
+            watermarks.filter_map(|(of, watermark)| watermark.ok().flatten().map(|_| of)).collect();
+        let jobs = self.syncer.export_state(self.export).jobs;
+        loaded.extend(jobs.iter().flat_map(|job| job.types.iter().copied()));
+        let mut membership = Membership { recorded, now, loaded, has_jobs: !jobs.is_empty() };
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
         Ok(Some(membership))
@@ -72,12 +84,19 @@ impl Run<'_> {
 
     /// Where members were never recorded, nobody knows who joined since the tables were loaded.
     async fn begin_recording(&mut self, group: &str, membership: &mut Membership) -> Result<(), Error> {
-        let (None, Now::Listed(listed)) = (&membership.recorded, &membership.now) else { return Ok(()) };
-        let reason = "the members of its group were not recorded before";
-        self.load_again(std::mem::take(&mut membership.loaded), reason).await?;
-        let listed = listed.clone();
-        self.record_members(group, &listed, MemberRow::JOINED).await?;
-        membership.recorded = Some(listed);
+        if membership.recorded.is_some() {
+            return Ok(());
+        }
+        let can_be_seen = self.export.types.contains(&ResourceType::PATIENT);
+        if matches!(membership.now, Now::Listed(_)) || can_be_seen {
+            let reason = "the members of its group were not recorded before";
+            self.load_again(std::mem::take(&mut membership.loaded), reason).await?;
+            membership.has_jobs = false;
+        }
+        if let Now::Listed(listed) = &membership.now {
+            self.record_members(group, listed, MemberRow::JOINED).await?;
+            membership.recorded = Some(listed.clone());
+        }
         Ok(())
     }
 
@@ -93,8 +112,10 @@ impl Run<'_> {
             Leavers::Keep => None,
             Leavers::Flag => Some(format!("{who} left Group/{group}; their rows stay, see _fhir_sync/members")),
             Leavers::Remove => {
-                self.load_again(self.export.types.clone(), "patients left its group").await?;
-                Some(format!("{who} left Group/{group}; their rows are removed with the load that follows"))
+                self.load_again(self.export.types.iter().copied().collect(), "patients left its group").await?;
+                let removed = self.export.reconciled.len() == self.export.types.len();
+                let which = if removed { "their rows" } else { "of types that no other export has, their rows" };
+                Some(format!("{who} left Group/{group}; {which} are removed with the load that follows"))
             }
         };
         self.report.notes.extend(text);
@@ -105,7 +126,7 @@ impl Run<'_> {
     /// Asks for what is older of those who joined. After a full refresh, and for types without a watermark before, all
     /// of them is there already.
     pub(super) async fn load_joiners(&mut self, membership: Option<Membership>) -> Result<(), Error> {
-        let Some(Membership { recorded, now, loaded }) = membership else { return Ok(()) };
+        let Some(Membership { recorded, now, loaded, has_jobs }) = membership else { return Ok(()) };
         let Some(group) = self.export.level.group().map(str::to_owned) else { return Ok(()) };
         let members = match now {
             Now::Listed(listed) => listed,
@@ -115,10 +136,11 @@ impl Run<'_> {
         // Again: a job of an earlier run may have brought some of them.
         let recorded = self.recorded_members(&group).await?.unwrap_or_default();
         let joined: BTreeSet<_> = members.into_iter().filter(|id| !recorded.contains(id)).collect();
-        if joined.is_empty() {
+        if joined.is_empty() && !is_first {
             return Ok(());
         }
-        if is_first || self.mode == Mode::FullRefresh || loaded.is_empty() {
+        let has_asked_since = self.mode == Mode::FullRefresh || loaded.is_empty();
+        if is_first || (has_asked_since && !has_jobs) {
             // What failed has no watermark, or is asked for again as a whole with the joiners.
             if is_first || self.is_all_committed() {
                 self.record_members(&group, &joined, MemberRow::JOINED).await?;
@@ -128,13 +150,13 @@ impl Run<'_> {
         tracing::info!(group, joined = joined.len(), "patients joined the group; what is older is asked for");
         let who = patients(joined.len());
         self.report.notes.push(format!("{who} joined Group/{group}; their history was asked for"));
-        let joined: Vec<_> = joined.into_iter().collect();
+        let (joined, loaded): (Vec<_>, Vec<_>) = (joined.into_iter().collect(), loaded.into_iter().collect());
         for patients in joined.chunks(PATIENTS_PER_REQUEST) {
             let patients: BTreeSet<_> = patients.iter().cloned().collect();
             match self.load_patients(&loaded, &patients).await {
                 Err(Error::Export(error)) if cannot_name_patients(&error) => {
                     let reason = "patients joined its group, and the server cannot export them alone";
-                    self.load_again(loaded.clone(), reason).await?;
+                    self.load_again(loaded.iter().copied().collect(), reason).await?;
                     self.record_members(&group, &patients, MemberRow::JOINED).await?;
                 }
                 ended => ended?,
@@ -183,7 +205,14 @@ impl Run<'_> {
         self.report.types.values().all(|of| matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed))
     }
 
-    async fn load_again(&self, types: Vec<ResourceType>, reason: &str) -> Result<(), Error> {
+    /// A full load in flight was asked for before: it is given up, because it brings what is known to be too little, or
+    /// too much.
+    async fn load_again(&self, types: BTreeSet<ResourceType>, reason: &str) -> Result<(), Error> {
+        for job in self.syncer.export_state(self.export).jobs {
+            if job.types.iter().any(|of| types.contains(of)) {
+                self.give_up(&job).await?;
+            }
+        }
         let reasons: BTreeMap<_, _> = types.into_iter().map(|of| (of, reason.to_owned())).collect();
         self.syncer.remember_differences(self.export, reasons).await
     }
@@ -192,21 +221,21 @@ impl Run<'_> {
         let (root, export, group) = (self.syncer.root.clone(), self.export.name.clone(), group.to_owned());
         let source = self.syncer.config.source.to_string();
         let recorded = blocking(move || Handle::current().block_on(root.members(&export, &source, &group)));
-        Ok(recorded.await?)
+        Ok(recorded.await?.map(|recorded| recorded.members))
     }
 
     async fn record_members(&self, group: &str, patients: &BTreeSet<String>, event: &str) -> Result<(), Error> {
-        let row = |patient: &String| MemberRow {
+        let row = MemberRow {
             export: self.export.name.clone(),
             source: self.syncer.config.source.to_string(),
             group: group.to_owned(),
-            patient: patient.clone(),
             event: event.to_owned(),
             at: Some(now()),
             run: self.report.run,
+            ..MemberRow::default()
         };
-        let (root, rows) = (self.syncer.root.clone(), patients.iter().map(row).collect::<Vec<_>>());
-        Ok(blocking(move || Handle::current().block_on(root.append_members(&rows))).await?)
+        let (root, patients) = (self.syncer.root.clone(), patients.clone());
+        Ok(blocking(move || Handle::current().block_on(root.append_members(&row, &patients))).await?)
     }
 }
 

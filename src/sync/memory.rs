@@ -322,7 +322,7 @@ fn given_up<'a>(
     job: &'a mut JobInFlight,
     stay: &'a [ResourceType],
 ) -> impl Iterator<Item = (ResourceType, String)> + 'a {
-    let is_full = job.since.is_none();
+    let is_full = job.since.is_none() && job.patients.is_empty();
     let leave = job.finished.extract_if(.., |of, _| !stay.contains(of));
     leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.to_owned()))
 }

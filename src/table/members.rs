@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Error, Root, TableName, record::record};
 
@@ -16,11 +16,11 @@ record! {
         /// `_sync_source` of the patient's rows.
         source: String,
         group: String,
-        /// The logical id.
+        /// The logical id; empty where there was no patient to record.
         patient: String,
         /// `joined` or `left`.
         event: String,
-        /// When we found it, by the local clock.
+        /// When we found it, by the local clock, and later than all rows before.
         at: Option<DateTime<Utc>>,
         run: u64,
     }
@@ -31,29 +31,44 @@ impl MemberRow {
     pub const LEFT: &str = "left";
 }
 
+/// Who is a member, as far as was recorded.
+#[derive(Debug)]
+pub struct RecordedMembers {
+    pub members: BTreeSet<String>,
+    /// Of the last row.
+    at: Option<DateTime<Utc>>,
+}
+
 impl Root {
-    /// Appends rows in one commit; the first creates the table. Encodes on the thread that it is called from.
-    pub async fn append_members(&self, rows: &[MemberRow]) -> Result<(), Error> {
-        self.append(TableName::Members, rows).await
+    /// Appends a row like `row` for each patient, in one commit; the first creates the table. Without a patient it
+    /// records that there was none. The time of the rows is later than that of all before, whatever the clock says.
+    /// Encodes on the thread that it is called from.
+    pub async fn append_members(&self, row: &MemberRow, patients: &BTreeSet<String>) -> Result<(), Error> {
+        let recorded = self.members(&row.export, &row.source, &row.group).await?;
+        let after = recorded.and_then(|recorded| recorded.at).map(|at| at + TimeDelta::microseconds(1));
+        let row = MemberRow { at: row.at.max(after), ..row.clone() };
+        let mut rows: Vec<_> =
+            patients.iter().map(|patient| MemberRow { patient: patient.clone(), ..row.clone() }).collect();
+        if rows.is_empty() {
+            rows.push(MemberRow { event: MemberRow::LEFT.to_owned(), ..row });
+        }
+        self.append(TableName::Members, &rows).await
     }
 
-    /// Who is a member of the group of this export, as far as was recorded; `None` where nothing was.
-    pub async fn members(&self, export: &str, source: &str, group: &str) -> Result<Option<BTreeSet<String>>, Error> {
-        let mut last = BTreeMap::<String, (u64, Option<DateTime<Utc>>, bool)>::new();
+    /// Who is a member of the group of this export; `None` where nothing was recorded.
+    pub async fn members(&self, export: &str, source: &str, group: &str) -> Result<Option<RecordedMembers>, Error> {
+        let mut last = BTreeMap::<String, (Option<DateTime<Utc>>, bool)>::new();
         self.each_record(TableName::Members, &mut |row: MemberRow| {
             if row.export != export || row.source != source || row.group != group {
                 return;
             }
-            let joined = row.event == MemberRow::JOINED;
-            let known = last.entry(row.patient).or_insert((row.run, row.at, joined));
-            // Who leaves and joins in one run is a member.
-            if (known.1, known.0, known.2) < (row.at, row.run, joined) {
-                *known = (row.run, row.at, joined);
-            }
+            let event = (row.at, row.event == MemberRow::JOINED);
+            let known = last.entry(row.patient).or_insert(event);
+            *known = event.max(*known);
         })
         .await?;
-        let is_recorded = !last.is_empty();
-        let members = last.into_iter().filter(|(_, (_, _, joined))| *joined).map(|(patient, _)| patient).collect();
-        Ok(is_recorded.then_some(members))
+        let Some(at) = last.values().map(|(at, _)| *at).max() else { return Ok(None) };
+        let members = last.into_iter().filter(|(_, (_, joined))| *joined).map(|(patient, _)| patient).collect();
+        Ok(Some(RecordedMembers { members, at }))
     }
 }

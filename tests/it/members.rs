@@ -35,6 +35,11 @@ async fn loaded() -> Setup {
     setup
 }
 
+fn unwell(path: &str) -> Fault {
+    let (path_contains, status) = (path.to_owned(), StatusCode::SERVICE_UNAVAILABLE);
+    Fault::Status { path_contains, status, times: 1_000_000, retry_after: None, body: String::new() }
+}
+
 async fn ids(setup: &Setup, of: ResourceType) -> Vec<String> {
     let id =
         |line: String| serde_json::from_str::<serde_json::Value>(&line).unwrap()["id"].as_str().unwrap().to_owned();
@@ -76,6 +81,24 @@ async fn a_watermark_does_not_move_by_what_is_asked_of_joiners() {
     assert!(of_group + 1 < setup.server.jobs().len(), "the joiners come after the changes");
     assert_eq!(report.instalments.len(), 2, "{report:#?}");
     assert!(report.types.values().all(|of| of.end.word() == "committed"), "{report:#?}");
+}
+
+/// (rule 109)
+#[tokio::test]
+async fn who_joins_while_the_first_load_is_in_flight_gets_the_history_as_well() {
+    let mut setup = Setup::new().await;
+    setup.export.level = Level::Group(GROUP.to_owned());
+    setup.later(|world| {
+        set_members(world, &["p1"]);
+        world.advance(std::time::Duration::from_hours(24));
+    });
+    setup.server.scenario(|scenario| scenario.faults = vec![unwell("bulkstatus/1")]);
+    setup.sync().await;
+    setup.later(|world| set_members(world, &["p1", "p2"]));
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    setup.complete().await;
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
 }
 
 /// (rule 110)
@@ -129,14 +152,7 @@ async fn joiners_whose_history_fails_are_asked_for_again_by_the_next_sync() {
 async fn a_run_that_ends_while_the_server_works_on_joiners_leaves_their_job_to_the_next_one() {
     let setup = loaded().await;
     setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
-    let fault = Fault::Status {
-        path_contains: "bulkstatus/3".to_owned(),
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        times: 1_000_000,
-        retry_after: None,
-        body: String::new(),
-    };
-    setup.server.scenario(|scenario| scenario.faults = vec![fault]);
+    setup.server.scenario(|scenario| scenario.faults = vec![unwell("bulkstatus/3")]);
     setup.sync().await;
     let state = peek(&setup.state_file()).unwrap().exports.remove("all").unwrap();
     assert_eq!(state.jobs[0].patients, BTreeSet::from(["p3".to_owned()]), "{state:#?}");

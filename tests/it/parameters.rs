@@ -167,6 +167,16 @@ async fn a_row_with_some_elements_never_replaces_a_whole_one_whether_the_server_
     }
 }
 
+#[tokio::test]
+async fn elements_of_one_type_leave_the_rows_of_the_others_whole() {
+    let mut setup = with_men().await;
+    setup.complete().await;
+    setup.export.parameters.elements = set(&["Patient.gender"]);
+    setup.later(|world| _ = world.put(OBSERVATION, "o1", json!({"status": "amended"})));
+    let report = setup.complete().await;
+    assert_eq!(report.types[&OBSERVATION].counts.updated, 1, "{report:#?}");
+}
+
 /// A server that refuses patients, and names them or not.
 async fn refusing_patients(is_named: bool, drops: bool) -> Setup {
     let mut setup = with_men().await;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use fhir_sync::{
-    demo::{Fault, StatusCode},
+    demo::{Alteration, Fault, StatusCode},
     state::{FinishedFiles, peek},
     sync::TypeEnd,
 };
@@ -99,6 +99,21 @@ async fn a_file_that_cannot_be_read_early_is_read_when_the_export_is_complete() 
     let (report, ()) = tokio::join!(setup.complete(), held);
     assert_eq!(report.changed(), 9, "{report:#?}");
     setup.assert_same_as_server().await;
+}
+
+/// The rows of a type of which no file is ready are not taken yet (rule 79).
+#[tokio::test]
+async fn a_file_with_lines_of_types_that_are_not_ready_is_read_again() {
+    let setup = in_progress(1).await;
+    setup.server.scenario(|scenario| scenario.alterations = vec![Alteration::MixedTypes]);
+    let held = async {
+        eventually("the file", async || (requests_for(&setup, "mixed.ndjson") > 0).then_some(())).await;
+        release(&setup);
+    };
+    let (report, ()) = tokio::join!(setup.sync(), held);
+    assert_eq!(setup.lines(PATIENT).await.len(), 5, "{report:#?}");
+    assert_eq!(setup.lines(OBSERVATION).await.len(), 4, "{report:#?}");
+    assert!(requests_for(&setup, "mixed.ndjson") > 1);
 }
 
 /// An instalment does not know of them (rule 96).

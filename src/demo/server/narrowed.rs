@@ -21,7 +21,9 @@ pub(super) struct Narrowing {
 impl Narrowing {
     pub(super) fn apply(&self, of: ResourceType, lines: Vec<Arc<str>>, elements: Elements) -> Vec<Arc<str>> {
         let filters: Vec<_> = self.type_filters.iter().filter_map(|filter| search(filter, of)).collect();
-        let is_shortened = !self.elements.is_empty() && elements != Elements::Ignored;
+        // With the name of a type, an element is about this type alone.
+        let is_about = |element: &String| element.split_once('.').is_none_or(|(of_type, _)| of_type == of.as_str());
+        let is_shortened = self.elements.iter().any(is_about) && elements != Elements::Ignored;
         if filters.is_empty() && self.patients.is_empty() && self.members.is_none() && !is_shortened {
             return lines;
         }

@@ -54,6 +54,11 @@ impl ExportParameters {
         own.chain(raw).filter(|(_, values)| !values.is_empty()).collect()
     }
 
+    /// Whether only some elements of this type are asked for.
+    pub fn has_elements_of(&self, resource_type: &str) -> bool {
+        self.elements.iter().any(|element| element.split_once('.').is_none_or(|(of, _)| of == resource_type))
+    }
+
     /// Whether a full export of this kind may lack rows that the server has, or parts of them.
     pub fn narrow(&self) -> bool {
         self.deciding().keys().any(|name| name != "includeAssociatedData")

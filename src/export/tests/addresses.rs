@@ -116,12 +116,25 @@ async fn an_address_that_is_refused_after_resolution_is_not_tried_again() {
 fn only_the_addresses_that_may_be_connected_to_are_left_of_those_that_a_name_has() {
     use super::super::address::Addresses;
     let named: Url = "https://inside.example.org/".parse().unwrap();
-    let addresses = Addresses::new([&named], false);
+    let addresses = Addresses::new([&named], &[], false);
     let found = || ["203.0.113.7:0", "10.0.0.7:0"].map(|text| text.parse().unwrap()).to_vec();
     assert_eq!(addresses.admitted("files.example.org", found()).unwrap().len(), 1);
     assert_eq!(addresses.admitted("inside.example.org", found()).unwrap().len(), 2);
     let inner = || vec!["10.0.0.7:0".parse().unwrap()];
     let refused = addresses.admitted("files.example.org", inner()).unwrap_err();
     assert_eq!((refused.address.to_string().as_str(), refused.special), ("10.0.0.7", Special::Private));
-    assert_eq!(Addresses::new([&named], true).admitted("files.example.org", inner()).unwrap().len(), 1);
+    assert_eq!(Addresses::new([&named], &[], true).admitted("files.example.org", inner()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_proxy_is_connected_to_and_no_url_may_name_it() {
+    use super::super::address::Addresses;
+    let proxy: Url = "http://127.0.0.1:3128/".parse().unwrap();
+    let inner: Url = "http://proxy.example.org:3128/".parse().unwrap();
+    let addresses = Addresses::new([], &[proxy, inner], false);
+    let address = || vec!["10.0.0.7:0".parse().unwrap()];
+    assert!(addresses.admitted("proxy.example.org", address()).is_ok());
+    assert!(addresses.admitted("files.example.org", address()).is_err());
+    assert!(addresses.check(&"https://127.0.0.1:8443/file".parse().unwrap()).is_err());
+    assert!(addresses.check(&"https://168.63.129.16/file".parse().unwrap()).is_err(), "Azure's own");
 }

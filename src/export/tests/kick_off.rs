@@ -209,6 +209,35 @@ async fn a_method_that_the_operator_chose_is_not_exchanged() {
     }
 }
 
+/// Their ids would be in the logs of everything on the way (rule 27).
+#[tokio::test]
+async fn patients_are_never_named_in_a_url() {
+    let config = KickOffConfig { method: KickOffMethod::Get, ..KickOffConfig::default() };
+    let (server, client) = with_method(202, 202, config).await;
+    let mut request = request(&["Patient"]);
+    request.parameters.patients.insert("1".to_owned());
+    let error = client.kick_off(&request).await.unwrap_err();
+    assert!(matches!(error, Error::PostRefused { .. }), "{error}");
+    assert!(server.asked().is_empty());
+}
+
+#[tokio::test]
+async fn words_that_may_quote_a_token_or_a_patient_are_not_shown() {
+    let server = Server::start(|asked| {
+        let status = if asked.method == "POST" { 400 } else { 403 };
+        let issue = serde_json::json!({"severity": "error", "code": "invalid", "diagnostics": "SECRET was refused"});
+        Answer::status(status)
+            .body(serde_json::json!({"resourceType": "OperationOutcome", "issue": [issue]}).to_string())
+    })
+    .await;
+    let mut of_patients = request(&["Patient"]);
+    of_patients.parameters.patients.insert("SECRET".to_owned());
+    for request in [request(&["Patient"]), of_patients] {
+        let error = client(&server).kick_off(&request).await.unwrap_err().to_string();
+        assert!(error.contains("invalid") && !error.contains("SECRET"), "{error}");
+    }
+}
+
 /// Shows (rule 27).
 #[tokio::test]
 async fn patients_are_asked_for_by_post_with_joined_types() {

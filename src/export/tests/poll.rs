@@ -263,6 +263,17 @@ async fn a_job_beyond_its_deadline_is_polled_once_more() {
     assert_eq!(server.asked().len(), 1);
 }
 
+/// (rules 47 and 64)
+#[tokio::test]
+async fn a_job_that_names_its_files_and_never_ends_is_given_up_at_its_deadline() {
+    let server = answering(vec![|| Answer::status(202).body(EMPTY)]).await;
+    let client = client(&server);
+    let mut following = old_job(&server, 60 * 24 * 31).follow(&client, &|_| {}, Duration::ZERO);
+    assert!(matches!(following.next().await, Err(Error::Deadline { .. })));
+    let mut following = job(&server).follow(&client, &|_| {}, Duration::ZERO);
+    assert!(matches!(following.next().await, Ok(crate::export::Waited::Partial(_))));
+}
+
 /// (rule 44, Q-28, Q-63)
 #[tokio::test]
 async fn a_denied_poll_is_an_error() {

@@ -148,9 +148,9 @@ impl<'a> Instalments<'a> {
         self.run.syncer
     }
 
-    /// Rows have parts left out, whether the server tags them or not.
-    pub fn are_subsetted(&self) -> bool {
-        !self.run.export.parameters.elements.is_empty()
+    /// The types whose rows have parts left out, whether the server tags them or not.
+    pub fn subsetted(&self, types: &[ResourceType]) -> BTreeSet<ResourceType> {
+        types.iter().copied().filter(|of| self.run.export.parameters.has_elements_of(of.as_str())).collect()
     }
 
     /// As it was planned: a full load has none.

@@ -160,7 +160,7 @@ struct Context {
     elsewhere: Mutex<Elsewhere>,
     /// Of the files that may be remembered as finished.
     identities: BTreeMap<FileId, String>,
-    are_subsetted: bool,
+    subsetted: BTreeSet<ResourceType>,
     dates: Dates,
 }
 
@@ -276,7 +276,7 @@ impl Context {
             settled: instalments.settled().clone(),
             elsewhere: Mutex::default(),
             identities: instalments.identities().clone(),
-            are_subsetted: instalments.are_subsetted(),
+            subsetted: instalments.subsetted(types),
             dates: Dates::new(instalments.since()),
         }))
     }

@@ -155,7 +155,7 @@ impl Output {
         mut lines: Vec<Line>,
     ) -> Result<Vec<BadLine>, Error> {
         let Some(intake) = context.intakes.get(&resource_type) else { return Ok(Vec::new()) };
-        if context.are_subsetted {
+        if context.subsetted.contains(&resource_type) {
             tag_subsetted(&mut lines);
         }
         intake.grouping.group(&mut lines);
@@ -223,10 +223,10 @@ impl Output {
     }
 
     /// The file need not be read again, once its rows are committed. What the server says in it holds watermarks, and
-    /// rows of other types are committed at another time: such a file is read again.
+    /// rows of other types are committed at another time, or not taken yet: such a file is read again.
     fn finished(&self, context: &Context, file: &File) -> Option<Finished> {
         let counts = self.counts();
-        let is_plain = counts.rerouted_to.is_empty() && counts.lines.outcomes == 0;
+        let is_plain = counts.rerouted_to.is_empty() && counts.lines.outcomes == 0 && counts.lines.not_wanted == 0;
         let identity = context.identities.get(&file.id).filter(|_| is_plain)?;
         let LineCounts { quarantined, .. } = counts.lines;
         Some(Finished { identity: identity.clone(), lines: counts.rows + counts.lines.without_row(), quarantined })
