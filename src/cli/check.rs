@@ -54,8 +54,7 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     let path = &arguments.config.path;
     // Of a token request and the like only the verdicts are of interest.
     telemetry::start(&telemetry::Config::quiet());
-    let checked =
-        if arguments.online { config::load(path).map(|config| (config, Vec::new())) } else { config::check(path) };
+    let checked = if arguments.online { config::check_with_key(path) } else { config::check(path) };
     let tried = match &checked {
         Ok((config, _)) if arguments.online => Some(probe(config, arguments).await),
         _ => None,

@@ -118,7 +118,16 @@ pub fn load(path: &Path) -> Result<Config, Mistakes> {
 /// As [`load`], on a machine where the private key may be missing: a systemd credential exists only while the service
 /// runs. Also returns remarks: what is worth knowing and not a mistake.
 pub fn check(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
-    let (config, mut findings) = read(table(path)?, &KeyFile::MayBeElsewhere);
+    with_remarks(path, &KeyFile::MayBeElsewhere)
+}
+
+/// As [`load`], with the remarks of [`check`].
+pub fn check_with_key(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
+    with_remarks(path, &KeyFile::MustExist)
+}
+
+fn with_remarks(path: &Path, key_file: &KeyFile) -> Result<(Config, Vec<String>), Mistakes> {
+    let (config, mut findings) = read(table(path)?, key_file);
     let config = config?;
     if !config.has_schedule() {
         findings.remarks.push("export: none has a schedule, so `fhir-sync run` will refuse to start".to_owned());

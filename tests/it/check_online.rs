@@ -121,9 +121,10 @@ async fn a_group_that_does_not_exist_is_found_before_its_empty_export_is() {
 }
 
 #[tokio::test]
-async fn people_get_a_line_for_each_thing() {
+async fn people_get_a_line_for_each_thing_and_for_what_is_from_a_profile() {
     let setup = Setup::new().await;
-    let ended = check(&setup, &[], &[]).await;
+    let ended = check(&setup, &[], &[("FHIR_SYNC__SERVER__PROFILE", "oracle")]).await;
+    assert!(ended.stdout.contains("from the profile oracle"), "{}", ended.output());
     assert_eq!(ended.code, Some(0), "{}", ended.output());
     assert!(ended.stdout.lines().any(|line| line.starts_with("good      connection to")), "{}", ended.output());
     assert!(ended.stdout.lines().any(|line| line.starts_with("doubtful  tables")), "{}", ended.output());
