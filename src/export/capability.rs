@@ -1,9 +1,8 @@
 //! The `CapabilityStatement` of a server, as far as it is needed here.
 
-use reqwest::Method;
 use serde::Deserialize;
 
-use super::{Client, OnRedirect, RequestSpec, TokenUse, error, request::under};
+use super::{Client, RequestSpec, error, request::under};
 use crate::telemetry::metrics::Endpoint;
 
 /// Larger than any known one; HAPI's has 2 MB.
@@ -21,18 +20,7 @@ impl Client {
     pub async fn fhir_version(&self) -> Option<String> {
         let url = under(&self.config.server, ["metadata"]);
         let context = format!("capabilities at {}", error::shown(&url));
-        let spec = RequestSpec {
-            endpoint: Endpoint::Metadata,
-            method: Method::GET,
-            url: &url,
-            accept: "application/fhir+json",
-            headers: &[],
-            body: None,
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &context,
-        };
+        let spec = RequestSpec::get(Endpoint::Metadata, &url, "application/fhir+json", &context);
         let response = self.send(&spec).await.ok().filter(|response| response.status().is_success())?;
         let body = self.http.read(response, MAX_BYTES).await.ok()??;
         let statement: CapabilityStatement = serde_json::from_slice(&body).ok()?;

@@ -3,11 +3,10 @@
 //! Both are evidence, not data: a type that an export lacks may be empty, denied or lost, and these tell which
 //! (rule 21).
 
-use reqwest::Method;
 use serde::Deserialize;
 
 use super::{
-    Client, Error, OnRedirect, RequestSpec, TokenUse,
+    Client, Error, RequestSpec,
     auth::{Granted, covers},
     error::shown,
     failure::Failure,
@@ -36,17 +35,9 @@ impl Client {
         url.set_query(Some("_summary=count"));
         let context = format!("number of resources at {}", shown(&url));
         let spec = RequestSpec {
-            endpoint: Endpoint::Count,
-            method: Method::GET,
-            url: &url,
-            accept: "application/fhir+json",
             // HAPI answers a search again with its result of a minute ago, unless it is told not to.
             headers: &[("cache-control", "no-cache")],
-            body: None,
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &context,
+            ..RequestSpec::get(Endpoint::Count, &url, "application/fhir+json", &context)
         };
         let response = match self.send(&spec).await {
             Ok(response) if response.status().is_success() => response,

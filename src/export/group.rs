@@ -5,11 +5,11 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde::Deserialize;
 
 use super::{
-    Client, Error, OnRedirect, RequestSpec, TokenUse,
+    Client, Error, RequestSpec,
     error::shown,
     failure::Failure,
     request::under,
@@ -59,16 +59,8 @@ impl Client {
         let url = under(&self.config.server, ["Group", group]);
         let context = format!("members at {}", shown(&url));
         let spec = RequestSpec {
-            endpoint: Endpoint::Metadata,
-            method: Method::GET,
-            url: &url,
-            accept: "application/fhir+json",
             headers: &[("cache-control", "no-cache")],
-            body: None,
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &context,
+            ..RequestSpec::get(Endpoint::Metadata, &url, "application/fhir+json", &context)
         };
         retrying(&self.config.http, spec.endpoint, &context, || async {
             let response = self.send(&spec).await?;

@@ -70,6 +70,24 @@ pub enum OnRedirect {
     Refuse,
 }
 
+impl<'a> RequestSpec<'a> {
+    /// A document at this address, with a token where it is allowed, wherever the server redirects to.
+    pub fn get(endpoint: Endpoint, url: &'a Url, accept: &'static str, context: &'a str) -> Self {
+        Self {
+            endpoint,
+            method: Method::GET,
+            url,
+            accept,
+            headers: &[],
+            body: None,
+            rest: None,
+            token: TokenUse::WhereAllowed,
+            on_redirect: OnRedirect::Follow,
+            context,
+        }
+    }
+}
+
 /// Sends and reads; no tokens, no redirects, no retries.
 #[derive(Debug)]
 pub struct Http {

@@ -8,7 +8,7 @@ use std::{collections::HashSet, ops::ControlFlow, sync::Arc, time::Duration};
 use fastrand::Rng;
 
 use reqwest::{
-    Method, Response, StatusCode,
+    Response, StatusCode,
     header::{HeaderMap, HeaderValue},
 };
 use tokio::time::{Instant, sleep, sleep_until};
@@ -19,7 +19,7 @@ use super::{
     clock::local_now,
     error::shown,
     failure::{Failure, Fault},
-    http::{OnRedirect, RequestSpec, TokenUse},
+    http::RequestSpec,
     manifest::Pages,
     measured,
     retry::{Backoff, WaitLog, date, millis, retry_after},
@@ -314,18 +314,7 @@ impl<'a> Wait<'a> {
 
     /// One request for the status, or for a page.
     async fn ask(&self, url: &Url) -> Result<Response, Failure> {
-        let spec = RequestSpec {
-            endpoint: Endpoint::Status,
-            method: Method::GET,
-            url,
-            accept: "application/json",
-            headers: &[],
-            body: None,
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &self.context,
-        };
+        let spec = RequestSpec::get(Endpoint::Status, url, "application/json", &self.context);
         metrics::polled();
         self.client.send(&spec).await
     }

@@ -6,13 +6,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use reqwest::{Method, StatusCode, header::HeaderMap};
+use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 use tokio::{net::lookup_host, time::timeout};
 use url::Url;
 
 use super::{
-    Client, Error, ExportRequest, Level, OnRedirect, Proxy, RequestSpec, TokenUse,
+    Client, Error, ExportRequest, Level, Proxy, RequestSpec, TokenUse,
     auth::Granted,
     auth::covers,
     clock::local_now,
@@ -149,16 +149,8 @@ impl Client {
     async fn capabilities(&self, url: &Url) -> Result<(HeaderMap, Option<Value>), String> {
         let context = format!("capabilities at {}", shown(url));
         let spec = RequestSpec {
-            endpoint: Endpoint::Metadata,
-            method: Method::GET,
-            url,
-            accept: "application/fhir+json",
-            headers: &[],
-            body: None,
-            rest: None,
             token: TokenUse::Never,
-            on_redirect: OnRedirect::Follow,
-            context: &context,
+            ..RequestSpec::get(Endpoint::Metadata, url, "application/fhir+json", &context)
         };
         let ask = || async {
             let response = self.send(&spec).await?;
@@ -203,18 +195,7 @@ impl Client {
     async fn probe_group(&self, group: &str) -> Probe {
         let url = under(&self.config.server, ["Group", group]);
         let (what, context) = (format!("Group/{group}"), format!("group at {}", shown(&url)));
-        let spec = RequestSpec {
-            endpoint: Endpoint::Metadata,
-            method: Method::GET,
-            url: &url,
-            accept: "application/fhir+json",
-            headers: &[],
-            body: None,
-            rest: None,
-            token: TokenUse::WhereAllowed,
-            on_redirect: OnRedirect::Follow,
-            context: &context,
-        };
+        let spec = RequestSpec::get(Endpoint::Metadata, &url, "application/fhir+json", &context);
         let ask = || async { Ok::<_, Failure>(self.send(&spec).await?.status()) };
         match self.within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await {
             Ok(status) if status.is_success() => Probe::good(what, "exists"),

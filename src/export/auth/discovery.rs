@@ -1,6 +1,6 @@
 //! Discovery: the token endpoint that a server publishes, and the scopes that it supports.
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::Value;
 use url::Url;
 
@@ -9,7 +9,7 @@ use crate::{
     export::{
         Client, Error,
         error::{code, shown},
-        http::{OnRedirect, RequestSpec, TokenUse},
+        http::{RequestSpec, TokenUse},
         request::under,
         retry::{is_transient, retrying},
     },
@@ -75,18 +75,8 @@ pub async fn discover(config: &TokenEndpoint, client: &Client) -> Result<Endpoin
 /// A published JSON document; `None` when the server answers with anything else.
 async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Option<Value>, Error> {
     let context = format!("discovery at {}", shown(url));
-    let spec = RequestSpec {
-        endpoint: metrics::Endpoint::Discovery,
-        method: Method::GET,
-        url,
-        accept,
-        headers: &[],
-        body: None,
-        rest: None,
-        token: TokenUse::Never,
-        on_redirect: OnRedirect::Follow,
-        context: &context,
-    };
+    let spec =
+        RequestSpec { token: TokenUse::Never, ..RequestSpec::get(metrics::Endpoint::Discovery, url, accept, &context) };
     retrying(&client.config.http, spec.endpoint, &context, || async {
         let response = client.send_untokened(&spec).await?;
         match response.status() {
