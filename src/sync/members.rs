@@ -4,13 +4,16 @@
 //! message says so. So the members are compared from run to run, and what is older is asked for by itself. They
 //! are read before anything is asked for: who joins later is found by the next run (rule 109).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tokio::runtime::Handle;
 
 use super::{
     Error, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport,
-    blocking::{blocking, now},
+    blocking::{blocking, now, unless_stopped},
     chain,
     error::JobFate,
 };
@@ -23,6 +26,8 @@ use crate::{
 
 /// So that the body of a request stays small.
 const PATIENTS_PER_REQUEST: usize = 200;
+/// The members are no data: no run waits long for them.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The members of a group, as they were recorded and as they are now.
 pub struct Membership {
@@ -49,9 +54,10 @@ impl Run<'_> {
         let asks = self.export.joiners == Joiners::AskFor && !has_own_list;
         let Some(group) = self.export.level.group().filter(|_| asks) else { return Ok(None) };
         let recorded = self.recorded_members(group).await?;
-        let now = match self.syncer.client.members(group).await {
-            Ok(Members::Listed(listed)) => Now::Listed(listed),
-            Ok(Members::Unknown(why)) => {
+        let listed = async { Ok(tokio::time::timeout(PATIENCE, self.syncer.client.members(group)).await) };
+        let now = match unless_stopped(self.stop, Duration::ZERO, listed).await? {
+            Ok(Ok(Members::Listed(listed))) => Now::Listed(listed),
+            Ok(Ok(Members::Unknown(why))) => {
                 tracing::info!(
                     group,
                     reason = why,
@@ -65,17 +71,15 @@ impl Run<'_> {
                 }
                 Now::Seen
             }
-            // The kick-off meets the same, and says it.
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "the members of the group could not be read");
-                return Ok(None);
-            }
+            Ok(Err(error)) => return Ok(not_compared(group, &chain(&error))),
+            Err(_) => return Ok(not_compared(group, "no answer in time")),
         };
         let watermarks = self.syncer.watermarks(self.export).await.into_iter();
         let mut loaded: BTreeSet<_> =
             watermarks.filter_map(|(of, watermark)| watermark.ok().flatten().map(|_| of)).collect();
         let jobs = self.syncer.export_state(self.export).jobs;
-        loaded.extend(jobs.iter().flat_map(|job| job.types.iter().copied()));
+        let in_flight = jobs.iter().flat_map(|job| job.types.iter().copied());
+        loaded.extend(in_flight.filter(|of| self.export.types.contains(of)));
         let mut membership = Membership { recorded, now, loaded, has_jobs: !jobs.is_empty() };
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
@@ -243,9 +247,18 @@ impl Run<'_> {
 fn cannot_name_patients(error: &export::Error) -> bool {
     match error {
         export::Error::PostRefused { .. } => true,
-        export::Error::Refused { refusal: export::Refusal::Status { status, .. }, .. } => status.is_client_error(),
+        export::Error::Refused {
+            refusal: export::Refusal::Status { status, .. } | export::Refusal::NoExport { status, .. },
+            ..
+        } => status.is_client_error(),
         _ => false,
     }
+}
+
+/// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.
+fn not_compared(group: &str, error: &str) -> Option<Membership> {
+    tracing::warn!(group, error, "the members of the group could not be read; the next sync compares them");
+    None
 }
 
 fn patients(count: usize) -> String {
