@@ -134,7 +134,7 @@ fn smart(section: &Section, key_file: &KeyFile, keys: Keys) -> Result<AuthConfig
         && let Some(text) = kept.text(section, key_file)?
         && let Err(what) = SigningKey::chosen(text.expose_secret(), keys.key_id.as_deref())
     {
-        section.mistake(&kept.key, &what);
+        section.mistake(&kept.key, &format!("{}: {what}", kept.secret.place()));
         return Err(Reported);
     }
     let (key_id, jwks_url, audience) = (keys.key_id, keys.jwks_url, keys.audience);

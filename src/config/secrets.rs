@@ -80,7 +80,7 @@ impl Kept {
                 Ok(None)
             }
             Err(error) => {
-                section.mistake(&self.key, &error.to_string());
+                section.mistake(&self.key, &format!("{}: {error}", self.secret.place()));
                 Err(Reported)
             }
         }

@@ -326,7 +326,7 @@ fn a_check_does_not_need_the_private_key_but_a_start_does() {
     assert_eq!(remarks, ["server.private_key_file: cannot be read here; it is read when a sync starts"]);
     let found = load(&path).unwrap_err().0;
     assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("server.private_key_file: cannot be read"), "{found:?}");
+    assert!(found[0].starts_with("server.private_key_file: /run/credentials/key: cannot be read"), "{found:?}");
 }
 
 #[test]

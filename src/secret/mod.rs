@@ -242,7 +242,9 @@ fn gone() -> Error {
 }
 
 fn unreadable(error: &io::Error) -> Error {
-    let what = format!("cannot be read: {error}");
+    let text = error.to_string();
+    // "Permission denied (os error 13)" says the same twice.
+    let what = format!("cannot be read: {}", text.split(" (os error ").next().unwrap_or_default());
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Error::Absent(what),
         _ => Error::Unusable(what),

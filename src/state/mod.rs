@@ -132,7 +132,16 @@ pub struct Store {
     path: PathBuf,
     state: State,
     holder: String,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Store {
+    /// Said explicitly: a process that is being started has a copy of each open file for a moment, and would keep the
+    /// lock.
+    fn drop(&mut self) {
+        // Closing the file does it as well.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Store {
@@ -149,7 +158,7 @@ impl Store {
                 _ => (State::default(), Found::Broken { kept_as: keep_broken(path, &bytes)? }),
             },
         };
-        Ok((Self { path: path.to_owned(), state, holder, _lock: lock }, found))
+        Ok((Self { path: path.to_owned(), state, holder, lock }, found))
     }
 
     pub fn state(&self) -> &State {

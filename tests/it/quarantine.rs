@@ -144,7 +144,7 @@ async fn a_policy_that_needs_a_key_is_checked_before_anything_else() {
     for (settings, mistake) in [
         (vec![policy("encrypted")], "sync.quarantine.key_file: is missing"),
         (vec![key_file("/nonexistent")], "sync.quarantine.key_file: is set"),
-        (vec![policy("encrypted"), key_file("/nonexistent")], "sync.quarantine.key_file: cannot be read"),
+        (vec![policy("encrypted"), key_file("/nonexistent")], "sync.quarantine.key_file: /nonexistent: cannot be read"),
         (vec![policy("hidden")], "sync.quarantine.policy: \"hidden\" is not one of plain, encrypted, withheld"),
     ] {
         let ended = setup.process(&settings).await;

@@ -171,7 +171,7 @@ async fn a_setting_that_cannot_be_used_is_named_with_the_way_out_before_any_requ
     let key = "FHIR_SYNC__SERVER__PRIVATE_KEY_FILE";
     let cases: [(&str, &str, &str, &[&str]); 8] = [
         ("key on another curve", key, &curve, &[&curve, "an EC key on P-256", "RSA", "P-384"]),
-        ("folder as key", key, &folder, &[&folder, "is a directory, not a key file"]),
+        ("folder as key", key, &folder, &[&folder, "is a directory, not a file"]),
         ("key that others can read", key, &open, &[&open, "can be read by other users", "chmod 600"]),
         ("file that is not a key", key, &other, &[&other, "is neither a JWK nor a PEM with a private key"]),
         ("key that is missing", key, "/nowhere/key", &["server.private_key_file", "/nowhere/key", "No such file"]),
