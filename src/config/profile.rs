@@ -11,11 +11,11 @@ use crate::spelling::did_you_mean;
 /// What is known of the servers of one vendor.
 pub struct Profile {
     pub name: &'static str,
-    pub defaults: &'static [Default],
+    pub defaults: &'static [ProfileDefault],
 }
 
 /// One setting that fits these servers better than the usual default.
-pub struct Default {
+pub struct ProfileDefault {
     /// With its sections. `export.…` is meant in each `[[export]]`.
     pub key: &'static str,
     pub value: &'static str,
@@ -23,8 +23,8 @@ pub struct Default {
     pub because: &'static str,
 }
 
-const fn default(key: &'static str, value: &'static str, because: &'static str) -> Default {
-    Default { key, value, because }
+const fn default(key: &'static str, value: &'static str, because: &'static str) -> ProfileDefault {
+    ProfileDefault { key, value, because }
 }
 
 pub const PROFILES: &[Profile] = &[
@@ -93,6 +93,7 @@ pub const PROFILES: &[Profile] = &[
     },
 ];
 
+const EXPORT: &str = "export";
 /// Keys of exports that are about groups alone.
 const OF_GROUPS: &[&str] = &["organize_output_by", "joiners"];
 
@@ -112,7 +113,7 @@ pub fn apply(table: &mut Map<String, Value>, findings: &mut Findings) {
     for default in profile.defaults {
         let path: Vec<_> = default.key.split('.').collect();
         if insert(table, &path, profile, default) {
-            let Default { key, value, because } = default;
+            let ProfileDefault { key, value, because } = default;
             findings.remarks.push(format!("{key} = {value:?}: from the profile {name}, because {because}"));
         }
     }
@@ -124,7 +125,7 @@ pub fn origin(profile: &Profile) -> String {
 }
 
 /// Whether the key was set anywhere.
-fn insert(table: &mut Map<String, Value>, path: &[&str], profile: &Profile, default: &Default) -> bool {
+fn insert(table: &mut Map<String, Value>, path: &[&str], profile: &Profile, default: &ProfileDefault) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     let is_set = table.get(*first).is_some_and(|value| !matches!(value.kind, ValueKind::Nil));
     if rest.is_empty() {
@@ -133,6 +134,10 @@ fn insert(table: &mut Map<String, Value>, path: &[&str], profile: &Profile, defa
             table.insert((*first).to_owned(), value);
         }
         return !is_set;
+    }
+    if !is_set && *first == EXPORT {
+        // That it is missing is another mistake.
+        return false;
     }
     if !is_set {
         table.insert((*first).to_owned(), Value::new(None, ValueKind::Table(Map::new())));
@@ -176,18 +181,15 @@ mod tests {
                 let is_read = findings.asked.iter().any(|asked| {
                     let key = asked.key.replace("export[0]", "export");
                     let origin = asked.given.as_ref().and_then(|value| value.origin().map(str::to_owned));
-                    key == default.key && origin == Some(origin_of(profile))
+                    key == default.key && origin == Some(super::origin(profile))
                 });
                 assert!(is_read, "{}: {}", profile.name, default.key);
-                let mistakes: Vec<_> =
-                    findings.mistakes.iter().filter(|mistake| mistake.starts_with(default.key)).collect();
+                let about = |mistake: &&String| mistake.replace("export[0]", "export").starts_with(default.key);
+                // What the operator has to add is not the profile's mistake: a client with its secret.
+                let mistakes: Vec<_> = findings.mistakes.iter().filter(about).collect();
                 assert!(mistakes.is_empty(), "{}: {mistakes:?}", profile.name);
             }
         }
-    }
-
-    fn origin_of(profile: &Profile) -> String {
-        origin(profile)
     }
 
     #[test]
@@ -233,6 +235,13 @@ mod tests {
         assert!(findings.remarks.is_empty(), "{:?}", findings.remarks);
     }
 
+    #[test]
+    fn without_an_export_the_mistake_is_that_it_is_missing() {
+        let text = "[server]\nurl = \"https://a\"\nprofile = \"smile\"\n[tables]\nroot = \"/a\"\n";
+        let mistakes = parse(text, &[]).0.unwrap_err().0;
+        assert_eq!(mistakes, ["export: is missing; name what to sync in [[export]]"]);
+    }
+
     /// (rules 1, 91 and 92)
     #[test]
     fn no_profile_changes_where_a_request_may_go_or_how_it_is_protected() {
@@ -259,7 +268,7 @@ mod tests {
             if profile.defaults.is_empty() {
                 assert!(page.contains(&format!("| `{}` | none |", profile.name)), "{}", profile.name);
             }
-            for Default { key, value, because } in profile.defaults {
+            for ProfileDefault { key, value, because } in profile.defaults {
                 let line = format!("| `{}` | `{key} = {value}` | {because} |", profile.name);
                 assert!(page.contains(&line), "docs/configuration.md has no line\n{line}");
             }

@@ -13,8 +13,7 @@ use url::Url;
 
 use super::{
     Client, Error, ExportRequest, Level, Proxy, RequestSpec, TokenUse,
-    auth::Granted,
-    auth::covers,
+    auth::{CLOCK_SKEW_SECONDS, Granted, covers},
     clock::local_now,
     error::shown,
     failure::Failure,
@@ -45,9 +44,7 @@ pub enum ProbeVerdict {
 /// A CapabilityStatement can be long.
 const MAX_BYTES: u64 = 32 << 20;
 const STEP_LIMIT: Duration = Duration::from_mins(1);
-/// Assertions are valid for a few minutes, and servers compare `_since` with their own clock (rule 132).
-const MAX_SKEW_SECONDS: i64 = 60;
-/// The clock of the server's `Date` has whole seconds.
+/// What servers of the guide instantiate (rule 6); a version may follow.
 const BULK_DATA: &str = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data";
 
 impl Probe {
@@ -107,23 +104,16 @@ impl Client {
     /// Starts this export and cancels it at once.
     pub async fn probe_export(&self, name: &str, request: &ExportRequest) -> Probe {
         let what = format!("export {name}: kick-off");
-        let job = match self.within_limit(self.kick_off(request)).await {
+        let job = match within_limit(self.kick_off(request)).await {
             Ok(job) => job,
             Err(found) => return Probe::failed(what, found),
         };
         let url = shown(&job.status_url);
-        match self.within_limit(job.delete(self)).await {
+        match within_limit(job.delete(self)).await {
             Ok(()) => Probe::good(what, "accepted, and cancelled again"),
             Err(found) => {
                 Probe::doubtful(what, format!("accepted, but {url} could not be cancelled and may go on: {found}"))
             }
-        }
-    }
-
-    async fn within_limit<T>(&self, step: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
-        match timeout(STEP_LIMIT, step).await {
-            Ok(done) => done.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {} s", STEP_LIMIT.as_secs())),
         }
     }
 
@@ -161,7 +151,7 @@ impl Client {
             let body = self.http.read(response, MAX_BYTES).await?.filter(|_| status == StatusCode::OK);
             Ok::<_, Failure>((headers, body.and_then(|body| serde_json::from_slice(&body).ok())))
         };
-        self.within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await
+        within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await
     }
 
     /// Whether there is a token, or none is needed.
@@ -169,7 +159,7 @@ impl Client {
         let Some(tokens) = &self.tokens else {
             return (vec![Probe::doubtful("authorization", "none is configured: requests carry no token")], true);
         };
-        let token = match self.within_limit(tokens.current(self)).await {
+        let token = match within_limit(tokens.current(self)).await {
             Ok(token) => token,
             Err(found) => return (vec![Probe::failed("token", found)], false),
         };
@@ -197,7 +187,7 @@ impl Client {
         let (what, context) = (format!("Group/{group}"), format!("group at {}", shown(&url)));
         let spec = RequestSpec::get(Endpoint::Metadata, &url, "application/fhir+json", &context);
         let ask = || async { Ok::<_, Failure>(self.send(&spec).await?.status()) };
-        match self.within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await {
+        match within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await {
             Ok(status) if status.is_success() => Probe::good(what, "exists"),
             Ok(StatusCode::NOT_FOUND | StatusCode::GONE) => {
                 Probe::failed(what, "does not exist; some servers export it as an empty group. Check `group`")
@@ -218,10 +208,17 @@ impl Client {
     }
 }
 
+async fn within_limit<T>(step: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+    match timeout(STEP_LIMIT, step).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", STEP_LIMIT.as_secs())),
+    }
+}
+
 /// `None` where the server does not tell its time.
 fn skew(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Probe> {
     let seconds = (now - date(headers)?).num_seconds();
-    Some(if seconds.abs() > MAX_SKEW_SECONDS {
+    Some(if seconds.abs() > CLOCK_SKEW_SECONDS {
         let found = format!("ours differs from the server's by {seconds} s; synchronize the clock of this host");
         Probe::doubtful("clock", found)
     } else {

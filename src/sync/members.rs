@@ -58,17 +58,15 @@ impl Run<'_> {
         let now = match unless_stopped(self.stop, Duration::ZERO, listed).await? {
             Ok(Ok(Members::Listed(listed))) => Now::Listed(listed),
             Ok(Ok(Members::Unknown(why))) => {
-                tracing::info!(
-                    group,
-                    reason = why,
-                    "the members of the group are not known: who joins is noticed by the Patient, and who leaves is not"
-                );
-                if !self.export.types.contains(&ResourceType::PATIENT) {
-                    self.report.notes.push(format!(
-                        "who joins Group/{group} is not noticed: its members are not known ({why}), and Patient is not \
-                         among the types; the next full refresh brings their history"
-                    ));
-                }
+                let noticed = if self.export.types.contains(&ResourceType::PATIENT) {
+                    "who joins is noticed when the Patient changes, or by a full refresh"
+                } else {
+                    "who joins is noticed by a full refresh only"
+                };
+                self.report.notes.push(format!(
+                    "the members of Group/{group} are not known ({why}): {noticed}; give the client the right to read \
+                     the Group, or set joiners = \"server\" if the server sends the history"
+                ));
                 Now::Seen
             }
             Ok(Err(error)) => return Ok(not_compared(group, &chain(&error))),

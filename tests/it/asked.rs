@@ -43,6 +43,7 @@ fn assert_says(report: &Report, what: &str) {
 async fn another_group_is_loaded_in_full_and_the_report_says_why() {
     let mut setup = Setup::new().await;
     setup.export.level = group("a");
+    setup.export.joiners = fhir_sync::sync::Joiners::Server;
     setup.complete().await;
     setup.export.level = group("b");
     let report = setup.complete().await;

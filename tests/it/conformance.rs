@@ -120,7 +120,7 @@ fn generated(tests: &Tests) -> String {
     };
     format!(
         "# Rules and quirks, and the tests that show them\n\n\
-         For whoever asks whether fhir-sync follows the guide, and what it does with a server that does not.\n\
+         For readers who ask whether fhir-sync follows the guide, and what it does where a server does not.\n\
          Tests show {rules} of the {RULE_COUNT} rules and {quirks} of the {QUIRK_COUNT} quirks, and fail when \
          fhir-sync no longer does what is said\nhere. The others have a reason each, at [the \
          end](#what-no-test-shows). The sources are in [rules.md](rules.md).\n\n\

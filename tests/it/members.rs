@@ -211,7 +211,8 @@ async fn without_the_list_a_patient_who_was_not_seen_before_has_joined() {
     std::fs::remove_dir_all(setup.lake().join("_fhir_sync/members")).unwrap();
     setup.server.scenario(|scenario| scenario.hides_groups = true);
     // Who is known begins with a full load.
-    setup.run(Mode::FullRefresh).await;
+    let report = setup.run(Mode::FullRefresh).await;
+    has_note(&report, "the members of Group/diabetes are not known (the server answers 403");
     setup.later(|world| {
         set_members(world, &["p1", "p2", "p3"]);
         world.put(PATIENT, "p3", json!({"gender": "other"}));

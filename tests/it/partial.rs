@@ -44,6 +44,14 @@ async fn released_after(setup: &Setup, files: usize) {
     release(setup);
 }
 
+/// Releases the job after some polls, before which no file was read.
+async fn released_after_polls(setup: &Setup) {
+    let polls = || setup.server.jobs().first().map_or(0, |job| job.polls);
+    eventually("a few polls", async || (polls() > 3).then_some(())).await;
+    assert_eq!(finished(setup), 0);
+    release(setup);
+}
+
 /// Files that are listed once stay (rules 64 and 65).
 #[tokio::test]
 async fn files_that_are_ready_are_in_the_tables_before_the_export_is_complete_and_are_read_once() {
@@ -155,13 +163,7 @@ async fn a_full_refresh_reads_no_file_before_its_export_is_complete() {
 async fn a_server_is_asked_for_partial_manifests_only_if_the_export_allows_them() {
     let mut setup = in_progress(5).await;
     setup.export.allow_partial_manifests = false;
-    let held = async {
-        let polls = || setup.server.jobs().first().map_or(0, |job| job.polls);
-        eventually("a few polls", async || (polls() > 3).then_some(())).await;
-        assert_eq!(finished(&setup), 0);
-        release(&setup);
-    };
-    tokio::join!(setup.complete(), held);
+    tokio::join!(setup.complete(), released_after_polls(&setup));
     let asked: Vec<_> =
         setup.server.requests().into_iter().filter(|request| request.path.contains("$export")).collect();
     assert!(asked.iter().all(|request| !request.path.contains("allowPartialManifests")), "{asked:?}");
@@ -172,12 +174,6 @@ async fn a_server_is_asked_for_partial_manifests_only_if_the_export_allows_them(
 async fn files_that_are_ready_wait_for_the_interval() {
     let mut setup = in_progress(5).await;
     setup.config.partial_interval = Duration::from_hours(1);
-    let held = async {
-        let polls = || setup.server.jobs().first().map_or(0, |job| job.polls);
-        eventually("a few polls", async || (polls() > 3).then_some(())).await;
-        assert_eq!(finished(&setup), 0);
-        release(&setup);
-    };
-    tokio::join!(setup.complete(), held);
+    tokio::join!(setup.complete(), released_after_polls(&setup));
     setup.assert_same_as_server().await;
 }

@@ -16,7 +16,7 @@ mod tokens;
 
 pub use key::SigningKey;
 pub use scopes::{Granted, covers};
-pub(super) use tokens::Tokens;
+pub(super) use tokens::{CLOCK_SKEW_SECONDS, Tokens};
 
 use super::Error;
 use crate::secret::Secret;

@@ -55,7 +55,8 @@ enum Way<'a> {
     Bearer(&'a BearerToken),
 }
 
-const CLOCK_SKEW_SECONDS: i64 = 60;
+/// Our clock and a server's may differ by this much: assertions live a few minutes (rule 132).
+pub const CLOCK_SKEW_SECONDS: i64 = 60;
 
 impl Tokens {
     /// # Errors
