@@ -6,7 +6,7 @@ ARG RUNTIME_BASE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_BASE} AS build
 ARG PROFILE=release
-ARG FEATURES="s3,azure,gcs,sql"
+ARG FEATURES="sql,spark"
 WORKDIR /build
 # Symbols are most of the file; a build of the same commit has them.
 ENV CARGO_PROFILE_RELEASE_STRIP=symbols

@@ -27,7 +27,7 @@ interop-all LAKE DATA:
 
 # Commits on an S3 server that loses responses, and races for them; the first build with the feature s3 takes long
 interop-s3:
-    cargo build --features s3
+    cargo build
     tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
 # Tokens of oidc-provider, a token server that is not ours; needs Node.js
@@ -71,7 +71,7 @@ deny +CHECKS="bans licenses sources":
 
 # A software bill of materials (CycloneDX), fhir-sync.cdx.json, of the packaged program; needs `cargo install cargo-cyclonedx`
 sbom:
-    cargo cyclonedx --format json --features s3,azure,gcs,sql --describe crate
+    cargo cyclonedx --format json --features sql --describe crate
 
 # What is shipped, tried where it runs, with a release build: size and start, package under systemd, image; needs root
 ops:

@@ -28,6 +28,8 @@ pub mod table;
 pub mod views;
 // The state file: the watermarks of each export, and the job in flight.
 pub mod state;
+// Object stores: a place in one, and the client that reaches it.
+pub mod store;
 // An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
 pub mod demo;
 // Where a secret is kept, and its current text. It names no other room.

@@ -111,6 +111,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Spool(_)
             | TableError::Delta { .. }
             | TableError::Conflict { .. } => TEMPORARY,
+            TableError::Store(_) => CONFIGURATION,
             TableError::NotOurs { .. }
             | TableError::Unsupported { .. }
             | TableError::Rebuild { .. }

@@ -39,6 +39,7 @@ impl Build {
             ("azure", cfg!(feature = "azure")),
             ("gcs", cfg!(feature = "gcs")),
             ("sql", cfg!(feature = "sql")),
+            ("spark", cfg!(feature = "spark")),
         ];
         Self {
             version: env!("CARGO_PKG_VERSION"),

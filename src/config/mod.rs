@@ -22,7 +22,7 @@ mod values;
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     rc::Rc,
@@ -269,7 +269,7 @@ fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option
         section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
     // Credentials of the object store.
     section.is_secret("storage_options");
-    let storage_options: HashMap<_, _> = section.texts("storage_options").into_iter().collect();
+    let storage_options = section.texts("storage_options").into_iter().collect();
     let partitions = partitions::read(&mut section, columns);
     section.end();
     Some(table::Config {

@@ -1,6 +1,6 @@
 //! What a configuration means, and which mistakes are reported of a wrong one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{section::Asked, *};
 use crate::{

@@ -8,7 +8,7 @@ use url::Url;
 use crate::{
     export::Proxy,
     fhir::printable_code,
-    table::{Location, OBJECT_STORES},
+    store::{self, Location},
 };
 
 pub fn text(text: &str) -> Result<String, String> {
@@ -131,9 +131,9 @@ pub fn location(text: &str) -> Result<Location, String> {
     if scheme == "file" {
         return url.to_file_path().map(Location::Folder).map_err(|()| format!("{shown:?} does not name a folder"));
     }
-    if OBJECT_STORES.contains(&scheme) {
+    if store::SCHEMES.contains(&scheme) {
         return Ok(Location::ObjectStore(url));
     }
-    let built_for = if OBJECT_STORES.is_empty() { "none".to_owned() } else { OBJECT_STORES.join(", ") };
+    let built_for = if store::SCHEMES.is_empty() { "none".to_owned() } else { store::SCHEMES.join(", ") };
     Err(format!("{shown:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
 }

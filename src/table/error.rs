@@ -5,12 +5,16 @@ use std::io::ErrorKind;
 use deltalake::DeltaTableError;
 
 use super::TableName;
+use crate::store;
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
     /// Waiting does not help: the operator must change the folder, or the configuration.
     #[error("the tables folder {place} cannot be used: {reason}")]
     Root { place: String, reason: String },
+    /// The settings of the object store say nothing that works.
+    #[error("the object store of `tables.root`: {0}")]
+    Store(#[from] store::Error),
     #[error(
         "the table at {place} was not written by fhir-sync ({reason}); move it away, or choose another `tables.root`"
     )]

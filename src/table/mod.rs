@@ -72,11 +72,12 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Config, Location, OBJECT_STORES, Root, Table, TableDefinition, UpdateMode, deltalake_version},
+    root::{Config, Root, Table, TableDefinition, UpdateMode, deltalake_version},
 };
 
 #[cfg(feature = "sql")]
 pub use self::query::Answer;
+pub use crate::store::Location;
 
 #[cfg(test)]
 mod tests;

@@ -1,21 +1,17 @@
 //! The root: the folder of all tables, and a table at one version.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    os::unix::fs::DirBuilderExt as _,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, os::unix::fs::DirBuilderExt as _, path::PathBuf, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
     datatypes::{Schema, SchemaRef},
 };
 use deltalake::{
-    DeltaTable, DeltaTableBuilder, DeltaTableError,
+    DeltaTable, DeltaTableBuilder, DeltaTableError, ObjectStore,
     kernel::{
         LogicalFileView, StructType, engine::arrow_conversion::TryIntoKernel as _, transaction::CommitProperties,
     },
+    logstore::{StorageConfig, default_logstore},
     operations::create::CreateBuilder,
     protocol::SaveMode,
     table::state::DeltaTableState,
@@ -33,15 +29,18 @@ use super::{
     name::OWN_DIRECTORY,
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
-use crate::fhir::{ResourceType, TransactionTime};
+use crate::{
+    fhir::{ResourceType, TransactionTime},
+    store::{self, Location, Options},
+};
 
 /// Where the tables are and how they are reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// A folder, or the URL of a prefix in an object store.
     pub root: Location,
-    /// deltalake's names, such as `aws_endpoint`; environment variables of the same names count as well.
-    pub storage_options: HashMap<String, String>,
+    /// How the object store is reached; of no use for a folder.
+    pub storage_options: Options,
     pub update_mode: UpdateMode,
     /// Whether the change data feed is switched on for tables where nobody has set that property.
     pub change_data_feed: bool,
@@ -56,7 +55,7 @@ impl Config {
     pub fn new(root: Location) -> Self {
         Self {
             root,
-            storage_options: HashMap::new(),
+            storage_options: Options::new(),
             update_mode: UpdateMode::default(),
             change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
             partitions: BTreeMap::new(),
@@ -86,12 +85,6 @@ impl UpdateMode {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Location {
-    Folder(PathBuf),
-    ObjectStore(Url),
-}
-
 /// The columns of a new table; the first `leading` of them get statistics in the log.
 #[derive(Clone, Debug)]
 pub struct TableDefinition {
@@ -106,7 +99,8 @@ pub struct TableDefinition {
 pub struct Root {
     pub(super) url: Url,
     pub(super) folder: Option<PathBuf>,
-    pub(super) storage_options: HashMap<String, String>,
+    /// The client of the object store; `None` for a folder.
+    pub(super) store: Option<Arc<dyn ObjectStore>>,
     pub(super) update_mode: UpdateMode,
     pub(super) change_data_feed: bool,
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
@@ -126,7 +120,7 @@ impl Root {
         config: Config,
         absolute: impl FnOnce(&std::path::Path) -> std::io::Result<PathBuf>,
     ) -> Result<Self, Error> {
-        let (url, folder) = match config.root {
+        let (url, folder, store) = match config.root {
             Location::Folder(folder) => {
                 let folder = absolute(&folder).map_err(|error| Error::Root {
                     place: folder.display().to_string(),
@@ -136,23 +130,17 @@ impl Root {
                     place: folder.display().to_string(),
                     reason: "not an absolute path".to_owned(),
                 })?;
-                (url, Some(folder))
+                (url, Some(folder), None)
             }
-            Location::ObjectStore(url) => (with_trailing_slash(url), None),
+            Location::ObjectStore(url) => {
+                let url = with_trailing_slash(url);
+                let store = store::connect(&url, &config.storage_options)?;
+                (url, None, Some(store))
+            }
         };
-        register_object_stores();
-        let Config { storage_options, update_mode, change_data_feed, partitions, .. } = config;
+        let Config { update_mode, change_data_feed, partitions, .. } = config;
         let (partitions, tombstone_lock) = (Arc::new(partitions), Arc::default());
-        Ok(Self {
-            url,
-            folder,
-            storage_options,
-            update_mode,
-            change_data_feed,
-            partitions,
-            tombstone_lock,
-            lease: None,
-        })
+        Ok(Self { url, folder, store, update_mode, change_data_feed, partitions, tombstone_lock, lease: None })
     }
 
     /// The same for commands that only read: nothing is created, and nothing is tried out.
@@ -274,10 +262,13 @@ impl Root {
             .url
             .join(&format!("{directory}/"))
             .map_err(|error| Error::Root { place: place.clone(), reason: error.to_string() })?;
-        DeltaTableBuilder::from_url(url)
-            .map(|builder| builder.with_storage_options(self.storage_options.clone()))
-            .and_then(DeltaTableBuilder::build)
-            .map_err(|error| Error::delta(&place, error))
+        let failed = |error: DeltaTableError| Error::delta(&place, error);
+        let Some(store) = &self.store else {
+            return DeltaTableBuilder::from_url(url).and_then(DeltaTableBuilder::build).map_err(failed);
+        };
+        let settings = StorageConfig::default();
+        let of_table = settings.decorate_store(Arc::clone(store), &url).map_err(failed)?;
+        Ok(DeltaTable::new(default_logstore(Arc::from(of_table), Arc::clone(store), &url, &settings)))
     }
 
     pub(super) fn properties(&self, definition: &TableDefinition) -> Vec<(&'static str, Option<String>)> {
@@ -452,29 +443,4 @@ fn with_trailing_slash(mut url: Url) -> Url {
 /// Of the library that writes the log.
 pub fn deltalake_version() -> &'static str {
     deltalake::crate_version()
-}
-
-/// Which object stores this binary was built for.
-pub const OBJECT_STORES: &[&str] = &[
-    #[cfg(feature = "s3")]
-    "s3",
-    #[cfg(feature = "s3")]
-    "s3a",
-    #[cfg(feature = "azure")]
-    "abfs",
-    #[cfg(feature = "azure")]
-    "abfss",
-    #[cfg(feature = "azure")]
-    "az",
-    #[cfg(feature = "gcs")]
-    "gs",
-];
-
-fn register_object_stores() {
-    #[cfg(feature = "s3")]
-    deltalake::aws::register_handlers(None);
-    #[cfg(feature = "azure")]
-    deltalake::azure::register_handlers(None);
-    #[cfg(feature = "gcs")]
-    deltalake::gcp::register_handlers(None);
 }

@@ -2,9 +2,8 @@
 
     s3.py PROGRAM
 
-PROGRAM was built with `--features s3`. It syncs some days into a lake on moto, once without faults, and then once with
-each fault (lossy.py) at every commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among
-the commits are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark
+PROGRAM syncs some days into a lake on moto, once without faults, and then once with each fault (lossy.py) at every
+commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among the commits are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark
 alone and a compaction. Then other writers commit to the same tables: a second process, and delta-rs.
 """
 

@@ -3,7 +3,7 @@
 # refuses commits, or lets another writer commit first. Each time the log, and what delta-rs reads, must be the same as
 # without it.
 #   tests/interop/s3.sh PROGRAM
-# PROGRAM is built with `cargo build --features s3`; just interop-s3 does both. Minutes.
+# PROGRAM is built with `cargo build`; just interop-s3 does both. Minutes.
 set -euo pipefail
 
 program=$1
