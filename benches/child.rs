@@ -27,6 +27,9 @@ pub struct Figures {
     /// Of all threads, in the program and in the kernel.
     pub cpu_seconds: f64,
     pub peak_rss_bytes: u64,
+    /// By system calls, from files and from the page cache.
+    #[serde(default)]
+    pub read_bytes: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub rows: u64,
@@ -56,6 +59,7 @@ pub fn run(steps: &[Step], arguments: &[String]) -> anyhow::Result<()> {
         wall_seconds: begin.elapsed().as_secs_f64(),
         cpu_seconds: cpu_seconds()? - cpu_seconds_before,
         peak_rss_bytes: peak_rss_bytes()?,
+        read_bytes: read_bytes()?,
         bytes_in,
         bytes_out,
         rows,
@@ -75,16 +79,17 @@ pub fn print_table(rows: &[Row]) {
     let Some(first) = rows.first() else { return };
     let widest = rows.iter().map(|row| row.what.len()).max().unwrap_or_default();
     println!(
-        "{:widest$} {:>8} {:>8} {:>8} {:>9} {:>9} {:>10} {:>10} {:>10}",
-        "", "MB/s", "wall s", "CPU s", "peak MB", "out MB", "rows", "of speed", "of CPU"
+        "{:widest$} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}",
+        "", "MB/s", "wall s", "CPU s", "peak MB", "read MB", "out MB", "rows", "of speed", "of CPU"
     );
     for Row { what, figures } in rows {
         println!(
-            "{what:widest$} {:>8.0} {:>8.2} {:>8.2} {:>9.0} {:>9.1} {:>10} {:>10.2} {:>10.2}",
+            "{what:widest$} {:>8.0} {:>8.2} {:>8.2} {:>9.0} {:>9.1} {:>9.1} {:>10} {:>10.2} {:>10.2}",
             megabytes(figures.bytes_in) / figures.wall_seconds,
             figures.wall_seconds,
             figures.cpu_seconds,
             megabytes(figures.peak_rss_bytes),
+            megabytes(figures.read_bytes),
             megabytes(figures.bytes_out),
             figures.rows,
             first.figures.wall_seconds / figures.wall_seconds,
@@ -122,4 +127,10 @@ fn peak_rss_bytes() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
     Ok(peak.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+}
+
+fn read_bytes() -> anyhow::Result<u64> {
+    let io = std::fs::read_to_string("/proc/self/io")?;
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: ")).context("no rchar in /proc/self/io")?;
+    Ok(read.trim().parse()?)
 }

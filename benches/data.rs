@@ -34,6 +34,14 @@ pub fn observations(setup: &Setup, bytes: u64) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The path of a file with one line, the shortest that a server sends.
+pub fn narrow(setup: &Setup) -> anyhow::Result<PathBuf> {
+    const LINE: &str = r#"{"resourceType":"Observation","id":"1","meta":{"versionId":"1","lastUpdated":"2026-01-01T00:00:00Z"},"status":"final"}"#;
+    let path = setup.dir.join("Observation-narrow.ndjson");
+    std::fs::write(&path, format!("{LINE}\n"))?;
+    Ok(path)
+}
+
 struct Out {
     file: BufWriter<File>,
     written: u64,

@@ -32,6 +32,9 @@ struct Arguments {
     /// How many rows the table has that changes are brought into.
     #[arg(long, default_value_t = 4_000_000)]
     rows: u64,
+    /// For `scale`: rows with an id, a version and a status, instead of synthetic ones.
+    #[arg(long)]
+    narrow: bool,
     /// Also measure deltalake's own merge, which takes minutes and most of the memory; needs the feature `sql`.
     #[arg(long)]
     merge: bool,
@@ -55,6 +58,7 @@ pub struct Setup {
     pub data: Option<PathBuf>,
     pub bytes: u64,
     pub rows: u64,
+    pub narrow: bool,
     pub merge: bool,
     pub spark: Option<PathBuf>,
     pub python: Option<PathBuf>,
@@ -69,6 +73,7 @@ struct Measurement {
 const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "decode", run: decode::run },
     Measurement { name: "upsert", run: upsert::run },
+    Measurement { name: "scale", run: upsert::scale::run },
     Measurement { name: "first-load", run: first_load::run },
 ];
 
@@ -103,6 +108,7 @@ fn main() -> anyhow::Result<()> {
         data: arguments.data,
         bytes: arguments.megabytes * 1_000_000,
         rows: arguments.rows,
+        narrow: arguments.narrow,
         merge: arguments.merge,
         spark: arguments.spark,
         python: arguments.python,

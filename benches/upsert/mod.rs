@@ -6,6 +6,7 @@
 #[cfg(feature = "sql")]
 pub mod deltalake;
 pub mod ours;
+pub mod scale;
 pub mod spark;
 
 use std::{
@@ -80,7 +81,11 @@ const LAKE: &str = "lake-2";
 
 /// The folder of a table of that many rows.
 fn table(setup: &Setup, lines: &str, rows: u64) -> anyhow::Result<PathBuf> {
-    let folder = setup.dir.join(format!("{LAKE}-{rows}"));
+    table_of(setup, lines, rows, LAKE)
+}
+
+fn table_of(setup: &Setup, lines: &str, rows: u64, name: &str) -> anyhow::Result<PathBuf> {
+    let folder = setup.dir.join(format!("{name}-{rows}"));
     if folder.join("made").exists() {
         return Ok(folder);
     }
