@@ -28,7 +28,9 @@ pub mod table;
 pub mod views;
 // The state file: the watermarks of each export, and the job in flight.
 pub mod state;
-// Object stores: a place in one, and the client that reaches it.
+// Who may write to what several processes reach.
+pub mod lease;
+// Object stores: a place in one, the client that reaches it, and small documents.
 pub mod store;
 // An embedded Bulk Data server with synthetic patients, for the demo, the tests and the benches.
 pub mod demo;

@@ -50,7 +50,7 @@ impl ByHand {
         let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
         let (board, progress) = ProgressBoard::new();
         let stop = CancellationToken::new();
-        let (does, gives_back) = match Client::find(&config.state_file, &config.tables.root).await.map_err(refused)? {
+        let (does, gives_back) = match Client::find(&config.control(), &config.tables.root).await.map_err(refused)? {
             Some(service) => {
                 tracing::info!("the service does it; its log has the details");
                 (Doer::Service(service), None)
@@ -97,8 +97,8 @@ async fn ourselves(
     board: ProgressBoard,
     stop: &CancellationToken,
 ) -> Result<Doer, Exit> {
-    let Config { server, tables, state_file, sync, notify, .. } = config;
-    let syncer = Syncer::open(server, tables, &state_file, sync, exports, board).await.map_err(not_opened_by_hand)?;
+    let Config { server, tables, state, sync, notify, .. } = config;
+    let syncer = Syncer::open(server, tables, &state, sync, exports, board).await.map_err(not_opened_by_hand)?;
     let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
     let (notifier, couriers) = notify::start(notify, before, stop).map_err(|error| failed(&chain(&error)))?;
     Ok(Doer::Ourselves { syncer: Box::new(syncer), notifier, couriers })
@@ -150,7 +150,11 @@ fn not_opened_by_hand(error: crate::sync::Error) -> Exit {
 /// folder. Where the owner cannot reach the folders, because systemd opens them only to the service, root goes on, and
 /// gives the files to their owner afterwards.
 fn run_as_owner(config: &Config) -> Result<Option<GivesBack>, Exit> {
-    let folder = config.state_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let of_tables = || match &config.tables.root {
+        Location::Folder(tables) => Some(tables.as_path()),
+        Location::ObjectStore(_) => None,
+    };
+    let Some(folder) = config.state.folder().or_else(of_tables) else { return Ok(None) };
     let Ok(metadata) = fs::metadata(folder) else { return Ok(None) };
     if !rustix::process::geteuid().is_root() || metadata.uid() == 0 {
         return Ok(None);

@@ -97,8 +97,9 @@ pub fn of_start(error: &daemon::Error) -> Exit {
 fn of_opening(error: &sync::Error) -> Exit {
     match error {
         sync::Error::State(error) => match error {
-            state::Error::Locked { .. } => LOCKED,
-            state::Error::Io { .. } => TEMPORARY,
+            state::Error::Locked { .. } | state::Error::InUse { .. } | state::Error::TakenOver { .. } => LOCKED,
+            state::Error::Io { .. } | state::Error::Document(_) => TEMPORARY,
+            state::Error::Store(_) | state::Error::Unconditional { .. } => CONFIGURATION,
             // Somebody has to move or repair a file, not to change the configuration.
             state::Error::Newer { .. } | state::Error::Refused { .. } | state::Error::Json(_) => FAILED,
         },

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config,
     control::{Answer, CancelledJob, Work},
-    state::{self, JobInFlight, State},
+    state::{JobInFlight, State},
     sync::chain,
     telemetry,
 };
@@ -49,7 +49,7 @@ pub(super) struct Cancel {
 
 pub(super) async fn run(command: JobCommand) -> Result<(), Exit> {
     match command {
-        JobCommand::Show(arguments) => show(&arguments),
+        JobCommand::Show(arguments) => show(&arguments).await,
         JobCommand::Cancel(arguments) => cancel(arguments).await,
     }
 }
@@ -81,9 +81,9 @@ impl ShownJob {
 }
 
 /// Reads the state file only: needs neither server, key nor lock.
-fn show(arguments: &ShowJobs) -> Result<(), Exit> {
+async fn show(arguments: &ShowJobs) -> Result<(), Exit> {
     let config = arguments.looking.configuration()?;
-    let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    let state = config.state.peek().await.map_err(|error| failed(&chain(&error)))?;
     if let Some(name) = &arguments.export {
         refuse_unknown(name, config.exports.iter().map(|scheduled| scheduled.export.name.as_str()), &state)?;
     }
@@ -128,7 +128,7 @@ async fn cancel(arguments: Cancel) -> Result<(), Exit> {
     telemetry::start(&config.log);
     if let Some(name) = &arguments.export {
         // A broken state file has no jobs either, and the sync room says what is wrong with it.
-        let state = state::peek(&config.state_file).unwrap_or_default();
+        let state = config.state.peek().await.unwrap_or_default();
         refuse_unknown(name, config.exports.iter().map(|scheduled| scheduled.export.name.as_str()), &state)?;
     }
     let by_hand = ByHand::open(config, |_| with_key(&path)).await?;

@@ -184,7 +184,7 @@ fn announce(config: &Config, path: Option<&Path>) {
         config = path.map(|path| tracing::field::display(path.display())),
         server = config.server.server.origin().ascii_serialization(),
         tables = shown(&config.tables.root),
-        state_file = %config.state_file.display(),
+        state = config.state.shown(),
         exports = exports.join(", "),
         "fhir-sync starts"
     );

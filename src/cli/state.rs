@@ -15,7 +15,7 @@ use super::{
 use crate::{
     control::{Answer, SinceSet, Work},
     fhir::{ResourceType, TransactionTime, parse_instant},
-    state::{self, Asked, ExportState},
+    state::{Asked, ExportState},
     sync::{Outcome, chain},
 };
 
@@ -48,7 +48,7 @@ fn instant(text: &str) -> Result<DateTime<Utc>, String> {
 
 pub(super) async fn run(command: StateCommand) -> Result<(), Exit> {
     match command {
-        StateCommand::Show(arguments) => show(&arguments),
+        StateCommand::Show(arguments) => show(&arguments).await,
         StateCommand::SetSince(arguments) => set(arguments).await,
     }
 }
@@ -87,15 +87,15 @@ struct ShownType {
 }
 
 /// Reads the state file only: needs neither server, key nor lock.
-fn show(arguments: &Looking) -> Result<(), Exit> {
+async fn show(arguments: &Looking) -> Result<(), Exit> {
     let config = arguments.configuration()?;
-    let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    let state = config.state.peek().await.map_err(|error| failed(&chain(&error)))?;
     let exports = state.exports.into_iter().map(|(name, known)| shown(name, known)).collect();
     let shown = Shown { run: state.run, exports };
     if arguments.json {
         return look::print_json(&shown);
     }
-    let mut text = format!("{}: last run {}\n", config.state_file.display(), shown.run);
+    let mut text = format!("{}: last run {}\n", config.state.shown(), shown.run);
     for export in &shown.exports {
         let outcome = export.last_outcome.map_or_else(|| "-".to_owned(), |outcome| outcome.to_string());
         let (complete, full) = (day_and_time(export.last_complete_at), day_and_time(export.last_full_refresh_at));
@@ -164,7 +164,7 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
         None => export.types.clone(),
     };
     let since = TransactionTime::from(arguments.since);
-    let state_file = config.state_file.clone();
+    let place = config.state.clone();
     let by_hand = ByHand::open(config, Ok).await?;
     let done = by_hand.work(Work::SetSince { export: export.clone(), types, since }).await;
     by_hand.close().await;
@@ -180,7 +180,7 @@ async fn set(arguments: SetSince) -> Result<(), Exit> {
     if done.iter().all(|(_, becomes)| !matches!(becomes, SinceSet::Lowered { .. })) {
         return Ok(());
     }
-    let state = state::peek(&state_file).map_err(|error| failed(&chain(&error)))?;
+    let state = place.peek().await.map_err(|error| failed(&chain(&error)))?;
     let jobs = state.exports.get(&export.name).map(|known| known.jobs.clone()).unwrap_or_default();
     let in_progress = done.iter().filter(|(of, becomes)| {
         matches!(becomes, SinceSet::Lowered { .. }) && jobs.iter().any(|job| job.types.contains(of))

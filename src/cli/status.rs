@@ -10,7 +10,7 @@ use super::{
     look::{self, Looking, day_and_time},
 };
 use crate::{
-    state::{self, ExportState},
+    state::ExportState,
     sync::{LedgerRow, chain},
 };
 
@@ -51,7 +51,7 @@ struct LastRun {
 /// Asks no server, and needs neither key nor lock, so it works beside a running daemon.
 pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
     let (config, root) = looking.open()?;
-    let state = state::peek(&config.state_file).map_err(|error| failed(&chain(&error)))?;
+    let state = config.state.peek().await.map_err(|error| failed(&chain(&error)))?;
     let mut last = BTreeMap::new();
     for row in root.ledger().await.map_err(|error| failed(&chain(&error)))? {
         last.insert((row.export.clone(), row.resource_type.clone()), row);

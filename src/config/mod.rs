@@ -49,9 +49,12 @@ pub use self::{
 };
 use crate::{
     export, notify,
-    resource::{Layout, Options},
+    resource::{Layout, Options as ColumnOptions},
     schedule::Pattern,
-    serve, sync,
+    serve,
+    state::StatePlace,
+    store::Options,
+    sync,
     table::{self, UpdateMode},
     telemetry,
 };
@@ -67,7 +70,7 @@ pub const SAMPLE: &str = include_str!("../../config/fhir-sync.toml");
 pub struct Config {
     pub server: export::Config,
     pub tables: table::Config,
-    pub state_file: PathBuf,
+    pub state: StatePlace,
     pub health: serve::Config,
     pub notify: notify::Config,
     pub sync: sync::Config,
@@ -81,6 +84,14 @@ pub struct Config {
 }
 
 impl Config {
+    /// The control socket has this path and the suffix `.socket`.
+    pub fn control(&self) -> PathBuf {
+        match &self.state {
+            StatePlace::File(file) => file.clone(),
+            StatePlace::Documents { .. } => self.sync.spool_folder.join(format!("fhir-sync-{}", self.state.digest())),
+        }
+    }
+
     /// Does the daemon have anything to do?
     pub fn has_schedule(&self) -> bool {
         self.exports.iter().any(|export| !(export.incremental.is_empty() && export.full_refresh.is_empty()))
@@ -216,9 +227,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
     let tables = read_tables(tables, columns);
-    let mut state = root.section("state");
-    let state_file = state.or("file", "/var/lib/fhir-sync/state.json", path);
-    state.end();
+    let state = read_state(root.section("state"), tables.as_ref());
     let health = read_health(root.section("health"));
     if let (Some((serve::Config { serve_jwks: true, .. }, _)), Some(server)) = (&health, &server)
         && !matches!(server.auth, Some(export::auth::AuthConfig::Smart(_)))
@@ -227,7 +236,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     }
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
-    let sync = read_sync(sync, state_file.as_deref(), source, overlap, columns, quarantine_policy);
+    let sync = read_sync(sync, state.as_ref(), source, overlap, columns, quarantine_policy);
     let sync = sync.zip(supports_since.zip(drop_unsupported_types));
     let sync = sync.map(|(sync, (supports_since, drop_unsupported_types))| sync::Config {
         drop_unsupported_types,
@@ -248,7 +257,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     Some(Config {
         server: server?,
         tables: tables?,
-        state_file: state_file?,
+        state: state?,
         health: health?.0,
         notify: notify?,
         sync: sync?,
@@ -260,7 +269,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     })
 }
 
-fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option<table::Config> {
+fn read_tables(mut section: Section, columns: Option<(bool, ColumnOptions)>) -> Option<table::Config> {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
     let update_modes = UpdateMode::ALL.map(|mode| (mode.name(), mode));
@@ -281,12 +290,42 @@ fn read_tables(mut section: Section, columns: Option<(bool, Options)>) -> Option
     })
 }
 
+fn read_state(mut section: Section, tables: Option<&table::Config>) -> Option<StatePlace> {
+    let has_file = section.has("file");
+    let file = section.or("file", "/var/lib/fhir-sync/state.json", path);
+    let url = section.optional("url", location);
+    section.is_secret("storage_options");
+    let options: Options = section.texts("storage_options").into_iter().collect();
+    if has_file && url.is_some() {
+        section.mistake("url", "and state.file are both set; the state is in one of them");
+    }
+    if url.is_none() && !options.is_empty() {
+        section.mistake("storage_options", "are for state.url, which is not set");
+    }
+    section.end();
+    let Some(location) = url else { return file.map(StatePlace::File) };
+    let options = if options.is_empty() { tables?.storage_options.clone() } else { options };
+    Some(StatePlace::Documents { location, options })
+}
+
+/// Where received rows wait, and the control socket is, unless the configuration says where.
+fn folder_of_this_machine(state: &StatePlace) -> PathBuf {
+    match state {
+        // The parent of "state.json" is "", which is not a path that can be opened.
+        StatePlace::File(file) => Path::new(".").join(file.parent().unwrap_or(Path::new(""))),
+        // systemd names the folder of a service that has one.
+        StatePlace::Documents { .. } => {
+            std::env::var_os("CACHE_DIRECTORY").map_or_else(std::env::temp_dir, PathBuf::from)
+        }
+    }
+}
+
 /// Whether tables are typed, and their columns.
-fn read_columns(section: &mut Section) -> Option<(bool, Options)> {
+fn read_columns(section: &mut Section) -> Option<(bool, ColumnOptions)> {
     let typed = section.or("typed", "true", boolean);
     let layout = section.choice("layout", "pathling", &[("pathling", Layout::Pathling), ("wide", Layout::Wide)]);
     let raw_json = section.or("raw_json", "true", boolean);
-    Some((typed?, Options { layout: layout?, raw_json: raw_json? }))
+    Some((typed?, ColumnOptions { layout: layout?, raw_json: raw_json? }))
 }
 
 /// The listener, and the age of the exports that set none of their own.
@@ -311,10 +350,10 @@ const RENAMED_IN_SYNC: [(&str, &str); 5] = [
 
 fn read_sync(
     mut section: Section,
-    state_file: Option<&Path>,
+    state: Option<&StatePlace>,
     source: Option<(String, sync::Chosen)>,
     overlap: Option<Duration>,
-    columns: Option<(bool, Options)>,
+    columns: Option<(bool, ColumnOptions)>,
     quarantine_policy: Option<sync::Policy>,
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
@@ -334,8 +373,7 @@ fn read_sync(
         section.mistake("change_set_memory", "is less than 16MiB; all types share it");
     }
     section.end();
-    // The parent of "state.json" is "", which is not a path that can be opened.
-    let beside_state = state_file.and_then(Path::parent).map(|folder| Path::new(".").join(folder));
+    let of_state = state.map(folder_of_this_machine);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let (typed, columns) = columns?;
     let (source, source_chosen) = source?;
@@ -357,7 +395,7 @@ fn read_sync(
         quarantine_policy: quarantine_policy?,
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),
         change_set_memory_bytes: size(change_set_memory_bytes?),
-        spool_folder: spool_folder.or(beside_state)?,
+        spool_folder: spool_folder.or(of_state)?,
         instalment_bytes: instalment_bytes?,
         max_run_time: max_run_time?,
         partial_interval: partial_interval?,

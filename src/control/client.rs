@@ -19,17 +19,17 @@ use crate::sync::{Location, ProgressBoard};
 
 /// A daemon that takes commands.
 pub struct Client {
-    state_file: PathBuf,
+    control: PathBuf,
     tables: String,
 }
 
 impl Client {
-    /// The daemon of this state file; `None` where none runs: there is no socket, or nobody listens to it.
-    pub async fn find(state_file: &Path, tables: &Location) -> Result<Option<Self>, Error> {
-        match connect(state_file).await {
-            Ok(_) => Ok(Some(Self { state_file: state_file.to_owned(), tables: place_of(tables) })),
+    /// The daemon with this control socket, named without its suffix; `None` where none runs: there is no socket, or nobody listens to it.
+    pub async fn find(control: &Path, tables: &Location) -> Result<Option<Self>, Error> {
+        match connect(control).await {
+            Ok(_) => Ok(Some(Self { control: control.to_owned(), tables: place_of(tables) })),
             Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(not_connected(state_file, &error)),
+            Err(error) => Err(not_connected(control, &error)),
         }
     }
 
@@ -37,7 +37,7 @@ impl Client {
     /// answer is how far it was.
     pub async fn work(&self, work: &Work, board: &ProgressBoard, stop: &CancellationToken) -> Result<Answer, Error> {
         let request = Request::new(&self.tables, work)?;
-        let stream = connect(&self.state_file).await.map_err(|error| not_connected(&self.state_file, &error))?;
+        let stream = connect(&self.control).await.map_err(|error| not_connected(&self.control, &error))?;
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
         let sent = write_line(&mut write, &request).await;
@@ -65,8 +65,8 @@ impl Client {
     }
 }
 
-async fn connect(state_file: &Path) -> io::Result<UnixStream> {
-    let place = Place::beside(state_file)?;
+async fn connect(control: &Path) -> io::Result<UnixStream> {
+    let place = Place::beside(control)?;
     let stream = UnixStream::connect(place.path("")).await?;
     // The request may hold a resource: it goes to nobody but those who may read the tables anyway.
     let peer = stream.peer_cred()?.uid();
@@ -84,14 +84,14 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::ConnectionRefused)
 }
 
-fn not_connected(state_file: &Path, error: &io::Error) -> Error {
-    let place = state_file.display();
+fn not_connected(control: &Path, error: &io::Error) -> Error {
+    let place = control.display();
     Error::Failed(match error.kind() {
         ErrorKind::PermissionDenied => format!(
-            "the service with the state file {place} takes commands from its own user and from root only ({error}); \
+            "the service with the control socket {place}.socket takes commands from its own user and from root only ({error}); \
              give the command as one of them, such as with sudo"
         ),
-        _ => format!("the service with the state file {place} cannot be reached: {error}"),
+        _ => format!("the service with the control socket {place}.socket cannot be reached: {error}"),
     })
 }
 

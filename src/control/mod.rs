@@ -1,6 +1,6 @@
 //! Control: commands that are given by hand while a daemon holds the state file and the tables.
 //!
-//! The daemon listens on a Unix socket beside the state file, and does the work of a command between its own syncs.
+//! The daemon listens on a Unix socket beside the state file, or beside the spool where the state is in a store, and does the work of a command between its own syncs.
 //! Where no daemon runs, the command does the same work itself: both call [`carry_out`]. The socket serves the user of
 //! the daemon and root, nobody else. Lines, connections and waits have limits.
 
@@ -51,7 +51,7 @@ pub fn place_of(tables: &Location) -> String {
     }
 }
 
-/// The folder of the socket, and its name: as the state file, and `.socket`. The folder is held open, because a path
+/// The folder of the socket, and its name: the given one, and `.socket`. The folder is held open, because a path
 /// below `/proc/self/fd` is short: that of a socket has a limit of 107 bytes.
 struct Place {
     folder: File,
@@ -59,9 +59,9 @@ struct Place {
 }
 
 impl Place {
-    fn beside(state_file: &Path) -> io::Result<Self> {
-        let folder = state_file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = state_file.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    fn beside(control: &Path) -> io::Result<Self> {
+        let folder = control.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = control.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
         Ok(Self { folder: File::open(folder)?, name: format!("{name}.socket") })
     }
 

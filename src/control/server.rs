@@ -68,16 +68,16 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Server {
-    /// Listens beside the state file, whose lock the caller holds: a socket that is there is of a process that has
-    /// ended, and is replaced. `tables` is the place of the tables ([`super::place_of`]); `stop` ends the work of all
+    /// Listens at `control`, with the suffix of a socket. The caller holds the state: a socket that is there is of a
+    /// process that has ended, and is replaced. `tables` is the place of the tables ([`super::place_of`]); `stop` ends the work of all
     /// orders.
     pub fn start(
-        state_file: &Path,
+        control: &Path,
         tables: String,
         board: watch::Receiver<Board>,
         stop: CancellationToken,
     ) -> io::Result<(Self, mpsc::Receiver<Order>)> {
-        let place = Place::beside(state_file)?;
+        let place = Place::beside(control)?;
         let (new, socket) = (place.path(".new"), place.path(""));
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -92,7 +92,7 @@ impl Server {
         let closed = CancellationToken::new();
         let mut listening = JoinSet::new();
         listening.spawn(listen(listener, shared, closed.clone()));
-        let socket = state_file.with_file_name(&place.name);
+        let socket = control.with_file_name(&place.name);
         Ok((Self { socket, listening, closed }, receiver))
     }
 

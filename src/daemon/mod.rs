@@ -100,8 +100,8 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     let place = control::place_of(&config.tables.root);
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
     let (metrics, _watchers) = figures::start(&exports, config.sync.spool_folder.clone());
-    let Config { server, tables, state_file, sync, .. } = config.clone();
-    let syncer = Syncer::open(server, tables, &state_file, sync, &exports, sender).await?;
+    let Config { server, tables, state, sync, .. } = config.clone();
+    let syncer = Syncer::open(server, tables, &state, sync, &exports, sender).await?;
     for export in &exports {
         syncer.forget_lost_data(export).await?;
     }
@@ -113,7 +113,7 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     let (jwks, _readers) = public_keys::start(&config);
     let server = serve::Server::start(&config.health, seen, metrics, jwks)
         .map_err(|source| Error::Listen { listen: config.health.listen.to_string(), source })?;
-    let (control, mut orders) = listen_for_commands(&state_file, place, board.clone(), &stop).unzip();
+    let (control, mut orders) = listen_for_commands(&config.control(), place, board.clone(), &stop).unzip();
     let ticks = Ticks::default();
     let scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
     let syncer = Arc::new(syncer);
@@ -150,14 +150,14 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
 
 /// Without the socket, a command by hand says that the daemon holds the state file.
 fn listen_for_commands(
-    state_file: &Path,
+    socket: &Path,
     tables: String,
     board: watch::Receiver<Board>,
     stop: &CancellationToken,
 ) -> Option<(control::Server, mpsc::Receiver<Order>)> {
-    let listening = control::Server::start(state_file, tables, board, stop.clone());
+    let listening = control::Server::start(socket, tables, board, stop.clone());
     if let Err(error) = &listening {
-        tracing::warn!(%error, "no control socket beside the state file; commands by hand need the daemon stopped");
+        tracing::warn!(%error, "no control socket; commands by hand need the daemon stopped");
     }
     listening.ok()
 }
@@ -355,13 +355,12 @@ impl Daemon {
 
     /// Publishes that the loop is alive, and what it is doing.
     fn publish(&mut self, ready: bool) {
-        self.syncer.look_at_state(|state| {
-            self.views.send_modify(|view| {
-                for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
-                    views::update(export, watched, state, &self.history, now());
-                    figures::reach(watched, state);
-                }
-            });
+        let state = self.syncer.shared_state();
+        self.views.send_modify(|view| {
+            for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
+                views::update(export, watched, &state, &self.history, now());
+                figures::reach(watched, &state);
+            }
         });
         let board = self.board.borrow().clone();
         let progress = |activity: &Activity| board.get(activity).cloned().unwrap_or_default();

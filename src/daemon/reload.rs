@@ -128,7 +128,7 @@ fn needs_restart(ours: &Config, new: &Config) -> Vec<String> {
         ("tables.typed", ours.sync.typed != new.sync.typed),
         ("tables.layout", ours.sync.columns.layout != new.sync.columns.layout),
         ("tables.raw_json", ours.sync.columns.raw_json != new.sync.columns.raw_json),
-        ("state.file", ours.state_file != new.state_file),
+        ("state", ours.state != new.state),
         ("sync.spool_folder", ours.sync.spool_folder != new.sync.spool_folder),
         ("health.listen", ours.health != new.health),
         ("log.format", ours.log.format != new.log.format),

@@ -1,4 +1,4 @@
-//! The holder of a lease: a process with a state file, and whether it has ended, as far as this host can tell.
+//! The holder of a lease: a process with a name, and whether it has ended, as far as this host can tell.
 
 use std::{fmt, fs};
 
@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The name in the lock file of the state file. A process that has that lock knows that an earlier process with the
-    /// same name has ended.
-    name: String,
+    /// The name in the lock file of the state file: a process that has that lock knows that an earlier process with the
+    /// same name has ended. Without a state file, no two processes have the same.
+    pub(super) name: String,
     /// For people.
     host: String,
     pid: u32,

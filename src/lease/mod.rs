@@ -1,16 +1,17 @@
-//! The lease: who may write below the root. Its file, `_fhir_sync/lease.json`, names one holder.
+//! Leases: who may write to something that several processes reach. The document of a lease names its holder.
 //!
-//! A lock on the state file admits one process per state file; the lease admits one per root, also from other hosts. It
-//! is taken by creating the file, or by replacing exactly the file that was read; each new holder has an epoch, one
-//! more than the last. The holder renews it. Before each commit the holder reads it again, and a holder that has lost
-//! it writes nothing more: a commit that was already on its way meets the new holder's in the Delta log, where only one
-//! of two gets the next version. The local clock decides nothing: a holder has ended when it says so, when its process
-//! is seen to have ended, or when the file has not changed for [`STALE_AFTER`] while we watched.
+//! A lock on a file admits one process of a host; a lease admits one holder from all hosts. It is taken by creating the
+//! document, or by replacing exactly the one that was read; each new holder has an epoch, one more than the last. The
+//! holder renews it. Before it writes the holder reads it again, and a holder that has lost it writes nothing more: a
+//! commit that was already on its way meets the new holder's in the Delta log, where only one of two gets the next
+//! version. The local clock decides nothing: a holder has ended when it says so, when its process is seen to have
+//! ended, or when the document has not changed for [`STALE_AFTER`] while we watched.
 
 mod holder;
-mod place;
+mod watch;
 
 use std::{
+    fmt,
     sync::{
         PoisonError, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
@@ -20,15 +21,14 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-pub use self::place::LeasePlace;
-use self::{
-    holder::{Holder, Liveness},
-    place::{Stored, Swapped},
+pub use self::{holder::Holder, watch::Watch};
+use self::{holder::Liveness, watch::Look};
+use crate::{
+    store::{Document, DocumentError, Stored, Swapped},
+    telemetry::metrics,
 };
-use super::Error;
-use crate::telemetry::metrics;
 
 /// How often the holder renews it.
 pub const RENEWED_EVERY: Duration = Duration::from_secs(15);
@@ -37,19 +37,48 @@ pub const STALE_AFTER: Duration = Duration::from_mins(1);
 /// How often the lease of somebody else is looked at while we wait.
 const WATCHED_EVERY: Duration = Duration::from_secs(2);
 
-/// The lease of this process.
+#[derive(thiserror::Error, Debug)]
+pub enum Error {
+    #[error("another fhir-sync, {holder}, holds {subject} ({place})")]
+    InUse { subject: Subject, place: String, holder: String },
+    #[error("another fhir-sync, {holder}, has taken over {subject} ({place}); this one writes nothing more")]
+    Lost { subject: Subject, place: String, holder: String },
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+}
+
+/// What a lease admits to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Tables,
+    State,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tables => out.write_str("the tables"),
+            Self::State => out.write_str("the state"),
+        }
+    }
+}
+
+/// A lease of this process.
 #[derive(Debug)]
 pub struct Lease {
-    place: LeasePlace,
+    subject: Subject,
+    document: Document,
     record: RwLock<Record>,
+    /// The name of the holder before us.
+    predecessor: Option<String>,
     /// The store cannot replace an object on a condition; then nobody has the lease, and nothing is checked.
     unsupported: AtomicBool,
 }
 
-/// What the file says.
+/// What the document says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
-    /// Counts the holders: a holder with a smaller number than that of the file has lost the lease.
+    /// Counts the holders: a holder with a smaller number than that of the document has lost the lease.
     epoch: u64,
     #[serde(flatten)]
     holder: Holder,
@@ -62,72 +91,79 @@ struct Record {
     released: bool,
 }
 
-/// What the lease of somebody else means for us.
-enum Claim {
-    Free,
-    Held(Box<Record>),
-    /// Nobody on this host can say whether its holder is alive.
-    Unknown,
-}
-
 impl Lease {
-    /// Takes the lease for the holder of a state file. Waits for up to [`STALE_AFTER`] where nobody can say whether
-    /// another holder is alive.
-    pub async fn take(place: LeasePlace, holder: &str) -> Result<Self, Error> {
-        let lease = Self::take_for(place, Holder::ourselves(holder)).await;
-        metrics::lease_held(lease.is_ok());
-        lease
-    }
-
-    async fn take_for(place: LeasePlace, us: Holder) -> Result<Self, Error> {
-        let mut watched: Option<(Stored, Instant)> = None;
+    /// Takes the lease. Waits for up to [`STALE_AFTER`] where nobody can say whether another holder is alive; a holder
+    /// of the name `ended` is known not to be.
+    pub async fn take(subject: Subject, document: Document, us: Holder, ended: Option<&str>) -> Result<Self, Error> {
+        let mut watch = Watch::default();
         loop {
-            let stored = place.read().await?;
-            let claim = stored.as_ref().map_or(Claim::Free, |stored| claim(stored, &us));
-            let changed = match (&watched, &stored) {
-                (Some((before, _)), Some(now)) => before.text != now.text,
-                _ => false,
-            };
-            let is_stale = watched.as_ref().is_some_and(|(_, since)| since.elapsed() >= STALE_AFTER);
-            match claim {
-                Claim::Held(record) => return Err(in_use(&place, &record)),
-                Claim::Unknown if changed => return Err(in_use(&place, &stored_record(stored.as_ref()))),
-                Claim::Unknown if !is_stale => {
-                    if let (None, Some(stored)) = (&watched, stored) {
-                        let record = stored_record(Some(&stored));
+            let stored = document.read().await?;
+            match watch.look(stored.as_ref(), &us, ended) {
+                Look::Free => {}
+                Look::Held(record) => return Err(in_use(subject, &document, &record)),
+                Look::Silent { record, is_new } => {
+                    if is_new {
                         tracing::warn!(
-                            place = place.shown(), holder = %record.holder,
-                            "another fhir-sync may hold the tables; it counts as ended if its lease does not change \
+                            place = document.shown(), holder = %record.holder,
+                            "another fhir-sync may hold {subject}; it counts as ended if its lease does not change \
                              for {}", humantime::format_duration(STALE_AFTER)
                         );
-                        watched = Some((stored, Instant::now()));
                     }
                     sleep(WATCHED_EVERY).await;
                     continue;
                 }
-                Claim::Free | Claim::Unknown => {}
             }
-            let epoch = stored.as_ref().and_then(Stored::record).map_or(1, |record| record.epoch + 1);
-            let record = Record { epoch, holder: us.clone(), renewals: 0, renewed_at: now(), released: false };
-            match place.swap(stored.as_ref(), &record).await? {
-                Swapped::Done => {
-                    tracing::debug!(place = place.shown(), epoch, "the tables are ours to write");
-                    return Ok(Self { place, record: RwLock::new(record), unsupported: AtomicBool::new(false) });
-                }
-                Swapped::Overtaken => watched = None,
-                Swapped::Unsupported => {
-                    tracing::warn!(
-                        place = place.shown(),
-                        "the object store cannot replace an object on a condition, so nothing keeps a second fhir-sync \
-                         away from these tables"
-                    );
-                    return Ok(Self { place, record: RwLock::new(record), unsupported: AtomicBool::new(true) });
-                }
+            if let Some(lease) = Self::claim(&subject, &document, &us, stored.as_ref()).await? {
+                return Ok(lease);
             }
+            watch = Watch::default();
         }
     }
 
-    /// [`Error::LeaseLost`] when somebody else has taken it.
+    /// Replaces what was read by a record of ours; `None` where somebody else was faster.
+    async fn claim(
+        subject: &Subject,
+        document: &Document,
+        us: &Holder,
+        stored: Option<&Stored>,
+    ) -> Result<Option<Self>, Error> {
+        let before = stored.and_then(record);
+        let epoch = before.as_ref().map_or(1, |before| before.epoch + 1);
+        let record = Record { epoch, holder: us.clone(), renewals: 0, renewed_at: now(), released: false };
+        let unsupported = match document.swap(stored, text(&record)).await? {
+            Swapped::Done(_) => false,
+            Swapped::Overtaken => return Ok(None),
+            Swapped::Unsupported => true,
+        };
+        if unsupported {
+            tracing::warn!(
+                place = document.shown(),
+                "the object store cannot replace an object on a condition, so nothing keeps a second fhir-sync away \
+                 from {subject}"
+            );
+        } else {
+            tracing::debug!(place = document.shown(), epoch, "{subject}: ours to write");
+        }
+        Ok(Some(Self {
+            subject: subject.clone(),
+            document: document.clone(),
+            record: RwLock::new(record),
+            predecessor: before.map(|before| before.holder.name),
+            unsupported: AtomicBool::new(unsupported),
+        }))
+    }
+
+    /// The name of the holder before us, which has ended.
+    pub fn predecessor(&self) -> Option<&str> {
+        self.predecessor.as_deref()
+    }
+
+    /// Whether the store keeps its promise; if not, the lease holds nobody off.
+    pub fn is_supported(&self) -> bool {
+        !self.unsupported.load(Ordering::Relaxed)
+    }
+
+    /// [`Error::Lost`] when somebody else has taken it.
     pub async fn check(&self) -> Result<(), Error> {
         self.write(false, |_| {}).await
     }
@@ -139,11 +175,13 @@ impl Lease {
             let Some(lease) = lease.upgrade() else { return };
             match lease.write(true, |record| record.renewals += 1).await {
                 Ok(()) => {}
-                Err(error @ Error::LeaseLost { .. }) => {
-                    tracing::error!(%error, "the lease of the tables is lost; nothing more is written");
+                Err(error @ Error::Lost { .. }) => {
+                    tracing::error!(%error, "a lease is lost");
                     return;
                 }
-                Err(error) => tracing::warn!(%error, "the lease of the tables could not be renewed; trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the lease of {} could not be renewed; trying again", lease.subject);
+                }
             }
         }
     }
@@ -151,79 +189,84 @@ impl Lease {
     /// Gives the lease back, so that the next holder need not wait.
     pub async fn release(&self) {
         if let Err(error) = self.write(true, |record| record.released = true).await {
-            tracing::debug!(%error, "the lease of the tables was not released");
+            tracing::debug!(%error, "the lease of {} was not released", self.subject);
         }
-        metrics::lease_held(false);
+        self.measure(false);
     }
 
-    /// Checks that the file is still ours, and replaces it where it is to `change`, or was removed.
+    /// Checks that the document is still ours, and replaces it where it is to `change`, or was removed.
     async fn write(&self, changes: bool, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         if self.unsupported.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let stored = self.place.read().await?;
+        let mut ours = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let stored = self.document.read().await?;
         match &stored {
-            Some(stored) if !stored.is_of(&record) => return Err(self.lost(stored)),
+            Some(stored) if !is_of(stored, &ours) => return Err(self.lost(stored)),
             Some(_) if !changes => return Ok(()),
             Some(_) => {}
-            // Somebody has removed the file, perhaps with all tables. The first one to create it has the lease.
-            None => tracing::warn!(place = self.place.shown(), "the lease of the tables was removed; writing it again"),
+            // Somebody has removed the document, perhaps with all tables. The first one to create it has the lease.
+            None => {
+                let place = self.document.shown();
+                tracing::warn!(place, "the lease of {} was removed; writing it again", self.subject);
+            }
         }
-        change(&mut record);
-        record.renewed_at = now();
-        match self.place.swap(stored.as_ref(), &record).await? {
-            Swapped::Done => {}
-            // Another thread of ours was faster, or another holder: the file says which.
-            Swapped::Overtaken => match self.place.read().await? {
-                Some(stored) if !stored.is_of(&record) => return Err(self.lost(&stored)),
+        change(&mut ours);
+        ours.renewed_at = now();
+        match self.document.swap(stored.as_ref(), text(&ours)).await? {
+            Swapped::Done(_) => {}
+            // Another thread of ours was faster, or another holder: the document says which.
+            Swapped::Overtaken => match self.document.read().await? {
+                Some(stored) if !is_of(&stored, &ours) => return Err(self.lost(&stored)),
                 _ => return Ok(()),
             },
             Swapped::Unsupported => self.unsupported.store(true, Ordering::Relaxed),
         }
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = ours;
         Ok(())
     }
 
     fn lost(&self, stored: &Stored) -> Error {
-        metrics::lease_held(false);
-        Error::LeaseLost { place: self.place.shown(), holder: stored_record(Some(stored)).holder.to_string() }
+        self.measure(false);
+        let (subject, place) = (self.subject.clone(), self.document.shown());
+        Error::Lost { subject, place, holder: readable(Some(stored)).holder.to_string() }
+    }
+
+    /// Whether this process may write the tables is a metric.
+    pub fn measure(&self, is_held: bool) {
+        if self.subject == Subject::Tables {
+            metrics::lease_held(is_held);
+        }
     }
 }
 
 impl Drop for Lease {
     /// In a folder this is quick. In an object store the next holder waits, unless it has the same state file.
     fn drop(&mut self) {
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
-        record.released = true;
-        self.place.release_in_folder(&record);
+        let mut ours = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        ours.released = true;
+        let released = self.document.change_in_folder(|stored| is_of(&stored, &ours).then(|| text(&ours)));
+        if let Err(error) = released {
+            tracing::debug!(%error, "the lease of {} was not released", self.subject);
+        }
     }
 }
 
-impl Stored {
-    fn record(&self) -> Option<Record> {
-        serde_json::from_str(&self.text).ok()
-    }
-
-    fn is_of(&self, record: &Record) -> bool {
-        self.record().is_some_and(|stored| stored.epoch == record.epoch && stored.holder == record.holder)
-    }
+fn text(record: &Record) -> String {
+    // A record has no map and no text that is not a name, so this cannot fail.
+    serde_json::to_string_pretty(record).unwrap_or_default()
 }
 
-fn claim(stored: &Stored, us: &Holder) -> Claim {
-    let Some(record) = stored.record() else { return Claim::Unknown };
-    if record.released {
-        return Claim::Free;
-    }
-    match record.holder.liveness(us) {
-        Liveness::Ended => Claim::Free,
-        Liveness::Alive => Claim::Held(Box::new(record)),
-        Liveness::Unknown => Claim::Unknown,
-    }
+fn record(stored: &Stored) -> Option<Record> {
+    serde_json::from_str(&stored.text).ok()
 }
 
-/// What a file says; one that nobody can read says nothing of its holder.
-fn stored_record(stored: Option<&Stored>) -> Record {
+fn is_of(stored: &Stored, ours: &Record) -> bool {
+    record(stored).is_some_and(|stored| stored.epoch == ours.epoch && stored.holder == ours.holder)
+}
+
+/// What a document says; one that nobody can read says nothing of its holder.
+fn readable(stored: Option<&Stored>) -> Record {
     let unknown = || Record {
         epoch: 0,
         holder: Holder::unknown(),
@@ -231,14 +274,17 @@ fn stored_record(stored: Option<&Stored>) -> Record {
         renewed_at: DateTime::UNIX_EPOCH,
         released: false,
     };
-    stored.and_then(Stored::record).unwrap_or_else(unknown)
+    stored.and_then(record).unwrap_or_else(unknown)
 }
 
-fn in_use(place: &LeasePlace, record: &Record) -> Error {
-    Error::InUse { place: place.shown(), holder: record.holder.to_string() }
+fn in_use(subject: Subject, document: &Document, record: &Record) -> Error {
+    Error::InUse { subject, place: document.shown(), holder: record.holder.to_string() }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the time is for people who look at the file; nothing follows from it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the time is for people who look at the document; nothing follows from it"
+)]
 fn now() -> DateTime<Utc> {
     Utc::now()
 }

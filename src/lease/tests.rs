@@ -1,17 +1,26 @@
 use std::sync::Arc;
 
-use object_store::memory::InMemory;
+use object_store::{ObjectStore, memory::InMemory};
+use tokio::time::Instant;
 
 use super::*;
-use crate::table::{Config, Location, Root};
+use crate::{
+    store::{Documents, Readers},
+    table::{Config, Location, Root},
+};
 
 fn root(folder: &std::path::Path) -> Root {
     Root::new(Config::new(Location::Folder(folder.to_owned()))).unwrap()
 }
 
-fn place(store: &Arc<InMemory>) -> LeasePlace {
-    let store: Arc<dyn deltalake::ObjectStore> = Arc::<InMemory>::clone(store);
-    LeasePlace::in_store(store, "memory:///_fhir_sync")
+fn in_memory(store: &Arc<InMemory>) -> Document {
+    let store: Arc<dyn ObjectStore> = Arc::<InMemory>::clone(store);
+    Documents::in_store(store, &"memory:///_fhir_sync".parse().unwrap()).document("lease.json")
+}
+
+fn in_folder(folder: &std::path::Path) -> Document {
+    let folder = folder.join("_fhir_sync");
+    Documents::Folder { folder, readers: Readers::OfFolder }.document("lease.json")
 }
 
 /// A holder on another host, of which nobody here can say whether it is alive.
@@ -22,23 +31,23 @@ fn elsewhere(holder: &str) -> Holder {
 }
 
 async fn take(store: &Arc<InMemory>, holder: &str) -> Result<Lease, Error> {
-    Lease::take_for(place(store), elsewhere(holder)).await
+    Lease::take(Subject::Tables, in_memory(store), elsewhere(holder), None).await
 }
 
 fn is_lost(result: &Result<(), Error>) -> bool {
-    matches!(result, Err(Error::LeaseLost { .. }))
+    matches!(result, Err(Error::Lost { .. }))
 }
 
 #[tokio::test]
 async fn a_second_holder_of_a_folder_is_refused_until_the_first_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let (mut first, mut second) = (root(folder.path()), root(folder.path()));
-    first.take_lease("a").await.unwrap();
-    let error = second.take_lease("b").await.unwrap_err();
-    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    first.take_lease("a", None).await.unwrap();
+    let error = second.take_lease("b", None).await.unwrap_err();
+    assert!(matches!(error, crate::table::Error::InUse { .. }), "{error}");
     assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
     drop(first);
-    second.take_lease("b").await.unwrap();
+    second.take_lease("b", None).await.unwrap();
     second.check_lease().await.unwrap();
 }
 
@@ -46,14 +55,14 @@ async fn a_second_holder_of_a_folder_is_refused_until_the_first_has_ended() {
 async fn the_lease_of_a_process_that_ended_is_taken_over_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = root(folder.path());
-    let place = LeasePlace::Folder(folder.path().join("_fhir_sync"));
+    let document = in_folder(folder.path());
     let mut ended = serde_json::to_value(Holder::ourselves("a")).unwrap();
     ended["process"]["started"] = 1.into();
     let holder: Holder = serde_json::from_value(ended).unwrap();
     let record = Record { epoch: 4, holder, renewals: 9, renewed_at: now(), released: false };
-    assert!(matches!(place.swap(None, &record).await.unwrap(), Swapped::Done));
-    first.take_lease("b").await.unwrap();
-    assert_eq!(place.read().await.unwrap().unwrap().record().unwrap().epoch, 5);
+    assert!(matches!(document.swap(None, text(&record)).await.unwrap(), Swapped::Done(_)));
+    first.take_lease("b", None).await.unwrap();
+    assert_eq!(super::record(&document.read().await.unwrap().unwrap()).unwrap().epoch, 5);
 }
 
 #[tokio::test]
@@ -96,26 +105,17 @@ async fn a_lease_that_is_renewed_is_never_taken_over() {
 async fn a_lease_that_was_removed_with_its_folder_is_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut first = root(folder.path());
-    first.take_lease("a").await.unwrap();
+    first.take_lease("a", None).await.unwrap();
     std::fs::remove_dir_all(folder.path().join("_fhir_sync")).unwrap();
     first.check_lease().await.unwrap();
-    assert!(matches!(root(folder.path()).take_lease("b").await, Err(Error::InUse { .. })));
+    assert!(matches!(root(folder.path()).take_lease("b", None).await, Err(crate::table::Error::InUse { .. })));
 }
 
 #[tokio::test]
-async fn of_two_that_replace_the_same_lease_one_is_overtaken_and_gets_an_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let place = LeasePlace::Folder(folder.path().join("_fhir_sync"));
-    let record = |holder| Record {
-        epoch: 1,
-        holder: Holder::ourselves(holder),
-        renewals: 0,
-        renewed_at: now(),
-        released: false,
-    };
-    assert!(matches!(place.swap(None, &record("a")).await.unwrap(), Swapped::Done));
-    assert!(matches!(place.swap(None, &record("b")).await.unwrap(), Swapped::Overtaken));
-    let stored = place.read().await.unwrap();
-    assert!(matches!(place.swap(stored.as_ref(), &record("c")).await.unwrap(), Swapped::Done));
-    assert!(matches!(place.swap(stored.as_ref(), &record("d")).await.unwrap(), Swapped::Overtaken));
+async fn a_holder_that_is_known_to_have_ended_is_not_waited_for() {
+    let store = Arc::new(InMemory::new());
+    let first = take(&store, "a").await.unwrap();
+    let second = Lease::take(Subject::Tables, in_memory(&store), elsewhere("b"), Some("a")).await.unwrap();
+    assert_eq!(second.predecessor(), Some("a"));
+    assert!(is_lost(&first.check().await));
 }

@@ -1,8 +1,9 @@
-//! Object stores: a place in one, and the client that reaches it.
+//! Object stores: a place in one, the client that reaches it, and small documents that several processes replace.
 //!
 //! What always holds: a place has one client, which all tables below it share, so its connections and credentials are
 //! shared too; which stores the program was built for is known here only.
 
+mod document;
 #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
 mod retries;
 
@@ -10,6 +11,8 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use object_store::ObjectStore;
 use url::Url;
+
+pub use self::document::{Document, DocumentError, Documents, Readers, Stored, Swapped};
 
 /// A folder, or a prefix in an object store.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ impl Syncer {
                 Spoken::Untold => {
                     let of_table = self.has_typed_columns(resource_type, &typed, &untyped).await;
                     // Its lines are kept in any case.
-                    of_table.or(self.state().speaks_r4).unwrap_or(true)
+                    of_table.or(self.shared_state().speaks_r4).unwrap_or(true)
                 }
             };
         Ok(if is_typed { typed } else { untyped })
@@ -47,7 +47,7 @@ impl Syncer {
         }
         let asked = self.ask_version().await;
         if let Spoken::R4(is_r4) = asked
-            && self.state().speaks_r4 != Some(is_r4)
+            && self.shared_state().speaks_r4 != Some(is_r4)
         {
             self.remember(move |state| state.speaks_r4 = Some(is_r4)).await?;
         }

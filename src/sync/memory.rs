@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -28,7 +28,7 @@ const MAX_UNRECORDED_RUNS: usize = 1000;
 impl Syncer {
     /// What the state file says now.
     pub fn state(&self) -> State {
-        lock(&self.store).state().clone()
+        State::clone(&self.shared_state())
     }
 
     /// How the last run of an export ended that was not stopped; see [`Freshness::outcome_before_a_stop`].
@@ -36,17 +36,13 @@ impl Syncer {
         self.export_state(export).freshness.outcome_before_a_stop()
     }
 
-    /// Shows it without a copy, which may be large; not while a change is on its way to the disk.
-    pub fn look_at_state(&self, look: impl FnOnce(&State)) {
-        match self.store.try_lock() {
-            Ok(store) => look(store.state()),
-            Err(TryLockError::Poisoned(store)) => look(store.into_inner().state()),
-            Err(TryLockError::WouldBlock) => {}
-        }
+    /// The same without a copy, which may be large.
+    pub fn shared_state(&self) -> Arc<State> {
+        Arc::clone(&self.seen.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn export_state(&self, export: &Export) -> ExportState {
-        self.state().exports.remove(&export.name).unwrap_or_default()
+        self.shared_state().exports.get(&export.name).cloned().unwrap_or_default()
     }
 
     /// The watermark of each table of an export, or why it cannot be read. The tables decide; the state file only
@@ -304,8 +300,14 @@ impl Syncer {
 
     /// Changes the state file. It is on the disk when this returns.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
-        let store = Arc::clone(&self.store);
-        Ok(blocking(move || lock(&store).update(change)).await?)
+        let (store, seen) = (Arc::clone(&self.store), Arc::clone(&self.seen));
+        let changed = move || {
+            let mut store = lock(&store);
+            store.update(change)?;
+            *seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(store.state().clone());
+            Ok(())
+        };
+        blocking(changed).await
     }
 }
 

@@ -38,7 +38,7 @@ mod upsert;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, RwLock},
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -74,8 +74,8 @@ pub use self::{
 use crate::{
     export::{Client, Completed, ExportRequest, Manifest, followed},
     fhir::{ResourceType, TransactionTime},
-    state::{JobInFlight, Store},
-    table::Lease,
+    lease::Lease,
+    state::{JobInFlight, State, Store},
 };
 
 // What the commands name of the rooms below, so that they need no arrow to them.
@@ -98,6 +98,9 @@ pub struct Syncer {
     /// Renews the lease as long as this exists.
     lease_keeper: Arc<JoinSet<()>>,
     store: Arc<Mutex<Store>>,
+    /// The state as it was last read or kept. Nobody who looks at it waits for the disk or a store.
+    seen: Arc<RwLock<Arc<State>>>,
+    state_lease: Option<Arc<Lease>>,
     config: Config,
     progress: ProgressBoard,
     turns: Arc<Turns>,
@@ -116,6 +119,8 @@ impl Syncer {
             lease: Arc::clone(&self.lease),
             lease_keeper: Arc::clone(&self.lease_keeper),
             store: Arc::clone(&self.store),
+            seen: Arc::clone(&self.seen),
+            state_lease: self.state_lease.clone(),
             config,
             progress: self.progress.clone(),
             turns: Arc::clone(&self.turns),

@@ -1,9 +1,6 @@
 //! Opening: the rooms of a sync are built from their settings, and a lost state file is recovered from the tables.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::task::JoinSet;
 
@@ -11,28 +8,29 @@ use super::{Config, Error, Export, ProgressBoard, Syncer, Turns, sources};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
-    state::{Found, Store},
-    table::{self, Lease, Root, probe_spool_folder},
+    lease::Lease,
+    state::{Found, StatePlace, Store},
+    table::{self, Root, probe_spool_folder},
 };
 
 impl Syncer {
-    /// Opens the state file first: its lock refuses a second fhir-sync with the same file.
+    /// Opens the state first: its lock, or its lease, refuses a second fhir-sync with the same one.
     pub async fn open(
         server: export::Config,
         tables: table::Config,
-        state_file: &Path,
+        state: &StatePlace,
         config: Config,
         exports: &[Export],
         progress: ProgressBoard,
     ) -> Result<Self, Error> {
-        let (store, found) = Store::open(state_file)?;
+        let (store, found) = Store::hold(state).await?;
         probe_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
         let url = server.server.clone();
         let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
-        // After the state file: its lock tells that an earlier holder of the same name has ended.
-        let lease = root.take_lease(store.holder()).await?;
+        // After the state: whoever holds that knows that an earlier holder has ended.
+        let lease = root.take_lease(store.holder(), store.predecessor()).await?;
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
@@ -43,34 +41,38 @@ impl Syncer {
             root,
             lease,
             lease_keeper: Arc::new(lease_keeper),
+            seen: Arc::new(RwLock::new(Arc::new(store.state().clone()))),
+            state_lease: store.lease(),
             store: Arc::new(Mutex::new(store)),
             config,
             progress,
             turns,
             spoken: Arc::default(),
         };
-        syncer.recover_state(state_file, found, exports).await?;
+        syncer.recover_state(&state.shown(), found, exports).await?;
         Ok(syncer)
     }
 
-    /// Gives the lease of the tables back. Nothing may be written afterwards.
+    /// Gives the leases of the tables and of the state back. Nothing may be written afterwards.
     pub async fn close(&self) {
         self.lease.release().await;
+        if let Some(lease) = &self.state_lease {
+            lease.release().await;
+        }
     }
 
-    /// The state file as it was found: where it was missing or broken, the tables know the watermarks.
-    async fn recover_state(&self, state_file: &Path, found: Found, exports: &[Export]) -> Result<(), Error> {
-        let place = state_file.display();
+    /// The state as it was found: where it was missing or broken, the tables know the watermarks.
+    async fn recover_state(&self, place: &str, found: Found, exports: &[Export]) -> Result<(), Error> {
         match found {
             Found::Whole => Ok(()),
             Found::Nothing => self.adopt_watermarks(self.known_watermarks(exports).await).await,
             Found::Previous => {
-                tracing::warn!(%place, "the state file was broken; using the generation before it");
+                tracing::warn!(place, "the state file was broken; using the generation before it");
                 Ok(())
             }
             Found::Migrated => {
                 tracing::warn!(
-                    %place,
+                    place,
                     "the state file has the old one-field form; its time is kept for /health, and because no table \
                      has a watermark yet, the first sync loads everything"
                 );
@@ -78,14 +80,15 @@ impl Syncer {
             }
             Found::Broken { kept_as } => {
                 let known = self.known_watermarks(exports).await;
-                let kept_as = kept_as.display().to_string();
                 if known.is_empty() {
                     // Nothing is written: an empty state in its place would make the next start a full load.
                     return Err(Error::BrokenState { place: place.to_string(), kept_as });
                 }
                 self.adopt_watermarks(known).await?;
                 tracing::warn!(
-                    %place, kept_as, "the state file was broken; its watermarks were recovered from the tables"
+                    place,
+                    kept_as,
+                    "the state file was broken; its watermarks were recovered from the tables"
                 );
                 Ok(())
             }

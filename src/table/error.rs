@@ -5,7 +5,10 @@ use std::io::ErrorKind;
 use deltalake::DeltaTableError;
 
 use super::TableName;
-use crate::store;
+use crate::{
+    lease,
+    store::{self, DocumentError},
+};
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
@@ -57,6 +60,17 @@ pub enum Error {
     Delta { place: String, source: Box<DeltaTableError> },
     #[error("the counts of {table} do not add up: {counts}; this is a bug in fhir-sync, and nothing was committed")]
     Unbalanced { table: TableName, counts: String },
+}
+
+impl From<lease::Error> for Error {
+    fn from(error: lease::Error) -> Self {
+        match error {
+            lease::Error::InUse { place, holder, .. } => Self::InUse { place, holder },
+            lease::Error::Lost { place, holder, .. } => Self::LeaseLost { place, holder },
+            lease::Error::Document(DocumentError::Io { place, source }) => Self::delta(&place, source),
+            lease::Error::Document(DocumentError::Store { place, source }) => Self::delta(&place, source),
+        }
+    }
 }
 
 impl Error {

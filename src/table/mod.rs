@@ -17,8 +17,6 @@ mod properties;
 /// One Parquet file, and what belongs to it.
 mod data_file;
 
-/// Who may write below the root.
-mod lease;
 /// The folder of all tables, and a table at one version.
 mod root;
 
@@ -65,7 +63,6 @@ pub use self::{
     date_partition::{DatePart, DatePartition},
     document::Exclusive,
     error::Error,
-    lease::Lease,
     ledger::{LedgerFile, LedgerRow},
     maintain::{DryRun, Maintained, MaintenanceOptions, MaintenanceStep, Retention},
     members::MemberRow,

@@ -21,17 +21,18 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::{
-    Error, Lease, TableName,
+    Error, TableName,
     data_file::rolling::FileTarget,
     data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
     date_partition::{DatePartition, of_data_files},
-    lease::LeasePlace,
     name::OWN_DIRECTORY,
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    store::{self, Location, Options},
+    lease::{Holder, Lease, Subject},
+    store::{self, Document, Documents, Location, Options, Readers},
+    telemetry::metrics,
 };
 
 /// Where the tables are and how they are reached.
@@ -154,24 +155,30 @@ impl Root {
         Self::with_folder(config, std::path::Path::canonicalize)
     }
 
-    /// Takes the lease of this root for the holder of a state file; the holder renews it with [`Lease::keep`]. Waits
-    /// for up to a minute where nobody can say whether another holder is alive.
-    pub async fn take_lease(&mut self, holder: &str) -> Result<Arc<Lease>, Error> {
-        let shown = self.place_of(OWN_DIRECTORY);
-        let place = match &self.folder {
-            Some(folder) => LeasePlace::Folder(folder.join(OWN_DIRECTORY)),
-            None => LeasePlace::in_store(self.delta(OWN_DIRECTORY)?.log_store().object_store(None), &shown),
-        };
-        let lease = Arc::new(Lease::take(place, holder).await?);
+    /// Takes the lease of this root for the holder of a state; the holder renews it with [`Lease::keep`]. Waits for up
+    /// to a minute where nobody can say whether another holder is alive; one of the name `ended` is known not to be.
+    pub async fn take_lease(&mut self, holder: &str, ended: Option<&str>) -> Result<Arc<Lease>, Error> {
+        let taken = Lease::take(Subject::Tables, self.lease_document(), Holder::ourselves(holder), ended).await;
+        let lease = Arc::new(taken.inspect_err(|_| metrics::lease_held(false))?);
+        lease.measure(true);
         self.lease = Some(Arc::clone(&lease));
         Ok(lease)
+    }
+
+    fn lease_document(&self) -> Document {
+        let folder = || self.folder.clone().unwrap_or_default();
+        let documents = match &self.store {
+            Some(store) => Documents::in_store(Arc::clone(store), &self.url),
+            None => Documents::Folder { folder: folder(), readers: Readers::OfFolder },
+        };
+        documents.document(&format!("{OWN_DIRECTORY}/{LEASE}"))
     }
 
     /// Whether this process may still write below the root. A root that is only read has no lease, and nothing to
     /// check.
     pub async fn check_lease(&self) -> Result<(), Error> {
         match &self.lease {
-            Some(lease) => lease.check().await,
+            Some(lease) => Ok(lease.check().await?),
             None => Ok(()),
         }
     }
@@ -407,6 +414,9 @@ impl Table {
         Ok(micros.map_err(|error| self.failed(error))?.and_then(TransactionTime::from_micros))
     }
 }
+
+/// The document of the lease, in [`OWN_DIRECTORY`].
+const LEASE: &str = "lease.json";
 
 /// The last version of the writer protocol that implies a fixed set of features; later ones name theirs.
 const MAX_NUMBERED_VERSION: i32 = 4;

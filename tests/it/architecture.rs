@@ -8,8 +8,7 @@ use std::{
 /// [`WORDS`]: `upsert` and `maintain` do not know each other, and nothing below knows them.
 const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("data_file", &[]),
-    ("lease", &[]),
-    ("root", &["data_file", "lease"]),
+    ("root", &["data_file"]),
     ("document", &["root"]),
     ("change_set", &["data_file", "root"]),
     ("commit", &["data_file", "root"]),

@@ -2,11 +2,12 @@ use std::fs;
 
 use fhir_sync::{
     state::{Found, Store, peek},
-    sync::Outcome,
+    sync::{Mode, Outcome},
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use crate::harness::{PATIENT, Setup};
+use crate::harness::{PATIENT, Setup, eventually, json_of};
 
 /// A setup after its first sync, with a new resource on the server.
 async fn synced() -> Setup {
@@ -207,4 +208,98 @@ async fn a_state_file_of_another_user_is_refused() {
     let text = "state.json.lock cannot be used: it belongs to user 65534, and fhir-sync runs as user 0";
     assert!(ended.stderr.contains(text), "{}", ended.stderr);
     assert_eq!(setup.server.requests().len(), before);
+}
+
+/// The documents of the state, in a folder that several machines could share.
+fn shared(setup: &Setup, name: &str) -> std::path::PathBuf {
+    setup.folder.path().join("shared").join(name)
+}
+
+#[tokio::test]
+async fn a_process_on_another_machine_continues_with_the_state_that_a_killed_one_left_in_the_store() {
+    let setup = Setup::new().await.with_shared_state();
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let [first, second] = ["first", "second"].map(|name| setup.folder.path().join(name));
+    for folder in [&first, &second] {
+        fs::create_dir(folder).unwrap();
+    }
+    let killed = setup.start("sync", &[("FHIR_SYNC__SYNC__SPOOL_FOLDER", first.to_str().unwrap())]);
+    eventually("a poll", async || setup.server.jobs().first().filter(|job| job.polls > 0).map(drop)).await;
+    killed.kill().await;
+    let state = setup.state.peek().await.unwrap();
+    assert_eq!((state.run, state.exports["all"].jobs.len()), (1, 1));
+    setup.server.scenario(|scenario| scenario.hold = false);
+    let ended = setup.process(&[("FHIR_SYNC__SYNC__SPOOL_FOLDER", second.to_str().unwrap())]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    assert_eq!(setup.server.jobs().len(), 1, "the job in flight was resumed");
+    setup.assert_same_as_server().await;
+    let state = setup.state.peek().await.unwrap();
+    assert_eq!((state.run, state.exports["all"].jobs.len()), (2, 0));
+    assert!(!setup.state_file().exists(), "nothing of the state is on the machine");
+}
+
+#[tokio::test]
+async fn commands_read_and_change_the_state_in_the_store_beside_a_daemon() {
+    let mut setup = Setup::new().await.with_shared_state();
+    let spool = setup.folder.path().join("state").display().to_string();
+    let settings = [("FHIR_SYNC__SYNC__SPOOL_FOLDER", spool.as_str())];
+    setup.schedule = "0 0 5 29 2 *";
+    let daemon = setup.start("run", &settings);
+    daemon.health().await;
+    let first_sync = async || {
+        let state = setup.state.peek().await.unwrap();
+        state.exports.get("all").is_some_and(|known| known.last_complete_at.is_some()).then_some(())
+    };
+    eventually("the first sync", first_sync).await;
+    let synced = setup.command(&["sync"], &settings).await;
+    assert_eq!(synced.code, Some(0), "the daemon does it: {}", synced.output());
+    let shown = setup.command(&["state", "show"], &settings).await;
+    assert!(shown.stdout.starts_with(&format!("{}: last run 2", setup.state.shown())), "{}", shown.output());
+    let status = setup.command(&["status", "--json"], &settings).await;
+    assert_eq!(json_of(&status)["run"], 2);
+    daemon.terminate().await;
+    assert_eq!(daemon.end().await.code, Some(0));
+    let lease: serde_json::Value = serde_json::from_slice(&fs::read(shared(&setup, "lease.json")).unwrap()).unwrap();
+    assert_eq!(lease["released"], true);
+}
+
+#[tokio::test]
+async fn a_lost_or_broken_state_in_the_store_is_recreated_from_the_tables() {
+    for name in ["state.json", "exports/all.json"] {
+        for text in [None, Some("garbage")] {
+            let setup = Setup::new().await.with_shared_state();
+            setup.complete().await;
+            for path in [shared(&setup, name), shared(&setup, &format!("{name}.previous"))] {
+                match text {
+                    Some(text) => fs::write(path, text).unwrap(),
+                    None => fs::remove_file(path).unwrap(),
+                }
+            }
+            setup.later(|world| {
+                world.put(PATIENT, "p6", json!({}));
+            });
+            setup.complete().await;
+            assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T00:55:00.000Z"));
+            setup.assert_same_as_server().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_lost_the_state_to_another_one_asks_the_server_for_nothing() {
+    let setup = Setup::new().await.with_shared_state();
+    setup.complete().await;
+    let syncer = setup.open().await.unwrap();
+    let mut taken: serde_json::Value =
+        serde_json::from_slice(&fs::read(shared(&setup, "lease.json")).unwrap()).unwrap();
+    taken["epoch"] = (taken["epoch"].as_u64().unwrap() + 1).into();
+    taken["name"] = "somebody else".into();
+    fs::write(shared(&setup, "lease.json"), taken.to_string()).unwrap();
+    let text = fs::read_to_string(shared(&setup, "state.json")).unwrap();
+    fs::write(shared(&setup, "state.json"), text + "\n").unwrap();
+    let requests = setup.server.requests().len();
+    let report = syncer.run(&setup.export, Mode::Incremental, &CancellationToken::new()).await;
+    assert_eq!(report.outcome, Outcome::Failed, "{report:#?}");
+    assert!(report.remarks[0].contains("another fhir-sync has taken over the state"), "{report:#?}");
+    assert_eq!(setup.server.requests().len(), requests);
 }

@@ -261,8 +261,7 @@ async fn a_request_that_is_tried_again_is_in_the_progress_of_its_export() {
     let (board, mut shown) = ProgressBoard::new();
     let exports = [setup.export.clone()];
     let (client, tables) = (setup.client.clone(), table::Config::new(Location::Folder(setup.lake())));
-    let state_file = setup.state_file();
-    let syncer = Syncer::open(client, tables, &state_file, setup.config.clone(), &exports, board);
+    let syncer = Syncer::open(client, tables, &setup.state, setup.config.clone(), &exports, board);
     let syncer = syncer.await.unwrap();
     let seen = async {
         let mut seen = BTreeSet::new();

@@ -153,8 +153,7 @@ impl Demo {
         let export = Export::new("demo", Level::System, types);
         let (sender, progress) = ProgressBoard::new();
         let exports = [export];
-        let syncer =
-            Syncer::open(config.server, config.tables, &config.state_file, config.sync, &exports, sender).await;
+        let syncer = Syncer::open(config.server, config.tables, &config.state, config.sync, &exports, sender).await;
         let [export] = exports;
         Ok(Self { syncer: syncer.map_err(|error| failed(&chain(&error)))?, export, progress })
     }

@@ -21,6 +21,7 @@ use fhir_sync::{
     export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
     resource::{Layout, Options},
+    state::StatePlace,
     sync::{self, Export, Mode, Outcome, ProgressBoard, Report, Syncer, TypeEnd},
     table::{self, Location, QuarantineRow, Reconcile, Root},
 };
@@ -52,6 +53,7 @@ pub struct Setup {
     /// The export's settings of a sync in this process; another process reads [`Setup::config`].
     pub client: export::Config,
     pub config: sync::Config,
+    pub state: StatePlace,
     /// The schedule of a daemon.
     pub schedule: &'static str,
 }
@@ -102,11 +104,20 @@ impl Setup {
         };
         let types = vec![OBSERVATION, PATIENT];
         let export = Export::new("all", Level::System, types);
-        Self { server, folder, export, client, config, schedule: RARELY }
+        let state = StatePlace::File(folder.path().join("state/state.json"));
+        Self { server, folder, export, client, config, state, schedule: RARELY }
     }
 
     pub fn state_file(&self) -> PathBuf {
         self.folder.path().join("state/state.json")
+    }
+
+    /// Keeps the state in documents of a folder that several machines could share.
+    pub fn with_shared_state(mut self) -> Self {
+        fs::create_dir(self.folder.path().join("state")).unwrap();
+        let location = Location::Folder(self.folder.path().join("shared"));
+        self.state = StatePlace::Documents { location, options: fhir_sync::store::Options::new() };
+        self
     }
 
     pub fn lake(&self) -> PathBuf {
@@ -125,7 +136,7 @@ impl Setup {
     pub async fn open(&self) -> Result<Syncer, sync::Error> {
         let exports = [self.export.clone()];
         let (client, config) = (self.client.clone(), self.config.clone());
-        Syncer::open(client, self.tables(), &self.state_file(), config, &exports, ProgressBoard::new().0).await
+        Syncer::open(client, self.tables(), &self.state, config, &exports, ProgressBoard::new().0).await
     }
 
     /// An incremental sync with any outcome.

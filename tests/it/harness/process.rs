@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use fhir_sync::sync::Level;
+use fhir_sync::{state::StatePlace, sync::Level};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -55,17 +55,20 @@ impl Setup {
             Level::Patient => "level = \"patient\"".to_owned(),
             Level::Group(id) => format!("level = \"group\"\ngroup = \"{id}\""),
         };
+        let state = match &self.state {
+            StatePlace::File(file) => format!("file = \"{}\"", file.display()),
+            documents @ StatePlace::Documents { .. } => format!("url = \"file://{}\"", documents.shown()),
+        };
         format!(
             "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
              outage_patience = \"300ms\"\n\
              http = {{ retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
-             [tables]\nroot = \"{}\"\n[state]\nfile = \"{}\"\n[health]\nlisten = \"127.0.0.1:0\"\n\
+             [tables]\nroot = \"{}\"\n[state]\n{state}\n[health]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"trace\"\n\
              [[export]]\nname = \"all\"\n{level}\ntypes = [{}]\nincremental = \"{}\"\n",
             self.server.url(),
             self.lake().display(),
-            self.state_file().display(),
             types.join(", "),
             self.schedule,
         )

@@ -1,0 +1,236 @@
+use std::fs;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::fhir::parse_instant;
+
+fn sample(run: u64) -> State {
+    let mut state = State { run, ..State::default() };
+    let export = state.exports.entry("all".to_owned()).or_default();
+    export.watermarks.insert("Patient".parse().unwrap(), TransactionTime::from_micros(1_700_000_000_000_001).unwrap());
+    export.freshness.failures_in_a_row = u32::try_from(run).unwrap();
+    export.jobs.push(JobInFlight {
+        status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
+        kicked_off_at: None,
+        polling_since: DateTime::UNIX_EPOCH,
+        types: vec!["Patient".parse().unwrap()],
+        since: Some("2026-01-01T00:00:00.000Z".to_owned()),
+        full_refresh: false,
+        asked: None,
+        server: None,
+        settled: BTreeSet::new(),
+        finished: BTreeMap::new(),
+        patients: BTreeSet::new(),
+    });
+    state
+}
+
+fn opened(path: &Path) -> (State, Found) {
+    let (store, found) = Store::open(path).unwrap();
+    (store.state().clone(), found)
+}
+
+fn written(path: &Path, runs: &[u64]) {
+    let (mut store, _) = Store::open(path).unwrap();
+    for run in runs {
+        store.update(|state| *state = sample(*run)).unwrap();
+    }
+}
+
+#[test]
+fn the_state_is_read_back_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sub/state.json");
+    assert_eq!(opened(&path), (State::default(), Found::Nothing));
+    written(&path, &[1, 2]);
+    assert_eq!(opened(&path), (sample(2), Found::Whole));
+}
+
+/// (rule 136)
+#[test]
+fn a_second_process_is_refused_until_the_first_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    let first = Store::open(&path).unwrap();
+    assert!(matches!(Store::open(&path), Err(Error::Locked { .. })));
+    drop(first);
+    assert!(Store::open(&path).is_ok());
+}
+
+#[test]
+fn the_old_one_field_form_is_accepted_and_migrated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    fs::write(&path, r#"{"last_sync_time": "2026-11-20T03:00:00+01:00"}"#).unwrap();
+    let (state, found) = opened(&path);
+    assert_eq!(found, Found::Migrated);
+    assert_eq!(state.last_sync_before_migration, parse_instant("2026-11-20T02:00:00Z"));
+    assert!(state.exports.is_empty(), "no watermark follows from it");
+}
+
+/// (rule 136)
+#[test]
+fn a_broken_file_is_replaced_by_its_previous_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    written(&path, &[1, 2]);
+    fs::write(&path, "").unwrap();
+    assert_eq!(opened(&path), (sample(1), Found::Previous));
+    written(&path, &[3]);
+    fs::write(&path, "{").unwrap();
+    assert_eq!(opened(&path), (sample(1), Found::Previous), "the broken file did not replace the good one");
+}
+
+#[test]
+fn two_broken_generations_are_reported_and_a_copy_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    fs::write(&path, [0, 159, 146, 150]).unwrap();
+    let kept_as = folder.path().join("state.json.broken").display().to_string();
+    assert_eq!(opened(&path), (State::default(), Found::Broken { kept_as: kept_as.clone() }));
+    assert_eq!(fs::read(kept_as).unwrap(), [0, 159, 146, 150]);
+}
+
+/// (rule 136)
+#[test]
+fn a_file_of_a_newer_format_stops_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    fs::write(&path, r#"{"format": 2, "checksum": "", "state": {}}"#).unwrap();
+    assert!(matches!(Store::open(&path), Err(Error::Newer { found: 2, .. })));
+}
+
+#[test]
+fn only_the_owner_may_read_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.json");
+    written(&path, &[1]);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_folder_that_cannot_be_created_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let error = Store::open(&folder.path().join("file/state.json")).unwrap_err();
+    assert!(error.to_string().contains("/file"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// (rule 136)
+    #[test]
+    fn damage_never_yields_another_state(position in 0usize..2000, damage in any::<u8>(), truncate in any::<bool>()) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        written(&path, &[1, 2]);
+        let mut bytes = fs::read(&path).unwrap();
+        let position = position % bytes.len();
+        if truncate { bytes.truncate(position) } else { bytes[position] ^= damage }
+        fs::write(&path, bytes).unwrap();
+        match Store::open(&path) {
+            Ok((store, _)) => prop_assert!([sample(1), sample(2)].contains(store.state())),
+            Err(error) => prop_assert!(matches!(error, Error::Newer { .. }), "{}", error),
+        }
+    }
+}
+
+/// An object store that the next processes reach as well.
+fn in_memory() -> Documents {
+    let store = std::sync::Arc::new(object_store::memory::InMemory::new());
+    Documents::in_store(store, &"memory:///fhir-sync/state".parse().unwrap())
+}
+
+/// As if the holder were on a host of which nobody here knows anything.
+async fn on_another_host(documents: &Documents) {
+    let lease = documents.document("lease.json");
+    let stored = lease.read().await.unwrap().unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&stored.text).unwrap();
+    record["process"] = serde_json::Value::Null;
+    lease.put(record.to_string()).await.unwrap();
+}
+
+async fn read_documents(documents: &Documents) -> (State, Found) {
+    let (held, state, found) = StateDocuments::open(documents.clone()).await.unwrap();
+    held.lease.release().await;
+    (state, found)
+}
+
+async fn written_documents(documents: &Documents, runs: &[u64]) {
+    let (mut held, _, _) = StateDocuments::open(documents.clone()).await.unwrap();
+    for run in runs {
+        held.write(&sample(*run)).await.unwrap();
+    }
+    held.lease.release().await;
+}
+
+#[tokio::test]
+async fn the_state_in_documents_is_read_by_the_next_process() {
+    let documents = in_memory();
+    assert_eq!(read_documents(&documents).await, (State::default(), Found::Nothing));
+    written_documents(&documents, &[1, 2]).await;
+    assert_eq!(read_documents(&documents).await, (sample(2), Found::Whole));
+    assert_eq!(documents::peek(&documents).await.unwrap(), sample(2));
+}
+
+/// (rule 136)
+#[tokio::test]
+async fn a_second_process_is_refused_by_the_lease_of_the_state_while_the_first_is_alive() {
+    let documents = in_memory();
+    let (first, _, _) = StateDocuments::open(documents.clone()).await.unwrap();
+    let refused = StateDocuments::open(documents.clone()).await.map(|_| ());
+    assert!(matches!(refused, Err(Error::InUse { .. })), "{refused:?}");
+    first.lease.release().await;
+    StateDocuments::open(documents).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_replaced_never_overwrites_the_state() {
+    let documents = in_memory();
+    let (mut first, _, _) = StateDocuments::open(documents.clone()).await.unwrap();
+    first.write(&sample(1)).await.unwrap();
+    on_another_host(&documents).await;
+    let (mut second, state, _) = StateDocuments::open(documents.clone()).await.unwrap();
+    assert_eq!(state, sample(1));
+    for _ in 0..2 {
+        let refused = first.write(&sample(7)).await;
+        assert!(matches!(refused, Err(Error::TakenOver { .. })), "{refused:?}");
+    }
+    second.write(&sample(2)).await.unwrap();
+    assert_eq!(documents::peek(&documents).await.unwrap(), sample(2));
+}
+
+/// (rule 136)
+#[tokio::test]
+async fn a_broken_document_is_replaced_by_its_previous_generation_and_two_broken_ones_are_kept() {
+    for name in ["exports/all.json", "state.json"] {
+        let documents = in_memory();
+        written_documents(&documents, &[1, 2]).await;
+        documents.document(name).put("{".to_owned()).await.unwrap();
+        let (state, found) = read_documents(&documents).await;
+        assert_eq!(found, Found::Previous);
+        assert!(state.exports.contains_key("all"));
+        assert_eq!(read_documents(&documents).await, (state, Found::Whole), "it was replaced");
+        for name in [name, &format!("{name}.previous")] {
+            documents.document(name).put("garbage".to_owned()).await.unwrap();
+        }
+        let (_, found) = read_documents(&documents).await;
+        assert_eq!(found, Found::Broken { kept_as: format!("memory:///fhir-sync/state/{name}.broken") });
+        assert!(documents::peek(&documents).await.is_err(), "an empty state would be mistaken for the truth");
+        let kept = documents.document(&format!("{name}.broken")).read().await.unwrap().unwrap();
+        assert_eq!(kept.text, "garbage");
+        assert_eq!(documents.document(name).read().await.unwrap().unwrap().text, "garbage", "it is not written over");
+        written_documents(&documents, &[3]).await;
+        assert_eq!(read_documents(&documents).await, (sample(3), Found::Whole));
+    }
+}
+
+#[tokio::test]
+async fn a_document_of_a_newer_format_stops_the_start() {
+    let documents = in_memory();
+    documents.document("state.json").put(r#"{"format": 2, "checksum": "", "state": {}}"#.to_owned()).await.unwrap();
+    let refused = StateDocuments::open(documents).await.map(|_| ());
+    assert!(matches!(refused, Err(Error::Newer { found: 2, .. })), "{refused:?}");
+}
