@@ -28,7 +28,7 @@ interop-all LAKE DATA:
 # Commits on an S3 server that loses responses, and races for them; the first build with the feature s3 takes long
 interop-s3:
     cargo build
-    tests/interop/s3.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
+    tests/interop/stores.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
 
 # Tokens of oidc-provider, a token server that is not ours; needs Node.js
 interop-oidc:

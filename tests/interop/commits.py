@@ -1,6 +1,6 @@
 """Commits on an S3 server whose responses are lost, and that other writers overtake.
 
-    s3.py PROGRAM
+    commits.py PROGRAM
 
 PROGRAM syncs some days into a lake on moto, once without faults, and then once with each fault (lossy.py) at every
 commit. Its output, the logs, and what delta-rs reads from moto must be the same. Among the commits are the creation of a table, a first load, deletion vectors for a table, merges, tombstones, a watermark
