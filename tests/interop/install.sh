@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark
 # jars/.
-#   tests/interop/install.sh readers | spark | pathling | s3 | oidc
-# Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it); oidc only Node.js.
+#   tests/interop/install.sh readers | spark | pathling | s3 | versity | azure | gcs | oidc
+# Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it); oidc and azure only Node.js,
+# versity and gcs only Go.
 set -euo pipefail
 
 engine=${1:-}
@@ -28,8 +29,20 @@ case $engine in
     packages=(oidc-provider@9.13.3)
     jars=()
     ;;
+  azure)
+    packages=(azurite@3.37.0)
+    jars=()
+    ;;
+  versity)
+    packages=(github.com/versity/versitygw/cmd/versitygw@v1.8.0)
+    jars=()
+    ;;
+  gcs)
+    packages=(github.com/fsouza/fake-gcs-server@v1.56.1)
+    jars=()
+    ;;
   *)
-    sed -n '2,5s/^# //p' "$0" >&2
+    sed -n '2,6s/^# //p' "$0" >&2
     exit 2
     ;;
 esac
@@ -70,12 +83,18 @@ exec {lock}>"$folder.lock"
 flock "$lock"
 if [[ ! -e $folder/installed ]]; then
   {
-    if [[ $engine == oidc ]]; then
-      npm install --silent --no-fund --no-audit --prefix "$folder" "${packages[@]}"
-    else
-      python3 -m venv --clear "$folder"
-      "$folder/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
-    fi
+    case $engine in
+      oidc | azure)
+        npm install --silent --no-fund --no-audit --prefix "$folder" "${packages[@]}"
+        ;;
+      versity | gcs)
+        GOBIN=$folder/bin go install "${packages[@]}"
+        ;;
+      *)
+        python3 -m venv --clear "$folder"
+        "$folder/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
+        ;;
+    esac
     if ((${#jars[@]})); then
       pom "${jars[@]}" >"$folder/pom.xml"
       mvn --quiet --batch-mode -Dstyle.color=never --file "$folder/pom.xml" dependency:copy-dependencies -DoutputDirectory="$folder/jars"

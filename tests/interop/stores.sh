@@ -1,12 +1,35 @@
 #!/usr/bin/env bash
-# Syncs and maintains tables on a local S3 server (moto) behind a proxy. The proxy loses the responses to commits,
-# refuses commits, or lets another writer commit first. Each time the log, and what delta-rs reads, must be the same as
-# without it.
-#   tests/interop/stores.sh PROGRAM
-# PROGRAM is built with `cargo build`; just interop-s3 does both. Minutes.
+# Syncs and maintains tables on an object store that runs here, behind a proxy that loses the responses to commits, lets
+# other writers commit first, is busy, or breaks connections. Each time the log, and what delta-rs reads, must be the
+# same as without it.
+#   tests/interop/stores.sh STORE PROGRAM [PART...]
+# STORE is s3 (moto), versity (S3 with files, strict about signatures), azure (azurite) or gcs (fake-gcs-server).
+# PROGRAM is built with `cargo build`; just interop-store does both. PART is one of commits, outages, whole; without any
+# all of them run, which takes 15 minutes. `requests` counts requests instead (latency.py).
 set -euo pipefail
 
-program=$1
+if (($# < 2)); then
+  sed -n '2,8s/^# //p' "$0" >&2
+  exit 2
+fi
+store=$1
+program=$2
+shift 2
 here=$(dirname "${BASH_SOURCE[0]}")
-s3=$("$here/install.sh" s3)
-PYTHONDONTWRITEBYTECODE=1 "$s3/bin/python" "$here/commits.py" "$program"
+export PYTHONDONTWRITEBYTECODE=1
+python=$("$here/install.sh" s3)/bin/python
+case $store in
+  s3) server=moto ;;
+  versity) server=$("$here/install.sh" versity)/bin/versitygw ;;
+  azure) server=$("$here/install.sh" azure)/node_modules/.bin/azurite-blob ;;
+  gcs) server=$("$here/install.sh" gcs)/bin/fake-gcs-server ;;
+  *)
+    echo "unknown store $store" >&2
+    exit 2
+    ;;
+esac
+if [[ ${1:-} == requests ]]; then
+  shift
+  exec "$python" "$here/latency.py" "$store" "$server" "$program" "$@"
+fi
+"$python" "$here/on_store.py" "$store" "$server" "$program" "$@"
