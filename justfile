@@ -25,10 +25,22 @@ interop-all LAKE DATA:
     cargo build
     tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}}
 
-# Commits on an S3 server that loses responses, and races for them; the first build with the feature s3 takes long
-interop-s3:
+# Tables on S3 (moto): a whole life, commits that are lost or overtaken, outages; or PARTS of it: whole commits outages
+interop-s3 *PARTS: (interop-store "s3" PARTS)
+
+# The same on versitygw, an S3 server that checks signatures; needs Go
+interop-versity *PARTS: (interop-store "versity" PARTS)
+
+# The same on azurite (Azure); needs Node.js
+interop-azure *PARTS: (interop-store "azure" PARTS)
+
+# The same on fake-gcs-server (Google); needs Go
+interop-gcs *PARTS: (interop-store "gcs" PARTS)
+
+# The same on STORE; with `requests` instead of parts, the requests to the store by command, kind and table
+interop-store STORE *PARTS:
     cargo build
-    tests/interop/stores.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync"
+    tests/interop/stores.sh {{STORE}} "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{PARTS}}
 
 # Tokens of oidc-provider, a token server that is not ours; needs Node.js
 interop-oidc:

@@ -3,6 +3,7 @@
 Each version of a table meets the fault once: a commit that is sent again is passed on.
 """
 
+import threading
 import time
 
 import proxy
@@ -56,15 +57,19 @@ def late(commit: Commit) -> bool:
 
 class Proxy(proxy.Proxy):
     """`fault` is applied to commits: to each once, or `always`. `statuses` has the status of each response, None if
-    there was none.
+    there was none. Requests for the lease wait while `lease_gate` is closed.
     """
 
     def __init__(self, store: str, bucket: str, fault: proxy.Fault) -> None:
         super().__init__(store, bucket, fault)
         self.always = False
         self.statuses: dict[Version, list[int | None]] = {}
+        self.lease_gate = threading.Event()
+        self.lease_gate.set()
 
     def handle(self, request: proxy.Request) -> bool:
+        if request.kind == "lease":
+            self.lease_gate.wait()
         if not request.commit:
             return False
         met = request.commit in self.statuses

@@ -177,8 +177,9 @@ class Versity(S3):
         super().__init__(folder)
         (folder / "objects").mkdir()
         port = free_port()
-        (folder / "sidecar").mkdir()
-        command = [program, "--port", f"127.0.0.1:{port}", "posix", "--sidecar", "sidecar", "objects"]
+        attributes = folder / "attributes"
+        attributes.mkdir()
+        command = [program, "--port", f"127.0.0.1:{port}", "posix", "--sidecar", str(attributes), "objects"]
         keys = {"ROOT_ACCESS_KEY": "key-of-test", "ROOT_SECRET_KEY": "secret-of-test"}
         self.start(command, r"(http://127\.0\.0\.1:\d+)", keys)
         self.connect(f"http://127.0.0.1:{port}")
