@@ -21,7 +21,9 @@ root = "{root}"
 {options}
 {tables}
 [state]
-file = "{state}"
+{state}
+[sync]
+spool_folder = "{spool}"
 [log]
 filter = "warn"
 [maintenance]
@@ -55,12 +57,16 @@ class Lake:
     def table(self, table: str) -> str:
         return f"{self.name}/{table}"
 
-    def program(self, url: str, name: str, tables: str = "", **storage_options: str) -> pathlib.Path:
-        """The configuration of one process, which reaches the store at `url`. `tables` is more of it."""
-        config = self.folder / f"{name}.toml"
+    def program(self, url: str, name: str, tables: str = "", state: str = "", **storage_options: str) -> pathlib.Path:
+        """The configuration of one process, which reaches the store at `url`. `tables` is more of it. Without a `state`
+        it has a state file.
+        """
+        config, spool = self.folder / f"{name}.toml", self.folder / name
+        spool.mkdir(exist_ok=True)
         of_store = self.store.settings(url) | {"backoff_config.init_backoff": "10ms"} | storage_options
         config.write_text(CONFIG.format(
-            server=self.server.url, root=self.store.root(self.name), state=self.folder / f"{name}.json", tables=tables,
+            server=self.server.url, root=self.store.root(self.name), tables=tables, spool=spool,
+            state=state or f'file = "{self.folder / name}.json"',
             options="\n".join(f'"{name}" = "{value}"' for name, value in of_store.items()),
         ))
         return config

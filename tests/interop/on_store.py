@@ -13,10 +13,11 @@ import tempfile
 import commits
 import lake
 import outages
+import pods
 import stores
 import whole
 
-PARTS = {"whole": whole.every, "commits": commits.every, "outages": outages.every}
+PARTS = {"whole": whole.every, "commits": commits.every, "outages": outages.every, "pods": pods.every}
 
 
 def main(name: str, server: str, program: str, *parts: str) -> int:
