@@ -8,7 +8,9 @@ import datetime
 import email.utils
 import http.server
 import json
+import sys
 import threading
+import traceback
 import urllib.parse
 
 Key = tuple[str, str]
@@ -35,6 +37,8 @@ class Server:
             bulk = server
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", port), Served)
+        # A client that is killed resets its connection.
+        self._http.handle_error = lambda *_: None if isinstance(sys.exception(), ConnectionError) else traceback.print_exc()
         self.url = f"http://127.0.0.1:{self._http.server_port}/fhir"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 

@@ -4,6 +4,8 @@ Where the fault passes, the run waits, and nothing differs from a run without it
 `retry_timeout`, the run fails, the tables keep what they had, and the next run continues.
 """
 
+import itertools
+import pathlib
 import threading
 import time
 from collections.abc import Callable
@@ -81,7 +83,7 @@ def transient(lake: Lake, fault: proxy.Fault, expected: Facts, **storage_options
     proxied = lake.store.proxied(fault)
     config = lake.program(proxied.url, "proxied", **storage_options)
     run_days(lake, lambda command, settings: lake.run(config, command, settings), expected)
-    met = [entry for entry in proxied.entries if entry.status is None or entry.status >= 409]
+    met = [entry for entry in proxied.entries if entry.status is None or entry.status == 403 or entry.status >= 409]
     return lake.end(f"{len(met)} of {len(proxied.entries)} requests were refused, broken or answered with an error")
 
 
@@ -164,6 +166,36 @@ def lasting(lake: Lake, fault: proxy.Fault, begins: Callable[[proxy.Request], bo
 def expired(request: proxy.Request) -> bool:
     request.refuse(403, b"ExpiredToken")
     return True
+
+
+def rotated(lake: Lake, expected: Facts) -> bool:
+    """Every forty requests the session token is replaced in its file, and the store refuses the former one. Nothing
+    differs from a run with one token.
+    """
+    token, key = lake.folder / "session-token", lake.folder / "secret-key"
+    put_secret(key, lake.store.secrets()["AWS_SECRET_ACCESS_KEY"])
+    put_secret(token, "token-0")
+    numbers = itertools.count(1)
+    lock = threading.Lock()
+
+    def fault(request: proxy.Request) -> bool:
+        with lock:
+            number = next(numbers)
+            if number % 40 == 0:
+                put_secret(token, f"token-{number}")
+            current = token.read_text()
+        return request.headers.get("x-amz-security-token") != current and expired(request)
+
+    return transient(lake, fault, expected, aws_access_key_id=lake.store.secrets()["AWS_ACCESS_KEY_ID"],
+                     aws_secret_access_key_file=str(key), aws_session_token_file=str(token))
+
+
+def put_secret(file: pathlib.Path, secret: str) -> None:
+    """Replaces the file as a whole: it is read at any time."""
+    new = file.with_suffix(".new")
+    new.touch(0o600)
+    new.write_text(secret)
+    new.replace(file)
 
 
 def every(lake: Callable[[str], Lake], expected: Facts) -> bool:

@@ -59,7 +59,8 @@ def answers_lost(lake: Lake, expected: Facts) -> bool:
 
 
 def killed(lake: Lake) -> bool:
-    """Two of three pods are killed at a random write to the store, half of which still arrive; the next one continues."""
+    """Two of three pods are killed at a random write to the store, and half of these still arrive. The next continues.
+    """
     chance = random.Random(SEED)
     victim: list[subprocess.Popen] = []
     left: list[int] = []
