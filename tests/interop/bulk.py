@@ -65,10 +65,11 @@ class Server:
     def kick_off(self, query: dict[str, list[str]]) -> int:
         types = query["_type"][0].split(",")
         since = [datetime.datetime.fromisoformat(text) for text in query.get("_since", [])]
-        files: dict[str, str] = {}
+        lines: dict[str, list[str]] = {}
         for (resource_type, resource_id), line in self.lines.items():
             if resource_type in types and all(self._changed[resource_type, resource_id] >= at for at in since):
-                files[resource_type] = files.get(resource_type, "") + line + "\n"
+                lines.setdefault(resource_type, []).append(line + "\n")
+        files = {resource_type: "".join(of_type) for resource_type, of_type in lines.items()}
         deleted = [key for key, at in self.deleted_at.items() if since and key[0] in types and at >= since[0]]
         if deleted:
             entries = [{"request": {"method": "DELETE", "url": "/".join(key)}} for key in deleted]

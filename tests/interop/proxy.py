@@ -210,6 +210,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def end(self, reset: bool) -> None:
         self.note(None, 0)
+        # Also where half of a response was sent.
+        self.entry.status = None
         self.close_connection = True
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
