@@ -113,6 +113,8 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Delta { .. }
             | TableError::Conflict { .. } => TEMPORARY,
             TableError::Store(_) => CONFIGURATION,
+            TableError::StoreFailed { failure, .. } if failure.is_of_configuration() => CONFIGURATION,
+            TableError::StoreFailed { .. } | TableError::Permissions { .. } => TEMPORARY,
             TableError::NotOurs { .. }
             | TableError::Unsupported { .. }
             | TableError::Rebuild { .. }
@@ -166,6 +168,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::store::{Cause, Failure};
 
     #[test]
     fn only_a_wrong_configuration_ends_for_good_and_what_may_pass_is_tried_again() {
@@ -174,6 +177,7 @@ mod tests {
         let listen =
             |kind| daemon::Error::Listen { listen: "127.0.0.1:9187".to_owned(), source: io::Error::from(kind) };
         let table = |error: TableError| daemon::Error::Sync(error.into());
+        let store_failed = |cause| table(TableError::StoreFailed { place: place(), failure: Failure::new(cause) });
         let state = |error: state::Error| daemon::Error::Sync(error.into());
         let cases = [
             (listen(ErrorKind::AddrInUse), TEMPORARY),
@@ -184,6 +188,11 @@ mod tests {
             (table(TableError::Root { place: place(), reason: "Read-only file system".to_owned() }), TEMPORARY),
             (table(TableError::NotWritable { place: place(), kind: ErrorKind::ReadOnlyFilesystem }), TEMPORARY),
             (table(TableError::DiskFull { place: place() }), TEMPORARY),
+            (store_failed(Cause::Busy), TEMPORARY),
+            (store_failed(Cause::Denied), TEMPORARY),
+            (store_failed(Cause::Expired), TEMPORARY),
+            (store_failed(Cause::Refused), CONFIGURATION),
+            (store_failed(Cause::NoBucket), CONFIGURATION),
             (table(TableError::InUse { place: place(), holder: "process 7".to_owned() }), LOCKED),
             (state(state::Error::Locked { place: place() }), LOCKED),
             (state(state::Error::Io { place: place(), source: io(ErrorKind::StorageFull) }), TEMPORARY),

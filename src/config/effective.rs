@@ -152,11 +152,13 @@ mod tests {
     fn no_secret_is_printed() {
         let secrets = "[server]\nproxy = \"http://user:SECRET@proxy:3128\"\n";
         let text = SAMPLE.replace("[server]\n", secrets).replace("\nproxy = \"none\"", "");
-        let text = text
-            .replace("# storage_options = { aws_region = \"eu-central-1\" }", "storage_options = { key = \"SECRET\" }");
-        let printed = printed(&text, &[("FHIR_SYNC__TABLES__STORAGE_OPTIONS__TOKEN", "SECRET")]);
+        let options =
+            "storage_options = { aws_access_key_id = \"AKIA\", aws_session_token_exec = [\"echo\", \"SECRET\"],";
+        let text =
+            text.replace("root = \"/srv/lake\"", "root = \"s3://lake\"").replacen("# storage_options = {", options, 1);
+        let printed = printed(&text, &[("FHIR_SYNC__TABLES__STORAGE_OPTIONS__AWS_SECRET_ACCESS_KEY", "SECRET")]);
         assert!(!printed.contains("SECRET"), "{printed}");
-        assert!(printed.contains("# storage_options is set, and may be a secret"), "{printed}");
+        assert!(printed.contains("# aws_session_token_exec is set, and may be a secret"), "{printed}");
         assert!(printed.contains("proxy:3128"), "{printed}");
     }
 }

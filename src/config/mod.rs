@@ -18,6 +18,7 @@ mod schema;
 mod secrets;
 mod section;
 mod server;
+mod stores;
 mod values;
 
 use std::{
@@ -53,7 +54,7 @@ use crate::{
     schedule::Pattern,
     serve,
     state::StatePlace,
-    store::Options,
+    store::{self, Location},
     sync,
     table::{self, UpdateMode},
     telemetry,
@@ -226,8 +227,8 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let kick_off = server.as_ref().map(|server| server.kick_off.method).unwrap_or_default();
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
-    let tables = read_tables(tables, columns);
-    let state = read_state(root.section("state"), tables.as_ref());
+    let tables = read_tables(tables, columns, key_file);
+    let state = read_state(root.section("state"), tables.as_ref(), key_file);
     let health = read_health(root.section("health"));
     if let (Some((serve::Config { serve_jwks: true, .. }, _)), Some(server)) = (&health, &server)
         && !matches!(server.auth, Some(export::auth::AuthConfig::Smart(_)))
@@ -269,20 +270,22 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     })
 }
 
-fn read_tables(mut section: Section, columns: Option<(bool, ColumnOptions)>) -> Option<table::Config> {
+fn read_tables(
+    mut section: Section,
+    columns: Option<(bool, ColumnOptions)>,
+    key_file: &KeyFile,
+) -> Option<table::Config> {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
     let update_modes = UpdateMode::ALL.map(|mode| (mode.name(), mode));
     let update_mode = section.choice("update_mode", UpdateMode::default().name(), &update_modes);
     let change_data_feed =
         section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
-    // Credentials of the object store.
-    section.is_secret("storage_options");
-    let storage_options = section.texts("storage_options").into_iter().collect();
+    let storage_options = stores::read(&mut section, root.as_ref(), key_file);
     let partitions = partitions::read(&mut section, columns);
     section.end();
     Some(table::Config {
-        storage_options,
+        storage_options: storage_options?,
         update_mode: update_mode?,
         change_data_feed: change_data_feed?,
         partitions: partitions?,
@@ -290,22 +293,33 @@ fn read_tables(mut section: Section, columns: Option<(bool, ColumnOptions)>) -> 
     })
 }
 
-fn read_state(mut section: Section, tables: Option<&table::Config>) -> Option<StatePlace> {
+fn read_state(mut section: Section, tables: Option<&table::Config>, key_file: &KeyFile) -> Option<StatePlace> {
     let has_file = section.has("file");
     let file = section.or("file", "/var/lib/fhir-sync/state.json", path);
     let url = section.optional("url", location);
-    section.is_secret("storage_options");
-    let options: Options = section.texts("storage_options").into_iter().collect();
     if has_file && url.is_some() {
         section.mistake("url", "and state.file are both set; the state is in one of them");
     }
-    if url.is_none() && !options.is_empty() {
+    let has_options = section.has("storage_options");
+    if url.is_none() && has_options {
         section.mistake("storage_options", "are for state.url, which is not set");
     }
+    let of_tables = tables.map(|tables| tables.storage_options.clone());
+    // Certificates and proxy are those of the tables.
+    let base = of_tables.as_ref().map(store::Options::of_http).unwrap_or_default();
+    let own = stores::read_options(&mut section, url.as_ref(), base, key_file);
     section.end();
     let Some(location) = url else { return file.map(StatePlace::File) };
-    let options = if options.is_empty() { tables?.storage_options.clone() } else { options };
-    Some(StatePlace::Documents { location, options })
+    let options = if has_options || !is_same_service(&location, &tables?.root) { Some(own) } else { of_tables };
+    Some(StatePlace::Documents { location, options: options? })
+}
+
+fn is_same_service(one: &Location, other: &Location) -> bool {
+    let service = |location: &Location| match location {
+        Location::Folder(_) => None,
+        Location::ObjectStore(url) => store::Service::of(url),
+    };
+    service(one) == service(other)
 }
 
 /// Where received rows wait, and the control socket is, unless the configuration says where.

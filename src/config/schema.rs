@@ -80,6 +80,10 @@ fn property(asked: &Asked, description: Option<&String>) -> Value {
         Form::OneOf(words) => json!({"enum": words}),
         Form::List => json!({"type": ["string", "array"], "items": {"type": "string"}}),
         Form::Texts => json!({"type": "object", "additionalProperties": {"type": "string"}}),
+        Form::Values => {
+            let value = json!({"type": ["string", "boolean", "number", "array", "object"]});
+            json!({"type": "object", "additionalProperties": value})
+        }
     };
     if let Some(default) = &asked.default {
         property["default"] = match asked.form {

@@ -46,6 +46,8 @@ pub enum Form {
     List,
     /// A table of texts.
     Texts,
+    /// A table of values whose names the section does not know.
+    Values,
 }
 
 impl Form {
@@ -188,6 +190,44 @@ impl Section {
                 Vec::new()
             }
         }
+    }
+
+    /// A table whose keys are in small letters however they are written; those of a table within it are joined with a
+    /// dot. Only if it is absent does it count as a key that was read: otherwise its own keys do.
+    pub fn open(&mut self, key: &str) -> Section {
+        if !self.has(key) {
+            self.asked(key, Form::Values, None, false);
+        }
+        let mut opened = self.section(key);
+        let table = std::mem::take(&mut opened.table);
+        for (name, value) in table {
+            match value.kind {
+                ValueKind::Table(inner) => {
+                    opened.table.extend(inner.into_iter().map(|(inner, value)| (format!("{name}.{inner}"), value)));
+                }
+                _ => opened.lower(&name, value),
+            }
+        }
+        opened
+    }
+
+    fn lower(&mut self, name: &str, value: Value) {
+        if self.table.insert(name.to_lowercase(), value).is_some() {
+            self.mistake(name, "is set twice, in small letters and in capitals");
+        }
+    }
+
+    /// The keys that were not read yet, in order.
+    pub fn keys(&self) -> Vec<String> {
+        let is_set = |(_, value): &(&String, &Value)| !matches!(value.kind, ValueKind::Nil);
+        let mut keys: Vec<_> = self.table.iter().filter(is_set).map(|(key, _)| key.clone()).collect();
+        keys.sort();
+        keys
+    }
+
+    /// Removes a key, which counts as read; whether it was there.
+    pub fn take(&mut self, key: &str) -> bool {
+        self.table.remove(key).is_some()
     }
 
     /// A table within this one, empty where it is absent.

@@ -3,16 +3,36 @@
 //! What always holds: a place has one client, which all tables below it share, so its connections and credentials are
 //! shared too; which stores the program was built for is known here only.
 
-mod document;
+#[cfg(feature = "azure")]
+mod azure;
 #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
-mod retries;
+mod client;
+mod document;
+mod failure;
+#[cfg(feature = "gcs")]
+mod gcs;
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+mod http;
+mod options;
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+mod renewing;
+#[cfg(feature = "s3")]
+mod s3;
+mod service;
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+mod upload;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use object_store::ObjectStore;
 use url::Url;
 
-pub use self::document::{Document, DocumentError, Documents, Readers, Stored, Swapped};
+pub use self::{
+    document::{Document, DocumentError, Documents, Readers, Stored, Swapped},
+    failure::{Cause, Failure},
+    options::{Options, Proxy, variables_of_process},
+    service::{Form, Name, Service},
+};
 
 /// A folder, or a prefix in an object store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,18 +41,29 @@ pub enum Location {
     ObjectStore(Url),
 }
 
-/// How an object store is reached: the names of `object_store`'s settings, such as `aws_endpoint`, with their values.
-/// Variables of the environment with the same names in capitals count as well; a setting wins over its variable.
-pub type Options = BTreeMap<String, String>;
-
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
     #[error("this program was not built for {scheme}://; object stores built in: {}", SCHEMES.join(", "))]
     NotBuiltIn { scheme: String },
-    #[error("{place} cannot be reached with these settings")]
-    Settings { place: String, source: object_store::Error },
-    #[error("{key} = {value:?} {what}")]
-    Option { key: String, value: String, what: &'static str },
+    #[error("{place} cannot be reached with these settings: {what}")]
+    Unusable { place: String, what: String },
+    #[error("{name}: {what}")]
+    Secret { name: &'static str, what: String },
+    #[error("ca_file: {path} {what}")]
+    Authorities { path: String, what: String },
+}
+
+impl Error {
+    #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+    fn unusable(url: &Url, error: &object_store::Error) -> Self {
+        let what = Failure::of(error, "").to_string();
+        Self::Unusable { place: url.to_string(), what }
+    }
+
+    #[cfg(any(feature = "s3", feature = "azure"))]
+    fn secret(name: &'static str, secret: &crate::secret::Secret, error: &crate::secret::Error) -> Self {
+        Self::Secret { name, what: format!("{} {error}", secret.place()) }
+    }
 }
 
 /// The URL schemes of the stores that this program was built for.
@@ -52,57 +83,34 @@ pub const SCHEMES: &[&str] = &[
 ];
 
 /// A client for the whole bucket or container of `url`; the path of `url` is not part of it. Asks the store nothing.
+/// Blocks on the files that the options name.
 pub fn connect(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, Error> {
-    match url.scheme() {
+    let Some(service) = Service::of(url) else { return Err(Error::NotBuiltIn { scheme: url.scheme().to_owned() }) };
+    let texts = options.completed(service, &variables_of_process(service));
+    match service {
         #[cfg(feature = "s3")]
-        "s3" | "s3a" => s3(url, options),
+        Service::S3 => Ok(Arc::new(s3::connect(url, options, texts)?)),
         #[cfg(feature = "azure")]
-        "abfs" | "abfss" | "az" => azure(url, options),
+        Service::Azure => Ok(Arc::new(azure::connect(url, options, texts)?)),
         #[cfg(feature = "gcs")]
-        "gs" => gcs(url, options),
-        scheme => {
-            let _ = options;
-            Err(Error::NotBuiltIn { scheme: scheme.to_owned() })
+        Service::Gcs => Ok(Arc::new(gcs::connect(url, options, texts)?)),
+        #[cfg(not(all(feature = "s3", feature = "azure", feature = "gcs")))]
+        _ => {
+            drop(texts);
+            Err(Error::NotBuiltIn { scheme: url.scheme().to_owned() })
         }
     }
 }
 
-#[cfg(feature = "s3")]
-fn s3(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, Error> {
-    use object_store::aws::AmazonS3Builder;
-    let builder = AmazonS3Builder::from_env().with_url(url.as_str()).with_retry(retries::read(options)?);
-    let builder = settings(options).fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    builder.build().map(shared).map_err(|error| unusable(url, error))
+/// Reads a file of certificate authorities, so that what is wrong with it is known before it is used. Blocks.
+pub fn check_authorities(path: &std::path::Path) -> Result<(), Error> {
+    #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+    http::authorities(path)?;
+    #[cfg(not(any(feature = "s3", feature = "azure", feature = "gcs")))]
+    let _ = path;
+    Ok(())
 }
 
-#[cfg(feature = "azure")]
-fn azure(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, Error> {
-    use object_store::azure::MicrosoftAzureBuilder;
-    let builder = MicrosoftAzureBuilder::from_env().with_url(url.as_str()).with_retry(retries::read(options)?);
-    let builder = settings(options).fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    builder.build().map(shared).map_err(|error| unusable(url, error))
-}
-
-#[cfg(feature = "gcs")]
-fn gcs(url: &Url, options: &Options) -> Result<Arc<dyn ObjectStore>, Error> {
-    use object_store::gcp::GoogleCloudStorageBuilder;
-    let builder = GoogleCloudStorageBuilder::from_env().with_url(url.as_str()).with_retry(retries::read(options)?);
-    let builder = settings(options).fold(builder, |builder, (key, value)| builder.with_config(key, value));
-    builder.build().map(shared).map_err(|error| unusable(url, error))
-}
-
-/// The settings that a kind of store knows; the others are not for it.
-#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
-fn settings<Key: std::str::FromStr>(options: &Options) -> impl Iterator<Item = (Key, String)> {
-    options.iter().filter_map(|(key, value)| Some((key.to_ascii_lowercase().parse().ok()?, value.clone())))
-}
-
-#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
-fn shared(store: impl ObjectStore) -> Arc<dyn ObjectStore> {
-    Arc::new(store)
-}
-
-#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
-fn unusable(url: &Url, source: object_store::Error) -> Error {
-    Error::Settings { place: url.to_string(), source }
-}
+#[cfg(all(feature = "s3", feature = "azure", feature = "gcs"))]
+#[cfg(test)]
+pub(crate) mod tests;

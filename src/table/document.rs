@@ -5,9 +5,11 @@
 
 use bytes::Bytes;
 use deltalake::Path;
+use futures::TryStreamExt as _;
 use object_store::{ObjectStoreExt as _, PutMode};
 
 use super::{Error, Root};
+use crate::store::{Cause, Failure};
 
 /// The folder of everything that is ours and not a table of resources.
 const FOLDER: &str = "_fhir_sync";
@@ -20,35 +22,65 @@ pub enum Exclusive {
     Ignored,
 }
 
+/// What was tried, and not allowed.
+struct Tried {
+    place: String,
+    missing: Vec<&'static str>,
+}
+
+impl Tried {
+    /// Whether it was done. What is not there may be deleted and read.
+    fn note<T>(&mut self, what: &'static str, done: object_store::Result<T>) -> Result<bool, Error> {
+        let error = match done {
+            Ok(_) => return Ok(true),
+            Err(object_store::Error::NotFound { .. }) => return Ok(false),
+            Err(error) => Error::delta(&self.place, error),
+        };
+        match error {
+            Error::StoreFailed { failure: Failure { cause: Cause::Denied, .. }, .. } => {
+                if !self.missing.contains(&what) {
+                    self.missing.push(what);
+                }
+                Ok(false)
+            }
+            error => Err(error),
+        }
+    }
+}
+
 impl Root {
-    /// Creates a small file twice in an object store, and deletes it. In a folder it creates one: the file system keeps
-    /// the promise.
+    /// Lists, creates a small file twice, reads it and deletes it in an object store. In a folder it creates one: the
+    /// file system keeps the promise.
+    ///
+    /// # Errors
+    /// [`Error::Permissions`] with everything that the credentials may not do.
     pub async fn probe(&self) -> Result<Exclusive, Error> {
         if let Some(folder) = &self.folder {
             let unusable = |error: std::io::Error| Error::Root { place: self.place(), reason: error.to_string() };
             return tempfile::NamedTempFile::new_in(folder).map(|_| Exclusive::Held).map_err(unusable);
         }
-        let place = self.place_of_document(PROBE);
-        let failed = |error| Error::delta(&place, error);
         let (store, path) = (self.delta(FOLDER)?.object_store(), Path::from(PROBE));
+        let mut tried = Tried { place: self.place_of_document(PROBE), missing: Vec::new() };
+        tried.note("list", store.list(None).try_next().await)?;
         // One that was left behind by a process that was killed.
-        let left = store.delete(&path).await;
-        if let Err(error) = left
-            && !matches!(error, object_store::Error::NotFound { .. })
-        {
-            return Err(failed(error));
-        }
+        tried.note("delete", store.delete(&path).await)?;
         let create = || store.put_opts(&path, Bytes::from_static(b"probe").into(), PutMode::Create.into());
-        create().await.map_err(failed)?;
-        let again = create().await;
-        store.delete(&path).await.map_err(failed)?;
-        match again {
-            Ok(_) => Ok(Exclusive::Ignored),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Ok(Exclusive::Held)
-            }
-            Err(error) => Err(failed(error)),
+        let mut exclusive = Exclusive::Held;
+        if tried.note("write", create().await)? {
+            tried.note("read", store.get(&path).await)?;
+            exclusive = match create().await {
+                Ok(_) => Exclusive::Ignored,
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                    Exclusive::Held
+                }
+                Err(error) => return Err(Error::delta(&tried.place, error)),
+            };
+            tried.note("delete", store.delete(&path).await)?;
         }
+        if tried.missing.is_empty() {
+            return Ok(exclusive);
+        }
+        Err(Error::Permissions { place: tried.place, missing: tried.missing.join(", ") })
     }
 
     /// `None` where it was never written.

@@ -7,7 +7,7 @@ use deltalake::DeltaTableError;
 use super::TableName;
 use crate::{
     lease,
-    store::{self, DocumentError},
+    store::{self, Cause, DocumentError, Failure},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -18,6 +18,11 @@ pub enum Error {
     /// The settings of the object store say nothing that works.
     #[error("the object store of `tables.root`: {0}")]
     Store(#[from] store::Error),
+    /// The object store did not do what it was asked for.
+    #[error("{place}: {failure}")]
+    StoreFailed { place: String, failure: Failure },
+    #[error("{place}: the credentials may not {missing} files; docs/stores.md lists the permissions that are needed")]
+    Permissions { place: String, missing: String },
     #[error(
         "the table at {place} was not written by fhir-sync ({reason}); move it away, or choose another `tables.root`"
     )]
@@ -84,6 +89,11 @@ impl Error {
 
     pub(super) fn delta(place: &str, source: impl Into<DeltaTableError>) -> Self {
         let source = source.into();
+        match Failure::within(&source) {
+            // A file that is not there, or that is there already, is a matter of the table.
+            Some(Failure { cause: Cause::Other(_), .. }) | None => {}
+            Some(failure) => return Self::StoreFailed { place: place.to_owned(), failure: failure.clone() },
+        }
         io_kind(&source)
             .and_then(|kind| Self::io(place, kind))
             .unwrap_or_else(|| Self::Delta { place: place.to_owned(), source: Box::new(source) })

@@ -56,7 +56,7 @@ impl Config {
     pub fn new(root: Location) -> Self {
         Self {
             root,
-            storage_options: Options::new(),
+            storage_options: Options::default(),
             update_mode: UpdateMode::default(),
             change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
             partitions: BTreeMap::new(),

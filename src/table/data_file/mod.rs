@@ -26,13 +26,17 @@ use deltalake::{
 use futures::{FutureExt as _, future::BoxFuture};
 use object_store::{ObjectStoreExt as _, buffered::BufWriter};
 use parquet::{
-    arrow::{AsyncArrowWriter, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader},
+    arrow::{
+        AsyncArrowWriter, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader,
+        async_writer::AsyncFileWriter,
+    },
     errors::{ParquetError, Result},
     file::{
         metadata::{ParquetMetaData, ParquetMetaDataReader},
         properties::WriterProperties,
     },
 };
+use tokio::io::AsyncWriteExt as _;
 
 use self::statistics::statistics;
 use crate::table::date_partition::Partition;
@@ -83,7 +87,7 @@ impl AsyncFileReader for DataFile {
 /// file is created.
 pub struct DataFileWriter {
     path: Path,
-    writer: AsyncArrowWriter<BufWriter>,
+    writer: AsyncArrowWriter<InParts>,
     leading: usize,
     rows: u64,
 }
@@ -97,8 +101,8 @@ impl DataFileWriter {
         properties: WriterProperties,
         leading: usize,
     ) -> Result<Self> {
-        let out = BufWriter::new(store, path.clone()).with_max_concurrency(MAX_PARTS_IN_FLIGHT);
-        let writer = AsyncArrowWriter::try_new(out, schema, Some(properties))?;
+        let out = BufWriter::with_capacity(store, path.clone(), PART_BYTES).with_max_concurrency(MAX_PARTS_IN_FLIGHT);
+        let writer = AsyncArrowWriter::try_new(InParts(out), schema, Some(properties))?;
         Ok(Self { path, writer, leading, rows: 0 })
     }
 
@@ -132,9 +136,29 @@ impl DataFileWriter {
     }
 
     pub async fn abort(self) {
-        if let Err(error) = self.writer.into_inner().abort().await {
+        if let Err(error) = self.writer.into_inner().0.abort().await {
             tracing::warn!(%error, path = %self.path, "an unfinished data file was left behind; vacuum removes it");
         }
+    }
+}
+
+/// Hands a file to the store in pieces: of a row group that is written at once, all parts would be on their way at once.
+struct InParts(BufWriter);
+
+impl AsyncFileWriter for InParts {
+    fn write(&mut self, mut bytes: Bytes) -> BoxFuture<'_, Result<()>> {
+        async move {
+            while !bytes.is_empty() {
+                let piece = bytes.split_to(bytes.len().min(PART_BYTES));
+                self.0.put(piece).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn complete(&mut self) -> BoxFuture<'_, Result<()>> {
+        async move { Ok(self.0.shutdown().await?) }.boxed()
     }
 }
 
@@ -164,7 +188,10 @@ pub fn is_own(path: &str) -> bool {
     path.rsplit('/').next().is_some_and(|name| name.starts_with(OWN_PREFIX))
 }
 
-/// How many parts of 10 MiB may still be on their way to the store when more is written: a slow store then slows the
+/// A smaller file is sent in one request.
+const PART_BYTES: usize = 10 * 1024 * 1024;
+
+/// How many parts may still be on their way to the store when more is written: a slow store then slows the
 /// writer down instead of filling the memory.
 const MAX_PARTS_IN_FLIGHT: usize = 2;
 

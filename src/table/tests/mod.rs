@@ -33,6 +33,8 @@ mod partition;
 mod race;
 mod read_back;
 mod spilled;
+#[cfg(all(feature = "s3", feature = "azure", feature = "gcs"))]
+mod stores;
 mod unreliable;
 
 const APP_ID: &str = "fhir-sync/all";

@@ -116,7 +116,7 @@ impl Setup {
     pub fn with_shared_state(mut self) -> Self {
         fs::create_dir(self.folder.path().join("state")).unwrap();
         let location = Location::Folder(self.folder.path().join("shared"));
-        self.state = StatePlace::Documents { location, options: fhir_sync::store::Options::new() };
+        self.state = StatePlace::Documents { location, options: fhir_sync::store::Options::default() };
         self
     }
 
