@@ -31,6 +31,7 @@ class Server:
         self._changed: dict[Key, datetime.datetime] = {}
         self._versions: dict[Key, int] = {}
         self._exports: list[tuple[datetime.datetime, dict[str, str]]] = []
+        self._lock = threading.RLock()
         server = self
 
         class Served(handler or Handler):
@@ -38,7 +39,8 @@ class Server:
 
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", port), Served)
         # A client that is killed resets its connection.
-        self._http.handle_error = lambda *_: None if isinstance(sys.exception(), ConnectionError) else traceback.print_exc()
+        is_reset = lambda: isinstance(sys.exception(), ConnectionError)
+        self._http.handle_error = lambda *_: None if is_reset() else traceback.print_exc()
         self.url = f"http://127.0.0.1:{self._http.server_port}/fhir"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
@@ -47,22 +49,33 @@ class Server:
         self._versions[key] = self._versions.get(key, 0) + 1
         meta = {"versionId": str(self._versions[key]), "lastUpdated": _instant(self.now)}
         resource = {"resourceType": resource_type, "id": resource_id, "meta": meta, **elements}
-        self.lines[key] = json.dumps(resource, ensure_ascii=False)
-        self._changed[key] = self.now
-        self.deleted_at.pop(key, None)
+        with self._lock:
+            self.lines[key] = json.dumps(resource, ensure_ascii=False)
+            self._changed[key] = self.now
+            self.deleted_at.pop(key, None)
 
     def delete(self, resource_type: str, resource_id: str) -> None:
-        self.delete_silently(resource_type, resource_id)
-        self.deleted_at[resource_type, resource_id] = self.now
+        with self._lock:
+            self.delete_silently(resource_type, resource_id)
+            self.deleted_at[resource_type, resource_id] = self.now
 
     def delete_silently(self, resource_type: str, resource_id: str) -> None:
         """Deletes without reporting it: only a full export shows that the resource is missing."""
-        del self.lines[resource_type, resource_id], self._changed[resource_type, resource_id]
+        with self._lock:
+            del self.lines[resource_type, resource_id], self._changed[resource_type, resource_id]
 
     def advance(self, **time) -> None:
         self.now += datetime.timedelta(**time)
 
+    def exports(self) -> int:
+        """How many have been requested."""
+        return len(self._exports)
+
     def kick_off(self, query: dict[str, list[str]]) -> int:
+        with self._lock:
+            return self._export(query)
+
+    def _export(self, query: dict[str, list[str]]) -> int:
         types = query["_type"][0].split(",")
         since = [datetime.datetime.fromisoformat(text) for text in query.get("_since", [])]
         lines: dict[str, list[str]] = {}

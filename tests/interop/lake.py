@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
 import bulk
 import stores
@@ -28,6 +29,9 @@ spool_folder = "{spool}"
 filter = "warn"
 [maintenance]
 purge_percent = 1
+{exports}
+"""
+EXPORTS = """
 [[export]]
 name = "all"
 types = ["Patient", "Observation"]
@@ -57,7 +61,8 @@ class Lake:
     def table(self, table: str) -> str:
         return f"{self.name}/{table}"
 
-    def program(self, url: str, name: str, tables: str = "", state: str = "", **storage_options: str) -> pathlib.Path:
+    def program(self, url: str, name: str, tables: str = "", state: str = "", exports: str = EXPORTS,
+                **storage_options: str) -> pathlib.Path:
         """The configuration of one process, which reaches the store at `url`. `tables` is more of it. Without a `state`
         it has a state file.
         """
@@ -65,7 +70,7 @@ class Lake:
         spool.mkdir(exist_ok=True)
         of_store = self.store.settings(url) | {"backoff_config.init_backoff": "10ms"} | storage_options
         config.write_text(CONFIG.format(
-            server=self.server.url, root=self.store.root(self.name), tables=tables, spool=spool,
+            server=self.server.url, root=self.store.root(self.name), tables=tables, spool=spool, exports=exports,
             state=state or f'file = "{self.folder / name}.json"',
             options="\n".join(f'"{name}" = "{value}"' for name, value in of_store.items()),
         ))
@@ -77,11 +82,12 @@ class Lake:
         output, _ = process.communicate()
         return process.returncode, output
 
-    def begin(self, config: pathlib.Path, command: str, settings: Settings | None = None) -> subprocess.Popen:
+    def begin(self, config: pathlib.Path, command: str, settings: Settings | None = None,
+              stdout: int | TextIO = subprocess.PIPE) -> subprocess.Popen:
         environment = os.environ | {f"FHIR_SYNC__{name}": value for name, value in (settings or {}).items()}
         run = [self._program, *command.split(), "--config", str(config)]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(run, env=environment | self.store.secrets(), **output)
+        environment |= self.store.secrets()
+        return subprocess.Popen(run, env=environment, stdout=stdout, stderr=subprocess.STDOUT, text=True)
 
     def differs(self, difference: str) -> None:
         self.differences += 1

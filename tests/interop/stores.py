@@ -57,6 +57,7 @@ class Store:
             if process.poll() is not None:
                 break
             threading.Event().wait(0.1)
+        self.stop()
         raise RuntimeError(f"{command[0]} does not start: {log.read_text()}")
 
     def stop(self) -> None:
