@@ -153,7 +153,8 @@ def second_process(lake: Lake, expected: Facts) -> bool:
         return lake.run(held, command, settings)
 
     proxied = lossy_proxy(lake, lambda _: False)
-    held, other = lake.program(proxied.url, "held"), lake.program(lake.store.url, "other")
+    # The first one waits for its commit until the second one has ended.
+    held, other = lake.program(proxied.url, "held", timeout="10m"), lake.program(lake.store.url, "other")
     run_days(lake, run, expected)
     return lake.end(f"the second process was refused {len(ends)} times")
 
@@ -182,7 +183,8 @@ def lease_lost(lake: Lake, expected: Facts) -> bool:
 
     lake.tombstones_once = False
     proxied = lossy_proxy(lake, lambda _: False)
-    held, other = lake.program(proxied.url, "held"), lake.program(lake.store.url, "other")
+    # The first one waits for its commit until the second one has ended.
+    held, other = lake.program(proxied.url, "held", timeout="10m"), lake.program(lake.store.url, "other")
     run_days(lake, run, expected)
     return lake.end("the second process made all commits")
 
