@@ -109,6 +109,8 @@ fn figures(mut command: Command) -> anyhow::Result<Figures> {
     if !output.status.success() {
         bail!("a child failed: {}", String::from_utf8_lossy(&output.stderr));
     }
+    // What a child says besides its figures.
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let last = text.lines().last().context("a child printed nothing")?;
     serde_json::from_str(last).with_context(|| format!("no figures: {last}"))

@@ -74,6 +74,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "decode", run: decode::run },
     Measurement { name: "upsert", run: upsert::run },
     Measurement { name: "scale", run: upsert::scale::run },
+    Measurement { name: "latency", run: upsert::store::run },
     Measurement { name: "first-load", run: first_load::run },
 ];
 
@@ -87,6 +88,7 @@ const STEPS: &[child::Step] = &[
     child::Step { name: "upsert/new", run: upsert::ours::new },
     child::Step { name: "upsert/again", run: upsert::ours::again },
     child::Step { name: "upsert/copy-on-write", run: upsert::ours::copy_on_write },
+    child::Step { name: "upsert/store", run: upsert::store::upserts },
     child::Step { name: "upsert/changes", run: upsert::spark::changes },
     #[cfg(feature = "sql")]
     child::Step { name: "upsert/deltalake", run: upsert::deltalake::run },

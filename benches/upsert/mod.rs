@@ -8,6 +8,7 @@ pub mod deltalake;
 pub mod ours;
 pub mod scale;
 pub mod spark;
+pub mod store;
 
 use std::{
     fs,

@@ -83,12 +83,18 @@ pub fn ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send 
     updates.chain(rows..rows + (changes - half)).map(Some)
 }
 
+/// The same of other rows, for a second upsert.
+pub fn shifted_ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send {
+    let half = (changes / 2).min(rows);
+    ids(rows, changes).map(move |id| id.map(|id| if id < rows { (id + 1) % rows } else { id + changes - half }))
+}
+
 /// None of them is there.
 fn new_ids(rows: u64, changes: u64) -> impl Iterator<Item = Option<u64>> + Send {
     (rows..rows + changes).map(Some)
 }
 
-struct Bench {
+pub struct Bench {
     runtime: Runtime,
     root: Root,
     shape: Arc<Shape>,
@@ -99,16 +105,20 @@ struct Bench {
 impl Bench {
     fn new(folder: &str, update_mode: UpdateMode) -> anyhow::Result<Self> {
         let root = Location::Folder(folder.into());
+        Self::over(Root::new(Config { update_mode, ..Config::new(root) })?)
+    }
+
+    pub fn over(root: Root) -> anyhow::Result<Self> {
         Ok(Self {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?,
-            root: Root::new(Config { update_mode, ..Config::new(root) })?,
+            root,
             shape: Shape::of(ResourceType::OBSERVATION, Options { layout: resource::Layout::Pathling, raw_json: true }),
             spool: tempfile::tempdir()?,
             bytes_in: AtomicU64::new(0),
         })
     }
 
-    fn upsert(
+    pub fn upsert(
         &self,
         lines: &Path,
         run_started_micros: i64,
@@ -171,7 +181,7 @@ impl Bench {
         }
     }
 
-    fn work(&self, committed: &Committed) -> Work {
+    pub fn work(&self, committed: &Committed) -> Work {
         let bytes_in = self.bytes_in.load(Ordering::Relaxed);
         Work { bytes_in, bytes_out: committed.bytes_written, rows: committed.counts.total() }
     }

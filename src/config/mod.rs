@@ -37,8 +37,8 @@ use self::{
     authorization::KeyFile,
     section::Section,
     values::{
-        address, boolean, bytes, code, count, duration, duration_text, location, name, number, parsed, path, percent,
-        positive_duration, proxy, size_text, text, url, whole,
+        address, boolean, bytes, bytes_or_none, code, count, duration, duration_text, location, name, number, parsed,
+        path, percent, positive_duration, proxy, size_text, text, url, whole,
     },
 };
 pub use self::{
@@ -54,7 +54,7 @@ use crate::{
     schedule::Pattern,
     serve,
     state::StatePlace,
-    store::{self, Location},
+    store::{self, Location, cache},
     sync,
     table::{self, UpdateMode},
     telemetry,
@@ -244,6 +244,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
         supports_since,
         ..sync
     });
+    let tables = tables.zip(sync.as_ref()).map(|(tables, sync)| beside_spool(tables, &sync.spool_folder));
     let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
@@ -282,10 +283,14 @@ fn read_tables(
     let change_data_feed =
         section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
     let storage_options = stores::read(&mut section, root.as_ref(), key_file);
+    let cache_bytes = section.or("cache_size", "1GiB", bytes_or_none);
     let partitions = partitions::read(&mut section, columns);
     section.end();
+    // Its folder is that of the spool, which is not known here.
+    let cache = |max_bytes| cache::Settings { folder: PathBuf::new(), max_bytes };
     Some(table::Config {
         storage_options: storage_options?,
+        cache: Some(cache_bytes?).filter(|bytes| *bytes > 0).map(cache),
         update_mode: update_mode?,
         change_data_feed: change_data_feed?,
         partitions: partitions?,
@@ -332,6 +337,14 @@ fn folder_of_this_machine(state: &StatePlace) -> PathBuf {
             std::env::var_os("CACHE_DIRECTORY").map_or_else(std::env::temp_dir, PathBuf::from)
         }
     }
+}
+
+/// The cache of an object store is on the disk of the spool.
+fn beside_spool(mut tables: table::Config, spool_folder: &Path) -> table::Config {
+    if let Some(cache) = &mut tables.cache {
+        spool_folder.clone_into(&mut cache.folder);
+    }
+    tables
 }
 
 /// Whether tables are typed, and their columns.

@@ -75,6 +75,11 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| format!("{text:?} is not a size such as \"64MiB\" or \"2GB\""))
 }
 
+/// A size as [`bytes`] reads it, or 0.
+pub fn bytes_or_none(text: &str) -> Result<u64, String> {
+    if text == "0" { Ok(0) } else { bytes(text) }
+}
+
 /// A duration as [`duration`] reads it.
 pub fn duration_text(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()

@@ -205,8 +205,7 @@ impl<S: fmt::Display, C> fmt::Debug for Client<S, C> {
     }
 }
 
-/// What `async_trait` makes of an async function.
-pub(super) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+pub(super) use super::metered::Answer;
 
 impl<S: ObjectStore + MultipartStore, C: Send + Sync + 'static> ObjectStore for Client<S, C> {
     fn put_opts<'a, 'b, 'c>(

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "azure")]
 mod azure;
+/// Parts of objects that are kept on the local disk.
+pub mod cache;
 #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
 mod client;
 mod document;
@@ -13,6 +15,8 @@ mod failure;
 mod gcs;
 #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
 mod http;
+/// How many requests are sent.
+pub mod metered;
 mod options;
 #[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
 mod renewing;

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     export::{File, FileKind, Level},
     fhir::{ResourceType, TransactionTime},
-    table::{LedgerRow, RunCommit},
+    table::{LedgerRow, Requests, Root, RunCommit},
 };
 
 /// What the run knows of its types besides their reports.
@@ -22,6 +22,8 @@ pub struct Ledger {
     /// The watermarks when the run began, as the state file had them.
     watermarks_before: BTreeMap<ResourceType, TransactionTime>,
     requests: BTreeMap<ResourceType, Requested>,
+    /// What was asked of the object store for the tables, when the run began.
+    store_requests_before: BTreeMap<ResourceType, Requests>,
 }
 
 /// The request that brought a type, and what the server announced for it.
@@ -34,8 +36,15 @@ struct Requested {
 }
 
 impl Ledger {
-    pub fn begin(watermarks_before: BTreeMap<ResourceType, TransactionTime>) -> Self {
-        Self { watermarks_before, requests: BTreeMap::new() }
+    pub fn begin(watermarks_before: BTreeMap<ResourceType, TransactionTime>, export: &Export, root: &Root) -> Self {
+        let types = export.types.iter();
+        let store_requests_before = types.filter_map(|of| Some((*of, root.requests((*of).into())?))).collect();
+        Self { watermarks_before, requests: BTreeMap::new(), store_requests_before }
+    }
+
+    /// What this run asked the object store for a table, until now.
+    fn store_requests(&self, of: ResourceType, root: &Root) -> Option<Requests> {
+        Some(root.requests(of.into())? - self.store_requests_before.get(&of).copied().unwrap_or_default())
     }
 
     /// The server has completed an export.
@@ -53,26 +62,31 @@ impl Ledger {
         }
     }
 
-    fn rows(&self, report: &Report, export: &Export, source: &str) -> Vec<LedgerRow> {
-        report.types.iter().map(|(resource_type, of)| self.row(report, export, source, *resource_type, of)).collect()
+    fn rows(&self, report: &Report, export: &Export, syncer: &Syncer) -> Vec<LedgerRow> {
+        report.types.iter().map(|(resource_type, of)| self.row(report, export, syncer, *resource_type, of)).collect()
     }
 
     fn row(
         &self,
         report: &Report,
         export: &Export,
-        source: &str,
+        syncer: &Syncer,
         resource_type: ResourceType,
         of: &TypeReport,
     ) -> LedgerRow {
         let requested = self.requests.get(&resource_type);
         let before = self.watermarks_before.get(&resource_type).copied();
         let (version, after, cause) = end(of);
+        let store_requests = self.store_requests(resource_type, &syncer.root);
+        if let Some(requests) = store_requests {
+            let (count, bytes_read) = (requests.total(), requests.bytes_read);
+            tracing::debug!(%resource_type, requests = count, bytes_read, "{resource_type}: {requests}");
+        }
         LedgerRow {
             run: report.run,
             export: report.export.clone(),
             resource_type: resource_type.to_string(),
-            source: source.to_owned(),
+            source: syncer.config.source.to_string(),
             mode: report.mode.to_string(),
             level: level(&export.level),
             requested_types: requested.map(|requested| requested.types.clone()),
@@ -107,6 +121,8 @@ impl Ledger {
             conflicts: Some(of.counts.conflicts),
             overruled: Some(of.counts.overruled),
             file_list: of.file_list.clone(),
+            requests: store_requests.map(|requests| requests.total()),
+            bytes_read: store_requests.map(|requests| requests.bytes_read),
             bytes_written: of.bytes_written,
             foreign_commits: of.foreign_commits,
         }
@@ -153,7 +169,7 @@ fn row_of_killed(export: &Export, source: &str, resource_type: ResourceType, com
 impl Syncer {
     /// Appends an instalment to the ledger, while its run goes on.
     pub(super) async fn record_instalment(&self, run: &Run<'_>, of: ResourceType, report: &TypeReport) {
-        let row = run.ledger.row(&run.report, run.export, &self.config.source, of, report);
+        let row = run.ledger.row(&run.report, run.export, self, of, report);
         self.append_to_ledger(vec![LedgerRow { ended_at: Some(now()), outcome: RUNNING.to_owned(), ..row }]).await;
     }
 
@@ -162,7 +178,7 @@ impl Syncer {
         // A commit may have landed although it failed: the next run looks into the logs.
         let is_certain = report.types.values().all(|of| !matches!(of.end, TypeEnd::Failed(_)));
         let runs = BTreeSet::from_iter(is_certain.then_some(report.run));
-        let recorded = self.append_and_remember(export, runs, ledger.rows(report, export, &self.config.source));
+        let recorded = self.append_and_remember(export, runs, ledger.rows(report, export, self));
         if let Err(error) = recorded.await {
             tracing::warn!(error = chain(&error), "the run could not be recorded in the ledger; the next one does it");
         }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use url::Url;
 
 use super::{
@@ -21,6 +22,9 @@ use crate::{
 
 /// Why a type is loaded in full whose first load ended before its end.
 const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
+
+/// Tables that are opened at the same time: in an object store the time is spent waiting.
+pub(super) const TABLES_AT_ONCE: usize = 16;
 
 /// A ledger that cannot be written for longer lacks the earlier runs for good.
 const MAX_UNRECORDED_RUNS: usize = 1000;
@@ -53,19 +57,30 @@ impl Syncer {
     ) -> Vec<(ResourceType, Result<Option<TransactionTime>, Error>)> {
         let reload = self.export_state(export).reload;
         let mut watermarks = Vec::new();
-        for resource_type in &export.types {
-            let watermark = async {
-                match self.root.open(*resource_type).await? {
-                    Some(table) if !reload.contains_key(resource_type) => {
-                        watermark(&table, export, &self.config.source).await
-                    }
-                    _ => Ok(None),
-                }
+        for types in export.types.chunks(TABLES_AT_ONCE) {
+            let of_type = |resource_type: ResourceType| async move {
+                let watermark = self.watermark(export, resource_type).await;
+                (resource_type, watermark.map_err(|error| Error::of_opening(resource_type, error)))
             };
-            let watermark = watermark.await.map_err(|error| Error::of_opening(*resource_type, error));
-            watermarks.push((*resource_type, watermark));
+            let of_types = join_all(types.iter().copied().map(of_type)).await;
+            // What was asked before does not count.
+            watermarks.extend(of_types.into_iter().map(|(resource_type, watermark)| {
+                let is_reloaded = reload.contains_key(&resource_type);
+                (resource_type, watermark.map(|watermark| watermark.filter(|_| !is_reloaded)))
+            }));
         }
         watermarks
+    }
+
+    async fn watermark(
+        &self,
+        export: &Export,
+        resource_type: ResourceType,
+    ) -> Result<Option<TransactionTime>, table::Error> {
+        match self.root.open(resource_type).await? {
+            Some(table) => watermark(&table, export, &self.config.source).await,
+            None => Ok(None),
+        }
     }
 
     /// What is asked from now on. With a reason, the watermarks of these types no longer count.

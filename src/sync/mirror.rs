@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, Export, Mode, Run, Syncer, events};
+use futures::future::join_all;
+
+use super::{Error, Export, Mode, Run, Syncer, events, memory::TABLES_AT_ONCE};
 use crate::{fhir::ResourceType, state::KnownTable, table};
 
 impl Run<'_> {
@@ -20,12 +22,16 @@ impl Run<'_> {
         }
         let mut reasons = BTreeMap::new();
         let mut is_any_there = false;
-        for (resource_type, table) in &known {
-            let difference = self.syncer.difference(*resource_type, table).await;
-            is_any_there |= !matches!(difference, Ok(Some(Difference::Gone)));
-            // A table that cannot be opened fails its type when the run is planned.
-            if let Ok(Some(difference)) = difference {
-                reasons.insert(*resource_type, difference.to_string());
+        let tables: Vec<_> = known.iter().collect();
+        for tables in tables.chunks(TABLES_AT_ONCE) {
+            let differences = tables.iter().map(|(of, table)| self.syncer.difference(**of, table));
+            let differences = join_all(differences).await;
+            for ((resource_type, _), difference) in tables.iter().zip(differences) {
+                is_any_there |= !matches!(difference, Ok(Some(Difference::Gone)));
+                // A table that cannot be opened fails its type when the run is planned.
+                if let Ok(Some(difference)) = difference {
+                    reasons.insert(**resource_type, difference.to_string());
+                }
             }
         }
         if !is_any_there && self.mode != Mode::FullRefresh {

@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
         let report = Report::begin(&export.name, number, mode, &export.types, now());
         let quarantine = Quarantine::new(&syncer.root, &syncer.config, &export.name, number, report.started_at);
         let quarantine = Arc::new(quarantine);
-        let ledger = Ledger::begin(syncer.export_state(export).watermarks);
+        let ledger = Ledger::begin(syncer.export_state(export).watermarks, export, &syncer.root);
         Self {
             syncer,
             export,

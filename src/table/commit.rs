@@ -125,7 +125,8 @@ impl Table {
     }
 }
 
-/// One attempt at a commit; `metadata` is written into its `commitInfo`. Afterwards the table is at its newest version.
+/// One attempt at a commit; `metadata` is written into its `commitInfo`. Afterwards the table is at
+/// the version of the commit, or at its newest.
 pub(super) async fn attempt(
     table: &mut Table,
     actions: Vec<Action>,
@@ -170,12 +171,15 @@ async fn attempt_once(
         .with_actions(actions)
         .build(Some(&snapshot), table.delta.log_store(), operation)
         .await;
-    let loaded = table.delta.load().await;
-    loaded.map_err(|error| table.failed(error))?;
-    let Err(error) = attempt else {
-        flush(table, &BTreeSet::from([format!("_delta_log/{:020}.json", table.version())]))?;
-        return Ok((CommitOutcome::Committed { bytes_written }, Ended::Committed));
+    let error = match attempt {
+        Ok(committed) => {
+            table.delta.state = Some(committed.snapshot);
+            flush(table, &BTreeSet::from([format!("_delta_log/{:020}.json", table.version())]))?;
+            return Ok((CommitOutcome::Committed { bytes_written }, Ended::Committed));
+        }
+        Err(error) => error,
     };
+    table.delta.load().await.map_err(|error| table.failed(error))?;
     let version = table.version();
     for version in read_version + 1..=version {
         let info = commit_info(&table.delta, version).await.map_err(|error| table.failed(error))?;

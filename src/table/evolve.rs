@@ -61,15 +61,32 @@ impl Root {
 }
 
 /// Adds what the table lacks of `definition` and of the properties that the configuration asks for.
-pub(super) async fn evolve(mut table: Table, definition: &TableDefinition) -> Result<Table, Error> {
+pub(super) async fn evolve(table: Table, definition: &TableDefinition) -> Result<Table, Error> {
     // A table without our own columns was created by another writer, and is not ours to change.
     let there = table.columns()?;
     if !definition.schema.fields().iter().take(OWN_COLUMNS).all(|field| there.field_with_name(field.name()).is_ok()) {
         return Ok(table);
     }
     check_partitions(&table)?;
+    gain(table, |table| Changes::of(table, definition)).await
+}
+
+/// Adds the columns that a table lacks which is not of resources.
+pub(super) async fn with_columns(table: Table, columns: &Schema) -> Result<Table, Error> {
+    gain(table, |table| {
+        let there = table.columns()?;
+        let is_missing = |field: &&FieldRef| there.field_with_name(field.name()).is_err();
+        Ok(Changes {
+            columns: columns.fields().iter().filter(is_missing).cloned().collect(),
+            properties: BTreeMap::new(),
+        })
+    })
+    .await
+}
+
+async fn gain(mut table: Table, changes: impl Fn(&Table) -> Result<Changes, Error>) -> Result<Table, Error> {
     for _ in 0..MAX_ATTEMPTS {
-        let changes = Changes::of(&table, definition)?;
+        let changes = changes(&table)?;
         if changes.is_empty() {
             return Ok(table);
         }

@@ -82,6 +82,10 @@ record! {
         foreign_commits: u64,
         /// The files that were read to their end.
         file_list: Vec<LedgerFile>,
+        /// Requests to the object store for the table of the type while the run went on; `NULL` in a folder.
+        requests: Option<u64>,
+        /// What these have read.
+        bytes_read: Option<u64>,
     }
 }
 
@@ -171,5 +175,24 @@ mod tests {
         root.append_to_ledger(&[row(2, "Patient")]).await.unwrap();
         let all = [row(1, "Observation"), row(1, "Patient"), row(2, "Patient")];
         assert_eq!(root.ledger().await.unwrap(), all);
+    }
+
+    #[tokio::test]
+    async fn a_ledger_of_an_earlier_version_gains_the_columns_that_it_lacks() {
+        record! {
+            /// As it was before requests were counted.
+            Earlier {
+                run: u64,
+                resource_type: String,
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(Config::new(Location::Folder(folder.path().to_owned()))).unwrap();
+        let earlier = Earlier { run: 1, resource_type: "Patient".to_owned() };
+        root.append(TableName::Runs, &[earlier]).await.unwrap();
+        let with_requests = LedgerRow { requests: Some(7), bytes_read: Some(9), ..row(2, "Patient") };
+        root.append_to_ledger(std::slice::from_ref(&with_requests)).await.unwrap();
+        let before = LedgerRow { run: 1, resource_type: "Patient".to_owned(), ..LedgerRow::default() };
+        assert_eq!(root.ledger().await.unwrap(), [before, with_requests]);
     }
 }

@@ -32,6 +32,8 @@ mod commit;
 mod tombstones;
 /// What a table requires of its writers.
 mod requirements;
+/// A table is created, and gains columns.
+mod evolve;
 /// The rows of tables that are not of resources.
 mod record;
 /// What each run did.
@@ -40,8 +42,6 @@ mod ledger;
 mod quarantine;
 /// Who joined and left the groups of exports.
 mod members;
-/// A table is created, and gains columns.
-mod evolve;
 
 /// The engine: a change set and a table become one commit.
 mod upsert;
@@ -74,7 +74,7 @@ pub use self::{
 
 #[cfg(feature = "sql")]
 pub use self::query::Answer;
-pub use crate::store::Location;
+pub use crate::store::{Location, metered::Requests};
 
 #[cfg(test)]
 mod tests;

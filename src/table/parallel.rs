@@ -2,10 +2,19 @@
 
 use std::{
     num::NonZero,
-    sync::atomic::{AtomicUsize, Ordering},
-    thread,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, ScopedJoinHandle},
 };
 
+use futures::{StreamExt as _, stream};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, SemaphorePermit},
+};
 use tracing::Span;
 
 use super::Error;
@@ -30,17 +39,24 @@ pub(super) fn in_parallel<Unit: Sync, Done: Send>(
     };
     // Log lines of the new threads belong to the same run.
     let span = Span::current();
-    let done = thread::scope(|scope| {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(|| span.in_scope(one))).collect();
-        let joined = running.into_iter().map(|thread| match thread.join() {
-            Ok(done) => done,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        joined.collect::<Result<Vec<_>, Error>>()
-    })?;
-    let mut done: Vec<_> = done.into_iter().flatten().collect();
+    let done = thread::scope(|scope| joined((0..threads).map(|_| scope.spawn(|| span.in_scope(one))).collect()))?;
+    Ok(in_order(done))
+}
+
+fn joined<T>(threads: Vec<ScopedJoinHandle<'_, Result<Vec<T>, Error>>>) -> Result<Vec<T>, Error> {
+    let joined = threads.into_iter().map(|thread| match thread.join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    });
+    // All are waited for, also after an error.
+    let joined: Vec<_> = joined.collect();
+    let done = joined.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    Ok(done.into_iter().flatten().collect())
+}
+
+fn in_order<Done>(mut done: Vec<(usize, Done)>) -> Vec<Done> {
     done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, done)| done).collect())
+    done.into_iter().map(|(_, done)| done).collect()
 }
 
 pub(super) fn cores() -> usize {
@@ -50,4 +66,159 @@ pub(super) fn cores() -> usize {
 fn take<'units, Unit>(units: &'units [Unit], next: &AtomicUsize) -> Option<(usize, &'units Unit)> {
     let index = next.fetch_add(1, Ordering::Relaxed);
     Some((index, units.get(index)?))
+}
+
+/// Where the bytes are that a unit of work needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ReadFrom {
+    /// On a disk, which answers at once: each thread reads what it works on.
+    Disk,
+    /// In a store: many requests are on their way while the threads work on what has arrived.
+    Store,
+}
+
+/// With more requests at the same time a store would not send more.
+pub(super) const MAX_REQUESTS_IN_FLIGHT: usize = 32;
+/// What was requested of a store and is not worked on yet takes no more memory than this, unless a single unit does.
+const MAX_KIB_IN_FLIGHT: u32 = 64 * 1024;
+
+/// As [`in_parallel`], where a unit needs so many `bytes`, which `fetch` brings.
+pub(super) fn in_parallel_with<Unit: Sync, Fetched: Send, Done: Send>(
+    from: ReadFrom,
+    units: &[Unit],
+    bytes: impl Fn(&Unit) -> u64 + Sync,
+    fetch: impl AsyncFn(&Unit) -> Result<Fetched, Error> + Sync,
+    work: impl Fn(&Unit, Fetched) -> Result<Done, Error> + Sync,
+) -> Result<Vec<Done>, Error> {
+    let runtime = Handle::current();
+    if from == ReadFrom::Disk {
+        return in_parallel(units, |unit| work(unit, runtime.block_on(fetch(unit))?));
+    }
+    let room = Semaphore::new(MAX_KIB_IN_FLIGHT as usize);
+    let (arrive, arrived) = mpsc::channel();
+    let arrived = Mutex::new(arrived);
+    let one = || {
+        // After an error, or when all is done, nothing more is requested.
+        let _closing = Closing(&room);
+        let mut done = Vec::new();
+        loop {
+            let next = arrived.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            // The room is given back when the work on the unit has ended.
+            let Ok(Arrived { index, unit, fetched, room: _room }) = next else { return Ok(done) };
+            advance::note();
+            done.push((index, work(unit, fetched?)?));
+        }
+    };
+    let span = Span::current();
+    let done = thread::scope(|scope| {
+        let workers = (0..cores().min(units.len())).map(|_| scope.spawn(|| span.in_scope(one))).collect();
+        let requests = || runtime.block_on(request(units, &bytes, &fetch, &room, arrive));
+        let span = &span;
+        scope.spawn(move || span.in_scope(requests));
+        joined(workers)
+    })?;
+    Ok(in_order(done))
+}
+
+/// A unit with what it needs, and the room that this takes.
+struct Arrived<'units, Unit, Fetched> {
+    index: usize,
+    unit: &'units Unit,
+    fetched: Result<Fetched, Error>,
+    room: SemaphorePermit<'units>,
+}
+
+struct Closing<'room>(&'room Semaphore);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+async fn request<'units, Unit, Fetched>(
+    units: &'units [Unit],
+    bytes: &(impl Fn(&Unit) -> u64 + Sync),
+    fetch: &(impl AsyncFn(&Unit) -> Result<Fetched, Error> + Sync),
+    room: &'units Semaphore,
+    arrive: mpsc::Sender<Arrived<'units, Unit, Fetched>>,
+) {
+    let request = async |(index, unit)| {
+        let kib = u32::try_from(bytes(unit).div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, MAX_KIB_IN_FLIGHT);
+        let room = room.acquire_many(kib).await.ok()?;
+        Some(Arrived { index, unit, fetched: fetch(unit).await, room })
+    };
+    let mut answers = stream::iter(units.iter().enumerate()).map(request).buffer_unordered(MAX_REQUESTS_IN_FLIGHT);
+    while let Some(Some(answer)) = answers.next().await {
+        if arrive.send(answer).is_err() {
+            break;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [u64; 200] = [7; 200];
+
+    fn failed() -> Error {
+        Error::spool("failed")
+    }
+
+    fn run(
+        from: ReadFrom,
+        fetch: impl AsyncFn(&u64) -> Result<u64, Error> + Sync + Send,
+        work: impl Fn(&u64, u64) -> Result<u64, Error> + Sync + Send,
+    ) -> Result<Vec<u64>, Error> {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        // Each takes a fifth of the room.
+        in_parallel_with(from, &ALL, |_| 13 * 1024 * 1024, fetch, work)
+    }
+
+    #[test]
+    fn each_unit_is_worked_on_once_and_in_its_place() {
+        for from in [ReadFrom::Disk, ReadFrom::Store] {
+            let next = AtomicUsize::new(0);
+            let fetch = async |unit: &u64| {
+                tokio::task::yield_now().await;
+                Ok(*unit + next.fetch_add(1, Ordering::Relaxed) as u64)
+            };
+            let mut done = run(from, fetch, |unit, fetched| Ok(fetched - unit)).unwrap();
+            done.sort_unstable();
+            assert_eq!(done, (0..200).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_work_and_the_requests() {
+        for from in [ReadFrom::Disk, ReadFrom::Store] {
+            let requests = AtomicUsize::new(0);
+            let fetch = async |_: &u64| {
+                requests.fetch_add(1, Ordering::Relaxed);
+                Ok(0)
+            };
+            run(from, fetch, |_, _| Err(failed())).unwrap_err();
+            assert!(requests.load(Ordering::Relaxed) < 100, "{from:?}: {requests:?}");
+            run(from, async |_| Err(failed()), |_, _| Ok(0)).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_was_requested_takes_no_more_than_the_room() {
+        let (waiting, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let fetch = async |_: &u64| {
+            most.fetch_max(waiting.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::task::yield_now().await;
+            Ok(0)
+        };
+        let work = |_: &u64, _| {
+            waiting.fetch_sub(1, Ordering::SeqCst);
+            Ok(0)
+        };
+        run(ReadFrom::Store, fetch, work).unwrap();
+        // Room for four, and one that was worked on and is about to give its room back, for each thread.
+        assert!(most.load(Ordering::SeqCst) <= 4, "{most:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Records: the rows of tables that are not of resources. A record is a struct whose fields are the columns.
 //!
-//! Records are appended in one commit. A column that a table of an earlier version lacks is left out.
+//! Records are appended in one commit. A table of an earlier version gains the columns that it lacks before; where
+//! another writer has taken one away, it is left out.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -24,6 +25,7 @@ use super::{
     Error, Root, Table, TableName,
     commit::{self, CommitOutcome},
     data_file::rolling::DataFiles,
+    evolve::with_columns,
     requirements::check_writable,
     root::kernel_schema,
 };
@@ -239,7 +241,7 @@ impl Root {
 
 async fn open_or_create(root: &Root, name: TableName, schema: &Schema) -> Result<Table, Error> {
     if let Some(table) = root.load(name).await? {
-        return Ok(table);
+        return with_columns(table, schema).await;
     }
     let schema = kernel_schema(schema, &name.directory())?;
     let create = CreateBuilder::new().with_table_name(name.as_str()).with_columns(schema.fields().cloned());

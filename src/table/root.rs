@@ -26,12 +26,17 @@ use super::{
     data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
     date_partition::{DatePartition, of_data_files},
     name::OWN_DIRECTORY,
+    parallel::ReadFrom,
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
     lease::{Holder, Lease, Subject},
-    store::{self, Document, Documents, Location, Options, Readers},
+    store::{
+        self, Document, Documents, Location, Options, Readers,
+        cache::{self, Cache, Cached},
+        metered::{Metered, Meters, Requests},
+    },
     telemetry::metrics,
 };
 
@@ -42,6 +47,8 @@ pub struct Config {
     pub root: Location,
     /// How the object store is reached; of no use for a folder.
     pub storage_options: Options,
+    /// What is kept of an object store on the local disk; `None` for nothing.
+    pub cache: Option<cache::Settings>,
     pub update_mode: UpdateMode,
     /// Whether the change data feed is switched on for tables where nobody has set that property.
     pub change_data_feed: bool,
@@ -57,6 +64,7 @@ impl Config {
         Self {
             root,
             storage_options: Options::default(),
+            cache: None,
             update_mode: UpdateMode::default(),
             change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
             partitions: BTreeMap::new(),
@@ -102,6 +110,9 @@ pub struct Root {
     pub(super) folder: Option<PathBuf>,
     /// The client of the object store; `None` for a folder.
     pub(super) store: Option<Arc<dyn ObjectStore>>,
+    cache: Option<Arc<Cache>>,
+    /// What was requested of the store; nothing is counted in a folder.
+    meters: Arc<Meters>,
     pub(super) update_mode: UpdateMode,
     pub(super) change_data_feed: bool,
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
@@ -121,27 +132,45 @@ impl Root {
         config: Config,
         absolute: impl FnOnce(&std::path::Path) -> std::io::Result<PathBuf>,
     ) -> Result<Self, Error> {
-        let (url, folder, store) = match config.root {
-            Location::Folder(folder) => {
-                let folder = absolute(&folder).map_err(|error| Error::Root {
-                    place: folder.display().to_string(),
-                    reason: format!("{error}; check its owner and mode, or choose another `tables.root`"),
-                })?;
-                let url = Url::from_directory_path(&folder).map_err(|()| Error::Root {
-                    place: folder.display().to_string(),
-                    reason: "not an absolute path".to_owned(),
-                })?;
-                (url, Some(folder), None)
-            }
-            Location::ObjectStore(url) => {
-                let url = with_trailing_slash(url);
-                let store = store::connect(&url, &config.storage_options)?;
-                (url, None, Some(store))
-            }
+        let folder = match &config.root {
+            Location::Folder(folder) => folder,
+            Location::ObjectStore(url) => return Self::over(store::connect(url, &config.storage_options)?, config),
         };
-        let Config { update_mode, change_data_feed, partitions, .. } = config;
-        let (partitions, tombstone_lock) = (Arc::new(partitions), Arc::default());
-        Ok(Self { url, folder, store, update_mode, change_data_feed, partitions, tombstone_lock, lease: None })
+        let place = || folder.display().to_string();
+        let folder = absolute(folder).map_err(|error| Error::Root {
+            place: place(),
+            reason: format!("{error}; check its owner and mode, or choose another `tables.root`"),
+        })?;
+        let url = Url::from_directory_path(&folder)
+            .map_err(|()| Error::Root { place: place(), reason: "not an absolute path".to_owned() })?;
+        Ok(Self::at(url, Some(folder), None, config))
+    }
+
+    /// The root in an object store that this client reaches.
+    pub fn over(client: Arc<dyn ObjectStore>, config: Config) -> Result<Self, Error> {
+        match &config.root {
+            Location::ObjectStore(url) => Ok(Self::at(with_trailing_slash(url.clone()), None, Some(client), config)),
+            Location::Folder(folder) => {
+                Err(Error::Root { place: folder.display().to_string(), reason: "not in an object store".to_owned() })
+            }
+        }
+    }
+
+    fn at(url: Url, folder: Option<PathBuf>, store: Option<Arc<dyn ObjectStore>>, config: Config) -> Self {
+        let Config { update_mode, change_data_feed, partitions, cache, .. } = config;
+        let cache = cache.filter(|_| store.is_some()).map(|settings| Arc::new(Cache::new(settings)));
+        Self {
+            url,
+            folder,
+            store,
+            cache,
+            meters: Arc::default(),
+            update_mode,
+            change_data_feed,
+            partitions: Arc::new(partitions),
+            tombstone_lock: Arc::default(),
+            lease: None,
+        }
     }
 
     /// The same for commands that only read: nothing is created, and nothing is tried out.
@@ -152,7 +181,8 @@ impl Root {
             let reason = "there is no such folder; no sync has created it yet, or it is not mounted".to_owned();
             return Err(Error::Root { place: folder.display().to_string(), reason });
         }
-        Self::with_folder(config, std::path::Path::canonicalize)
+        // The folder of the cache is that of a process that writes.
+        Self::with_folder(Config { cache: None, ..config }, std::path::Path::canonicalize)
     }
 
     /// Takes the lease of this root for the holder of a state; the holder renews it with [`Lease::keep`]. Waits for up
@@ -168,7 +198,7 @@ impl Root {
     fn lease_document(&self) -> Document {
         let folder = || self.folder.clone().unwrap_or_default();
         let documents = match &self.store {
-            Some(store) => Documents::in_store(Arc::clone(store), &self.url),
+            Some(store) => Documents::in_store(self.metered(store, OWN_DIRECTORY), &self.url),
             None => Documents::Folder { folder: folder(), readers: Readers::OfFolder },
         };
         documents.document(&format!("{OWN_DIRECTORY}/{LEASE}"))
@@ -193,6 +223,11 @@ impl Root {
         Ok(self.load(TableName::Tombstones).await?.is_some())
     }
 
+    /// What was requested of the object store for a table since the process began; `None` in a folder.
+    pub fn requests(&self, name: TableName) -> Option<Requests> {
+        self.store.as_ref().map(|_| self.meters.of(&name.directory()).read())
+    }
+
     pub(super) async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
@@ -200,11 +235,12 @@ impl Root {
             return Ok(None);
         }
         let mut delta = self.delta(&directory)?;
-        if !delta.verify_deltatable_existence().await.map_err(|error| Error::delta(&place, error))? {
-            return Ok(None);
+        match delta.load().await {
+            Ok(()) => Ok(Some(Table { name, place, delta, root: self.clone() })),
+            // Asking whether it exists before loading it would list the whole log.
+            Err(DeltaTableError::NotATable(_)) => Ok(None),
+            Err(error) => Err(Error::delta(&place, error)),
         }
-        delta.load().await.map_err(|error| Error::delta(&place, error))?;
-        Ok(Some(Table { name, place, delta, root: self.clone() }))
     }
 
     /// Creates a table by its empty first commit. No data file may be in its folder before that.
@@ -273,9 +309,18 @@ impl Root {
         let Some(store) = &self.store else {
             return DeltaTableBuilder::from_url(url).and_then(DeltaTableBuilder::build).map_err(failed);
         };
+        let metered = self.metered(store, directory);
+        let store: Arc<dyn ObjectStore> = match &self.cache {
+            Some(cache) => Arc::new(Cached::new(metered, Arc::clone(cache))),
+            None => metered,
+        };
         let settings = StorageConfig::default();
-        let of_table = settings.decorate_store(Arc::clone(store), &url).map_err(failed)?;
-        Ok(DeltaTable::new(default_logstore(Arc::from(of_table), Arc::clone(store), &url, &settings)))
+        let of_table = settings.decorate_store(Arc::clone(&store), &url).map_err(failed)?;
+        Ok(DeltaTable::new(default_logstore(Arc::from(of_table), store, &url, &settings)))
+    }
+
+    fn metered(&self, client: &Arc<dyn ObjectStore>, directory: &str) -> Arc<dyn ObjectStore> {
+        Arc::new(Metered::new(Arc::clone(client), self.meters.of(directory)))
     }
 
     pub(super) fn properties(&self, definition: &TableDefinition) -> Vec<(&'static str, Option<String>)> {
@@ -318,6 +363,10 @@ impl Table {
             u64::try_from(rows - dead).ok()
         });
         Ok(rows.sum())
+    }
+
+    pub(super) fn read_from(&self) -> ReadFrom {
+        if self.root.store.is_some() { ReadFrom::Store } else { ReadFrom::Disk }
     }
 
     /// The error of something that was done to this table.

@@ -24,7 +24,7 @@ use deltalake::{
     operations::create::CreateBuilder,
     protocol::{DeltaOperation, SaveMode},
 };
-use futures::StreamExt as _;
+use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
 use super::{
@@ -32,6 +32,7 @@ use super::{
     change_set::newest::{Shard, WinnerIndex},
     commit::{self, CommitOutcome},
     data_file::rolling::{DataFiles, FileTarget},
+    data_file::stored::StoredFile,
     ids::Ids,
     name::DELETED_FROM,
     root::kernel_schema,
@@ -138,12 +139,19 @@ pub(super) struct TombstoneTable {
 
 /// How often an append is tried because other writers commit at the same moment.
 const MAX_ATTEMPTS: u32 = 5;
+/// How many files are read at the same time.
+const FILES_IN_FLIGHT: usize = 16;
 /// Rows that are encoded at once.
 const BATCH_ROWS: usize = 8192;
 
 impl TombstoneTable {
     pub async fn open(root: &Root) -> Result<Self, Error> {
         Ok(Self { root: root.clone(), table: root.load(TableName::Tombstones).await? })
+    }
+
+    /// For a change set of which nobody will ask for tombstones.
+    pub fn not_opened(root: &Root) -> Self {
+        Self { root: root.clone(), table: None }
     }
 
     /// The tombstones of the ids of `shard`, which holds all or some of `ids`.
@@ -156,14 +164,24 @@ impl TombstoneTable {
     ) -> Result<TombstonesByWinner, Error> {
         let mut found = TombstonesByWinner::new();
         let Some(table) = &self.table else { return Ok(found) };
-        for stored in table.stored_files().await? {
+        let is_wanted = |stored: &StoredFile| {
             let partition = stored.add.partition_values.get(DELETED_FROM).cloned().flatten();
-            if partition.as_deref() != Some(of_table.as_str()) || !stored.may_have(ids) {
-                continue;
-            }
+            partition.as_deref() == Some(of_table.as_str()) && stored.may_have(ids)
+        };
+        let files = table.stored_files().await?.into_iter().filter(is_wanted);
+        let files = files.map(|stored| async move {
+            let mut of_file = Vec::new();
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                collect(&batch?, source, shard, &mut found).map_err(|error| table.failed(error))?;
+                collect(&batch?, source, shard, &mut of_file).map_err(|error| table.failed(error))?;
+            }
+            Ok::<_, Error>(of_file)
+        });
+        let mut files = stream::iter(files).buffer_unordered(FILES_IN_FLIGHT);
+        while let Some(of_file) = files.next().await {
+            for (winner, tombstone) in of_file? {
+                let known: &mut Tombstones = found.entry(winner).or_default();
+                *known = known.with(tombstone);
             }
         }
         Ok(found)
@@ -315,7 +333,7 @@ fn collect(
     batch: &RecordBatch,
     source: &str,
     shard: &Shard,
-    found: &mut TombstonesByWinner,
+    found: &mut Vec<(WinnerIndex, Tombstone)>,
 ) -> Result<(), DeltaTableError> {
     let column = |name: &str, data_type: &DataType| {
         let column = batch.column_by_name(name);
@@ -340,8 +358,7 @@ fn collect(
             transaction_time_micros: value(&transaction_times, row),
         }
         .bounded();
-        let known = found.entry(winner).or_default();
-        *known = known.with(tombstone);
+        found.push((winner, tombstone));
     }
     Ok(())
 }

@@ -21,9 +21,24 @@ const VERSION: u8 = 1;
 /// How many characters at the end of a path are the encoded UUID. A random folder may precede it.
 const ENCODED_UUID: usize = 20;
 
+fn damaged(what: &str) -> DeltaTableError {
+    DeltaTableError::generic(format!("a deletion vector {what}"))
+}
+
 /// Reads a vector, which is in the log itself or in a file.
 pub async fn read(store: &dyn ObjectStore, descriptor: &DeletionVectorDescriptor) -> Result<RowSet, DeltaTableError> {
-    let damaged = |what: &str| DeltaTableError::generic(format!("a deletion vector {what}"));
+    let file = match file_of(descriptor) {
+        Some(path) => Some(store.get(&path).await?.bytes().await?),
+        None => None,
+    };
+    of_bytes(descriptor, |_| file.as_ref())
+}
+
+/// The vector that a descriptor describes, where `file` has the content of each file of vectors.
+pub fn of_bytes<'files>(
+    descriptor: &DeletionVectorDescriptor,
+    file: impl FnOnce(&Path) -> Option<&'files Bytes>,
+) -> Result<RowSet, DeltaTableError> {
     let rows = match descriptor.storage_type {
         StorageType::Inline => {
             let data = z85::decode(&descriptor.path_or_inline_dv).map_err(|_| damaged("is not base-85 text"))?;
@@ -31,10 +46,11 @@ pub async fn read(store: &dyn ObjectStore, descriptor: &DeletionVectorDescriptor
         }
         StorageType::UuidRelativePath => {
             let path = relative_path(&descriptor.path_or_inline_dv).ok_or_else(|| damaged("has no readable path"))?;
-            let start = u64::try_from(descriptor.offset.unwrap_or(1)).map_err(|_| damaged("has no valid offset"))?;
-            let length = u64::try_from(descriptor.size_in_bytes).map_err(|_| damaged("has no valid length"))?;
-            let stored = store.get_range(&path, start..start + 4 + length + 4).await?;
-            parse(checked(&stored).ok_or_else(|| damaged("is damaged: its length or its checksum is wrong"))?)
+            let start = usize::try_from(descriptor.offset.unwrap_or(1)).map_err(|_| damaged("has no valid offset"))?;
+            let length = usize::try_from(descriptor.size_in_bytes).map_err(|_| damaged("has no valid length"))?;
+            let stored = file(&path).and_then(|file| file.get(start..)?.get(..4 + length + 4));
+            let data = stored.and_then(checked);
+            parse(data.ok_or_else(|| damaged("is damaged: its length or its checksum is wrong"))?)
         }
         StorageType::AbsolutePath => return Err(damaged("is outside of the table, which is then a shallow clone")),
     };

@@ -23,23 +23,28 @@ use deltalake::{
     DeltaTableError, ObjectStore, Path,
     kernel::{Add, LogicalFileView},
 };
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{
+    FutureExt as _,
+    future::{self, BoxFuture},
+};
 use object_store::{ObjectStoreExt as _, buffered::BufWriter};
 use parquet::{
     arrow::{
-        AsyncArrowWriter, arrow_reader::ArrowReaderOptions, async_reader::AsyncFileReader,
+        AsyncArrowWriter, ProjectionMask,
+        arrow_reader::ArrowReaderOptions,
+        async_reader::{AsyncFileReader, MetadataFetch},
         async_writer::AsyncFileWriter,
     },
     errors::{ParquetError, Result},
     file::{
-        metadata::{ParquetMetaData, ParquetMetaDataReader},
+        metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData},
         properties::WriterProperties,
     },
 };
 use tokio::io::AsyncWriteExt as _;
 
 use self::statistics::statistics;
-use crate::table::date_partition::Partition;
+use crate::{store::cache::Keep, table::date_partition::Partition};
 
 /// A file that can be read.
 #[derive(Clone)]
@@ -55,19 +60,160 @@ impl DataFile {
     }
 }
 
+/// A smaller file is read as a whole: another request would take longer than the bytes that nobody needs.
+const SMALL_FILE_BYTES: u64 = 256 * 1024;
+/// How much is read from the end of a file at first, and what share of the file: footers grow with columns and row
+/// groups. Where the footer is longer, a second request reads the rest.
+const MIN_TAIL_BYTES: u64 = 64 * 1024;
+const MAX_TAIL_BYTES: u64 = 1024 * 1024;
+const TAIL_SHARE: u64 = 256;
+/// Parts that are closer to each other are read in one request.
+const MAX_GAP_BYTES: u64 = 1024 * 1024;
+
+impl DataFile {
+    /// Parts that are read again in each upsert, so a cache keeps them: footers, filters, ids and versions.
+    pub async fn key_parts(&self, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        let parts = if self.size_bytes <= SMALL_FILE_BYTES {
+            Fetched { parts: vec![self.key_part(0..self.size_bytes).await?] }
+        } else {
+            let joined = join(ranges).into_iter().map(|range| self.key_part(range));
+            Fetched { parts: future::try_join_all(joined).await? }
+        };
+        ranges.iter().map(|range| parts.get(range).ok_or_else(|| cut(&self.path))).collect()
+    }
+
+    async fn key_part(&self, range: Range<u64>) -> Result<(Range<u64>, Bytes)> {
+        let got = self.store.get_opts(&self.path, Keep::range(range.clone())).await?;
+        Ok((range, got.bytes().await?))
+    }
+
+    /// The chunks of these columns in a row group, fetched; a reader of them waits for nothing.
+    pub async fn key_columns(&self, row_group: &RowGroupMetaData, columns: &ProjectionMask) -> Result<FetchedFile> {
+        let chunks = row_group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
+        let ranges: Vec<_> = chunks.map(|(_, chunk)| chunk_range(chunk)).collect();
+        let parts = ranges.iter().cloned().zip(self.key_parts(&ranges).await?).collect();
+        Ok(FetchedFile { file: self.clone(), fetched: Fetched { parts } })
+    }
+
+    /// Reads the footer from the file itself, whatever a cache has.
+    pub async fn footer_as_stored(&self) -> Result<ParquetMetaData> {
+        ParquetMetaDataReader::new().load_and_finish(AsStored(self), self.size_bytes).await
+    }
+
+    fn tail_bytes(&self) -> u64 {
+        (self.size_bytes / TAIL_SHARE).clamp(MIN_TAIL_BYTES, MAX_TAIL_BYTES).min(self.size_bytes)
+    }
+}
+
+/// How many bytes the chunks of these columns have in a row group.
+pub fn bytes_of_columns(row_group: &RowGroupMetaData, columns: &ProjectionMask) -> u64 {
+    let chunks = row_group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
+    chunks.map(|(_, chunk)| chunk_range(chunk)).map(|range| range.end - range.start).sum()
+}
+
+fn chunk_range(chunk: &ColumnChunkMetaData) -> Range<u64> {
+    let (start, bytes) = chunk.byte_range();
+    start..start.saturating_add(bytes)
+}
+
+fn cut(path: &Path) -> ParquetError {
+    ParquetError::EOF(format!("the store answered with less of {path} than was requested"))
+}
+
+/// Ranges in order; those that are close to each other are one.
+fn join(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end.saturating_add(MAX_GAP_BYTES) => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Parts of a file, in memory.
+#[derive(Clone, Default)]
+struct Fetched {
+    parts: Vec<(Range<u64>, Bytes)>,
+}
+
+impl Fetched {
+    fn get(&self, range: &Range<u64>) -> Option<Bytes> {
+        let (part, bytes) = self.parts.iter().find(|(part, _)| part.start <= range.start && range.end <= part.end)?;
+        let offset = |at: u64| usize::try_from(at - part.start).ok();
+        let (start, end) = (offset(range.start)?, offset(range.end)?);
+        (end <= bytes.len()).then(|| bytes.slice(start..end))
+    }
+}
+
+/// A file of which parts were fetched; what else is asked for is read from the file.
+#[derive(Clone)]
+pub struct FetchedFile {
+    file: DataFile,
+    fetched: Fetched,
+}
+
+impl AsyncFileReader for FetchedFile {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        match self.fetched.get(&range) {
+            Some(bytes) => future::ready(Ok(bytes)).boxed(),
+            None => self.file.get_bytes(range),
+        }
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
+        match ranges.iter().map(|range| self.fetched.get(range)).collect() {
+            Some(parts) => future::ready(Ok(parts)).boxed(),
+            None => self.file.get_byte_ranges(ranges),
+        }
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+        self.file.get_metadata(options)
+    }
+}
+
+/// The footer of a file, where it is read from the file itself.
+struct AsStored<'file>(&'file DataFile);
+
+impl MetadataFetch for AsStored<'_> {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        async move { Ok(self.0.store.get_range(&self.0.path, range).await?) }.boxed()
+    }
+}
+
+/// The footer of a file, which a cache may have.
+struct Footer<'file>(&'file DataFile);
+
+impl MetadataFetch for Footer<'_> {
+    fn fetch(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        async move { self.0.key_parts(&[range]).await?.pop().ok_or_else(|| cut(&self.0.path)) }.boxed()
+    }
+}
+
 impl AsyncFileReader for DataFile {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
         async move {
             let mut parts = self.get_byte_ranges(vec![range]).await?;
-            parts
-                .pop()
-                .ok_or_else(|| ParquetError::EOF("the store answered a request for one range with none".to_owned()))
+            parts.pop().ok_or_else(|| cut(&self.path))
         }
         .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        async move { self.store.get_ranges(&self.path, &ranges).await.map_err(ParquetError::from) }.boxed()
+        async move {
+            if self.size_bytes <= SMALL_FILE_BYTES {
+                return self.key_parts(&ranges).await;
+            }
+            self.store.get_ranges(&self.path, &ranges).await.map_err(ParquetError::from)
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(
@@ -76,8 +222,9 @@ impl AsyncFileReader for DataFile {
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         let reader = ParquetMetaDataReader::new().with_metadata_options(options.map(|o| o.metadata_options().clone()));
         async move {
-            let size_bytes = self.size_bytes;
-            Ok(Arc::new(reader.load_and_finish(self, size_bytes).await?))
+            let tail = usize::try_from(self.tail_bytes()).ok();
+            let reader = reader.with_prefetch_hint(tail);
+            Ok(Arc::new(reader.load_and_finish(Footer(self), self.size_bytes).await?))
         }
         .boxed()
     }

@@ -1,6 +1,9 @@
 //! Stored files: the data files of a table at one version, and their rows without the deleted ones.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
     array::{AsArray as _, BooleanArray, RecordBatch},
@@ -23,8 +26,9 @@ use parquet::{
 };
 use serde_json::Value;
 
+use crate::store::cache::Keep;
 use crate::table::{
-    data_file::deletion_vector::{self, RowSet},
+    data_file::deletion_vector::{self, RowSet, file_of},
     data_file::{DataFile, is_own},
     date_partition::{DatePart, Partition},
     ids::{IdBounds, Ids},
@@ -97,11 +101,9 @@ impl StoredFile {
             Ok(meta) if meta.size != self.file.size_bytes => return Ok(Some("has another length than the log states")),
             Ok(_) => {}
         }
-        match self.footer().await {
+        match self.file.footer_as_stored().await {
             Ok(_) => Ok(None),
-            Err(DeltaTableError::Parquet { source: ParquetError::External(error) }) => {
-                Err(ParquetError::External(error).into())
-            }
+            Err(ParquetError::External(error)) => Err(ParquetError::External(error).into()),
             Err(_) => Ok(Some("is not a readable Parquet file")),
         }
     }
@@ -111,7 +113,7 @@ impl StoredFile {
 const MAX_BATCH_ROWS: usize = 4096;
 /// The same in encoded bytes; as Arrow arrays they take about three times as much.
 const MAX_BATCH_BYTES: u64 = 4 * 1024 * 1024;
-/// How many deletion vectors are read at the same time.
+/// How many files of deletion vectors are read at the same time.
 const MAX_VECTORS_IN_FLIGHT: usize = 16;
 
 impl StoredFile {
@@ -197,19 +199,24 @@ pub async fn stored_files(
     files: Vec<LogicalFileView>,
 ) -> Result<Vec<StoredFile>, DeltaTableError> {
     let files = files.into_iter().map(|view| {
-        let store = Arc::clone(store);
-        async move {
-            let file = DataFile::of(Arc::clone(&store), &view);
-            #[expect(deprecated, reason = "nothing else gives the tags of a file")]
-            let add = view.add_action();
-            let dead = match &add.deletion_vector {
-                Some(vector) => deletion_vector::read(store.as_ref(), vector).await?,
-                None => RowSet::new(),
-            };
-            Ok(StoredFile { file, dead, own: is_own(&add.path), add })
-        }
+        let file = DataFile::of(Arc::clone(store), &view);
+        #[expect(deprecated, reason = "nothing else gives the tags of a file")]
+        let add = view.add_action();
+        StoredFile { file, dead: RowSet::new(), own: is_own(&add.path), add }
     });
-    futures::stream::iter(files).buffered(MAX_VECTORS_IN_FLIGHT).try_collect().await
+    let mut files: Vec<_> = files.collect();
+    let vectors = files.iter().filter_map(|stored| stored.add.deletion_vector.as_ref()).filter_map(file_of);
+    let vectors = vectors.collect::<BTreeSet<_>>().into_iter().map(|path| async move {
+        let bytes = store.get_opts(&path, Keep::whole()).await?.bytes().await?;
+        Ok::<_, DeltaTableError>((path, bytes))
+    });
+    let vectors: BTreeMap<_, _> =
+        futures::stream::iter(vectors).buffer_unordered(MAX_VECTORS_IN_FLIGHT).try_collect().await?;
+    for stored in &mut files {
+        let Some(vector) = &stored.add.deletion_vector else { continue };
+        stored.dead = deletion_vector::of_bytes(vector, |path| vectors.get(path))?;
+    }
+    Ok(files)
 }
 
 /// The files of a version, apart from those that are damaged. Looks at every file.

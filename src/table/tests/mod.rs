@@ -33,8 +33,10 @@ mod partition;
 mod race;
 mod read_back;
 mod spilled;
+mod store_requests;
 #[cfg(all(feature = "s3", feature = "azure", feature = "gcs"))]
 mod stores;
+mod traced;
 mod unreliable;
 
 const APP_ID: &str = "fhir-sync/all";

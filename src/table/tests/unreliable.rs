@@ -4,11 +4,8 @@ use std::{collections::VecDeque, fmt, ops::Range, pin::Pin, sync::Mutex as StdMu
 
 use bytes::Bytes;
 use deltalake::{
-    DeltaResult, DeltaTable,
-    logstore::{
-        LogStore, LogStoreFactory, ObjectStoreFactory, ObjectStoreRef, StorageConfig, default_logstore,
-        logstore_factories, logstore_with, object_store_factories,
-    },
+    DeltaTable,
+    logstore::{StorageConfig, logstore_with},
 };
 use futures::{
     StreamExt as _, TryFutureExt as _, TryStreamExt as _,
@@ -180,24 +177,6 @@ impl ObjectStore for Unreliable {
     }
 }
 
-impl ObjectStoreFactory for Unreliable {
-    fn parse_url_opts(&self, url: &Url, _: &StorageConfig) -> DeltaResult<(ObjectStoreRef, StorePath)> {
-        Ok((Arc::new(self.clone()), StorePath::from_url_path(url.path())?))
-    }
-}
-
-impl LogStoreFactory for Unreliable {
-    fn with_options(
-        &self,
-        prefixed_store: ObjectStoreRef,
-        root_store: ObjectStoreRef,
-        location: &Url,
-        options: &StorageConfig,
-    ) -> DeltaResult<Arc<dyn LogStore>> {
-        Ok(default_logstore(prefixed_store, root_store, location, options))
-    }
-}
-
 /// The table of the lake, reached through a store whose next commits fail like this.
 pub(super) async fn unreliable(lake: &Lake, faults: &[Fault]) -> Table {
     failing(lake.table().await, faults).await
@@ -219,11 +198,7 @@ pub(super) fn unreliable_root(
     faults: &[Fault],
     change: impl FnOnce(Config) -> Config,
 ) -> Root {
-    let scheme = format!("u{}", uuid::Uuid::new_v4().simple());
-    let (key, store) = (Url::parse(&format!("{scheme}://")).unwrap(), Arc::new(Unreliable::new(table, faults)));
-    object_store_factories().insert(key.clone(), store.clone());
-    logstore_factories().insert(key, store);
-    let url = format!("{scheme}://lake{}", lake.folder.path().join("lake").display());
+    let url = format!("store://lake{}", lake.folder.path().join("lake").display());
     let config = Config::new(Location::ObjectStore(Url::parse(&url).unwrap()));
-    Root::new(change(config)).unwrap()
+    Root::over(Arc::new(Unreliable::new(table, faults)), change(config)).unwrap()
 }

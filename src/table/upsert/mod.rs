@@ -50,7 +50,11 @@ impl Table {
 
     async fn try_upsert(&mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         let mut foreign = 0;
-        let mut tombstones = TombstoneTable::open(&self.root).await?;
+        let mut tombstones = if changes.is_empty() {
+            TombstoneTable::not_opened(&self.root)
+        } else {
+            TombstoneTable::open(&self.root).await?
+        };
         for _ in 0..MAX_ATTEMPTS {
             // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look
             // there.

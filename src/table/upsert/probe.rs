@@ -27,10 +27,10 @@ use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
     Error, Table, Upsert,
     change_set::newest::{Shard, WinnerIndex},
-    data_file::DataFile,
     data_file::stored::{FileIndex, StoredFile, selection},
+    data_file::{FetchedFile, bytes_of_columns},
     ids::{IdPrefilter, Ids},
-    parallel::in_parallel,
+    parallel::in_parallel_with,
     upsert::row_groups::prune,
 };
 
@@ -88,11 +88,10 @@ pub fn probe(table: &Table, files: &[StoredFile], shard: &Shard, ids: &Ids, upse
     let wanted = Wanted { shard, prefilter: ids.and_then(Ids::prefilter) };
     let mut all = Probed::default();
     for indexed in indexed.chunks(FILES_AT_ONCE) {
-        for probed in probe_files(table, indexed, &wanted, ids, upsert)? {
-            all.hits.extend(probed.hits);
-            all.missing.extend(probed.missing);
-            all.stored_rows += probed.stored_rows;
-        }
+        let probed = probe_files(table, indexed, &wanted, ids, upsert)?;
+        all.hits.extend(probed.hits);
+        all.missing.extend(probed.missing);
+        all.stored_rows += probed.stored_rows;
     }
     Ok(all)
 }
@@ -103,13 +102,42 @@ fn probe_files(
     wanted: &Wanted<'_>,
     ids: Option<&Ids>,
     upsert: &Upsert,
-) -> Result<Vec<Probed>, Error> {
-    let runtime = Handle::current();
-    let scans = in_parallel(indexed, |(file, stored)| {
-        runtime.block_on(scans(*file, stored, ids)).map_err(|error| table.failed(error))
-    })?;
+) -> Result<Probed, Error> {
+    let (runtime, from) = (Handle::current(), table.read_from());
+    let failed = |error: DeltaTableError| table.failed(error);
+    let scans = in_parallel_with(
+        from,
+        indexed,
+        |_| 0,
+        async |(file, stored)| scans(*file, stored, ids).await.map_err(failed),
+        |_, scans| Ok(scans),
+    )?;
     let scans: Vec<_> = scans.into_iter().flatten().collect();
-    in_parallel(&scans, |scan| runtime.block_on(scan.probe(wanted, upsert)).map_err(|error| table.failed(error)))
+    let found = in_parallel_with(
+        from,
+        &scans,
+        |scan| scan.bytes_of(&scan.key_columns(upsert)),
+        async |scan| scan.fetch(&scan.key_columns(upsert)).await.map_err(failed),
+        |scan, keys| runtime.block_on(scan.find(keys, wanted, upsert)).map_err(failed),
+    )?;
+    let mut probed = Probed::default();
+    let mut with_hits = Vec::new();
+    for (scan, found) in scans.iter().zip(found) {
+        probed.stored_rows += found.stored_rows;
+        probed.missing.extend(found.missing);
+        if !found.rows.is_empty() {
+            with_hits.push((scan, found.rows));
+        }
+    }
+    let hits = in_parallel_with(
+        from,
+        &with_hits,
+        |(scan, _)| scan.bytes_of(scan.version_columns()),
+        async |(scan, _)| scan.fetch(scan.version_columns()).await.map_err(failed),
+        |(scan, rows), versions| runtime.block_on(scan.read_versions(versions, rows)).map_err(failed),
+    )?;
+    probed.hits.extend(hits.into_iter().flatten());
+    Ok(probed)
 }
 
 /// The ids that are looked for.
@@ -162,33 +190,57 @@ async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTab
     Ok(ArrowReaderMetadata::try_new(Arc::clone(footer.metadata()), options)?)
 }
 
+/// What the keys of a row group say.
+#[derive(Default)]
+struct Found {
+    /// The rows whose id is in the change set: their indices in the row group, and their winners.
+    rows: Vec<(u64, WinnerIndex)>,
+    /// As in [`Probed`].
+    missing: Vec<(FileIndex, u64)>,
+    stored_rows: u64,
+}
+
 impl RowGroupScan<'_> {
-    async fn probe(&self, wanted: &Wanted<'_>, upsert: &Upsert) -> Result<Probed, DeltaTableError> {
-        let mut probed = Probed::default();
-        let found = self.find(wanted, upsert, &mut probed).await?;
-        if !found.is_empty() {
-            self.read_versions(&found, &mut probed).await?;
-        }
-        Ok(probed)
+    fn metadata(&self) -> &RowGroupMetaData {
+        self.footer.metadata().row_group(self.row_group)
     }
 
-    /// The rows whose id is in the change set: their indices in the row group, and their winners.
-    async fn find(
-        &self,
-        wanted: &Wanted<'_>,
-        upsert: &Upsert,
-        probed: &mut Probed,
-    ) -> Result<Vec<(u64, WinnerIndex)>, DeltaTableError> {
-        let all_ours = is_only(self.footer.metadata().row_group(self.row_group), "_sync_source", &upsert.source);
+    fn key_columns(&self, upsert: &Upsert) -> Vec<&'static str> {
         let mut columns = vec!["id"];
-        if !all_ours {
+        if !self.is_only_of(upsert) {
             columns.push("_sync_source");
         }
         if upsert.reconcile.is_some() {
             columns.push("_sync_transaction_time");
         }
-        let mut batches = self.read(&columns, None)?;
-        let mut found = Vec::new();
+        columns
+    }
+
+    fn is_only_of(&self, upsert: &Upsert) -> bool {
+        is_only(self.metadata(), "_sync_source", &upsert.source)
+    }
+
+    fn version_columns(&self) -> &'static [&'static str] {
+        let is_typed = self.footer.schema().field_with_name("meta").is_ok();
+        if is_typed { &VERSION_COLUMNS } else { &RAW_VERSION_COLUMNS }
+    }
+
+    fn mask(&self, columns: &[&str]) -> ProjectionMask {
+        ProjectionMask::columns(self.footer.parquet_schema(), columns.iter().copied())
+    }
+
+    fn bytes_of(&self, columns: &[&str]) -> u64 {
+        bytes_of_columns(self.metadata(), &self.mask(columns))
+    }
+
+    async fn fetch(&self, columns: &[&str]) -> Result<FetchedFile, DeltaTableError> {
+        Ok(self.stored.file.key_columns(self.metadata(), &self.mask(columns)).await?)
+    }
+
+    async fn find(&self, keys: FetchedFile, wanted: &Wanted<'_>, upsert: &Upsert) -> Result<Found, DeltaTableError> {
+        let mut batches = self.read(keys, &self.key_columns(upsert), None)?;
+        let all_ours = self.is_only_of(upsert);
+        let mut found = Found::default();
         let mut first_row = 0;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
@@ -198,11 +250,11 @@ impl RowGroupScan<'_> {
                 let index = first_row + row as u64;
                 let dead = || self.stored.dead.contains(self.first_row + index);
                 match wanted.winner(id) {
-                    Some(winner) if !dead() => found.push((index, winner)),
+                    Some(winner) if !dead() => found.rows.push((index, winner)),
                     None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
-                        probed.stored_rows += 1;
+                        found.stored_rows += 1;
                         if rows.transaction_time(row) <= upsert.exported_at {
-                            probed.missing.push((self.file, self.first_row + index));
+                            found.missing.push((self.file, self.first_row + index));
                         }
                     }
                     _ => {}
@@ -210,20 +262,24 @@ impl RowGroupScan<'_> {
             }
             first_row += batch.num_rows() as u64;
         }
-        probed.stored_rows += found.len() as u64;
+        found.stored_rows += found.rows.len() as u64;
         Ok(found)
     }
 
-    async fn read_versions(&self, found: &[(u64, WinnerIndex)], probed: &mut Probed) -> Result<(), DeltaTableError> {
-        let typed = self.footer.schema().field_with_name("meta").is_ok();
-        let columns = if typed { &VERSION_COLUMNS[..] } else { &RAW_VERSION_COLUMNS[..] };
-        let mut batches = self.read(columns, Some(selection(found.iter().map(|(index, _)| *index))))?;
+    async fn read_versions(
+        &self,
+        versions: FetchedFile,
+        found: &[(u64, WinnerIndex)],
+    ) -> Result<Vec<Hit>, DeltaTableError> {
+        let rows = selection(found.iter().map(|(index, _)| *index));
+        let mut batches = self.read(versions, self.version_columns(), Some(rows))?;
+        let mut hits = Vec::with_capacity(found.len());
         let mut next = found.iter();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
             for (row, (index, winner)) in (0..batch.num_rows()).zip(&mut next) {
-                probed.hits.push(Hit {
+                hits.push(Hit {
                     file: self.file,
                     row: self.first_row + index,
                     winner: *winner,
@@ -232,19 +288,20 @@ impl RowGroupScan<'_> {
                 });
             }
         }
-        Ok(())
+        Ok(hits)
     }
 
     fn read(
         &self,
+        file: FetchedFile,
         columns: &[&str],
         selection: Option<RowSelection>,
-    ) -> Result<ParquetRecordBatchStream<DataFile>, DeltaTableError> {
-        let file = self.stored.file.clone();
+    ) -> Result<ParquetRecordBatchStream<FetchedFile>, DeltaTableError> {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file, self.footer.clone());
-        let mask = ProjectionMask::columns(builder.parquet_schema(), columns.iter().copied());
-        let mut builder =
-            builder.with_row_groups(vec![self.row_group]).with_projection(mask).with_batch_size(BATCH_ROWS);
+        let mut builder = builder
+            .with_row_groups(vec![self.row_group])
+            .with_projection(self.mask(columns))
+            .with_batch_size(BATCH_ROWS);
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }

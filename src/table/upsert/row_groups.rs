@@ -8,7 +8,6 @@ use std::{collections::BTreeSet, ops::Range};
 
 use deltalake::DeltaTableError;
 use parquet::{
-    arrow::async_reader::AsyncFileReader as _,
     basic::Type,
     bloom_filter::Sbbf,
     file::{
@@ -49,8 +48,8 @@ pub async fn prune(
     let filters: Vec<_> = filters.collect();
     let mut unusable = 0;
     for filters in filters.chunks(FILTERS_AT_ONCE) {
-        let ranges = filters.iter().map(|(_, range)| range.clone()).collect();
-        let read = stored.file.clone().get_byte_ranges(ranges).await?;
+        let ranges: Vec<_> = filters.iter().map(|(_, range)| range.clone()).collect();
+        let read = stored.file.key_parts(&ranges).await?;
         for ((row_group, _), bytes) in filters.iter().zip(read) {
             let Some(filter) = trusted_filter(chunk(*row_group), &bytes) else {
                 unusable += 1;

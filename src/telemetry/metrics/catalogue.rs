@@ -217,6 +217,22 @@ words! {
     }
 }
 words! {
+    /// A kind of request to an object store.
+    StoreRequest {
+        Get = "get",
+        Put = "put",
+        List = "list",
+        Delete = "delete",
+    }
+}
+words! {
+    /// Whether the cache of an object store had what was asked for.
+    CacheLookup {
+        Hit = "hit",
+        Miss = "miss",
+    }
+}
+words! {
     WriteOutcome {
         Written = "written",
         Failed = "failed",
@@ -294,6 +310,8 @@ const FILE_OUTCOME: Label = of("outcome", FileOutcome::WORDS);
 const STAGE: Label = of("stage", Stage::WORDS);
 const TOKEN_OUTCOME: Label = of("outcome", TokenOutcome::WORDS);
 const COMMIT_OUTCOME: Label = of("outcome", CommitOutcome::WORDS);
+const STORE_REQUEST: Label = of("kind", StoreRequest::WORDS);
+const CACHE_LOOKUP: Label = of("result", CacheLookup::WORDS);
 const WRITE_OUTCOME: Label = of("outcome", WriteOutcome::WORDS);
 const PEER: Label = of("peer", Peer::WORDS);
 const REJECTION: Label = of("reason", Rejection::WORDS);
@@ -363,6 +381,13 @@ metrics! {
         "Size of these data files; 0: no commit since the start.";
     MAINTAINED = GAUGE, "last_maintenance_timestamp_seconds", [TABLE],
         "When a table was last maintained without an error; 0: not since the start.";
+    STORE_REQUESTS = COUNTER, "store_requests_total", [STORE_REQUEST],
+        "Requests to the object store of the tables, by kind; those that are repeated after an error count once.";
+    STORE_READ = COUNTER, "store_read_bytes_total", [], "Bytes that were read from the object store.";
+    STORE_WRITTEN = COUNTER, "store_written_bytes_total", [], "Bytes that were written to the object store.";
+    CACHE_LOOKUPS = COUNTER, "store_cache_lookups_total", [CACHE_LOOKUP],
+        "What was looked for in the local cache of the object store.";
+    CACHE_BYTES = GAUGE, "store_cache_bytes", [], "Size of what is kept in the local cache of the object store.";
     STATE_WRITES = COUNTER, "state_writes_total", [WRITE_OUTCOME], "Writes of the state file.";
     LEASE_HELD = GAUGE, "lease_held", [], "1 while this process may write the tables.";
     SPOOL_BYTES = GAUGE, "spool_bytes", [], "Size of the temporary files for received rows.";

@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 use metrics::SharedString;
 
 use super::catalogue::{
-    self as metric, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind, Metric, Notification,
-    Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, TokenOutcome, WriteOutcome,
+    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind, Metric,
+    Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome,
+    WriteOutcome,
 };
 use crate::fhir::ResourceType;
 
@@ -218,6 +219,26 @@ pub fn spool_free(bytes: u64) {
 
 pub fn lease_held(is_held: bool) {
     metric::LEASE_HELD.set(f64::from(u8::from(is_held)), Vec::new());
+}
+
+pub fn store_requested(kind: StoreRequest) {
+    metric::STORE_REQUESTS.add(1, vec![word("kind", kind.word())]);
+}
+
+pub fn store_read(bytes: u64) {
+    metric::STORE_READ.add(bytes, Vec::new());
+}
+
+pub fn store_written(bytes: u64) {
+    metric::STORE_WRITTEN.add(bytes, Vec::new());
+}
+
+pub fn cache_asked(lookup: CacheLookup) {
+    metric::CACHE_LOOKUPS.add(1, vec![word("result", lookup.word())]);
+}
+
+pub fn cache_size(bytes: u64) {
+    metric::CACHE_BYTES.set(float(bytes), Vec::new());
 }
 
 pub fn state_written(outcome: WriteOutcome) {

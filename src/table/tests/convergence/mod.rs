@@ -11,7 +11,11 @@ use std::time::Duration;
 use proptest::{collection::vec, option::weighted, sample::subsequence};
 
 use self::model::{Entry, Export, Model};
-use super::*;
+use object_store::local::LocalFileSystem;
+use url::Url;
+
+use super::{traced::Traced, *};
+use crate::store::cache;
 use crate::table::{DryRun, MaintenanceOptions, MaintenanceStep, Retention};
 
 /// What happens to the table.
@@ -122,6 +126,32 @@ fn lake() -> Lake {
     Lake::of("Binary".parse().unwrap())
 }
 
+/// The same through the layers around an object store: requests are counted, and what is read again is kept.
+fn lake_in_store() -> Lake {
+    let lake = lake();
+    Lake { root: in_store(&lake, config(lake.folder.path(), UpdateMode::default())), ..lake }
+}
+
+fn in_store(lake: &Lake, config: Config) -> Root {
+    let url = format!("store://lake{}", lake.folder.path().join("lake").display());
+    let settings = cache::Settings { folder: lake.folder.path().to_owned(), max_bytes: 1 << 22 };
+    let root = Location::ObjectStore(Url::parse(&url).unwrap());
+    let store = Traced::new(Arc::new(LocalFileSystem::new()));
+    Root::over(Arc::new(store), Config { root, cache: Some(settings), ..config }).unwrap()
+}
+
+fn converges(mut lake: Lake, steps: &[Step]) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let mut model = Model::default();
+        lake.table().await;
+        for step in steps {
+            take(&mut lake, &mut model, step).await;
+        }
+        assert_eq!(lake.stated_rows().await, model.rows().len());
+    });
+}
+
 impl Lake {
     /// As the daemon does it: the export of an empty table is a first load.
     async fn bring(&self, export: &Export) -> Committed {
@@ -175,7 +205,8 @@ async fn take(lake: &mut Lake, model: &mut Model, step: &Step) {
     match step {
         Step::Switch { update_mode, change_data_feed } => {
             let config = Config { change_data_feed: *change_data_feed, ..config(lake.folder.path(), *update_mode) };
-            lake.root = Root::new(config).unwrap();
+            let is_in_store = lake.root.store.is_some();
+            lake.root = if is_in_store { in_store(lake, config) } else { Root::new(config).unwrap() };
         }
         Step::Maintain { target_file_bytes, purge_percent } => {
             lake.small_maintenance(*target_file_bytes, *purge_percent).await;
@@ -202,15 +233,14 @@ proptest! {
 
     #[test]
     fn any_sequence_of_changes_gives_the_rows_of_the_model(steps in vec(step(), 1..7)) {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        runtime.block_on(async {
-            let (mut lake, mut model) = (lake(), Model::default());
-            lake.table().await;
-            for step in &steps {
-                take(&mut lake, &mut model, step).await;
-            }
-            assert_eq!(lake.stated_rows().await, model.rows().len());
-        });
+        converges(lake(), &steps);
+    }
+
+    #[test]
+    fn any_sequence_of_changes_in_an_object_store_behind_a_cache_gives_the_rows_of_the_model(
+        steps in vec(step(), 1..7),
+    ) {
+        converges(lake_in_store(), &steps);
     }
 
     #[test]
