@@ -59,6 +59,7 @@ pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
     counts::{ADOPTED, Amount, Committed, Counts, Reconcile, RunCommit, Upsert},
+    data_file::UpdateMode,
     data_file::properties::writer_properties,
     date_partition::{DatePart, DatePartition},
     document::Exclusive,
@@ -69,7 +70,7 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Config, Root, Table, TableDefinition, UpdateMode, deltalake_version},
+    root::{Config, Root, Table, TableDefinition, deltalake_version},
 };
 
 #[cfg(feature = "sql")]

@@ -22,6 +22,7 @@ use url::Url;
 
 use super::{
     Error, TableName,
+    data_file::UpdateMode,
     data_file::rolling::FileTarget,
     data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
     date_partition::{DatePartition, of_data_files},
@@ -68,28 +69,6 @@ impl Config {
             update_mode: UpdateMode::default(),
             change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
             partitions: BTreeMap::new(),
-        }
-    }
-}
-
-/// How a data file loses some of its rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum UpdateMode {
-    /// A deletion vector marks them as deleted. Little is written, but readers must support deletion vectors.
-    #[default]
-    DeletionVectors,
-    /// The file is rewritten without them. Every reader can read the result.
-    CopyOnWrite,
-}
-
-impl UpdateMode {
-    pub const ALL: [Self; 2] = [Self::DeletionVectors, Self::CopyOnWrite];
-
-    /// As the configuration writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DeletionVectors => "deletion-vectors",
-            Self::CopyOnWrite => "copy-on-write",
         }
     }
 }

@@ -46,6 +46,28 @@ use tokio::io::AsyncWriteExt as _;
 use self::statistics::statistics;
 use crate::{store::cache::Keep, table::date_partition::Partition};
 
+/// How a data file loses some of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum UpdateMode {
+    /// A deletion vector marks them as deleted. Little is written, but readers must support deletion vectors.
+    #[default]
+    DeletionVectors,
+    /// The file is rewritten without them. Every reader can read the result.
+    CopyOnWrite,
+}
+
+impl UpdateMode {
+    pub const ALL: [Self; 2] = [Self::DeletionVectors, Self::CopyOnWrite];
+
+    /// As the configuration writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeletionVectors => "deletion-vectors",
+            Self::CopyOnWrite => "copy-on-write",
+        }
+    }
+}
+
 /// A file that can be read.
 #[derive(Clone)]
 pub struct DataFile {
