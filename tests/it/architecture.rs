@@ -14,7 +14,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("commit", &["data_file", "root"]),
     ("tombstones", &["data_file", "root", "change_set", "commit"]),
     ("requirements", &["root"]),
-    ("evolve", &["root", "commit", "requirements"]),
+    ("evolve", &["data_file", "root", "commit", "requirements"]),
     ("record", &["data_file", "root", "commit", "requirements", "evolve"]),
     ("ledger", &["root", "record"]),
     ("quarantine", &["data_file", "root", "commit", "requirements", "record"]),
