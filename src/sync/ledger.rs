@@ -44,7 +44,9 @@ impl Ledger {
 
     /// What this run asked the object store for a table, until now.
     fn store_requests(&self, of: ResourceType, root: &Root) -> Option<Requests> {
-        Some(root.requests(of.into())? - self.store_requests_before.get(&of).copied().unwrap_or_default())
+        let requests = root.requests(of.into())? - self.store_requests_before.get(&of).copied().unwrap_or_default();
+        tracing::debug!(resource_type = %of, bytes_read = requests.bytes_read, "{of}: {requests}");
+        Some(requests)
     }
 
     /// The server has completed an export.
@@ -78,10 +80,6 @@ impl Ledger {
         let before = self.watermarks_before.get(&resource_type).copied();
         let (version, after, cause) = end(of);
         let store_requests = self.store_requests(resource_type, &syncer.root);
-        if let Some(requests) = store_requests {
-            let (count, bytes_read) = (requests.total(), requests.bytes_read);
-            tracing::debug!(%resource_type, requests = count, bytes_read, "{resource_type}: {requests}");
-        }
         LedgerRow {
             run: report.run,
             export: report.export.clone(),
