@@ -22,6 +22,8 @@ pub mod sync;
 pub mod export;
 // FHIR resources as Arrow: bytes become lines, lines become rows.
 pub mod resource;
+// Spark as the engine: a Spark server writes the tables of resources.
+pub mod spark;
 // Delta tables: the only room that names deltalake.
 pub mod table;
 // Flat views over the typed tables, as SQL for an engine.

@@ -77,7 +77,8 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
 
 async fn probe(config: &Config, arguments: &Arguments) -> Vec<Tried> {
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
-    let probes = sync::probe(config.server.clone(), config.tables.clone(), &exports, arguments.kick_off).await;
+    let (server, tables, spark) = (config.server.clone(), config.tables.clone(), config.sync.spark.as_ref());
+    let probes = sync::probe(server, tables, spark, &exports, arguments.kick_off).await;
     let tried = |probe: Probe| Tried { what: probe.what, verdict: word(probe.verdict), found: probe.found };
     probes.into_iter().map(tried).collect()
 }

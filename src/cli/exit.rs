@@ -111,7 +111,8 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::DiskFull { .. }
             | TableError::Spool(_)
             | TableError::Delta { .. }
-            | TableError::Conflict { .. } => TEMPORARY,
+            | TableError::Conflict { .. }
+            | TableError::Engine { is_passing: true, .. } => TEMPORARY,
             TableError::Store(_) => CONFIGURATION,
             TableError::StoreFailed { failure, .. } if failure.is_of_configuration() => CONFIGURATION,
             TableError::StoreFailed { .. } | TableError::Permissions { .. } => TEMPORARY,
@@ -120,6 +121,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Rebuild { .. }
             | TableError::Retention { .. }
             | TableError::Damaged { .. }
+            | TableError::Engine { is_passing: false, .. }
             | TableError::Unbalanced { .. } => FAILED,
         },
         sync::Error::SpoolFolder { .. } | sync::Error::TablesGone { .. } => TEMPORARY,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     fhir::ResourceType,
-    sync::{LedgerRow, Root, ServerCounts, chain},
+    sync::{Engine, LedgerRow, ServerCounts, chain},
 };
 
 #[derive(Args, Debug)]
@@ -64,10 +64,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     for row in root.ledger().await.map_err(|error| failed(&chain(&error)))? {
         by_type.entry(row.resource_type.clone()).or_default().push(row);
     }
+    let engine = Engine::of(&root, config.sync.spark.as_ref()).map_err(|error| failed(&chain(&error)))?;
     let mut all = Vec::new();
     for resource_type in types {
         let ledger = by_type.remove(resource_type.as_str()).unwrap_or_default();
-        let mut verified = verify(&root, resource_type, &ledger).await;
+        let mut verified = verify(&engine, resource_type, &ledger).await;
         if let Some(server) = &server {
             match server.of(resource_type).await {
                 Ok(on_server) => verified.compare_with(on_server),
@@ -84,8 +85,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
     if all.iter().all(|verified| verified.differences.is_empty()) { Ok(()) } else { Err(FAILED) }
 }
 
-async fn verify(root: &Root, resource_type: ResourceType, ledger: &[LedgerRow]) -> Verified {
-    let (is_there, rows) = match root.open(resource_type).await {
+async fn verify(engine: &Engine, resource_type: ResourceType, ledger: &[LedgerRow]) -> Verified {
+    let (is_there, rows) = match engine.open(resource_type).await {
         Ok(None) => (false, Ok(None)),
         Ok(Some(table)) => (true, table.row_count().await),
         Err(error) => (true, Err(error)),

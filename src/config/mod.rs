@@ -18,6 +18,7 @@ mod schema;
 mod secrets;
 mod section;
 mod server;
+mod spark;
 mod stores;
 mod values;
 
@@ -227,7 +228,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let kick_off = server.as_ref().map(|server| server.kick_off.method).unwrap_or_default();
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
-    let tables = read_tables(tables, columns, key_file);
+    let (tables, spark) = read_tables(tables, columns, key_file);
     let state = read_state(root.section("state"), tables.as_ref(), key_file);
     let health = read_health(root.section("health"));
     if let (Some((serve::Config { serve_jwks: true, .. }, _)), Some(server)) = (&health, &server)
@@ -238,10 +239,11 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
     let sync = read_sync(sync, state.as_ref(), source, overlap, columns, quarantine_policy);
-    let sync = sync.zip(supports_since.zip(drop_unsupported_types));
-    let sync = sync.map(|(sync, (supports_since, drop_unsupported_types))| sync::Config {
+    let sync = sync.zip(supports_since.zip(drop_unsupported_types)).zip(spark);
+    let sync = sync.map(|((sync, (supports_since, drop_unsupported_types)), spark)| sync::Config {
         drop_unsupported_types,
         supports_since,
+        spark,
         ..sync
     });
     let tables = tables.zip(sync.as_ref()).map(|(tables, sync)| beside_spool(tables, &sync.spool_folder));
@@ -271,11 +273,13 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     })
 }
 
+/// The tables, and where Spark writes those of resources.
+#[expect(clippy::option_option, reason = "a mistake and an engine without settings are different")]
 fn read_tables(
     mut section: Section,
     columns: Option<(bool, ColumnOptions)>,
     key_file: &KeyFile,
-) -> Option<table::Config> {
+) -> (Option<table::Config>, Option<Option<crate::spark::Config>>) {
     let root = section.required("root", location);
     section.renamed(&[("merge", "update_mode")]);
     let update_modes = UpdateMode::ALL.map(|mode| (mode.name(), mode));
@@ -284,18 +288,25 @@ fn read_tables(
         section.or("change_data_feed", &table::Config::DEFAULT_CHANGE_DATA_FEED.to_string(), boolean);
     let storage_options = stores::read(&mut section, root.as_ref(), key_file);
     let cache_bytes = section.or("cache_size", "1GiB", bytes_or_none);
+    // Before the sections of types, one of which it would be.
+    let spark = section.section("spark");
     let partitions = partitions::read(&mut section, columns);
+    let is_partitioned = partitions.as_ref().is_some_and(|partitions| !partitions.is_empty());
+    let spark = spark::read(&mut section, spark, is_partitioned);
     section.end();
     // Its folder is that of the spool, which is not known here.
     let cache = |max_bytes| cache::Settings { folder: PathBuf::new(), max_bytes };
-    Some(table::Config {
-        storage_options: storage_options?,
-        cache: Some(cache_bytes?).filter(|bytes| *bytes > 0).map(cache),
-        update_mode: update_mode?,
-        change_data_feed: change_data_feed?,
-        partitions: partitions?,
-        ..table::Config::new(root?)
-    })
+    let tables = || {
+        Some(table::Config {
+            storage_options: storage_options?,
+            cache: Some(cache_bytes?).filter(|bytes| *bytes > 0).map(cache),
+            update_mode: update_mode?,
+            change_data_feed: change_data_feed?,
+            partitions: partitions?,
+            ..table::Config::new(root?)
+        })
+    };
+    (tables(), spark)
 }
 
 fn read_state(mut section: Section, tables: Option<&table::Config>, key_file: &KeyFile) -> Option<StatePlace> {
@@ -427,6 +438,7 @@ fn read_sync(
         max_run_time: max_run_time?,
         partial_interval: partial_interval?,
         supports_since: true,
+        spark: None,
     })
 }
 

@@ -111,6 +111,7 @@ fn settings(ours: &sync::Config, new: sync::Config) -> sync::Config {
         typed: ours.typed,
         columns: ours.columns,
         spool_folder: ours.spool_folder.clone(),
+        spark: ours.spark.clone(),
         ..new
     }
 }
@@ -128,6 +129,7 @@ fn needs_restart(ours: &Config, new: &Config) -> Vec<String> {
         ("tables.typed", ours.sync.typed != new.sync.typed),
         ("tables.layout", ours.sync.columns.layout != new.sync.columns.layout),
         ("tables.raw_json", ours.sync.columns.raw_json != new.sync.columns.raw_json),
+        ("tables.spark", ours.sync.spark != new.sync.spark),
         ("state", ours.state != new.state),
         ("sync.spool_folder", ours.sync.spool_folder != new.sync.spool_folder),
         ("health.listen", ours.health != new.health),

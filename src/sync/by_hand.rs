@@ -115,7 +115,7 @@ impl Syncer {
         let ExportState { reload, jobs, .. } = self.export_state(export);
         let mut asked = Vec::new();
         for resource_type in types {
-            let opened = self.root.open(*resource_type).await;
+            let opened = self.engine.open(*resource_type).await;
             let opened = opened.map_err(|error| Error::of_opening(*resource_type, error))?;
             let table = opened.filter(|_| !reload.contains_key(resource_type));
             let watermark = match &table {

@@ -73,7 +73,7 @@ impl Syncer {
     /// `None` where there is no table, or where its type has no typed columns. One that cannot be opened fails its type
     /// when its rows are there.
     async fn has_typed_columns(&self, resource_type: ResourceType, typed: &Shape, untyped: &Shape) -> Option<bool> {
-        let there = self.root.open(resource_type).await.ok()??.columns().ok()?;
+        let there = self.engine.open(resource_type).await.ok()??.columns().ok()?;
         let (with, without) = (typed.schema(), untyped.schema());
         let of_element = with.fields().iter().find(|field| without.field_with_name(field.name()).is_err())?;
         Some(there.field_with_name(of_element.name()).is_ok())

@@ -9,7 +9,7 @@ use super::quarantine::Policy;
 use crate::{
     export::{ExportParameters, Level},
     fhir::ResourceType,
-    resource,
+    resource, spark,
     state::Asked,
     table::Reconcile,
 };
@@ -54,6 +54,8 @@ pub struct Config {
     /// A column for each FHIR element, where the server speaks R4; else only the leading columns and `resource_json`.
     pub typed: bool,
     pub columns: resource::Options,
+    /// Where the tables of resources are written by Spark.
+    pub spark: Option<spark::Config>,
 }
 
 /// Who chose a value. A source that the operator chose may move to another address.

@@ -139,6 +139,7 @@ pub fn recovery(error: &Error) -> Recovery {
         Error::Export(error) => of_export(error),
         Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
         Error::Table(table::Error::StoreFailed { failure, .. }) if failure.is_transient() => (NextRun, Kept),
+        Error::Table(table::Error::Engine { is_passing: true, .. }) => (NextRun, Kept),
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
         | Error::NotOpened { .. }

@@ -136,12 +136,12 @@ impl Syncer {
     /// How many rows the log of each table states. A table that cannot be read, or whose log does not say it, is left
     /// out.
     pub async fn row_counts(&self, types: Vec<ResourceType>) -> BTreeMap<ResourceType, u64> {
-        let root = self.root.clone();
+        let engine = self.engine.clone();
         blocking(move || {
             let mut rows = BTreeMap::new();
             for resource_type in types {
                 let counted = Handle::current().block_on(async {
-                    match root.open(resource_type).await? {
+                    match engine.open(resource_type).await? {
                         Some(table) => table.row_count().await,
                         None => Ok(None),
                     }

@@ -206,7 +206,7 @@ impl Syncer {
         let mut rows = Vec::new();
         for resource_type in &export.types {
             // A table that cannot be opened fails its type, and not the ledger of the others.
-            let Ok(Some(table)) = self.root.open(*resource_type).await else { continue };
+            let Ok(Some(table)) = self.engine.open(*resource_type).await else { continue };
             let commits = table.commits_of(runs).await?;
             let row = |commit| row_of_killed(export, &self.config.source, *resource_type, commit);
             rows.extend(

@@ -68,6 +68,10 @@ impl Syncer {
         ends_at: Instant,
         stop: &CancellationToken,
     ) -> Result<Option<Maintained>, Error> {
+        if matches!(table, TableName::Resources(_)) && self.engine.is_elsewhere() {
+            tracing::info!(%table, "not maintained here: Spark writes the table, and whoever runs it maintains it");
+            return Ok(None);
+        }
         // A run that fails before its turn records its end all the same: without this, one of the two would give way.
         let _ledger = if table == TableName::Runs { Some(self.turns.ledger().await) } else { None };
         let (root, settings, stop) = (self.root.clone(), maintenance.tables.clone(), stop.clone());

@@ -10,13 +10,13 @@ use futures::future::join_all;
 use url::Url;
 
 use super::{
-    Error, Export, Mode, Outcome, Report, Syncer,
+    Error, Export, Mode, Outcome, Report, ResourceTable, Syncer,
     blocking::{blocking, now},
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{Asked, ExportState, FinishedFiles, JobInFlight, State, Store},
-    table::{self, ADOPTED, Table},
+    table::{self, ADOPTED},
     telemetry::metrics::{self, RunOutcome},
 };
 
@@ -77,7 +77,7 @@ impl Syncer {
         export: &Export,
         resource_type: ResourceType,
     ) -> Result<Option<TransactionTime>, table::Error> {
-        match self.root.open(resource_type).await? {
+        match self.engine.open(resource_type).await? {
             Some(table) => watermark(&table, export, &self.config.source).await,
             None => Ok(None),
         }
@@ -327,7 +327,11 @@ impl Syncer {
 }
 
 /// A watermark of a version that did not record what was asked counts until the first commit of this version.
-pub async fn watermark(table: &Table, export: &Export, source: &str) -> Result<Option<TransactionTime>, table::Error> {
+pub async fn watermark(
+    table: &ResourceTable,
+    export: &Export,
+    source: &str,
+) -> Result<Option<TransactionTime>, table::Error> {
     match table.watermark(&export.app_id(source)).await? {
         Some(watermark) => Ok(Some(watermark)),
         None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),

@@ -56,8 +56,8 @@ impl Run<'_> {
             if is_asked || is_known || !matches!(watermark, Ok(None)) {
                 continue;
             }
-            let Some(table) = self.syncer.root.open(resource_type).await? else { continue };
-            if !table::is_first_load(&table).await? {
+            let Some(table) = self.syncer.engine.open(resource_type).await? else { continue };
+            if !table.is_unloaded().await? {
                 reasons.insert(resource_type, Difference::Unfinished.to_string());
             }
         }
@@ -102,7 +102,7 @@ impl Syncer {
         resource_type: ResourceType,
         known: &KnownTable,
     ) -> Result<Option<Difference>, table::Error> {
-        let Some(table) = self.root.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
+        let Some(table) = self.engine.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
         if table.id()? != known.id {
             return Ok(Some(Difference::AnotherTable));
         }

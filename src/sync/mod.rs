@@ -12,6 +12,7 @@ mod blocking;
 mod by_hand;
 mod columns;
 mod config;
+mod engine;
 mod error;
 mod events;
 mod history;
@@ -50,6 +51,7 @@ use url::Url;
 use self::{
     blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped, within},
     columns::Spoken,
+    engine::ResourceTable,
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     members::JoinerFailure,
@@ -60,6 +62,7 @@ use self::{
 pub use self::{
     by_hand::{Cancelled, SinceSet},
     config::{Chosen, Config, Export, Joiners, Leavers, QuarantineLimit},
+    engine::Engine,
     error::{Error, Recovery, chain, recovery},
     history::{PastRun, PastRuns},
     intake::DECODE_BYTES,
@@ -94,6 +97,8 @@ pub struct Syncer {
     /// The FHIR base URL.
     server: Url,
     pub root: Root,
+    /// Who writes the tables of resources below the root.
+    engine: Engine,
     lease: Arc<Lease>,
     /// Renews the lease as long as this exists.
     lease_keeper: Arc<JoinSet<()>>,
@@ -116,6 +121,7 @@ impl Syncer {
             client: Arc::clone(&self.client),
             server: self.server.clone(),
             root: self.root.clone(),
+            engine: self.engine.clone(),
             lease: Arc::clone(&self.lease),
             lease_keeper: Arc::clone(&self.lease_keeper),
             store: Arc::clone(&self.store),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::task::JoinSet;
 
-use super::{Config, Error, Export, ProgressBoard, Syncer, Turns, sources};
+use super::{Config, Engine, Error, Export, ProgressBoard, Syncer, Turns, sources};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
@@ -34,11 +34,13 @@ impl Syncer {
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
+        let engine = Engine::of(&root, config.spark.as_ref())?;
         let turns = Arc::new(Turns::after_run(store.state().run));
         let syncer = Self {
             client,
             server: url,
             root,
+            engine,
             lease,
             lease_keeper: Arc::new(lease_keeper),
             seen: Arc::new(RwLock::new(Arc::new(store.state().clone()))),

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::{Export, blocking::now, chain};
+use super::{Engine, Export, blocking::now, chain};
 use crate::{
     export::{self, Client, ExportRequest, Probe},
     fhir::TransactionTime,
+    spark,
     table::{self, Exclusive, Location, Root},
 };
 
@@ -18,10 +19,33 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const ASKED_FOR: TimeDelta = TimeDelta::hours(1);
 
 /// The server, the token, the groups and the tables; where `kick_off` says so, also whether each export is accepted.
-pub async fn probe(server: export::Config, tables: table::Config, exports: &[Export], kick_off: bool) -> Vec<Probe> {
+pub async fn probe(
+    server: export::Config,
+    tables: table::Config,
+    spark: Option<&spark::Config>,
+    exports: &[Export],
+    kick_off: bool,
+) -> Vec<Probe> {
     let mut probes = of_server(server, exports, kick_off).await;
-    probes.push(of_tables(tables).await);
+    probes.push(of_tables(tables.clone()).await);
+    if let Some(config) = spark {
+        probes.push(of_spark(config.clone(), tables).await);
+    }
     probes
+}
+
+async fn of_spark(mut config: spark::Config, tables: table::Config) -> Probe {
+    let what = "spark";
+    config.outage_patience = PATIENCE;
+    let asked = async {
+        let root = Root::for_reading(tables)?;
+        Engine::of(&root, Some(&config))?.server_version().await
+    };
+    match asked.await {
+        Ok(Some((place, version))) => Probe::good(what, format!("{place} answers, Spark {version}")),
+        Ok(None) => Probe::failed(what, "this program was built without it".to_owned()),
+        Err(error) => Probe::failed(what, chain(&error)),
+    }
 }
 
 async fn of_server(mut server: export::Config, exports: &[Export], kick_off: bool) -> Vec<Probe> {

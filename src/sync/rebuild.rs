@@ -19,6 +19,10 @@ impl Syncer {
     /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no
     /// table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
+        if self.engine.is_elsewhere() {
+            let reason = "Spark writes it (tables.engine); a full refresh writes its rows again".to_owned();
+            return Err(table::Error::Rebuild { place: self.root.place_of_table(resource_type.into()), reason }.into());
+        }
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await?;
         let decoder = Decoder {

@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    CompletedExport, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     intake::{IGNORES_SINCE, Received, ReceivedType},
@@ -24,7 +24,7 @@ use crate::{
     export::Manifest,
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, KnownTable},
-    table::{self, ADOPTED, Reconcile, Root, Upsert},
+    table::{self, ADOPTED, Reconcile, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -174,7 +174,7 @@ async fn absences(
 
 /// The commit of one type.
 struct Commit {
-    root: Root,
+    engine: Engine,
     resource_type: ResourceType,
     upsert: Upsert,
     /// How the type ends if it is absent from a full load without being empty.
@@ -252,7 +252,7 @@ impl Commit {
             ..known.upsert.clone()
         };
         Self {
-            root: run.syncer.root.clone(),
+            engine: run.syncer.engine.clone(),
             resource_type,
             upsert,
             absent,
@@ -310,7 +310,7 @@ impl Commit {
     }
 
     async fn commit(&mut self, received: &ReceivedType) -> Result<Done, table::Error> {
-        let table = self.root.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
+        let table = self.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
         let mut known = table.watermark(&self.upsert.app_id).await?;

@@ -61,6 +61,9 @@ pub enum Error {
     Damaged { place: String, what: String },
     #[error("the temporary file of received rows failed")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The engine that writes the tables in our place has failed.
+    #[error("the table {place} could not be read or written by Spark")]
+    Engine { place: String, is_passing: bool, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the table at {place} failed")]
     Delta { place: String, source: Box<DeltaTableError> },
     #[error("the counts of {table} do not add up: {counts}; this is a bug in fhir-sync, and nothing was committed")]

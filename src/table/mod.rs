@@ -45,6 +45,8 @@ mod members;
 
 /// The engine: a change set and a table become one commit.
 mod upsert;
+/// An upsert whose rows another engine writes.
+mod staging;
 /// Compaction, checkpoints, vacuum.
 mod maintain;
 /// All rows decoded again, in one commit.
@@ -71,6 +73,10 @@ pub use self::{
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
     root::{Config, Root, Table, TableDefinition, deltalake_version},
+    staging::{
+        Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, StagedShard, Staging, StoredRow,
+        TARGET_ID,
+    },
 };
 
 #[cfg(feature = "sql")]

@@ -19,10 +19,10 @@ use crate::{
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{FinishedFiles, JobInFlight, KnownTable},
     sync::{
-        Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking, columns,
-        events,
+        Engine, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking,
+        columns, events,
     },
-    table::{ChangeSet, Committed, Root, Upsert},
+    table::{ChangeSet, Committed, Upsert},
 };
 
 /// The instalments of one job.
@@ -232,10 +232,10 @@ impl<'a> Instalments<'a> {
 
     async fn commit(&mut self, context: &Arc<Context>, of: ResourceType) -> Result<(), Error> {
         context.progress.step(Step::Upserting(of));
-        let (in_thread, root, upsert) = (Arc::clone(context), self.syncer().root.clone(), self.upsert.clone());
+        let (in_thread, engine, upsert) = (Arc::clone(context), self.syncer().engine.clone(), self.upsert.clone());
         let limit = self.syncer().config.quarantine;
         let committed = blocking(move || match in_thread.intakes.get(&of) {
-            Some(intake) => intake.commit(of, &root, &upsert, limit),
+            Some(intake) => intake.commit(of, &engine, &upsert, limit),
             None => Ok(None),
         });
         let committed = committed.await;
@@ -282,7 +282,7 @@ impl Intake {
     fn commit(
         &self,
         of: ResourceType,
-        root: &Root,
+        engine: &Engine,
         upsert: &Upsert,
         limit: QuarantineLimit,
     ) -> Result<Option<Instalment>, Error> {
@@ -293,7 +293,7 @@ impl Intake {
             return Ok(None);
         }
         let (runtime, definition) = (Handle::current(), columns::definition(&self.decoder.shape));
-        let table = runtime.block_on(root.open_or_create(of, &definition))?;
+        let table = runtime.block_on(engine.open_or_create(of, &definition))?;
         let (id, is_first_load) = (table.id()?, current.is_first_load());
         let schema = self.decoder.shape.schema();
         let committed = match runtime.block_on(table.upsert(current, upsert)) {
@@ -307,8 +307,8 @@ impl Intake {
         let tally = self.tally().settle(rows);
         *changes = None;
         let next = if is_first_load {
-            let table = runtime.block_on(root.open_or_create(of, &definition));
-            table.and_then(|table| ChangeSet::for_first_load(&table, &schema, self.budget, &self.spool_folder))
+            let table = runtime.block_on(engine.open_or_create(of, &definition));
+            table.and_then(|table| table.change_set(true, &schema, self.budget, &self.spool_folder))
         } else {
             Ok(ChangeSet::new(&schema, self.budget, &self.spool_folder))
         };

@@ -10,8 +10,8 @@ use crate::{
     export::{File, FileKind, Manifest},
     fhir::ResourceType,
     resource::{LineGrouping, Shape},
-    sync::{Error, columns},
-    table::{self, ChangeSet, MemoryBudget, MemoryDemand, Table, is_first_load},
+    sync::{Error, ResourceTable, columns},
+    table::{self, ChangeSet, MemoryBudget, MemoryDemand},
 };
 
 /// An intake for each type. Their change sets share the memory.
@@ -52,8 +52,7 @@ pub async fn intakes(
     for (resource_type, shape, files_left, table) in opened {
         let schema = shape.schema();
         let changes = match table {
-            Some(Ok((table, FirstLoad(true)))) => ChangeSet::for_first_load(&table, &schema, budget, spool_folder),
-            Some(Ok((_, FirstLoad(false)))) => Ok(ChangeSet::new(&schema, budget, spool_folder)),
+            Some(Ok((table, FirstLoad(is_one)))) => table.change_set(is_one, &schema, budget, spool_folder),
             Some(Err(error)) => Err(error),
             None => Ok(ChangeSet::new(&schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder)),
         };
@@ -80,9 +79,9 @@ async fn table(
     instalments: &Instalments<'_>,
     resource_type: ResourceType,
     shape: &Shape,
-) -> Result<(Table, FirstLoad), table::Error> {
-    let root = &instalments.syncer().root;
-    let table = root.open_or_create(resource_type, &columns::definition(shape)).await?;
-    let first_load = FirstLoad(instalments.continues_first_load(resource_type) || is_first_load(&table).await?);
+) -> Result<(ResourceTable, FirstLoad), table::Error> {
+    let engine = &instalments.syncer().engine;
+    let table = engine.open_or_create(resource_type, &columns::definition(shape)).await?;
+    let first_load = FirstLoad(table.appends(instalments.continues_first_load(resource_type)).await?);
     Ok((table, first_load))
 }

@@ -341,10 +341,11 @@ impl Replay {
             run: self.run,
             ..Upsert::default()
         };
-        let (root, runtime, received) = (syncer.root.clone(), Handle::current(), changes.received());
+        let (root, engine) = (syncer.root.clone(), syncer.engine.clone());
+        let (runtime, received) = (Handle::current(), changes.received());
         let committed = blocking(move || {
             runtime.block_on(async {
-                let table = root.open_or_create(resource_type, &definition(&shape)).await?;
+                let table = engine.open_or_create(resource_type, &definition(&shape)).await?;
                 let committed = table.upsert(&changes, &upsert).await?;
                 root.sync_to_disk().map(|()| committed)
             })

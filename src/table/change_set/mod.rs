@@ -240,6 +240,12 @@ impl ChangeSet {
         SpooledBatch::decode(&self.schema, block).map_err(Error::spool)
     }
 
+    /// The spooled chunks, for [`Self::batch`].
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkIndex> {
+        let chunks = u32::try_from(self.read().chunks.len()).unwrap_or(u32::MAX);
+        (0..chunks).map(ChunkIndex)
+    }
+
     fn read(&self) -> RwLockReadGuard<'_, Held> {
         self.held.read().unwrap_or_else(PoisonError::into_inner)
     }

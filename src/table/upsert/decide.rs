@@ -133,11 +133,26 @@ fn may_remove(missing: u64, decision: &Decision, limits: Reconcile) -> bool {
 }
 
 impl Decision {
+    /// The same as [`reconcile`] for rows that another engine has found missing, among this many stored rows of our
+    /// source; the ids whose rows are to be removed.
+    pub fn reconcile_ids(&mut self, stored_rows: u64, missing: Vec<String>, limits: Reconcile) -> Vec<String> {
+        self.stored_rows = stored_rows;
+        let count = missing.len() as u64;
+        if !may_remove(count, self, limits) {
+            self.counts.missing = count;
+            return Vec::new();
+        }
+        self.counts.removed = count;
+        let tombstones = missing.iter().map(|id| NewTombstone { id: id.clone(), deleted_at_micros: None });
+        self.tombstones.extend(tombstones);
+        missing
+    }
+
     pub fn file(&self, index: FileIndex) -> &StoredFile {
         &self.files[index.0 as usize]
     }
 
-    fn settle(
+    pub fn settle(
         &mut self,
         shard: &Shard,
         probed: Probed,

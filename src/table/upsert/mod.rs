@@ -9,7 +9,7 @@
 mod change_feed;
 mod compare;
 pub mod decide;
-mod probe;
+pub mod probe;
 pub mod row_groups;
 pub mod write;
 mod write_task;

@@ -101,6 +101,7 @@ impl Setup {
             partial_interval: Duration::ZERO,
             typed: true,
             columns: Options { layout: Layout::Pathling, raw_json: true },
+            spark: None,
         };
         let types = vec![OBSERVATION, PATIENT];
         let export = Export::new("all", Level::System, types);

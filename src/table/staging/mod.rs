@@ -1,0 +1,285 @@
+//! Staging: an upsert whose rows another engine writes into the table.
+//!
+//! The engine reads the stored versions of the ids of the change set and hands them over; what happens to each row is
+//! decided here, by the same [`Decision`] as for tables of our own. What is to be written is left as Parquet files
+//! below the root, with an [operation](rows::Operation) in each row, for one MERGE of the engine. Each staged row says
+//! which stored row it was decided for, so that the engine can refuse one that has changed since. Tombstones are
+//! recorded before the MERGE.
+
+mod place;
+mod rows;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use self::{
+    place::{Place, place},
+    rows::{Operation, Removal, RowWriter, Seen, write_ids},
+};
+use crate::fhir::{ResourceType, Version};
+use crate::table::{
+    ChangeSet, Counts, Error, Root, TableDefinition, TableName, Upsert,
+    change_set::entry::{ChunkIndex, RowLocation},
+    change_set::newest::{Shard, Winner, WinnerIndex},
+    data_file::stored::FileIndex,
+    properties::CHECKPOINT_INTERVAL,
+    tombstones::TombstoneTable,
+    upsert::decide::Decision,
+    upsert::probe::{Hit, Probed},
+};
+
+pub use self::rows::{OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID};
+
+/// A row of the table, as the engine has read it. Its id is one of the change set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRow {
+    pub id: String,
+    pub version: Version,
+    /// `_sync_hash`.
+    pub hash: Option<i64>,
+}
+
+/// An upsert that is being staged.
+pub struct Staging<'a> {
+    root: Root,
+    table: TableName,
+    place: Place,
+    changes: &'a ChangeSet,
+    upsert: &'a Upsert,
+    trusts_hashes: bool,
+    tombstones: TombstoneTable,
+    decision: Decision,
+    rows: RowWriter,
+    expected: Expected,
+}
+
+/// Some ids of the change set, as many as fit into memory.
+pub struct StagedShard {
+    pub number: u32,
+    shard: Shard,
+}
+
+/// What the engine is to write.
+#[derive(Debug)]
+pub struct Staged {
+    pub counts: Counts,
+    pub expected: Expected,
+    /// The columns of the staged rows that are columns of the table; empty where there is nothing to write.
+    pub columns: Vec<String>,
+}
+
+/// How many rows the engine's MERGE has to insert, update and delete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expected {
+    pub inserted: u64,
+    pub updated: u64,
+    pub deleted: u64,
+}
+
+impl Expected {
+    pub fn is_nothing(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl Root {
+    /// The properties of a table that another engine creates for us. When it makes checkpoints is its own affair.
+    pub fn properties_elsewhere(&self, definition: &TableDefinition) -> Vec<(&'static str, String)> {
+        let properties = self.properties(definition).into_iter();
+        properties
+            .filter(|(name, _)| *name != CHECKPOINT_INTERVAL)
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect()
+    }
+
+    /// Removes what is staged for a type, also by a run that was killed. Blocks on the disk.
+    pub async fn remove_staging(&self, of: ResourceType) -> Result<(), Error> {
+        place(self, of)?.remove().await
+    }
+}
+
+impl<'a> Staging<'a> {
+    /// With `trusts_hashes`, equal hashes mean equal rows: no other writer has changed rows and left their hashes.
+    pub async fn begin(
+        root: &Root,
+        of: ResourceType,
+        changes: &'a ChangeSet,
+        upsert: &'a Upsert,
+        trusts_hashes: bool,
+    ) -> Result<Self, Error> {
+        let parent = place(root, of)?;
+        parent.remove().await?;
+        let place = parent.join(&format!("{}-{}", upsert.run, uuid::Uuid::new_v4()), root)?;
+        let rows = RowWriter::new(&place.join("rows", root)?, changes);
+        Ok(Self {
+            root: root.clone(),
+            table: of.into(),
+            place,
+            changes,
+            upsert,
+            trusts_hashes,
+            tombstones: TombstoneTable::open(root).await?,
+            decision: Decision::default(),
+            rows,
+            expected: Expected::default(),
+        })
+    }
+
+    /// The folder, below the root, of the files with the ids of the change set. Their column `shard` has the numbers of
+    /// [`Self::shards`].
+    pub fn ids_directory(&self) -> String {
+        self.place.directory_of("ids")
+    }
+
+    /// The folder, below the root, of the files with the rows that are to be written.
+    pub fn rows_directory(&self) -> String {
+        self.place.directory_of("rows")
+    }
+
+    /// Loading a shard blocks on the disk.
+    pub fn shards(&self) -> impl Iterator<Item = Result<StagedShard, Error>> + use<'a> {
+        (0..).zip(self.changes.shards()).map(|(number, shard)| Ok(StagedShard { number, shard: shard? }))
+    }
+
+    /// Writes the ids of all shards. Blocks on the disk.
+    pub async fn write_ids(&self) -> Result<(), Error> {
+        let place = self.place.join("ids", &self.root)?;
+        for shard in self.shards() {
+            let StagedShard { number, shard } = shard?;
+            write_ids(&place, number, &shard, self.changes).await?;
+        }
+        Ok(())
+    }
+
+    /// Decides what happens to the rows and deletions of a shard, of which the table has `stored`, and stages what is
+    /// to be written. Blocks on the disk.
+    pub async fn decide(&mut self, shard: &StagedShard, stored: &[StoredRow]) -> Result<(), Error> {
+        let shard = &shard.shard;
+        let hits = hits(shard, stored, self.trusts_hashes);
+        let mut copies: HashMap<WinnerIndex, Vec<usize>> = HashMap::new();
+        for (row, hit) in hits.iter().enumerate() {
+            copies.entry(hit.winner).or_default().push(row);
+        }
+        let equal: Vec<_> = hits.iter().map(|hit| is_equal(shard, hit)).collect();
+        let ids = self.changes.ids();
+        let tombstones = self.tombstones.find(self.table, &self.upsert.source, shard, &ids).await?;
+        let winner_of: Vec<_> = hits.iter().map(|hit| hit.winner).collect();
+        let probed = Probed { hits, ..Probed::default() };
+        self.decision.settle(shard, probed, &equal, &tombstones, self.upsert);
+        let dead = std::mem::take(&mut self.decision.dead).remove(&FileIndex(0)).unwrap_or_default();
+        let mut chosen = std::mem::take(&mut self.decision.chosen);
+        let mut operations = BTreeMap::new();
+        let mut removals = Vec::new();
+        // Several dead rows may have one winner.
+        let winners: BTreeSet<_> = dead.iter().filter_map(|row| winner_of.get(row_index(row)).copied()).collect();
+        for winner in winners {
+            let Some(copies) = copies.get(&winner) else { continue };
+            let dead: Vec<_> = copies.iter().copied().filter(|row| dead.contains(*row as u64)).collect();
+            let copies = Copies { all: copies, dead: &dead, stored, equal: &equal };
+            match copies.operation(shard.winner(winner)) {
+                Some(Write::Row { location, operation, removal }) => {
+                    chosen.entry(location.chunk).or_default().insert(location.row.into());
+                    self.expected.deleted += removal.as_ref().map_or(0, |_| copies.all.len() as u64);
+                    removals.extend(removal);
+                    operations.insert((location.chunk, location.row), operation);
+                }
+                Some(Write::Nothing { removal }) => {
+                    self.expected.deleted += copies.all.len() as u64;
+                    removals.push(removal);
+                }
+                None => {}
+            }
+        }
+        let updated = operations.values().filter(|operation| matches!(operation, Operation::Update(_))).count() as u64;
+        let written: u64 = chosen.values().map(super::data_file::deletion_vector::RowSet::len).sum();
+        self.expected.updated += updated;
+        self.expected.inserted += written - updated;
+        self.rows.write_chosen(self.changes, &chosen, &operations).await?;
+        self.rows.write_removals(&removals).await
+    }
+
+    /// Stages the removal of stored rows that a full refresh did not bring, unless they are too many; `stored_rows` is
+    /// how many rows of our source the table has.
+    pub async fn reconcile(&mut self, stored_rows: u64, missing: Vec<String>) -> Result<(), Error> {
+        let Some(limits) = self.upsert.reconcile else { return Ok(()) };
+        let removed = self.decision.reconcile_ids(stored_rows, missing, limits);
+        self.expected.deleted += removed.len() as u64;
+        let removals: Vec<_> = removed.into_iter().map(|id| Removal { id, seen: None }).collect();
+        self.rows.write_removals(&removals).await
+    }
+
+    /// Ends the files and records the tombstones. Afterwards the engine may write.
+    pub async fn finish(mut self) -> Result<Staged, Error> {
+        let counts = self.decision.counts;
+        if counts.total() != self.changes.received() {
+            let counts = format!("received {}, accounted for {counts:?}", self.changes.received());
+            return Err(Error::Unbalanced { table: self.table, counts });
+        }
+        let columns = self.rows.finish().await?;
+        self.root.check_lease().await?;
+        self.tombstones.append(self.table, &self.decision.tombstones, self.upsert).await?;
+        Ok(Staged { counts, expected: self.expected, columns })
+    }
+}
+
+/// The stored rows of the shard, as an upsert of our own would have found them in a file.
+fn hits(shard: &Shard, stored: &[StoredRow], trusts_hashes: bool) -> Vec<Hit> {
+    let hit = |(row, stored): (u64, &StoredRow)| {
+        let hash = stored.hash.filter(|_| trusts_hashes).map(i64::cast_unsigned);
+        Some(Hit { file: FileIndex(0), row, winner: shard.get(&stored.id)?, version: stored.version, hash })
+    };
+    (0..).zip(stored).filter_map(hit).collect()
+}
+
+fn is_equal(shard: &Shard, hit: &Hit) -> bool {
+    matches!(shard.winner(hit.winner), Winner::Row { hash, .. } if hit.hash == Some(*hash))
+}
+
+fn row_index(row: u64) -> usize {
+    usize::try_from(row).unwrap_or(usize::MAX)
+}
+
+/// The stored rows of one id: more than one where another writer has doubled it.
+struct Copies<'a> {
+    all: &'a [usize],
+    dead: &'a [usize],
+    stored: &'a [StoredRow],
+    equal: &'a [bool],
+}
+
+enum Write {
+    Row { location: RowLocation, operation: Operation, removal: Option<Removal> },
+    Nothing { removal: Removal },
+}
+
+impl Copies<'_> {
+    /// What replaces or removes them. A MERGE cannot tell equal copies apart, so several of them are all removed, and
+    /// the row that stays is inserted again. `None` where a newer copy is among them: then all stay.
+    fn operation(&self, winner: &Winner) -> Option<Write> {
+        let Some(first) = self.stored.get(*self.all.first()?) else { return None };
+        let seen = Seen { hash: first.hash, transaction_time_micros: first.version.transaction_time_micros };
+        let removal = |seen| Removal { id: first.id.clone(), seen };
+        let all_dead = self.dead.len() == self.all.len();
+        match winner {
+            Winner::Row { location, .. } if all_dead && self.all.len() == 1 => {
+                Some(Write::Row { location: *location, operation: Operation::Update(seen), removal: None })
+            }
+            Winner::Row { location, .. } if all_dead || self.keeps_an_equal_one() => {
+                let (operation, removal) = (Operation::InsertBeside, Some(removal(None)));
+                Some(Write::Row { location: *location, operation, removal })
+            }
+            Winner::Deleted { .. } if all_dead => {
+                let seen = (self.all.len() == 1).then_some(seen);
+                Some(Write::Nothing { removal: removal(seen) })
+            }
+            Winner::Row { .. } | Winner::Deleted { .. } => None,
+        }
+    }
+
+    fn keeps_an_equal_one(&self) -> bool {
+        let mut kept = self.all.iter().filter(|row| !self.dead.contains(row));
+        matches!((kept.next(), kept.next()), (Some(row), None) if self.equal[*row])
+    }
+}
+
+/// The operations of staged rows that are not plain insertions.
+type Operations = BTreeMap<(ChunkIndex, u32), Operation>;
