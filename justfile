@@ -42,6 +42,11 @@ interop-store STORE *PARTS:
     cargo build
     tests/interop/stores.sh {{STORE}} "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{PARTS}}
 
+# A Spark Connect server as the engine, killed and cut off, beside our own engine; needs Java 17 and Maven, an hour
+interop-spark-engine STEPS="200" SEED="20261129":
+    cargo build --features spark
+    tests/interop/spark_engine.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{STEPS}} {{SEED}}
+
 # Tokens of oidc-provider, a token server that is not ours; needs Node.js
 interop-oidc:
     cargo build

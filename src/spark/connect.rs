@@ -96,9 +96,9 @@ impl Client {
         Grpc::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    fn user(&self) -> Option<UserContext> {
+    fn user(&self) -> UserContext {
         let user = self.address.user.clone();
-        Some(UserContext { user_id: user.clone(), user_name: user })
+        UserContext { user_id: user.clone(), user_name: user }
     }
 
     /// With the headers that each call has.
@@ -213,7 +213,7 @@ impl Session {
         loop {
             let request = ConfigRequest {
                 session_id: self.id.clone(),
-                user_context: self.client.user(),
+                user_context: Some(self.client.user()),
                 operation: Some(ConfigOperation { set: Some(ConfigSet { pairs: pairs.clone() }) }),
                 client_type: Some(CLIENT_TYPE.to_owned()),
                 observed_session_id: self.observed.clone(),
@@ -249,7 +249,7 @@ impl Session {
     pub async fn close(self) {
         let request = ReleaseSessionRequest {
             session_id: self.id.clone(),
-            user_context: self.client.user(),
+            user_context: Some(self.client.user()),
             client_type: Some(CLIENT_TYPE.to_owned()),
         };
         let path = "/spark.connect.SparkConnectService/ReleaseSession";
@@ -309,7 +309,7 @@ impl Session {
         if running.is_sent {
             let request = ReattachExecuteRequest {
                 session_id: self.id.clone(),
-                user_context: self.client.user(),
+                user_context: Some(self.client.user()),
                 operation_id: running.id.clone(),
                 client_type,
                 last_response_id: running.last_response_id.clone(),
@@ -320,7 +320,7 @@ impl Session {
         let reattach_options = Some(ReattachOptions { reattachable: true });
         let request = ExecutePlanRequest {
             session_id: self.id.clone(),
-            user_context: self.client.user(),
+            user_context: Some(self.client.user()),
             plan: Some(plan.clone()),
             client_type,
             request_options: vec![RequestOption { reattach_options }],
@@ -359,7 +359,7 @@ impl Session {
     async fn release(&self, operation_id: &str) {
         let request = ReleaseExecuteRequest {
             session_id: self.id.clone(),
-            user_context: self.client.user(),
+            user_context: Some(self.client.user()),
             operation_id: operation_id.to_owned(),
             client_type: Some(CLIENT_TYPE.to_owned()),
             release_all: Some(Empty {}),

@@ -86,7 +86,7 @@ impl Spark {
         let session = self.client.session(&[]).await?;
         let answered = session.query("its version", "SELECT version() AS version".to_owned()).await;
         session.close().await;
-        let version = answered?.iter().filter_map(|batch| texts(batch, "version").ok()?.into_iter().next()?).next();
+        let version = answered?.iter().find_map(|batch| texts(batch, "version").ok()?.into_iter().next()?);
         // The rest of it is a hash.
         Ok(version.unwrap_or_default().split_whitespace().next().unwrap_or("unknown").to_owned())
     }
@@ -215,13 +215,11 @@ async fn columns(session: &Session, name: &str) -> Result<SchemaRef, Error> {
 
 fn first_detail(batches: &[arrow::array::RecordBatch]) -> Result<Option<Detail>, Error> {
     let read = || {
-        for batch in batches.iter().filter(|batch| batch.num_rows() > 0) {
-            let (ids, formats, files) = (texts(batch, "id")?, texts(batch, "format")?, numbers(batch, "numFiles")?);
-            let is_delta = formats[0].as_deref() == Some("delta");
-            let id = ids[0].clone().filter(|_| is_delta);
-            return Ok(id.map(|id| Detail { id, is_empty: files[0] == Some(0) }));
-        }
-        Ok(None)
+        let Some(batch) = batches.iter().find(|batch| batch.num_rows() > 0) else { return Ok(None) };
+        let (ids, formats, files) = (texts(batch, "id")?, texts(batch, "format")?, numbers(batch, "numFiles")?);
+        let is_delta = formats[0].as_deref() == Some("delta");
+        let id = ids[0].clone().filter(|_| is_delta);
+        Ok(id.map(|id| Detail { id, is_empty: files[0] == Some(0) }))
     };
     read().map_err(|source| Error::Answer { what: "DESCRIBE DETAIL", source })
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs one engine, each version once, under ~/.cache/fhir-sync, and prints its folder: bin/python, and for Spark
 # jars/.
-#   tests/interop/install.sh readers | spark | pathling | s3 | versity | azure | gcs | oidc
-# Needs Python 3.11; spark also Java 17 and Maven; pathling Maven (its Java comes with it); oidc and azure only Node.js,
-# versity and gcs only Go.
+#   tests/interop/install.sh readers | spark | connect | pathling | s3 | versity | azure | gcs | oidc
+# Needs Python 3.11; spark and connect also Java 17 and Maven; pathling Maven (its Java comes with it); oidc and azure
+# only Node.js, versity and gcs only Go.
 set -euo pipefail
 
 engine=${1:-}
@@ -18,6 +18,10 @@ case $engine in
     ;;
   spark)
     packages=(pyspark==4.1.4)
+    jars=(io.delta:{delta-spark_4.1_2.13,delta-storage,delta-kernel-api,delta-kernel-defaults,delta-kernel-unitycatalog}:4.4.0)
+    ;;
+  connect)
+    packages=('pyspark[connect]==4.1.4' deltalake==1.6.6)
     jars=(io.delta:{delta-spark_4.1_2.13,delta-storage,delta-kernel-api,delta-kernel-defaults,delta-kernel-unitycatalog}:4.4.0)
     ;;
   pathling)

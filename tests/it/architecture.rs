@@ -20,6 +20,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("quarantine", &["data_file", "root", "commit", "requirements", "record"]),
     ("members", &["root", "record"]),
     ("upsert", &["data_file", "root", "change_set", "commit", "requirements", "tombstones"]),
+    ("staging", &["data_file", "root", "change_set", "tombstones", "upsert"]),
     ("maintain", &["data_file", "root", "commit", "requirements", "tombstones", "quarantine"]),
     ("rebuild", &["data_file", "root", "commit", "requirements"]),
     ("query", &["root"]),

@@ -255,7 +255,7 @@ impl Copies<'_> {
     /// What replaces or removes them. A MERGE cannot tell equal copies apart, so several of them are all removed, and
     /// the row that stays is inserted again. `None` where a newer copy is among them: then all stay.
     fn operation(&self, winner: &Winner) -> Option<Write> {
-        let Some(first) = self.stored.get(*self.all.first()?) else { return None };
+        let first = self.stored.get(*self.all.first()?)?;
         let seen = Seen { hash: first.hash, transaction_time_micros: first.version.transaction_time_micros };
         let removal = |seen| Removal { id: first.id.clone(), seen };
         let all_dead = self.dead.len() == self.all.len();
