@@ -200,12 +200,13 @@ impl History {
 mod tests {
     use super::*;
 
-    fn commit(version: u64, operation: &str, note: Option<Note>) -> Commit {
-        Commit { version, at_micros: None, operation: operation.to_owned(), metrics: BTreeMap::new(), note }
+    fn commit(version: u64, operation: &str, note: impl Into<Option<Note>>) -> Commit {
+        let (operation, note) = (operation.to_owned(), note.into());
+        Commit { version, at_micros: None, operation, metrics: BTreeMap::new(), note }
     }
 
-    fn note(app_id: &str, watermarks: &[(&str, i64)]) -> Option<Note> {
-        Some(Note {
+    fn note(app_id: &str, watermarks: &[(&str, i64)]) -> Note {
+        Note {
             app_id: app_id.to_owned(),
             run: Some(1),
             commit: "c".to_owned(),
@@ -214,7 +215,7 @@ mod tests {
             watermarks: watermarks.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
             counts: Counts::default(),
             changed_by_others: false,
-        })
+        }
     }
 
     fn micros(history: &History, app_id: &str) -> Option<i64> {
@@ -245,17 +246,14 @@ mod tests {
         // The UPDATE was before our commit and after what it was decided about.
         let between = [commit(3, "MERGE", note("a", &[])), commit(2, "UPDATE", None), commit(1, "WRITE", None)];
         assert_eq!(History { commits: between.to_vec() }.foreign(), 1);
-        let mut remembered = note("a", &[]);
-        if let Some(note) = &mut remembered {
-            note.changed_by_others = true;
-        }
+        let remembered = Note { changed_by_others: true, ..note("a", &[]) };
         assert!(History { commits: vec![commit(2, "MERGE", remembered)] }.is_changed_by_others());
     }
 
     #[test]
     fn a_document_of_another_writer_is_not_ours() {
         assert!(serde_json::from_str::<Ours>(r#"{"pipeline":"x"}"#).is_err());
-        let text = serde_json::to_string(&Ours { note: note("a", &[("a", 2)]).unwrap() }).unwrap();
+        let text = serde_json::to_string(&Ours { note: note("a", &[("a", 2)]) }).unwrap();
         assert_eq!(serde_json::from_str::<Ours>(&text).unwrap().note.watermarks["a"], 2);
     }
 }

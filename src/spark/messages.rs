@@ -217,7 +217,11 @@ mod tests {
     const ANSWER: &str = "0a017312070803120361626362016f6a01727a0176";
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        bytes
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .filter_map(|digit| char::from_digit(digit.into(), 16))
+            .collect()
     }
 
     fn unhex(text: &str) -> Vec<u8> {
