@@ -198,7 +198,7 @@ struct Running {
 }
 
 /// How a stream ended.
-enum Ended {
+enum StreamEnd {
     Complete,
     /// The server sends the rest in another stream.
     Early,
@@ -288,8 +288,8 @@ impl Session {
                 retries = Retries::begin(self.client.outage_patience);
             }
             match ended {
-                Ok(Ended::Complete) => return Ok(()),
-                Ok(Ended::Early) => {}
+                Ok(StreamEnd::Complete) => return Ok(()),
+                Ok(StreamEnd::Early) => {}
                 Err(Failed::Error(error)) => return Err(error),
                 Err(Failed::Status(status)) => match self.error(running.what, &status) {
                     Error::Lost { class } if class == NEVER_ARRIVED && running.last_response_id.is_none() => {
@@ -335,12 +335,12 @@ impl Session {
         &self,
         mut stream: Streaming<ExecutePlanResponse>,
         running: &mut Running,
-    ) -> Result<Ended, Failed> {
+    ) -> Result<StreamEnd, Failed> {
         loop {
             let Ok(message) = timeout(SILENCE_PATIENCE, stream.message()).await else {
                 return Err(Status::deadline_exceeded("the stream is silent").into());
             };
-            let Some(message) = message? else { return Ok(Ended::Early) };
+            let Some(message) = message? else { return Ok(StreamEnd::Early) };
             if let Some(batch) = message.arrow_batch {
                 running.bytes += batch.data.len();
                 running.data.push(batch.data);
@@ -351,7 +351,7 @@ impl Session {
             }
             running.last_response_id = Some(message.response_id);
             if message.result_complete.is_some() {
-                return Ok(Ended::Complete);
+                return Ok(StreamEnd::Complete);
             }
         }
     }

@@ -9,6 +9,8 @@ mod config;
 #[cfg(feature = "spark")]
 mod connect;
 #[cfg(feature = "spark")]
+mod declaration;
+#[cfg(feature = "spark")]
 mod engine;
 #[cfg(feature = "spark")]
 mod error;
@@ -22,8 +24,6 @@ mod names;
 mod results;
 #[cfg(feature = "spark")]
 mod sql;
-#[cfg(feature = "spark")]
-mod types;
 #[cfg(feature = "spark")]
 mod upsert;
 

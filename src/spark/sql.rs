@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use arrow::datatypes::{DataType, Schema, TimeUnit};
 
 use super::{
+    declaration::declaration,
     names::{identifier, literal},
-    types::declaration,
 };
 use crate::{
     fhir::TransactionTime,

@@ -59,13 +59,13 @@ impl SparkTable {
         for _ in 0..MAX_ATTEMPTS {
             foreign = self.history.foreign().max(foreign);
             let ended = match self.attempt(changes, upsert).await {
-                Ok(Ended::Unchanged(counts)) => {
+                Ok(Attempted::Unchanged(counts)) => {
                     return Ok(Committed { version: self.version(), counts, bytes_written: 0, foreign, damaged: 0 });
                 }
-                Ok(Ended::Merged(Merged::Committed(commit), staged)) => {
+                Ok(Attempted::Merged(Merged::Committed(commit), staged)) => {
                     return Ok(self.committed(&commit, &staged, foreign));
                 }
-                Ok(Ended::Merged(Merged::Overtaken, _)) => Ok(()),
+                Ok(Attempted::Merged(Merged::Overtaken, _)) => Ok(()),
                 Err(error) if error.is_passing() => Err(error),
                 Err(error) => return Err(error),
             };
@@ -92,7 +92,7 @@ impl SparkTable {
         Ok(())
     }
 
-    async fn attempt(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Ended, Error> {
+    async fn attempt(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Attempted, Error> {
         let session = self.spark.client.session(&[]).await?;
         let staged = self.stage(&session, changes, upsert).await;
         session.close().await;
@@ -102,7 +102,7 @@ impl SparkTable {
         let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
         let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
         if staged.expected.is_nothing() && watermark.is_none_or(|watermark| Some(watermark) == before) {
-            return Ok(Ended::Unchanged(staged.counts));
+            return Ok(Attempted::Unchanged(staged.counts));
         }
         let mut watermarks = self.history.watermarks();
         watermarks.extend(watermark.map(|watermark| (upsert.app_id.clone(), watermark)));
@@ -122,7 +122,7 @@ impl SparkTable {
             let rows = self.spark.names.files(&rows_directory);
             sql::merge(&self.name, &upsert.source, &rows, &columns, &staged.columns)
         };
-        Ok(Ended::Merged(self.merge(merge, note).await?, staged))
+        Ok(Attempted::Merged(self.merge(merge, note).await?, staged))
     }
 
     /// Decides about all rows of the change set, and stages what is to be written.
@@ -233,7 +233,7 @@ impl SparkTable {
 }
 
 /// How an attempt ended.
-enum Ended {
+enum Attempted {
     /// There was nothing to write, and no watermark to move.
     Unchanged(Counts),
     Merged(Merged, Staged),

@@ -1,4 +1,4 @@
-//! Types: an Arrow type in the words of Spark SQL.
+//! A declaration: a column and its type in the words of Spark SQL.
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
