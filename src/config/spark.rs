@@ -26,7 +26,7 @@ const OWN_CONFS: [&str; 4] = [
 pub(super) fn read(tables: &mut Section, mut section: Section, is_partitioned: bool) -> Option<Option<Config>> {
     let engine = tables.choice("engine", "delta", &[("delta", Engine::Delta), ("spark", Engine::Spark)]);
     let is_given = section.has("url");
-    let config = read_section(&mut section, engine == Some(Engine::Spark));
+    let config = read_section(&mut section, engine == Some(Engine::Spark) && !is_given);
     match engine? {
         Engine::Delta if is_given => {
             section.mistake(
@@ -59,7 +59,7 @@ pub(super) fn read(tables: &mut Section, mut section: Section, is_partitioned: b
     }
 }
 
-fn read_section(section: &mut Section, is_needed: bool) -> Option<Config> {
+fn read_section(section: &mut Section, is_missing: bool) -> Option<Config> {
     let address: Option<Address> = section.optional("url", str::parse);
     let token = secrets::read(section, "token");
     let schema = section.optional("schema", schema);
@@ -77,7 +77,7 @@ fn read_section(section: &mut Section, is_needed: bool) -> Option<Config> {
         }
     }
     let token = token.ok()?.map(|Kept { secret, .. }| secret);
-    if is_needed && address.is_none() && !section.has("url") {
+    if is_missing {
         section.mistake("url", "is missing; it is the address of the Spark Connect server, sc://host:port");
     }
     let address = address?;
