@@ -41,6 +41,7 @@ impl Engine {
     }
 
     /// The server that writes the tables, and its version; `None` where this program does.
+    #[cfg_attr(not(feature = "spark"), expect(clippy::unused_async, reason = "only another engine is asked"))]
     pub async fn server_version(&self) -> Result<Option<(String, String)>, table::Error> {
         match self {
             Self::Delta(_) => Ok(None),
@@ -184,7 +185,9 @@ impl ResourceTable {
     ) -> Result<ChangeSet, table::Error> {
         match self {
             Self::Delta(table) if appends => ChangeSet::for_first_load(table, schema, budget, spool_folder),
-            _ => Ok(ChangeSet::new(schema, budget, spool_folder)),
+            Self::Delta(_) => Ok(ChangeSet::new(schema, budget, spool_folder)),
+            #[cfg(feature = "spark")]
+            Self::Spark(_) => Ok(ChangeSet::new(schema, budget, spool_folder)),
         }
     }
 
