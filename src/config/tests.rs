@@ -512,15 +512,15 @@ const WITH_SPARK: &str = r#"
 
 #[test]
 fn a_program_without_the_client_of_spark_says_how_to_build_it() {
-    match parse(WITH_SPARK, &[]).0 {
+    let read = parse(WITH_SPARK, &[]).0;
+    assert_eq!(read.is_ok(), cfg!(feature = "spark"));
+    match read {
         Ok(config) => {
-            assert!(cfg!(feature = "spark"));
             let spark = config.sync.spark.unwrap();
             assert_eq!(spark.address.place(), "sc://spark.example.org:15002");
             assert_eq!(spark.tables.schema.unwrap(), ["main", "fhir"]);
         }
         Err(Mistakes(mistakes)) => {
-            assert!(!cfg!(feature = "spark"));
             assert!(mistakes.iter().any(|mistake| mistake.contains("--features spark")), "{mistakes:?}");
         }
     }
