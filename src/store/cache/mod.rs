@@ -2,8 +2,8 @@
 //!
 //! Two kinds of objects are kept. Files of a Delta log are never rewritten, but a table may be deleted and created
 //! again at the same place. So a file of a log counts only as long as the newest listing of it shows the content that
-//! was kept, by its entity tag. Data files and deletion vectors have names that nobody uses twice; of them the parts are
-//! kept whose reader asks for it ([`Keep`]).
+//! was kept, by its entity tag. Data files and deletion vectors have names that nobody uses twice; of them those parts
+//! are kept whose reader asks for it ([`Keep`]).
 
 mod kept;
 mod pages;
