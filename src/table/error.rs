@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use buoyant_kernel::Error as KernelError;
 use deltalake::DeltaTableError;
 
 use super::TableName;
@@ -92,7 +93,7 @@ impl Error {
 
     pub(super) fn delta(place: &str, source: impl Into<DeltaTableError>) -> Self {
         let source = source.into();
-        match Failure::within(&source) {
+        match Failure::within(&source).or_else(|| within_kernel(&source)) {
             // A file that is not there, or that is there already, is a matter of the table.
             Some(Failure { cause: Cause::Other(_), .. }) | None => {}
             Some(failure) => return Self::StoreFailed { place: place.to_owned(), failure: failure.clone() },
@@ -111,6 +112,19 @@ impl Error {
             }
             _ => None,
         }
+    }
+}
+
+/// The failure of the store in an error of the Delta kernel, which does not give its cause as one.
+fn within_kernel(error: &DeltaTableError) -> Option<&Failure> {
+    let DeltaTableError::KernelError(error) = error else { return None };
+    let mut error = error;
+    while let KernelError::Backtraced { source, .. } = error {
+        error = source;
+    }
+    match error {
+        KernelError::ObjectStore(error) => Failure::within(error),
+        _ => None,
     }
 }
 
