@@ -231,6 +231,8 @@ def histories(program: str, spark: spark_connect.Server, folder: pathlib.Path, s
 
 def many(history: History, count: int) -> None:
     """A change of many rows, so that a MERGE takes a while."""
+    # What is created at the very instant of a deletion is not certainly newer.
+    history.server.advance(hours=2)
     for number in range(count):
         history.put("Patient", f"m-{number}")
     history.server.advance(hours=2)
