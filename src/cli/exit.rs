@@ -98,6 +98,7 @@ fn of_opening(error: &sync::Error) -> Exit {
     match error {
         sync::Error::State(error) => match error {
             state::Error::Locked { .. } | state::Error::InUse { .. } | state::Error::TakenOver { .. } => LOCKED,
+            state::Error::Document(error) if error.is_of_configuration() => CONFIGURATION,
             state::Error::Io { .. } | state::Error::Document(_) => TEMPORARY,
             state::Error::Store(_) | state::Error::Unconditional { .. } => CONFIGURATION,
             // Somebody has to move or repair a file, not to change the configuration.

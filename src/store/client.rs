@@ -7,6 +7,7 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use futures::{
@@ -34,6 +35,15 @@ struct Inner<S, C> {
     endpoint: String,
     /// Uploads that were begun and then dropped.
     abandoned: Mutex<Vec<(Path, MultipartId)>>,
+}
+
+/// Between two conditional writes of one file that S3 takes for a conflict. It does not say which of them was done, and
+/// asks to send the request again: <https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html>.
+const CONFLICT_PAUSES: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400)];
+
+fn is_conflict(error: &Error) -> bool {
+    Failure::within(error).is_some_and(|failure| failure.code.as_deref() == Some("ConditionalRequestConflict"))
 }
 
 /// As many as one request can delete on S3.
@@ -219,7 +229,14 @@ impl<S: ObjectStore + MultipartStore, C: Send + Sync + 'static> ObjectStore for 
     {
         async move {
             self.abort_abandoned().await;
-            self.ask(|| self.store().put_opts(location, payload.clone(), options.clone())).await
+            let put = || self.ask(|| self.store().put_opts(location, payload.clone(), options.clone()));
+            for pause in CONFLICT_PAUSES {
+                match put().await {
+                    Err(error) if is_conflict(&error) => tokio::time::sleep(pause).await,
+                    done => return done,
+                }
+            }
+            put().await
         }
         .boxed()
     }

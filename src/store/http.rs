@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path, time::Duration};
 
-use object_store::{Certificate, ClientConfigKey, ClientOptions, RetryConfig};
+use object_store::{BackoffConfig, Certificate, ClientConfigKey, ClientOptions, RetryConfig};
 
 use super::{Error, Options, Proxy};
 
@@ -60,20 +60,26 @@ pub fn authorities(path: &Path) -> Result<Vec<Certificate>, Error> {
     Ok(certificates)
 }
 
-/// Twelve attempts within three minutes: as long as a store usually asks for fewer requests.
+/// A store asks for fewer requests for seconds or minutes, so the time decides and not the number of attempts. The wait
+/// of `object_store` is a random time up to `base` times the one before; with a base of 2 it hardly grows.
+const RETRY_TIMEOUT: Duration = Duration::from_mins(3);
+const MAX_RETRIES: usize = 100;
+const BACKOFF: BackoffConfig =
+    BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(15), base: 3.0 };
+
 pub fn retries(texts: &BTreeMap<&'static str, String>) -> RetryConfig {
     // What is in the texts was checked.
     let number = |name: &str| texts.get(name).and_then(|text| text.parse().ok());
     let duration = |name: &str| texts.get(name).and_then(|text| humantime::parse_duration(text).ok());
-    let mut retries = RetryConfig::default();
-    retries.max_retries = number("max_retries").unwrap_or(retries.max_retries);
-    retries.retry_timeout = duration("retry_timeout").unwrap_or(retries.retry_timeout);
-    let backoff = &mut retries.backoff;
-    backoff.init_backoff = duration("backoff_config.init_backoff").unwrap_or(backoff.init_backoff);
-    backoff.max_backoff = duration("backoff_config.max_backoff").unwrap_or(backoff.max_backoff);
-    let base = texts.get("backoff_config.base").and_then(|text| text.parse().ok());
-    backoff.base = base.unwrap_or(backoff.base);
-    retries
+    let init_backoff = duration("backoff_config.init_backoff").unwrap_or(BACKOFF.init_backoff);
+    let max_backoff = duration("backoff_config.max_backoff").unwrap_or(BACKOFF.max_backoff);
+    let base = texts.get("backoff_config.base").and_then(|text| text.parse().ok()).unwrap_or(BACKOFF.base);
+    RetryConfig {
+        // `object_store` panics where the longest wait is shorter than the first.
+        backoff: BackoffConfig { init_backoff, max_backoff: max_backoff.max(init_backoff), base },
+        max_retries: number("max_retries").unwrap_or(MAX_RETRIES),
+        retry_timeout: duration("retry_timeout").unwrap_or(RETRY_TIMEOUT),
+    }
 }
 
 /// For the services that hand out credentials: whoever waits for one has a request that waits too.

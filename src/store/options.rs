@@ -3,7 +3,7 @@
 //! What always holds: an option wins over its variable; a store has one kind of credential: where the options name one,
 //! the variables of the other kinds do not count.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use url::Url;
 
@@ -53,6 +53,13 @@ impl Options {
     #[must_use]
     pub fn of_http(&self) -> Self {
         Self::new(self.ca_file.clone(), self.proxy.clone())
+    }
+
+    /// The same for somebody who waits for an answer: a request is not repeated for longer than this.
+    #[must_use]
+    pub fn retrying_for(mut self, time: Duration) -> Self {
+        self.texts.insert("retry_timeout", humantime::format_duration(time).to_string());
+        self
     }
 
     /// `text` is what [`Name::check`] accepts.

@@ -35,6 +35,7 @@ pub enum Form {
         min: Duration,
         max: Duration,
     },
+    /// From 1.1.
     Factor {
         max: f64,
     },
@@ -259,8 +260,8 @@ impl Name {
                 usable(number.is_some(), &format!("is not a number from 0 to {max}"))
             }
             Form::Factor { max } => {
-                let factor = value.parse::<f64>().ok().filter(|factor| (1.0..=*max).contains(factor));
-                usable(factor.is_some(), &format!("is not a number from 1 to {max}"))
+                let factor = value.parse::<f64>().ok().filter(|factor| (1.1..=*max).contains(factor));
+                usable(factor.is_some(), &format!("is not a number from 1.1 to {max}"))
             }
             Form::Duration { min, max } => {
                 let duration = humantime::parse_duration(value).ok().filter(|it| (*min..=*max).contains(it));

@@ -138,6 +138,7 @@ pub fn recovery(error: &Error) -> Recovery {
     let (acts, job) = match error {
         Error::Export(error) => of_export(error),
         Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
+        Error::State(state::Error::Document(error)) if error.is_transient() => (NextRun, Kept),
         Error::Table(table::Error::StoreFailed { failure, .. }) if failure.is_transient() => (NextRun, Kept),
         Error::Table(table::Error::Engine { is_passing: true, .. }) => (NextRun, Kept),
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
@@ -225,6 +226,21 @@ fn without_numbers(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_store_that_is_busy_or_away_needs_nobody_and_one_that_denies_needs_the_operator() {
+        use crate::store::{Cause, Failure};
+        for (cause, acts) in [
+            (Cause::Busy, Actor::NextRun),
+            (Cause::Unreachable(String::new()), Actor::NextRun),
+            (Cause::Expired, Actor::NextRun),
+            (Cause::Denied, Actor::Operator),
+            (Cause::NoBucket, Actor::Operator),
+        ] {
+            let failed = table::Error::StoreFailed { place: "s3://lake".to_owned(), failure: Failure::new(cause) };
+            assert_eq!(recovery(&failed.into()), Recovery { acts, job: JobFate::Kept });
+        }
+    }
 
     #[test]
     fn a_chain_is_one_line_and_has_no_numbers_of_the_system() {

@@ -87,7 +87,8 @@ async fn of_tables(config: table::Config) -> Probe {
         let found = format!("{} does not exist yet; the first sync creates it", folder.display());
         return Probe::doubtful(what, found);
     }
-    let root = match Root::for_reading(config) {
+    let storage_options = config.storage_options.retrying_for(PATIENCE);
+    let root = match Root::for_reading(table::Config { storage_options, ..config }) {
         Ok(root) => root,
         Err(error) => return Probe::failed(what, chain(&error)),
     };

@@ -91,6 +91,14 @@ impl Error {
         }
     }
 
+    /// Of a data file that is written while rows arrive.
+    pub(super) fn first_load(source: DeltaTableError) -> Self {
+        match Self::delta("a data file of the first load", source) {
+            Self::Delta { source, .. } => Self::Spool(source),
+            error => error,
+        }
+    }
+
     pub(super) fn delta(place: &str, source: impl Into<DeltaTableError>) -> Self {
         let source = source.into();
         match Failure::within(&source).or_else(|| within_kernel(&source)) {

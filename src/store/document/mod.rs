@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use tokio::task::JoinSet;
 use url::Url;
 
-use super::{Location, Options, connect};
+use super::{Failure, Location, Options, connect};
 
 /// Where documents are: in a folder, or below a prefix of an object store.
 #[derive(Clone, Debug)]
@@ -68,6 +68,25 @@ pub enum DocumentError {
     Io { place: String, source: std::io::Error },
     #[error("{place} cannot be read or written")]
     Store { place: String, source: object_store::Error },
+}
+
+impl DocumentError {
+    /// As [`Failure::is_of_configuration`].
+    pub fn is_of_configuration(&self) -> bool {
+        self.failure().is_some_and(Failure::is_of_configuration)
+    }
+
+    /// As [`Failure::is_transient`].
+    pub fn is_transient(&self) -> bool {
+        self.failure().is_some_and(Failure::is_transient)
+    }
+
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Io { .. } => None,
+            Self::Store { source, .. } => Failure::within(source),
+        }
+    }
 }
 
 impl Documents {

@@ -77,6 +77,15 @@ async fn a_file_that_exists_already_stays_what_its_error_says() {
 }
 
 #[tokio::test]
+async fn a_conditional_write_that_is_a_conflict_is_sent_again() {
+    let conflict = |_: &Seen, before| (before == 0).then(|| refusal(409, "ConditionalRequestConflict"));
+    let server = Server::failing(conflict).await;
+    let (store, path) = (server.with_keys(&[]), Path::from("a"));
+    store.put_opts(&path, "1".into(), PutOptions::from(PutMode::Create)).await.unwrap();
+    assert_eq!(server.operations(), ["PutObject", "PutObject"]);
+}
+
+#[tokio::test]
 async fn a_busy_store_is_asked_again() {
     let server = Server::failing(|_, before| (before == 0).then(|| refusal(503, "SlowDown"))).await;
     server.with_keys(&[]).put(&Path::from("a"), "1".into()).await.unwrap();

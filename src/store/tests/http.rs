@@ -61,6 +61,14 @@ async fn a_store_with_a_certificate_of_one_s_own_is_reached_with_ca_file_only() 
 }
 
 #[test]
+fn repetitions_last_for_minutes_and_their_longest_wait_is_not_shorter_than_the_first() {
+    let retries = super::super::http::retries(&BTreeMap::new());
+    assert_eq!((retries.max_retries, retries.retry_timeout.as_secs()), (100, 180));
+    let first = BTreeMap::from([("backoff_config.init_backoff", "20s".to_owned())]);
+    assert_eq!(super::super::http::retries(&first).backoff.max_backoff.as_secs(), 20);
+}
+
+#[test]
 fn a_file_of_authorities_must_hold_some() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ca.pem");

@@ -132,7 +132,7 @@ impl ChangeSet {
             return Ok(());
         }
         let first = match &self.first_load {
-            Some(first_load) => first_load.write(&rows).map_err(Error::spool)?,
+            Some(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
             None => self.spool(&rows)?,
         };
         // Frees the memory before waiting for other workers at the lock.
@@ -167,7 +167,7 @@ impl ChangeSet {
     /// On a first load, finishes the open data files. More rows may be pushed afterwards.
     pub async fn flush(&self) -> Result<(), Error> {
         match &self.first_load {
-            Some(first_load) => first_load.flush().await.map_err(Error::spool),
+            Some(first_load) => first_load.flush().await.map_err(Error::first_load),
             None => Ok(()),
         }
     }
