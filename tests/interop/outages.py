@@ -101,7 +101,7 @@ def slowed(lake: Lake, expected: Facts) -> bool:
 
 def burst(lake: Lake) -> bool:
     """From the first upload on the store is busy for half a minute, in the first load and in the next day. With the
-    default settings of the retries the run waits for its end, or fails, and the next one after it succeeds.
+    default settings of the repetitions the runs wait for its end.
     """
     ends: list[float] = []
 
@@ -112,21 +112,17 @@ def burst(lake: Lake) -> bool:
 
     proxied = lake.store.proxied(fault)
     config = lake.program(proxied.url, "proxied", **{"backoff_config.init_backoff": "100ms"})
-    lake.tombstones_once = False
     took = []
     for prepare in [first_day, lambda lake: another_day(lake, 1)]:
         prepare(lake)
         ends.clear()
         begun = time.monotonic()
-        code, output = lake.run(config, "sync")
-        took.append(f"{'waited' if code == 0 else 'failed'} after {time.monotonic() - begun:.0f} s")
-        if code != 0:
-            lake.expect(f"it fails because the store is busy: {code} {output}", code in FAILED and "SlowDown" in output)
-            time.sleep(max(0.0, ends[0] - time.monotonic()))
-            lake.succeeds(config, "sync")
+        lake.succeeds(config, "sync")
+        took.append(time.monotonic() - begun)
         lake.check("after a burst")
+    lake.expect(f"the runs waited: {took}", min(took) >= BURST_SECONDS)
     refused = sum(entry.status == 503 for entry in proxied.entries)
-    return lake.end(f"{refused} requests refused in 2 x {BURST_SECONDS} s, runs that {', '.join(took)}")
+    return lake.end(f"{refused} requests refused in 2 x {BURST_SECONDS} s, runs of {max(took):.0f} s at most")
 
 
 def lasting(lake: Lake, fault: proxy.Fault, begins: Callable[[proxy.Request], bool], says: str) -> bool:

@@ -37,7 +37,7 @@ class Store:
     bucket_path = f"/{BUCKET}/"
     # The status of each response to a commit, by the fault that it meets (lossy.py).
     answers: dict[str, list[int | None]] = {
-        "answer-lost": [500, 412], "cut": [None, 412], "reset": [None], "refused": [500, 200],
+        "answer-lost": [500, 412], "cut": [None, 412], "reset": [None], "refused": [500, 200], "conflict": [409, 200],
     }
 
     def __init__(self, folder: pathlib.Path) -> None:
@@ -195,7 +195,9 @@ class Azurite(Store):
     # Microsoft's, for emulators: everybody has it.
     KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
     bucket_path = f"/{ACCOUNT}/{BUCKET}/"
-    answers = Store.answers | {"answer-lost": [500, 409], "cut": [None, 409], "refused": [500, 201]}
+    answers = Store.answers | {
+        "answer-lost": [500, 409], "cut": [None, 409], "refused": [500, 201], "conflict": [409, 201],
+    }
 
     def __init__(self, folder: pathlib.Path, program: str) -> None:
         super().__init__(folder)
