@@ -72,7 +72,7 @@ async fn a_commit_of_our_own_is_not_read_at_all() {
 }
 
 #[tokio::test]
-async fn a_table_that_was_created_again_at_the_same_place_is_read_anew() {
+async fn a_table_that_was_created_again_at_the_same_place_is_read_again() {
     let setup = Setup::new();
     let commit = Path::from(COMMIT);
     setup.cached.put(&commit, "of the table before".into()).await.unwrap();
