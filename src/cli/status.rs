@@ -28,6 +28,9 @@ struct ExportStatus {
     last_full_refresh_at: Option<DateTime<Utc>>,
     /// Since when the server works on an export for us; of several, the first.
     job_since: Option<DateTime<Utc>>,
+    /// Where several processes share the exports: the one that works on this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_by: Option<String>,
     types: Vec<TypeStatus>,
 }
 
@@ -52,6 +55,8 @@ struct LastRun {
 pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
     let (config, root) = looking.open()?;
     let state = config.state.peek().await.map_err(|error| failed(&chain(&error)))?;
+    let names = config.exports.iter().map(|scheduled| scheduled.export.name.as_str());
+    let mut holders = config.state.holders(names).await.map_err(|error| failed(&chain(&error)))?;
     let mut last = BTreeMap::new();
     for row in root.ledger().await.map_err(|error| failed(&chain(&error)))? {
         last.insert((row.export.clone(), row.resource_type.clone()), row);
@@ -67,7 +72,8 @@ pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
         let types = types.collect();
         let ExportState { last_complete_at, last_full_refresh_at, jobs, .. } = known;
         let job_since = jobs.iter().map(|job| job.polling_since).min();
-        ExportStatus { name: export.name, last_complete_at, last_full_refresh_at, job_since, types }
+        let held_by = holders.remove(&export.name);
+        ExportStatus { name: export.name, last_complete_at, last_full_refresh_at, job_since, held_by, types }
     });
     let status = Status { run: state.run, exports: exports.collect() };
     if looking.json {
@@ -94,6 +100,9 @@ fn text(status: &Status) -> String {
         let _ = writeln!(text, "{name}: last complete {complete}, last full refresh {full}");
         if export.job_since.is_some() {
             let _ = writeln!(text, "the server has worked on an export since {}", at(export.job_since));
+        }
+        if let Some(holder) = &export.held_by {
+            let _ = writeln!(text, "fhir-sync works on it, {holder}");
         }
         let rows = export.types.iter().map(|of| {
             let last = of.last_run.as_ref();

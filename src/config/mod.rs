@@ -54,7 +54,7 @@ use crate::{
     resource::{Layout, Options as ColumnOptions},
     schedule::Pattern,
     serve,
-    state::StatePlace,
+    state::{HeldBy, StatePlace},
     store::{self, Location, cache},
     sync,
     table::{self, UpdateMode},
@@ -229,7 +229,8 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     let mut tables = root.section("tables");
     let columns = read_columns(&mut tables);
     let (tables, spark) = read_tables(tables, columns, key_file);
-    let state = read_state(root.section("state"), tables.as_ref(), key_file);
+    let mut daemon = root.section("daemon");
+    let state = read_state(root.section("state"), tables.as_ref(), &mut daemon, key_file);
     let health = read_health(root.section("health"));
     if let (Some((serve::Config { serve_jwks: true, .. }, _)), Some(server)) = (&health, &server)
         && !matches!(server.auth, Some(export::auth::AuthConfig::Smart(_)))
@@ -247,7 +248,6 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
         ..sync
     });
     let tables = tables.zip(sync.as_ref()).map(|(tables, sync)| beside_spool(tables, &sync.spool_folder));
-    let mut daemon = root.section("daemon");
     let grace_period = daemon.or("grace_period", "60s", duration);
     let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
     daemon.end();
@@ -309,12 +309,22 @@ fn read_tables(
     (tables(), spark)
 }
 
-fn read_state(mut section: Section, tables: Option<&table::Config>, key_file: &KeyFile) -> Option<StatePlace> {
+fn read_state(
+    mut section: Section,
+    tables: Option<&table::Config>,
+    daemon: &mut Section,
+    key_file: &KeyFile,
+) -> Option<StatePlace> {
+    let share_exports = daemon.or("share_exports", "false", boolean);
+    let held_by = if share_exports == Some(true) { HeldBy::Several } else { HeldBy::One };
     let has_file = section.has("file");
     let file = section.or("file", "/var/lib/fhir-sync/state.json", path);
     let url = section.optional("url", location);
     if has_file && url.is_some() {
         section.mistake("url", "and state.file are both set; the state is in one of them");
+    }
+    if url.is_none() && held_by == HeldBy::Several {
+        daemon.mistake("share_exports", "is true, and state.url is not set: the processes have no state in common");
     }
     let has_options = section.has("storage_options");
     if url.is_none() && has_options {
@@ -327,7 +337,7 @@ fn read_state(mut section: Section, tables: Option<&table::Config>, key_file: &K
     section.end();
     let Some(location) = url else { return file.map(StatePlace::File) };
     let options = if has_options || !is_same_service(&location, &tables?.root) { Some(own) } else { of_tables };
-    Some(StatePlace::Documents { location, options: options? })
+    Some(StatePlace::Documents { location, options: options?, held_by })
 }
 
 fn is_same_service(one: &Location, other: &Location) -> bool {

@@ -14,7 +14,8 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     notify::Notifier,
     sync::{
-        self, Activity, Counts, DryRun, Export, Maintained, MaintenanceRun, Mode, Report, Syncer, TableName, chain,
+        self, Activity, Counts, DryRun, Export, Holding, Maintained, MaintenanceRun, Mode, Report, Syncer, TableName,
+        chain,
     },
 };
 
@@ -149,6 +150,40 @@ pub async fn carry_out(
             let done = done.into_iter().map(|(table, result)| (table, result.map_err(|error| chain(&error))));
             Ok(Answer::Maintained(done.collect()))
         }
+        Work::Rebuild(_) | Work::CancelJobs { .. } | Work::SetSince { .. } | Work::Replay(_) => {
+            let holding = hold(syncer, exports, &work).await.map_err(failed)?;
+            let done = carry_out_held(&holding.syncer, exports, work, stop).await;
+            holding.release().await;
+            done
+        }
+        Work::Purge(lines) => {
+            let which = lines_to_purge(syncer, lines).await?;
+            syncer.in_turn(stop, syncer.purge_quarantine(which)).await.map(Answer::Purged).map_err(failed)
+        }
+    }
+}
+
+/// Where several processes share the exports, the work needs those that it changes.
+async fn hold(syncer: &Syncer, exports: &[Export], work: &Work) -> Result<Holding, sync::Error> {
+    match work {
+        Work::Rebuild(of) => syncer.hold_writers_of(*of).await,
+        Work::SetSince { export, .. } => syncer.hold(std::slice::from_ref(&export.name)).await,
+        Work::CancelJobs { export: Some(export), .. } => syncer.hold(std::slice::from_ref(export)).await,
+        Work::CancelJobs { export: None, .. } => {
+            syncer.hold(&syncer.shared_state().exports.keys().cloned().collect::<Vec<_>>()).await
+        }
+        Work::Replay(_) => syncer.hold(&exports.iter().map(|export| export.name.clone()).collect::<Vec<_>>()).await,
+        Work::Sync { .. } | Work::Maintain { .. } | Work::Purge(_) => syncer.hold(&[]).await,
+    }
+}
+
+async fn carry_out_held(
+    syncer: &Syncer,
+    exports: &[Export],
+    work: Work,
+    stop: &CancellationToken,
+) -> Result<Answer, Error> {
+    match work {
         Work::CancelJobs { export, forget } => tokio::select! {
             cancelled = syncer.cancel_jobs(export.as_deref(), forget) => cancelled.map(cancelled_jobs).map_err(failed),
             () = stop.cancelled() => Err(Error::Stopped),
@@ -167,9 +202,8 @@ pub async fn carry_out(
             let replayed = syncer.in_turn(stop, syncer.replay(exports, of)).await.map_err(failed)?;
             Ok(Answer::Replayed(replayed_lines(replayed)))
         }
-        Work::Purge(lines) => {
-            let which = lines_to_purge(syncer, lines).await?;
-            syncer.in_turn(stop, syncer.purge_quarantine(which)).await.map(Answer::Purged).map_err(failed)
+        Work::Sync { .. } | Work::Maintain { .. } | Work::Purge(_) => {
+            Err(Error::Failed("no lease is needed".to_owned()))
         }
     }
 }

@@ -24,6 +24,28 @@ pub fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -
     (missed || !known.jobs.is_empty()).then_some(Mode::Incremental)
 }
 
+/// The same where several processes share the exports, of an export that this process holds: what another one has run
+/// is not run again. A run that has not ended is one whose process was killed. `started_at` is the start of this
+/// process, which makes up for what was missed before.
+pub fn due_here(
+    scheduled: &Scheduled,
+    known: &ExportState,
+    started_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Option<Mode> {
+    let Some(last) = &known.last_run else { return Some(Mode::Incremental) };
+    if !last.ended {
+        return Some(if last.full_refresh { Mode::FullRefresh } else { Mode::Incremental });
+    }
+    if next_after(&scheduled.full_refresh, last.full_refresh_begun_at).is_some_and(|at| at <= now) {
+        return Some(Mode::FullRefresh);
+    }
+    if next_after(&scheduled.incremental, last.begun_at).is_some_and(|at| at <= now) {
+        return Some(Mode::Incremental);
+    }
+    overdue(scheduled, known, now).filter(|_| last.begun_at < started_at)
+}
+
 /// The ticks, and the patterns of each.
 pub fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec<Pattern>)> {
     let schedule = |scheduled: &Scheduled, mode, patterns: &[Pattern]| {
@@ -41,7 +63,7 @@ pub fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{export::Level, fhir::parse_instant};
+    use crate::{export::Level, fhir::parse_instant, state::LastRun};
 
     fn scheduled() -> Scheduled {
         Scheduled {
@@ -59,6 +81,31 @@ mod tests {
             ..ExportState::default()
         };
         overdue(&scheduled(), &known, parse_instant(now).unwrap())
+    }
+
+    #[test]
+    fn what_another_process_has_run_is_not_due_again_and_a_run_that_was_killed_is() {
+        let at = |text: &str| parse_instant(text).unwrap();
+        let started_at = at("2026-11-20T08:00:00Z");
+        let due = |begun: &str, full_refresh: bool, ended: bool, now: &str| {
+            let last = LastRun {
+                number: 7,
+                begun_at: at(begun),
+                full_refresh,
+                ended,
+                full_refresh_begun_at: at("2026-11-15T03:00:01Z"),
+            };
+            let known = ExportState { last_run: Some(last), ..ExportState::default() };
+            due_here(&scheduled(), &known, started_at, at(now))
+        };
+        let (before, after) = ("2026-11-20T10:15:00Z", "2026-11-20T11:15:02Z");
+        assert_eq!(due(before, false, true, "2026-11-20T10:15:03Z"), None, "the tick was served");
+        assert_eq!(due(before, false, true, "2026-11-20T11:14:59Z"), None);
+        assert_eq!(due(before, false, true, after), Some(Mode::Incremental));
+        assert_eq!(due(before, false, true, "2026-11-22T03:00:01Z"), Some(Mode::FullRefresh));
+        assert_eq!(due(before, true, false, "2026-11-20T10:15:03Z"), Some(Mode::FullRefresh), "its process was killed");
+        assert_eq!(due("2026-11-20T07:15:00Z", false, true, "2026-11-20T08:00:01Z"), Some(Mode::Incremental));
+        assert_eq!(due_here(&scheduled(), &ExportState::default(), started_at, at(after)), Some(Mode::Incremental));
     }
 
     #[test]

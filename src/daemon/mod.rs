@@ -22,6 +22,7 @@ mod figures;
 mod history;
 mod public_keys;
 mod reload;
+mod shared;
 mod signals;
 mod stall;
 mod views;
@@ -49,6 +50,7 @@ use self::{
     due::{overdue, schedules},
     history::History,
     reload::Loading,
+    shared::Others,
     signals::{Request, Requests},
     stall::Stalls,
     views::{Watched, next_run_at},
@@ -60,7 +62,9 @@ use crate::{
     notify::{self, Couriers, Notifier},
     schedule::{self, Tick, Ticks},
     serve::{self, View},
-    sync::{self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Syncer, TableName, TablesMaintained},
+    sync::{
+        self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Step, Syncer, TableName, TablesMaintained,
+    },
     telemetry::{advance, metrics},
 };
 
@@ -117,6 +121,7 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     let ticks = Ticks::default();
     let scheduler = schedule::start(&schedules(&config.exports, &config.maintenance), &ticks).await?;
     let syncer = Arc::new(syncer);
+    let others = Others::watch(&syncer, now());
     let mut daemon = Daemon {
         history: History::read(&syncer, types_of(&exports)),
         syncer,
@@ -136,6 +141,7 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         loading: Loading::new(),
         reload_refused: false,
         stalls: Stalls::default(),
+        others,
     };
     daemon.catch_up();
     daemon.publish(true);
@@ -186,6 +192,7 @@ struct Daemon {
     /// The last one.
     reload_refused: bool,
     stalls: Stalls,
+    others: Others,
 }
 
 /// What a task does.
@@ -201,11 +208,16 @@ enum Done {
     Sync(Box<Report>),
     Maintenance(TablesMaintained),
     Command,
+    /// Another process does it, or has done it.
+    NotHere,
 }
 
 impl Daemon {
     /// What the schedule asked for while the daemon was down is done once, now.
     fn catch_up(&self) {
+        if self.syncer.shares_exports() {
+            return self.begin_due();
+        }
         let state = self.syncer.state();
         for export in &self.exports {
             let name = export.name();
@@ -237,6 +249,7 @@ impl Daemon {
                 Some(ended) = self.running.join_next_with_id() => self.end(ended).await,
                 () = self.history.next(&self.syncer) => {}
                 request = requests.next(), if !self.stop.is_cancelled() => self.answer(&request),
+                () = self.others.looked(&self.syncer), if !self.stop.is_cancelled() => self.begin_due(),
                 Some(loaded) = self.loading.join_next(), if !self.stop.is_cancelled() => self.end_reload(loaded).await,
                 name = signals.next() => {
                     if give_up_at.is_some() {
@@ -270,6 +283,7 @@ impl Daemon {
                 tracing::info!("SIGUSR1: every export is synced now");
                 for export in &self.exports {
                     let export = export.name().to_owned();
+                    self.others.ask_for(&export);
                     self.ticks.tick(&Tick::Sync { export, mode: Mode::Incremental });
                 }
             }
@@ -308,18 +322,28 @@ impl Daemon {
             Tick::Maintain => {
                 let types = types_of(&self.exports);
                 let tables: Vec<_> = types.into_iter().map(TableName::Resources).chain(TableName::OWN).collect();
-                let maintenance = self.config.maintenance.of_tables.clone();
-                tracing::info!(tables = tables.len(), "maintenance begins");
+                let maintenance = self.config.maintenance.clone();
                 self.running.spawn(async move {
-                    Done::Maintenance(syncer.maintain(&tables, &maintenance, DryRun::No, &stop).await)
+                    if !shared::maintenance_is_due(&syncer, &maintenance).await {
+                        return Done::NotHere;
+                    }
+                    tracing::info!(tables = tables.len(), "maintenance begins");
+                    Done::Maintenance(syncer.maintain(&tables, &maintenance.of_tables, DryRun::No, &stop).await)
                 })
             }
             Tick::Sync { export, mode } => {
                 let Some(watched) = self.exports.iter().find(|watched| watched.name() == export) else { return };
-                let (export, mode) = (watched.scheduled.export.clone(), *mode);
-                let notifier = self.notifier.clone();
+                let (scheduled, mode, notifier) = (watched.scheduled.clone(), *mode, self.notifier.clone());
+                let reason = self.others.reason(export);
                 self.running.spawn(async move {
-                    Done::Sync(Box::new(notifier.around(&export.name, syncer.run(&export, mode, &stop)).await))
+                    let Some((holding, mode)) = shared::hold(&syncer, &scheduled, mode, reason).await else {
+                        return Done::NotHere;
+                    };
+                    let export = &scheduled.export;
+                    let run = holding.syncer.run_held(export, mode, &stop);
+                    let report = notifier.around(&export.name, run).await;
+                    holding.release().await;
+                    Done::Sync(Box::new(report))
                 })
             }
         };
@@ -334,7 +358,7 @@ impl Daemon {
         match ended.map(|(_, done)| done) {
             // What it brought is in the state file; its own log lines say how it ended.
             Ok(Done::Sync(report)) => self.history.ended(&report, &self.syncer),
-            Ok(Done::Command) => {}
+            Ok(Done::Command | Done::NotHere) => {}
             Ok(Done::Maintenance(tables)) => {
                 let failed = tables.iter().filter(|(_, result)| result.is_err()).count();
                 tracing::info!(tables = tables.len(), failed, "maintenance ends");
@@ -367,13 +391,20 @@ impl Daemon {
         let at_work: Vec<_> = self.at_work.values().map(|of| of.activity.clone()).collect();
         let now = now();
         let hangs = self.hangs(&at_work, &board);
+        let elsewhere = self.syncer.elsewhere();
         self.views.send_modify(|view| {
             view.ready = ready;
             view.heartbeat = Instant::now();
             view.hangs = hangs;
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                 let sync = Activity::Sync { export: export.name.clone() };
-                export.progress = if at_work.contains(&sync) { progress(&sync) } else { Progress::default() };
+                export.progress = match elsewhere.get(&export.name) {
+                    _ if at_work.contains(&sync) => progress(&sync),
+                    Some(holder) => {
+                        Progress { step: Step::Elsewhere { holder: holder.clone() }, ..Progress::default() }
+                    }
+                    None => Progress::default(),
+                };
                 export.next_run_at = next_run_at(&watched.scheduled, now);
                 figures::export(export, watched);
             }

@@ -75,7 +75,7 @@ impl Seen {
 /// that of whoever holds it.
 fn waits(step: &Step) -> bool {
     match step {
-        Step::Idle | Step::KickingOff | Step::Waiting { .. } | Step::WaitingForTurn => true,
+        Step::Idle | Step::KickingOff | Step::Waiting { .. } | Step::WaitingForTurn | Step::Elsewhere { .. } => true,
         Step::Planning
         | Step::Streaming
         | Step::Upserting(_)

@@ -6,6 +6,9 @@
 //! commit that was already on its way meets the new holder's in the Delta log, where only one of two gets the next
 //! version. The local clock decides nothing: a holder has ended when it says so, when its process is seen to have
 //! ended, or when the document has not changed for [`STALE_AFTER`] while we watched.
+//!
+//! A lease may also be held by a group: processes that share the work. Each of them renews it, and none releases it: it
+//! ends when the last of them is silent.
 
 mod holder;
 mod watch;
@@ -22,6 +25,7 @@ use std::{
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 pub use self::{holder::Holder, watch::Watch};
 use self::{holder::Liveness, watch::Look};
@@ -52,6 +56,8 @@ pub enum Error {
 pub enum Subject {
     Tables,
     State,
+    Export(String),
+    Maintenance,
 }
 
 impl fmt::Display for Subject {
@@ -59,6 +65,8 @@ impl fmt::Display for Subject {
         match self {
             Self::Tables => out.write_str("the tables"),
             Self::State => out.write_str("the state"),
+            Self::Export(export) => write!(out, "the export {export}"),
+            Self::Maintenance => out.write_str("maintenance"),
         }
     }
 }
@@ -75,6 +83,16 @@ pub struct Lease {
     unsupported: AtomicBool,
 }
 
+/// What became of an attempt to take a lease.
+#[derive(Debug)]
+pub enum Attempt {
+    Taken(Box<Lease>),
+    /// As far as we can tell, this holder is alive.
+    Held {
+        holder: String,
+    },
+}
+
 /// What the document says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -89,6 +107,9 @@ struct Record {
     /// The holder has ended and needs it no longer.
     #[serde(default)]
     released: bool,
+    /// The group that holds it; `holder` is the process that renewed it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
 }
 
 impl Lease {
@@ -113,11 +134,71 @@ impl Lease {
                     continue;
                 }
             }
-            if let Some(lease) = Self::claim(&subject, &document, &us, stored.as_ref()).await? {
+            if let Some(lease) = Self::claim(&subject, &document, &us, stored.as_ref(), None).await? {
                 return Ok(lease);
             }
             watch = Watch::default();
         }
+    }
+
+    /// Takes the lease if it is free now. `watch` has seen it before, so that a holder who is silent for long enough
+    /// gives way in the end.
+    pub async fn attempt(
+        subject: Subject,
+        document: &Document,
+        us: &Holder,
+        watch: &mut Watch,
+    ) -> Result<Attempt, Error> {
+        let stored = document.read().await?;
+        match watch.look(stored.as_ref(), us, None) {
+            Look::Held(record) | Look::Silent { record, .. } => {
+                return Ok(Attempt::Held { holder: record.holder.to_string() });
+            }
+            Look::Free => {}
+        }
+        let claimed = Self::claim(&subject, document, us, stored.as_ref(), None).await?;
+        *watch = Watch::default();
+        match claimed {
+            Some(lease) => Ok(Attempt::Taken(Box::new(lease))),
+            None => {
+                let winner = document.read().await?;
+                Ok(Attempt::Held { holder: readable(winner.as_ref()).holder.to_string() })
+            }
+        }
+    }
+
+    /// Joins the group that holds the lease: `group`, or whatever group it is; forms one where nobody holds it. Waits
+    /// for up to [`STALE_AFTER`] where another holder may be alive.
+    pub async fn join(subject: Subject, document: Document, us: Holder, group: Option<&str>) -> Result<Self, Error> {
+        let mut watch = Watch::default();
+        loop {
+            let stored = document.read().await?;
+            let found = stored.as_ref().and_then(record);
+            let is_ours = |of: &Record| of.group.as_deref().is_some_and(|of| group.is_none_or(|ours| ours == of));
+            if let Some(found) = found.filter(|found| !found.released && is_ours(found)) {
+                let record = RwLock::new(Record { holder: us, ..found });
+                let unsupported = AtomicBool::new(false);
+                return Ok(Self { subject, document, record, predecessor: None, unsupported });
+            }
+            match watch.look(stored.as_ref(), &us, None) {
+                Look::Free => {}
+                Look::Held(record) => return Err(in_use(subject, &document, &record)),
+                Look::Silent { .. } => {
+                    sleep(WATCHED_EVERY).await;
+                    continue;
+                }
+            }
+            let group = group.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
+            if let Some(lease) = Self::claim(&subject, &document, &us, stored.as_ref(), Some(group)).await? {
+                return Ok(lease);
+            }
+            watch = Watch::default();
+        }
+    }
+
+    /// The group that holds it, if it is one.
+    pub fn group(&self) -> Option<String> {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).group.clone()
     }
 
     /// Replaces what was read by a record of ours; `None` where somebody else was faster.
@@ -126,10 +207,11 @@ impl Lease {
         document: &Document,
         us: &Holder,
         stored: Option<&Stored>,
+        group: Option<String>,
     ) -> Result<Option<Self>, Error> {
         let before = stored.and_then(record);
         let epoch = before.as_ref().map_or(1, |before| before.epoch + 1);
-        let record = Record { epoch, holder: us.clone(), renewals: 0, renewed_at: now(), released: false };
+        let record = Record { epoch, holder: us.clone(), renewals: 0, renewed_at: now(), released: false, group };
         let unsupported = match document.swap(stored, text(&record)).await? {
             Swapped::Done(_) => false,
             Swapped::Overtaken => return Ok(None),
@@ -186,9 +268,11 @@ impl Lease {
         }
     }
 
-    /// Gives the lease back, so that the next holder need not wait.
+    /// Gives the lease back, so that the next holder need not wait. That of a group stays.
     pub async fn release(&self) {
-        if let Err(error) = self.write(true, |record| record.released = true).await {
+        if self.group().is_none()
+            && let Err(error) = self.write(true, |record| record.released = true).await
+        {
             tracing::debug!(%error, "the lease of {} was not released", self.subject);
         }
         self.measure(false);
@@ -233,7 +317,7 @@ impl Lease {
     }
 
     /// Whether this process may write the tables is a metric.
-    pub fn measure(&self, is_held: bool) {
+    fn measure(&self, is_held: bool) {
         if self.subject == Subject::Tables {
             metrics::lease_held(is_held);
         }
@@ -244,12 +328,22 @@ impl Drop for Lease {
     /// In a folder this is quick. In an object store the next holder waits, unless it has the same state file.
     fn drop(&mut self) {
         let mut ours = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if ours.group.is_some() {
+            return;
+        }
         ours.released = true;
         let released = self.document.change_in_folder(|stored| is_of(&stored, &ours).then(|| text(&ours)));
         if let Err(error) = released {
             tracing::debug!(%error, "the lease of {} was not released", self.subject);
         }
     }
+}
+
+/// Who holds a lease, for people; `None` where nobody does. Whether the holder is alive is not asked.
+pub async fn holder_of(document: &Document) -> Result<Option<String>, Error> {
+    let stored = document.read().await?;
+    let found = stored.as_ref().and_then(record).filter(|found| !found.released);
+    Ok(found.map(|found| found.holder.to_string()))
 }
 
 fn text(record: &Record) -> String {
@@ -262,7 +356,10 @@ fn record(stored: &Stored) -> Option<Record> {
 }
 
 fn is_of(stored: &Stored, ours: &Record) -> bool {
-    record(stored).is_some_and(|stored| stored.epoch == ours.epoch && stored.holder == ours.holder)
+    record(stored).is_some_and(|stored| {
+        let is_same = stored.group == ours.group && (ours.group.is_some() || stored.holder == ours.holder);
+        stored.epoch == ours.epoch && is_same
+    })
 }
 
 /// What a document says; one that nobody can read says nothing of its holder.
@@ -273,6 +370,7 @@ fn readable(stored: Option<&Stored>) -> Record {
         renewals: 0,
         renewed_at: DateTime::UNIX_EPOCH,
         released: false,
+        group: None,
     };
     stored.and_then(record).unwrap_or_else(unknown)
 }

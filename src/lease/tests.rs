@@ -59,7 +59,7 @@ async fn the_lease_of_a_process_that_ended_is_taken_over_at_once() {
     let mut ended = serde_json::to_value(Holder::ourselves("a")).unwrap();
     ended["process"]["started"] = 1.into();
     let holder: Holder = serde_json::from_value(ended).unwrap();
-    let record = Record { epoch: 4, holder, renewals: 9, renewed_at: now(), released: false };
+    let record = Record { epoch: 4, holder, renewals: 9, renewed_at: now(), released: false, group: None };
     assert!(matches!(document.swap(None, text(&record)).await.unwrap(), Swapped::Done(_)));
     first.take_lease("b", None).await.unwrap();
     assert_eq!(super::record(&document.read().await.unwrap().unwrap()).unwrap().epoch, 5);
@@ -118,4 +118,59 @@ async fn a_holder_that_is_known_to_have_ended_is_not_waited_for() {
     let second = Lease::take(Subject::Tables, in_memory(&store), elsewhere("b"), Some("a")).await.unwrap();
     assert_eq!(second.predecessor(), Some("a"));
     assert!(is_lost(&first.check().await));
+}
+
+async fn join(store: &Arc<InMemory>, holder: &str, group: Option<&str>) -> Result<Lease, Error> {
+    Lease::join(Subject::Tables, in_memory(store), elsewhere(holder), group).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_share_hold_a_lease_together_and_keep_a_single_holder_away() {
+    let store = Arc::new(InMemory::new());
+    let first = Arc::new(join(&store, "a", None).await.unwrap());
+    let second = join(&store, "b", None).await.unwrap();
+    assert_eq!(first.group(), second.group());
+    first.check().await.unwrap();
+    second.check().await.unwrap();
+    first.release().await;
+    second.check().await.unwrap();
+    let mut keeper = tokio::task::JoinSet::new();
+    keeper.spawn(Lease::keep(Arc::downgrade(&first)));
+    assert!(matches!(take(&store, "c").await, Err(Error::InUse { .. })));
+    assert!(matches!(join(&store, "d", Some("another group")).await, Err(Error::InUse { .. })));
+    second.check().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_of_which_nobody_is_left_gives_way_after_a_minute_and_a_single_holder_keeps_a_group_away() {
+    let store = Arc::new(InMemory::new());
+    let member = join(&store, "a", None).await.unwrap();
+    let begin = Instant::now();
+    let single = Arc::new(take(&store, "b").await.unwrap());
+    assert!(begin.elapsed() >= STALE_AFTER, "{:?}", begin.elapsed());
+    assert!(is_lost(&member.check().await));
+    let mut keeper = tokio::task::JoinSet::new();
+    keeper.spawn(Lease::keep(Arc::downgrade(&single)));
+    assert!(matches!(join(&store, "c", None).await, Err(Error::InUse { .. })));
+    single.release().await;
+    join(&store, "c", None).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_does_not_wait_and_succeeds_when_the_holder_was_silent_for_a_minute() {
+    let store = Arc::new(InMemory::new());
+    let first = take(&store, "a").await.unwrap();
+    let (us, document, mut watch) = (elsewhere("b"), in_memory(&store), Watch::default());
+    let mut attempts = 0;
+    let begin = Instant::now();
+    let second = loop {
+        attempts += 1;
+        match Lease::attempt(Subject::Export("all".to_owned()), &document, &us, &mut watch).await.unwrap() {
+            Attempt::Taken(lease) => break lease,
+            Attempt::Held { .. } => sleep(RENEWED_EVERY).await,
+        }
+    };
+    assert_eq!((attempts, begin.elapsed()), (5, STALE_AFTER));
+    assert!(is_lost(&first.check().await));
+    second.check().await.unwrap();
 }

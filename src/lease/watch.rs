@@ -2,8 +2,8 @@
 
 use tokio::time::Instant;
 
-use super::{Holder, Liveness, Record, STALE_AFTER, readable, record};
-use crate::store::Stored;
+use super::{Error, Holder, Liveness, Record, STALE_AFTER, readable, record};
+use crate::store::{Document, Stored};
 
 /// What was seen of a lease, from the first look on.
 #[derive(Debug, Default)]
@@ -30,13 +30,17 @@ impl Watch {
         let Some(stored) = stored else { return Look::Free };
         let found = Box::new(readable(Some(stored)));
         if let Some(record) = record(stored) {
-            if record.released || ended == Some(record.holder.name.as_str()) {
+            if record.released {
                 return Look::Free;
             }
-            match record.holder.liveness(us) {
-                Liveness::Ended => return Look::Free,
-                Liveness::Alive => return Look::Held(found),
-                Liveness::Unknown => {}
+            // Of a group, others may be alive when one has ended.
+            if record.group.is_none() {
+                match record.holder.liveness(us) {
+                    _ if ended == Some(record.holder.name.as_str()) => return Look::Free,
+                    Liveness::Ended => return Look::Free,
+                    Liveness::Alive => return Look::Held(found),
+                    Liveness::Unknown => {}
+                }
             }
         }
         match &self.seen {
@@ -56,6 +60,15 @@ impl Watch {
                 Look::Silent { record: found, is_new: true }
             }
         }
+    }
+
+    /// Who holds the lease, as far as we can tell; `None` where it may be taken.
+    pub async fn holder(&mut self, document: &Document, us: &Holder) -> Result<Option<String>, Error> {
+        let stored = document.read().await?;
+        Ok(match self.look(stored.as_ref(), us, None) {
+            Look::Free => None,
+            Look::Held(record) | Look::Silent { record, .. } => Some(record.holder.to_string()),
+        })
     }
 
     fn see(&mut self, stored: &Stored) {

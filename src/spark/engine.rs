@@ -76,6 +76,13 @@ impl Spark {
         })
     }
 
+    /// The same for work on `root`, which has the leases that this work needs. Other processes may have written before
+    /// they were taken, so each table is looked at again.
+    #[must_use]
+    pub fn on(&self, root: &Root) -> Self {
+        Self { root: root.clone(), known: Arc::default(), ..self.clone() }
+    }
+
     /// For people.
     pub fn place(&self) -> String {
         self.client.place()

@@ -32,13 +32,13 @@ pub struct StateDocuments {
 }
 
 /// What all exports share: a [`State`] without exports.
-const SHARED: &str = "state.json";
-const LEASE: &str = "lease.json";
+pub(super) const SHARED: &str = "state.json";
+pub(super) const LEASE: &str = "lease.json";
 const EXPORTS: &str = "exports";
 
 /// How often a document is read again that somebody else has replaced in the meantime: the lease is ours, so that is
 /// one last write of its former holder.
-const MAX_CLAIMS: u32 = 5;
+pub(super) const MAX_CLAIMS: u32 = 5;
 
 impl StateDocuments {
     /// Takes the lease, which may take a minute; then reads and claims every document.
@@ -119,7 +119,7 @@ impl StateDocuments {
             match document.swap(before.as_ref(), text.clone()).await? {
                 Swapped::Done(stored) => {
                     self.known.insert(name.to_owned(), stored);
-                    self.keep_previous(name, before).await;
+                    keep_previous(&self.documents, name, before).await;
                     return Ok(());
                 }
                 // Somebody has replaced us, or a former holder created it after we had looked: the lease says which.
@@ -133,15 +133,15 @@ impl StateDocuments {
         }
         Err(Error::TakenOver { place: document.shown() })
     }
+}
 
-    /// Keeps what was replaced, if it was whole. Afterwards: only the process that has replaced it may say so.
-    async fn keep_previous(&self, name: &str, before: Option<Stored>) {
-        let is_whole = |before: &Stored| matches!(opened::<serde_json::Value>(&before.text), Opened::Whole(_));
-        let Some(before) = before.filter(is_whole) else { return };
-        let previous = self.documents.document(&previous(name));
-        if let Err(error) = previous.put(before.text).await {
-            tracing::warn!(%error, "the previous generation of the state could not be kept");
-        }
+/// Keeps what was replaced, if it was whole. Afterwards: only the process that has replaced it may say so.
+pub(super) async fn keep_previous(documents: &Documents, name: &str, before: Option<Stored>) {
+    let is_whole = |before: &Stored| matches!(opened::<serde_json::Value>(&before.text), Opened::Whole(_));
+    let Some(before) = before.filter(is_whole) else { return };
+    let previous = documents.document(&previous(name));
+    if let Err(error) = previous.put(before.text).await {
+        tracing::warn!(%error, "the previous generation of the state could not be kept");
     }
 }
 
@@ -152,6 +152,20 @@ pub async fn peek(documents: &Documents) -> Result<State, Error> {
     for name in exports_in(documents).await? {
         let export = peek_at(documents, &document_of(&name)).await?;
         state.exports.extend(export.map(|export| (name, export)));
+    }
+    Ok(state)
+}
+
+/// As [`peek`], without the documents of exports that are broken: whoever takes their lease recreates them.
+pub async fn read_whole(documents: &Documents) -> Result<State, Error> {
+    let shared = peek_at::<State>(documents, SHARED).await?;
+    let mut state = State { exports: BTreeMap::new(), ..shared.unwrap_or_default() };
+    for name in exports_in(documents).await? {
+        match peek_at(documents, &document_of(&name)).await {
+            Ok(export) => state.exports.extend(export.map(|export| (name, export))),
+            Err(Error::Refused { .. }) => tracing::warn!(export = name, "the state of an export is broken"),
+            Err(error) => return Err(error),
+        }
     }
     Ok(state)
 }
@@ -168,7 +182,10 @@ async fn peek_at<T: DeserializeOwned>(documents: &Documents, name: &str) -> Resu
     }
 }
 
-async fn whole_previous<T: DeserializeOwned>(documents: &Documents, name: &str) -> Result<Option<(String, T)>, Error> {
+pub(super) async fn whole_previous<T: DeserializeOwned>(
+    documents: &Documents,
+    name: &str,
+) -> Result<Option<(String, T)>, Error> {
     let document = documents.document(&previous(name));
     match document.read().await? {
         Some(stored) => open(&document, &stored.text),
@@ -177,7 +194,7 @@ async fn whole_previous<T: DeserializeOwned>(documents: &Documents, name: &str) 
 }
 
 /// The body of an envelope, and what it says; `None` where it is broken.
-fn open<T: DeserializeOwned>(document: &Document, text: &str) -> Result<Option<(String, T)>, Error> {
+pub(super) fn open<T: DeserializeOwned>(document: &Document, text: &str) -> Result<Option<(String, T)>, Error> {
     let body = match opened::<Box<serde_json::value::RawValue>>(text) {
         Opened::Whole(body) => body.get().to_owned(),
         Opened::Newer(found) => return Err(Error::Newer { place: document.shown(), found }),
@@ -196,7 +213,7 @@ async fn exports_in(documents: &Documents) -> Result<Vec<String>, Error> {
     Ok(found.iter().filter_map(name).collect())
 }
 
-fn document_of(export: &str) -> String {
+pub(super) fn document_of(export: &str) -> String {
     format!("{EXPORTS}/{export}.json")
 }
 
@@ -204,10 +221,9 @@ fn previous(name: &str) -> String {
     format!("{name}.previous")
 }
 
-fn without_exports(state: &State) -> Result<String, Error> {
-    let State { run, speaks_r4, last_sync_before_migration, exports: _ } = state;
-    let (run, speaks_r4, last_sync_before_migration) = (*run, *speaks_r4, *last_sync_before_migration);
-    let shared = State { run, speaks_r4, last_sync_before_migration, exports: BTreeMap::new() };
+pub(super) fn without_exports(state: &State) -> Result<String, Error> {
+    let State { run, speaks_r4, maintained_at, last_sync_before_migration, exports: _ } = *state;
+    let shared = State { run, speaks_r4, maintained_at, last_sync_before_migration, exports: BTreeMap::new() };
     Ok(serde_json::to_string_pretty(&shared)?)
 }
 

@@ -12,6 +12,7 @@ mod file;
 mod freshness;
 mod jobs;
 mod place;
+mod shared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +30,7 @@ pub use self::{
     freshness::{Freshness, Outcome},
     jobs::{FinishedFiles, JobInFlight},
 };
-use self::{documents::StateDocuments, file::StateFile};
+use self::{documents::StateDocuments, file::StateFile, shared::SharedState};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     lease::{self, Lease},
@@ -45,7 +46,17 @@ pub enum StatePlace {
     Documents {
         location: Location,
         options: Options,
+        held_by: HeldBy,
     },
+}
+
+/// Who holds a state in documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeldBy {
+    /// One process, all of it.
+    One,
+    /// Processes that share the exports: each export is held by one of them while it works on it.
+    Several,
 }
 
 #[derive(thiserror::Error, Debug)]
@@ -78,6 +89,10 @@ pub enum Error {
          processes from overwriting each other's state; use another store for `state.url`, or `state.file`"
     )]
     Unconditional { place: String },
+    #[error("the state of the export {export} is not held by this process; this is a bug in fhir-sync")]
+    NotHeld { export: String },
+    #[error("{place} was changed by other processes during each of {attempts} attempts to write it")]
+    Conflict { place: String, attempts: u32 },
     #[error("the object store of `state.url`: {0}")]
     Store(#[from] store::Error),
     #[error("the state cannot be kept in `state.url`")]
@@ -119,6 +134,9 @@ pub struct State {
     /// Whether the server spoke FHIR R4 when it last said what it speaks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub speaks_r4: Option<bool>,
+    /// When maintenance last began that came to its end, in whatever process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintained_at: Option<DateTime<Utc>>,
     /// From a state file of the script that fhir-sync replaces: when it last synced. `/health` uses it until our first
     /// complete sync; no watermark follows from it, because the script's tables have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +170,9 @@ pub struct ExportState {
     /// The same for the last full refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_full_refresh_at: Option<DateTime<Utc>>,
+    /// The last run that began, in whatever process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_run: Option<LastRun>,
     /// Runs that are not in the ledger yet: they go on, or their process was killed.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unrecorded_runs: BTreeSet<u64>,
@@ -160,6 +181,18 @@ pub struct ExportState {
     /// The jobs in flight. An earlier version kept one, as `job`.
     #[serde(default, alias = "job", deserialize_with = "jobs::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,
+}
+
+/// A run that began, by the local clock of its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastRun {
+    pub number: u64,
+    pub begun_at: DateTime<Utc>,
+    pub full_refresh: bool,
+    /// Its process has come to its end; else it is at work, or was killed.
+    pub ended: bool,
+    /// When the last run began that was a full refresh, or the first one.
+    pub full_refresh_begun_at: DateTime<Utc>,
 }
 
 /// A table by what tells it from another one, or from itself at an earlier time.
@@ -196,6 +229,7 @@ pub struct Store {
 enum Kept {
     File(StateFile),
     Documents(Box<StateDocuments>),
+    Shared(Box<SharedState>),
 }
 
 impl StatePlace {
@@ -233,6 +267,18 @@ impl StatePlace {
         Ok(Documents::at(location, options)?)
     }
 
+    /// Who works on these exports, where several processes share them. Whether they are alive is not asked.
+    pub async fn holders(&self, exports: impl Iterator<Item = &str>) -> Result<BTreeMap<String, String>, Error> {
+        let mut holders = BTreeMap::new();
+        let Self::Documents { location, options, held_by: HeldBy::Several } = self else { return Ok(holders) };
+        let documents = Documents::at(location, options)?;
+        for export in exports {
+            let holder = lease::holder_of(&lease_of(&documents, export)).await?;
+            holders.extend(holder.map(|holder| (export.to_owned(), holder)));
+        }
+        Ok(holders)
+    }
+
     /// Reads the state without holding it, for commands that change nothing.
     ///
     /// # Errors
@@ -241,7 +287,7 @@ impl StatePlace {
     pub async fn peek(&self) -> Result<State, Error> {
         match self {
             Self::File(path) => peek(path),
-            Self::Documents { location, options } => documents::peek(&Documents::at(location, options)?).await,
+            Self::Documents { location, options, .. } => documents::peek(&Documents::at(location, options)?).await,
         }
     }
 }
@@ -252,8 +298,12 @@ impl Store {
     pub async fn hold(place: &StatePlace) -> Result<(Self, Found), Error> {
         match place {
             StatePlace::File(path) => Self::open(path),
-            StatePlace::Documents { location, options } => {
+            StatePlace::Documents { location, options, held_by: HeldBy::One } => {
                 Self::hold_documents(StatePlace::documents(location, options)?).await
+            }
+            StatePlace::Documents { location, options, held_by: HeldBy::Several } => {
+                let (kept, state, found) = SharedState::open(StatePlace::documents(location, options)?).await?;
+                Ok((Self { state, kept: Kept::Shared(Box::new(kept)) }, found))
             }
         }
     }
@@ -278,13 +328,14 @@ impl Store {
         match &self.kept {
             Kept::File(file) => &file.holder,
             Kept::Documents(documents) => &documents.holder,
+            Kept::Shared(shared) => &shared.holder,
         }
     }
 
     /// The name of the holder before us, where it differs from ours: it has ended.
     pub fn predecessor(&self) -> Option<&str> {
         match &self.kept {
-            Kept::File(_) => None,
+            Kept::File(_) | Kept::Shared(_) => None,
             Kept::Documents(documents) => documents.lease.predecessor(),
         }
     }
@@ -294,6 +345,7 @@ impl Store {
         match &self.kept {
             Kept::File(_) => None,
             Kept::Documents(documents) => Some(Arc::clone(&documents.lease)),
+            Kept::Shared(shared) => Some(Arc::clone(&shared.lease)),
         }
     }
 
@@ -305,12 +357,68 @@ impl Store {
         let written = match &mut self.kept {
             Kept::File(file) => file.write(&state),
             Kept::Documents(documents) => Handle::current().block_on(documents.write(&state)),
+            Kept::Shared(shared) => Handle::current().block_on(shared.write(&self.state, &mut state)),
         };
         metrics::state_written(if written.is_ok() { WriteOutcome::Written } else { WriteOutcome::Failed });
         written?;
         self.state = state;
         Ok(())
     }
+}
+
+impl Store {
+    /// The documents that several processes share; `None` where this process has the state alone.
+    pub fn shared_documents(&self) -> Option<&Documents> {
+        match &self.kept {
+            Kept::Shared(shared) => Some(&shared.documents),
+            _ => None,
+        }
+    }
+
+    /// A number that no other run has, of whatever process. Blocks, and needs a runtime.
+    pub fn next_run(&mut self) -> Result<u64, Error> {
+        match &mut self.kept {
+            Kept::Shared(shared) => self.state.run = Handle::current().block_on(shared.next_run())?,
+            _ => self.update(|state| state.run += 1)?,
+        }
+        Ok(self.state.run)
+    }
+
+    /// Reads what other processes have kept of an export, whose lease is ours now, and keeps them from writing more.
+    /// Blocks, and needs a runtime.
+    pub fn claim(&mut self, export: &str) -> Result<(), Error> {
+        if let Kept::Shared(shared) = &mut self.kept {
+            let known = Handle::current().block_on(shared.claim(export))?;
+            self.state.exports.insert(export.to_owned(), known);
+        }
+        Ok(())
+    }
+
+    /// The lease of an export is given back.
+    pub fn give_back(&mut self, export: &str) {
+        if let Kept::Shared(shared) = &mut self.kept {
+            shared.give_back(export);
+        }
+    }
+
+    /// Takes over what was read of the exports that other processes hold.
+    pub fn adopt(&mut self, read: State) {
+        let Kept::Shared(shared) = &self.kept else { return };
+        self.state.run = self.state.run.max(read.run);
+        self.state.maintained_at = self.state.maintained_at.max(read.maintained_at);
+        let others = read.exports.into_iter().filter(|(export, _)| !shared.holds(export));
+        self.state.exports.extend(others);
+    }
+}
+
+/// Reads the documents of a state without holding it, apart from those that are broken.
+pub async fn read_whole(documents: &Documents) -> Result<State, Error> {
+    documents::read_whole(documents).await
+}
+
+/// The lease of an export, among the documents of a state that several processes share.
+pub fn lease_of(documents: &Documents, export: &str) -> store::Document {
+    documents.document(&format!("leases/{export}.json"))
 }
 
 /// Reads a state file without locking it, for commands that change nothing. Of a broken file it reads the previous

@@ -234,3 +234,60 @@ async fn a_document_of_a_newer_format_stops_the_start() {
     let refused = StateDocuments::open(documents).await.map(|_| ());
     assert!(matches!(refused, Err(Error::Newer { found: 2, .. })), "{refused:?}");
 }
+
+async fn sharing(documents: &Documents) -> SharedState {
+    SharedState::open(documents.clone()).await.unwrap().0
+}
+
+/// The state after one more run of this export.
+fn later(before: &State, export: &str, run: u64) -> State {
+    let mut state = before.clone();
+    state.exports.entry(export.to_owned()).or_default().unrecorded_runs.insert(run);
+    state
+}
+
+#[tokio::test]
+async fn processes_that_share_the_state_give_no_number_of_a_run_twice() {
+    let documents = in_memory();
+    let processes = [sharing(&documents).await, sharing(&documents).await, sharing(&documents).await];
+    let number = async |process: &SharedState| process.next_run().await.unwrap();
+    let mut numbers = BTreeSet::new();
+    for _ in 0..5 {
+        let [one, two, three] = &processes;
+        numbers.extend(<[u64; 3]>::from(tokio::join!(number(one), number(two), number(three))));
+    }
+    assert_eq!(numbers, (1..=15).collect());
+}
+
+#[tokio::test]
+async fn of_processes_that_share_the_state_each_writes_what_it_has_claimed_and_nothing_else() {
+    let documents = in_memory();
+    let (mut first, mut second) = (sharing(&documents).await, sharing(&documents).await);
+    let nothing = State::default();
+    let refused = first.write(&nothing, &mut later(&nothing, "a", 1)).await;
+    assert!(matches!(refused, Err(Error::NotHeld { .. })), "{refused:?}");
+    first.claim("a").await.unwrap();
+    second.claim("b").await.unwrap();
+    first.write(&nothing, &mut later(&nothing, "a", 1)).await.unwrap();
+    second.write(&nothing, &mut later(&nothing, "b", 2)).await.unwrap();
+    let both = later(&later(&nothing, "a", 1), "b", 2);
+    assert_eq!(documents::peek(&documents).await.unwrap(), both);
+    assert_eq!(second.claim("a").await.unwrap(), both.exports["a"]);
+    let refused = first.write(&both, &mut later(&both, "a", 3)).await;
+    assert!(matches!(refused, Err(Error::TakenOver { .. })), "{refused:?}");
+    second.write(&both, &mut later(&both, "a", 4)).await.unwrap();
+    assert_eq!(documents::peek(&documents).await.unwrap(), later(&both, "a", 4));
+}
+
+#[tokio::test]
+async fn what_all_exports_share_keeps_the_changes_of_every_process() {
+    let documents = in_memory();
+    let (mut first, mut second) = (sharing(&documents).await, sharing(&documents).await);
+    let nothing = State::default();
+    let at = parse_instant("2026-11-20T02:00:00Z");
+    first.write(&nothing, &mut State { speaks_r4: Some(true), ..nothing.clone() }).await.unwrap();
+    let mut written = State { maintained_at: at, ..nothing.clone() };
+    second.write(&nothing, &mut written).await.unwrap();
+    assert_eq!((written.speaks_r4, written.maintained_at), (Some(true), at));
+    assert_eq!(documents::peek(&documents).await.unwrap(), written);
+}

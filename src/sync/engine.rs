@@ -40,6 +40,16 @@ impl Engine {
         Ok(Self::Delta(root.clone()))
     }
 
+    /// The same engine for work on `root`, which has the leases that this work needs.
+    #[must_use]
+    pub fn on(&self, root: &Root) -> Self {
+        match self {
+            Self::Delta(_) => Self::Delta(root.clone()),
+            #[cfg(feature = "spark")]
+            Self::Spark(spark) => Self::Spark(Box::new(spark.on(root))),
+        }
+    }
+
     /// The server that writes the tables, and its version; `None` where this program does.
     #[cfg_attr(not(feature = "spark"), expect(clippy::unused_async, reason = "only another engine is asked"))]
     pub async fn server_version(&self) -> Result<Option<(String, String)>, table::Error> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{export, fhir::ResourceType, resource::LineTooLong, state, table};
+use crate::{export, fhir::ResourceType, lease, resource::LineTooLong, state, table};
 
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
@@ -67,6 +67,10 @@ pub enum Error {
          more than `sync.max_quarantined` and `sync.max_quarantined_percent` allow"
     )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
+    #[error("another fhir-sync, {holder}, works on the export {export}; give the command on its machine, or wait")]
+    HeldElsewhere { export: String, holder: String },
+    #[error(transparent)]
+    Lease(#[from] lease::Error),
     #[error("rows could not be built")]
     Rows(#[from] arrow::error::ArrowError),
     #[error(
@@ -144,6 +148,7 @@ pub fn recovery(error: &Error) -> Recovery {
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
         | Error::NotOpened { .. }
+        | Error::Lease(_)
         | Error::State(_)
         | Error::Quarantine(_)
         | Error::NotEncrypted
@@ -156,7 +161,7 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::BrokenDocument { .. } => (Operator, Kept),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
         Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),
-        Error::Stopped | Error::RunTime { .. } => (NextRun, Kept),
+        Error::Stopped | Error::RunTime { .. } | Error::HeldElsewhere { .. } => (NextRun, Kept),
     };
     Recovery { acts, job }
 }

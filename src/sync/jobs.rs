@@ -158,7 +158,7 @@ impl Run<'_> {
 fn concerns_all(error: &Error) -> bool {
     use export::Error as E;
     match error {
-        Error::Stopped | Error::State(_) | Error::SpoolFolder { .. } => true,
+        Error::Stopped | Error::State(_) | Error::HeldElsewhere { .. } | Error::SpoolFolder { .. } => true,
         Error::Export(error) => matches!(
             error,
             E::Unreachable { .. }

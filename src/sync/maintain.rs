@@ -1,16 +1,21 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
 //! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one
-//! streams or commits. A table that fails does not stop the others.
+//! streams or commits. Where several processes share the exports, one of them maintains at a time, and holds the exports
+//! that write a table while it maintains that. A table that fails does not stop the others.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Activity, Error, Step, Syncer,
+    Activity, Error, ProgressSender, Step, Syncer,
     blocking::{blocking, now},
     chain, recovery,
 };
@@ -39,25 +44,116 @@ impl Syncer {
         dry_run: DryRun,
         stop: &CancellationToken,
     ) -> TablesMaintained {
+        match self.hold_maintenance().await {
+            Ok(holding) => {
+                let begun_at = now();
+                let done = holding.syncer.maintain_held(tables, maintenance, dry_run, stop).await;
+                if self.shares_exports() && dry_run == DryRun::No && !stop.is_cancelled() {
+                    self.remember_maintenance(begun_at).await;
+                }
+                holding.release().await;
+                done
+            }
+            Err(Error::HeldElsewhere { holder, .. }) => {
+                tracing::info!(holder, "another fhir-sync maintains the tables");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "maintenance could not begin; the next one tries again");
+                Vec::new()
+            }
+        }
+    }
+
+    /// So that no other process does it for the same tick.
+    async fn remember_maintenance(&self, begun_at: DateTime<Utc>) {
+        if let Err(error) = self.remember(move |state| state.maintained_at = Some(begun_at)).await {
+            tracing::warn!(error = chain(&error), "another process may maintain the tables once more");
+        }
+    }
+
+    async fn maintain_held(
+        &self,
+        tables: &[TableName],
+        maintenance: &MaintenanceRun,
+        dry_run: DryRun,
+        stop: &CancellationToken,
+    ) -> TablesMaintained {
         let progress = self.progress.of(Activity::Maintenance);
-        let turn = self.turns.take(&progress, stop).await;
+        // Alone, nobody else writes from the first table to the last; the limit does not count the wait for that.
+        let turn = if self.shares_exports() { None } else { Some(self.turns.take(&progress, stop).await) };
         let ends_at = Instant::now() + maintenance.time_limit;
         let mut done = Vec::new();
-        for table in tables {
-            if turn.is_err() || stop.is_cancelled() {
+        let mut left: VecDeque<_> = tables.iter().copied().collect();
+        let mut held_elsewhere = 0;
+        while let Some(table) = left.pop_front() {
+            if matches!(turn, Some(Err(_))) || stop.is_cancelled() {
                 tracing::info!("maintenance stopped; the next one continues");
                 break;
             }
-            progress.step(Step::Maintaining(*table));
-            let result = self.maintain_table(*table, maintenance, dry_run, ends_at, stop).await;
-            log(*table, dry_run, &result);
+            progress.step(Step::Maintaining(table));
+            let result = match self.maintain_in_turn(table, maintenance, dry_run, ends_at, stop, &progress).await {
+                Err(Error::Stopped) => break,
+                Err(Error::HeldElsewhere { export, holder }) if Instant::now() < ends_at => {
+                    tracing::debug!(%table, export, holder, "another fhir-sync writes the table; later");
+                    left.push_back(table);
+                    held_elsewhere += 1;
+                    if held_elsewhere >= left.len() {
+                        held_elsewhere = 0;
+                        wait(LOOKED_AT_EVERY, stop).await;
+                    }
+                    continue;
+                }
+                Err(Error::HeldElsewhere { holder, .. }) => {
+                    tracing::info!(%table, holder, "another fhir-sync writes the table; the next maintenance tries again");
+                    continue;
+                }
+                result => result,
+            };
+            held_elsewhere = 0;
+            log(table, dry_run, &result);
             if let (Ok(Some(_)), DryRun::No) = (&result, dry_run) {
                 metrics::maintained(table.as_str(), now());
             }
-            done.extend(result.transpose().map(|result| (*table, result)));
+            done.extend(result.transpose().map(|result| (table, result)));
         }
         progress.end();
         done
+    }
+
+    /// Where exports are shared, each table needs its exports and a turn of its own.
+    async fn maintain_in_turn(
+        &self,
+        table: TableName,
+        maintenance: &MaintenanceRun,
+        dry_run: DryRun,
+        ends_at: Instant,
+        stop: &CancellationToken,
+        progress: &ProgressSender,
+    ) -> Result<Option<Maintained>, Error> {
+        if !self.shares_exports() {
+            return self.maintain_table(table, maintenance, dry_run, ends_at, stop).await;
+        }
+        let holding = match table {
+            TableName::Resources(of) => self.hold_writers_of(of).await?,
+            // All processes append to these; a commit of ours that is overtaken is not made.
+            TableName::Tombstones | TableName::Runs | TableName::Quarantine | TableName::Members => {
+                self.hold(&[]).await?
+            }
+        };
+        let turn = self.turns.take(progress, stop).await;
+        let done = match turn {
+            Ok(_turn) => holding.syncer.maintain_table(table, maintenance, dry_run, ends_at, stop).await,
+            Err(error) => Err(error),
+        };
+        holding.release().await;
+        match done {
+            Err(Error::Table(table::Error::Conflict { .. })) if !matches!(table, TableName::Resources(_)) => {
+                tracing::info!(%table, "other processes wrote to the table; the next maintenance tries again");
+                Ok(None)
+            }
+            done => done,
+        }
     }
 
     async fn maintain_table(
@@ -81,6 +177,16 @@ impl Syncer {
             runtime.block_on(root.maintain(table, &settings, dry_run, now(), &goes_on))
         });
         Ok(maintained.await?)
+    }
+}
+
+/// How often a table is tried again whose export another process holds.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
+
+async fn wait(time: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time) => {}
     }
 }
 

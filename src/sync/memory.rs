@@ -9,13 +9,10 @@ use std::{
 use futures::future::join_all;
 use url::Url;
 
-use super::{
-    Error, Export, Mode, Outcome, Report, ResourceTable, Syncer,
-    blocking::{blocking, now},
-};
+use super::{Error, Export, Mode, Outcome, Report, ResourceTable, Syncer, blocking::now};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{Asked, ExportState, FinishedFiles, JobInFlight, State, Store},
+    state::{Asked, ExportState, FinishedFiles, JobInFlight, LastRun, State, Store},
     table::{self, ADOPTED},
     telemetry::metrics::{self, RunOutcome},
 };
@@ -250,12 +247,25 @@ impl Syncer {
         .await
     }
 
+    /// A number that no other run has, of this process or of one that shares the exports.
+    pub(super) async fn next_run(&self) -> Result<u64, Error> {
+        match &self.sharing {
+            None => Ok(self.turns.next_run()),
+            Some(_) => self.with_store(|store| Ok(store.next_run()?)).await,
+        }
+    }
+
     /// The number of the run. Until it is recorded, the ledger lacks it.
     pub(super) async fn remember_begin(&self, report: &Report) -> Result<(), Error> {
         let (name, number) = (report.export.clone(), report.run);
+        let (begun_at, full_refresh) = (report.started_at, report.mode == Mode::FullRefresh);
         self.remember(move |state| {
             state.run = state.run.max(number);
-            let unrecorded = &mut state.exports.entry(name).or_default().unrecorded_runs;
+            let export = state.exports.entry(name).or_default();
+            let before = export.last_run.as_ref().filter(|_| !full_refresh).map(|last| last.full_refresh_begun_at);
+            let full_refresh_begun_at = before.unwrap_or(begun_at);
+            export.last_run = Some(LastRun { number, begun_at, full_refresh, ended: false, full_refresh_begun_at });
+            let unrecorded = &mut export.unrecorded_runs;
             unrecorded.insert(number);
             if unrecorded.len() > MAX_UNRECORDED_RUNS {
                 unrecorded.pop_first();
@@ -272,7 +282,7 @@ impl Syncer {
     /// How the run ended: what `/health` and the schedule go by.
     pub(super) async fn remember_end(&self, report: &Report) -> Result<(), Error> {
         let (name, ended_at, outcome) = (report.export.clone(), report.ended_at, report.outcome);
-        let duration = (ended_at - report.started_at).to_std().unwrap_or_default();
+        let (number, duration) = (report.run, (ended_at - report.started_at).to_std().unwrap_or_default());
         let ends = report.types.iter().map(|(of, report)| (*of, report.end.word().to_owned())).collect();
         let warnings = report.warnings();
         let is_full_refresh = report.mode == Mode::FullRefresh;
@@ -280,6 +290,9 @@ impl Syncer {
             let export = state.exports.entry(name).or_default();
             // The first complete sync has loaded everything, whichever mode it ran in.
             let has_loaded_everything = is_full_refresh || export.last_complete_at.is_none();
+            if let Some(last) = export.last_run.as_mut().filter(|last| last.number == number) {
+                last.ended = true;
+            }
             export.freshness.count(outcome);
             export.freshness.warn(warnings);
             export.freshness.ends = ends;
@@ -301,6 +314,10 @@ impl Syncer {
     pub async fn remember_panic(&self, export: &str) -> Result<(), Error> {
         let name = export.to_owned();
         metrics::run_ended(export, RunOutcome::Failed, now(), Duration::ZERO);
+        // Another process may hold the export by now; it finds a run that has not ended.
+        if self.shares_exports() {
+            return Ok(());
+        }
         self.remember(move |state| state.exports.entry(name).or_default().freshness.count(Outcome::Failed)).await
     }
 
@@ -315,14 +332,7 @@ impl Syncer {
 
     /// Changes the state file. It is on the disk when this returns.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
-        let (store, seen) = (Arc::clone(&self.store), Arc::clone(&self.seen));
-        let changed = move || {
-            let mut store = lock(&store);
-            store.update(change)?;
-            *seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(store.state().clone());
-            Ok(())
-        };
-        blocking(changed).await
+        self.with_store(move |store| Ok(store.update(change)?)).await
     }
 }
 
@@ -348,6 +358,6 @@ fn given_up<'a>(
     leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.to_owned()))
 }
 
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+pub(super) fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
     store.lock().unwrap_or_else(PoisonError::into_inner)
 }

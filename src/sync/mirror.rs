@@ -70,6 +70,10 @@ impl Syncer {
     /// or its watermark is of another source, level or group. `/health` must not call them fresh, even before the next
     /// run.
     pub async fn forget_lost_data(&self, export: &Export) -> Result<(), Error> {
+        // Only its holder may write it, and its next run looks anyway.
+        if self.shares_exports() {
+            return Ok(());
+        }
         let known = self.export_state(export);
         let mut lost = Vec::new();
         for (resource_type, watermark) in self.watermarks(export).await {

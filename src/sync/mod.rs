@@ -33,6 +33,7 @@ mod rebuild;
 mod refused;
 mod report;
 mod server_counts;
+mod sharing;
 mod sources;
 mod turn;
 mod upsert;
@@ -56,6 +57,7 @@ use self::{
     ledger::Ledger,
     members::JoinerFailure,
     quarantine::Quarantine,
+    sharing::Sharing,
     turn::Turns,
     upsert::Commits,
 };
@@ -73,6 +75,7 @@ pub use self::{
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
     server_counts::ServerCounts,
+    sharing::Holding,
 };
 use crate::{
     export::{Client, Completed, ExportRequest, Manifest, followed},
@@ -92,6 +95,7 @@ pub use crate::{
 };
 
 /// Everything that syncs work with. One run of an export at a time; several exports may run, and take turns at writing.
+#[derive(Clone)]
 pub struct Syncer {
     client: Arc<Client>,
     /// The FHIR base URL.
@@ -101,11 +105,13 @@ pub struct Syncer {
     engine: Engine,
     lease: Arc<Lease>,
     /// Renews the lease as long as this exists.
-    lease_keeper: Arc<JoinSet<()>>,
+    _lease_keeper: Arc<JoinSet<()>>,
     store: Arc<Mutex<Store>>,
     /// The state as it was last read or kept. Nobody who looks at it waits for the disk or a store.
     seen: Arc<RwLock<Arc<State>>>,
     state_lease: Option<Arc<Lease>>,
+    /// Where several processes do the exports together.
+    sharing: Option<Arc<Sharing>>,
     config: Config,
     progress: ProgressBoard,
     turns: Arc<Turns>,
@@ -117,30 +123,34 @@ impl Syncer {
     /// The same with other settings. Runs that have begun keep those they began with.
     #[must_use]
     pub fn with_config(&self, config: Config) -> Self {
-        Self {
-            client: Arc::clone(&self.client),
-            server: self.server.clone(),
-            root: self.root.clone(),
-            engine: self.engine.clone(),
-            lease: Arc::clone(&self.lease),
-            lease_keeper: Arc::clone(&self.lease_keeper),
-            store: Arc::clone(&self.store),
-            seen: Arc::clone(&self.seen),
-            state_lease: self.state_lease.clone(),
-            config,
-            progress: self.progress.clone(),
-            turns: Arc::clone(&self.turns),
-            spoken: Arc::clone(&self.spoken),
-        }
+        Self { config, ..self.clone() }
     }
 
     /// Brings one export up to date. Ends early, and without loss, when `stop` is cancelled: a commit is finished, an
     /// export in progress on the server is resumed by the next run. While it waits for the server, other exports and
     /// maintenance do their work; from the first byte of an export to its settling, it is the only one that writes.
+    ///
+    /// Where exports are shared, a run that another process has begun ends this one before it begins.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
+        match self.hold(std::slice::from_ref(&export.name)).await {
+            Ok(holding) => {
+                let report = holding.syncer.run_held(export, mode, stop).await;
+                holding.release().await;
+                report
+            }
+            Err(error) => not_begun(export, mode, &error),
+        }
+    }
+
+    /// The same in a process that holds the export.
+    pub async fn run_held(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
         let mode = if self.config.supports_since { mode } else { Mode::FullRefresh };
+        let number = match self.next_run().await {
+            Ok(number) => number,
+            Err(error) => return not_begun(export, mode, &error),
+        };
         let until = stop.child_token();
-        let mut run = Run::new(self, export, mode, &until);
+        let mut run = Run::new(self, export, number, mode, &until);
         let (span, on_retry) = (events::span(&run.report), run.progress.on_retry());
         let story = async {
             let limit = self.config.max_run_time;
@@ -179,8 +189,7 @@ struct CompletedExport {
 }
 
 impl<'a> Run<'a> {
-    fn new(syncer: &'a Syncer, export: &'a Export, mode: Mode, stop: &'a CancellationToken) -> Self {
-        let number = syncer.turns.next_run();
+    fn new(syncer: &'a Syncer, export: &'a Export, number: u64, mode: Mode, stop: &'a CancellationToken) -> Self {
         let progress = syncer.progress.of(Activity::Sync { export: export.name.clone() });
         let report = Report::begin(&export.name, number, mode, &export.types, now());
         let quarantine = Quarantine::new(&syncer.root, &syncer.config, &export.name, number, report.started_at);
@@ -408,6 +417,14 @@ impl<'a> Run<'a> {
         self.progress.end();
         self.report
     }
+}
+
+/// The report of a run that has no number, because it could not begin.
+fn not_begun(export: &Export, mode: Mode, error: &Error) -> Report {
+    tracing::error!(export = export.name, error = chain(error), "the sync could not begin");
+    let mut report = Report::begin(&export.name, 0, mode, &export.types, now());
+    report.fail(error);
+    report
 }
 
 /// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::task::JoinSet;
 
-use super::{Config, Engine, Error, Export, ProgressBoard, Syncer, Turns, sources};
+use super::{Config, Engine, Error, Export, ProgressBoard, Sharing, Syncer, Turns, sources};
 use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
@@ -30,7 +30,12 @@ impl Syncer {
         let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
         // After the state: whoever holds that knows that an earlier holder has ended.
-        let lease = root.take_lease(store.holder(), store.predecessor()).await?;
+        let group = store.lease().and_then(|lease| lease.group());
+        let lease = match group {
+            Some(group) => root.join_lease(store.holder(), &group).await?,
+            None => root.take_lease(store.holder(), store.predecessor()).await?,
+        };
+        let sharing = store.shared_documents().map(|of| Arc::new(Sharing::new(of.clone(), store.holder(), exports)));
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
@@ -42,9 +47,10 @@ impl Syncer {
             root,
             engine,
             lease,
-            lease_keeper: Arc::new(lease_keeper),
+            _lease_keeper: Arc::new(lease_keeper),
             seen: Arc::new(RwLock::new(Arc::new(store.state().clone()))),
             state_lease: store.lease(),
+            sharing,
             store: Arc::new(Mutex::new(store)),
             config,
             progress,
@@ -67,6 +73,8 @@ impl Syncer {
     async fn recover_state(&self, place: &str, found: Found, exports: &[Export]) -> Result<(), Error> {
         match found {
             Found::Whole => Ok(()),
+            // Who holds an export reads its tables.
+            _ if self.shares_exports() => Ok(()),
             Found::Nothing => self.adopt_watermarks(self.known_watermarks(exports).await).await,
             Found::Previous => {
                 tracing::warn!(place, "the state file was broken; using the generation before it");

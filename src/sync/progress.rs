@@ -60,13 +60,17 @@ pub enum Step {
     Maintaining(TableName),
     /// What somebody has asked for by a command.
     ByHand,
+    /// Another process works on the export.
+    Elsewhere {
+        holder: String,
+    },
 }
 
 impl Step {
     /// As metrics name it; `None` for what is no step of a sync or of maintenance.
     pub fn word(&self) -> Option<metrics::Step> {
         Some(match self {
-            Self::Idle | Self::ByHand => return None,
+            Self::Idle | Self::ByHand | Self::Elsewhere { .. } => return None,
             Self::Planning => metrics::Step::Planning,
             Self::KickingOff => metrics::Step::KickingOff,
             Self::Waiting { .. } => metrics::Step::Waiting,
@@ -95,6 +99,7 @@ impl fmt::Display for Step {
             Self::Settling => out.write_str("settling"),
             Self::Maintaining(table) => write!(out, "maintaining the table {table}"),
             Self::ByHand => out.write_str("doing what a command asked for"),
+            Self::Elsewhere { holder } => write!(out, "at work in another fhir-sync, {holder}"),
         }
     }
 }

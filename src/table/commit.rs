@@ -3,7 +3,10 @@
 //! The answer of an object store may be lost: a commit that was reported as failed may have landed. So every commit
 //! carries an identifier of its own, and after any error the log is searched for it. Only the log decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
@@ -67,6 +70,16 @@ pub(super) async fn commit(
 
 /// How often a watermark is set because other writers commit at the same moment.
 const MAX_ATTEMPTS: u32 = 5;
+
+/// How often an append is tried because other writers commit at the same moment. An append that is overtaken costs one
+/// small commit, and of several writers one succeeds each time.
+pub(super) const MAX_APPENDS: u32 = 30;
+const MAX_WAIT_OVERTAKEN: Duration = Duration::from_millis(250);
+
+/// Waits for a while after another writer was faster, and not for the same while as the others who wait.
+pub(super) async fn give_way() {
+    tokio::time::sleep(MAX_WAIT_OVERTAKEN.mul_f32(fastrand::f32())).await;
+}
 
 impl Table {
     /// Sets the watermark of an export to exactly this instant, also to an earlier one, in a commit of its own.

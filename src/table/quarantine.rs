@@ -72,7 +72,7 @@ impl QuarantineRow {
 const CONTENT: &str = "content";
 
 /// How often rows are changed because other writers commit at the same moment.
-const MAX_ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 10;
 
 /// What becomes of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +184,10 @@ pub(super) async fn change(
         let operation = DeltaOperation::Update { predicate: None };
         match commit::attempt(table, actions, operation, Vec::new(), BTreeMap::new()).await? {
             CommitOutcome::Committed { .. } => return Ok(changed),
-            CommitOutcome::Overtaken => commit::discard(table, written.into_iter()).await,
+            CommitOutcome::Overtaken => {
+                commit::discard(table, written.into_iter()).await;
+                commit::give_way().await;
+            }
         }
     }
     Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })

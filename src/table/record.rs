@@ -30,9 +30,6 @@ use super::{
     root::kernel_schema,
 };
 
-/// How often an append is tried because other writers commit at the same moment.
-const MAX_ATTEMPTS: u32 = 5;
-
 /// A row by its columns; [`record`] implements it.
 pub(super) trait Recorded: Sized {
     fn schema() -> Schema;
@@ -201,18 +198,19 @@ impl Root {
         let mut files = DataFiles::new(table.target()?, Vec::new(), BTreeSet::new());
         files.write(&batch).await.map_err(|error| table.failed(error))?;
         let adds = files.finish().await.map_err(|error| table.failed(error))?;
-        for _ in 0..MAX_ATTEMPTS {
+        for _ in 0..commit::MAX_APPENDS {
             let actions = adds.iter().cloned().map(Action::Add).collect();
             let metadata = [("isBlindAppend".to_owned(), true.into()), (commit::OURS.to_owned(), json!({}))];
             match commit::attempt(&mut table, actions, operation(), Vec::new(), metadata.into()).await? {
                 CommitOutcome::Committed { .. } => return Ok(()),
                 CommitOutcome::Overtaken => {
                     tracing::debug!(table = %table.name, "another writer was faster, trying again");
+                    commit::give_way().await;
                 }
             }
         }
         commit::discard(&table, adds.into_iter().map(|add| add.path)).await;
-        Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
+        Err(Error::Conflict { table: table.name, attempts: commit::MAX_APPENDS })
     }
 
     /// All records; none where there is no table.

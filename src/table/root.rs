@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    lease::{Holder, Lease, Subject},
+    lease::{self, Holder, Lease, Subject},
     store::{
         self, Document, Documents, Location, Options, Readers,
         cache::{self, Cache, Cached},
@@ -97,8 +97,8 @@ pub struct Root {
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
     /// Held while a run writes to the table of tombstones, which all types share.
     pub(super) tombstone_lock: Arc<Mutex<()>>,
-    /// Of a process that writes; it is checked before each commit.
-    pub(super) lease: Option<Arc<Lease>>,
+    /// Of a process that writes; they are checked before each commit.
+    pub(super) leases: Vec<Arc<Lease>>,
 }
 
 impl Root {
@@ -148,7 +148,7 @@ impl Root {
             change_data_feed,
             partitions: Arc::new(partitions),
             tombstone_lock: Arc::default(),
-            lease: None,
+            leases: Vec::new(),
         }
     }
 
@@ -167,18 +167,34 @@ impl Root {
     /// Takes the lease of this root for the holder of a state; the holder renews it with [`Lease::keep`]. Waits for up
     /// to a minute where nobody can say whether another holder is alive; one of the name `ended` is known not to be.
     pub async fn take_lease(&mut self, holder: &str, ended: Option<&str>) -> Result<Arc<Lease>, Error> {
-        let taken = Lease::take(Subject::Tables, self.lease_document(), Holder::ourselves(holder), ended).await;
-        let lease = Arc::new(taken.inspect_err(|_| metrics::lease_held(false))?);
-        lease.measure(true);
-        self.lease = Some(Arc::clone(&lease));
+        self.leased(Lease::take(Subject::Tables, self.lease_document(), Holder::ourselves(holder), ended).await)
+    }
+
+    /// Joins the group of processes that hold the lease of this root together, for the holder of a state.
+    pub async fn join_lease(&mut self, holder: &str, group: &str) -> Result<Arc<Lease>, Error> {
+        let us = Holder::ourselves(holder);
+        self.leased(Lease::join(Subject::Tables, self.lease_document(), us, Some(group)).await)
+    }
+
+    fn leased(&mut self, taken: Result<Lease, lease::Error>) -> Result<Arc<Lease>, Error> {
+        metrics::lease_held(taken.is_ok());
+        let lease = Arc::new(taken?);
+        self.leases = vec![Arc::clone(&lease)];
         Ok(lease)
     }
 
+    /// The same root for work that needs these leases as well.
+    #[must_use]
+    pub fn under(&self, leases: impl IntoIterator<Item = Arc<Lease>>) -> Self {
+        let mut root = self.clone();
+        root.leases.extend(leases);
+        root
+    }
+
     fn lease_document(&self) -> Document {
-        let folder = || self.folder.clone().unwrap_or_default();
         let documents = match &self.store {
             Some(store) => Documents::in_store(self.metered(store, OWN_DIRECTORY), &self.url),
-            None => Documents::Folder { folder: folder(), readers: Readers::OfFolder },
+            None => Documents::of_folder(self.folder.clone().unwrap_or_default(), Readers::OfFolder),
         };
         documents.document(&format!("{OWN_DIRECTORY}/{LEASE}"))
     }
@@ -186,10 +202,10 @@ impl Root {
     /// Whether this process may still write below the root. A root that is only read has no lease, and nothing to
     /// check.
     pub async fn check_lease(&self) -> Result<(), Error> {
-        match &self.lease {
-            Some(lease) => Ok(lease.check().await?),
-            None => Ok(()),
+        for lease in &self.leases {
+            lease.check().await?;
         }
+        Ok(())
     }
 
     /// The table of a resource type at its newest version; `None` before its first commit.

@@ -137,8 +137,6 @@ pub(super) struct TombstoneTable {
     pub table: Option<Table>,
 }
 
-/// How often an append is tried because other writers commit at the same moment.
-const MAX_ATTEMPTS: u32 = 5;
 /// How many files are read at the same time.
 const FILES_IN_FLIGHT: usize = 16;
 /// Rows that are encoded at once.
@@ -241,15 +239,18 @@ async fn write(
 async fn append(table: &mut Table, adds: Vec<Add>, upsert: &Upsert) -> Result<(), Error> {
     let metadata = metadata(&adds, upsert);
     let actions: Vec<_> = adds.iter().cloned().map(Action::Add).collect();
-    for _ in 0..MAX_ATTEMPTS {
+    for _ in 0..commit::MAX_APPENDS {
         let (actions, metadata) = (actions.clone(), metadata.clone());
         match commit::attempt(table, actions, operation(), Vec::new(), metadata).await? {
             CommitOutcome::Committed { .. } => return Ok(()),
-            CommitOutcome::Overtaken => tracing::warn!(table = %table.name, "another writer was faster, trying again"),
+            CommitOutcome::Overtaken => {
+                tracing::debug!(table = %table.name, "another writer was faster, trying again");
+                commit::give_way().await;
+            }
         }
     }
     commit::discard(table, adds.into_iter().map(|add| add.path)).await;
-    Err(Error::Conflict { table: table.name, attempts: MAX_ATTEMPTS })
+    Err(Error::Conflict { table: table.name, attempts: commit::MAX_APPENDS })
 }
 
 /// How much of a file waits in memory before it is written as a row group. A reader has one of these in memory, too.

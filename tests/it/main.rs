@@ -50,6 +50,8 @@ mod links;
 mod histories;
 /// Invalid lines and damaged files.
 mod lines;
+/// Several processes that share the exports of one configuration.
+mod machines;
 /// Maintenance by the command and by the daemon, never while a sync writes.
 mod maintain;
 /// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.

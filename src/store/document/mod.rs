@@ -98,6 +98,10 @@ impl Documents {
         })
     }
 
+    pub fn of_folder(folder: PathBuf, readers: Readers) -> Self {
+        Self::Folder { folder, readers }
+    }
+
     /// Below the path of `url`, in the bucket that `store` reaches.
     pub fn in_store(store: Arc<dyn ObjectStore>, url: &Url) -> Self {
         let prefix = StorePath::from_url_path(url.path()).unwrap_or_else(|_| StorePath::from(url.path()));

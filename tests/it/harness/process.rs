@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use fhir_sync::{state::StatePlace, sync::Level};
+use fhir_sync::{
+    state::{HeldBy, StatePlace},
+    sync::Level,
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -40,6 +43,12 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// The events of its log with this message.
+    pub fn logged(&self, message: &str) -> Vec<Value> {
+        let events = self.stderr.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["message"] == message).collect()
+    }
+
     /// Everything that it printed, stdout first.
     pub fn output(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
@@ -59,12 +68,13 @@ impl Setup {
             StatePlace::File(file) => format!("file = \"{}\"", file.display()),
             documents @ StatePlace::Documents { .. } => format!("url = \"file://{}\"", documents.shown()),
         };
+        let shares = matches!(self.state, StatePlace::Documents { held_by: HeldBy::Several, .. });
         format!(
             "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\
              outage_patience = \"300ms\"\n\
              http = {{ retry_min_wait = \"10ms\", retry_max_wait = \"50ms\" }}\n\
-             [tables]\nroot = \"{}\"\n[state]\n{state}\n[health]\nlisten = \"127.0.0.1:0\"\n\
+             [tables]\nroot = \"{}\"\n[state]\n{state}\n[daemon]\nshare_exports = {shares}\n[health]\nlisten = \"127.0.0.1:0\"\n\
              [log]\nformat = \"json\"\nfilter = \"trace\"\n\
              [[export]]\nname = \"all\"\n{level}\ntypes = [{}]\nincremental = \"{}\"\n",
             self.server.url(),
@@ -139,6 +149,12 @@ impl Process {
     /// Sends SIGKILL and waits for the end.
     pub async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    /// Sends SIGKILL; returns what it had printed.
+    pub async fn killed(mut self) -> Ended {
+        self.child.kill().await.unwrap();
+        self.end().await
     }
 
     pub async fn end(mut self) -> Ended {

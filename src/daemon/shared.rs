@@ -1,0 +1,143 @@
+//! Sharing: several daemons with the same configuration do its exports together. What is due is read from the state that
+//! they share, so that each tick is served once, by whoever holds the export then.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use tokio::task::JoinSet;
+
+use super::{Daemon, due::due_here, now};
+use crate::{
+    config::{Maintenance, Scheduled},
+    schedule::{Tick, next_after},
+    sync::{self, Holding, Mode, Syncer, chain},
+};
+
+/// How often it is read what other processes have done: as often as they renew their leases.
+const LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
+
+/// The other processes, as this one sees them.
+pub(super) struct Others {
+    started_at: DateTime<Utc>,
+    /// Looks at them, once in a while; nothing where exports are not shared.
+    looking: JoinSet<()>,
+    /// The exports that somebody has asked this process to sync, due or not.
+    asked_for: BTreeSet<String>,
+}
+
+/// Why a run is to begin.
+#[derive(Clone, Copy)]
+pub(super) enum Reason {
+    /// The schedule, or a process that was killed. Another process may have been faster.
+    Due {
+        started_at: DateTime<Utc>,
+    },
+    Asked,
+}
+
+impl Others {
+    pub fn watch(syncer: &Arc<Syncer>, started_at: DateTime<Utc>) -> Self {
+        let mut others = Self { started_at, looking: JoinSet::new(), asked_for: BTreeSet::new() };
+        if syncer.shares_exports() {
+            others.look(syncer);
+        }
+        others
+    }
+
+    fn look(&mut self, syncer: &Arc<Syncer>) {
+        let syncer = Arc::clone(syncer);
+        self.looking.spawn(async move {
+            tokio::time::sleep(LOOKED_AT_EVERY).await;
+            if let Err(error) = syncer.look_at_the_others().await {
+                tracing::warn!(error = chain(&error), "what other processes do could not be read; trying again");
+            }
+        });
+    }
+
+    /// Waits until the other processes were looked at; for ever, where there are none.
+    pub async fn looked(&mut self, syncer: &Arc<Syncer>) {
+        match self.looking.join_next().await {
+            Some(_) => self.look(syncer),
+            None => std::future::pending().await,
+        }
+    }
+
+    pub fn ask_for(&mut self, export: &str) {
+        self.asked_for.insert(export.to_owned());
+    }
+
+    pub fn reason(&mut self, export: &str) -> Reason {
+        if self.asked_for.remove(export) { Reason::Asked } else { Reason::Due { started_at: self.started_at } }
+    }
+}
+
+impl Daemon {
+    /// Begins what is due as far as is known here, and not at work elsewhere. Whoever holds the export decides.
+    pub(super) fn begin_due(&self) {
+        let (state, elsewhere) = (self.syncer.shared_state(), self.syncer.elsewhere());
+        for watched in &self.exports {
+            let export = watched.name();
+            let known = state.exports.get(export).cloned().unwrap_or_default();
+            let due = due_here(&watched.scheduled, &known, self.others.started_at, now());
+            if let Some(mode) = due.filter(|_| !elsewhere.contains_key(export)) {
+                self.ticks.tick(&Tick::Sync { export: export.to_owned(), mode });
+            }
+        }
+    }
+}
+
+/// The leases for a run, and its mode; `None` where another process is at it, or has done it.
+pub(super) async fn hold(
+    syncer: &Syncer,
+    scheduled: &Scheduled,
+    mode: Mode,
+    reason: Reason,
+) -> Option<(Holding, Mode)> {
+    let name = &scheduled.export.name;
+    let holding = match syncer.hold(std::slice::from_ref(name)).await {
+        Ok(holding) => holding,
+        Err(sync::Error::HeldElsewhere { export, holder }) => {
+            tracing::debug!(export, holder, "another fhir-sync works on the export");
+            return None;
+        }
+        Err(error) => {
+            tracing::error!(
+                export = name,
+                error = chain(&error),
+                "the sync could not begin; the next tick tries again"
+            );
+            return None;
+        }
+    };
+    let Reason::Due { started_at } = reason else { return Some((holding, mode)) };
+    if !syncer.shares_exports() {
+        return Some((holding, mode));
+    }
+    let known = syncer.shared_state().exports.get(name).cloned().unwrap_or_default();
+    let Some(due) = due_here(scheduled, &known, started_at, now()) else {
+        tracing::debug!(export = name, "another fhir-sync has run what was due");
+        holding.release().await;
+        return None;
+    };
+    if let Some(last) = known.last_run.filter(|last| !last.ended) {
+        tracing::warn!(
+            export = name,
+            run = last.number,
+            "the process of the last run has ended before the run; going on"
+        );
+    }
+    Some((holding, due))
+}
+
+/// Whether no other process has maintained the tables since the last tick.
+pub(super) async fn maintenance_is_due(syncer: &Syncer, maintenance: &Maintenance) -> bool {
+    if !syncer.shares_exports() {
+        return true;
+    }
+    if let Err(error) = syncer.look_at_the_others().await {
+        tracing::warn!(error = chain(&error), "what other processes do could not be read");
+    }
+    let patterns: Vec<_> = maintenance.schedule.iter().cloned().collect();
+    let maintained_at = syncer.shared_state().maintained_at;
+    maintained_at.and_then(|at| next_after(&patterns, at)).is_none_or(|next| next <= now())
+}

@@ -1,0 +1,282 @@
+//! Sharing: several processes do the exports of one configuration together, each export in one process at a time.
+//!
+//! Whoever works on an export holds its lease, and those of all exports that have a type in common with it, directly or
+//! through others. So what holds within one process holds for all of them: a table is written by one process at a time.
+//! A process that holds the leases reads the state of these exports first, and is the only one that writes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError, RwLock, Weak},
+};
+
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinSet,
+};
+
+use super::{Error, Export, Syncer, blocking::blocking, memory::lock};
+use crate::{
+    fhir::ResourceType,
+    lease::{Attempt, Holder, Lease, Subject, Watch},
+    state,
+    store::Documents,
+};
+
+/// What this process knows of the leases of exports.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    documents: Documents,
+    us: Holder,
+    /// The configured exports, and the types of each.
+    exports: Vec<(String, BTreeSet<ResourceType>)>,
+    leases: Mutex<BTreeMap<String, Known>>,
+    /// Who holds the exports that this process does not.
+    elsewhere: RwLock<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    watch: Watch,
+    /// While it is ours.
+    held: Weak<Held>,
+}
+
+/// A lease of ours, renewed as long as this exists.
+#[derive(Debug)]
+struct Held {
+    name: String,
+    lease: Arc<Lease>,
+    _keeper: JoinSet<()>,
+}
+
+/// The leases that some work needs, and a syncer whose commits check them. Without sharing there are none.
+pub struct Holding {
+    pub syncer: Syncer,
+    held: Vec<Arc<Held>>,
+}
+
+impl Sharing {
+    pub fn new(documents: Documents, holder: &str, exports: &[Export]) -> Self {
+        let types = |export: &Export| (export.name.clone(), export.types.iter().copied().collect());
+        Self {
+            documents,
+            us: Holder::ourselves(holder),
+            exports: exports.iter().map(types).collect(),
+            leases: Mutex::default(),
+            elsewhere: RwLock::default(),
+        }
+    }
+
+    /// These exports, and all that have a type in common with one of them, or with one of those.
+    fn with_common_types(&self, exports: &[String]) -> BTreeSet<String> {
+        let mut all: BTreeSet<_> = exports.iter().cloned().collect();
+        loop {
+            let is_of = |name: &String| all.contains(name);
+            let types: BTreeSet<_> =
+                self.exports.iter().filter(|(name, _)| is_of(name)).flat_map(|(_, of)| of).collect();
+            let found = self.exports.iter().filter(|(_, of)| of.iter().any(|of| types.contains(of)));
+            let found: Vec<_> = found.map(|(name, _)| name.clone()).collect();
+            let before = all.len();
+            all.extend(found);
+            if all.len() == before {
+                return all;
+            }
+        }
+    }
+
+    fn subject(name: &str) -> Subject {
+        if name == MAINTENANCE { Subject::Maintenance } else { Subject::Export(name.to_owned()) }
+    }
+
+    /// Takes a lease, unless it is ours or somebody else's.
+    async fn attempt(&self, known: &mut Known, name: &str) -> Result<Result<Arc<Held>, String>, Error> {
+        if let Some(held) = known.held.upgrade() {
+            return Ok(Ok(held));
+        }
+        let document = state::lease_of(&self.documents, name);
+        match Lease::attempt(Self::subject(name), &document, &self.us, &mut known.watch).await? {
+            Attempt::Held { holder } => Ok(Err(holder)),
+            Attempt::Taken(lease) => {
+                let lease = Arc::new(*lease);
+                let mut keeper = JoinSet::new();
+                keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
+                let held = Arc::new(Held { name: name.to_owned(), lease, _keeper: keeper });
+                known.held = Arc::downgrade(&held);
+                Ok(Ok(held))
+            }
+        }
+    }
+
+    fn note(&self, name: &str, holder: Option<String>) {
+        let mut elsewhere = self.elsewhere.write().unwrap_or_else(PoisonError::into_inner);
+        match holder {
+            Some(holder) => elsewhere.insert(name.to_owned(), holder),
+            None => elsewhere.remove(name),
+        };
+    }
+}
+
+/// The name of the lease of maintenance. An export cannot have it, because its name would begin with a dot.
+const MAINTENANCE: &str = ".maintenance";
+
+impl Syncer {
+    /// Whether other processes work on exports as well.
+    pub fn shares_exports(&self) -> bool {
+        self.sharing.is_some()
+    }
+
+    /// Takes the leases that work on these exports needs, and reads their state.
+    ///
+    /// # Errors
+    /// [`Error::HeldElsewhere`] where another process works on one of them.
+    pub async fn hold(&self, exports: &[String]) -> Result<Holding, Error> {
+        match &self.sharing {
+            Some(sharing) => self.hold_all(sharing, sharing.with_common_types(exports)).await,
+            None => Ok(Holding { syncer: self.clone(), held: Vec::new() }),
+        }
+    }
+
+    /// The same for the exports that write the table of a type.
+    pub async fn hold_writers_of(&self, of: ResourceType) -> Result<Holding, Error> {
+        let exports = self.sharing.iter().flat_map(|sharing| &sharing.exports);
+        let writers = exports.filter(|(_, types)| types.contains(&of)).map(|(name, _)| name.clone());
+        self.hold(&writers.collect::<Vec<_>>()).await
+    }
+
+    /// The lease of maintenance: one process maintains at a time.
+    pub(super) async fn hold_maintenance(&self) -> Result<Holding, Error> {
+        match &self.sharing {
+            Some(sharing) => self.hold_all(sharing, BTreeSet::from([MAINTENANCE.to_owned()])).await,
+            None => Ok(Holding { syncer: self.clone(), held: Vec::new() }),
+        }
+    }
+
+    async fn hold_all(&self, sharing: &Arc<Sharing>, names: BTreeSet<String>) -> Result<Holding, Error> {
+        let mut leases = sharing.leases.lock().await;
+        let mut held = Vec::new();
+        // Always in the same order: of two processes that want the same ones, one gets all.
+        for name in names {
+            let known = leases.entry(name.clone()).or_default();
+            let is_new = known.held.strong_count() == 0;
+            let taken = match sharing.attempt(known, &name).await {
+                Ok(Ok(lease)) => {
+                    sharing.note(&name, None);
+                    held.push(lease);
+                    if is_new && name != MAINTENANCE { self.claim(name).await } else { Ok(()) }
+                }
+                Ok(Err(holder)) => {
+                    sharing.note(&name, Some(holder.clone()));
+                    Err(Error::HeldElsewhere { export: name, holder })
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = taken {
+                self.give_back(held, &leases).await;
+                return Err(error);
+            }
+        }
+        drop(leases);
+        let root = self.root.under(held.iter().map(|held| Arc::clone(&held.lease)));
+        let engine = self.engine.on(&root);
+        Ok(Holding { syncer: Self { root, engine, ..self.clone() }, held })
+    }
+
+    async fn claim(&self, export: String) -> Result<(), Error> {
+        self.with_store(move |store| Ok(store.claim(&export)?)).await
+    }
+
+    /// Gives back the leases that nobody else in this process uses.
+    async fn give_back(&self, held: Vec<Arc<Held>>, _locked: &MutexGuard<'_, BTreeMap<String, Known>>) {
+        for held in held {
+            let Some(held) = Arc::into_inner(held) else { continue };
+            let name = held.name.clone();
+            let given_back = self.with_store(move |store| {
+                store.give_back(&name);
+                Ok(())
+            });
+            // It changes nothing outside of this process, so it cannot fail.
+            drop(given_back.await);
+            held.lease.release().await;
+        }
+    }
+
+    /// Reads what other processes have done since: the state of their exports, and who holds them.
+    pub async fn look_at_the_others(&self) -> Result<(), Error> {
+        let Some(sharing) = &self.sharing else { return Ok(()) };
+        for (name, _) in &sharing.exports {
+            let mut leases = sharing.leases.lock().await;
+            let known = leases.entry(name.clone()).or_default();
+            if known.held.strong_count() == 0 {
+                let document = state::lease_of(&sharing.documents, name);
+                let holder = known.watch.holder(&document, &sharing.us).await?;
+                sharing.note(name, holder);
+            }
+        }
+        // No lease changes hands in this process meanwhile, so nothing older replaces what is ours.
+        let _leases = sharing.leases.lock().await;
+        let read = state::read_whole(&sharing.documents).await?;
+        self.with_store(move |store| {
+            store.adopt(read);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The exports that other processes work on, and who they are.
+    pub fn elsewhere(&self) -> BTreeMap<String, String> {
+        let of = |sharing: &Arc<Sharing>| sharing.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.sharing.as_ref().map(of).unwrap_or_default()
+    }
+}
+
+impl Holding {
+    /// Gives the leases back, so that other processes need not wait for them to be silent.
+    pub async fn release(self) {
+        let Self { syncer, held } = self;
+        let Some(sharing) = syncer.sharing.clone() else { return };
+        let leases = sharing.leases.lock().await;
+        syncer.give_back(held, &leases).await;
+    }
+}
+
+impl Syncer {
+    /// Changes what is kept, on a thread that may block, and shows it to those who look.
+    pub(super) async fn with_store<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut state::Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (store, seen) = (Arc::clone(&self.store), Arc::clone(&self.seen));
+        blocking(move || {
+            let mut store = lock(&store);
+            let changed = change(&mut store);
+            *seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(store.state().clone());
+            changed
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{export::Level, store::Readers};
+
+    #[test]
+    fn exports_that_write_the_same_tables_directly_or_through_others_are_held_together() {
+        let export = |name: &str, types: &[&str]| {
+            Export::new(name, Level::System, types.iter().map(|of| of.parse().unwrap()).collect())
+        };
+        let exports = [
+            export("people", &["Patient", "Encounter"]),
+            export("visits", &["Encounter", "Location"]),
+            export("places", &["Location"]),
+            export("observations", &["Observation"]),
+        ];
+        let documents = Documents::Folder { folder: "/nowhere".into(), readers: Readers::Owner };
+        let sharing = Sharing::new(documents, "me", &exports);
+        let held = |name: &str| sharing.with_common_types(&[name.to_owned()]).into_iter().collect::<Vec<_>>();
+        assert_eq!(held("places"), ["people", "places", "visits"]);
+        assert_eq!(held("observations"), ["observations"]);
+        assert_eq!(held("no longer configured"), ["no longer configured"]);
+    }
+}
