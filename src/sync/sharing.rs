@@ -29,13 +29,14 @@ pub(super) struct Sharing {
     us: Holder,
     /// The configured exports, and the types of each.
     exports: Vec<(String, BTreeSet<ResourceType>)>,
-    leases: Mutex<BTreeMap<String, Known>>,
+    leases: Mutex<BTreeMap<String, KnownLease>>,
     /// Who holds the exports that this process does not.
     elsewhere: RwLock<BTreeMap<String, String>>,
 }
 
+/// What this process knows of one lease.
 #[derive(Debug, Default)]
-struct Known {
+struct KnownLease {
     watch: Watch,
     /// While it is ours.
     held: Weak<Held>,
@@ -89,7 +90,7 @@ impl Sharing {
     }
 
     /// Takes a lease, unless it is ours or somebody else's.
-    async fn attempt(&self, known: &mut Known, name: &str) -> Result<Result<Arc<Held>, String>, Error> {
+    async fn attempt(&self, known: &mut KnownLease, name: &str) -> Result<Result<Arc<Held>, String>, Error> {
         if let Some(held) = known.held.upgrade() {
             return Ok(Ok(held));
         }
@@ -186,7 +187,7 @@ impl Syncer {
     }
 
     /// Gives back the leases that nobody else in this process uses.
-    async fn give_back(&self, held: Vec<Arc<Held>>, _locked: &MutexGuard<'_, BTreeMap<String, Known>>) {
+    async fn give_back(&self, held: Vec<Arc<Held>>, _locked: &MutexGuard<'_, BTreeMap<String, KnownLease>>) {
         for held in held {
             let Some(held) = Arc::into_inner(held) else { continue };
             let name = held.name.clone();
