@@ -1,6 +1,7 @@
 //! What a configuration means, and which mistakes are reported of a wrong one.
 
 mod spark;
+mod state;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -473,29 +474,4 @@ fn settings_of_groups_and_times_that_contradict_each_other_are_mistakes() {
         assert!(mistakes.iter().any(|found| found.starts_with(mistake)), "{mistake}: {mistakes:?}");
     }
     assert!(parse(&config(&format!("{group}leavers = \"remove\"")), &[]).0.is_ok());
-}
-
-#[test]
-fn a_state_in_a_store_is_reached_as_the_tables_are_unless_it_has_options_of_its_own() {
-    let with = |state: &str| {
-        let tables = "root = \"s3://lake/tables\"\nstorage_options = { aws_region = \"eu-central-1\" }";
-        let text = SMALLEST.replace("root = \"/srv/lake\"", tables);
-        assert_ne!(text, SMALLEST);
-        parse(&format!("{text}\n[state]\n{state}"), &[]).0
-    };
-    let region = |state: &str| match with(state).unwrap().state {
-        StatePlace::Documents { options, .. } => format!("{options:?}"),
-        StatePlace::File(file) => panic!("{}", file.display()),
-    };
-    assert!(region("url = \"s3://lake/state\"").contains("eu-central-1"));
-    let own = region("url = \"s3://lake/state\"\nstorage_options = { aws_region = \"eu-west-1\" }");
-    assert!(own.contains("eu-west-1") && !own.contains("eu-central-1"), "{own}");
-    let config = with("url = \"s3://lake/state\"").unwrap();
-    assert_eq!(config.state.folder(), None);
-    assert!(config.control().starts_with(&config.sync.spool_folder), "the socket is on this machine");
-    assert!(with("url = \"s3://a/b\"\nfile = \"/c\"").unwrap_err().0[0].starts_with("state.url: and state.file"));
-    let shared = with("[daemon]\nshare_exports = true").unwrap_err().0;
-    assert!(shared[0].starts_with("daemon.share_exports: is true, and state.url is not set"), "{shared:?}");
-    let alone = with("storage_options = { aws_region = \"eu-west-1\" }").unwrap_err().0;
-    assert!(alone[0].starts_with("state.storage_options: are for state.url"), "{alone:?}");
 }
