@@ -25,7 +25,7 @@ interop-all LAKE DATA:
     cargo build
     tests/interop/all.sh "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug/fhir-sync" {{LAKE}} {{DATA}}
 
-# Tables on S3 (moto), or PARTS of what is tried: whole, commits, outages, pods
+# Tables on S3 (moto), or PARTS of what is tried: whole, commits, outages, pods, machines
 interop-s3 *PARTS: (interop-store "s3" PARTS)
 
 # The same on versitygw, an S3 server that checks signatures; needs Go

@@ -12,12 +12,14 @@ import tempfile
 
 import commits
 import lake
+import machines
 import outages
 import pods
 import stores
 import whole
 
-PARTS = {"whole": whole.every, "commits": commits.every, "outages": outages.every, "pods": pods.every}
+PARTS = {"whole": whole.every, "commits": commits.every, "outages": outages.every, "pods": pods.every,
+         "machines": machines.every}
 
 
 def main(name: str, server: str, program: str, *parts: str) -> int:
