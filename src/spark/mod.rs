@@ -36,3 +36,7 @@ pub use self::{
 
 /// Was the program built with the client?
 pub const IS_BUILT_IN: bool = cfg!(feature = "spark");
+
+#[cfg(feature = "spark")]
+#[cfg(test)]
+pub(crate) mod tests;

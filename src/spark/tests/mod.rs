@@ -1,0 +1,272 @@
+//! An upsert by Spark, without a Spark: what is staged, what is sent, and what follows from an answer that is lost.
+
+mod server;
+mod warehouse;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+pub(crate) use self::server::{Fault, Server};
+use self::warehouse::Warehouse;
+use super::{Config, Spark, SparkTable};
+use crate::{
+    fhir::{ResourceType, TransactionTime},
+    resource::{Decoder, Layout, Line, Options, Shape},
+    table::{
+        self, ChangeSet, Committed, Counts, Location, MemoryBudget, OutputIndex, Reconcile, Root, TableDefinition,
+        Upsert,
+    },
+};
+
+const APP_ID: &str = "fhir-sync/all";
+const MEMORY_BYTES: usize = 1 << 20;
+
+/// A scripted server, and the root of the tables that it writes.
+struct Site {
+    server: Server,
+    root: Root,
+    folder: tempfile::TempDir,
+}
+
+/// A server without tables.
+pub(crate) async fn server() -> Server {
+    Server::start(Warehouse::new(shape().schema())).await
+}
+
+fn shape() -> Arc<Shape> {
+    Shape::untyped(ResourceType::PATIENT, Options { layout: Layout::Pathling, raw_json: true })
+}
+
+/// Small numbers count from February 2026; the rows of [`patient`] are of January.
+fn time(micros: i64) -> TransactionTime {
+    TransactionTime::from_micros(1_769_904_000_000_000 + micros).unwrap()
+}
+
+fn patient(id: &str, version: u32) -> String {
+    let meta = format!(r#"{{"versionId":"{version}","lastUpdated":"2026-01-01T00:00:{version:02}Z"}}"#);
+    format!(r#"{{"resourceType":"Patient","id":"{id}","meta":{meta}}}"#)
+}
+
+fn upsert(at: i64) -> Upsert {
+    Upsert {
+        app_id: APP_ID.to_owned(),
+        source: "hospital".to_owned(),
+        watermark: Some(time(at)),
+        exported_at: Some(time(at)),
+        job: "all#1".to_owned(),
+        run: 7,
+        ..Upsert::default()
+    }
+}
+
+impl Site {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Root::new(table::Config::new(Location::Folder(folder.path().join("lake")))).unwrap();
+        Self { server: server().await, root, folder }
+    }
+
+    /// A table with two patients, `a` and `b`.
+    async fn loaded() -> Self {
+        let site = Self::new().await;
+        site.sync(&[patient("a", 1), patient("b", 1)], &[], 1).await.unwrap();
+        site
+    }
+
+    fn changes(&self, lines: &[String], deleted: &[&str], at: i64) -> ChangeSet {
+        let changes = ChangeSet::new(&shape().schema(), MemoryBudget::alone(MEMORY_BYTES), self.folder.path());
+        let decoder = Decoder {
+            shape: shape(),
+            source: "hospital".into(),
+            run_started_micros: 0,
+            transaction_time: Some(time(at)),
+            job: "all#1".into(),
+        };
+        let line = |(number, line): (u64, &String)| Line { number, offset: 0, bytes: line.clone().into_bytes() };
+        let decoded = decoder.decode((1..).zip(lines).map(line).collect()).unwrap();
+        changes.push(OutputIndex(0), decoded.keys, decoded.rows).unwrap();
+        for id in deleted {
+            changes.delete((*id).to_owned(), None).unwrap();
+        }
+        changes
+    }
+
+    async fn table(&self, config: &Config) -> SparkTable {
+        let shape = shape();
+        let definition =
+            TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
+        let spark = Spark::new(config, &self.root).unwrap();
+        spark.open_or_create(ResourceType::PATIENT, &definition).await.unwrap()
+    }
+
+    async fn sync(&self, lines: &[String], deleted: &[&str], at: i64) -> Result<Committed, table::Error> {
+        self.upsert(&self.changes(lines, deleted, at), &upsert(at)).await
+    }
+
+    async fn upsert(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, table::Error> {
+        self.table(&self.server.config()).await.upsert(changes, upsert).await
+    }
+
+    async fn watermark(&self) -> Option<TransactionTime> {
+        self.table(&self.server.config()).await.watermark(APP_ID)
+    }
+
+    fn staging(&self) -> PathBuf {
+        self.folder.path().join("lake/_fhir_sync/staging/Patient")
+    }
+
+    /// The ids and their lines as the server has them.
+    fn assert_rows(&self, expected: &[(&str, u32)]) {
+        let inner = self.server.inner();
+        let expected: Vec<_> = expected.iter().map(|(id, version)| (*id, patient(id, *version))).collect();
+        let expected: Vec<_> = expected.iter().map(|(id, line)| (*id, line.as_str())).collect();
+        assert_eq!(inner.warehouse.lines().into_iter().collect::<Vec<_>>(), expected);
+    }
+
+    /// MERGEs that arrived, and those that became a commit.
+    fn merges(&self) -> (usize, usize) {
+        (self.server.count("MERGE INTO"), self.server.inner().warehouse.notes().len())
+    }
+}
+
+/// The causes of an error as one text.
+fn text(error: &table::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[tokio::test]
+async fn a_change_set_is_staged_and_merged_in_one_statement_and_nothing_is_left_staged() {
+    let site = Site::loaded().await;
+    let committed = site.sync(&[patient("a", 2), patient("c", 1)], &["b", "unknown"], 2).await.unwrap();
+    let counts = Counts { inserted: 1, updated: 1, deleted: 1, unchanged: 1, ..Counts::default() };
+    assert_eq!((committed.counts, committed.version), (counts, 2));
+    site.assert_rows(&[("a", 2), ("c", 1)]);
+    assert_eq!((site.merges(), site.watermark().await), ((2, 2), Some(time(2))));
+    assert!(!site.staging().exists());
+    assert!(site.root.has_tombstones().await.unwrap());
+}
+
+#[tokio::test]
+async fn the_same_export_again_sends_no_merge() {
+    let site = Site::loaded().await;
+    let committed = site.sync(&[patient("a", 1), patient("b", 1)], &[], 1).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 2, ..Counts::default() });
+    assert_eq!(site.merges(), (1, 1));
+    assert!(!site.staging().exists());
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
+    let site = Site::loaded().await;
+    let limits = Reconcile { max_missing: 1, max_missing_percent: 0.0, allow_empty: false };
+    let whole = Upsert { whole: true, reconcile: Some(limits), ..upsert(2) };
+    let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &whole).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 1, removed: 1, ..Counts::default() });
+    site.assert_rows(&[("b", 1)]);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_in_the_middle_of_a_merge_is_attached_to_again_and_the_merge_is_sent_once() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::Cut { after: 0 });
+    site.sync(&[patient("a", 2)], &[], 2).await.unwrap();
+    site.assert_rows(&[("a", 2), ("b", 1)]);
+    assert_eq!((site.merges(), site.server.reattached()), ((2, 2), 1));
+}
+
+#[tokio::test]
+async fn a_result_whose_stream_breaks_is_read_on_behind_what_has_arrived() {
+    let site = Site::loaded().await;
+    site.server.fail("SELECT t.`id` AS id, t.`_sync_hash`", Fault::Cut { after: 1 });
+    let committed = site.sync(&[patient("a", 2), patient("b", 1)], &[], 2).await.unwrap();
+    assert_eq!(committed.counts, Counts { updated: 1, unchanged: 1, ..Counts::default() });
+    assert_eq!(site.server.reattached(), 1);
+}
+
+#[tokio::test]
+async fn a_merge_whose_answer_is_lost_is_found_in_the_history_and_not_sent_again() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::EndedAfter);
+    let committed = site.sync(&[patient("a", 2)], &["b"], 2).await.unwrap();
+    assert_eq!(committed.counts, Counts { updated: 1, deleted: 1, ..Counts::default() });
+    site.assert_rows(&[("a", 2)]);
+    assert_eq!((site.merges(), site.watermark().await), ((2, 2), Some(time(2))));
+}
+
+#[tokio::test]
+async fn a_merge_that_a_server_has_not_carried_out_is_decided_again() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::EndedBefore);
+    let committed = site.sync(&[patient("a", 2)], &["b"], 2).await.unwrap();
+    assert_eq!(committed.counts, Counts { updated: 1, deleted: 1, ..Counts::default() });
+    site.assert_rows(&[("a", 2)]);
+    assert_eq!(site.merges(), (3, 2));
+}
+
+#[tokio::test]
+async fn a_merge_that_arrives_twice_is_carried_out_once() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::Denied);
+    site.sync(&[patient("a", 2), patient("c", 1)], &[], 2).await.unwrap();
+    site.assert_rows(&[("a", 2), ("b", 1), ("c", 1)]);
+    assert_eq!(site.merges(), (3, 2));
+}
+
+#[tokio::test]
+async fn a_row_that_another_writer_changes_before_the_merge_is_decided_about_again() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::Overtaken);
+    let committed = site.sync(&[patient("a", 2)], &[], 2).await.unwrap();
+    assert_eq!((committed.counts.updated, committed.foreign), (1, 1));
+    site.assert_rows(&[("a", 2), ("b", 1)]);
+    assert_eq!(site.merges(), (3, 2));
+}
+
+#[tokio::test]
+async fn a_row_that_changes_before_every_merge_fails_the_type_and_the_watermark_stays() {
+    let site = Site::loaded().await;
+    for _ in 0..5 {
+        site.server.fail("MERGE INTO", Fault::Overtaken);
+    }
+    let error = site.sync(&[patient("a", 2)], &[], 2).await.unwrap_err();
+    assert!(matches!(error, table::Error::Conflict { attempts: 5, .. }), "{error}");
+    site.assert_rows(&[("a", 1), ("b", 1)]);
+    assert_eq!((site.merges(), site.watermark().await), ((6, 1), Some(time(1))));
+    assert!(!site.staging().exists());
+}
+
+#[tokio::test]
+async fn a_refused_merge_is_sent_once_and_leaves_nothing_staged() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::Refused("DELTA_VIOLATE_CONSTRAINT_WITH_VALUES"));
+    let error = site.sync(&[patient("a", 2)], &[], 2).await.unwrap_err();
+    let text = text(&error);
+    assert!(text.contains("DELTA_VIOLATE_CONSTRAINT_WITH_VALUES") && !text.contains("marker"), "{text}");
+    assert_eq!((site.merges(), site.watermark().await), ((2, 1), Some(time(1))));
+    assert!(!site.staging().exists());
+}
+
+#[tokio::test]
+async fn what_a_killed_run_has_staged_is_removed_by_the_next_upsert_and_not_merged() {
+    let site = Site::loaded().await;
+    let left = site.staging().join("6-killed/rows");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("part-0.parquet"), "half a file").unwrap();
+    site.sync(&[patient("a", 2)], &[], 2).await.unwrap();
+    site.assert_rows(&[("a", 2), ("b", 1)]);
+    assert!(!site.staging().exists());
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_for_longer_than_the_patience_fails_the_type() {
+    let site = Site::loaded().await;
+    let config = site.server.config();
+    let table = site.table(&config).await;
+    let Site { server, folder, root } = site;
+    drop(server);
+    let spark = Spark::new(&Config { outage_patience: Duration::ZERO, ..config }, &root).unwrap();
+    let error = spark.open(ResourceType::PATIENT).await.unwrap_err();
+    assert!(text(&error).contains("cannot be reached"), "{}", text(&error));
+    drop((table, folder));
+}
