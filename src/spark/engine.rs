@@ -83,14 +83,9 @@ impl Spark {
         Self { root: root.clone(), known: Arc::default(), ..self.clone() }
     }
 
-    /// For people.
-    pub fn place(&self) -> String {
-        self.client.place()
-    }
-
-    /// Asks the server for its version.
-    pub async fn version(&self) -> Result<String, Error> {
-        let session = self.client.session(&[]).await?;
+    /// Asks the server for its version. Needs no tables.
+    pub async fn version(config: &Config) -> Result<String, Error> {
+        let session = Client::new(config)?.session(&[]).await?;
         let answered = session.query("its version", "SELECT version() AS version".to_owned()).await;
         session.close().await;
         let version = answered?.iter().find_map(|batch| texts(batch, "version").ok()?.into_iter().next()?);

@@ -50,16 +50,18 @@ impl Engine {
         }
     }
 
-    /// The server that writes the tables, and its version; `None` where this program does.
+    /// The version of a server that writes the tables; `None` in a program without the client. Needs no tables.
     #[cfg_attr(not(feature = "spark"), expect(clippy::unused_async, reason = "only another engine is asked"))]
-    pub async fn server_version(&self) -> Result<Option<(String, String)>, table::Error> {
-        match self {
-            Self::Delta(_) => Ok(None),
-            #[cfg(feature = "spark")]
-            Self::Spark(spark) => match spark.version().await {
-                Ok(version) => Ok(Some((spark.place(), version))),
-                Err(error) => Err(error.of_table(&spark.place())),
-            },
+    pub async fn server_version(config: &spark::Config) -> Result<Option<String>, table::Error> {
+        #[cfg(feature = "spark")]
+        return match Spark::version(config).await {
+            Ok(version) => Ok(Some(version)),
+            Err(error) => Err(error.of_table(&config.address.place())),
+        };
+        #[cfg(not(feature = "spark"))]
+        {
+            let _ = config;
+            Ok(None)
         }
     }
 

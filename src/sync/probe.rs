@@ -27,22 +27,18 @@ pub async fn probe(
     kick_off: bool,
 ) -> Vec<Probe> {
     let mut probes = of_server(server, exports, kick_off).await;
-    probes.push(of_tables(tables.clone()).await);
+    probes.push(of_tables(tables).await);
     if let Some(config) = spark {
-        probes.push(of_spark(config.clone(), tables).await);
+        probes.push(of_spark(config.clone()).await);
     }
     probes
 }
 
-async fn of_spark(mut config: spark::Config, tables: table::Config) -> Probe {
-    let what = "spark";
+async fn of_spark(mut config: spark::Config) -> Probe {
+    let (what, place) = ("spark", config.address.place());
     config.outage_patience = PATIENCE;
-    let asked = async {
-        let root = Root::for_reading(tables)?;
-        Engine::of(&root, Some(&config))?.server_version().await
-    };
-    match asked.await {
-        Ok(Some((place, version))) => Probe::good(what, format!("{place} answers, Spark {version}")),
+    match Engine::server_version(&config).await {
+        Ok(Some(version)) => Probe::good(what, format!("{place} answers, Spark {version}")),
         Ok(None) => Probe::failed(what, "this program was built without it".to_owned()),
         Err(error) => Probe::failed(what, chain(&error)),
     }
@@ -102,5 +98,20 @@ async fn of_tables(config: table::Config) -> Probe {
             ),
         ),
         Err(error) => Probe::failed(what, chain(&error)),
+    }
+}
+
+#[cfg(feature = "spark")]
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{export::ProbeVerdict, spark::tests::server};
+
+    #[tokio::test]
+    async fn spark_is_asked_before_any_sync_has_created_the_folder_of_the_tables() {
+        let server = server().await;
+        let probe = of_spark(server.config()).await;
+        assert_eq!(probe.verdict, ProbeVerdict::Good, "{}", probe.found);
+        assert!(probe.found.ends_with("answers, Spark 4.1.4"), "{}", probe.found);
     }
 }
