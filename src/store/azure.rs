@@ -6,7 +6,7 @@ use object_store::azure::{AzureConfigKey, AzureCredential, MicrosoftAzure, Micro
 use url::Url;
 
 use super::{
-    Error, Options,
+    Error, Options, attempts,
     client::Client,
     failure::{Cause, Failure},
     http,
@@ -41,11 +41,13 @@ pub fn connect(
     }
     let (endpoint, asked) = (endpoint(url, &texts), asked(&texts, &secrets));
     let retries = http::retries(&texts);
-    let fetching = builder.clone().with_retry(http::retries_of_credentials(&texts));
+    let (named, retries_of_credentials) = (attempts::Connector::of(&retries), http::retries_of_credentials(&texts));
+    let fetching = builder.clone().with_http_connector(attempts::Connector::of(&retries_of_credentials));
+    let fetching = fetching.with_retry(retries_of_credentials);
     let fetches = !texts.keys().chain(secrets.keys()).any(|name| CONSTANT.contains(name));
     let make = move |secrets: &Texts| made(&fetching, secrets, fetches);
     let credentials = Arc::new(Renewing::new(secrets, asked, Box::new(make)));
-    let builder = builder.with_retry(retries);
+    let builder = builder.with_http_connector(named).with_retry(retries);
     let builder = if is_emulator { builder } else { builder.with_credentials(Arc::clone(&credentials) as _) };
     let store = builder.build().map_err(|error| Error::unusable(url, &error))?;
     Ok(Client::new(store, credentials, endpoint))

@@ -203,11 +203,16 @@ fn of_connection(error: &HttpError, endpoint: &str) -> Cause {
             _ => "is not valid",
         });
     }
-    let what = match error.kind() {
+    Cause::Unreachable(format!("{endpoint}: {}", problem(error)))
+}
+
+/// In a few words.
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+pub fn problem(error: &HttpError) -> String {
+    match error.kind() {
         HttpErrorKind::Timeout => "it did not answer in time".to_owned(),
         _ => causes(error).last().map(|cause| without_numbers(&cause.to_string())).unwrap_or_default(),
-    };
-    Cause::Unreachable(format!("{endpoint}: {what}"))
+    }
 }
 
 /// "Connection refused (os error 111)" says the same twice.

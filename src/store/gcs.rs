@@ -9,7 +9,7 @@ use object_store::{
 use url::Url;
 
 use super::{
-    Error, Options,
+    Error, Options, attempts,
     client::Client,
     failure::{Cause, Failure},
     http,
@@ -30,11 +30,14 @@ pub fn connect(
     let endpoint = texts.get("google_base_url").map_or("https://storage.googleapis.com", String::as_str).to_owned();
     let asked = asked(&texts, &secrets);
     let retries = http::retries(&texts);
-    let fetching = builder.clone().with_retry(http::retries_of_credentials(&texts));
+    let (named, retries_of_credentials) = (attempts::Connector::of(&retries), http::retries_of_credentials(&texts));
+    let fetching = builder.clone().with_http_connector(attempts::Connector::of(&retries_of_credentials));
+    let fetching = fetching.with_retry(retries_of_credentials);
     let make = move |secrets: &Texts| made(&fetching, &texts, secrets);
     let credentials = Arc::new(Renewing::new(secrets, asked, Box::new(make)));
     // These name credentials of their own, which are read by whoever makes them.
-    let builder = builder.with_retry(retries).with_credentials(Arc::clone(&credentials) as _);
+    let builder =
+        builder.with_http_connector(named).with_retry(retries).with_credentials(Arc::clone(&credentials) as _);
     let store = builder.build().map_err(|error| Error::unusable(url, &error))?;
     Ok(Client::new(store, credentials, endpoint))
 }

@@ -3,6 +3,8 @@
 //! What always holds: a place has one client, which all tables below it share, so its connections and credentials are
 //! shared too; which stores the program was built for is known here only.
 
+#[cfg(any(feature = "s3", feature = "azure", feature = "gcs"))]
+mod attempts;
 #[cfg(feature = "azure")]
 mod azure;
 /// Parts of objects that are kept on the local disk.

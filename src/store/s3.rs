@@ -10,7 +10,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{
-    Error, Options,
+    Error, Options, attempts,
     client::Client,
     failure::{Cause, Failure},
     http,
@@ -40,10 +40,13 @@ pub fn connect(
     }
     let (endpoint, asked) = (endpoint(&texts), asked(&texts));
     let retries = http::retries(&texts);
-    let fetching = builder.clone().with_retry(http::retries_of_credentials(&texts));
+    let (named, retries_of_credentials) = (attempts::Connector::of(&retries), http::retries_of_credentials(&texts));
+    let fetching = builder.clone().with_http_connector(attempts::Connector::of(&retries_of_credentials));
+    let fetching = fetching.with_retry(retries_of_credentials);
     let make = move |secrets: &Texts| made(&fetching, &texts, secrets);
     let credentials = Arc::new(Renewing::new(of_credentials, asked, Box::new(make)));
-    let store = builder.with_retry(retries).with_credentials(Arc::clone(&credentials) as _).build();
+    let store =
+        builder.with_http_connector(named).with_retry(retries).with_credentials(Arc::clone(&credentials) as _).build();
     let store = store.map_err(|error| Error::unusable(url, &error))?;
     Ok(Client::new(store, credentials, endpoint))
 }
