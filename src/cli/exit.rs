@@ -124,6 +124,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Rebuild { .. }
             | TableError::Retention { .. }
             | TableError::Damaged { .. }
+            | TableError::LogLost { .. }
             | TableError::Engine { is_passing: false, .. }
             | TableError::Unbalanced { .. } => FAILED,
         },

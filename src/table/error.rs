@@ -60,6 +60,13 @@ pub enum Error {
          writes the rows again; a rebuild cannot, because they are nowhere else"
     )]
     Damaged { place: String, what: String },
+    /// Files of its log are left, and no commit among them.
+    #[error(
+        "the log of the table at {place} is lost: {left} is left in its _delta_log, and no commit. Restore \
+         {place}/_delta_log from a backup, or move {place} away: then it is created again, and a table of resources is \
+         loaded in full"
+    )]
+    LogLost { place: String, left: String },
     #[error("the temporary file of received rows failed")]
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The engine that writes the tables in our place has failed.

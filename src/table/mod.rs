@@ -17,6 +17,8 @@ mod properties;
 /// One Parquet file, and what belongs to it.
 mod data_file;
 
+/// A log of which no commit is left.
+mod lost_log;
 /// The folder of all tables, and a table at one version.
 mod root;
 
@@ -72,7 +74,7 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Config, Root, Table, TableDefinition, deltalake_version},
+    root::{Config, Root, Table, TableDefinition},
     staging::{
         Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, StagedShard, Staging, StoredRow,
         TARGET_ID,
@@ -82,6 +84,11 @@ pub use self::{
 #[cfg(feature = "sql")]
 pub use self::query::Answer;
 pub use crate::store::{Location, metered::Requests};
+
+/// Of the library that writes the log.
+pub fn deltalake_version() -> &'static str {
+    deltalake::crate_version()
+}
 
 #[cfg(test)]
 mod tests;

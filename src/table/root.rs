@@ -92,6 +92,7 @@ pub struct Root {
     cache: Option<Arc<Cache>>,
     /// What was requested of the store; nothing is counted in a folder.
     meters: Arc<Meters>,
+    no_logs: Arc<super::lost_log::NoLogs>,
     pub(super) update_mode: UpdateMode,
     pub(super) change_data_feed: bool,
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
@@ -144,6 +145,7 @@ impl Root {
             store,
             cache,
             meters: Arc::default(),
+            no_logs: Arc::default(),
             update_mode,
             change_data_feed,
             partitions: Arc::new(partitions),
@@ -233,7 +235,7 @@ impl Root {
         match delta.load().await {
             Ok(()) => Ok(Some(Table { name, place, delta, root: self.clone() })),
             // Asking whether it exists before loading it would list the whole log.
-            Err(DeltaTableError::NotATable(_)) => Ok(None),
+            Err(DeltaTableError::NotATable(_)) => self.no_logs.check(&delta, &place).await.map(|()| None),
             Err(error) => Err(Error::delta(&place, error)),
         }
     }
@@ -492,9 +494,4 @@ fn with_trailing_slash(mut url: Url) -> Url {
         url.set_path(&format!("{}/", url.path()));
     }
     url
-}
-
-/// Of the library that writes the log.
-pub fn deltalake_version() -> &'static str {
-    deltalake::crate_version()
 }

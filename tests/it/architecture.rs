@@ -8,7 +8,8 @@ use std::{
 /// [`WORDS`]: `upsert` and `maintain` do not know each other, and nothing below knows them.
 const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("data_file", &[]),
-    ("root", &["data_file"]),
+    ("lost_log", &[]),
+    ("root", &["data_file", "lost_log"]),
     ("document", &["root"]),
     ("change_set", &["data_file", "root"]),
     ("commit", &["data_file", "root"]),

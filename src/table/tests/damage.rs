@@ -80,3 +80,41 @@ async fn a_commit_that_lost_its_files_is_named_and_a_full_refresh_brings_their_r
     fs::write(commit, kept.join("\n")).unwrap();
     assert_named_and_healed(&lake, "version 2 of its log").await;
 }
+
+/// Leaves only checksum files of the log.
+fn lose(log: &std::path::Path) {
+    for file in fs::read_dir(log).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    fs::write(log.join("00000000000000000001.crc"), "{}").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_of_which_only_checksums_are_left_is_named_and_no_table_is_created_on_top_of_it() {
+    let lake = lake().await;
+    let log = lake.table_folder().join("_delta_log");
+    lose(&log);
+    let opened = lake.root.open(patient()).await.map(|_| ()).unwrap_err();
+    let created = lake.root.open_or_create(patient(), &definition_of(&lake.shape())).await.map(|_| ()).unwrap_err();
+    for error in [opened, created] {
+        assert!(matches!(error, Error::LogLost { .. }), "{error:?}");
+        let error = error.to_string();
+        assert!(
+            error.contains("Patient.parquet is lost: 00000000000000000001.crc") && error.contains("or move"),
+            "{error}"
+        );
+    }
+    assert_eq!(fs::read_dir(log).unwrap().count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_creation_leaves_of_a_log_is_no_table_and_no_error() {
+    let lake = Lake::new();
+    let log = lake.table_folder().join("_delta_log");
+    fs::create_dir_all(&log).unwrap();
+    assert!(lake.root.open(patient()).await.unwrap().is_none());
+    fs::write(log.join("_commit_2b0e.json.tmp"), "{}").unwrap();
+    assert!(lake.root.open(patient()).await.unwrap().is_none());
+    lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    assert_eq!(lake.rows().await.len(), 1);
+}
