@@ -26,6 +26,12 @@ pub struct Figures {
     pub wall_seconds: f64,
     /// Of all threads, in the program and in the kernel.
     pub cpu_seconds: f64,
+    /// The part of them in the kernel.
+    #[serde(default)]
+    pub kernel_seconds: f64,
+    /// Pages of memory that the kernel had to provide.
+    #[serde(default)]
+    pub minor_faults: u64,
     pub peak_rss_bytes: u64,
     /// By system calls, from files and from the page cache.
     #[serde(default)]
@@ -53,11 +59,15 @@ pub fn measure_python(python: &Path, script: &str, arguments: &[&str]) -> anyhow
 pub fn run(steps: &[Step], arguments: &[String]) -> anyhow::Result<()> {
     let (name, arguments) = arguments.split_first().context("a child needs a step")?;
     let step = steps.iter().find(|step| step.name == name).with_context(|| format!("no step {name}"))?;
-    let (begin, cpu_seconds_before) = (Instant::now(), cpu_seconds()?);
+    let (begin, before) = (Instant::now(), Used::until_now()?);
     let Work { bytes_in, bytes_out, rows } = (step.run)(arguments)?;
+    let (wall_seconds, after) = (begin.elapsed().as_secs_f64(), Used::until_now()?);
+    let kernel_seconds = after.kernel_seconds - before.kernel_seconds;
     let figures = Figures {
-        wall_seconds: begin.elapsed().as_secs_f64(),
-        cpu_seconds: cpu_seconds()? - cpu_seconds_before,
+        wall_seconds,
+        cpu_seconds: after.user_seconds - before.user_seconds + kernel_seconds,
+        kernel_seconds,
+        minor_faults: after.minor_faults - before.minor_faults,
         peak_rss_bytes: peak_rss_bytes()?,
         read_bytes: read_bytes()?,
         bytes_in,
@@ -79,15 +89,28 @@ pub fn print_table(rows: &[Row]) {
     let Some(first) = rows.first() else { return };
     let widest = rows.iter().map(|row| row.what.len()).max().unwrap_or_default();
     println!(
-        "{:widest$} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}",
-        "", "MB/s", "wall s", "CPU s", "peak MB", "read MB", "out MB", "rows", "of speed", "of CPU"
+        "{:widest$} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>10} {:>10} {:>10}",
+        "",
+        "MB/s",
+        "wall s",
+        "CPU s",
+        "kernel s",
+        "faults",
+        "peak MB",
+        "read MB",
+        "out MB",
+        "rows",
+        "of speed",
+        "of CPU"
     );
     for Row { what, figures } in rows {
         println!(
-            "{what:widest$} {:>8.0} {:>8.2} {:>8.2} {:>9.0} {:>9.1} {:>9.1} {:>10} {:>10.2} {:>10.2}",
+            "{what:widest$} {:>8.0} {:>8.2} {:>8.2} {:>8.2} {:>9} {:>9.0} {:>9.1} {:>9.1} {:>10} {:>10.2} {:>10.2}",
             megabytes(figures.bytes_in) / figures.wall_seconds,
             figures.wall_seconds,
             figures.cpu_seconds,
+            figures.kernel_seconds,
+            figures.minor_faults,
             megabytes(figures.peak_rss_bytes),
             megabytes(figures.read_bytes),
             megabytes(figures.bytes_out),
@@ -116,13 +139,24 @@ fn figures(mut command: Command) -> anyhow::Result<Figures> {
     serde_json::from_str(last).with_context(|| format!("no figures: {last}"))
 }
 
-/// From `/proc`: Linux counts them in hundredths.
-fn cpu_seconds() -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // The name of the program is in parentheses and may contain any character.
-    let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat is of another form")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-    Ok(ticks / 100.0)
+/// What the process has used since it began.
+struct Used {
+    user_seconds: f64,
+    kernel_seconds: f64,
+    minor_faults: u64,
+}
+
+impl Used {
+    /// From `/proc`, see proc(5): Linux counts the seconds in hundredths.
+    fn until_now() -> anyhow::Result<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        // The name of the program is in parentheses and may contain any character. `state` follows it, field 3.
+        let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat is of another form")?;
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).context("/proc/self/stat is too short");
+        let seconds = |number| Ok::<_, anyhow::Error>(field(number)?.parse::<f64>()? / 100.0);
+        Ok(Self { user_seconds: seconds(14)?, kernel_seconds: seconds(15)?, minor_faults: field(10)?.parse()? })
+    }
 }
 
 fn peak_rss_bytes() -> anyhow::Result<u64> {

@@ -1,4 +1,4 @@
-//! Input: a file of NDJSON Observations, made once and kept from run to run.
+//! Input: a file of NDJSON resources of one type, made once and kept from run to run.
 //!
 //! No two lines have the same id. The same source and size give the same file.
 
@@ -17,8 +17,13 @@ use crate::Setup;
 
 /// The path of a file of at least `bytes` bytes of Observations: synthetic ones, or those of `--data` again and again.
 pub fn observations(setup: &Setup, bytes: u64) -> anyhow::Result<PathBuf> {
+    resources(setup, ResourceType::OBSERVATION, bytes)
+}
+
+/// The same for resources of any type.
+pub fn resources(setup: &Setup, of: ResourceType, bytes: u64) -> anyhow::Result<PathBuf> {
     let source = if setup.data.is_some() { "data" } else { "demo" };
-    let path = setup.dir.join(format!("Observation-{source}-{bytes}.ndjson"));
+    let path = setup.dir.join(format!("{of}-{source}-{bytes}.ndjson"));
     if path.exists() {
         return Ok(path);
     }
@@ -26,8 +31,8 @@ pub fn observations(setup: &Setup, bytes: u64) -> anyhow::Result<PathBuf> {
     let unfinished = path.with_extension("unfinished");
     let mut out = Out { file: BufWriter::new(File::create(&unfinished)?), written: 0, bytes };
     match &setup.data {
-        Some(folder) => copies(&lines(folder)?, &mut out)?,
-        None => synthetic(&mut out)?,
+        Some(folder) => copies(&lines(folder, of)?, &mut out)?,
+        None => synthetic(of, &mut out)?,
     }
     out.file.flush()?;
     std::fs::rename(&unfinished, &path)?;
@@ -60,10 +65,10 @@ impl Out {
 }
 
 /// A world after another, so that none is large.
-fn synthetic(out: &mut Out) -> anyhow::Result<()> {
+fn synthetic(of: ResourceType, out: &mut Out) -> anyhow::Result<()> {
     const PATIENTS: usize = 500;
     for seed in 0.. {
-        for (_, line) in generate::world(PATIENTS, seed).resources(ResourceType::OBSERVATION) {
+        for (_, line) in generate::world(PATIENTS, seed).resources(of) {
             if !out.line([line, "", ""])? {
                 return Ok(());
             }
@@ -95,16 +100,16 @@ fn copies(lines: &[String], out: &mut Out) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn lines(folder: &Path) -> anyhow::Result<Vec<String>> {
+fn lines(folder: &Path, of: ResourceType) -> anyhow::Result<Vec<String>> {
     let mut lines = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name.starts_with("Observation.") && (name.ends_with(".ndjson") || name.ends_with(".ndjson.gz")) {
+        if name.starts_with(&format!("{of}.")) && (name.ends_with(".ndjson") || name.ends_with(".ndjson.gz")) {
             lines.extend(text(&path)?.lines().map(str::to_owned));
         }
     }
-    anyhow::ensure!(!lines.is_empty(), "{} has no Observations", folder.display());
+    anyhow::ensure!(!lines.is_empty(), "{} has no {of}", folder.display());
     Ok(lines)
 }
 

@@ -26,43 +26,57 @@ const ROWS: u64 = 1_000_000;
 const FILES: u64 = 8;
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
-    let input = input(setup)?;
-    let text = |path: &Path| Ok::<_, anyhow::Error>(path.to_str().context("the path is not UTF-8")?.to_owned());
-    let output = setup.dir.join("first-load");
-    let bytes: u64 = fs::read_dir(&input)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<_>>()?;
-    println!("\nfirst load: {ROWS} Observations, {:.0} MB in {FILES} files", megabytes(bytes));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let server = runtime.block_on(Server::start_folder(&input, SocketAddr::from(([127, 0, 0, 1], 0))))?;
-    // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
-    server.scenario(|scenario| {
-        scenario.gzip = false;
-        scenario.polls_before_done = 0;
-    });
-    let url = server.url().to_string();
     let mut rows = Vec::new();
-    for (what, raw_json) in [("ours, over HTTP", "true"), ("ours, without resource_json", "false")] {
-        if output.exists() {
-            fs::remove_dir_all(&output)?;
-        }
-        let arguments = [url.as_str(), &text(&output)?, raw_json, &bytes.to_string()];
+    let output = setup.dir.join("first-load");
+    let out = text(&output)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let mut source = None;
+    for (what, files, raw_json) in [
+        ("ours, over HTTP", FILES, "true"),
+        ("ours, all in one file", 1, "true"),
+        ("ours, without resource_json", FILES, "false"),
+        ("ours, without resource_json, in one file", 1, "false"),
+    ] {
+        let input = input(setup, files)?;
+        let bytes: u64 = fs::read_dir(&input)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<_>>()?;
+        let server = runtime.block_on(Server::start_folder(&input, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+        // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
+        server.scenario(|scenario| {
+            scenario.gzip = false;
+            scenario.polls_before_done = 0;
+        });
+        let arguments = [server.url().as_str(), &out, raw_json, &bytes.to_string()];
         rows.push(Row { what, figures: child::measure("first-load/ours", &arguments)? });
+        source.get_or_insert(input);
     }
+    let source = source.context("nothing was loaded")?;
     match &setup.python {
         Some(python) => {
-            let pattern = text(&input.join("*.ndjson"))?;
-            let arguments = [pattern.as_str(), &text(&output)?, "2"];
-            let figures = child::measure_python(python, include_str!("decode/duckdb.py"), &arguments)?;
-            rows.push(Row { what: "DuckDB, from the disk", figures });
+            let pattern = text(&source.join("*.ndjson"))?;
+            let duckdb = |raw: &[&str]| {
+                let arguments = [&[pattern.as_str(), &out, "2"], raw].concat();
+                child::measure_python(python, include_str!("decode/duckdb.py"), &arguments)
+            };
+            rows.push(Row { what: "DuckDB, from the disk", figures: duckdb(&[])? });
+            rows.push(Row { what: "DuckDB, from the disk, with the line as a column", figures: duckdb(&["raw"])? });
         }
         None => println!("no DuckDB: --python is missing"),
     }
+    println!("\nfirst load: {ROWS} Observations, {:.0} MB", megabytes(rows[0].figures.bytes_in));
     child::print_table(&rows);
     Ok(())
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
 }
 
 /// URL, folder, `tables.raw_json`, bytes that the server has.
 pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
     let [url, folder, raw_json, bytes_in] = arguments else { anyhow::bail!("four arguments") };
+    if Path::new(folder).exists() {
+        fs::remove_dir_all(folder)?;
+    }
     fs::create_dir_all(folder)?;
     let config = Path::new(folder).join("fhir-sync.toml");
     let text = format!(
@@ -84,9 +98,9 @@ pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
     Ok(Work { bytes_in: bytes_in.parse()?, bytes_out, rows: ROWS })
 }
 
-/// The folder of the files, made once.
-fn input(setup: &Setup) -> anyhow::Result<PathBuf> {
-    let folder = setup.dir.join(format!("first-load-input-{ROWS}"));
+/// A folder with this many files, made once.
+fn input(setup: &Setup, files: u64) -> anyhow::Result<PathBuf> {
+    let folder = setup.dir.join(format!("first-load-input-{ROWS}-{files}"));
     if folder.exists() {
         return Ok(folder);
     }
@@ -94,9 +108,9 @@ fn input(setup: &Setup) -> anyhow::Result<PathBuf> {
     let unfinished = folder.with_extension("unfinished");
     fs::create_dir_all(&unfinished)?;
     let mut lines = lines.lines().cycle();
-    for file in 0..FILES {
+    for file in 0..files {
         let mut out = BufWriter::new(File::create(unfinished.join(format!("Observation.{file}.ndjson")))?);
-        for id in (0..ROWS).skip_while(|id| id % FILES != file).step_by(FILES.try_into()?) {
+        for id in (0..ROWS).skip_while(|id| id % files != file).step_by(files.try_into()?) {
             writeln!(out, "{}", with_id(lines.next().context("no lines")?, id, 0)?)?;
         }
         out.flush()?;

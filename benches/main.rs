@@ -72,6 +72,7 @@ struct Measurement {
 
 const MEASUREMENTS: &[Measurement] = &[
     Measurement { name: "decode", run: decode::run },
+    Measurement { name: "stages", run: decode::stages::run },
     Measurement { name: "upsert", run: upsert::run },
     Measurement { name: "scale", run: upsert::scale::run },
     Measurement { name: "latency", run: upsert::store::run },
@@ -82,6 +83,7 @@ const MEASUREMENTS: &[Measurement] = &[
 const STEPS: &[child::Step] = &[
     child::Step { name: "decode/ours", run: decode::ours::run },
     child::Step { name: "decode/arrow-json", run: decode::arrow_json::run },
+    child::Step { name: "stages/decoded", run: decode::stages::decoded },
     child::Step { name: "first-load/ours", run: first_load::ours },
     child::Step { name: "upsert/load", run: upsert::ours::load },
     child::Step { name: "upsert/ours", run: upsert::ours::run },

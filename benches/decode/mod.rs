@@ -2,6 +2,7 @@
 
 pub mod arrow_json;
 pub mod ours;
+pub mod stages;
 
 use std::{
     fs::File,
@@ -21,7 +22,9 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let input = data::observations(setup, setup.bytes)?;
     let large = data::observations(setup, setup.bytes * 3)?;
     let out = setup.dir.join("decode");
-    let ours = |input: &Path, columns| child::measure("decode/ours", &[&text(input), &text(&out), THREADS, columns]);
+    let ours = |input: &Path, columns| {
+        child::measure("decode/ours", &[&text(input), &text(&out), THREADS, columns, "Observation", "true"])
+    };
     let mut rows = vec![
         Row { what: "ours: lines to Parquet", figures: ours(&input, "filled")? },
         Row { what: "ours, columns without a value written too", figures: ours(&input, "all")? },

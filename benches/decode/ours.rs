@@ -25,19 +25,15 @@ use parquet::arrow::ArrowWriter;
 use super::in_parts;
 use crate::child::Work;
 
-/// Input, folder for the output, threads, and which columns are written: `filled`, `all` or `none`.
+/// Input, folder for the output, threads, which columns are written (`filled`, `all` or `none`), resource type, and
+/// whether `resource_json` is one of them.
 pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
-    let [input, output, threads, columns] = arguments else { anyhow::bail!("four arguments") };
+    let [input, output, threads, columns, of, raw_json] = arguments else { anyhow::bail!("six arguments") };
     std::fs::create_dir_all(output)?;
-    let shape = Shape::of(ResourceType::OBSERVATION, Options { layout: Layout::Pathling, raw_json: true });
+    let of: ResourceType = of.parse()?;
+    let shape = Shape::of(of, Options { layout: Layout::Pathling, raw_json: raw_json.parse()? });
     let begin = |number: usize| {
-        let decoder = Decoder {
-            shape: Arc::clone(&shape),
-            source: "bench".into(),
-            run_started_micros: 0,
-            transaction_time: None,
-            job: "bench#1".into(),
-        };
+        let decoder = decoder(&shape);
         let files = Files {
             folder: Path::new(output).join(number.to_string()),
             schema: shape.schema(),
@@ -60,6 +56,17 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
         })
     };
     in_parts(Path::new(input), threads.parse()?, begin, Part::push, Part::end)
+}
+
+/// The decoder of a run.
+pub fn decoder(shape: &Arc<Shape>) -> Decoder {
+    Decoder {
+        shape: Arc::clone(shape),
+        source: "bench".into(),
+        run_started_micros: 0,
+        transaction_time: None,
+        job: "bench#1".into(),
+    }
 }
 
 struct Part {

@@ -13,6 +13,7 @@ mod issues;
 mod leaf;
 mod offsets;
 mod rows;
+mod stages;
 mod string_columns;
 mod walk;
 
@@ -20,6 +21,7 @@ use std::{fmt, sync::Arc};
 
 use arrow::{array::RecordBatch, error::ArrowError};
 
+pub use self::stages::Stage;
 use self::{head::Head, rows::Rows};
 use super::{
     Line,
@@ -158,12 +160,17 @@ struct ParsedLine<'line> {
 }
 
 fn read<'line>(tape: &'line mut Tape, line: &'line Line, expected: ResourceType) -> Result<ParsedLine<'line>, Reason> {
+    let (text, document) = parsed(tape, line)?;
+    Ok(ParsedLine { text, document, head: Head::read(document, expected)? })
+}
+
+fn parsed<'line>(tape: &'line mut Tape, line: &'line Line) -> Result<(&'line str, Document<'line>), Reason> {
     let text = std::str::from_utf8(&line.bytes).map_err(|error| Reason::NotUtf8 { at_byte: error.valid_up_to() })?;
     let document = tape.read(text).map_err(|fault| match fault {
         SyntaxError::Invalid { at_byte } => Reason::NotJson { at_byte },
         SyntaxError::TooDeep { at_byte } => Reason::TooDeepJson { at_byte },
     })?;
-    Ok(ParsedLine { text, document, head: Head::read(document, expected)? })
+    Ok((text, document))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! memory. A file that fails also fails its type, but no other type. A line belongs to the type that it states,
 //! whatever the manifest says of its file (rule 79).
 
+mod batches;
 mod dates;
 mod deleted;
 mod envelope;
@@ -28,7 +29,7 @@ use std::{
 
 use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -149,6 +150,8 @@ struct Context {
     progress: ProgressSender,
     transaction_time: Option<TransactionTime>,
     max_line_bytes: usize,
+    /// For batches of lines that become rows.
+    room: Arc<Semaphore>,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
     /// A file of one type had rows of another.
@@ -269,6 +272,7 @@ impl Context {
             progress: instalments.progress().clone(),
             transaction_time: provenance.transaction_time,
             max_line_bytes: syncer.config.max_line_bytes,
+            room: batches::room(),
             accepted_codes: syncer.config.accept_reported_errors.clone(),
             accepted: Mutex::default(),
             is_mixed: AtomicBool::default(),

@@ -1,5 +1,8 @@
 //! The stream of one file: its bytes become lines, some MiB at a time, and its end is proved.
 //!
+//! The batches of one file are taken side by side, on as many threads as there are cores: each line knows its place, so
+//! no batch waits for the one before it. How many batches of all files are in memory is limited.
+//!
 //! A file that ends in the middle of a line, or with fewer lines than announced, is read again once. The reader
 //! receives each line once: what it has already is compared with what is read again.
 
@@ -9,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use twox_hash::XxHash3_64;
 
-use super::Context;
+use super::{Context, batches::Batches};
 use crate::{
     export::{File, followed},
     resource::{Line, LineTooLong, Lines, OverLines},
@@ -36,7 +39,7 @@ pub struct Streamed {
 
 /// What becomes of the lines of a file. Its methods run on a thread that may block.
 pub trait Reader: Send + Sync + 'static {
-    /// Takes some lines, in order.
+    /// Takes some lines, in order. The next lines of the file may be taken at the same time, by another thread.
     fn take(&self, context: &Context, file: &File, lines: Vec<Line>) -> Result<(), Error>;
 
     /// Takes what is known of the lines that were too long, when the file has ended.
@@ -113,6 +116,21 @@ async fn consume(
     reader: &Arc<impl Reader>,
     taken: &mut Taken,
 ) -> Result<Consumed, Error> {
+    let mut batches = Batches::new(&context.room);
+    let split = split(context, file, &mut chunks, reader, &mut batches, taken).await;
+    // Every line is taken before the file has ended, or is read again. What a batch failed by comes first.
+    batches.end().await.and(split)
+}
+
+/// Hands over the lines of one reading.
+async fn split(
+    context: &Arc<Context>,
+    file: &File,
+    chunks: &mut mpsc::Receiver<Bytes>,
+    reader: &Arc<impl Reader>,
+    batches: &mut Batches,
+    taken: &mut Taken,
+) -> Result<Consumed, Error> {
     let mut splitter = Lines::new(context.max_line_bytes);
     let mut over_lines = OverLines::new(context.max_line_bytes);
     let mut again = Again { left: taken.lines, hash: LinesHash::default() };
@@ -125,7 +143,7 @@ async fn consume(
         if waiting_bytes >= DECODE_BYTES {
             waiting_bytes = 0;
             let new = again.new_lines(file, taken, over_lines.join(std::mem::take(&mut lines)))?;
-            hand_over(context, file, new, reader).await?;
+            hand_over(context, file, new, reader, batches).await?;
         }
     }
     let last = splitter.finish();
@@ -143,7 +161,7 @@ async fn consume(
         joined.append(&mut rest);
     }
     let new = again.new_lines(file, taken, joined)?;
-    hand_over(context, file, new, reader).await?;
+    hand_over(context, file, new, reader, batches).await?;
     if whole && again.left > 0 {
         return Err(changed(file));
     }
@@ -203,10 +221,11 @@ async fn hand_over(
     file: &File,
     lines: Vec<Line>,
     reader: &Arc<impl Reader>,
+    batches: &mut Batches,
 ) -> Result<(), Error> {
     let (context, file, reader) = (Arc::clone(context), file.clone(), Arc::clone(reader));
     context.progress.update(|progress| progress.lines += lines.len() as u64);
-    blocking(move || reader.take(&context, &file, lines)).await
+    batches.begin(move || reader.take(&context, &file, lines)).await
 }
 
 /// Fewer lines than announced are a loss; more are only a wrong count (rule 56).

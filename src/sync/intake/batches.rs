@@ -1,0 +1,143 @@
+//! The batches of one file that are being taken: lines that arrived together, each batch on a thread of its own.
+//!
+//! All files share the room for batches, so memory and threads are bounded however many files arrive. A file waits for
+//! room before it hands over its next batch; meanwhile it receives no more than its channel holds.
+
+use std::{sync::Arc, thread};
+
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
+};
+use tracing::Span;
+
+use crate::sync::Error;
+
+/// While a batch becomes rows it takes some 30 MB; with many cores it is their memory that limits a load.
+const MAX_BATCHES: usize = 16;
+
+/// Room for the batches of all files: one for each core, and one that is ready when a core is free.
+pub fn room() -> Arc<Semaphore> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    Arc::new(Semaphore::new((cores + 1).min(MAX_BATCHES)))
+}
+
+pub struct Batches {
+    room: Arc<Semaphore>,
+    running: JoinSet<Result<(), Error>>,
+}
+
+impl Batches {
+    pub fn new(room: &Arc<Semaphore>) -> Self {
+        Self { room: Arc::clone(room), running: JoinSet::new() }
+    }
+
+    /// Begins to take a batch when there is room, and returns before it is taken. `take` may block.
+    ///
+    /// # Errors
+    /// That of an earlier batch; this one is not taken then.
+    pub async fn begin(&mut self, take: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Stopped)?;
+        while let Some(ended) = self.running.try_join_next() {
+            taken(ended)?;
+        }
+        let span = Span::current();
+        self.running.spawn_blocking(move || {
+            let taken = span.in_scope(take);
+            drop(room);
+            taken
+        });
+        Ok(())
+    }
+
+    /// Waits until all batches are taken.
+    ///
+    /// # Errors
+    /// That of the first batch that failed; the others have ended as well.
+    pub async fn end(&mut self) -> Result<(), Error> {
+        let mut all = Ok(());
+        while let Some(ended) = self.running.join_next().await {
+            all = all.and(taken(ended));
+        }
+        all
+    }
+}
+
+fn taken(ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    match ended.map_err(JoinError::try_into_panic) {
+        Ok(taken) => taken,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime shuts down.
+        Err(Err(_)) => Err(Error::Stopped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Barrier,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn batches_of_one_file_are_taken_side_by_side() {
+        let mut batches = Batches::new(&Arc::new(Semaphore::new(3)));
+        // Each waits for the two others.
+        let barrier = Arc::new(Barrier::new(3));
+        for _ in 0..3 {
+            let barrier = Arc::clone(&barrier);
+            batches
+                .begin(move || {
+                    barrier.wait();
+                    Ok(())
+                })
+                .await
+                .unwrap();
+        }
+        batches.end().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_batches_of_all_files_share_the_room() {
+        let room = Arc::new(Semaphore::new(2));
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let file = async || {
+            let mut batches = Batches::new(&room);
+            for _ in 0..20 {
+                let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+                let take = move || {
+                    most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    running.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                };
+                batches.begin(take).await.unwrap();
+            }
+            batches.end().await.unwrap();
+        };
+        tokio::join!(file(), file(), file());
+        assert!(most.load(Ordering::SeqCst) <= 2, "{most:?}");
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_fails_ends_the_file_when_all_others_have_ended() {
+        let mut batches = Batches::new(&Arc::new(Semaphore::new(2)));
+        let ended = Arc::new(AtomicUsize::new(0));
+        let take = |result: Result<(), Error>| {
+            let ended = Arc::clone(&ended);
+            move || {
+                ended.fetch_add(1, Ordering::SeqCst);
+                result
+            }
+        };
+        batches.begin(take(Err(Error::Stopped))).await.unwrap();
+        let mut begun = 1;
+        while batches.begin(take(Ok(()))).await.is_ok() {
+            begun += 1;
+        }
+        batches.end().await.unwrap();
+        assert_eq!(ended.load(Ordering::SeqCst), begun);
+    }
+}
