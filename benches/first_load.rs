@@ -45,7 +45,8 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
             scenario.gzip = false;
             scenario.polls_before_done = 0;
         });
-        let arguments = [server.url().as_str(), &out, raw_json, &bytes.to_string()];
+        let (url, bytes) = (server.url().to_string(), bytes.to_string());
+        let arguments = [url.as_str(), &out, raw_json, &bytes];
         rows.push(Row { what, figures: child::measure("first-load/ours", &arguments)? });
         source.get_or_insert(input);
     }

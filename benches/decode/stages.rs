@@ -1,7 +1,7 @@
 //! The measurement `stages`: what each step from lines to Parquet costs. Each row does what the one before it does, and
 //! one thing more, in a process of its own; so a stage is the difference of two rows.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use fhir_sync::{
     fhir::ResourceType,
