@@ -73,6 +73,7 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
     let retry_wait = read_waits(&mut section, ["retry_min_wait", "retry_max_wait"], default.retry_wait);
     let max_requests_per_minute = section.optional_number("max_requests_per_minute", count);
     let max_requests_per_file = section.optional_number("max_requests_per_file", count);
+    let hash_files = section.or("hash_files", "false", boolean);
     section.renamed(&[("max_file_bytes", "max_file_size")]);
     let limits = export::Limits::default();
     let max_file_bytes = section.or("max_file_size", &size_text(limits.max_file_bytes), bytes);
@@ -89,6 +90,7 @@ fn read_http(mut section: Section) -> Option<(export::HttpConfig, export::Limits
         retry_wait: retry_wait?,
         max_requests_per_minute,
         max_requests_per_file,
+        hash_files: hash_files?,
         ..default
     };
     let limits = export::Limits {

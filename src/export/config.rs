@@ -112,6 +112,8 @@ pub struct HttpConfig {
     pub max_requests_per_minute: Option<u32>,
     /// Some servers hand out each file a few times only.
     pub max_requests_per_file: Option<u32>,
+    /// Whether a receipt has the SHA-256 of its file.
+    pub hash_files: bool,
 }
 
 /// How much is accepted of a server.
@@ -191,6 +193,7 @@ impl Default for HttpConfig {
             retry_wait: WaitRange { min: Duration::from_secs(1), max: Duration::from_mins(2) },
             max_requests_per_minute: None,
             max_requests_per_file: None,
+            hash_files: false,
         }
     }
 }

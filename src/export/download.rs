@@ -4,16 +4,17 @@
 //! that the transfer and the gzip stream were read to their ends (rule 76). No more than a few chunks are in memory.
 //! Bytes are handed on as they are, a BOM included.
 
-use std::{io, sync::atomic::Ordering::Relaxed};
+use std::{hash::Hasher as _, io, sync::atomic::Ordering::Relaxed};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use futures::StreamExt;
 use reqwest::{Method, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::{sync::mpsc::Sender, time::timeout};
+use twox_hash::XxHash64;
 
 use super::{
-    Client, Error, File, FileAuth, Links, Refusal,
+    Client, Config, Error, File, FileAuth, Links, Refusal,
     attempts::Attempts,
     failure::{Failure, Fault},
     http::{OnRedirect, RequestSpec, TokenUse},
@@ -32,8 +33,9 @@ pub struct Receipt {
     pub wire_bytes: u64,
     /// Decoded: what the reader received.
     pub bytes: u64,
-    /// Of the decoded bytes: names what the reader received, however it was transferred.
-    pub sha256: [u8; 32],
+    /// Of the decoded bytes, where [`HttpConfig::hash_files`](super::HttpConfig::hash_files) asks for it: names what the
+    /// reader received, however it was transferred.
+    pub sha256: Option<[u8; 32]>,
 }
 
 const FILE: &[(&str, &str)] = &[("accept-encoding", "gzip")];
@@ -66,7 +68,7 @@ impl Client {
     }
 
     async fn deliver(&self, file: &File, links: &Links, into: Sender<Bytes>) -> Result<Receipt, Error> {
-        let mut delivery = Delivery::new(file, into, self.config.limits.max_file_bytes);
+        let mut delivery = Delivery::new(file, into, &self.config);
         let mut attempts = Attempts::new(self, file, links).await;
         loop {
             let response = attempts.beginning().await?;
@@ -205,17 +207,19 @@ fn not_ndjson(file: &File, reason: String) -> Failure {
 }
 
 /// What the reader has received so far, and the reading that is going on. A reading that begins again is compared with
-/// what the reader already has, by the hash that the receipt needs anyway.
+/// what the reader already has, by a hash that finds a file that has changed. It resists no server that means to deceive,
+/// which could send wrong resources in the first place.
 struct Delivery<'a> {
     file: &'a File,
     into: Sender<Bytes>,
     max_bytes: u64,
     received_bytes: u64,
-    received_sha256: [u8; 32],
+    received_hash: u64,
+    sha256: Option<Context>,
     /// Of the reading.
     read_bytes: u64,
     measured: ByteCounter,
-    hash: Context,
+    hash: XxHash64,
 }
 
 /// One reading of the file, and what its beginning looks like.
@@ -239,18 +243,27 @@ const UNSUSPICIOUS_BYTES: u64 = 16 << 20;
 const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 impl<'a> Delivery<'a> {
-    fn new(file: &'a File, into: Sender<Bytes>, max_bytes: u64) -> Self {
-        let hash = Context::new(&SHA256);
-        let measured = ByteCounter::of(Stage::Decoded);
-        Self { file, into, max_bytes, received_bytes: 0, received_sha256: digest(&hash), read_bytes: 0, measured, hash }
+    fn new(file: &'a File, into: Sender<Bytes>, config: &Config) -> Self {
+        let hash = XxHash64::default();
+        Self {
+            file,
+            into,
+            max_bytes: config.limits.max_file_bytes,
+            received_bytes: 0,
+            received_hash: hash.finish(),
+            sha256: config.http.hash_files.then(|| Context::new(&SHA256)),
+            read_bytes: 0,
+            measured: ByteCounter::of(Stage::Decoded),
+            hash,
+        }
     }
 
     fn begin(&mut self, is_html: bool) -> Reading {
         if self.read_bytes == self.received_bytes {
-            self.received_sha256 = digest(&self.hash);
+            self.received_hash = self.hash.finish();
         }
         self.read_bytes = 0;
-        self.hash = Context::new(&SHA256);
+        self.hash = XxHash64::default();
         Reading { is_html, first_bytes: FirstBytes::Bom(0) }
     }
 
@@ -270,7 +283,7 @@ impl<'a> Delivery<'a> {
         let again = usize::try_from(self.received_bytes - self.read_bytes).unwrap_or(usize::MAX).min(chunk.len());
         if again > 0 {
             self.read(&chunk.split_to(again));
-            if self.read_bytes == self.received_bytes && digest(&self.hash) != self.received_sha256 {
+            if self.read_bytes == self.received_bytes && self.hash.finish() != self.received_hash {
                 return Err(self.changed());
             }
         }
@@ -283,13 +296,16 @@ impl<'a> Delivery<'a> {
             return Err(Error::TooLarge { context, limit_bytes, way_out }.into());
         }
         self.read(&chunk);
+        if let Some(sha256) = &mut self.sha256 {
+            sha256.update(&chunk);
+        }
         self.received_bytes = self.read_bytes;
         self.measured.add(chunk.len());
         self.into.send(chunk).await.map_err(|_| Error::Abandoned { file: self.file.name.clone() }.into())
     }
 
     fn read(&mut self, bytes: &[u8]) {
-        self.hash.update(bytes);
+        self.hash.write(bytes);
         self.read_bytes += bytes.len() as u64;
     }
 
@@ -298,8 +314,8 @@ impl<'a> Delivery<'a> {
         if self.read_bytes == self.received_bytes { Ok(()) } else { Err(self.changed()) }
     }
 
-    fn receipt(&self, wire_bytes: u64) -> Receipt {
-        Receipt { wire_bytes, bytes: self.received_bytes, sha256: digest(&self.hash) }
+    fn receipt(self, wire_bytes: u64) -> Receipt {
+        Receipt { wire_bytes, bytes: self.received_bytes, sha256: self.sha256.map(digest) }
     }
 
     fn changed(&self) -> Failure {
@@ -307,10 +323,9 @@ impl<'a> Delivery<'a> {
     }
 }
 
-/// The hash so far; more bytes may follow.
-fn digest(hash: &Context) -> [u8; 32] {
+fn digest(hash: Context) -> [u8; 32] {
     let mut sha256 = [0; 32];
-    sha256.copy_from_slice(hash.clone().finish().as_ref());
+    sha256.copy_from_slice(hash.finish().as_ref());
     sha256
 }
 

@@ -96,8 +96,8 @@ record! {
         name: String,
         /// Decoded.
         bytes: u64,
-        /// Of the decoded bytes, in hexadecimal digits.
-        sha256: String,
+        /// Of the decoded bytes, in hexadecimal digits, where `server.http.hash_files` asks for it.
+        sha256: Option<String>,
     }
 }
 

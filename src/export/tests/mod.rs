@@ -47,6 +47,7 @@ fn config(server: &Server) -> Config {
     config.http.idle_timeout = Duration::from_secs(5);
     config.http.retry_wait = milliseconds(1, 3);
     config.http.outage_patience = Duration::from_secs(20);
+    config.http.hash_files = true;
     config.poll.believed_after = Duration::from_millis(20);
     config.poll.patience_with_words = Duration::from_millis(20);
     config

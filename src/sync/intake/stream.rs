@@ -6,7 +6,7 @@
 //! A file that ends in the middle of a line, or with fewer lines than announced, is read again once. The reader
 //! receives each line once: what it has already is compared with what is read again.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -31,8 +31,8 @@ const READINGS: u32 = 2;
 /// A file that was read to its end.
 pub struct Streamed {
     pub bytes: u64,
-    /// Of the decoded bytes, in hexadecimal digits.
-    pub sha256: String,
+    /// Of the decoded bytes, in hexadecimal digits, where it is asked for.
+    pub sha256: Option<String>,
     pub name: String,
     too_long: Vec<LineTooLong>,
 }
@@ -93,11 +93,7 @@ async fn read_once(
     if !is_whole {
         return Err(Error::CutLine { file: file.name.clone() });
     }
-    let sha256 = receipt.sha256.iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
+    let sha256 = receipt.sha256.map(|sha256| sha256.map(|byte| format!("{byte:02x}")).concat());
     Ok(Streamed { bytes: receipt.bytes, sha256, name: file.name.clone(), too_long })
 }
 
