@@ -18,6 +18,7 @@ pub struct ContentHash {
 struct Member {
     /// The first eight bytes of the name as a number: mostly enough to order two names.
     beginning: u64,
+    has_escapes: bool,
     name: TokenIndex,
     value: TokenIndex,
 }
@@ -52,23 +53,38 @@ impl ContentHash {
     fn object(&mut self, document: Document<'_>, at: TokenIndex) {
         let first = self.members.len();
         for (name, value) in document.members(at) {
-            self.members.push(Member { beginning: beginning(document.text(name)), name, value });
+            let has_escapes = document.kind(name) == TokenKind::Escaped;
+            self.members.push(Member { beginning: document.beginning(name), has_escapes, name, value });
         }
         // Stable, so that the order of two members with the same name counts: the decoder reads the first.
         self.members[first..].sort_by(|a, b| order(document, a, b));
         self.canonical.push('{');
         for index in first..self.members.len() {
-            let Member { name, value, .. } = self.members[index];
-            match document.kind(name) {
-                TokenKind::Escaped => self.escaped(document, name),
-                _ => self.canonical.push_str(document.json(name)),
-            }
-            self.canonical.push(':');
-            self.value(document, value);
+            self.member(document, self.members[index]);
             self.canonical.push(',');
         }
         self.canonical.push('}');
         self.members.truncate(first);
+    }
+
+    fn member(&mut self, document: Document<'_>, Member { has_escapes, name, value, .. }: Member) {
+        // Mostly a member is in the line as it is in the canonical JSON; then it is copied at once.
+        if let Some(until_value) = document.json_until(name, value)
+            && !has_escapes
+        {
+            return match document.kind(value) {
+                TokenKind::String | TokenKind::Number | TokenKind::True | TokenKind::False | TokenKind::Null => {
+                    self.canonical.push_str(document.json_through(name, value));
+                }
+                TokenKind::Object | TokenKind::Array | TokenKind::Escaped => {
+                    self.canonical.push_str(until_value);
+                    self.value(document, value);
+                }
+            };
+        }
+        self.value(document, name);
+        self.canonical.push(':');
+        self.value(document, value);
     }
 
     fn escaped(&mut self, document: Document<'_>, at: TokenIndex) {
@@ -92,26 +108,20 @@ impl ContentHash {
     }
 }
 
-fn beginning(text: &str) -> u64 {
-    let bytes = text.as_bytes();
-    match bytes.first_chunk::<8>() {
-        Some(bytes) => u64::from_be_bytes(*bytes),
-        // Only an escaped name can have a byte 0.
-        None => bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)) << (64 - 8 * bytes.len().max(1)),
-    }
-}
-
 /// By name; escaped names by their unescaped text.
 fn order(document: Document<'_>, a: &Member, b: &Member) -> Ordering {
     let text = || document.text(a.name).cmp(document.text(b.name));
-    match (document.kind(a.name), document.kind(b.name)) {
-        (TokenKind::String, TokenKind::String) => a.beginning.cmp(&b.beginning).then_with(text),
-        _ => document.string(a.name).cmp(&document.string(b.name)).then_with(text),
+    if a.has_escapes || b.has_escapes {
+        return document.string(a.name).cmp(&document.string(b.name)).then_with(text);
     }
+    a.beginning.cmp(&b.beginning).then_with(text)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
     use super::*;
     use crate::resource::json::Tape;
 
@@ -158,5 +168,70 @@ mod tests {
     fn the_hash_of_a_content_never_changes() {
         assert_eq!(hash(r#"{"id":"p1","resourceType":"Patient"}"#), hash(r#"{"resourceType":"Patient","id":"p1"}"#));
         assert_eq!(hash("[]"), twox_hash::XxHash3_64::oneshot(b"[]"));
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any_text().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                proptest::collection::btree_map(any_text(), inner, 0..8)
+                    .prop_map(|members| members.into_iter().collect()),
+            ]
+        })
+    }
+
+    fn any_text() -> impl Strategy<Value = String> {
+        prop_oneof!["[a-c]{0,12}", "abcdefg[a-c]{0,3}", "[a\"\\\\\n\té€]{0,4}"]
+    }
+
+    /// Slow and plain: `serde_json` sorts the members.
+    fn canonical(value: &Value) -> String {
+        match value {
+            Value::Array(items) => format!("[{}]", items.iter().map(|item| canonical(item) + ",").collect::<String>()),
+            Value::Object(members) => {
+                let member = |(name, value): (&String, &Value)| {
+                    format!("{}:{},", canonical(&Value::from(name.as_str())), canonical(value))
+                };
+                format!("{{{}}}", members.iter().map(member).collect::<String>())
+            }
+            Value::String(text) => {
+                let character = |character: char| match character {
+                    '"' | '\\' => format!("\\{character}"),
+                    '\n' | '\t' => format!("\\u{:04x}", u32::from(character)),
+                    _ => character.to_string(),
+                };
+                format!("\"{}\"", text.chars().map(character).collect::<String>())
+            }
+            other => other.to_string(),
+        }
+    }
+
+    /// With the members of each object in the opposite order, and white space around every token.
+    fn spaced(value: &Value) -> String {
+        match value {
+            Value::Array(items) => format!("[ {} ]", items.iter().map(spaced).collect::<Vec<_>>().join(" , ")),
+            Value::Object(members) => {
+                let member =
+                    |(name, value): (&String, &Value)| format!("{} : {}", Value::from(name.as_str()), spaced(value));
+                format!("{{ {} }}", members.iter().rev().map(member).collect::<Vec<_>>().join(" , "))
+            }
+            other => other.to_string(),
+        }
+    }
+
+    proptest! {
+        /// (Q-57)
+        #[test]
+        fn the_hash_is_that_of_the_canonical_json_however_the_line_is_written(value in any_json()) {
+            let expected = twox_hash::XxHash3_64::oneshot(canonical(&value).as_bytes());
+            prop_assert_eq!(hash(&value.to_string()), expected);
+            prop_assert_eq!(hash(&spaced(&value)), expected);
+        }
     }
 }

@@ -108,9 +108,43 @@ impl<'line> Document<'line> {
     /// The JSON of a value, as it was sent.
     #[inline]
     pub fn json(self, at: TokenIndex) -> &'line str {
-        let Token { kind, start, end, .. } = self.tokens[at];
-        let quote = usize::from(matches!(kind, TokenKind::String | TokenKind::Escaped));
-        &self.text[start as usize - quote..end as usize + quote]
+        self.json_through(at, at)
+    }
+
+    /// The JSON of a member's name up to that of its value, as it was sent, if nothing but a colon is in between.
+    #[inline]
+    pub fn json_until(self, name: TokenIndex, value: TokenIndex) -> Option<&'line str> {
+        let (start, end) = (self.json_start(name), self.json_start(value));
+        // The quote at the end of the name, and the colon.
+        let is_tight = end == self.tokens[name].end as usize + 2;
+        is_tight.then(|| &self.text[start..end])
+    }
+
+    /// The JSON from the beginning of one value to the end of another, as it was sent.
+    #[inline]
+    pub fn json_through(self, first: TokenIndex, last: TokenIndex) -> &'line str {
+        let Token { kind, end, .. } = self.tokens[last];
+        &self.text[self.json_start(first)..end as usize + quote(kind)]
+    }
+
+    /// The first eight bytes of a text as a number, the first byte highest; a shorter text is filled up with zeros.
+    #[inline]
+    pub fn beginning(self, at: TokenIndex) -> u64 {
+        let Token { start, end, .. } = self.tokens[at];
+        let bytes = end.saturating_sub(start).min(8);
+        let rest = &self.text.as_bytes()[start as usize..];
+        let read = rest.first_chunk().copied().unwrap_or_else(|| {
+            let mut padded = [0; 8];
+            padded[..rest.len()].copy_from_slice(rest);
+            padded
+        });
+        // What follows the text in the line is not part of it.
+        u64::from_be_bytes(read) & !u64::MAX.checked_shr(bytes * 8).unwrap_or(0)
+    }
+
+    fn json_start(self, at: TokenIndex) -> usize {
+        let Token { kind, start, .. } = self.tokens[at];
+        start as usize - quote(kind)
     }
 
     /// The names and values of an object, in the order of the line; nothing for other values.
@@ -147,6 +181,10 @@ impl<'line> Document<'line> {
     fn after(self, at: TokenIndex) -> TokenIndex {
         self.tokens[at].next as usize
     }
+}
+
+fn quote(kind: TokenKind) -> usize {
+    usize::from(matches!(kind, TokenKind::String | TokenKind::Escaped))
 }
 
 struct Reader<'a> {
