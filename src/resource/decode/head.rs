@@ -1,18 +1,20 @@
-//! The head of a resource: type, id and meta, which decide about its row.
+//! The head of a resource: type, id and version, which decide about its row.
 
 use std::borrow::Cow;
 
-use super::Reason;
+use super::{Reason, leaf::instant_micros};
 use crate::{
-    fhir::{Meta, ResourceType, Tag},
+    fhir::{ResourceType, Version},
     resource::json::{Document, TokenIndex, TokenKind},
 };
 
 /// Of one resource of the expected type; `id` is not empty.
 pub struct Head<'line> {
     pub id: Cow<'line, str>,
-    /// Values of a wrong type count as absent.
-    pub meta: Meta,
+    /// As `meta` states it. Values of a wrong type count as absent.
+    pub version: Version,
+    /// The text of `meta.versionId`.
+    pub version_id: Option<Cow<'line, str>>,
 }
 
 impl<'line> Head<'line> {
@@ -39,7 +41,8 @@ impl<'line> Head<'line> {
             return Err(Reason::OtherType { found: found.parse().ok() });
         }
         let id = text(document, id)?.filter(|id| !id.is_empty()).ok_or(Reason::NoId)?;
-        Ok(Self { id, meta: meta.map(|at| self::meta(document, at)).unwrap_or_default() })
+        let (version, version_id) = meta.map(|at| version(document, at)).unwrap_or_default();
+        Ok(Self { id, version, version_id })
     }
 }
 
@@ -49,18 +52,21 @@ fn text(document: Document<'_>, at: Option<TokenIndex>) -> Result<Option<Cow<'_,
     Ok(Some(text))
 }
 
-fn meta(document: Document<'_>, at: TokenIndex) -> Meta {
-    let string = |at, name| document.member(at, name).and_then(|at| document.string(at)).map(Cow::into_owned);
-    let tags = document.member(at, "tag").into_iter().flat_map(|tags| document.items(tags));
-    Meta {
-        last_updated: string(at, "lastUpdated"),
-        version_id: string(at, "versionId").or_else(|| number(document, at, "versionId")),
-        tag: tags.map(|tag| Tag { code: string(tag, "code") }).collect(),
-    }
+fn version<'line>(document: Document<'line>, meta: TokenIndex) -> (Version, Option<Cow<'line, str>>) {
+    let string = |at, name| document.member(at, name).and_then(|at| document.string(at));
+    let mut tags = document.member(meta, "tag").into_iter().flat_map(|tags| document.items(tags));
+    let version_id = string(meta, "versionId").or_else(|| number(document, meta, "versionId").map(Cow::Borrowed));
+    let version = Version {
+        last_updated_micros: string(meta, "lastUpdated").and_then(|text| instant_micros(&text)),
+        version_id: version_id.as_deref().and_then(|id| id.parse().ok()),
+        transaction_time_micros: None,
+        subsetted: tags.any(|tag| string(tag, "code").as_deref() == Some("SUBSETTED")),
+    };
+    (version, version_id)
 }
 
 /// Some servers send their version as a number.
-fn number(document: Document<'_>, at: TokenIndex, name: &str) -> Option<String> {
+fn number<'line>(document: Document<'line>, at: TokenIndex, name: &str) -> Option<&'line str> {
     let value = document.member(at, name).filter(|value| document.kind(*value) == TokenKind::Number)?;
-    Some(document.text(value).to_owned())
+    Some(document.text(value))
 }

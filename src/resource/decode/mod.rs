@@ -29,7 +29,7 @@ use super::{
     json::{Document, SyntaxError, Tape},
     shape::Shape,
 };
-use crate::fhir::{ResourceType, RowKey, TransactionTime, Version};
+use crate::fhir::{ResourceType, RowKey, TransactionTime};
 
 /// Decodes lines of one resource type in one run. Its fields are what all those rows have in common.
 #[derive(Clone, Debug)]
@@ -136,7 +136,7 @@ impl Decoder {
             let hash = content_hash.of(read.document);
             rows.append(read.document, read.text, &read.head, hash)?;
             keys.push(RowKey {
-                version: Version::of(Some(&read.head.meta)).at(self.transaction_time),
+                version: read.head.version.at(self.transaction_time),
                 id: read.head.id.into_owned(),
                 line: line.number,
                 hash,

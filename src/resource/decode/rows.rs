@@ -187,6 +187,9 @@ fn resources<'line>(walk: &mut Walk<'line>, at: TokenIndex) -> Option<Vec<Option
 
 /// The primitive extensions of the row. Of two with the same path only the first: the keys of a map must be distinct.
 fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
+    if walk.primitive_ext.is_empty() {
+        return Vec::new();
+    }
     let mut seen = HashSet::new();
     let (first, again): (Vec<_>, Vec<_>) =
         std::mem::take(&mut walk.primitive_ext).into_iter().partition(|(path, _)| seen.insert(path.clone()));
@@ -198,10 +201,11 @@ fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
 
 fn versioned(ids: &mut StringBuilder, resource_type: &str, head: &Head<'_>) {
     // Writing to a column cannot fail.
-    let _ = match &head.meta.version_id {
-        Some(version_id) => write!(ids, "{resource_type}/{}/_history/{version_id}", head.id),
-        None => write!(ids, "{resource_type}/{}", head.id),
-    };
+    let mut push = |text: &str| drop(ids.write_str(text));
+    [resource_type, "/", &head.id].into_iter().for_each(&mut push);
+    if let Some(version_id) = &head.version_id {
+        ["/_history/", version_id].into_iter().for_each(push);
+    }
     ids.append_value("");
 }
 

@@ -273,6 +273,16 @@ mod tests {
             let _ = (date(&text), instant_micros(&text), is_time(&text));
         }
 
+        /// What a row states and what is read of its line later must be the same instant.
+        #[test]
+        fn an_instant_is_that_of_the_lenient_reader(
+            text in "[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9](\\.[0-9]{1,12})?(Z|[+-][01][0-9]:[0-5][0-9])",
+        ) {
+            if let Some(micros) = instant_micros(&text) {
+                prop_assert_eq!(parse_instant(&text).map(|instant| instant.timestamp_micros()), Some(micros));
+            }
+        }
+
         #[test]
         fn a_date_time_agrees_with_rfc_3339(seconds in -62_135_596_800i64..253_402_300_799, offset in -840i32..=840) {
             let zone = chrono::FixedOffset::east_opt(offset * 60).unwrap();
