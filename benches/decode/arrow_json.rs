@@ -8,6 +8,7 @@ use std::{path::Path, sync::Arc};
 
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema};
 use arrow_json::reader::{Decoder, ReaderBuilder};
+use bytes::{Buf as _, Bytes};
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Layout, Options, Shape},
@@ -35,9 +36,9 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
         *rows += decoder.flush()?.map_or(0, |batch| batch.num_rows() as u64);
         Ok(())
     };
-    let piece = |state: &mut (Decoder, u64), mut piece: &[u8]| loop {
-        let count = state.0.decode(piece)?;
-        piece = &piece[count..];
+    let piece = |state: &mut (Decoder, u64), mut piece: Bytes| loop {
+        let count = state.0.decode(&piece)?;
+        piece.advance(count);
         if piece.is_empty() {
             return Ok(());
         }

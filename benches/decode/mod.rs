@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use bytes::Bytes;
+
 use crate::{
     Setup,
     child::{self, Row, Work},
@@ -65,7 +67,7 @@ fn in_parts<T>(
     input: &Path,
     threads: usize,
     begin: impl Fn(usize) -> anyhow::Result<T> + Sync,
-    piece: impl Fn(&mut T, &[u8]) -> anyhow::Result<()> + Sync,
+    piece: impl Fn(&mut T, Bytes) -> anyhow::Result<()> + Sync,
     end: impl Fn(T) -> anyhow::Result<Work> + Sync,
 ) -> anyhow::Result<Work> {
     let ends = ends(input, threads)?;
@@ -74,13 +76,16 @@ fn in_parts<T>(
         let mut file = File::open(input)?;
         file.seek(SeekFrom::Start(from))?;
         let mut file = file.take(ends[number] - from);
-        let (mut state, mut buffer) = (begin(number)?, vec![0; 256 * 1024]);
+        let mut state = begin(number)?;
         loop {
-            let count = file.read(&mut buffer)?;
+            // Like the chunks of a body, which are not used again either.
+            let mut chunk = vec![0; 256 * 1024];
+            let count = file.read(&mut chunk)?;
             if count == 0 {
                 return end(state);
             }
-            piece(&mut state, &buffer[..count])?;
+            chunk.truncate(count);
+            piece(&mut state, chunk.into())?;
         }
     };
     let mut all = Work { bytes_in: ends.last().copied().unwrap_or_default(), bytes_out: 0, rows: 0 };

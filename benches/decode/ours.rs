@@ -14,6 +14,7 @@ use arrow::{
     array::{Array as _, RecordBatch},
     datatypes::{Schema, SchemaRef},
 };
+use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape},
@@ -80,9 +81,9 @@ struct Part {
 }
 
 impl Part {
-    fn push(&mut self, piece: &[u8]) -> anyhow::Result<()> {
-        self.lines.push(piece, &mut self.waiting);
+    fn push(&mut self, piece: Bytes) -> anyhow::Result<()> {
         self.waiting_bytes += piece.len();
+        self.lines.push(piece, &mut self.waiting);
         if self.waiting_bytes >= DECODE_BYTES { self.decode() } else { Ok(()) }
     }
 

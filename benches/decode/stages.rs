@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape, Stage},
@@ -70,9 +71,9 @@ pub fn decoded(arguments: &[String]) -> anyhow::Result<Work> {
         Ok(part)
     };
     let decode = |part: &mut Part| part.decode(stage);
-    let piece = |part: &mut Part, piece: &[u8]| {
-        part.lines.push(piece, &mut part.waiting);
+    let piece = |part: &mut Part, piece: Bytes| {
         part.waiting_bytes += piece.len();
+        part.lines.push(piece, &mut part.waiting);
         if part.waiting_bytes >= DECODE_BYTES { decode(part) } else { Ok(()) }
     };
     let end = |mut part: Part| {

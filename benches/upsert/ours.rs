@@ -214,7 +214,7 @@ impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
             let line = with_id(&self.line()?, id, run_started_micros)?;
             bytes += line.len();
             number += 1;
-            lines.push(Line { number, offset: 0, bytes: line.into_bytes() });
+            lines.push(Line { number, offset: 0, bytes: line.into_bytes().into() });
         }
         self.number += 1;
         Ok((self.number, lines))

@@ -34,7 +34,7 @@ static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
 fuzz_target!(|bytes: &[u8]| {
     let mut splitter = Lines::new(1 << 20);
     let mut lines = Vec::new();
-    splitter.push(bytes, &mut lines);
+    splitter.push(bytes::Bytes::copy_from_slice(bytes), &mut lines);
     lines.extend(splitter.finish());
     for decoder in DECODERS.iter() {
         let count = lines.len();

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     fn read(bundle: &Value) -> Vec<DeletedEntry> {
-        deleted_entries(&Line { number: 1, offset: 0, bytes: bundle.to_string().into_bytes() }).unwrap()
+        deleted_entries(&Line { number: 1, offset: 0, bytes: bundle.to_string().into_bytes().into() }).unwrap()
     }
 
     fn one(entry: &Value) -> DeletedEntry {
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_a_bundle_is_an_error() {
-        let read = |text: &str| deleted_entries(&Line { number: 1, offset: 0, bytes: text.as_bytes().to_vec() });
+        let read = |text: &str| deleted_entries(&Line { number: 1, offset: 0, bytes: text.as_bytes().to_vec().into() });
         assert!(matches!(read(r#"{"resourceType":"Patient","id":"p1"}"#), Err(Reason::OtherType { found: Some(_) })));
         assert!(matches!(read("[]"), Err(Reason::NoResourceType)));
         assert!(matches!(read("{"), Err(Reason::NotJson { .. })));

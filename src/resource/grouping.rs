@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn lines_with_the_same_wide_members_become_neighbours_and_keep_their_order() {
         let shape = Shape::of(ResourceType::OBSERVATION, Options { layout: Layout::Pathling, raw_json: true });
-        let line = |number, text: &str| Line { number, offset: 0, bytes: text.as_bytes().to_vec() };
+        let line = |number, text: &str| Line { number, offset: 0, bytes: text.as_bytes().to_vec().into() };
         let (with, without) = (r#"{"component":[{}]}"#, r#"{"status":"final"}"#);
         let mut lines = [line(1, with), line(2, without), line(3, with), line(4, without)];
         LineGrouping::of(&shape).group(&mut lines);

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use aws_lc_rs::digest::{Context, SHA256};
+use bytes::{Buf as _, Bytes};
 
 /// One line without its newline, and its number in the file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,7 +16,8 @@ pub struct Line {
     pub number: u64,
     /// Where it begins: how many decoded bytes of the file are before it.
     pub offset: u64,
-    pub bytes: Vec<u8>,
+    /// Part of the chunk in which it arrived; only a line that was cut by the end of a chunk is copied.
+    pub bytes: Bytes,
 }
 
 /// A line that is longer than `limit_bytes`. Its bytes were read and not kept.
@@ -52,13 +54,18 @@ impl Lines {
     }
 
     /// Takes the next bytes and appends the lines that they complete to `lines`.
-    pub fn push(&mut self, mut chunk: &[u8], lines: &mut Vec<Line>) {
-        while let Some(end) = newline(chunk) {
-            self.take(&chunk[..end]);
-            self.end_line(lines);
-            chunk = &chunk[end + 1..];
+    pub fn push(&mut self, mut chunk: Bytes, lines: &mut Vec<Line>) {
+        while let Some(end) = newline(&chunk) {
+            let end_of_line = chunk.split_to(end);
+            chunk.advance(1);
+            if self.rest.is_empty() && self.skipped.is_none() && end_of_line.len() <= self.limit_bytes {
+                self.line(&end_of_line, lines);
+            } else {
+                self.take(&end_of_line);
+                self.end_line(lines);
+            }
         }
-        self.take(chunk);
+        self.take(&chunk);
     }
 
     /// The last line, if the file ends without a newline.
@@ -86,19 +93,27 @@ impl Lines {
     }
 
     fn end_line(&mut self, lines: &mut Vec<Line>) {
+        match self.skipped.take() {
+            Some(skipped) => {
+                let (number, offset) = (self.number, self.offset);
+                self.number += 1;
+                self.offset += skipped.bytes + 1;
+                self.too_long.push(skipped.end(number, offset, self.limit_bytes));
+            }
+            None => {
+                let bytes = std::mem::take(&mut self.rest);
+                self.line(&bytes.into(), lines);
+            }
+        }
+    }
+
+    /// A whole line without its newline.
+    fn line(&mut self, bytes: &Bytes, lines: &mut Vec<Line>) {
         let (number, offset) = (self.number, self.offset);
         self.number += 1;
-        if let Some(skipped) = self.skipped.take() {
-            self.offset += skipped.bytes + 1;
-            self.too_long.push(skipped.end(number, offset, self.limit_bytes));
-            return;
-        }
-        let mut bytes = std::mem::take(&mut self.rest);
         self.offset += bytes.len() as u64 + 1;
-        if let Some(content) = content(&bytes, number == 1) {
-            bytes.truncate(content.end);
-            bytes.drain(..content.start);
-            lines.push(Line { number, offset: offset + content.start as u64, bytes });
+        if let Some(content) = content(bytes, number == 1) {
+            lines.push(Line { number, offset: offset + content.start as u64, bytes: bytes.slice(content) });
         }
     }
 }
@@ -143,7 +158,7 @@ mod tests {
         let mut lines = Lines::new(limit_bytes);
         let mut out = Vec::new();
         for chunk in chunks {
-            lines.push(chunk, &mut out);
+            lines.push(Bytes::copy_from_slice(chunk), &mut out);
         }
         out.extend(lines.finish());
         (out, lines.too_long())
@@ -153,7 +168,7 @@ mod tests {
     #[test]
     fn blank_lines_crlf_a_byte_order_mark_and_a_missing_last_newline_are_legal() {
         let (lines, _) = split(&[b"\xEF\xBB\xBF{1}\r\n\r\n  \n{2}\n{3}"], 100);
-        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.offset, line.bytes.as_slice())).collect();
+        let seen: Vec<_> = lines.iter().map(|line| (line.number, line.offset, line.bytes.as_ref())).collect();
         assert_eq!(seen, [(1, 3, &b"{1}"[..]), (4, 13, b"{2}"), (5, 17, b"{3}")]);
     }
 

@@ -15,7 +15,7 @@ pub struct OverLines {
 
 /// A resource that has begun.
 struct Open {
-    joined: Line,
+    joined: Vec<u8>,
     parts: Vec<Line>,
     scan: Scan,
 }
@@ -57,22 +57,19 @@ impl OverLines {
                 into.extend(open.parts);
                 return self.take(line, into);
             }
-            Some(open) if open.joined.bytes.len() + line.bytes.len() > self.limit_bytes => {
+            Some(open) if open.joined.len() + line.bytes.len() > self.limit_bytes => {
                 into.extend(open.parts);
                 into.push(line);
                 return;
             }
             Some(open) => open.with(line),
             None if is_closed(&line) => return into.push(line),
-            None => {
-                let joined = Line { bytes: Vec::new(), ..line };
-                Open { joined, parts: vec![], scan: Scan::default() }.with(line)
-            }
+            None => Open { joined: Vec::new(), parts: vec![], scan: Scan::default() }.with(line),
         };
         if open.scan.is_between_tokens() {
             self.open = Some(open);
         } else if open.scan.depth == 0 && !open.scan.in_string {
-            into.push(open.joined);
+            into.extend(open.end());
         } else {
             into.extend(open.parts);
         }
@@ -83,12 +80,18 @@ impl Open {
     fn with(mut self, line: Line) -> Self {
         let text = line.bytes.trim_ascii();
         self.scan.read(text);
-        if !self.joined.bytes.is_empty() {
-            self.joined.bytes.push(b' ');
+        if !self.joined.is_empty() {
+            self.joined.push(b' ');
         }
-        self.joined.bytes.extend_from_slice(text);
+        self.joined.extend_from_slice(text);
         self.parts.push(line);
         self
+    }
+
+    /// The resource as one line, with the number of its first.
+    fn end(self) -> Option<Line> {
+        let first = self.parts.into_iter().next()?;
+        Some(Line { bytes: self.joined.into(), ..first })
     }
 }
 
@@ -127,12 +130,13 @@ mod tests {
 
     fn join(texts: &[&str]) -> (Vec<(u64, String)>, usize) {
         let mut over_lines = OverLines::new(1000);
-        let lines = (1..).zip(texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec() });
+        let lines =
+            (1..).zip(texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec().into() });
         let mut joined = Vec::new();
         for line in lines {
             joined.extend(over_lines.join(vec![line]));
         }
-        let text = |line: Line| (line.number, String::from_utf8(line.bytes).unwrap());
+        let text = |line: Line| (line.number, String::from_utf8(line.bytes.to_vec()).unwrap());
         (joined.into_iter().map(text).collect(), over_lines.finish().len())
     }
 
@@ -169,7 +173,7 @@ mod tests {
             let bytes = |text: &str| text.bytes().filter(|byte| *byte != b' ').collect::<Vec<_>>();
             let (joined, _) = join(&texts);
             let mut over_lines = OverLines::new(1000);
-            let lines = (1..).zip(&texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec() });
+            let lines = (1..).zip(&texts).map(|(number, text)| Line { number, offset: 0, bytes: text.as_bytes().to_vec().into() });
             let mut all: Vec<_> = over_lines.join(lines.collect());
             prop_assert_eq!(all.len(), joined.len());
             all.extend(over_lines.finish());

@@ -13,7 +13,8 @@ pub fn tag_subsetted(lines: &mut [Line]) {
     let mut tape = Tape::default();
     for line in lines {
         if let Some((at, text)) = addition(&mut tape, &line.bytes) {
-            line.bytes.splice(at..at, text.into_bytes());
+            let (before, after) = line.bytes.split_at(at);
+            line.bytes = [before, text.as_bytes(), after].concat().into();
         }
     }
 }
@@ -46,10 +47,10 @@ mod tests {
     use super::*;
 
     fn tagged(text: &str) -> String {
-        let mut lines = [Line { number: 1, offset: 0, bytes: text.as_bytes().to_vec() }];
+        let mut lines = [Line { number: 1, offset: 0, bytes: text.as_bytes().to_vec().into() }];
         tag_subsetted(&mut lines);
         let [line] = lines;
-        String::from_utf8(line.bytes).unwrap()
+        String::from_utf8(line.bytes.to_vec()).unwrap()
     }
 
     /// Shows (rule 26).

@@ -33,7 +33,8 @@ impl Syncer {
             job: "rebuild".into(),
         };
         let decode = move |lines: Vec<Vec<u8>>| {
-            let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes }).collect();
+            let lines =
+                (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
             let decoded = decoder.decode(lines).map_err(|error| error.to_string())?;
             match decoded.bad.first() {
                 None => Ok(decoded.rows),

@@ -52,7 +52,7 @@ fn text(document: Document<'_>, at: Option<TokenIndex>) -> Result<Option<Cow<'_,
     Ok(Some(text))
 }
 
-fn version<'line>(document: Document<'line>, meta: TokenIndex) -> (Version, Option<Cow<'line, str>>) {
+fn version(document: Document<'_>, meta: TokenIndex) -> (Version, Option<Cow<'_, str>>) {
     let string = |at, name| document.member(at, name).and_then(|at| document.string(at));
     let mut tags = document.member(meta, "tag").into_iter().flat_map(|tags| document.items(tags));
     let version_id = string(meta, "versionId").or_else(|| number(document, meta, "versionId").map(Cow::Borrowed));

@@ -200,11 +200,11 @@ fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
 }
 
 fn versioned(ids: &mut StringBuilder, resource_type: &str, head: &Head<'_>) {
-    // Writing to a column cannot fail.
-    let mut push = |text: &str| drop(ids.write_str(text));
-    [resource_type, "/", &head.id].into_iter().for_each(&mut push);
-    if let Some(version_id) = &head.version_id {
-        ["/_history/", version_id].into_iter().for_each(push);
+    let id = [resource_type, "/", &head.id];
+    let version = head.version_id.as_deref().map(|version_id| ["/_history/", version_id]);
+    for part in id.into_iter().chain(version.into_iter().flatten()) {
+        // Writing to a column cannot fail.
+        let _ = ids.write_str(part);
     }
     ids.append_value("");
 }

@@ -30,7 +30,7 @@ pub fn unpack(envelope: &Line, max_line_bytes: usize) -> Result<Vec<Line>, Reaso
     if bytes.starts_with(&GZIP_MAGIC) {
         bytes = gunzip(&bytes).ok_or(Reason::NoEnvelope)?;
     }
-    lines(&bytes, max_line_bytes).ok_or(Reason::NoEnvelope)
+    lines(bytes, max_line_bytes).ok_or(Reason::NoEnvelope)
 }
 
 /// The lines of a file of `Binary` resources that arrived in an envelope. A resource may hold NDJSON as well; what
@@ -67,10 +67,10 @@ fn gunzip(bytes: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// `None` if it ends in the middle of a line.
-fn lines(bytes: &[u8], max_line_bytes: usize) -> Option<Vec<Line>> {
+fn lines(bytes: Vec<u8>, max_line_bytes: usize) -> Option<Vec<Line>> {
     let mut splitter = Lines::new(max_line_bytes);
     let mut lines = Vec::new();
-    splitter.push(bytes, &mut lines);
+    splitter.push(bytes.into(), &mut lines);
     lines.extend(splitter.finish());
     if !splitter.too_long().is_empty() {
         return None;

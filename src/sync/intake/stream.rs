@@ -134,8 +134,8 @@ async fn split(
     let mut waiting_bytes = 0;
     while let Some(chunk) = chunks.recv().await {
         waiting_bytes += chunk.len();
-        splitter.push(&chunk, &mut lines);
         context.progress.update(|progress| progress.bytes += chunk.len() as u64);
+        splitter.push(chunk, &mut lines);
         if waiting_bytes >= DECODE_BYTES {
             waiting_bytes = 0;
             let new = again.new_lines(file, taken, over_lines.join(std::mem::take(&mut lines)))?;

@@ -27,7 +27,7 @@ impl Policy {
     /// The form of a line, and what is kept of it.
     pub(super) fn form(&self, file: &str, line: &Line) -> Result<(&'static str, Option<Vec<u8>>), NotEncrypted> {
         match self {
-            Self::Plain => Ok((QuarantineRow::PLAIN, Some(line.bytes.clone()))),
+            Self::Plain => Ok((QuarantineRow::PLAIN, Some(line.bytes.to_vec()))),
             Self::Encrypted(key) => Ok((QuarantineRow::ENCRYPTED, Some(key.encrypt(file, line)?))),
             Self::Withheld => Ok((QuarantineRow::WITHHELD, None)),
         }
@@ -75,7 +75,7 @@ impl QuarantineKey {
     fn encrypt(&self, file: &str, line: &Line) -> Result<Vec<u8>, NotEncrypted> {
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| NotEncrypted)?;
-        let mut sealed = line.bytes.clone();
+        let mut sealed = line.bytes.to_vec();
         let place = Aad::from(place(file, line.number));
         let nonce_of_line = Nonce::assume_unique_for_key(nonce);
         self.0.seal_in_place_append_tag(nonce_of_line, place, &mut sealed).map_err(|_| NotEncrypted)?;
@@ -122,7 +122,7 @@ mod tests {
         for text in [hex.clone(), format!("{hex}\n"), format!("  {base64}\r\n")] {
             let (one, other) =
                 (QuarantineKey::from_bytes(hex.as_bytes()).unwrap(), QuarantineKey::from_bytes(text.as_bytes()));
-            let line = Line { number: 7, offset: 0, bytes: b"{".to_vec() };
+            let line = Line { number: 7, offset: 0, bytes: b"{".to_vec().into() };
             let content = one.encrypt("a", &line).unwrap();
             assert_eq!(other.unwrap().decrypt("a", 7, &content).unwrap(), b"{", "{text}");
         }
@@ -134,11 +134,11 @@ mod tests {
     #[test]
     fn an_encrypted_line_opens_only_in_its_own_place_and_is_never_encrypted_the_same_twice() {
         let key = QuarantineKey::parse(&"ab".repeat(32)).unwrap();
-        let line = Line { number: 7, offset: 0, bytes: b"{\"id\":".to_vec() };
+        let line = Line { number: 7, offset: 0, bytes: b"{\"id\":".to_vec().into() };
         let content = key.encrypt("Patient file 1 of 1", &line).unwrap();
         assert!(!content.windows(line.bytes.len()).any(|window| window == line.bytes));
         assert_ne!(content, key.encrypt("Patient file 1 of 1", &line).unwrap());
-        assert_eq!(key.decrypt("Patient file 1 of 1", 7, &content), Some(line.bytes));
+        assert_eq!(key.decrypt("Patient file 1 of 1", 7, &content), Some(line.bytes.to_vec()));
         assert_eq!(key.decrypt("Patient file 1 of 1", 8, &content), None);
         assert_eq!(key.decrypt("Patient file 2 of 2", 7, &content), None);
         assert_eq!(key.decrypt("Patient file 1 of 1", 7, &content[..20]), None);

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::runtime::Handle;
 
@@ -214,7 +215,7 @@ impl Replay {
             return Ok(());
         }
         match self.policy.line_of(row) {
-            Ok(bytes) => self.add(row, Line { number: 0, offset: 0, bytes }),
+            Ok(bytes) => self.add(row, Line { number: 0, offset: 0, bytes: bytes.into() }),
             Err(reason) => {
                 self.left.insert(row.id.clone(), reason.to_owned());
                 Ok(())
@@ -225,7 +226,7 @@ impl Replay {
     /// A text in the place of a row's line.
     fn take_corrected(&mut self, row: &QuarantineRow, text: &[u8]) -> Result<(), Error> {
         let (mut splitter, mut lines) = (Lines::new(self.max_line_bytes), Vec::new());
-        splitter.push(text, &mut lines);
+        splitter.push(Bytes::copy_from_slice(text), &mut lines);
         lines.extend(splitter.finish());
         if let Some(too_long) = splitter.too_long().first() {
             self.left.insert(row.id.clone(), too_long.to_string());

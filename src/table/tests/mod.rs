@@ -145,7 +145,9 @@ impl Lake {
             let mut lines = Vec::new();
             for (number, change) in (1..).zip(file) {
                 match change {
-                    Change::Line(text) => lines.push(Line { number, offset: 0, bytes: text.clone().into_bytes() }),
+                    Change::Line(text) => {
+                        lines.push(Line { number, offset: 0, bytes: text.clone().into_bytes().into() });
+                    }
                     Change::Delete { id, at } => {
                         let at = at.as_deref().and_then(crate::fhir::parse_instant);
                         changes.delete(id.clone(), at).unwrap();

@@ -113,7 +113,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of(&["year", "month"]), before);
     let decode = |lines: Vec<Vec<u8>>| {
-        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes }).collect();
+        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
         Ok(lake.decoder(9).decode(lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();

@@ -82,7 +82,7 @@ impl Lake {
                 Received::Row(version) => text(*id, *version, ""),
                 Received::Deletion => text(*id, 0, r#""language":"deleted","#),
             };
-            Line { number, offset: 0, bytes: text.into_bytes() }
+            Line { number, offset: 0, bytes: text.into_bytes().into() }
         });
         let rows = self.decoder(transaction_time).decode(lines.collect()).unwrap().rows;
         let names: Vec<_> = rows.schema().fields().iter().map(|field| field.name().clone()).collect();

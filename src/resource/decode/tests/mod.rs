@@ -29,7 +29,8 @@ fn decoder(resource_type: &str, layout: Layout) -> Decoder {
 }
 
 fn lines<T: AsRef<[u8]>>(texts: &[T]) -> Vec<Line> {
-    let line = |(index, text): (usize, &T)| Line { number: index as u64 + 1, offset: 0, bytes: text.as_ref().to_vec() };
+    let line =
+        |(index, text): (usize, &T)| Line { number: index as u64 + 1, offset: 0, bytes: text.as_ref().to_vec().into() };
     texts.iter().enumerate().map(line).collect()
 }
 
