@@ -14,6 +14,7 @@ ENV CARGO_PROFILE_RELEASE_STRIP=symbols
 # The dependencies alone, so that this layer, by far the longest, is built again only when they change.
 # Tests and benches are not copied yet; cargo accepts that because Cargo.toml names their `path`.
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir src \
  && touch src/lib.rs \
  && echo 'fn main() {}' > src/main.rs \
@@ -39,8 +40,6 @@ COPY --from=build --chown=65532:65532 /out/state /var/lib/fhir-sync
 COPY --from=build --chown=65532:65532 /out/lake /srv/lake
 COPY --from=build /out/fhir-sync /usr/bin/fhir-sync
 
-# glibc gives each thread its own arena; memory that short-lived threads leave in theirs is a third of the peak.
-ENV MALLOC_ARENA_MAX=2
 USER 65532:65532
 # The engine marks the container unhealthy when data are older than max_age. The first load may take
 # hours: it is unhealthy until then, but failures in the start period do not count. The address is in the configuration:

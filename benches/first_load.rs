@@ -2,6 +2,7 @@
 //! files from the disk and writes one Parquet file.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{BufWriter, Write as _},
     net::SocketAddr,
@@ -16,7 +17,7 @@ use fhir_sync::{cli::Cli, demo::Server};
 use crate::{
     Setup,
     child::megabytes,
-    child::{self, Row, Work},
+    child::{self, Figures, Row, Work},
     data,
     upsert::ours::with_id,
 };
@@ -29,7 +30,11 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     let output = setup.dir.join("first-load");
     let out = text(&output)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    if let Some(folder) = &setup.data {
+        rows.push(Row { what: "ours, all files of the folder", figures: load(folder, &out, "true")? });
+        child::print_table(&rows);
+        return Ok(());
+    }
     let mut source = None;
     for (what, files, raw_json) in [
         ("ours, over HTTP", FILES, "true"),
@@ -38,16 +43,7 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
         ("ours, without resource_json, in one file", 1, "false"),
     ] {
         let input = input(setup, files)?;
-        let bytes: u64 = fs::read_dir(&input)?.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<_>>()?;
-        let server = runtime.block_on(Server::start_folder(&input, SocketAddr::from(([127, 0, 0, 1], 0))))?;
-        // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
-        server.scenario(|scenario| {
-            scenario.gzip = false;
-            scenario.polls_before_done = 0;
-        });
-        let (url, bytes) = (server.url().to_string(), bytes.to_string());
-        let arguments = [url.as_str(), &out, raw_json, &bytes];
-        rows.push(Row { what, figures: child::measure("first-load/ours", &arguments)? });
+        rows.push(Row { what, figures: load(&input, &out, raw_json)? });
         source.get_or_insert(input);
     }
     let source = source.context("nothing was loaded")?;
@@ -68,13 +64,34 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Serves the files of a folder, and loads them.
+fn load(folder: &Path, out: &str, raw_json: &str) -> anyhow::Result<Figures> {
+    let (mut bytes, mut types) = (0, BTreeSet::new());
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += entry.metadata()?.len();
+        let name = entry.file_name().into_string().ok().context("the name of a file is not UTF-8")?;
+        types.insert(name.split('.').next().map(|of| format!("\"{of}\"")).unwrap_or_default());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let server = runtime.block_on(Server::start_folder(folder, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+    // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
+    server.scenario(|scenario| {
+        scenario.gzip = false;
+        scenario.polls_before_done = 0;
+    });
+    let types = types.into_iter().collect::<Vec<_>>().join(", ");
+    let (url, bytes) = (server.url().to_string(), bytes.to_string());
+    child::measure("first-load/ours", &[&url, out, raw_json, &bytes, &types])
+}
+
 fn text(path: &Path) -> anyhow::Result<String> {
     Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
 }
 
-/// URL, folder, `tables.raw_json`, bytes that the server has.
+/// URL, folder, `tables.raw_json`, bytes that the server has, its types as TOML writes them.
 pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
-    let [url, folder, raw_json, bytes_in] = arguments else { anyhow::bail!("four arguments") };
+    let [url, folder, raw_json, bytes_in, types] = arguments else { anyhow::bail!("five arguments") };
     if Path::new(folder).exists() {
         fs::remove_dir_all(folder)?;
     }
@@ -83,20 +100,21 @@ pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
     let text = format!(
         "[server]\nurl = \"{url}\"\n[tables]\nroot = \"{folder}/lake\"\nraw_json = {raw_json}\n\
          [state]\nfile = \"{folder}/state.json\"\n[log]\nfilter = \"error\"\n\
-         [[export]]\nname = \"all\"\nlevel = \"system\"\ntypes = [\"Observation\"]\n"
+         [[export]]\nname = \"all\"\nlevel = \"system\"\ntypes = [{types}]\n"
     );
     fs::write(&config, text)?;
     let cli = Cli::try_parse_from(["fhir-sync", "sync", "--config", &config.display().to_string()])?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(cli.run());
     ensure!(ended == ExitCode::SUCCESS, "the sync was not complete");
-    let table = Path::new(folder).join("lake/Observation.parquet");
     let mut bytes_out = 0;
-    for entry in fs::read_dir(table)? {
-        let of = entry?.metadata()?;
-        bytes_out += if of.is_file() { of.len() } else { 0 };
+    for table in fs::read_dir(Path::new(folder).join("lake"))? {
+        for entry in fs::read_dir(table?.path())? {
+            let of = entry?.metadata()?;
+            bytes_out += if of.is_file() { of.len() } else { 0 };
+        }
     }
-    Ok(Work { bytes_in: bytes_in.parse()?, bytes_out, rows: ROWS })
+    Ok(Work { bytes_in: bytes_in.parse()?, bytes_out, rows: 0 })
 }
 
 /// A folder with this many files, made once.

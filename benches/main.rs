@@ -14,6 +14,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::Parser as _;
+use tikv_jemallocator::Jemalloc;
+
+/// That of the program.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Measures what it is asked for, by name.
 #[derive(clap::Parser)]
@@ -23,7 +28,8 @@ struct Arguments {
     /// Where input is kept from run to run, and output is written.
     #[arg(long, default_value = concat!(env!("CARGO_TARGET_TMPDIR"), "/benches"))]
     dir: PathBuf,
-    /// A folder of NDJSON to take lines from (`Observation.ndjson.gz`), instead of synthetic ones.
+    /// A folder of NDJSON to take lines from (`Observation.ndjson.gz`), instead of synthetic ones. `first-load` serves
+    /// its files as they are.
     #[arg(long)]
     data: Option<PathBuf>,
     /// How much NDJSON to make, in millions of bytes.

@@ -3,6 +3,11 @@
 use std::process::ExitCode;
 
 use fhir_sync::cli::Cli;
+use tikv_jemallocator::Jemalloc;
+
+/// Returns memory to the system by threads of its own: docs/decisions/0022.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Of the threads that do the work, as in nice(2); it counts among the threads of this process first of all, because
 /// services and containers have shares of their own.

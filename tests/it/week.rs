@@ -185,14 +185,12 @@ fn misbehave(scenario: &mut Scenario, run: u64) {
 }
 
 /// A week of retention in a minute, and a maintenance each half minute.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("FHIR_SYNC__LOG__FILTER", "info"),
     ("FHIR_SYNC__MAINTENANCE__SCHEDULE", "20,50 * * * * *"),
     ("FHIR_SYNC__MAINTENANCE__VACUUM_RETENTION", "30s"),
     ("FHIR_SYNC__MAINTENANCE__LOG_RETENTION", "30s"),
     ("FHIR_SYNC__MAINTENANCE__QUARANTINE_RETENTION", "60s"),
-    // As the unit and the image set it.
-    ("MALLOC_ARENA_MAX", "2"),
 ];
 
 struct Daemon {
