@@ -99,6 +99,10 @@ ops:
 ops-start PROGRAM:
     tests/ops/start.py {{PROGRAM}}
 
+# What a first load takes of memory in a control group of 512 MiB, and what the idle daemon keeps; needs root, minutes
+ops-memory PROGRAM *ARGS:
+    tests/ops/memory.py {{PROGRAM}} {{ARGS}}
+
 # The image of the Dockerfile around PROGRAM, run: two syncs, the daemon, the health check; needs root, minutes
 ops-image PROGRAM:
     tests/ops/image.sh {{PROGRAM}}
