@@ -6,10 +6,12 @@ pub mod deletion_vector;
 pub mod durable;
 /// Files side by side, one for each partition.
 pub mod partitioned;
-/// Compression, row groups, Bloom filter.
+/// Compression, dictionaries, row groups, Bloom filter.
 pub mod properties;
 /// Files of about 128 MiB, one after the other.
 pub mod rolling;
+/// What the first rows of a file show of its leaf columns.
+mod sample;
 /// What the log states of a file.
 pub mod statistics;
 /// The files of a version, and their live rows.

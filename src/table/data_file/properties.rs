@@ -1,9 +1,6 @@
 //! Writer properties of data files: compression, row groups, statistics, and the Bloom filter of the ids.
 
-use arrow::{
-    array::{ArrayData, RecordBatch},
-    datatypes::SchemaRef,
-};
+use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::{
     arrow::ArrowSchemaConverter,
     basic::{Compression, ZstdLevel},
@@ -11,6 +8,8 @@ use parquet::{
     file::properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
     schema::types::ColumnPath,
 };
+
+use super::sample::samples;
 
 /// While a file is rewritten, two row groups are in memory: one of the old file and one of the new.
 pub const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
@@ -61,46 +60,39 @@ pub fn with_bloom_filter(properties: WriterPropertiesBuilder, max_rows: u64) -> 
 /// For files that are written side by side. Each leaf column has its own compressor; those of zstd take 60 MB for one
 /// file with hundreds of leaves, most of which have hardly a value. Those of Snappy take nothing; the large columns,
 /// which are the flat ones, keep zstd.
-pub fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
+fn with_small_compressors(properties: WriterPropertiesBuilder, schema: &SchemaRef) -> WriterPropertiesBuilder {
     let large = schema.fields().iter().filter(|field| !field.data_type().is_nested());
     large.fold(properties.set_compression(Compression::SNAPPY), |properties, field| {
         properties.set_column_compression(ColumnPath::from(field.name().as_str()), zstd())
     })
 }
 
+/// What the first rows of a file show decides for each leaf column: a compressor of zstd where there is a value, and a
+/// dictionary where values repeat.
+///
 /// Each leaf column has its own compressor, and those of zstd take 60 MB for one file with hundreds of leaves. Most of
 /// them have no value in `rows`, the first ones of the file, and hardly any later: their pages are a few bytes, and
-/// Snappy, whose compressors take nothing, is as good for them.
-pub fn with_compressors_where_needed(
+/// Snappy, whose compressors take nothing, is as good for them. `small` asks for the compressors of
+/// [`with_small_compressors`] instead.
+pub fn by_first_rows(
     properties: WriterPropertiesBuilder,
     schema: &SchemaRef,
     rows: &[RecordBatch],
+    small: bool,
 ) -> Result<WriterPropertiesBuilder, ParquetError> {
     let leaves = ArrowSchemaConverter::new().convert(schema)?;
-    let mut filled = vec![false; leaves.num_columns()];
-    for rows in rows {
-        let mut leaf = filled.iter_mut();
-        for column in rows.columns() {
-            note_filled(&column.to_data(), &mut leaf);
-        }
-    }
-    let empty = leaves.columns().iter().zip(filled).filter(|(_, filled)| !filled);
-    Ok(empty.fold(properties, |properties, (leaf, _)| {
-        properties.set_column_compression(leaf.path().clone(), Compression::SNAPPY)
-    }))
-}
-
-/// Notes which leaves of a column have values, in the order of the file.
-fn note_filled<'a>(column: &ArrayData, leaves: &mut impl Iterator<Item = &'a mut bool>) {
-    let children = column.child_data();
-    if children.is_empty()
-        && let Some(filled) = leaves.next()
-    {
-        *filled |= column.null_count() < column.len();
-    }
-    for child in children {
-        note_filled(child, leaves);
-    }
+    let samples = samples(rows, leaves.num_columns());
+    let properties = if small { with_small_compressors(properties, schema) } else { properties };
+    let properties = leaves.columns().iter().zip(samples).fold(properties, |properties, (leaf, sample)| {
+        let path = leaf.path();
+        let properties = if small || sample.is_filled() {
+            properties
+        } else {
+            properties.set_column_compression(path.clone(), Compression::SNAPPY)
+        };
+        if sample.repeats() { properties } else { properties.set_column_dictionary_enabled(path.clone(), false) }
+    });
+    Ok(properties)
 }
 
 fn zstd() -> Compression {
@@ -158,7 +150,7 @@ mod tests {
         let rows = [rows()];
         let schema = rows[0].schema();
         let properties = writer_properties(&schema, 1).into_builder();
-        let properties = with_compressors_where_needed(properties, &schema, &rows).unwrap().build();
+        let properties = by_first_rows(properties, &schema, &rows, false).unwrap().build();
         let leaves = ArrowSchemaConverter::new().convert(&schema).unwrap();
         let small = leaves.columns().iter().filter(|leaf| properties.compression(leaf.path()) == Compression::SNAPPY);
         let small: Vec<_> = small.map(|leaf| leaf.path().string()).collect();

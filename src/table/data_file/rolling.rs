@@ -15,9 +15,7 @@ use arrow::{
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
-    data_file::properties::{
-        ROW_GROUP_BYTES, with_bloom_filter, with_compressors_where_needed, with_small_compressors, writer_properties,
-    },
+    data_file::properties::{ROW_GROUP_BYTES, by_first_rows, with_bloom_filter, writer_properties},
     data_file::{DataFileWriter, change_path, data_path},
     date_partition::{DatePartition, Partition},
 };
@@ -174,11 +172,8 @@ impl DataFiles {
         let rows: Vec<_> = rows.into_iter().map(|rows| align(&rows, &schema)).collect::<Result<_, _>>()?;
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
-        let properties = if self.partition.is_empty() {
-            with_compressors_where_needed(properties, &schema, &rows)?
-        } else {
-            with_small_compressors(properties, &schema)
-        };
+        // Files of partitions are written side by side.
+        let properties = by_first_rows(properties, &schema, &rows, !self.partition.is_empty())?;
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),
