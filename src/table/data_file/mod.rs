@@ -4,6 +4,8 @@
 pub mod deletion_vector;
 /// Files are on the disk before a commit names them.
 pub mod durable;
+/// Rows become row groups.
+mod encoder;
 /// Files side by side, one for each partition.
 pub mod partitioned;
 /// Compression, dictionaries, row groups, Bloom filter.
@@ -32,7 +34,7 @@ use futures::{
 use object_store::{ObjectStoreExt as _, buffered::BufWriter};
 use parquet::{
     arrow::{
-        AsyncArrowWriter, ProjectionMask,
+        ProjectionMask,
         arrow_reader::ArrowReaderOptions,
         async_reader::{AsyncFileReader, MetadataFetch},
         async_writer::AsyncFileWriter,
@@ -45,7 +47,7 @@ use parquet::{
 };
 use tokio::io::AsyncWriteExt as _;
 
-use self::statistics::statistics;
+use self::{encoder::Encoder, statistics::statistics};
 use crate::{store::cache::Keep, table::date_partition::Partition};
 
 /// How a data file loses some of its rows.
@@ -258,7 +260,8 @@ impl AsyncFileReader for DataFile {
 /// file is created.
 pub struct DataFileWriter {
     path: Path,
-    writer: AsyncArrowWriter<InParts>,
+    encoder: Encoder,
+    out: InParts,
     leading: usize,
     rows: u64,
 }
@@ -273,14 +276,33 @@ impl DataFileWriter {
         leading: usize,
     ) -> Result<Self> {
         let out = BufWriter::with_capacity(store, path.clone(), PART_BYTES).with_max_concurrency(MAX_PARTS_IN_FLIGHT);
-        let writer = AsyncArrowWriter::try_new(InParts(out), schema, Some(properties))?;
-        Ok(Self { path, writer, leading, rows: 0 })
+        let encoder = Encoder::new(&schema, properties)?;
+        Ok(Self { path, encoder, out: InParts(out), leading, rows: 0 })
+    }
+
+    /// Rows that are written next, all of which are known already: then the first of them do not have to show which
+    /// leaves have values.
+    pub fn expect(&mut self, rows: &[RecordBatch]) -> Result<()> {
+        rows.iter().try_for_each(|rows| self.encoder.note(rows))
     }
 
     /// Rows with exactly the columns of the file.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
-        self.writer.write(rows).await
+        let mut rows = rows.clone();
+        while rows.num_rows() > 0 {
+            let fitting = self.encoder.room().min(rows.num_rows());
+            if fitting == rows.num_rows() {
+                self.encoder.write(&rows)?;
+            } else if fitting > 0 {
+                self.encoder.write(&rows.slice(0, fitting))?;
+            }
+            rows = rows.slice(fitting, rows.num_rows() - fitting);
+            if self.encoder.room() == 0 {
+                self.encoder.end_row_group(&mut self.out).await?;
+            }
+        }
+        Ok(())
     }
 
     pub fn rows(&self) -> u64 {
@@ -289,12 +311,17 @@ impl DataFileWriter {
 
     /// How large the file would be if it ended here; the rows that are not encoded yet are an estimate.
     pub fn size_bytes(&self) -> u64 {
-        (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+        (self.encoder.bytes_written() + self.encoder.open_bytes()) as u64
     }
 
     pub async fn finish(mut self, partition: &Partition) -> std::result::Result<Add, DeltaTableError> {
-        let metadata = self.writer.finish().await?;
-        let size_bytes = self.writer.bytes_written();
+        self.encoder.end_row_group(&mut self.out).await?;
+        let metadata = self.encoder.finish()?;
+        while let Some(piece) = self.encoder.rest() {
+            self.out.write(piece).await?;
+        }
+        self.out.complete().await?;
+        let size_bytes = self.encoder.bytes_written();
         Ok(Add {
             path: self.path.to_string(),
             partition_values: partition.iter().cloned().collect(),
@@ -306,8 +333,8 @@ impl DataFileWriter {
         })
     }
 
-    pub async fn abort(self) {
-        if let Err(error) = self.writer.into_inner().0.abort().await {
+    pub async fn abort(mut self) {
+        if let Err(error) = self.out.0.abort().await {
             tracing::warn!(%error, path = %self.path, "an unfinished data file was left behind; vacuum removes it");
         }
     }

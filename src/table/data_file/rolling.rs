@@ -182,6 +182,7 @@ impl DataFiles {
         };
         let properties = properties.build();
         let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
+        writer.expect(&rows)?;
         for rows in rows {
             writer.write(&rows).await?;
         }

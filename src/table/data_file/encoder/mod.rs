@@ -1,0 +1,364 @@
+//! Rows become row groups: each leaf column is encoded in pages, which are in memory until its row group ends.
+//!
+//! Most leaves of a resource type have no value in a file. What they cost is their levels, one for each row and element
+//! of a list, and these are the same for all leaves below one structure: they are written once, and all these leaves
+//! get the same pages. A file is the same as if each leaf had been written.
+
+mod fill;
+mod pages;
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write},
+    ops::Range,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use arrow::{
+    array::{ArrayRef, RecordBatch},
+    datatypes::{FieldRef, Schema, SchemaRef},
+};
+use bytes::Bytes;
+use parquet::{
+    arrow::{
+        ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata,
+        arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves},
+        async_writer::AsyncFileWriter,
+    },
+    errors::{ParquetError, Result},
+    file::{
+        metadata::ParquetMetaData,
+        properties::{EnabledStatistics, WriterProperties},
+        writer::{SerializedFileWriter, SerializedRowGroupWriter},
+    },
+    schema::types::ColumnDescPtr,
+};
+
+use self::{
+    fill::{Fill, Plan, Role, leaves_of},
+    pages::{AllPages, NullPages, Pages, chunk},
+};
+
+/// A Parquet file that is being encoded.
+pub struct Encoder {
+    pieces: Pieces,
+    file: SerializedFileWriter<Pieces>,
+    properties: WriterProperties,
+    columns: Vec<Column>,
+    plans: Plans,
+    /// The open row group; empty between two of them.
+    open: Vec<OpenColumn>,
+    open_rows: usize,
+}
+
+/// A top-level column of the file.
+struct Column {
+    field: FieldRef,
+    leaves: Range<usize>,
+    /// `None` where each leaf has a writer of its own, in any case.
+    fill: Option<Fill>,
+}
+
+impl Encoder {
+    pub fn new(schema: &SchemaRef, properties: WriterProperties) -> Result<Self> {
+        let leaves = ArrowSchemaConverter::new().convert(schema)?;
+        let mut with_schema = properties.clone();
+        add_encoded_arrow_schema_to_metadata(schema, &mut with_schema);
+        let pieces = Pieces::default();
+        let file = SerializedFileWriter::new(pieces.clone(), leaves.root_schema_ptr(), Arc::new(with_schema))?;
+        let columns = columns(schema, leaves.columns(), &properties)?;
+        let plans = Plans::new(&columns, leaves.columns(), &properties)?;
+        Ok(Self { pieces, file, properties, columns, plans, open: Vec::new(), open_rows: 0 })
+    }
+
+    /// How many more rows like the last ones the open row group takes.
+    pub fn room(&self) -> usize {
+        let rows = self.properties.max_row_group_row_count().unwrap_or(usize::MAX).saturating_sub(self.open_rows);
+        let Some(max_bytes) = self.properties.max_row_group_bytes().filter(|_| self.open_rows > 0) else { return rows };
+        let bytes = self.open_bytes();
+        match bytes / self.open_rows {
+            0 => rows,
+            row_bytes => rows.min(max_bytes.saturating_sub(bytes) / row_bytes),
+        }
+    }
+
+    /// Adds rows to the open row group; not more than there is room for.
+    pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
+        self.note(rows)?;
+        if self.open.is_empty() {
+            let writers = self.plans.writers(self.file.flushed_row_groups().len())?;
+            self.open = self.plans.of.iter().zip(writers).map(|(plan, of)| OpenColumn::new(plan, of)).collect();
+        }
+        for ((plan, open), column) in self.plans.of.iter().zip(&mut self.open).zip(rows.columns()) {
+            open.write(plan, column)?;
+        }
+        self.open_rows += rows.num_rows();
+        Ok(())
+    }
+
+    /// Notes what rows fill that are written now or soon. A leaf that gets its first value gets a writer; until then it had the common pages.
+    pub fn note(&mut self, rows: &RecordBatch) -> Result<()> {
+        let columns = self.columns.iter_mut().zip(rows.columns());
+        let changed: Vec<_> =
+            columns.map(|(of, column)| of.fill.as_mut().is_some_and(|fill| fill.note(column))).collect();
+        if !changed.contains(&true) {
+            return Ok(());
+        }
+        let plans = Plans::new(&self.columns, self.file.schema_descr().columns(), &self.properties)?;
+        if !self.open.is_empty() {
+            let writers = plans.writers(self.file.flushed_row_groups().len())?;
+            let all = self.open.iter_mut().zip(&self.plans.of).zip(&plans.of).zip(writers).zip(changed);
+            for ((((open, from), to), writers), _) in all.filter(|(_, changed)| *changed) {
+                open.replan(from, to, writers)?;
+            }
+        }
+        self.plans = plans;
+        Ok(())
+    }
+
+    /// Ends the open row group. What is written of it goes to `out` after each column, so it is in memory once.
+    pub async fn end_row_group(&mut self, out: &mut impl AsyncFileWriter) -> Result<()> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        self.open_rows = 0;
+        let leaves = self.file.schema_descr().columns().to_vec();
+        let mut row_group = self.file.next_row_group()?;
+        let all = std::mem::take(&mut self.open).into_iter().zip(&self.plans.of).zip(&self.columns);
+        for ((open, plan), column) in all {
+            let mut ended = open.ended(plan)?;
+            for (at, leaf) in column.leaves.clone().enumerate() {
+                ended.append(plan.roles[at], at, &leaves[leaf], &mut row_group)?;
+                while let Some(piece) = self.pieces.full() {
+                    out.write(piece).await?;
+                }
+            }
+        }
+        row_group.close()?;
+        Ok(())
+    }
+
+    /// Writes the footer, when all row groups have ended. The last bytes of the file are the [`Self::rest`].
+    pub fn finish(&mut self) -> Result<ParquetMetaData> {
+        self.file.finish()
+    }
+
+    /// What was written and is not in `out` yet.
+    pub fn rest(&self) -> Option<Bytes> {
+        self.pieces.full().or_else(|| self.pieces.rest())
+    }
+
+    pub fn bytes_written(&self) -> usize {
+        self.file.bytes_written()
+    }
+
+    /// How large the open row group would be if it ended here; what is not encoded yet is an estimate.
+    pub fn open_bytes(&self) -> usize {
+        self.plans.of.iter().zip(&self.open).map(|(plan, open)| open.bytes(plan)).sum()
+    }
+}
+
+fn columns(schema: &Schema, leaves: &[ColumnDescPtr], properties: &WriterProperties) -> Result<Vec<Column>> {
+    let mut begin = 0;
+    let columns = schema.fields().iter().map(|field| {
+        let count = leaves_of(field.data_type());
+        let count = count.ok_or_else(|| ParquetError::NYI(format!("a column of type {}", field.data_type())))?;
+        let range = begin..begin + count;
+        begin = range.end;
+        let has_statistics =
+            |leaf: &ColumnDescPtr| properties.statistics_enabled(leaf.path()) != EnabledStatistics::None;
+        let is_shared = field.data_type().is_nested() && !leaves[range.clone()].iter().any(has_statistics);
+        let fill = is_shared.then(|| Fill::of(field.data_type()));
+        Ok(Column { field: Arc::clone(field), leaves: range, fill })
+    });
+    columns.collect()
+}
+
+/// What is written of each column.
+struct Plans {
+    of: Vec<Plan>,
+    pages: Arc<AllPages>,
+    factory: ArrowRowGroupWriterFactory,
+}
+
+impl Plans {
+    fn new(columns: &[Column], leaves: &[ColumnDescPtr], properties: &WriterProperties) -> Result<Self> {
+        let plan = |column: &Column| {
+            let leaves = &leaves[column.leaves.clone()];
+            let codec = |leaf: usize| properties.compression(leaves[leaf].path());
+            match &column.fill {
+                Some(fill) => Plan::new(&column.field, fill, leaves, codec),
+                None => Plan::whole(&column.field, leaves.len()),
+            }
+        };
+        let of: Vec<_> = columns.iter().map(plan).collect();
+        let schema = Arc::new(Schema::new(of.iter().map(|plan| Arc::clone(plan.field())).collect::<Vec<_>>()));
+        // With a dictionary, a page without values would differ from that of a type that has none.
+        let shared = columns.iter().zip(&of).flat_map(|(column, plan)| column.leaves.clone().zip(&plan.roles));
+        let shared = shared.filter(|(_, role)| matches!(role, Role::Nulls(_)));
+        let properties = shared.fold(properties.clone().into_builder(), |properties, (leaf, _)| {
+            properties.set_column_dictionary_enabled(leaves[leaf].path().clone(), false)
+        });
+        let written = ArrowSchemaConverter::new().convert(&schema)?.root_schema_ptr();
+        let pages = Arc::new(AllPages::default());
+        // The factory takes schema and properties of a file that nobody reads.
+        let file = SerializedFileWriter::new(io::sink(), written, Arc::new(properties.build()))?;
+        let factory = ArrowRowGroupWriterFactory::new(&file, schema).with_page_store_factory(Arc::clone(&pages) as _);
+        Ok(Self { of, pages, factory })
+    }
+
+    /// New writers for each column.
+    fn writers(&self, row_group: usize) -> Result<Vec<Vec<LeafWriter>>> {
+        let writers = self.factory.create_column_writers(row_group)?;
+        let mut writers =
+            writers.into_iter().zip(self.pages.take()).map(|(writer, pages)| LeafWriter { writer, pages });
+        let count = |plan: &Plan| plan.roles.iter().map(|role| role.writer() + 1).max().unwrap_or_default();
+        Ok(self.of.iter().map(|plan| writers.by_ref().take(count(plan)).collect()).collect())
+    }
+}
+
+struct LeafWriter {
+    writer: ArrowColumnWriter,
+    pages: Pages,
+}
+
+impl LeafWriter {
+    fn into_nulls(self) -> Result<Arc<NullPages>> {
+        let close = self.writer.close()?.close().clone();
+        Ok(Arc::new(NullPages::new(close, self.pages.take_all())))
+    }
+}
+
+/// A column in the open row group.
+struct OpenColumn {
+    writers: Vec<LeafWriter>,
+    /// Of each leaf: the pages of the rows before it got another writer. They have no values.
+    before: Vec<Vec<Arc<NullPages>>>,
+}
+
+impl OpenColumn {
+    fn new(plan: &Plan, writers: Vec<LeafWriter>) -> Self {
+        Self { writers, before: vec![Vec::new(); plan.roles.len()] }
+    }
+
+    fn write(&mut self, plan: &Plan, column: &ArrayRef) -> Result<()> {
+        let leaves = compute_leaves(plan.field(), &plan.project(column)?)?;
+        self.writers.iter_mut().zip(&leaves).try_for_each(|(of, leaf)| of.writer.write(leaf))
+    }
+
+    /// Writers of values go on; all others end, and the leaves keep their pages.
+    fn replan(&mut self, from: &Plan, to: &Plan, fresh: Vec<LeafWriter>) -> Result<()> {
+        let mut ended = std::mem::replace(self, Self::new(to, fresh)).ended(from)?;
+        self.before = std::mem::take(&mut ended.before);
+        for (leaf, (from, to)) in from.roles.iter().zip(&to.roles).enumerate() {
+            match (*from, *to) {
+                (Role::Nulls(writer), _) => self.before[leaf].extend(ended.nulls[writer].clone()),
+                (Role::Values(old), to) => {
+                    if let Some(old) = ended.values[old].take() {
+                        self.writers[to.writer()] = old;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(self, plan: &Plan) -> Result<EndedColumn> {
+        let Self { writers, before } = self;
+        let mut ended = EndedColumn { values: Vec::new(), nulls: Vec::new(), before };
+        for (at, writer) in writers.into_iter().enumerate() {
+            let has_values = plan.roles.contains(&Role::Values(at));
+            let (values, nulls) = if has_values { (Some(writer), None) } else { (None, Some(writer.into_nulls()?)) };
+            ended.values.push(values);
+            ended.nulls.push(nulls);
+        }
+        Ok(ended)
+    }
+
+    fn bytes(&self, plan: &Plan) -> usize {
+        let open: Vec<_> = self.writers.iter().map(|of| of.writer.get_estimated_total_bytes()).collect();
+        let before = self.before.iter().flatten().map(|nulls| nulls.size_bytes()).sum::<usize>();
+        before + plan.roles.iter().map(|role| open[role.writer()]).sum::<usize>()
+    }
+}
+
+/// A column whose leaves without values are finished; each writer is in one of the two lists.
+struct EndedColumn {
+    values: Vec<Option<LeafWriter>>,
+    nulls: Vec<Option<Arc<NullPages>>>,
+    before: Vec<Vec<Arc<NullPages>>>,
+}
+
+impl EndedColumn {
+    /// Appends a leaf of the column to the row group.
+    fn append(
+        &mut self,
+        role: Role,
+        at: usize,
+        leaf: &ColumnDescPtr,
+        to: &mut SerializedRowGroupWriter<'_, Pieces>,
+    ) -> Result<()> {
+        let mut nulls = std::mem::take(&mut self.before[at]);
+        let own = match role {
+            Role::Nulls(writer) => {
+                nulls.extend(self.nulls[writer].clone());
+                None
+            }
+            Role::Values(writer) => self.values[writer].take(),
+        };
+        let own = own.map(|own| Ok::<_, ParquetError>((own.writer.close()?, own.pages))).transpose()?;
+        let own = match own {
+            Some((own, _)) if nulls.is_empty() => return own.append_to_row_group(to),
+            own => own.map(|(own, pages)| (own.close().clone(), pages.take_all())),
+        };
+        let (bytes, close) = chunk(leaf, &nulls, own)?;
+        to.append_column(&bytes, close)
+    }
+}
+
+/// What the file has so far and nobody has taken, in pieces, so that each can be freed.
+#[derive(Clone, Default)]
+struct Pieces(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    full: VecDeque<Bytes>,
+    open: Vec<u8>,
+}
+
+/// Much smaller than a part of an upload, and large enough to be few.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+impl Pieces {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn full(&self) -> Option<Bytes> {
+        self.lock().full.pop_front()
+    }
+
+    fn rest(&self) -> Option<Bytes> {
+        let rest = std::mem::take(&mut self.lock().open);
+        (!rest.is_empty()).then(|| rest.into())
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.lock();
+        waiting.open.extend_from_slice(bytes);
+        if waiting.open.len() >= PIECE_BYTES {
+            let full = std::mem::take(&mut waiting.open);
+            waiting.full.push_back(full.into());
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
