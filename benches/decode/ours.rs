@@ -1,27 +1,20 @@
-//! Ours: lines, decoder, Parquet, with the properties of the table writer.
+//! Ours: lines, decoder, Parquet, by the writer of a table's data files.
 //!
-//! Like a table's data files, a file has no columns that none of its rows fills: a batch that brings one more begins
-//! another file. `all` writes them too, `none` only decodes.
+//! Like these, a file has no columns that none of its rows fills. `all` writes them too, `none` only decodes.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use anyhow::ensure;
-use arrow::{
-    array::{Array as _, RecordBatch},
-    datatypes::{Schema, SchemaRef},
-};
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape},
     sync::DECODE_BYTES,
-    table::writer_properties,
+    table::{DataFiles, FileTarget},
 };
-use parquet::arrow::ArrowWriter;
+use object_store::local::LocalFileSystem;
+use tokio::runtime::{Builder, Runtime};
 
 use super::in_parts;
 use crate::child::Work;
@@ -35,17 +28,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
     let shape = Shape::of(of, Options { layout: Layout::Pathling, raw_json: raw_json.parse()? });
     let begin = |number: usize| {
         let decoder = decoder(&shape);
-        let files = Files {
-            folder: Path::new(output).join(number.to_string()),
-            schema: shape.schema(),
-            leading: shape.leading(),
-            all_columns: columns == "all",
-            nothing: columns == "none",
-            open: None,
-            count: 0,
-            bytes: 0,
-        };
-        std::fs::create_dir_all(&files.folder)?;
+        let files = Files::new(&Path::new(output).join(number.to_string()), &shape, columns)?;
         Ok(Part {
             grouping: LineGrouping::of(&shape),
             decoder,
@@ -105,79 +88,37 @@ impl Part {
 }
 
 struct Files {
-    folder: PathBuf,
-    /// Of the table.
-    schema: SchemaRef,
-    leading: usize,
-    all_columns: bool,
-    nothing: bool,
-    open: Option<Open>,
-    count: usize,
-    bytes: u64,
-}
-
-/// The file that is being written.
-struct Open {
-    schema: SchemaRef,
-    writer: ArrowWriter<File>,
+    /// `None`: nothing is written.
+    files: Option<DataFiles>,
+    runtime: Runtime,
 }
 
 impl Files {
-    fn write(&mut self, rows: &RecordBatch) -> anyhow::Result<()> {
-        if self.nothing {
-            return Ok(());
-        }
-        let mut open = match self.open.take() {
-            Some(open) if filled(rows).all(|name| has(&open.schema, name)) => open,
-            closed => self.next(closed, rows)?,
+    fn new(folder: &Path, shape: &Shape, columns: &str) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let store = Arc::new(LocalFileSystem::new_with_prefix(folder)?);
+        let schema = shape.schema();
+        let filled = if columns == "all" {
+            schema.fields().iter().map(|field| field.name().clone()).collect()
+        } else {
+            BTreeSet::new()
         };
-        let columns = rows.schema_ref().fields().iter().zip(rows.columns());
-        let columns =
-            columns.filter(|(field, _)| has(&open.schema, field.name())).map(|(_, column)| Arc::clone(column));
-        open.writer.write(&RecordBatch::try_new(Arc::clone(&open.schema), columns.collect())?)?;
-        self.open = Some(open);
-        Ok(())
+        let target = FileTarget::new(store, schema, None, shape.leading());
+        let files = (columns != "none").then(|| DataFiles::new(target, Vec::new(), filled));
+        Ok(Self { files, runtime: Builder::new_current_thread().build()? })
     }
 
-    /// A file with the columns of the last one and those of `rows`.
-    fn next(&mut self, last: Option<Open>, rows: &RecordBatch) -> anyhow::Result<Open> {
-        let before = last.as_ref().map(|open| Arc::clone(&open.schema));
-        self.end(last)?;
-        let fields = self.schema.fields().iter().enumerate().filter(|(index, field)| {
-            let name = field.name();
-            let had = before.as_ref().is_some_and(|before| has(before, name));
-            self.all_columns || *index < self.leading || had || filled(rows).any(|filled| filled == name)
-        });
-        let schema = Arc::new(Schema::new(fields.map(|(_, field)| Arc::clone(field)).collect::<Vec<_>>()));
-        self.count += 1;
-        let file = File::create(self.folder.join(format!("{}.parquet", self.count)))?;
-        let properties = writer_properties(&schema, self.leading);
-        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
-        Ok(Open { schema, writer })
-    }
-
-    fn end(&mut self, open: Option<Open>) -> anyhow::Result<()> {
-        if let Some(mut open) = open {
-            open.writer.finish()?;
-            self.bytes += open.writer.bytes_written() as u64;
+    fn write(&mut self, rows: &RecordBatch) -> anyhow::Result<()> {
+        if let Some(files) = &mut self.files {
+            self.runtime.block_on(files.write(rows))?;
         }
         Ok(())
     }
 
     /// How many bytes all files have.
-    fn close(mut self) -> anyhow::Result<u64> {
-        let open = self.open.take();
-        self.end(open)?;
-        Ok(self.bytes)
+    fn close(self) -> anyhow::Result<u64> {
+        let Some(files) = self.files else { return Ok(0) };
+        let files = self.runtime.block_on(files.finish())?;
+        Ok(files.iter().map(|file| file.size.unsigned_abs()).sum())
     }
-}
-
-/// The columns that some row has a value for.
-fn filled(rows: &RecordBatch) -> impl Iterator<Item = &str> {
-    let columns = rows.schema_ref().fields().iter().zip(rows.columns());
-    columns.filter(|(_, column)| column.null_count() < column.len()).map(|(field, _)| field.name().as_str())
-}
-
-fn has(schema: &Schema, name: &str) -> bool {
-    schema.field_with_name(name).is_ok()
 }

@@ -65,6 +65,7 @@ pub use self::{
     counts::{ADOPTED, Amount, Committed, Counts, Reconcile, RunCommit, Upsert},
     data_file::UpdateMode,
     data_file::properties::writer_properties,
+    data_file::rolling::{DataFiles, FileTarget},
     date_partition::{DatePart, DatePartition},
     document::Exclusive,
     error::Error,

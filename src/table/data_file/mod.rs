@@ -271,12 +271,12 @@ impl DataFileWriter {
     pub fn create(
         store: Arc<dyn ObjectStore>,
         path: Path,
-        schema: SchemaRef,
+        schema: &SchemaRef,
         properties: WriterProperties,
         leading: usize,
     ) -> Result<Self> {
         let out = BufWriter::with_capacity(store, path.clone(), PART_BYTES).with_max_concurrency(MAX_PARTS_IN_FLIGHT);
-        let encoder = Encoder::new(&schema, properties)?;
+        let encoder = Encoder::new(schema, properties)?;
         Ok(Self { path, encoder, out: InParts(out), leading, rows: 0 })
     }
 

@@ -181,7 +181,7 @@ impl DataFiles {
             FileKind::Changes => (change_path(&folder), properties),
         };
         let properties = properties.build();
-        let mut writer = DataFileWriter::create(Arc::clone(store), path, Arc::clone(&schema), properties, *leading)?;
+        let mut writer = DataFileWriter::create(Arc::clone(store), path, &schema, properties, *leading)?;
         writer.expect(&rows)?;
         for rows in rows {
             writer.write(&rows).await?;

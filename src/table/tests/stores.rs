@@ -28,7 +28,7 @@ async fn file(store: &Arc<dyn ObjectStore>, mib: usize) -> DataFileWriter {
     let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(column)]).unwrap();
     let path = StorePath::from("a.parquet");
     let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
-    let mut writer = DataFileWriter::create(Arc::clone(store), path, schema, properties, 0).unwrap();
+    let mut writer = DataFileWriter::create(Arc::clone(store), path, &schema, properties, 0).unwrap();
     writer.write(&rows).await.unwrap();
     writer
 }

@@ -95,7 +95,7 @@ impl Rows {
                 let values = self.array(entries, count).as_any().downcast_ref::<StructArray>().unwrap().clone();
                 Arc::new(MapArray::new(Arc::clone(entries), offsets, values, nulls, false))
             }
-            flat => self.values(flat, size, nulls),
+            flat => self.values(flat, size, nulls.as_ref()),
         }
     }
 
@@ -111,12 +111,12 @@ impl Rows {
         (OffsetBuffer::from_lengths(lengths.iter().copied()), lengths.iter().sum())
     }
 
-    fn values(&mut self, of: &DataType, size: usize, nulls: Option<NullBuffer>) -> ArrayRef {
+    fn values(&mut self, of: &DataType, size: usize, nulls: Option<&NullBuffer>) -> ArrayRef {
         let numbers: Vec<i32> = (0..size).map(|_| self.random.i32(0..9)).collect();
         let each = numbers
             .iter()
             .enumerate()
-            .map(|(at, number)| nulls.as_ref().is_none_or(|nulls| nulls.is_valid(at)).then_some(*number));
+            .map(|(at, number)| nulls.is_none_or(|nulls| nulls.is_valid(at)).then_some(*number));
         match of {
             DataType::Utf8 => Arc::new(each.map(|of| of.map(|of| format!("text {of}"))).collect::<StringArray>()),
             DataType::Int32 => Arc::new(each.collect::<Int32Array>()),
@@ -168,7 +168,9 @@ fn ours(batches: &[RecordBatch], known: usize) -> Bytes {
 
 fn of_parquet(batches: &[RecordBatch]) -> Bytes {
     let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties())).unwrap();
-    batches.iter().for_each(|rows| writer.write(rows).unwrap());
+    for rows in batches {
+        writer.write(rows).unwrap();
+    }
     writer.into_inner().unwrap().into()
 }
 
