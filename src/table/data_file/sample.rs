@@ -11,10 +11,11 @@ use arrow::{
 };
 use twox_hash::XxHash3_64;
 
-/// So many values of a leaf are looked at; the first of them do not count, because each code of a list is new once.
+/// How many values of a leaf are looked at, and how many of them do not count at first: each code of a list is new
+/// once.
 const MAX_VALUES: usize = 4096;
 const UNCOUNTED_VALUES: usize = 1024;
-/// With fewer values that count, a dictionary is small, whatever they are.
+/// With fewer values that count, nothing is known.
 const MIN_COUNTED_VALUES: usize = 256;
 /// Values repeat if at most one of this many is new.
 const VALUES_PER_NEW_VALUE: usize = 20;
