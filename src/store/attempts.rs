@@ -102,13 +102,14 @@ impl Attempts {
         }
         outage.said = Some(Instant::now());
         drop(outage);
-        let left = self.retry_timeout.saturating_sub(since.elapsed());
+        let waited = since.elapsed();
+        let left = self.retry_timeout.saturating_sub(waited).as_secs_f64().ceil();
         tracing::info!(
             place,
             reason,
-            waited_ms = since.elapsed().as_millis(),
+            waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             "the object store {place} does not take a request ({reason}); it is repeated for up to {}",
-            humantime::format_duration(Duration::from_secs(left.as_secs()))
+            humantime::format_duration(Duration::from_secs_f64(left))
         );
     }
 }
