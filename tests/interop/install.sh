@@ -13,7 +13,7 @@ case $engine in
     jars=()
     ;;
   s3)
-    packages=('moto[server]==5.2.5' deltalake==1.6.6)
+    packages=('moto[server]==5.2.5' deltalake==1.6.6 duckdb==1.5.5 duckdb-extension-{delta,httpfs,azure}==1.5.5)
     jars=()
     ;;
   spark)

@@ -10,6 +10,7 @@ import pathlib
 import sys
 import tempfile
 
+import by_duckdb
 import commits
 import lake
 import machines
@@ -19,7 +20,7 @@ import stores
 import whole
 
 PARTS = {"whole": whole.every, "commits": commits.every, "outages": outages.every, "pods": pods.every,
-         "machines": machines.every}
+         "machines": machines.every, "duckdb": by_duckdb.every}
 
 
 def main(name: str, server: str, program: str, *parts: str) -> int:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 
 import proxy
-import stores
 from lake import Facts, Lake, Settings, another_day, first_day, run_days
 
 BURST_SECONDS = 30
@@ -84,7 +83,8 @@ def transient(lake: Lake, fault: proxy.Fault, expected: Facts, **storage_options
     proxied = lake.store.proxied(fault)
     config = lake.program(proxied.url, "proxied", **storage_options)
     run_days(lake, lambda command, settings: lake.run(config, command, settings), expected)
-    met = [entry for entry in proxied.entries if entry.status is None or entry.status == 403 or entry.status >= 409]
+    refused = (401, 403)
+    met = [entry for entry in proxied.entries if entry.status in (None, *refused) or entry.status >= 409]
     return lake.end(f"{len(met)} of {len(proxied.entries)} requests were refused, broken or answered with an error")
 
 
@@ -166,14 +166,14 @@ def expired(request: proxy.Request) -> bool:
 
 
 def rotated(lake: Lake, expected: Facts) -> bool:
-    """Every forty requests the session token is replaced in its file, and the store refuses the former one. Nothing
-    differs from a run with one token. Only S3 has such tokens.
+    """Every forty requests the session token, the shared access signature or the bearer token is replaced in its file,
+    and the store refuses the former one. Nothing differs from a run with one secret.
     """
-    if not isinstance(lake.store, stores.S3):
-        return True
-    token, key = lake.folder / "session-token", lake.folder / "secret-key"
-    put_secret(key, lake.store.secrets()["AWS_SECRET_ACCESS_KEY"])
-    put_secret(token, "token-0")
+    store, secret = lake.store, lake.folder / "secret"
+    settings = store.replaceable(secret)
+    if not settings:
+        return lake.end("this store takes only one secret")
+    put_secret(secret, store.replacement(0))
     numbers = itertools.count(1)
     lock = threading.Lock()
 
@@ -181,12 +181,14 @@ def rotated(lake: Lake, expected: Facts) -> bool:
         with lock:
             number = next(numbers)
             if number % 40 == 0:
-                put_secret(token, f"token-{number}")
-            current = token.read_text()
-        return request.headers.get("x-amz-security-token") != current and expired(request)
+                put_secret(secret, store.replacement(number))
+            current = secret.read_text()
+        if store.carries(request, current):
+            return False
+        request.refuse(*store.refusal)
+        return True
 
-    return transient(lake, fault, expected, aws_access_key_id=lake.store.secrets()["AWS_ACCESS_KEY_ID"],
-                     aws_secret_access_key_file=str(key), aws_session_token_file=str(token))
+    return transient(lake, fault, expected, **settings)
 
 
 def put_secret(file: pathlib.Path, secret: str) -> None:

@@ -127,7 +127,8 @@ class Proxy:
     # Otherwise the store sees its own.
     keeps_host = True
 
-    def __init__(self, store: str, bucket: str, fault: Fault | None = None, latency_seconds: float = 0.0) -> None:
+    def __init__(self, store: str, bucket: str, fault: Fault | None = None, latency_seconds: float = 0.0,
+                 port: int = 0) -> None:
         self.store = urllib.parse.urlsplit(store)
         self.bucket = bucket
         self.fault = fault
@@ -138,7 +139,7 @@ class Proxy:
         class Handler(_Handler):
             of = proxy
 
-        self._http = _Server(("127.0.0.1", 0), Handler)
+        self._http = _Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._http.server_port}"
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 

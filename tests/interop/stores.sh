@@ -5,7 +5,7 @@
 #   tests/interop/stores.sh STORE PROGRAM [PART...]
 # STORE is s3 (moto), versity (S3 with files, strict about signatures), azure (azurite) or gcs (fake-gcs-server).
 # PROGRAM is built with `cargo build`; just interop-store does both. PART is one of whole, commits, outages, pods,
-# machines; without any all of them run, which takes 20 minutes. `requests` counts requests instead (latency.py).
+# machines, duckdb; without any all of them run, which takes 20 minutes. `requests` counts requests instead (latency.py).
 set -euo pipefail
 
 if (($# < 2)); then
