@@ -6,18 +6,22 @@ cores.
 
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import pyspark
 from pyspark.sql.connect.session import SparkSession
 
 INSTALLED = pathlib.Path(sys.prefix)
 START_SECONDS = 180
+# Into the table in which rows change.
+MERGE = re.compile(rb"MERGE INTO [^ ]{0,500}Patient")
 
 
 class Server:
@@ -80,10 +84,11 @@ class Server:
 
 
 class Proxy:
-    """Passes bytes to a port, and cuts all connections when it is told to."""
+    """Passes bytes to a port, counts the MERGEs among them, and cuts all connections when it is told to."""
 
     def __init__(self, to: int) -> None:
         self._to = to
+        self.merges = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -110,14 +115,19 @@ class Proxy:
                 continue
             with self._lock:
                 self._open += [inner, outer]
-            for one, other in [(inner, outer), (outer, inner)]:
-                threading.Thread(target=pump, args=(one, other), daemon=True).start()
+            for one, other, seen in [(inner, outer, self._seen), (outer, inner, None)]:
+                threading.Thread(target=pump, args=(one, other, seen), daemon=True).start()
+
+    def _seen(self, data: bytes) -> None:
+        self.merges += len(MERGE.findall(data))
 
 
-def pump(one: socket.socket, other: socket.socket) -> None:
+def pump(one: socket.socket, other: socket.socket, seen: Callable[[bytes], None] | None) -> None:
     try:
         while data := one.recv(65536):
             other.sendall(data)
+            if seen:
+                seen(data)
     except OSError:
         pass
     for end in (one, other):

@@ -276,19 +276,35 @@ def killed_server(program: str, spark: spark_connect.Server, folder: pathlib.Pat
 
 
 def killed_sync(program: str, spark: spark_connect.Server, folder: pathlib.Path, seed: int, times: int) -> int:
-    print(f"fhir-sync is killed {times} times in the middle of a MERGE, and runs again at once", flush=True)
+    print(f"fhir-sync is killed {times} times in the middle of a MERGE, and runs again at once or later", flush=True)
     history = History(program, spark, folder / "killed-sync", seed, False)
+    proxy = spark_connect.Proxy(spark.port)
+    address = f'url = "sc://127.0.0.1:{proxy.port}"'
+    history.theirs = Site(program, history.server.url, folder / "killed-sync", "spark", False, address)
     history.theirs.sync()
+    by_the_killed = 0
     for time_ in range(times):
         many(history, 1000 + time_)
         history.server.delete("Patient", f"m-{time_}")
+        before, merges = commits(history), proxy.merges
         running = history.theirs.begin()
-        begins_to_merge(history.theirs, running)
-        time.sleep(history.random.uniform(0, 2))
+        while proxy.merges == merges and running.poll() is None:
+            time.sleep(0.01)
+        time.sleep(history.random.uniform(0, 3))
         running.send_signal(signal.SIGKILL)
         running.wait()
+        # Spark goes on with the MERGE; a run that begins at once takes the staged files away from it.
+        waits_until = time.monotonic() + (60 if time_ % 2 else 0)
+        while time.monotonic() < waits_until and len(commits(history)) == len(before):
+            time.sleep(1)
+        landed = len(commits(history)) - len(before)
         history.theirs.sync()
         history.as_the_server(f"after kill {time_ + 1}", history.theirs)
+        made = commits(history)[:-len(before)]
+        print(f"  kill {time_ + 1}: {landed} commits before the next run, {len(made)} with it", flush=True)
+        history.expect(f"the killed run and the next one make one commit, not {len(made)}", len(made) == 1)
+        by_the_killed += landed
+    print(f"  {by_the_killed} of {times} MERGEs of killed runs were committed before the next run began", flush=True)
     history.expect("nothing is left staged", not history.theirs.staged())
     return history.differences
 
@@ -408,7 +424,7 @@ def main(program: str, steps: int = STEPS, seed: int = SEED) -> int:
         "changed": changed_by_spark,
         "cut": cut_connections,
         "server": lambda *of: killed_server(*of, 5),
-        "sync": lambda *of: killed_sync(*of, 5),
+        "sync": lambda *of: killed_sync(*of, 10),
         "histories": lambda *of: histories(*of[:3], steps, seed),
     }
     chosen = os.environ.get("SPARK_ENGINE_PARTS", " ".join(parts)).split()
@@ -429,4 +445,7 @@ def main(program: str, steps: int = STEPS, seed: int = SEED) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], *map(int, sys.argv[2:])))
+    end = main(sys.argv[1], *map(int, sys.argv[2:]))
+    sys.stdout.flush()
+    # PySpark would look for its sessions on the server that was killed, for minutes.
+    os._exit(end)
