@@ -81,7 +81,7 @@ impl Site {
             transaction_time: Some(time(at)),
             job: "all#1".into(),
         };
-        let line = |(number, line): (u64, &String)| Line { number, offset: 0, bytes: line.clone().into_bytes() };
+        let line = |(number, line): (u64, &String)| Line { number, offset: 0, bytes: line.clone().into_bytes().into() };
         let decoded = decoder.decode((1..).zip(lines).map(line).collect()).unwrap();
         changes.push(OutputIndex(0), decoded.keys, decoded.rows).unwrap();
         for id in deleted {
