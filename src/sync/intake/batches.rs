@@ -76,7 +76,7 @@ fn taken(ended: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
 mod tests {
     use std::sync::{
         Barrier,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 
     use super::*;
@@ -139,5 +139,36 @@ mod tests {
         }
         batches.end().await.unwrap();
         assert_eq!(ended.load(Ordering::SeqCst), begun);
+    }
+
+    /// A file that ended sooner would be committed without the rows of its last batches.
+    #[tokio::test]
+    async fn a_file_does_not_end_before_its_last_batch_is_taken() {
+        let mut batches = Batches::new(&Arc::new(Semaphore::new(2)));
+        let (ended, is_released) = (Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
+        let (release, released) = std::sync::mpsc::channel();
+        let first = Arc::clone(&ended);
+        let take_first = move || {
+            first.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        batches.begin(take_first).await.unwrap();
+        let take_last = move || released.recv().map_err(|_| Error::Stopped);
+        batches.begin(take_last).await.unwrap();
+        let end = async {
+            batches.end().await.unwrap();
+            assert!(is_released.load(Ordering::SeqCst), "the last batch was not waited for");
+        };
+        let later = async {
+            while ended.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            is_released.store(true, Ordering::SeqCst);
+            release.send(()).unwrap();
+        };
+        tokio::join!(end, later);
     }
 }
