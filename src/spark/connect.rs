@@ -56,6 +56,15 @@ const MAX_MESSAGE_BYTES: usize = 128 * 1024 * 1024;
 const MAX_RESULT_BYTES: usize = 2 * 1024 * 1024 * 1024;
 const CLIENT_TYPE: &str = concat!("fhir-sync/", env!("CARGO_PKG_VERSION"));
 
+/// What each session is set to, whatever the server is.
+const SETTINGS: [(&str, &str); 3] = [
+    // Instants without a zone would be taken for those of the server's zone.
+    ("spark.sql.session.timeZone", "UTC"),
+    // Staged files that are gone or damaged are errors.
+    ("spark.sql.files.ignoreMissingFiles", "false"),
+    ("spark.sql.files.ignoreCorruptFiles", "false"),
+];
+
 impl Client {
     /// Connects with the first call.
     pub fn new(config: &Config) -> Result<Self, Error> {
@@ -85,8 +94,7 @@ impl Client {
     /// A new session with the configured settings and `more`.
     pub async fn session(&self, more: &[(&str, String)]) -> Result<Session, Error> {
         let pairs = self.confs.iter().map(|(key, value)| (key.as_str(), value.clone()));
-        // Instants without a zone would be taken for those of the server's zone.
-        let pairs = [("spark.sql.session.timeZone", "UTC".to_owned())].into_iter().chain(pairs);
+        let pairs = SETTINGS.map(|(key, value)| (key, value.to_owned())).into_iter().chain(pairs);
         let mut session = Session { client: self.clone(), id: Uuid::new_v4().to_string(), observed: None };
         session.set(pairs.chain(more.iter().cloned()).collect()).await?;
         Ok(session)

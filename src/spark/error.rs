@@ -1,5 +1,6 @@
 //! Errors of Spark. What a row contains may be in the texts of the server, so only those of known kinds are shown.
 
+use super::sql::{CHANGED, INCOMPLETE};
 use crate::{secret, table};
 
 #[derive(thiserror::Error, Debug)]
@@ -30,7 +31,7 @@ impl Error {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } | Self::TooLong { .. } => true,
-            Self::Refused { class, .. } => class.is_empty(),
+            Self::Refused { class, reason, .. } => class.is_empty() || reason == INCOMPLETE,
             Self::Denied { .. } | Self::Token(_) | Self::Setup(_) | Self::Answer { .. } | Self::Table(_) => false,
         }
     }
@@ -84,6 +85,9 @@ const WITHOUT_VALUES: [&str; 19] = [
     "UC_",
 ];
 
+/// The class of what a statement fails with by itself.
+const RAISED_BY_STATEMENT: &str = "USER_RAISED_EXCEPTION";
+
 /// How much of a text is shown.
 const MAX_SHOWN_CHARS: usize = 300;
 
@@ -92,6 +96,11 @@ pub fn class_and_reason(message: &str) -> (String, String) {
     let first_line = message.lines().next().unwrap_or_default();
     let class = first_line.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(class, _)| class);
     let Some(class) = class else { return (String::new(), "an error without a class".to_owned()) };
+    if class == RAISED_BY_STATEMENT
+        && let Some(ours) = [CHANGED, INCOMPLETE].into_iter().find(|ours| first_line.contains(ours))
+    {
+        return (class.to_owned(), ours.to_owned());
+    }
     let may_be_shown = WITHOUT_VALUES.iter().any(|known| class.starts_with(known));
     let reason = if may_be_shown { first_line.chars().take(MAX_SHOWN_CHARS).collect() } else { class.to_owned() };
     (class.to_owned(), reason)
@@ -107,6 +116,8 @@ mod tests {
         assert_eq!((class.as_str(), reason.as_str()), ("CAST_INVALID_INPUT", "CAST_INVALID_INPUT"));
         let (class, reason) = class_and_reason("Job aborted: marker");
         assert!(class.is_empty() && !reason.contains("marker"));
+        let (_, reason) = class_and_reason(&format!("[USER_RAISED_EXCEPTION] {INCOMPLETE} marker"));
+        assert_eq!(reason, INCOMPLETE);
         let (_, reason) = class_and_reason("[SCHEMA_NOT_FOUND] The schema `main`.`fhir` cannot be found.\nstack");
         assert!(reason.contains("`main`.`fhir`") && !reason.contains("stack"));
     }

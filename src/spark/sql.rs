@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fhir::TransactionTime,
-    table::{OPERATION, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID, TableDefinition},
+    table::{OPERATION, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, TARGET_ID, TableDefinition},
 };
 
 /// How many commits of the history are read at first.
@@ -145,9 +145,15 @@ fn version(there: &Schema) -> String {
 /// What a MERGE fails with that finds another row than the one that was decided about.
 pub const CHANGED: &str = "fhir-sync: the table has changed";
 
-/// Applies the staged rows. `columns` are all columns of the table that are ours, `staged` those that staged rows have:
-/// the others are null in all of them. A row that is not the one that was decided about fails the statement.
-pub fn merge(table: &str, source: &str, staged_rows: &str, columns: &[String], staged: &[String]) -> String {
+/// What a MERGE fails with that finds other staged files than were written for it: the next run removes what a killed
+/// one has staged, and its MERGE may have begun.
+pub const INCOMPLETE: &str = "fhir-sync: staged rows are missing";
+
+/// Applies the rows that are staged in `place`. `columns` are all columns of the table that are ours, `staged` says which
+/// of them staged rows have: the others are null in all of them. A row that is not the one that was decided about fails
+/// the statement, and so does another number of staged rows.
+pub fn merge(table: &str, source: &str, place: &str, columns: &[String], staged: &Staged) -> String {
+    let Staged { rows, columns: staged, .. } = staged;
     let is_staged: BTreeSet<_> = staged.iter().collect();
     let set = columns.iter().map(|name| match (identifier(name), is_staged.contains(name)) {
         (name, true) => format!("t.{name} = s.{name}"),
@@ -157,9 +163,11 @@ pub fn merge(table: &str, source: &str, staged_rows: &str, columns: &[String], s
     let names = staged.iter().map(|name| identifier(name)).collect::<Vec<_>>();
     let values = names.iter().map(|name| format!("s.{name}")).collect::<Vec<_>>().join(", ");
     let (names, changed, source) = (names.join(", "), literal(CHANGED), literal(source));
+    let incomplete = literal(INCOMPLETE);
     let operation = format!("s.`{OPERATION}`");
     format!(
-        "MERGE INTO {table} AS t USING (SELECT * FROM {staged_rows}) AS s \
+        "MERGE INTO {table} AS t USING (SELECT * FROM {place} WHERE CASE WHEN (SELECT count(*) FROM {place}) = {rows} \
+         THEN true ELSE CAST(raise_error({incomplete}) AS BOOLEAN) END) AS s \
          ON t.`id` = s.`{TARGET_ID}` AND t.`_sync_source` = {source} \
          WHEN MATCHED AND ({operation} = 'insert' OR ({operation} <> 'delete-all' \
          AND NOT (t.`_sync_hash` <=> s.`{SEEN_HASH}` \
@@ -190,6 +198,7 @@ mod tests {
     use crate::{
         fhir::ResourceType,
         resource::{Layout, Options, Shape},
+        table::{Counts, Expected},
     };
 
     fn schema() -> Schema {
@@ -202,12 +211,18 @@ mod tests {
     #[test]
     fn a_merge_changes_only_the_rows_that_were_decided_about() {
         let columns = ["id", "_sync_hash", "gender", "birthDate"].map(str::to_owned);
-        let staged = ["id", "_sync_hash", "gender"].map(str::to_owned);
+        let staged = Staged {
+            rows: 3,
+            columns: ["id", "_sync_hash", "gender"].map(str::to_owned).to_vec(),
+            counts: Counts::default(),
+            expected: Expected::default(),
+        };
         let text = merge("`m`.`f`.`Patient`", "o'hara", "parquet.`/l/rows`", &columns, &staged);
         assert_eq!(
             text,
-            "MERGE INTO `m`.`f`.`Patient` AS t USING (SELECT * FROM parquet.`/l/rows`) AS s ON t.`id` = \
-             s.`__staged_target_id` AND t.`_sync_source` = 'o\\'hara' WHEN MATCHED AND (s.`__staged_operation` = \
+            "MERGE INTO `m`.`f`.`Patient` AS t USING (SELECT * FROM parquet.`/l/rows` WHERE CASE WHEN (SELECT \
+             count(*) FROM parquet.`/l/rows`) = 3 THEN true ELSE CAST(raise_error('fhir-sync: staged rows are missing') \
+             AS BOOLEAN) END) AS s ON t.`id` = s.`__staged_target_id` AND t.`_sync_source` = 'o\\'hara' WHEN MATCHED AND (s.`__staged_operation` = \
              'insert' OR (s.`__staged_operation` <> 'delete-all' AND NOT (t.`_sync_hash` <=> s.`__staged_seen_hash` AND \
              t.`_sync_transaction_time` <=> s.`__staged_seen_transaction_time`))) THEN UPDATE SET t.`id` = \
              raise_error('fhir-sync: the table has changed') WHEN MATCHED AND s.`__staged_operation` IN ('delete', \

@@ -120,7 +120,7 @@ impl SparkTable {
             sql::merge_of_nothing(&self.name)
         } else {
             let rows = self.spark.names.files(&rows_directory);
-            sql::merge(&self.name, &upsert.source, &rows, &columns, &staged.columns)
+            sql::merge(&self.name, &upsert.source, &rows, &columns, &staged)
         };
         Ok(Attempted::Merged(self.merge(merge, note).await?, staged))
     }

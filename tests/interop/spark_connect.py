@@ -84,11 +84,14 @@ class Server:
 
 
 class Proxy:
-    """Passes bytes to a port, counts the MERGEs among them, and cuts all connections when it is told to."""
+    """Passes bytes to a port, counts the MERGEs among them, and cuts all connections when it is told to. While
+    `may_pass` is not set, it keeps MERGEs back."""
 
     def __init__(self, to: int) -> None:
         self._to = to
         self.merges = 0
+        self.may_pass = threading.Event()
+        self.may_pass.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
@@ -119,15 +122,17 @@ class Proxy:
                 threading.Thread(target=pump, args=(one, other, seen), daemon=True).start()
 
     def _seen(self, data: bytes) -> None:
-        self.merges += len(MERGE.findall(data))
+        if merges := len(MERGE.findall(data)):
+            self.merges += merges
+            self.may_pass.wait()
 
 
 def pump(one: socket.socket, other: socket.socket, seen: Callable[[bytes], None] | None) -> None:
     try:
         while data := one.recv(65536):
-            other.sendall(data)
             if seen:
                 seen(data)
+            other.sendall(data)
     except OSError:
         pass
     for end in (one, other):

@@ -5,8 +5,8 @@
 PROGRAM is built with the feature spark. It runs in the Python of `install.sh connect`. A server changes at random, and
 after each step both programs sync from it. The rows, the tombstones and the counts of the ledger must be the same, and
 after a full refresh those of the server. Then the Spark server is killed in the middle of a MERGE, connections are cut,
-and fhir-sync is killed; and tables have row tracking, liquid clustering, column mapping, a constraint, a column of
-somebody else, and names in a catalog.
+fhir-sync is killed, and its staged rows are removed; and tables have row tracking, liquid clustering, column mapping, a
+constraint, a column of somebody else, and names in a catalog.
 """
 
 import json
@@ -21,6 +21,7 @@ import time
 
 import bulk
 import deltalake
+import pyarrow.parquet as parquet
 import spark_connect
 
 STEPS, SEED = 200, 20261129
@@ -309,6 +310,36 @@ def killed_sync(program: str, spark: spark_connect.Server, folder: pathlib.Path,
     return history.differences
 
 
+def unstaged(program: str, spark: spark_connect.Server, folder: pathlib.Path, seed: int) -> int:
+    print("a MERGE of a killed run begins when a part of its staged rows is gone", flush=True)
+    history = History(program, spark, folder / "unstaged", seed, False)
+    proxy = spark_connect.Proxy(spark.port)
+    address = f'url = "sc://127.0.0.1:{proxy.port}"'
+    history.theirs = Site(program, history.server.url, folder / "unstaged", "spark", False, address)
+    history.theirs.sync()
+    for time_, kept in enumerate([1, 500, 0]):
+        many(history, 1000 + time_)
+        before, merges = commits(history), proxy.merges
+        proxy.may_pass.clear()
+        running = history.theirs.begin()
+        while proxy.merges == merges and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        for staged in history.theirs.staged():
+            rows = parquet.read_table(staged)
+            staged.unlink()
+            if kept:
+                parquet.write_table(rows.slice(0, kept), staged)
+        proxy.may_pass.set()
+        # Spark goes on with it; what it has not committed by then is refused.
+        time.sleep(20)
+        history.expect(f"a MERGE that finds {kept} of its rows is not committed", commits(history) == before)
+        history.theirs.sync()
+        history.as_the_server(f"after a MERGE that finds {kept} of its rows", history.theirs)
+    return history.differences
+
+
 def cut_connections(program: str, spark: spark_connect.Server, folder: pathlib.Path, seed: int) -> int:
     print("connections are cut in the middle of a MERGE", flush=True)
     history = History(program, spark, folder / "cut", seed, False)
@@ -424,6 +455,7 @@ def main(program: str, steps: int = STEPS, seed: int = SEED) -> int:
         "changed": changed_by_spark,
         "cut": cut_connections,
         "server": lambda *of: killed_server(*of, 5),
+        "unstaged": unstaged,
         "sync": lambda *of: killed_sync(*of, 10),
         "histories": lambda *of: histories(*of[:3], steps, seed),
     }

@@ -258,6 +258,22 @@ async fn what_a_killed_run_has_staged_is_removed_by_the_next_upsert_and_not_merg
     assert!(!site.staging().exists());
 }
 
+/// A run that was killed is gone, and Spark is about to carry out its MERGE, when the next run removes what it staged.
+#[tokio::test]
+async fn a_merge_that_finds_only_some_of_its_staged_rows_is_not_carried_out() {
+    let site = Site::loaded().await;
+    for _ in 0..3 {
+        site.server.fail("MERGE INTO", Fault::Unstaged);
+    }
+    let error = site.sync(&[patient("a", 2), patient("c", 1)], &["b"], 2).await.unwrap_err();
+    assert!(text(&error).contains("staged rows are missing"), "{}", text(&error));
+    site.assert_rows(&[("a", 1), ("b", 1)]);
+    assert_eq!((site.merges(), site.watermark().await), ((4, 1), Some(time(1))));
+    site.server.fail("MERGE INTO", Fault::Unstaged);
+    site.sync(&[patient("a", 2), patient("c", 1)], &["b"], 2).await.unwrap();
+    site.assert_rows(&[("a", 2), ("c", 1)]);
+}
+
 #[tokio::test]
 async fn a_server_that_is_away_for_longer_than_the_patience_fails_the_type() {
     let site = Site::loaded().await;

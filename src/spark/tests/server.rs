@@ -45,6 +45,8 @@ pub enum Fault {
     Denied,
     /// Another writer changes the first stored row before it is carried out.
     Overtaken,
+    /// A run that begins has removed the file with its first staged row.
+    Unstaged,
     /// The server refuses it with this class of error.
     Refused(&'static str),
 }
@@ -204,6 +206,7 @@ impl Inner {
             Some(Fault::Refused(class)) => return refused(&format!("[{class}] It is refused: marker.")),
             Some(Fault::EndedBefore) => return self.restart(),
             Some(Fault::Overtaken) => self.warehouse.change_by_somebody_else(),
+            Some(Fault::Unstaged) => self.warehouse.unstaged_rows = 1,
             _ => {}
         }
         let conf = self.sessions.get(&request.session_id).cloned().unwrap_or_default();

@@ -18,7 +18,7 @@ use arrow::{
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::{
-    spark::sql::CHANGED,
+    spark::sql::{CHANGED, INCOMPLETE},
     table::{OPERATION, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID},
 };
 
@@ -46,6 +46,8 @@ pub struct Warehouse {
     pub is_created: bool,
     pub rows: Vec<Row>,
     pub commits: Vec<Commit>,
+    /// How many staged rows the next MERGE does not find.
+    pub unstaged_rows: usize,
     /// The last transaction version of each application.
     versions: BTreeMap<String, i64>,
 }
@@ -56,7 +58,7 @@ impl Warehouse {
     /// The columns that the table is created with.
     pub fn new(schema: SchemaRef) -> Self {
         let (rows, commits) = (Vec::new(), Vec::new());
-        Self { schema, is_created: false, rows, commits, versions: BTreeMap::new() }
+        Self { schema, is_created: false, rows, commits, unstaged_rows: 0, versions: BTreeMap::new() }
     }
 
     /// The notes of our own commits.
@@ -169,6 +171,11 @@ impl Warehouse {
         let mut metrics = [0; 3];
         if statement.contains("parquet.`") {
             let staged = read(statement, "FROM parquet.`", "");
+            let found = staged.num_rows() - std::mem::take(&mut self.unstaged_rows);
+            let staged = staged.slice(staged.num_rows() - found, found);
+            if !statement.contains(&format!("`) = {found} THEN true ELSE CAST(raise_error('{INCOMPLETE}')")) {
+                return Err(format!("[USER_RAISED_EXCEPTION] {INCOMPLETE}"));
+            }
             for row in staged_rows(&staged) {
                 row.apply(&mut rows, &mut metrics)?;
             }

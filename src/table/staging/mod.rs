@@ -63,6 +63,8 @@ pub struct StagedShard {
 pub struct Staged {
     pub counts: Counts,
     pub expected: Expected,
+    /// How many rows are staged.
+    pub rows: u64,
     /// The columns of the staged rows that are columns of the table; empty where there is nothing to write.
     pub columns: Vec<String>,
 }
@@ -214,10 +216,10 @@ impl<'a> Staging<'a> {
             let counts = format!("received {}, accounted for {counts:?}", self.changes.received());
             return Err(Error::Unbalanced { table: self.table, counts });
         }
-        let columns = self.rows.finish().await?;
+        let (rows, columns) = self.rows.finish().await?;
         self.root.check_lease().await?;
         self.tombstones.append(self.table, &self.decision.tombstones, self.upsert).await?;
-        Ok(Staged { counts, expected: self.expected, columns })
+        Ok(Staged { counts, expected: self.expected, rows, columns })
     }
 }
 

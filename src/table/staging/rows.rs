@@ -67,6 +67,7 @@ pub struct RowWriter {
     files: Option<DataFiles>,
     schema: SchemaRef,
     place: String,
+    written: u64,
 }
 
 impl RowWriter {
@@ -80,7 +81,7 @@ impl RowWriter {
         // Readers take the columns from one of the files, so each file has them all.
         let all: BTreeSet<_> = schema.fields().iter().map(|field| field.name().clone()).collect();
         let files = Some(DataFiles::new(target, Vec::new(), all));
-        Self { files, schema, place: place.directory_of("") }
+        Self { files, schema, place: place.directory_of(""), written: 0 }
     }
 
     /// Writes the chosen rows of the change set. Blocks on the disk.
@@ -112,18 +113,20 @@ impl RowWriter {
 
     async fn write(&mut self, rows: &RecordBatch) -> Result<(), Error> {
         let Some(files) = &mut self.files else { return Ok(()) };
-        files.write(rows).await.map(|_| ()).map_err(|error| Error::delta(&self.place, error))
+        files.write(rows).await.map_err(|error| Error::delta(&self.place, error))?;
+        self.written += rows.num_rows() as u64;
+        Ok(())
     }
 
-    /// Ends the files; the columns of the table that they have, none where no row was written.
-    pub async fn finish(&mut self) -> Result<Vec<String>, Error> {
-        let Some(files) = self.files.take() else { return Ok(Vec::new()) };
-        let files = files.finish().await.map_err(|error| Error::delta(&self.place, error))?;
-        if files.is_empty() {
-            return Ok(Vec::new());
+    /// Ends the files: how many rows they have, and which columns of the table; none where no row was written.
+    pub async fn finish(&mut self) -> Result<(u64, Vec<String>), Error> {
+        let Some(files) = self.files.take() else { return Ok((0, Vec::new())) };
+        files.finish().await.map_err(|error| Error::delta(&self.place, error))?;
+        if self.written == 0 {
+            return Ok((0, Vec::new()));
         }
         let columns = self.schema.fields().iter().skip(control_fields().len());
-        Ok(columns.map(|field| field.name().clone()).collect())
+        Ok((self.written, columns.map(|field| field.name().clone()).collect()))
     }
 }
 
