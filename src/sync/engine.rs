@@ -197,7 +197,7 @@ impl ResourceTable {
     ) -> Result<ChangeSet, table::Error> {
         match self {
             Self::Delta(table) if appends => ChangeSet::for_first_load(table, schema, budget, spool_folder),
-            Self::Delta(_) => Ok(ChangeSet::new(schema, budget, spool_folder)),
+            Self::Delta(table) => Ok(ChangeSet::for_rows(table, schema, budget, spool_folder)),
             #[cfg(feature = "spark")]
             Self::Spark(_) => Ok(ChangeSet::new(schema, budget, spool_folder)),
         }

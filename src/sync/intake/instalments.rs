@@ -306,13 +306,8 @@ impl Intake {
         };
         let tally = self.tally().settle(rows);
         *changes = None;
-        let next = if is_first_load {
-            let table = runtime.block_on(engine.open_or_create(of, &definition));
-            table.and_then(|table| table.change_set(true, &schema, self.budget, &self.spool_folder))
-        } else {
-            Ok(ChangeSet::new(&schema, self.budget, &self.spool_folder))
-        };
-        match next {
+        let table = runtime.block_on(engine.open_or_create(of, &definition));
+        match table.and_then(|table| table.change_set(is_first_load, &schema, self.budget, &self.spool_folder)) {
             Ok(next) => *changes = Some(next),
             Err(error) => {
                 *changes = Some(ChangeSet::new(&schema, self.budget, &self.spool_folder));

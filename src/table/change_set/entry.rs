@@ -80,6 +80,21 @@ pub struct RowEntry {
     pub location: RowLocation,
 }
 
+/// An entry of a row whose location is not known yet.
+#[derive(Clone, Copy)]
+pub struct NewEntry {
+    pub version: Version,
+    pub hash: u64,
+    pub position: Position,
+}
+
+impl NewEntry {
+    pub fn at(self, location: RowLocation) -> IndexEntry {
+        let Self { version, hash, position } = self;
+        IndexEntry::Row(RowEntry { version, hash, position, location })
+    }
+}
+
 const DELETION: u8 = 1;
 const SUBSETTED: u8 = 2;
 /// Which of the times and numbers the entry has, in this order.

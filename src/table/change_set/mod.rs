@@ -17,12 +17,17 @@ pub mod memory_budget;
 pub mod newest;
 /// Encrypted blocks in memory, then on the disk.
 pub mod spool;
+/// Rows that wait to be divided by partition.
+pub mod window;
 
 use std::{
     collections::BTreeSet,
     fs::File,
     path::Path,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arrow::{array::RecordBatch, datatypes::SchemaRef};
@@ -32,13 +37,15 @@ use crate::fhir::RowKey;
 use crate::table::{
     Error, Table,
     change_set::batch::SpooledBatch,
-    change_set::entry::{ChunkIndex, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
+    change_set::entry::{ChunkIndex, IdHash, IdHasher, IndexEntry, NewEntry, Position, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
+    change_set::window::{Part, Waiting, Window},
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
+    date_partition::PartitionKey,
     ids::Ids,
 };
 
@@ -47,18 +54,34 @@ pub use self::entry::OutputIndex;
 pub struct ChangeSet {
     schema: SchemaRef,
     hasher: IdHasher,
-    /// Takes the rows instead of the spool.
-    first_load: Option<FirstLoad>,
+    rows: Rows,
+    /// Rows and deletions that were pushed.
+    received: AtomicU64,
     held: RwLock<Held>,
+}
+
+/// Where the rows go.
+enum Rows {
+    Spool,
+    /// Into the spool, divided by partition.
+    Partitions(Window),
+    DataFiles(FirstLoad),
 }
 
 struct Held {
     spool: Spool,
     index: Index,
-    chunks: Vec<Block>,
+    chunks: Vec<Chunk>,
     /// Which columns of the schema are not null in all rows so far.
     filled: BTreeSet<usize>,
     ids: Ids,
+}
+
+/// Some rows in the spool.
+struct Chunk {
+    block: Block,
+    /// The partitions of the rows; `None` where they were not divided.
+    partitions: Option<Vec<PartitionKey>>,
 }
 
 /// Does a change set for this table write its rows into data files as they arrive? Yes while the table is empty and not
@@ -66,6 +89,12 @@ struct Held {
 pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
     Ok(may_append(table) && table.files().await?.is_empty())
 }
+
+/// A window has this part of the memory for rows, and not more than [`MAX_WINDOW_BYTES`].
+const WINDOWS: usize = 8;
+const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// Each chunk says of every column how long it is, which takes 30 kB where a type has hundreds.
+const MIN_PART_ROWS: usize = 128;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
 fn may_append(table: &Table) -> bool {
@@ -83,7 +112,23 @@ impl ChangeSet {
         if is_first_load(table).await? {
             return Self::for_first_load(table, schema, budget, spool_folder);
         }
-        Ok(Self::new(schema, budget, spool_folder))
+        Ok(Self::for_rows(table, schema, budget, spool_folder))
+    }
+
+    /// The same for a table that has rows: those of the change set wait until the commit.
+    pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
+        let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
+        // Two windows may be divided while a third one fills; what is divided is in memory twice.
+        let window_bytes = (budget.waiting_bytes / WINDOWS).min(MAX_WINDOW_BYTES);
+        let waiting_bytes = budget.waiting_bytes - window_bytes * 5;
+        let changes = Self::new(schema, MemoryBudget { waiting_bytes, ..budget }, spool_folder);
+        changes.divided(Window::new(by.clone(), window_bytes, MIN_PART_ROWS))
+    }
+
+    /// The same, but rows wait in the window until they are divided by partition.
+    #[must_use]
+    pub fn divided(self, window: Window) -> Self {
+        Self { rows: Rows::Partitions(window), ..self }
     }
 
     /// The same for a table that is empty, or that an earlier change set of the same first load has written: most of
@@ -95,7 +140,7 @@ impl ChangeSet {
         spool_folder: &Path,
     ) -> Result<Self, Error> {
         if budget.appending_bytes < MIN_WRITER_BYTES || !may_append(table) {
-            return Ok(Self::new(schema, budget, spool_folder));
+            return Ok(Self::for_rows(table, schema, budget, spool_folder));
         }
         let changes = Self::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
         Ok(changes.appending(table.target()?, budget.appending_bytes))
@@ -117,13 +162,14 @@ impl ChangeSet {
 
     fn with(schema: &SchemaRef, limits: Limits, ids: Ids, spool: Spool) -> Self {
         let held = Held { spool, index: Index::new(limits), chunks: Vec::new(), filled: BTreeSet::new(), ids };
-        Self { schema: schema.clone(), hasher: IdHasher::new(), first_load: None, held: RwLock::new(held) }
+        let (hasher, received) = (IdHasher::new(), AtomicU64::new(0));
+        Self { schema: schema.clone(), hasher, rows: Rows::Spool, received, held: RwLock::new(held) }
     }
 
     /// The same, but rows are written into data files at once, and only entries of the index are spooled.
     #[must_use]
     pub fn appending(self, target: FileTarget, memory_bytes: usize) -> Self {
-        Self { first_load: Some(FirstLoad::new(target, memory_bytes)), ..self }
+        Self { rows: Rows::DataFiles(FirstLoad::new(target, memory_bytes)), ..self }
     }
 
     /// Takes the rows of some lines of the file `output`; `keys` has one key for each of `rows`. Blocks on the disk.
@@ -131,50 +177,73 @@ impl ChangeSet {
         if keys.is_empty() {
             return Ok(());
         }
-        let first = match &self.first_load {
-            Some(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
-            None => self.spool(&rows)?,
+        let entry = |RowKey { id, version, hash, line }: &RowKey| {
+            let position = Position { output, line: *line };
+            (self.hasher.of(id), NewEntry { version: *version, hash: *hash, position })
+        };
+        let entries = keys.iter().map(entry).collect();
+        self.write().ids.extend(keys.iter().map(|key| key.id.as_str()));
+        let first = match &self.rows {
+            Rows::Spool => self.spool(&rows, None)?,
+            Rows::Partitions(window) => {
+                // Before they are divided: rows that are lost on the way make the counts of the commit wrong.
+                self.count(keys.len());
+                return self.divide(window, window.add(rows, entries));
+            }
+            Rows::DataFiles(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
         };
         // Frees the memory before waiting for other workers at the lock.
         drop(rows);
-        let keys: Vec<_> = keys.into_iter().map(|key| (self.hasher.of(&key.id), key)).collect();
-        let Held { spool, index, ids, .. } = &mut *self.write();
-        ids.extend(keys.iter().map(|(_, key)| key.id.as_str()));
-        for (row, (id_hash, key)) in (first.row..).zip(keys) {
-            let position = Position { output, line: key.line };
-            let row =
-                RowEntry { version: key.version, hash: key.hash, position, location: RowLocation { row, ..first } };
-            index.push(spool, id_hash, &IndexEntry::Row(row))?;
+        self.count(keys.len());
+        self.index(first, entries)
+    }
+
+    /// Keeps the rows of a full window, in chunks by their partitions.
+    fn divide(&self, window: &Window, waiting: Waiting) -> Result<(), Error> {
+        for Part { partitions, rows, entries } in window.divide(&self.schema, waiting).map_err(Error::spool)? {
+            let first = self.spool(&rows, Some(partitions))?;
+            self.index(first, entries)?;
+        }
+        Ok(())
+    }
+
+    /// The entries of rows that are one after the other, the first of them here.
+    fn index(&self, first: RowLocation, entries: Vec<(IdHash, NewEntry)>) -> Result<(), Error> {
+        let Held { spool, index, .. } = &mut *self.write();
+        for (row, (id_hash, entry)) in (first.row..).zip(entries) {
+            index.push(spool, id_hash, &entry.at(RowLocation { row, ..first }))?;
         }
         Ok(())
     }
 
     /// Keeps the rows as a chunk of their own; the location of the first of them.
-    fn spool(&self, rows: &RecordBatch) -> Result<RowLocation, Error> {
+    fn spool(&self, rows: &RecordBatch, partitions: Option<Vec<PartitionKey>>) -> Result<RowLocation, Error> {
         let SpooledBatch { columns, block } = SpooledBatch::encode(&self.schema, rows).map_err(Error::spool)?;
         let Held { spool, chunks, filled, .. } = &mut *self.write();
         let chunk = ChunkIndex(u32::try_from(chunks.len()).map_err(Error::spool)?);
-        chunks.push(spool.append(&block)?);
+        chunks.push(Chunk { block: spool.append(&block)?, partitions });
         filled.extend(columns);
         Ok(RowLocation { chunk, row: 0 })
     }
 
     /// Are rows written into data files as they arrive?
     pub fn is_first_load(&self) -> bool {
-        self.first_load.is_some()
+        matches!(self.rows, Rows::DataFiles(_))
     }
 
-    /// On a first load, finishes the open data files. More rows may be pushed afterwards.
+    /// Finishes the open data files of a first load, and divides rows that wait for it. More rows may be pushed
+    /// afterwards. Blocks on the disk.
     pub async fn flush(&self) -> Result<(), Error> {
-        match &self.first_load {
-            Some(first_load) => first_load.flush().await.map_err(Error::first_load),
-            None => Ok(()),
+        match &self.rows {
+            Rows::Spool => Ok(()),
+            Rows::Partitions(window) => self.divide(window, window.take()),
+            Rows::DataFiles(first_load) => first_load.flush().await.map_err(Error::first_load),
         }
     }
 
     /// Deletes the data files that no commit will name. If that fails, the vacuum deletes them later.
     pub async fn abandon(&self) {
-        if let Some(first_load) = &self.first_load {
+        if let Rows::DataFiles(first_load) = &self.rows {
             first_load.abandon().await;
         }
     }
@@ -182,20 +251,28 @@ impl ChangeSet {
     /// On a first load, the data files of the rows, with the indices of the chunks; `None` where the rows are in the
     /// spool.
     pub fn files(&self) -> Option<Vec<(ChunkIndex, StoredFile)>> {
-        self.first_load.as_ref().map(FirstLoad::files)
+        match &self.rows {
+            Rows::DataFiles(first_load) => Some(first_load.files()),
+            Rows::Spool | Rows::Partitions(_) => None,
+        }
     }
 
     /// Takes an entry of a `deleted` bundle. May block on the disk.
     pub fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let id_hash = self.hasher.of(&id);
+        self.count(1);
         let Held { spool, index, ids, .. } = &mut *self.write();
         ids.extend(std::iter::once(id.as_str()));
         index.push(spool, id_hash, &IndexEntry::Deletion { id: id.into(), at })
     }
 
+    fn count(&self, received: usize) {
+        self.received.fetch_add(received as u64, Ordering::Relaxed);
+    }
+
     /// Rows and deletions taken so far, duplicates included.
     pub fn received(&self) -> u64 {
-        self.read().index.count()
+        self.received.load(Ordering::Relaxed)
     }
 
     pub fn schema(&self) -> &SchemaRef {
@@ -231,13 +308,18 @@ impl ChangeSet {
     pub fn batch(&self, chunk: ChunkIndex) -> Result<RecordBatch, Error> {
         let block = {
             let held = self.read();
-            let block = held
+            let chunk = held
                 .chunks
                 .get(chunk.0 as usize)
                 .ok_or_else(|| Error::spool("there is no such batch of received rows"))?;
-            held.spool.read(block)?
+            held.spool.read(&chunk.block)?
         };
         SpooledBatch::decode(&self.schema, block).map_err(Error::spool)
+    }
+
+    /// The partitions of the rows of a spooled chunk, if they are known without reading it.
+    pub fn partitions(&self, chunk: ChunkIndex) -> Option<Vec<PartitionKey>> {
+        self.read().chunks.get(chunk.0 as usize)?.partitions.clone()
     }
 
     /// The spooled chunks, for [`Self::batch`].

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::{
-    array::{Array as _, RecordBatch},
-    compute::interleave_record_batch,
+    array::{Array as _, RecordBatch, UInt32Array},
+    compute::{concat_batches, take_record_batch},
     datatypes::SchemaRef,
     error::ArrowError,
 };
@@ -17,28 +17,27 @@ use crate::table::{
     date_partition::{DatePartition, PartitionKey},
 };
 
-/// The rows of each partition that passes the filter, in their order, with those of `columns` that some of the rows
-/// fill.
-fn split(
-    batches: &[RecordBatch],
-    columns: &SchemaRef,
-    by: &DatePartition,
-    filter: impl Fn(&PartitionKey) -> bool,
-) -> Result<BTreeMap<PartitionKey, RecordBatch>, ArrowError> {
-    let mut places: BTreeMap<PartitionKey, Vec<(usize, usize)>> = BTreeMap::new();
-    for (number, rows) in batches.iter().enumerate() {
-        for (row, key) in by.keys(rows)?.into_iter().enumerate().filter(|(_, key)| filter(key)) {
-            places.entry(key).or_default().push((number, row));
-        }
-    }
+/// The rows of all batches, with those of `columns` that some of them fill.
+pub fn joined(columns: &SchemaRef, batches: Vec<RecordBatch>) -> Result<RecordBatch, ArrowError> {
     let is_filled = |name: &str| {
         let mut columns = batches.iter().filter_map(|rows| rows.column_by_name(name));
         columns.any(|column| column.null_count() < column.len())
     };
     let filled = columns_of_file(columns, 0, is_filled);
-    let batches = batches.iter().map(|rows| align(rows, &filled)).collect::<Result<Vec<_>, _>>()?;
-    let batches: Vec<_> = batches.iter().collect();
-    places.into_iter().map(|(key, places)| Ok((key, interleave_record_batch(&batches, &places)?))).collect()
+    let batches = batches.into_iter().map(|rows| align(&rows, &filled)).collect::<Result<Vec<_>, _>>()?;
+    concat_batches(&filled, &batches)
+}
+
+/// Which rows are of which partition.
+pub fn rows_of_partitions(
+    rows: &RecordBatch,
+    by: &DatePartition,
+) -> Result<BTreeMap<PartitionKey, Vec<u32>>, ArrowError> {
+    let mut of_partitions: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (row, partition) in (0..).zip(by.keys(rows)?) {
+        of_partitions.entry(partition).or_default().push(row);
+    }
+    Ok(of_partitions)
 }
 
 /// How many bytes of Arrow arrays are collected and then split by partition. Splitting goes through each column once
@@ -85,7 +84,8 @@ impl PartitionedFiles {
     /// `filled` as in [`DataFiles::new`].
     pub fn new(target: FileTarget, filled: BTreeSet<String>, filter: PartitionFilter) -> Self {
         let open_at_once = if target.by.is_some() { filter.max_open() } else { 1 };
-        let target = FileTarget { row_group_bytes: target.row_group_bytes / open_at_once, ..target };
+        let row_group_bytes = target.row_group_bytes / open_at_once;
+        let target = FileTarget { row_group_bytes, side_by_side: open_at_once > 1, ..target };
         let open = BTreeMap::new();
         Self { target, filled, filter, waiting: Vec::new(), waiting_bytes: 0, open, done: Vec::new() }
     }
@@ -98,17 +98,28 @@ impl PartitionedFiles {
         if self.target.by.is_none() {
             return self.write_into(None, rows).await;
         }
-        self.waiting_bytes += bytes_of(rows);
+        let bytes = bytes_of(rows);
+        if self.waiting_bytes + bytes > MAX_WAITING_BYTES {
+            self.divide().await?;
+        }
+        self.waiting_bytes += bytes;
         self.waiting.push(rows.clone());
-        if self.waiting_bytes >= MAX_WAITING_BYTES { self.divide().await } else { Ok(()) }
+        Ok(())
     }
 
     async fn divide(&mut self) -> Result<(), DeltaTableError> {
-        let Some(by) = &self.target.by else { return Ok(()) };
-        let divided = split(&std::mem::take(&mut self.waiting), &self.target.columns, by, |key| self.filter.has(key))?;
+        let Some(by) = self.target.by.clone().filter(|_| !self.waiting.is_empty()) else { return Ok(()) };
+        let rows = joined(&self.target.columns, std::mem::take(&mut self.waiting))?;
         self.waiting_bytes = 0;
-        for (key, rows) in divided {
-            self.write_into(key, &rows).await?;
+        for (partition, of_partition) in rows_of_partitions(&rows, &by)? {
+            if !self.filter.has(&partition) {
+                continue;
+            }
+            if of_partition.len() == rows.num_rows() {
+                return self.write_into(partition, &rows).await;
+            }
+            let of_partition = take_record_batch(&rows, &UInt32Array::from(of_partition))?;
+            self.write_into(partition, &of_partition).await?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{maintain::in_days, *};
-use crate::table::MaintenanceStep;
+use crate::table::{MaintenanceStep, change_set::window::Window};
 
 fn by(finest: DatePart) -> BTreeMap<ResourceType, DatePartition> {
     BTreeMap::from([(patient(), DatePartition { date: "birthDate".to_owned(), finest })])
@@ -24,6 +24,15 @@ impl Lake {
         let drawn = self.drawn(&[&["id"], columns].concat());
         let rows = drawn.lines().skip(3).filter(|row| row.starts_with('|'));
         rows.map(|row| row.split_whitespace().collect()).collect()
+    }
+
+    /// As [`Lake::upsert`], with rows that are divided by partition while they arrive.
+    async fn upsert_divided(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
+        let table = self.table().await;
+        let window = Window::new(table.partitioned_by().unwrap().clone(), 1, 2);
+        let changes = ChangeSet::tiny(&self.shape().schema(), self.folder.path()).divided(window);
+        self.fill(&changes, files, transaction_time);
+        table.upsert(&changes, &upsert(transaction_time)).await.unwrap()
     }
 
     /// The folders of the files of the newest version.
@@ -192,7 +201,7 @@ proptest! {
             proptest::collection::vec((0usize..6, 1u32..5, 0usize..5), 0..8), 1..5,
         ),
         finest in proptest::sample::select(DatePart::ALL.to_vec()),
-        copy_on_write in any::<bool>(),
+        (copy_on_write, divided) in any::<(bool, bool)>(),
         maintained in 0usize..5,
     ) {
         const IDS: [&str; 6] = ["id0", "id1", "id2", "id3", "id4", "id5"];
@@ -217,7 +226,12 @@ proptest! {
                 // Small files, so that they have different columns.
                 let files: Vec<_> = file.chunks(2).map(<[_]>::to_vec).collect();
                 let counts = plain.upsert(&files, time).await.counts;
-                assert_eq!(partitioned.upsert(&files, time).await.counts, counts);
+                let committed = if divided {
+                    partitioned.upsert_divided(&files, time).await
+                } else {
+                    partitioned.upsert(&files, time).await
+                };
+                assert_eq!(committed.counts, counts);
                 if number == maintained {
                     partitioned.maintain(&MaintenanceStep::ALL, in_days(0)).await;
                 }

@@ -33,25 +33,37 @@ const MIN_CHUNKS_PER_TASK: usize = 8;
 const MAX_PARTITIONS_PER_TASK: usize = 16;
 
 /// Tasks that together write all chosen rows, as many as are worth a thread. In a partitioned table each partition
-/// belongs to one task, which reads every chunk that has rows of it: that is more reading, but makes no small files.
+/// belongs to one task, and those that share chunks to the same one, as far as it may have so many.
 pub fn write_tasks(writer: &Writer<'_>) -> Result<Vec<WriteTask>, Error> {
     let chunks: Vec<_> = writer.decision.chosen.keys().copied().collect();
-    let threads = (chunks.len() / MIN_CHUNKS_PER_TASK).clamp(1, cores());
-    if writer.table.partitioned_by().is_none() {
-        let shares = chunks.chunks(chunks.len().div_ceil(threads).max(1));
-        let task = |chunks: &[ChunkIndex]| WriteTask { chunks: chunks.to_vec(), partitions: BTreeSet::from([None]) };
-        return Ok(shares.map(task).collect());
+    if writer.table.partitioned_by().is_some() {
+        return Ok(by_partition(chunks_of_partitions(writer, &chunks)?));
     }
-    let chunks_of: Vec<_> = chunks_of_partitions(writer, &chunks)?.into_iter().collect();
-    let shares = chunks_of.chunks(chunks_of.len().div_ceil(threads).clamp(1, MAX_PARTITIONS_PER_TASK));
-    let task = |partitions: &[(PartitionKey, RoaringBitmap)]| {
-        let chunks = partitions.iter().fold(RoaringBitmap::new(), |all, (_, chunks)| all | chunks);
-        WriteTask {
-            chunks: chunks.iter().map(ChunkIndex).collect(),
-            partitions: partitions.iter().map(|(key, _)| *key).collect(),
-        }
-    };
+    let threads = (chunks.len() / MIN_CHUNKS_PER_TASK).clamp(1, cores());
+    let shares = chunks.chunks(chunks.len().div_ceil(threads).max(1));
+    let task = |chunks: &[ChunkIndex]| WriteTask { chunks: chunks.to_vec(), partitions: BTreeSet::from([None]) };
     Ok(shares.map(task).collect())
+}
+
+fn by_partition(chunks_of: BTreeMap<PartitionKey, RoaringBitmap>) -> Vec<WriteTask> {
+    let mut tasks: Vec<(BTreeSet<PartitionKey>, RoaringBitmap)> = Vec::new();
+    for (partition, chunks) in chunks_of {
+        let shares = |(partitions, of_task): &&mut (BTreeSet<_>, RoaringBitmap)| {
+            partitions.len() < MAX_PARTITIONS_PER_TASK && !of_task.is_disjoint(&chunks)
+        };
+        match tasks.last_mut().filter(shares) {
+            Some((partitions, of_task)) => {
+                partitions.insert(partition);
+                *of_task |= chunks;
+            }
+            None => tasks.push((BTreeSet::from([partition]), chunks)),
+        }
+    }
+    let task = |(partitions, chunks): (_, RoaringBitmap)| WriteTask {
+        chunks: chunks.iter().map(ChunkIndex).collect(),
+        partitions,
+    };
+    tasks.into_iter().map(task).collect()
 }
 
 /// The chunks that have chosen rows of each partition, as a bitmap: partitions by day are many, and so are their
@@ -61,6 +73,9 @@ fn chunks_of_partitions(
     chunks: &[ChunkIndex],
 ) -> Result<BTreeMap<PartitionKey, RoaringBitmap>, Error> {
     let keys_of = |chunk: &ChunkIndex| {
+        if let Some(partitions) = writer.changes.partitions(*chunk) {
+            return Ok((*chunk, partitions.into_iter().collect()));
+        }
         let Some(chosen) = writer.decision.chosen.get(chunk) else { return Ok((*chunk, BTreeSet::new())) };
         let rows = writer.chosen_rows(*chunk, chosen)?;
         let keys = keys(&rows, writer.table.partitioned_by()).map_err(|error| writer.table.failed(error))?;

@@ -138,11 +138,6 @@ impl Index {
         Ok(())
     }
 
-    /// How many entries were pushed.
-    pub fn count(&self) -> u64 {
-        self.buckets.iter().map(|bucket| bucket.count).sum()
-    }
-
     /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they
     /// cover every id, pushed or not.
     pub fn spans(&self) -> Vec<Span> {

@@ -1,0 +1,164 @@
+//! The window of a partitioned table: rows wait in it until they are many enough to be divided by partition.
+//!
+//! A chunk of the spool then has rows of one partition, or of a few that follow each other and have few rows each. So
+//! the commit reads a chunk once or twice, and not once for every sixteen partitions.
+
+use std::{
+    mem,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use arrow::{
+    array::{RecordBatch, UInt32Array},
+    compute::take_record_batch,
+    datatypes::SchemaRef,
+    error::ArrowError,
+};
+
+use crate::table::{
+    change_set::entry::{IdHash, NewEntry},
+    data_file::partitioned::{joined, rows_of_partitions},
+    data_file::rolling::bytes_of,
+    date_partition::{DatePartition, PartitionKey},
+};
+
+pub struct Window {
+    by: DatePartition,
+    max_bytes: usize,
+    min_part_rows: usize,
+    waiting: Mutex<Waiting>,
+}
+
+/// Rows and what the index is to know of each.
+#[derive(Default)]
+pub struct Waiting {
+    rows: Vec<RecordBatch>,
+    bytes: usize,
+    entries: Vec<(IdHash, NewEntry)>,
+}
+
+/// Rows that become a chunk of their own.
+pub struct Part {
+    pub partitions: Vec<PartitionKey>,
+    pub rows: RecordBatch,
+    pub entries: Vec<(IdHash, NewEntry)>,
+}
+
+impl Window {
+    /// Waits for so many bytes of Arrow arrays. Partitions with fewer than `min_part_rows` rows share a chunk.
+    pub fn new(by: DatePartition, max_bytes: usize, min_part_rows: usize) -> Self {
+        Self { by, max_bytes, min_part_rows, waiting: Mutex::default() }
+    }
+
+    /// Adds rows. Where there is no room for them, gives back those that waited.
+    pub fn add(&self, rows: RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Waiting {
+        let bytes = bytes_of(&rows);
+        let mut waiting = self.lock();
+        let full = if waiting.bytes + bytes > self.max_bytes { mem::take(&mut *waiting) } else { Waiting::default() };
+        waiting.bytes += bytes;
+        waiting.rows.push(rows);
+        waiting.entries.extend(entries);
+        full
+    }
+
+    /// What still waits.
+    pub fn take(&self) -> Waiting {
+        mem::take(&mut *self.lock())
+    }
+
+    /// Divides rows by partition.
+    pub fn divide(&self, schema: &SchemaRef, waiting: Waiting) -> Result<Vec<Part>, ArrowError> {
+        let Waiting { rows, entries, .. } = waiting;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = joined(schema, rows)?;
+        let mut parts = Vec::new();
+        let (mut partitions, mut indices) = (Vec::new(), Vec::new());
+        let mut of_partitions = rows_of_partitions(&rows, &self.by)?.into_iter().peekable();
+        while let Some((partition, of_partition)) = of_partitions.next() {
+            partitions.push(partition);
+            indices.extend(of_partition);
+            if indices.len() >= self.min_part_rows || of_partitions.peek().is_none() {
+                let indices = UInt32Array::from(mem::take(&mut indices));
+                let entries = indices.values().iter().map(|row| entries[*row as usize]).collect();
+                let rows = take_record_batch(&rows, &indices)?;
+                parts.push(Part { partitions: mem::take(&mut partitions), rows, entries });
+            }
+        }
+        Ok(parts)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::{
+        array::{AsArray as _, Int64Array, TimestampMicrosecondArray},
+        datatypes::{Int64Type, Schema},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        fhir::Version,
+        table::{
+            change_set::entry::{IdHasher, OutputIndex, Position},
+            date_partition::DatePart,
+        },
+    };
+
+    const YEAR_MICROS: i64 = 366 * 24 * 3600 * 1_000_000;
+
+    /// Rows with these years since 1970, numbered from `first`.
+    fn rows(first: i64, years: &[i64]) -> (RecordBatch, Vec<(IdHash, NewEntry)>) {
+        let numbers: Vec<_> = (first..).take(years.len()).collect();
+        let starts: TimestampMicrosecondArray = years.iter().map(|year| Some(year * YEAR_MICROS)).collect();
+        let entry = |number: &i64| {
+            let (version, position) = (Version::default(), Position { output: OutputIndex(0), line: 1 });
+            (IdHasher::new().of("a"), NewEntry { version, hash: number.cast_unsigned(), position })
+        };
+        let entries = numbers.iter().map(entry).collect();
+        let numbers = Int64Array::from(numbers);
+        let rows =
+            RecordBatch::try_from_iter([("number", Arc::new(numbers) as _), ("__x_start", Arc::new(starts) as _)]);
+        (rows.unwrap(), entries)
+    }
+
+    proptest! {
+        #[test]
+        fn every_row_is_in_one_part_beside_its_entry_and_only_small_partitions_share_one(
+            batches in proptest::collection::vec(proptest::collection::vec(0i64..5, 1..20), 1..6),
+            (max_bytes, min_part_rows) in (0usize..600, 1usize..5),
+        ) {
+            let by = DatePartition { date: "x".to_owned(), finest: DatePart::Year };
+            let window = Window::new(by.clone(), max_bytes, min_part_rows);
+            let schema: SchemaRef = Arc::new(Schema::clone(&rows(0, &[0]).0.schema()));
+            let (mut seen, mut pushed) = (Vec::new(), 0);
+            let mut take = |waiting: Waiting| {
+                for Part { partitions, rows, entries } in window.divide(&schema, waiting).unwrap() {
+                    let numbers = rows.column(0).as_primitive::<Int64Type>().values().to_vec();
+                    assert_eq!(numbers, entries.iter().map(|(_, of)| of.hash.cast_signed()).collect::<Vec<_>>());
+                    let of_rows = by.keys(&rows).unwrap();
+                    assert_eq!(partitions, of_rows.chunk_by(|a, b| a == b).map(|same| same[0]).collect::<Vec<_>>());
+                    let before_last = of_rows.iter().filter(|key| Some(*key) != partitions.last()).count();
+                    assert!(before_last < min_part_rows, "{partitions:?} {of_rows:?}");
+                    seen.extend(numbers);
+                }
+            };
+            for years in &batches {
+                let (rows, entries) = rows(pushed, years);
+                pushed += i64::try_from(years.len()).unwrap();
+                take(window.add(rows, entries));
+            }
+            take(window.take());
+            seen.sort_unstable();
+            assert_eq!(seen, (0..pushed).collect::<Vec<_>>());
+        }
+    }
+}
