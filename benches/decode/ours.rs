@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape},
-    sync::DECODE_BYTES,
+    sync::MAX_BATCH_BYTES,
     table::{DataFiles, FileTarget},
 };
 use object_store::local::LocalFileSystem;
@@ -67,7 +67,7 @@ impl Part {
     fn push(&mut self, piece: Bytes) -> anyhow::Result<()> {
         self.waiting_bytes += piece.len();
         self.lines.push(piece, &mut self.waiting);
-        if self.waiting_bytes >= DECODE_BYTES { self.decode() } else { Ok(()) }
+        if self.waiting_bytes >= MAX_BATCH_BYTES { self.decode() } else { Ok(()) }
     }
 
     fn decode(&mut self) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
     resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape, Stage},
-    sync::DECODE_BYTES,
+    sync::MAX_BATCH_BYTES,
 };
 
 use super::{THREADS, in_parts, ours};
@@ -74,7 +74,7 @@ pub fn decoded(arguments: &[String]) -> anyhow::Result<Work> {
     let piece = |part: &mut Part, piece: Bytes| {
         part.waiting_bytes += piece.len();
         part.lines.push(piece, &mut part.waiting);
-        if part.waiting_bytes >= DECODE_BYTES { decode(part) } else { Ok(()) }
+        if part.waiting_bytes >= MAX_BATCH_BYTES { decode(part) } else { Ok(()) }
     };
     let end = |mut part: Part| {
         part.waiting.extend(part.lines.finish());

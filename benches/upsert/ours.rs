@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
     resource::{self, Decoder, Line, LineGrouping, Options, Shape},
-    sync::DECODE_BYTES,
+    sync::MAX_BATCH_BYTES,
     table::{
         ChangeSet, Committed, Config, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode, Upsert,
     },
@@ -209,7 +209,7 @@ impl<Ids: Iterator<Item = Option<u64>>> Batches<'_, Ids> {
     /// Empty at the end.
     pub fn next(&mut self, run_started_micros: i64) -> anyhow::Result<(u32, Vec<Line>)> {
         let (mut lines, mut bytes, mut number) = (Vec::new(), 0, 0);
-        while bytes < DECODE_BYTES {
+        while bytes < MAX_BATCH_BYTES {
             let Some(id) = self.ids.next().flatten() else { break };
             let line = with_id(&self.line()?, id, run_started_micros)?;
             bytes += line.len();

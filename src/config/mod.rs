@@ -8,6 +8,7 @@ mod effective;
 mod exports;
 mod flags;
 mod maintenance;
+mod memory;
 mod network;
 mod notifications;
 mod parameters;
@@ -36,6 +37,7 @@ use config::{Environment, File, FileFormat, Map, Value};
 
 use self::{
     authorization::KeyFile,
+    memory::MemoryLimit,
     section::Section,
     values::{
         address, boolean, bytes, bytes_or_none, code, count, duration, duration_text, location, name, number, parsed,
@@ -239,7 +241,8 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
     }
     let mut sync = root.section("sync");
     let quarantine_policy = quarantine::read(sync.section("quarantine"), key_file);
-    let sync = read_sync(sync, state.as_ref(), source, overlap, columns, quarantine_policy);
+    let memory = memory::read(&mut sync);
+    let sync = read_sync(sync, state.as_ref(), source, overlap, columns, quarantine_policy, memory);
     let sync = sync.zip(supports_since.zip(drop_unsupported_types)).zip(spark);
     let sync = sync.map(|((sync, (supports_since, drop_unsupported_types)), spark)| sync::Config {
         drop_unsupported_types,
@@ -247,7 +250,7 @@ fn read_root(mut root: Section, key_file: &KeyFile) -> Option<Config> {
         spark,
         ..sync
     });
-    let tables = tables.zip(sync.as_ref()).map(|(tables, sync)| beside_spool(tables, &sync.spool_folder));
+    let tables = tables.zip(sync.as_ref().zip(memory)).map(|(tables, (sync, memory))| within(tables, sync, memory));
     let grace_period = daemon.or("grace_period", "60s", duration);
     let stall_timeout = daemon.or("stall_timeout", "30m", positive_duration);
     daemon.end();
@@ -360,12 +363,12 @@ fn folder_of_this_machine(state: &StatePlace) -> PathBuf {
     }
 }
 
-/// The cache of an object store is on the disk of the spool.
-fn beside_spool(mut tables: table::Config, spool_folder: &Path) -> table::Config {
+/// The cache of an object store is on the disk of the spool, and row groups are within the memory limit.
+fn within(mut tables: table::Config, sync: &sync::Config, memory: MemoryLimit) -> table::Config {
     if let Some(cache) = &mut tables.cache {
-        spool_folder.clone_into(&mut cache.folder);
+        sync.spool_folder.clone_into(&mut cache.folder);
     }
-    tables
+    table::Config { row_groups_bytes: memory.row_groups(), ..tables }
 }
 
 /// Whether tables are typed, and their columns.
@@ -385,9 +388,6 @@ fn read_health(mut section: Section) -> Option<(serve::Config, Option<Duration>)
     Some((serve::Config { listen: listen?, serve_jwks: serve_jwks? }, max_age))
 }
 
-/// With less, the rows of each type and their index would be on the disk in tiny pieces.
-const MIN_CHANGE_SET_MEMORY_BYTES: u64 = 16 * 1024 * 1024;
-
 const RENAMED_IN_SYNC: [(&str, &str); 5] = [
     ("max_line_bytes", "max_line_size"),
     ("max_bad_lines", "max_quarantined"),
@@ -403,6 +403,7 @@ fn read_sync(
     overlap: Option<Duration>,
     columns: Option<(bool, ColumnOptions)>,
     quarantine_policy: Option<sync::Policy>,
+    memory: Option<MemoryLimit>,
 ) -> Option<sync::Config> {
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
@@ -412,14 +413,10 @@ fn read_sync(
     let max_quarantine_bytes = section.or("max_quarantine_size", "1GiB", bytes);
     let accept_reported_errors = section.list("accept_reported_errors", code);
     let recheck_absent = section.or("recheck_absent", "24h", duration);
-    let change_set_memory_bytes = section.or("change_set_memory", "256MiB", bytes);
     let spool_folder = section.optional("spool_folder", path);
     let max_run_time = section.or("max_run_time", "30days", positive_duration);
     let instalment_bytes = section.or("instalment_size", "4GiB", bytes);
     let partial_interval = section.or("partial_interval", "15m", positive_duration);
-    if change_set_memory_bytes.is_some_and(|bytes| bytes < MIN_CHANGE_SET_MEMORY_BYTES) {
-        section.mistake("change_set_memory", "is less than 16MiB; all types share it");
-    }
     section.end();
     let of_state = state.map(folder_of_this_machine);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -442,7 +439,8 @@ fn read_sync(
         max_quarantine_bytes: max_quarantine_bytes?,
         quarantine_policy: quarantine_policy?,
         accept_reported_errors: accept_reported_errors?.into_iter().collect(),
-        change_set_memory_bytes: size(change_set_memory_bytes?),
+        change_set_memory_bytes: memory?.change_sets(),
+        decoding_memory_bytes: memory?.decoding(),
         spool_folder: spool_folder.or(of_state)?,
         instalment_bytes: instalment_bytes?,
         max_run_time: max_run_time?,

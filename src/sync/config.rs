@@ -42,6 +42,8 @@ pub struct Config {
     pub allow_empty: BTreeSet<ResourceType>,
     /// Received rows beyond this are spooled to the disk; for all types together.
     pub change_set_memory_bytes: usize,
+    /// For the lines of all files that are being decoded, and the rows that they become.
+    pub decoding_memory_bytes: usize,
     pub spool_folder: PathBuf,
     /// When this much of a type has arrived, in decoded bytes, it is committed without a watermark.
     pub instalment_bytes: u64,

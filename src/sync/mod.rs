@@ -67,7 +67,7 @@ pub use self::{
     engine::Engine,
     error::{Error, Recovery, chain, recovery},
     history::{PastRun, PastRuns},
-    intake::DECODE_BYTES,
+    intake::MAX_BATCH_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
     probe::probe,

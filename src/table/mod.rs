@@ -19,6 +19,8 @@ mod data_file;
 
 /// A log of which no commit is left.
 mod lost_log;
+/// Where the tables are, and how they are read and written.
+mod config;
 /// The folder of all tables, and a table at one version.
 mod root;
 
@@ -62,6 +64,7 @@ mod value_counts;
 pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
+    config::Config,
     counts::{ADOPTED, Amount, Committed, Counts, Reconcile, RunCommit, Upsert},
     data_file::UpdateMode,
     data_file::properties::writer_properties,
@@ -75,7 +78,7 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Config, Root, Table, TableDefinition},
+    root::{Root, Table, TableDefinition},
     staging::{
         Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, StagedShard, Staging, StoredRow,
         TARGET_ID,

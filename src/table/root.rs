@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::{
-    Error, TableName,
+    Config, Error, TableName,
     data_file::UpdateMode,
     data_file::rolling::FileTarget,
     data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
@@ -34,44 +34,12 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     lease::{self, Holder, Lease, Subject},
     store::{
-        self, Document, Documents, Location, Options, Readers,
-        cache::{self, Cache, Cached},
+        self, Document, Documents, Location, Readers,
+        cache::{Cache, Cached},
         metered::{Metered, Meters, Requests},
     },
     telemetry::metrics,
 };
-
-/// Where the tables are and how they are reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// A folder, or the URL of a prefix in an object store.
-    pub root: Location,
-    /// How the object store is reached; of no use for a folder.
-    pub storage_options: Options,
-    /// What is kept of an object store on the local disk; `None` for nothing.
-    pub cache: Option<cache::Settings>,
-    pub update_mode: UpdateMode,
-    /// Whether the change data feed is switched on for tables where nobody has set that property.
-    pub change_data_feed: bool,
-    /// The types whose tables are partitioned.
-    pub partitions: BTreeMap<ResourceType, DatePartition>,
-}
-
-impl Config {
-    pub const DEFAULT_CHANGE_DATA_FEED: bool = false;
-
-    /// With the default of everything else.
-    pub fn new(root: Location) -> Self {
-        Self {
-            root,
-            storage_options: Options::default(),
-            cache: None,
-            update_mode: UpdateMode::default(),
-            change_data_feed: Self::DEFAULT_CHANGE_DATA_FEED,
-            partitions: BTreeMap::new(),
-        }
-    }
-}
 
 /// The columns of a new table; the first `leading` of them get statistics in the log.
 #[derive(Clone, Debug)]
@@ -95,6 +63,7 @@ pub struct Root {
     no_logs: Arc<super::lost_log::NoLogs>,
     pub(super) update_mode: UpdateMode,
     pub(super) change_data_feed: bool,
+    pub(super) row_groups_bytes: usize,
     pub(super) partitions: Arc<BTreeMap<ResourceType, DatePartition>>,
     /// Held while a run writes to the table of tombstones, which all types share.
     pub(super) tombstone_lock: Arc<Mutex<()>>,
@@ -137,7 +106,7 @@ impl Root {
     }
 
     fn at(url: Url, folder: Option<PathBuf>, store: Option<Arc<dyn ObjectStore>>, config: Config) -> Self {
-        let Config { update_mode, change_data_feed, partitions, cache, .. } = config;
+        let Config { update_mode, change_data_feed, row_groups_bytes, partitions, cache, .. } = config;
         let cache = cache.filter(|_| store.is_some()).map(|settings| Arc::new(Cache::new(settings)));
         Self {
             url,
@@ -148,6 +117,7 @@ impl Root {
             no_logs: Arc::default(),
             update_mode,
             change_data_feed,
+            row_groups_bytes,
             partitions: Arc::new(partitions),
             tombstone_lock: Arc::default(),
             leases: Vec::new(),

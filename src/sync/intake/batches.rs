@@ -13,13 +13,34 @@ use tracing::Span;
 
 use crate::sync::Error;
 
-/// While a batch becomes rows it takes some 30 MB; with many cores it is their memory that limits a load.
+/// More batches at the same time would be so small that decoding them costs a tenth more.
 const MAX_BATCHES: usize = 16;
+/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand
+/// columns, whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more
+/// (docs/performance.md).
+pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+const MIN_BATCH_BYTES: usize = 256 * 1024;
+/// A batch takes so many times the memory of its lines while they become rows.
+const ROWS_FOR_LINES: usize = 8;
 
-/// Room for the batches of all files: one for each core, and one that is ready when a core is free.
-pub fn room() -> Arc<Semaphore> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    Arc::new(Semaphore::new((cores + 1).min(MAX_BATCHES)))
+/// The room for the batches of all files: one for each core, and one that is ready when a core is free.
+pub struct Room {
+    batches: Arc<Semaphore>,
+    /// How many bytes of lines make a batch.
+    pub batch_bytes: usize,
+}
+
+impl Room {
+    /// `memory_bytes` are for all batches, with the rows that they become.
+    pub fn new(memory_bytes: usize) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self::of((cores + 1).min(MAX_BATCHES), memory_bytes)
+    }
+
+    fn of(batches: usize, memory_bytes: usize) -> Self {
+        let batch_bytes = (memory_bytes / batches / ROWS_FOR_LINES).clamp(MIN_BATCH_BYTES, MAX_BATCH_BYTES);
+        Self { batches: Arc::new(Semaphore::new(batches)), batch_bytes }
+    }
 }
 
 pub struct Batches {
@@ -28,8 +49,8 @@ pub struct Batches {
 }
 
 impl Batches {
-    pub fn new(room: &Arc<Semaphore>) -> Self {
-        Self { room: Arc::clone(room), running: JoinSet::new() }
+    pub fn new(room: &Room) -> Self {
+        Self { room: Arc::clone(&room.batches), running: JoinSet::new() }
     }
 
     /// Begins to take a batch when there is room, and returns before it is taken. `take` may block.
@@ -83,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn batches_of_one_file_are_taken_side_by_side() {
-        let mut batches = Batches::new(&Arc::new(Semaphore::new(3)));
+        let mut batches = Batches::new(&Room::of(3, 0));
         // Each waits for the two others.
         let barrier = Arc::new(Barrier::new(3));
         for _ in 0..3 {
@@ -101,7 +122,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_batches_of_all_files_share_the_room() {
-        let room = Arc::new(Semaphore::new(2));
+        let room = Room::of(2, 0);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let file = async || {
             let mut batches = Batches::new(&room);
@@ -121,9 +142,16 @@ mod tests {
         assert!(most.load(Ordering::SeqCst) <= 2, "{most:?}");
     }
 
+    #[test]
+    fn with_many_cores_batches_are_smaller() {
+        let memory_bytes = 96 << 20;
+        let bytes = [3, 6, 16].map(|batches| Room::of(batches, memory_bytes).batch_bytes);
+        assert_eq!(bytes, [4 << 20, 2 << 20, 768 << 10]);
+    }
+
     #[tokio::test]
     async fn a_batch_that_fails_ends_the_file_when_all_others_have_ended() {
-        let mut batches = Batches::new(&Arc::new(Semaphore::new(2)));
+        let mut batches = Batches::new(&Room::of(2, 0));
         let ended = Arc::new(AtomicUsize::new(0));
         let take = |result: Result<(), Error>| {
             let ended = Arc::clone(&ended);
@@ -144,7 +172,7 @@ mod tests {
     /// A file that ended sooner would be committed without the rows of its last batches.
     #[tokio::test]
     async fn a_file_does_not_end_before_its_last_batch_is_taken() {
-        let mut batches = Batches::new(&Arc::new(Semaphore::new(2)));
+        let mut batches = Batches::new(&Room::of(2, 0));
         let (ended, is_released) = (Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
         let (release, released) = std::sync::mpsc::channel();
         let first = Arc::clone(&ended);

@@ -29,20 +29,21 @@ use std::{
 
 use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::{
+    batches::MAX_BATCH_BYTES,
+    dates::IGNORES_SINCE,
+    instalments::Instalments,
+    tally::{Before, LineCounts},
+};
 use self::{
+    batches::Room,
     dates::Dates,
     open::intakes,
     queue::{Queued, queue, read_all},
     tally::Tally,
-};
-pub use self::{
-    dates::IGNORES_SINCE,
-    instalments::Instalments,
-    stream::DECODE_BYTES,
-    tally::{Before, LineCounts},
 };
 use super::{
     Error, ProgressSender,
@@ -151,7 +152,7 @@ struct Context {
     transaction_time: Option<TransactionTime>,
     max_line_bytes: usize,
     /// For batches of lines that become rows.
-    room: Arc<Semaphore>,
+    room: Room,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
     /// A file of one type had rows of another.
@@ -272,7 +273,7 @@ impl Context {
             progress: instalments.progress().clone(),
             transaction_time: provenance.transaction_time,
             max_line_bytes: syncer.config.max_line_bytes,
-            room: batches::room(),
+            room: Room::new(syncer.config.decoding_memory_bytes),
             accepted_codes: syncer.config.accept_reported_errors.clone(),
             accepted: Mutex::default(),
             is_mixed: AtomicBool::default(),

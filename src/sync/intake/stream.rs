@@ -21,10 +21,6 @@ use crate::{
 
 /// Chunks between the network and the decoder, for each file.
 const CHUNKS_IN_FLIGHT: usize = 8;
-/// Lines are decoded when about this many bytes of them have arrived. A batch has a cost for each of a thousand
-/// columns, whatever it holds: with 1 MiB, decoding and writing took a tenth longer; 8 MiB saved nothing more
-/// (docs/performance.md).
-pub const DECODE_BYTES: usize = 4 * 1024 * 1024;
 /// A file that is not whole is read this many times.
 const READINGS: u32 = 2;
 
@@ -136,7 +132,7 @@ async fn split(
         waiting_bytes += chunk.len();
         context.progress.update(|progress| progress.bytes += chunk.len() as u64);
         splitter.push(chunk, &mut lines);
-        if waiting_bytes >= DECODE_BYTES {
+        if waiting_bytes >= context.room.batch_bytes {
             waiting_bytes = 0;
             let new = again.new_lines(file, taken, over_lines.join(std::mem::take(&mut lines)))?;
             hand_over(context, file, new, reader, batches).await?;

@@ -22,7 +22,7 @@ use crate::{
         Error, Export, Syncer,
         blocking::{blocking, now},
         columns::definition,
-        intake::DECODE_BYTES,
+        intake::MAX_BATCH_BYTES,
     },
     table::{
         ChangeSet, Committed, LedgerRow, MemoryBudget, MemoryDemand, OutputIndex, QuarantineFate, QuarantineRow, Root,
@@ -262,7 +262,7 @@ impl Replay {
         let number = waiting.ids.len() as u64;
         waiting.ids.push(row.id.clone());
         waiting.lines.entry(exported_at).or_default().push(Line { number, ..line });
-        if waiting.bytes > DECODE_BYTES { self.decode(&target) } else { Ok(()) }
+        if waiting.bytes > MAX_BATCH_BYTES { self.decode(&target) } else { Ok(()) }
     }
 
     /// Where the resource of a line goes, or why it goes nowhere.

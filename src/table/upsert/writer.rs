@@ -18,9 +18,6 @@ pub struct Writer<'a> {
     pub target: FileTarget,
 }
 
-/// The unfinished row groups of all threads together take no more than this, unless that were less than
-/// [`MIN_ROW_GROUP_BYTES`] for each.
-const ALL_ROW_GROUPS_BYTES: usize = 128 * 1024 * 1024;
 const MIN_ROW_GROUP_BYTES: usize = 8 * 1024 * 1024;
 
 impl<'a> Writer<'a> {
@@ -28,9 +25,11 @@ impl<'a> Writer<'a> {
         Ok(Self { table, changes, decision, target: table.target()? })
     }
 
-    /// The same for this many threads: their row groups are smaller, so memory does not grow with the cores.
+    /// The same for this many threads: their row groups are smaller, so memory does not grow with the cores, unless
+    /// less than [`MIN_ROW_GROUP_BYTES`] were left for each.
     pub fn for_threads(self, threads: usize) -> Self {
-        let row_group_bytes = (ALL_ROW_GROUPS_BYTES / threads.max(1)).clamp(MIN_ROW_GROUP_BYTES, ROW_GROUP_BYTES);
+        let all_bytes = self.table.root.row_groups_bytes;
+        let row_group_bytes = (all_bytes / threads.max(1)).clamp(MIN_ROW_GROUP_BYTES, ROW_GROUP_BYTES);
         Self { target: FileTarget { row_group_bytes, ..self.target }, ..self }
     }
 

@@ -94,6 +94,7 @@ impl Setup {
             quarantine_policy: sync::Policy::Plain,
             accept_reported_errors: BTreeSet::new(),
             change_set_memory_bytes: 1 << 20,
+            decoding_memory_bytes: 96 << 20,
             spool_folder: folder.path().join("state"),
             instalment_bytes: 1 << 30,
             supports_since: true,
