@@ -1,14 +1,15 @@
 //! A spooled batch: some received rows as bytes, and back.
 //!
-//! Columns that are null in all rows of the batch are left out, which is most of the hundreds that a resource type may
-//! have. The schema is not written, because it would often be larger than the rows; the reader has it.
+//! Columns that are null in all rows of the batch are left out, and so are the parts of a column without any value,
+//! which are most of the hundreds that a resource type may have. The schema is not written, because it would often be
+//! larger than the rows; the reader has it, and one bit for each part says whether it is there.
 
 use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
-    array::{Array as _, RecordBatch},
+    array::RecordBatch,
     buffer::Buffer,
-    datatypes::{FieldRef, SchemaRef},
+    datatypes::{Schema, SchemaRef},
     error::ArrowError,
     ipc::{
         CompressionType,
@@ -19,10 +20,13 @@ use arrow::{
 };
 use bytes::Bytes;
 
+use crate::table::data_file::fill::{fit, narrow, parts_of, with_parts};
+
 pub struct SpooledBatch {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
-    /// How many columns there are, their indices, the length of the Arrow IPC message, the message, its buffers.
+    /// The parts that are there: how many bytes of bits, and these. Then the length of the Arrow IPC message, the
+    /// message, its buffers.
     pub block: Vec<u8>,
 }
 
@@ -30,54 +34,61 @@ pub struct SpooledBatch {
 const ALIGNMENT: usize = 64;
 
 impl SpooledBatch {
-    /// The columns of `rows` are some of `schema`; those that it lacks are null.
+    /// The columns of `rows` are some of `schema`, perhaps without some of their parts; what they lack is null.
     pub fn encode(schema: &SchemaRef, rows: &RecordBatch) -> Result<Self, ArrowError> {
-        let given = rows.schema();
-        let filled = |(index, field): (usize, &FieldRef)| {
-            let (column, found) = given.column_with_name(field.name())?;
-            let fits = found.data_type() == field.data_type();
-            (rows.column(column).null_count() < rows.num_rows()).then_some((index, column, fits))
-        };
-        let filled: Vec<_> = schema.fields().iter().enumerate().filter_map(filled).collect();
-        if filled.iter().any(|(_, _, fits)| !fits) {
-            return Err(ArrowError::SchemaError("the rows are of another schema than the change set".to_owned()));
-        }
-        let columns: Vec<_> = filled.iter().map(|(index, ..)| *index).collect();
-        let projection: Vec<_> = filled.iter().map(|(_, column, _)| *column).collect();
+        let rows = narrow(rows)?;
+        let bits = parts_of(schema.fields(), rows.schema().fields())?;
+        // In the order of `schema`.
+        let ordered = with_parts(schema.fields(), &mut bits.iter().copied()).ok_or_else(cut)?;
+        let rows = fit(&rows, &Arc::new(Schema::new(ordered)))?;
+        let is_there = |(index, name): (usize, &String)| rows.column_by_name(name).map(|_| index);
+        let columns = schema.fields().iter().map(|field| field.name()).enumerate().filter_map(is_there).collect();
         // Lines of JSON shrink to a fifth, in less time than their decoding took.
         let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let (_, message) = IpcDataGenerator::default().encode(
-            &rows.project(&projection)?,
+            &rows,
             &mut DictionaryTracker::new(false),
             &options,
             &mut IpcWriteContext::default(),
         )?;
+        let bits: Vec<u8> = bits.chunks(8).map(byte).collect();
         let mut block = Vec::with_capacity(message.ipc_message.len() + message.arrow_data.len() + 1024);
-        for number in [columns.len()].iter().chain(&columns).chain([&message.ipc_message.len()]) {
-            block.extend((*number as u64).to_le_bytes());
-        }
+        block.extend((bits.len() as u64).to_le_bytes());
+        block.extend(bits);
+        block.extend((message.ipc_message.len() as u64).to_le_bytes());
         block.extend(message.ipc_message);
         block.resize(block.len().next_multiple_of(ALIGNMENT), 0);
         block.extend(message.arrow_data);
         Ok(Self { columns, block })
     }
 
-    /// The rows of a block, with the columns that it has, in the order of `schema`.
+    /// The rows of a block, with the columns and parts that it has, in the order of `schema`.
     pub fn decode(schema: &SchemaRef, block: Bytes) -> Result<RecordBatch, ArrowError> {
         let block = Buffer::from(block);
-        let cut = || ArrowError::IpcError("a batch of received rows ends too early".to_owned());
         let mut rest = block.as_slice();
         let count = number(&mut rest).ok_or_else(cut)?;
-        let columns: Vec<_> = (0..count).map(|_| number(&mut rest)).collect::<Option<_>>().ok_or_else(cut)?;
+        let (bits, after) = rest.split_at_checked(count).ok_or_else(cut)?;
+        rest = after;
+        let mut bits = bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
+        let fields = with_parts(schema.fields(), &mut bits).ok_or_else(cut)?;
         let bytes = number(&mut rest).ok_or_else(cut)?;
         let message = rest.get(..bytes).ok_or_else(cut)?;
         let buffers = (block.len() - rest.len() + bytes).next_multiple_of(ALIGNMENT);
         let message = root_as_message(message).map_err(|error| ArrowError::IpcError(error.to_string()))?;
         let batch = message.header_as_record_batch().ok_or_else(cut)?;
-        let schema = Arc::new(schema.project(&columns)?);
+        let schema = Arc::new(Schema::new(fields));
         let body = block.slice(buffers.min(block.len()));
         RecordBatchDecoder::try_new(&body, batch, schema, &HashMap::new(), &message.version())?.read_record_batch()
     }
+}
+
+fn cut() -> ArrowError {
+    ArrowError::IpcError("a batch of received rows ends too early".to_owned())
+}
+
+/// The first bit is the lowest.
+fn byte(bits: &[bool]) -> u8 {
+    bits.iter().rev().fold(0, |byte, bit| byte << 1 | u8::from(*bit))
 }
 
 fn number(bytes: &mut &[u8]) -> Option<usize> {

@@ -93,8 +93,8 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
 /// A window has this part of the memory for rows, and not more than [`MAX_WINDOW_BYTES`].
 const WINDOWS: usize = 8;
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
-/// Each chunk says of every column how long it is, which takes 30 kB where a type has hundreds.
-const MIN_PART_ROWS: usize = 128;
+/// Each chunk says of every part of a column how long it is, which takes some KB.
+const MIN_PART_ROWS: usize = 32;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
 fn may_append(table: &Table) -> bool {
@@ -186,9 +186,11 @@ impl ChangeSet {
         let first = match &self.rows {
             Rows::Spool => self.spool(&rows, None)?,
             Rows::Partitions(window) => {
+                let full = window.add(&rows, entries).map_err(Error::spool)?;
                 // Before they are divided: rows that are lost on the way make the counts of the commit wrong.
                 self.count(keys.len());
-                return self.divide(window, window.add(rows, entries));
+                drop(rows);
+                return self.divide(window, full);
             }
             Rows::DataFiles(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
         };

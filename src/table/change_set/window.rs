@@ -17,6 +17,7 @@ use arrow::{
 
 use crate::table::{
     change_set::entry::{IdHash, NewEntry},
+    data_file::fill::narrow,
     data_file::partitioned::{joined, rows_of_partitions},
     data_file::rolling::bytes_of,
     date_partition::{DatePartition, PartitionKey},
@@ -51,14 +52,15 @@ impl Window {
     }
 
     /// Adds rows. Where there is no room for them, gives back those that waited.
-    pub fn add(&self, rows: RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Waiting {
+    pub fn add(&self, rows: &RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Result<Waiting, ArrowError> {
+        let rows = narrow(rows)?;
         let bytes = bytes_of(&rows);
         let mut waiting = self.lock();
         let full = if waiting.bytes + bytes > self.max_bytes { mem::take(&mut *waiting) } else { Waiting::default() };
         waiting.bytes += bytes;
         waiting.rows.push(rows);
         waiting.entries.extend(entries);
-        full
+        Ok(full)
     }
 
     /// What still waits.
@@ -154,7 +156,7 @@ mod tests {
             for years in &batches {
                 let (rows, entries) = rows(pushed, years);
                 pushed += i64::try_from(years.len()).unwrap();
-                take(window.add(rows, entries));
+                take(window.add(&rows, entries).unwrap());
             }
             take(window.take());
             seen.sort_unstable();

@@ -2,29 +2,31 @@
 //!
 //! An upsert looks for an id in all partitions, so a row whose date changes moves to another one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow::{
-    array::{Array as _, RecordBatch, UInt32Array},
+    array::{RecordBatch, UInt32Array},
     compute::{concat_batches, take_record_batch},
-    datatypes::SchemaRef,
+    datatypes::{Schema, SchemaRef},
     error::ArrowError,
 };
 use deltalake::{DeltaTableError, kernel::Add};
 
 use crate::table::{
-    data_file::rolling::{DataFiles, FileTarget, align, bytes_of, columns_of_file},
+    data_file::fill::{fit, narrow, union},
+    data_file::rolling::{DataFiles, FileTarget, bytes_of},
     date_partition::{DatePartition, PartitionKey},
 };
 
-/// The rows of all batches, with those of `columns` that some of them fill.
+/// The rows of all batches, [narrow] ones of these columns.
 pub fn joined(columns: &SchemaRef, batches: Vec<RecordBatch>) -> Result<RecordBatch, ArrowError> {
-    let is_filled = |name: &str| {
-        let mut columns = batches.iter().filter_map(|rows| rows.column_by_name(name));
-        columns.any(|column| column.null_count() < column.len())
-    };
-    let filled = columns_of_file(columns, 0, is_filled);
-    let batches = batches.into_iter().map(|rows| align(&rows, &filled)).collect::<Result<Vec<_>, _>>()?;
+    let schemas: Vec<_> = batches.iter().map(RecordBatch::schema).collect();
+    let fields: Vec<_> = schemas.iter().map(|schema| schema.fields()).collect();
+    let filled = Arc::new(Schema::new(union(columns.fields(), &fields)));
+    let batches = batches.into_iter().map(|rows| fit(&rows, &filled)).collect::<Result<Vec<_>, _>>()?;
     concat_batches(&filled, &batches)
 }
 
@@ -98,12 +100,13 @@ impl PartitionedFiles {
         if self.target.by.is_none() {
             return self.write_into(None, rows).await;
         }
-        let bytes = bytes_of(rows);
+        let rows = narrow(rows)?;
+        let bytes = bytes_of(&rows);
         if self.waiting_bytes + bytes > MAX_WAITING_BYTES {
             self.divide().await?;
         }
         self.waiting_bytes += bytes;
-        self.waiting.push(rows.clone());
+        self.waiting.push(rows);
         Ok(())
     }
 

@@ -7,14 +7,13 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
-    array::{Array as _, RecordBatch, new_null_array},
-    compute::cast,
+    array::{Array as _, RecordBatch},
     datatypes::{Schema, SchemaRef},
-    error::ArrowError,
 };
 use deltalake::{DeltaTableError, ObjectStore, Path, kernel::Add};
 
 use crate::table::{
+    data_file::fill::fit,
     data_file::properties::{ROW_GROUP_BYTES, by_first_rows, with_bloom_filter, writer_properties},
     data_file::{DataFileWriter, change_path, data_path},
     date_partition::{DatePartition, Partition},
@@ -118,7 +117,7 @@ impl DataFiles {
                     self.begin_file(u64::MAX).await?;
                 }
             }
-            OpenFile::Writing(writer, schema) => writer.write(&align(rows, schema)?).await?,
+            OpenFile::Writing(writer, schema) => writer.write(&fit(rows, schema)?).await?,
         }
         if let OpenFile::Writing(writer, _) = &self.open
             && writer.size_bytes() >= self.target.file_bytes
@@ -171,7 +170,7 @@ impl DataFiles {
         };
         let FileTarget { kind, store, columns, leading, row_group_bytes, side_by_side, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
-        let rows: Vec<_> = rows.into_iter().map(|rows| align(&rows, &schema)).collect::<Result<_, _>>()?;
+        let rows: Vec<_> = rows.into_iter().map(|rows| fit(&rows, &schema)).collect::<Result<_, _>>()?;
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
         let properties = by_first_rows(properties, &schema, &rows, *side_by_side)?;
@@ -226,14 +225,4 @@ fn folder(partition: &Partition) -> Path {
         .iter()
         .map(|(name, value)| format!("{name}={}", value.as_deref().unwrap_or("__HIVE_DEFAULT_PARTITION__")));
     parts.collect()
-}
-
-/// The rows with the columns of the file, in its order and types. A column that they do not have is null.
-pub fn align(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
-    let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
-        Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
-        Some(column) => cast(column, field.data_type()),
-        None => Ok(new_null_array(field.data_type(), rows.num_rows())),
-    });
-    RecordBatch::try_new(Arc::clone(schema), columns.collect::<Result<_, _>>()?)
 }

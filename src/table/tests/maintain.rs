@@ -239,7 +239,7 @@ async fn data_files_of_other_writers_are_not_rewritten() {
     let stored = table.stored_files().await.unwrap();
     let rows: Vec<_> = table.rows(&stored[0]).await.unwrap().map(Result::unwrap).collect().await;
     let columns = table.columns().unwrap();
-    let rows = rows.iter().map(|rows| rolling::align(rows, &columns).unwrap()).collect::<Vec<_>>();
+    let rows = rows.iter().map(|rows| fill::fit(rows, &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
     let done = lake.maintain(&[MaintenanceStep::Compact], in_days(0)).await;
     assert_eq!((done.rewritten.files, done.written.files), (3, 1));

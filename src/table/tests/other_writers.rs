@@ -93,7 +93,7 @@ async fn a_row_that_another_writer_doubled_is_single_after_its_next_version() {
     let file = &table.stored_files().await.unwrap()[0];
     let rows: Vec<_> = futures::StreamExt::collect::<Vec<_>>(table.rows(file).await.unwrap()).await;
     let columns = table.columns().unwrap();
-    let rows = rows.into_iter().map(|rows| rolling::align(&rows.unwrap(), &columns).unwrap()).collect::<Vec<_>>();
+    let rows = rows.into_iter().map(|rows| fill::fit(&rows.unwrap(), &columns).unwrap()).collect::<Vec<_>>();
     table.delta.clone().write(rows).await.unwrap();
     let mut received = patients();
     received[0] = line("a", 2, "new");

@@ -17,6 +17,7 @@ use crate::table::{
     change_set::entry::{ChunkIndex, RowLocation},
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
+    data_file::fill::fit,
     data_file::stored::{FileIndex, StoredFile},
     upsert::probe::Hit,
 };
@@ -68,7 +69,10 @@ async fn compare_rows(
         for (row, (_, hit, location)) in (0..batch.num_rows()).zip(&mut rows) {
             let received = match chunk.take() {
                 Some((index, rows)) if index == location.chunk => rows,
-                _ => changes.batch(location.chunk)?,
+                _ => {
+                    let rows = changes.batch(location.chunk)?;
+                    fit(&rows, changes.schema()).map_err(|error| table.failed(error))?
+                }
             };
             let same = is_same(&batch, row, &received, location.row as usize);
             equal[*hit] = same.map_err(|error| table.failed(error))?;

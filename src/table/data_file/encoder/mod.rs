@@ -4,8 +4,8 @@
 //! of a list, and these are the same for all leaves below one structure: they are written once, and all these leaves
 //! get the same pages. A file is the same as if each leaf had been written.
 
-mod fill;
 mod pages;
+mod plan;
 
 use std::{
     collections::VecDeque,
@@ -35,9 +35,10 @@ use parquet::{
 };
 
 use self::{
-    fill::{Fill, Plan, Role, leaves_of},
     pages::{AllPages, NullPages, Pages, chunk},
+    plan::{Plan, Role},
 };
+use crate::table::data_file::fill::{Fill, leaves_of};
 
 /// A Parquet file that is being encoded.
 pub struct Encoder {

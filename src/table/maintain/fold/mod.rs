@@ -20,7 +20,8 @@ use futures::{StreamExt as _, stream::BoxStream};
 
 use crate::table::{
     Error, Table,
-    data_file::rolling::{DataFiles, align},
+    data_file::fill::fit,
+    data_file::rolling::DataFiles,
     data_file::stored::StoredFile,
     tombstones::{self, Tombstone},
 };
@@ -217,7 +218,7 @@ impl<'table> Merge<'table> {
         while let Some(rows) = self.files[file].next().await {
             let rows = rows?;
             if rows.num_rows() > 0 {
-                let batch = align(&rows, &columns).and_then(TombstoneBatch::try_new);
+                let batch = fit(&rows, &columns).and_then(TombstoneBatch::try_new);
                 let batch = Arc::new(batch.map_err(|error| self.table.failed(error))?);
                 self.next.push(Reverse((MergedRow { batch, index: 0 }, file)));
                 return Ok(());

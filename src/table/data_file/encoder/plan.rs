@@ -1,4 +1,4 @@
-//! Which parts of a column have values, and which of its leaves are therefore written.
+//! Plans: which leaves of a column are written.
 //!
 //! Leaves without values that are below the same present structure have the same levels, so one of them is written for
 //! all. The Dremel paper (Melnik et al., VLDB 2010) describes it: a writer of a field takes the levels of its parent
@@ -7,70 +7,13 @@
 use std::sync::Arc;
 
 use arrow::{
-    array::{Array, ArrayRef, AsArray as _, ListArray, MapArray, StructArray},
+    array::{Array as _, ArrayRef, AsArray as _, ListArray, MapArray, StructArray},
     datatypes::{DataType, Field, FieldRef},
     error::ArrowError,
 };
 use parquet::{basic::Compression, schema::types::ColumnDescPtr};
 
-/// The parts of a column in their order, and whether any row until now has something there.
-pub struct Fill {
-    present: bool,
-    children: Vec<Fill>,
-}
-
-impl Fill {
-    /// No part has anything.
-    pub fn of(data_type: &DataType) -> Self {
-        let children = children(data_type).iter().map(|child| Self::of(child.data_type())).collect();
-        Self { present: false, children }
-    }
-
-    /// Adds what `array` has. Is anything of it new? What a null parent hides counts as present: it only costs a writer.
-    pub fn note(&mut self, array: &dyn Array) -> bool {
-        let is_new = !self.present && array.null_count() < array.len();
-        self.present |= is_new;
-        let mut any_new = is_new;
-        match array.data_type() {
-            DataType::Struct(_) => {
-                for (fill, column) in self.children.iter_mut().zip(array.as_struct().columns()) {
-                    any_new |= fill.note(column);
-                }
-            }
-            DataType::List(_) => {
-                for fill in &mut self.children {
-                    any_new |= fill.note(array.as_list::<i32>().values());
-                }
-            }
-            DataType::Map(..) => {
-                for fill in &mut self.children {
-                    any_new |= fill.note(array.as_map().entries());
-                }
-            }
-            _ => {}
-        }
-        any_new
-    }
-}
-
-fn children(data_type: &DataType) -> &[FieldRef] {
-    match data_type {
-        DataType::Struct(fields) => fields,
-        DataType::List(field) | DataType::Map(field, _) => std::slice::from_ref(field),
-        _ => &[],
-    }
-}
-
-/// Structures, lists and maps of flat values are all that a table has. How many leaves are in one; `None` for others.
-pub fn leaves_of(data_type: &DataType) -> Option<usize> {
-    match data_type {
-        DataType::Struct(_) | DataType::List(_) | DataType::Map(..) => {
-            children(data_type).iter().map(|child| leaves_of(child.data_type())).sum()
-        }
-        nested if nested.is_nested() => None,
-        _ => Some(1),
-    }
-}
+use crate::table::data_file::fill::{Fill, children};
 
 /// Where the pages of a leaf come from; the number is that of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
