@@ -6,7 +6,7 @@
 use std::{mem, sync::Arc};
 
 use arrow::{
-    array::{ArrayRef, Decimal128Array, Int32Array, NullBufferBuilder, StringBuilder, StructArray, new_null_array},
+    array::{ArrayRef, Decimal128Array, Int32Array, NullBufferBuilder, StringBuilder, StructArray},
     datatypes::{DataType, Field, FieldRef},
     error::ArrowError,
 };
@@ -14,6 +14,7 @@ use arrow::{
 use super::{
     column::Column,
     issues::IssueCode,
+    nulls::Nulls,
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{
@@ -248,27 +249,6 @@ struct Finished {
     len: usize,
 }
 
-/// Null arrays of one length, each made once: a structure has many fields of few types that no line fills.
-pub struct Nulls {
-    len: usize,
-    made: Vec<ArrayRef>,
-}
-
-impl Nulls {
-    pub fn of(len: usize) -> Self {
-        Self { len, made: Vec::new() }
-    }
-
-    pub fn array(&mut self, field: &Field) -> ArrayRef {
-        let made = self.made.iter().find(|made| made.data_type() == field.data_type());
-        made.cloned().unwrap_or_else(|| {
-            let array = new_null_array(field.data_type(), self.len);
-            self.made.push(Arc::clone(&array));
-            array
-        })
-    }
-}
-
 /// The order of the members in the last structure: servers seldom change it from one structure to the next.
 struct MemberOrder {
     /// By the index of an element plus one, with 0 for the beginning: the index of the element that followed.
@@ -353,7 +333,8 @@ impl Canonical {
             return Err(ArrowError::SchemaError("a quantity has no canonical columns".to_owned()));
         };
         let Some(mut present) = mem::take(&mut self.present) else {
-            return Ok([value, code].map(|field| new_null_array(field.data_type(), len)).to_vec());
+            let mut nulls = Nulls::of(len);
+            return Ok([value, code].map(|field| nulls.array(field)).to_vec());
         };
         let missing = len - self.mantissas.len();
         present.append_n_nulls(missing);

@@ -11,6 +11,7 @@ mod extension;
 mod head;
 mod issues;
 mod leaf;
+mod nulls;
 mod offsets;
 mod rows;
 mod stages;

@@ -13,11 +13,12 @@ use arrow::{
 
 use super::{
     Decoder,
-    complex::{ComplexColumn, Nulls},
+    complex::ComplexColumn,
     derived::DerivedColumns,
     extension::ExtensionColumn,
     head::Head,
     issues::{IssueCode, Issues},
+    nulls::Nulls,
     string_columns::{StringListColumn, StringMapColumn},
     walk::{Batch, Walk, WriteExtensions},
 };

@@ -42,10 +42,12 @@ pub fn rows_of_partitions(
     Ok(of_partitions)
 }
 
-/// How many bytes of Arrow arrays are collected and then split by partition. Splitting goes through each column once
-/// for each partition: a million Observations of ninety months, split a few thousand at a time, took more than six CPU
-/// minutes.
+/// How many bytes of Arrow arrays are collected and then split by partition, where several are written. Splitting goes
+/// through each column once for each partition: a million Observations of ninety months, split a few thousand at a time,
+/// took more than six CPU minutes.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// The same where one is: small chunks are joined, because each has a cost for each column.
+const MAX_WAITING_FOR_ONE_BYTES: usize = 8 * 1024 * 1024;
 
 /// One series of rolling files for each partition.
 pub struct PartitionedFiles {
@@ -54,6 +56,7 @@ pub struct PartitionedFiles {
     filter: PartitionFilter,
     waiting: Vec<RecordBatch>,
     waiting_bytes: usize,
+    max_waiting_bytes: usize,
     open: BTreeMap<PartitionKey, DataFiles>,
     done: Vec<Add>,
 }
@@ -88,8 +91,9 @@ impl PartitionedFiles {
         let open_at_once = if target.by.is_some() { filter.max_open() } else { 1 };
         let row_group_bytes = target.row_group_bytes / open_at_once;
         let target = FileTarget { row_group_bytes, side_by_side: open_at_once > 1, ..target };
-        let open = BTreeMap::new();
-        Self { target, filled, filter, waiting: Vec::new(), waiting_bytes: 0, open, done: Vec::new() }
+        let max_waiting_bytes = if open_at_once > 1 { MAX_WAITING_BYTES } else { MAX_WAITING_FOR_ONE_BYTES };
+        let (waiting, open, done) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { target, filled, filter, waiting, waiting_bytes: 0, max_waiting_bytes, open, done }
     }
 
     /// Writes those of the rows whose partition passes the filter. A column that they do not have is null.
@@ -102,7 +106,7 @@ impl PartitionedFiles {
         }
         let rows = narrow(rows)?;
         let bytes = bytes_of(&rows);
-        if self.waiting_bytes + bytes > MAX_WAITING_BYTES {
+        if self.waiting_bytes + bytes > self.max_waiting_bytes {
             self.divide().await?;
         }
         self.waiting_bytes += bytes;
