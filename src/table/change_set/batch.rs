@@ -8,17 +8,16 @@ use std::{collections::HashMap, sync::Arc};
 
 use arrow::{
     array::RecordBatch,
-    buffer::Buffer,
+    buffer::{Buffer, MutableBuffer},
     datatypes::{Schema, SchemaRef},
     error::ArrowError,
     ipc::{
-        CompressionType,
         reader::RecordBatchDecoder,
         root_as_message,
         writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions},
     },
 };
-use bytes::Bytes;
+use lz4_flex::block::{compress_prepend_size, decompress_into, uncompressed_size};
 
 use crate::table::data_file::fill::{fit, narrow, parts_of, with_parts};
 
@@ -26,12 +25,10 @@ pub struct SpooledBatch {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
     /// The parts that are there: how many bytes of bits, and these. Then the length of the Arrow IPC message, the
-    /// message, its buffers.
+    /// message, its buffers
+    /// together by LZ4.
     pub block: Vec<u8>,
 }
-
-/// Buffers of a message are aligned to this, so that arrow need not copy those that are not compressed.
-const ALIGNMENT: usize = 64;
 
 impl SpooledBatch {
     /// The columns of `rows` are some of `schema`, perhaps without some of their parts; what they lack is null.
@@ -43,47 +40,56 @@ impl SpooledBatch {
         let rows = fit(&rows, &Arc::new(Schema::new(ordered)))?;
         let is_there = |(index, name): (usize, &String)| rows.column_by_name(name).map(|_| index);
         let columns = schema.fields().iter().map(|field| field.name()).enumerate().filter_map(is_there).collect();
-        // Lines of JSON shrink to a fifth, in less time than their decoding took.
-        let options = IpcWriteOptions::default().try_with_compression(Some(CompressionType::LZ4_FRAME))?;
         let (_, message) = IpcDataGenerator::default().encode(
             &rows,
             &mut DictionaryTracker::new(false),
-            &options,
+            &IpcWriteOptions::default(),
             &mut IpcWriteContext::default(),
         )?;
+        // Lines of JSON shrink to a fifth, in less time than their decoding took. All buffers at once: they are hundreds,
+        // and most of them small.
+        if i32::try_from(message.arrow_data.len()).is_err() {
+            return Err(ArrowError::OffsetOverflowError(message.arrow_data.len()));
+        }
+        let buffers = compress_prepend_size(&message.arrow_data);
         let bits: Vec<u8> = bits.chunks(8).map(byte).collect();
-        let mut block = Vec::with_capacity(message.ipc_message.len() + message.arrow_data.len() + 1024);
+        let mut block = Vec::with_capacity(message.ipc_message.len() + buffers.len() + 1024);
         block.extend((bits.len() as u64).to_le_bytes());
         block.extend(bits);
         block.extend((message.ipc_message.len() as u64).to_le_bytes());
         block.extend(message.ipc_message);
-        block.resize(block.len().next_multiple_of(ALIGNMENT), 0);
-        block.extend(message.arrow_data);
+        block.extend(buffers);
         Ok(Self { columns, block })
     }
 
     /// The rows of a block, with the columns and parts that it has, in the order of `schema`.
-    pub fn decode(schema: &SchemaRef, block: Bytes) -> Result<RecordBatch, ArrowError> {
-        let block = Buffer::from(block);
-        let mut rest = block.as_slice();
+    pub fn decode(schema: &SchemaRef, block: &[u8]) -> Result<RecordBatch, ArrowError> {
+        let mut rest = block;
         let count = number(&mut rest).ok_or_else(cut)?;
         let (bits, after) = rest.split_at_checked(count).ok_or_else(cut)?;
         rest = after;
         let mut bits = bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
         let fields = with_parts(schema.fields(), &mut bits).ok_or_else(cut)?;
         let bytes = number(&mut rest).ok_or_else(cut)?;
-        let message = rest.get(..bytes).ok_or_else(cut)?;
-        let buffers = (block.len() - rest.len() + bytes).next_multiple_of(ALIGNMENT);
+        let (message, buffers) = rest.split_at_checked(bytes).ok_or_else(cut)?;
         let message = root_as_message(message).map_err(|error| ArrowError::IpcError(error.to_string()))?;
         let batch = message.header_as_record_batch().ok_or_else(cut)?;
         let schema = Arc::new(Schema::new(fields));
-        let body = block.slice(buffers.min(block.len()));
+        let body = Buffer::from(decompressed(buffers)?);
         RecordBatchDecoder::try_new(&body, batch, schema, &HashMap::new(), &message.version())?.read_record_batch()
     }
 }
 
 fn cut() -> ArrowError {
     ArrowError::IpcError("a batch of received rows ends too early".to_owned())
+}
+
+/// Into memory that is aligned as arrow wants it, so that nothing is copied again.
+fn decompressed(buffers: &[u8]) -> Result<MutableBuffer, ArrowError> {
+    let (bytes, compressed) = uncompressed_size(buffers).map_err(|error| ArrowError::IpcError(error.to_string()))?;
+    let mut body = MutableBuffer::from_len_zeroed(bytes);
+    let length = decompress_into(compressed, &mut body).map_err(|error| ArrowError::IpcError(error.to_string()))?;
+    if length == bytes { Ok(body) } else { Err(cut()) }
 }
 
 /// The first bit is the lowest.

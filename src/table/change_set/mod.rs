@@ -91,7 +91,7 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
 }
 
 /// A window has this part of the memory for rows, and not more than [`MAX_WINDOW_BYTES`].
-const WINDOWS: usize = 8;
+const WINDOWS: usize = 6;
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Each chunk says of every part of a column how long it is, which takes some KB.
 const MIN_PART_ROWS: usize = 32;
@@ -316,7 +316,7 @@ impl ChangeSet {
                 .ok_or_else(|| Error::spool("there is no such batch of received rows"))?;
             held.spool.read(&chunk.block)?
         };
-        SpooledBatch::decode(&self.schema, block).map_err(Error::spool)
+        SpooledBatch::decode(&self.schema, &block).map_err(Error::spool)
     }
 
     /// The partitions of the rows of a spooled chunk, if they are known without reading it.

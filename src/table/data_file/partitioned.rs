@@ -47,7 +47,7 @@ pub fn rows_of_partitions(
 /// took more than six CPU minutes.
 const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 /// The same where one is: small chunks are joined, because each has a cost for each column.
-const MAX_WAITING_FOR_ONE_BYTES: usize = 8 * 1024 * 1024;
+const MAX_WAITING_FOR_ONE_BYTES: usize = 4 * 1024 * 1024;
 
 /// One series of rolling files for each partition.
 pub struct PartitionedFiles {
@@ -89,8 +89,7 @@ impl PartitionedFiles {
     /// `filled` as in [`DataFiles::new`].
     pub fn new(target: FileTarget, filled: BTreeSet<String>, filter: PartitionFilter) -> Self {
         let open_at_once = if target.by.is_some() { filter.max_open() } else { 1 };
-        let row_group_bytes = target.row_group_bytes / open_at_once;
-        let target = FileTarget { row_group_bytes, side_by_side: open_at_once > 1, ..target };
+        let target = FileTarget { row_group_bytes: target.row_group_bytes / open_at_once, ..target };
         let max_waiting_bytes = if open_at_once > 1 { MAX_WAITING_BYTES } else { MAX_WAITING_FOR_ONE_BYTES };
         let (waiting, open, done) = (Vec::new(), BTreeMap::new(), Vec::new());
         Self { target, filled, filter, waiting, waiting_bytes: 0, max_waiting_bytes, open, done }

@@ -34,15 +34,13 @@ pub struct FileTarget {
     pub file_bytes: u64,
     /// How much is collected in memory before it is written as one row group.
     pub row_group_bytes: usize,
-    /// Are many such files written at the same time?
-    pub side_by_side: bool,
 }
 
 impl FileTarget {
     /// Data files of the usual sizes.
     pub fn new(store: Arc<dyn ObjectStore>, columns: SchemaRef, by: Option<DatePartition>, leading: usize) -> Self {
         let (file_bytes, row_group_bytes) = (TARGET_FILE_BYTES, ROW_GROUP_BYTES);
-        Self { kind: FileKind::Data, store, columns, by, leading, file_bytes, row_group_bytes, side_by_side: false }
+        Self { kind: FileKind::Data, store, columns, by, leading, file_bytes, row_group_bytes }
     }
 }
 
@@ -168,12 +166,13 @@ impl DataFiles {
         let OpenFile::Buffered { rows, .. } = std::mem::replace(&mut self.open, OpenFile::nothing()) else {
             return Ok(());
         };
-        let FileTarget { kind, store, columns, leading, row_group_bytes, side_by_side, .. } = &self.target;
+        let FileTarget { kind, store, columns, leading, row_group_bytes, .. } = &self.target;
         let schema = columns_of_file(columns, *leading, |name| self.filled.contains(name));
         let rows: Vec<_> = rows.into_iter().map(|rows| fit(&rows, &schema)).collect::<Result<_, _>>()?;
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
-        let properties = by_first_rows(properties, &schema, &rows, *side_by_side)?;
+        // A rebuild writes many files of partitions side by side, and most of them are small.
+        let properties = by_first_rows(properties, &schema, &rows, !self.partition.is_empty())?;
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),
