@@ -29,6 +29,7 @@ TYPES = """AllergyIntolerance CarePlan CareTeam Claim Condition Device Diagnosti
 CONFIG = """
 [server]
 url = "{url}"
+source = "memory"
 [tables]
 root = "{folder}/lake"
 {tables}

@@ -24,6 +24,8 @@ pub struct MemoryDemand {
 pub struct MemoryBudget {
     /// Rows that are in memory until the commit.
     pub waiting_bytes: usize,
+    /// Rows that wait to be divided by partition.
+    pub window_bytes: usize,
     /// Rows that are being written into data files.
     pub appending_bytes: usize,
     /// Entries of the index before they go to the spool.
@@ -37,16 +39,18 @@ pub struct MemoryBudget {
 impl MemoryBudget {
     /// Divides `memory_bytes` by the demand.
     ///
-    /// Rows for a table that has some stay in memory until the end. Rows for an empty table leave it with the last file
-    /// of their type, so only types that are downloaded at the same time share that part.
+    /// Rows for a table that has some wait until the end. Only a quarter of their part is for rows in memory: when the
+    /// commit begins, it needs memory for row groups, and a disk keeps rows well. Rows for an empty table leave the
+    /// memory with the last file of their type, so only types that are downloaded at the same time share that part.
     pub fn of(memory_bytes: usize, demand: MemoryDemand) -> Self {
         let MemoryDemand { types, waiting, appending, at_once, read_at_once } = demand;
         let entries_bytes = memory_bytes / 12;
         let (shard_bytes, ids_bytes) = (memory_bytes / 8, memory_bytes / 24);
-        let waiting_bytes = (memory_bytes - entries_bytes - shard_bytes - ids_bytes) / (waiting + appending).max(1);
+        let rows_bytes = (memory_bytes - entries_bytes - shard_bytes - ids_bytes) / (waiting + appending).max(1);
         Self {
-            waiting_bytes,
-            appending_bytes: waiting_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
+            waiting_bytes: rows_bytes / 4,
+            window_bytes: rows_bytes / 7,
+            appending_bytes: rows_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
             entries_bytes: entries_bytes / types.max(1),
             shard_bytes: shard_bytes / read_at_once.max(1),
             // A change set that is read has a second copy of its ids.
@@ -66,6 +70,8 @@ mod tests {
 
     use super::*;
 
+    const WINDOWS: usize = 5;
+
     proptest! {
         #[test]
         fn the_budgets_of_an_export_never_add_up_to_more_than_its_memory(
@@ -75,7 +81,9 @@ mod tests {
         ) {
             let types = waiting + appending + deletions_only;
             let budget = MemoryBudget::of(memory_bytes, MemoryDemand { types, waiting, appending, at_once, read_at_once });
-            let rows = waiting * budget.waiting_bytes + appending.min(at_once) * budget.appending_bytes;
+            // Two windows are divided while a third one fills, and what is divided is in memory twice.
+            let of_waiting = budget.waiting_bytes + WINDOWS * budget.window_bytes;
+            let rows = waiting * of_waiting + appending.min(at_once) * budget.appending_bytes;
             let index = types * budget.entries_bytes + read_at_once * budget.shard_bytes;
             let ids = (types + read_at_once) * budget.ids_bytes;
             prop_assert!(rows + index + ids <= memory_bytes, "{budget:?}");

@@ -90,8 +90,7 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
     Ok(may_append(table) && table.files().await?.is_empty())
 }
 
-/// A window has this part of the memory for rows, and not more than [`MAX_WINDOW_BYTES`].
-const WINDOWS: usize = 6;
+/// A larger window divides rows hardly faster.
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Each chunk says of every part of a column how long it is, which takes some KB.
 const MIN_PART_ROWS: usize = 32;
@@ -118,11 +117,8 @@ impl ChangeSet {
     /// The same for a table that has rows: those of the change set wait until the commit.
     pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
         let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
-        // Two windows may be divided while a third one fills; what is divided is in memory twice.
-        let window_bytes = (budget.waiting_bytes / WINDOWS).min(MAX_WINDOW_BYTES);
-        let waiting_bytes = budget.waiting_bytes - window_bytes * 5;
-        let changes = Self::new(schema, MemoryBudget { waiting_bytes, ..budget }, spool_folder);
-        changes.divided(Window::new(by.clone(), window_bytes, MIN_PART_ROWS))
+        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_PART_ROWS);
+        Self::new(schema, budget, spool_folder).divided(window)
     }
 
     /// The same, but rows wait in the window until they are divided by partition.
@@ -177,18 +173,18 @@ impl ChangeSet {
         if keys.is_empty() {
             return Ok(());
         }
-        let entry = |RowKey { id, version, hash, line }: &RowKey| {
-            let position = Position { output, line: *line };
-            (self.hasher.of(id), NewEntry { version: *version, hash: *hash, position })
-        };
-        let entries = keys.iter().map(entry).collect();
+        let count = keys.len();
         self.write().ids.extend(keys.iter().map(|key| key.id.as_str()));
+        let entry = |RowKey { id, version, hash, line }| {
+            (self.hasher.of(&id), NewEntry { version, hash, position: Position { output, line } })
+        };
+        let entries: Vec<_> = keys.into_iter().map(entry).collect();
         let first = match &self.rows {
             Rows::Spool => self.spool(&rows, None)?,
             Rows::Partitions(window) => {
                 let full = window.add(&rows, entries).map_err(Error::spool)?;
                 // Before they are divided: rows that are lost on the way make the counts of the commit wrong.
-                self.count(keys.len());
+                self.count(count);
                 drop(rows);
                 return self.divide(window, full);
             }
@@ -196,7 +192,7 @@ impl ChangeSet {
         };
         // Frees the memory before waiting for other workers at the lock.
         drop(rows);
-        self.count(keys.len());
+        self.count(count);
         self.index(first, entries)
     }
 
