@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 
 use super::*;
 #[cfg(feature = "sql")]
-use crate::table::data_file::rolling;
+use crate::table::data_file::fill;
 use crate::table::{DryRun, Error, Maintained, MaintenanceOptions, MaintenanceStep, Retention};
 
 const DAY: Duration = Duration::from_hours(24);

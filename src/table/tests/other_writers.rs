@@ -1,7 +1,7 @@
 //! Other writers change rows and leave our columns as they were: only what the server sends repairs such rows.
 
 use super::{race::update, *};
-use crate::table::data_file::rolling;
+use crate::table::data_file::fill;
 
 /// All columns of a row except those that describe the run.
 fn seen(lake: &Lake) -> String {
