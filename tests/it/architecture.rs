@@ -9,7 +9,8 @@ use std::{
 const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("data_file", &[]),
     ("lost_log", &[]),
-    ("root", &["data_file", "lost_log"]),
+    ("config", &["data_file"]),
+    ("root", &["data_file", "lost_log", "config"]),
     ("document", &["root"]),
     ("change_set", &["data_file", "root"]),
     ("commit", &["data_file", "root"]),

@@ -42,7 +42,7 @@ use crate::table::{
     change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
-    change_set::window::{Part, Waiting, Window},
+    change_set::window::{Part, Undivided, Window},
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
     date_partition::PartitionKey,
@@ -197,8 +197,8 @@ impl ChangeSet {
     }
 
     /// Keeps the rows of a full window, in chunks by their partitions.
-    fn divide(&self, window: &Window, waiting: Waiting) -> Result<(), Error> {
-        for Part { partitions, rows, entries } in window.divide(&self.schema, waiting).map_err(Error::spool)? {
+    fn divide(&self, window: &Window, undivided: Undivided) -> Result<(), Error> {
+        for Part { partitions, rows, entries } in window.divide(&self.schema, undivided).map_err(Error::spool)? {
             let first = self.spool(&rows, Some(partitions))?;
             self.index(first, entries)?;
         }

@@ -27,12 +27,12 @@ pub struct Window {
     by: DatePartition,
     max_bytes: usize,
     min_part_rows: usize,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Undivided>,
 }
 
 /// Rows and what the index is to know of each.
 #[derive(Default)]
-pub struct Waiting {
+pub struct Undivided {
     rows: Vec<RecordBatch>,
     bytes: usize,
     entries: Vec<(IdHash, NewEntry)>,
@@ -52,11 +52,11 @@ impl Window {
     }
 
     /// Adds rows. Where there is no room for them, gives back those that waited.
-    pub fn add(&self, rows: &RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Result<Waiting, ArrowError> {
+    pub fn add(&self, rows: &RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Result<Undivided, ArrowError> {
         let rows = narrow(rows)?;
         let bytes = bytes_of(&rows);
         let mut waiting = self.lock();
-        let full = if waiting.bytes + bytes > self.max_bytes { mem::take(&mut *waiting) } else { Waiting::default() };
+        let full = if waiting.bytes + bytes > self.max_bytes { mem::take(&mut *waiting) } else { Undivided::default() };
         waiting.bytes += bytes;
         waiting.rows.push(rows);
         waiting.entries.extend(entries);
@@ -64,13 +64,13 @@ impl Window {
     }
 
     /// What still waits.
-    pub fn take(&self) -> Waiting {
+    pub fn take(&self) -> Undivided {
         mem::take(&mut *self.lock())
     }
 
     /// Divides rows by partition.
-    pub fn divide(&self, schema: &SchemaRef, waiting: Waiting) -> Result<Vec<Part>, ArrowError> {
-        let Waiting { rows, entries, .. } = waiting;
+    pub fn divide(&self, schema: &SchemaRef, waiting: Undivided) -> Result<Vec<Part>, ArrowError> {
+        let Undivided { rows, entries, .. } = waiting;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -91,7 +91,7 @@ impl Window {
         Ok(parts)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Undivided> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -142,7 +142,7 @@ mod tests {
             let window = Window::new(by.clone(), max_bytes, min_part_rows);
             let schema: SchemaRef = Arc::new(Schema::clone(&rows(0, &[0]).0.schema()));
             let (mut seen, mut pushed) = (Vec::new(), 0);
-            let mut take = |waiting: Waiting| {
+            let mut take = |waiting: Undivided| {
                 for Part { partitions, rows, entries } in window.divide(&schema, waiting).unwrap() {
                     let numbers = rows.column(0).as_primitive::<Int64Type>().values().to_vec();
                     assert_eq!(numbers, entries.iter().map(|(_, of)| of.hash.cast_signed()).collect::<Vec<_>>());
