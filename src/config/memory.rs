@@ -46,7 +46,12 @@ pub fn read(section: &mut Section) -> Option<MemoryLimit> {
     let Some(allowed) = allowed(&groups, |file| fs::read_to_string(file).ok()) else { return Some(MemoryLimit(bytes)) };
     let mib = allowed / 1024 / 1024;
     if !is_set {
-        return Some(MemoryLimit(bytes.min(allowed / 10 * 9)));
+        let within = bytes.min(allowed / 10 * 9);
+        if within < MIN_BYTES {
+            let what = format!("would be at least 128MiB; the control group of this process allows {mib} MiB");
+            section.remark("memory_limit", &what);
+        }
+        return Some(MemoryLimit(within));
     }
     if bytes > allowed {
         let what = format!("is more than the control group of this process allows ({mib} MiB)");

@@ -368,7 +368,7 @@ fn within(mut tables: table::Config, sync: &sync::Config, memory: MemoryLimit) -
     if let Some(cache) = &mut tables.cache {
         sync.spool_folder.clone_into(&mut cache.folder);
     }
-    table::Config { row_groups_bytes: memory.row_groups(), ..tables }
+    table::Config { row_groups_bytes: memory.row_groups() / sync.parallel_upserts.max(1), ..tables }
 }
 
 /// Whether tables are typed, and their columns.

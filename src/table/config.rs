@@ -20,7 +20,7 @@ pub struct Config {
     pub update_mode: UpdateMode,
     /// Whether the change data feed is switched on for tables where nobody has set that property.
     pub change_data_feed: bool,
-    /// Of all row groups that are being written for one type.
+    /// For all row groups that are being written for one type.
     pub row_groups_bytes: usize,
     /// The types whose tables are partitioned.
     pub partitions: BTreeMap<ResourceType, DatePartition>,

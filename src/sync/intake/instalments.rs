@@ -309,6 +309,10 @@ impl Intake {
         let table = runtime.block_on(engine.open_or_create(of, &definition));
         match table.and_then(|table| table.change_set(is_first_load, &schema, self.budget, &self.spool_folder)) {
             Ok(next) => *changes = Some(next),
+            // Its rows are divided by partition at the commit.
+            Err(_) if !is_first_load => {
+                *changes = Some(ChangeSet::new(&schema, self.budget, &self.spool_folder));
+            }
             Err(error) => {
                 *changes = Some(ChangeSet::new(&schema, self.budget, &self.spool_folder));
                 self.tally().failure = Some(error.into());

@@ -49,7 +49,7 @@ impl MemoryBudget {
         let rows_bytes = (memory_bytes - entries_bytes - shard_bytes - ids_bytes) / (waiting + appending).max(1);
         Self {
             waiting_bytes: rows_bytes / 4,
-            window_bytes: rows_bytes / 7,
+            window_bytes: rows_bytes / 6,
             appending_bytes: rows_bytes.saturating_mul(appending) / appending.min(at_once).max(1),
             entries_bytes: entries_bytes / types.max(1),
             shard_bytes: shard_bytes / read_at_once.max(1),
@@ -69,8 +69,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    const WINDOWS: usize = 5;
+    use crate::table::change_set::window::HALVES;
 
     proptest! {
         #[test]
@@ -81,8 +80,8 @@ mod tests {
         ) {
             let types = waiting + appending + deletions_only;
             let budget = MemoryBudget::of(memory_bytes, MemoryDemand { types, waiting, appending, at_once, read_at_once });
-            // Two windows are divided while a third one fills, and what is divided is in memory twice.
-            let of_waiting = budget.waiting_bytes + WINDOWS * budget.window_bytes;
+            // What is divided is in memory twice.
+            let of_waiting = budget.waiting_bytes + 2 * HALVES * budget.window_bytes;
             let rows = waiting * of_waiting + appending.min(at_once) * budget.appending_bytes;
             let index = types * budget.entries_bytes + read_at_once * budget.shard_bytes;
             let ids = (types + read_at_once) * budget.ids_bytes;

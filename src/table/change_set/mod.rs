@@ -43,6 +43,7 @@ use crate::table::{
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
     change_set::window::{Part, Undivided, Window},
+    data_file::fill::narrow,
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
     date_partition::PartitionKey,
@@ -93,7 +94,9 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
 /// A larger window divides rows hardly faster.
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Each chunk says of every part of a column how long it is, which takes some KB.
-const MIN_PART_ROWS: usize = 32;
+const MIN_PART_ROWS: usize = if cfg!(test) { 2 } else { 32 };
+/// And about a KB of memory, so chunks get larger as they get more: a hundred million rows have some 200,000.
+const CHUNKS_PER_ROW: usize = 256;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
 fn may_append(table: &Table) -> bool {
@@ -117,7 +120,7 @@ impl ChangeSet {
     /// The same for a table that has rows: those of the change set wait until the commit.
     pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
         let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
-        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_PART_ROWS);
+        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES));
         Self::new(schema, budget, spool_folder).divided(window)
     }
 
@@ -182,11 +185,11 @@ impl ChangeSet {
         let first = match &self.rows {
             Rows::Spool => self.spool(&rows, None)?,
             Rows::Partitions(window) => {
-                let full = window.add(&rows, entries).map_err(Error::spool)?;
+                let narrow = narrow(&rows).map_err(Error::spool)?;
+                drop(rows);
                 // Before they are divided: rows that are lost on the way make the counts of the commit wrong.
                 self.count(count);
-                drop(rows);
-                return self.divide(window, full);
+                return window.add(narrow, entries, |full| self.divide(window, full));
             }
             Rows::DataFiles(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
         };
@@ -198,7 +201,9 @@ impl ChangeSet {
 
     /// Keeps the rows of a full window, in chunks by their partitions.
     fn divide(&self, window: &Window, undivided: Undivided) -> Result<(), Error> {
-        for Part { partitions, rows, entries } in window.divide(&self.schema, undivided).map_err(Error::spool)? {
+        let min_part_rows = MIN_PART_ROWS.max(self.read().chunks.len() / CHUNKS_PER_ROW);
+        let parts = window.divide(&self.schema, undivided, min_part_rows).map_err(Error::spool)?;
+        for Part { partitions, rows, entries } in parts {
             let first = self.spool(&rows, Some(partitions))?;
             self.index(first, entries)?;
         }
@@ -234,7 +239,7 @@ impl ChangeSet {
     pub async fn flush(&self) -> Result<(), Error> {
         match &self.rows {
             Rows::Spool => Ok(()),
-            Rows::Partitions(window) => self.divide(window, window.take()),
+            Rows::Partitions(window) => window.take().into_iter().try_for_each(|half| self.divide(window, half)),
             Rows::DataFiles(first_load) => first_load.flush().await.map_err(Error::first_load),
         }
     }

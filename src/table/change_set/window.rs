@@ -5,7 +5,10 @@
 
 use std::{
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arrow::{
@@ -17,7 +20,6 @@ use arrow::{
 
 use crate::table::{
     change_set::entry::{IdHash, NewEntry},
-    data_file::fill::narrow,
     data_file::partitioned::{joined, rows_of_partitions},
     data_file::rolling::bytes_of,
     date_partition::{DatePartition, PartitionKey},
@@ -26,9 +28,12 @@ use crate::table::{
 pub struct Window {
     by: DatePartition,
     max_bytes: usize,
-    min_part_rows: usize,
-    waiting: Mutex<Undivided>,
+    waiting: [Mutex<Undivided>; HALVES],
+    next: AtomicUsize,
 }
+
+/// One half fills while the other is divided. With more, memory would grow with the cores.
+pub const HALVES: usize = 2;
 
 /// Rows and what the index is to know of each.
 #[derive(Default)]
@@ -46,31 +51,48 @@ pub struct Part {
 }
 
 impl Window {
-    /// Waits for so many bytes of Arrow arrays. Partitions with fewer than `min_part_rows` rows share a chunk.
-    pub fn new(by: DatePartition, max_bytes: usize, min_part_rows: usize) -> Self {
-        Self { by, max_bytes, min_part_rows, waiting: Mutex::default() }
+    /// Each half waits for so many bytes of Arrow arrays.
+    pub fn new(by: DatePartition, max_bytes: usize) -> Self {
+        Self { by, max_bytes, waiting: Default::default(), next: AtomicUsize::new(0) }
     }
 
-    /// Adds rows. Where there is no room for them, gives back those that waited.
-    pub fn add(&self, rows: &RecordBatch, entries: Vec<(IdHash, NewEntry)>) -> Result<Undivided, ArrowError> {
-        let rows = narrow(rows)?;
+    /// Adds [narrow](narrow()) rows. Where there is no room for them, `divide` takes those that waited; other workers
+    /// wait meanwhile, unless the other half is free.
+    pub fn add<E>(
+        &self,
+        rows: RecordBatch,
+        entries: Vec<(IdHash, NewEntry)>,
+        divide: impl FnOnce(Undivided) -> Result<(), E>,
+    ) -> Result<(), E> {
         let bytes = bytes_of(&rows);
-        let mut waiting = self.lock();
-        let full = if waiting.bytes + bytes > self.max_bytes { mem::take(&mut *waiting) } else { Undivided::default() };
+        let mut waiting = self.free_half();
+        if waiting.bytes + bytes > self.max_bytes {
+            divide(mem::take(&mut *waiting))?;
+        }
         waiting.bytes += bytes;
         waiting.rows.push(rows);
         waiting.entries.extend(entries);
-        Ok(full)
+        Ok(())
     }
 
     /// What still waits.
-    pub fn take(&self) -> Undivided {
-        mem::take(&mut *self.lock())
+    pub fn take(&self) -> [Undivided; HALVES] {
+        self.waiting.each_ref().map(|half| mem::take(&mut *lock(half)))
     }
 
-    /// Divides rows by partition.
-    pub fn divide(&self, schema: &SchemaRef, waiting: Undivided) -> Result<Vec<Part>, ArrowError> {
-        let Undivided { rows, entries, .. } = waiting;
+    fn free_half(&self) -> MutexGuard<'_, Undivided> {
+        let free = self.waiting.iter().find_map(|half| half.try_lock().ok());
+        free.unwrap_or_else(|| lock(&self.waiting[self.next.fetch_add(1, Ordering::Relaxed) % HALVES]))
+    }
+
+    /// Divides rows by partition. Partitions with fewer than `min_part_rows` rows share a part.
+    pub fn divide(
+        &self,
+        schema: &SchemaRef,
+        undivided: Undivided,
+        min_part_rows: usize,
+    ) -> Result<Vec<Part>, ArrowError> {
+        let Undivided { rows, entries, .. } = undivided;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
@@ -81,7 +103,7 @@ impl Window {
         while let Some((partition, of_partition)) = of_partitions.next() {
             partitions.push(partition);
             indices.extend(of_partition);
-            if indices.len() >= self.min_part_rows || of_partitions.peek().is_none() {
+            if indices.len() >= min_part_rows || of_partitions.peek().is_none() {
                 let indices = UInt32Array::from(mem::take(&mut indices));
                 let entries = indices.values().iter().map(|row| entries[*row as usize]).collect();
                 let rows = take_record_batch(&rows, &indices)?;
@@ -90,10 +112,10 @@ impl Window {
         }
         Ok(parts)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Undivided> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(half: &Mutex<Undivided>) -> MutexGuard<'_, Undivided> {
+    half.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -139,11 +161,11 @@ mod tests {
             (max_bytes, min_part_rows) in (0usize..600, 1usize..5),
         ) {
             let by = DatePartition { date: "x".to_owned(), finest: DatePart::Year };
-            let window = Window::new(by.clone(), max_bytes, min_part_rows);
+            let window = Window::new(by.clone(), max_bytes);
             let schema: SchemaRef = Arc::new(Schema::clone(&rows(0, &[0]).0.schema()));
             let (mut seen, mut pushed) = (Vec::new(), 0);
             let mut take = |waiting: Undivided| {
-                for Part { partitions, rows, entries } in window.divide(&schema, waiting).unwrap() {
+                for Part { partitions, rows, entries } in window.divide(&schema, waiting, min_part_rows).unwrap() {
                     let numbers = rows.column(0).as_primitive::<Int64Type>().values().to_vec();
                     assert_eq!(numbers, entries.iter().map(|(_, of)| of.hash.cast_signed()).collect::<Vec<_>>());
                     let of_rows = by.keys(&rows).unwrap();
@@ -156,9 +178,13 @@ mod tests {
             for years in &batches {
                 let (rows, entries) = rows(pushed, years);
                 pushed += i64::try_from(years.len()).unwrap();
-                take(window.add(&rows, entries).unwrap());
+                let added = window.add(rows, entries, |full| {
+                    take(full);
+                    Ok::<_, ()>(())
+                });
+                added.unwrap();
             }
-            take(window.take());
+            window.take().into_iter().for_each(&mut take);
             seen.sort_unstable();
             assert_eq!(seen, (0..pushed).collect::<Vec<_>>());
         }

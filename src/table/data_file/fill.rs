@@ -147,7 +147,9 @@ fn fitted(array: &ArrayRef, to: &DataType, nulls: &mut Nulls) -> Result<ArrayRef
             let lost = |field: &FieldRef| fields.find(field.name()).is_none();
             let mut lost = from.iter().zip(structure.columns()).filter(|(field, _)| lost(field));
             if let Some((field, _)) = lost.find(|(_, column)| column.null_count() < column.len()) {
-                return Err(ArrowError::SchemaError(format!("there is no place for {}", field.name())));
+                let what =
+                    format!("the table has no place for {}; `fhir-sync maintain --rebuild` makes it", field.name());
+                return Err(ArrowError::SchemaError(what));
             }
             let part = |field: &FieldRef| match structure.column_by_name(field.name()) {
                 Some(column) => fitted(column, field.data_type(), nulls),

@@ -89,8 +89,9 @@ impl PartitionedFiles {
     /// `filled` as in [`DataFiles::new`].
     pub fn new(target: FileTarget, filled: BTreeSet<String>, filter: PartitionFilter) -> Self {
         let open_at_once = if target.by.is_some() { filter.max_open() } else { 1 };
-        let target = FileTarget { row_group_bytes: target.row_group_bytes / open_at_once, ..target };
         let max_waiting_bytes = if open_at_once > 1 { MAX_WAITING_BYTES } else { MAX_WAITING_FOR_ONE_BYTES };
+        let max_waiting_bytes = max_waiting_bytes.min(target.row_group_bytes);
+        let target = FileTarget { row_group_bytes: target.row_group_bytes / open_at_once, ..target };
         let (waiting, open, done) = (Vec::new(), BTreeMap::new(), Vec::new());
         Self { target, filled, filter, waiting, waiting_bytes: 0, max_waiting_bytes, open, done }
     }

@@ -8,7 +8,7 @@ use arrow::{
 };
 use deltalake::kernel::{Action, Add};
 use futures::StreamExt as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::table::{
@@ -79,12 +79,38 @@ pub async fn write(table: &Table, changes: &ChangeSet, decision: &Decision) -> R
             }
         })
     })?;
+    check_written(table, decision, outputs.iter().zip(&written))?;
     let mut actions = mark(table, marked).await?;
     let removed = rewritten.iter().filter(|touched| touched.committed);
     actions.extend(removed.map(|touched| Action::Remove(remove(touched.stored))));
     actions.extend(decision.damaged.iter().map(|file| Action::Remove(remove(&file.stored))));
     actions.extend(written.into_iter().flatten());
     Ok(actions)
+}
+
+/// Every chosen row is in one of the new files: none was left out between the spool and the files of its partition.
+fn check_written<'a>(
+    table: &Table,
+    decision: &Decision,
+    written: impl Iterator<Item = (&'a Output<'a>, &'a Vec<Action>)>,
+) -> Result<(), Error> {
+    let mut of_changes = written.filter(|(output, _)| matches!(output, Output::Changes(_))).peekable();
+    if of_changes.peek().is_none() {
+        return Ok(());
+    }
+    let rows: u64 = of_changes.flat_map(|(_, actions)| actions).map(rows_of).sum();
+    let chosen: u64 = decision.chosen.values().map(RowSet::len).sum();
+    if rows == chosen {
+        return Ok(());
+    }
+    let counts = format!("{chosen} rows were to be written, and {rows} were");
+    Err(Error::Unbalanced { table: table.name, counts })
+}
+
+fn rows_of(action: &Action) -> u64 {
+    let Action::Add(Add { stats: Some(stats), .. }) = action else { return 0 };
+    let stats: Option<Value> = serde_json::from_str(stats).ok();
+    stats.and_then(|stats| stats.get("numRecords")?.as_u64()).unwrap_or_default()
 }
 
 async fn touched_files<'files>(
