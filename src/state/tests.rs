@@ -1,5 +1,10 @@
-use std::fs;
+use std::{fs, sync::Arc, time::Duration};
 
+use object_store::{
+    ObjectStore,
+    memory::InMemory,
+    throttle::{ThrottleConfig, ThrottledStore},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -139,7 +144,10 @@ proptest! {
 
 /// An object store that the next processes reach as well.
 fn in_memory() -> Documents {
-    let store = std::sync::Arc::new(object_store::memory::InMemory::new());
+    documents_in(Arc::new(InMemory::new()))
+}
+
+fn documents_in(store: Arc<dyn ObjectStore>) -> Documents {
     Documents::in_store(store, &"memory:///fhir-sync/state".parse().unwrap())
 }
 
@@ -235,6 +243,13 @@ async fn a_document_of_a_newer_format_stops_the_start() {
     assert!(matches!(refused, Err(Error::Newer { found: 2, .. })), "{refused:?}");
 }
 
+/// A store whose answers take a moment, so that others may write between the reading of a document and its swap.
+fn with_slow_answers() -> Documents {
+    let moment = Duration::from_millis(1);
+    let config = ThrottleConfig { wait_get_per_call: moment, wait_put_per_call: moment, ..ThrottleConfig::default() };
+    documents_in(Arc::new(ThrottledStore::new(InMemory::new(), config)))
+}
+
 async fn sharing(documents: &Documents) -> SharedState {
     SharedState::open(documents.clone()).await.unwrap().0
 }
@@ -246,9 +261,9 @@ fn later(before: &State, export: &str, run: u64) -> State {
     state
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn processes_that_share_the_state_give_no_number_of_a_run_twice() {
-    let documents = in_memory();
+    let documents = with_slow_answers();
     let processes = [sharing(&documents).await, sharing(&documents).await, sharing(&documents).await];
     let number = async |process: &SharedState| process.next_run().await.unwrap();
     let mut numbers = BTreeSet::new();
