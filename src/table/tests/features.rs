@@ -1,5 +1,6 @@
 //! Tables that require more than we can do are refused before anything is written, with the name of the requirement.
 
+use arrow::datatypes::DataType;
 use serde_json::{Value, json};
 
 use super::*;
@@ -171,4 +172,43 @@ async fn a_table_with_deletion_vectors_switched_off_is_rewritten_instead() {
     let adds = lake.actions(3).into_iter().filter(|action| !action["add"].is_null());
     assert!(adds.into_iter().all(|action| action["add"]["deletionVector"].is_null()));
     assert_eq!(lake.rows().await.len(), 9);
+}
+
+/// The definition without the part `period` of the names.
+fn without_periods_of_names() -> TableDefinition {
+    let definition = definition_of(&shape());
+    let fields = definition.schema.fields().iter().map(|field| {
+        let DataType::List(item) = field.data_type() else { return Arc::clone(field) };
+        let DataType::Struct(parts) = item.data_type() else { return Arc::clone(field) };
+        if field.name() != "name" {
+            return Arc::clone(field);
+        }
+        let parts = parts.iter().filter(|part| part.name() != "period").cloned().collect();
+        let item = item.as_ref().clone().with_data_type(DataType::Struct(parts));
+        Arc::new(field.as_ref().clone().with_data_type(DataType::List(Arc::new(item))))
+    });
+    TableDefinition { schema: Arc::new(Schema::new(fields.collect::<Vec<_>>())), ..definition }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_for_which_a_structure_of_the_table_has_no_place_fails_the_upsert_until_the_table_is_rebuilt() {
+    let lake = Lake::new();
+    lake.root.open_or_create(patient(), &without_periods_of_names()).await.unwrap();
+    let named =
+        |id: &str, name: &str| Change::Line(format!(r#"{{"resourceType":"Patient","id":"{id}","name":[{{{name}}}]}}"#));
+    lake.upsert(&[vec![named("a", r#""text":"x""#)]], 5).await;
+    let with_period = [vec![named("b", r#""text":"y","period":{"start":"2020"}"#)]];
+    let changes = lake.change_set(&with_period, 6);
+    let error = lake.table().await.upsert(&changes, &upsert(6)).await.unwrap_err();
+    let source = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let text = format!("{error}: {source}");
+    assert!(text.contains("no place for period") && text.contains("maintain --rebuild"), "{text}");
+    assert_eq!(lake.rows().await.len(), 1);
+    let decode = |lines: Vec<Vec<u8>>| {
+        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
+        Ok(lake.decoder(9).decode(lines).unwrap().rows)
+    };
+    rebuild(lake.table().await, &definition_of(&shape()), &decode).await.unwrap();
+    lake.upsert(&with_period, 7).await;
+    assert_eq!(lake.rows().await.len(), 2);
 }
