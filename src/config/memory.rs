@@ -48,7 +48,8 @@ pub fn read(section: &mut Section) -> Option<MemoryLimit> {
     if !is_set {
         let within = bytes.min(allowed / 10 * 9);
         if within < MIN_BYTES {
-            let what = format!("would be at least 128MiB; the control group of this process allows {mib} MiB");
+            let what =
+                format!("is lowered, because the control group of this process allows {mib} MiB; 128MiB are needed");
             section.remark("memory_limit", &what);
         }
         return Some(MemoryLimit(within));

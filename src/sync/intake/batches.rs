@@ -20,7 +20,7 @@ const MAX_BATCHES: usize = 16;
 /// (docs/performance.md).
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 const MIN_BATCH_BYTES: usize = 256 * 1024;
-/// A batch takes so many times the memory of its lines while they become rows.
+/// A batch takes this many times the memory of its lines while they become rows.
 const ROWS_FOR_LINES: usize = 8;
 
 /// The room for the batches of all files: one for each core, and one that is ready when a core is free.

@@ -94,9 +94,7 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
 /// A larger window divides rows hardly faster.
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 /// Each chunk says of every part of a column how long it is, which takes some KB.
-const MIN_PART_ROWS: usize = if cfg!(test) { 2 } else { 32 };
-/// And about a KB of memory, so chunks get larger as they get more: a hundred million rows have some 200,000.
-const CHUNKS_PER_ROW: usize = 256;
+const MIN_PART_ROWS: usize = 32;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
 fn may_append(table: &Table) -> bool {
@@ -120,7 +118,7 @@ impl ChangeSet {
     /// The same for a table that has rows: those of the change set wait until the commit.
     pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
         let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
-        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES));
+        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_PART_ROWS);
         Self::new(schema, budget, spool_folder).divided(window)
     }
 
@@ -201,8 +199,8 @@ impl ChangeSet {
 
     /// Keeps the rows of a full window, in chunks by their partitions.
     fn divide(&self, window: &Window, undivided: Undivided) -> Result<(), Error> {
-        let min_part_rows = MIN_PART_ROWS.max(self.read().chunks.len() / CHUNKS_PER_ROW);
-        let parts = window.divide(&self.schema, undivided, min_part_rows).map_err(Error::spool)?;
+        let chunks = self.read().chunks.len();
+        let parts = window.divide(&self.schema, undivided, chunks).map_err(Error::spool)?;
         for Part { partitions, rows, entries } in parts {
             let first = self.spool(&rows, Some(partitions))?;
             self.index(first, entries)?;

@@ -28,12 +28,17 @@ use crate::table::{
 pub struct Window {
     by: DatePartition,
     max_bytes: usize,
+    min_part_rows: usize,
     waiting: [Mutex<Undivided>; HALVES],
     next: AtomicUsize,
 }
 
 /// One half fills while the other is divided. With more, memory would grow with the cores.
 pub const HALVES: usize = 2;
+
+/// A chunk takes about a KB of memory, so chunks get larger as they get more: with each 256 of them, a part has one row
+/// more. A hundred million rows have some 200,000 chunks.
+const CHUNKS_PER_ROW: usize = 256;
 
 /// Rows and what the index is to know of each.
 #[derive(Default)]
@@ -51,13 +56,14 @@ pub struct Part {
 }
 
 impl Window {
-    /// Each half waits for so many bytes of Arrow arrays.
-    pub fn new(by: DatePartition, max_bytes: usize) -> Self {
-        Self { by, max_bytes, waiting: Default::default(), next: AtomicUsize::new(0) }
+    /// Each half waits for this many bytes of Arrow arrays. Partitions with fewer than `min_part_rows` rows share a
+    /// part.
+    pub fn new(by: DatePartition, max_bytes: usize, min_part_rows: usize) -> Self {
+        Self { by, max_bytes, min_part_rows, waiting: Default::default(), next: AtomicUsize::new(0) }
     }
 
-    /// Adds [narrow](narrow()) rows. Where there is no room for them, `divide` takes those that waited; other workers
-    /// wait meanwhile, unless the other half is free.
+    /// Adds [narrow](crate::table::data_file::fill::narrow) rows. Where there is no room for them, `divide` takes those
+    /// that waited. Meanwhile one other worker uses the other half, and all others wait.
     pub fn add<E>(
         &self,
         rows: RecordBatch,
@@ -85,18 +91,14 @@ impl Window {
         free.unwrap_or_else(|| lock(&self.waiting[self.next.fetch_add(1, Ordering::Relaxed) % HALVES]))
     }
 
-    /// Divides rows by partition. Partitions with fewer than `min_part_rows` rows share a part.
-    pub fn divide(
-        &self,
-        schema: &SchemaRef,
-        undivided: Undivided,
-        min_part_rows: usize,
-    ) -> Result<Vec<Part>, ArrowError> {
+    /// Divides rows by partition; there are `chunks` already.
+    pub fn divide(&self, schema: &SchemaRef, undivided: Undivided, chunks: usize) -> Result<Vec<Part>, ArrowError> {
         let Undivided { rows, entries, .. } = undivided;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
         let rows = joined(schema, rows)?;
+        let min_part_rows = self.min_part_rows.max(chunks / CHUNKS_PER_ROW);
         let mut parts = Vec::new();
         let (mut partitions, mut indices) = (Vec::new(), Vec::new());
         let mut of_partitions = rows_of_partitions(&rows, &self.by)?.into_iter().peekable();
@@ -161,11 +163,11 @@ mod tests {
             (max_bytes, min_part_rows) in (0usize..600, 1usize..5),
         ) {
             let by = DatePartition { date: "x".to_owned(), finest: DatePart::Year };
-            let window = Window::new(by.clone(), max_bytes);
+            let window = Window::new(by.clone(), max_bytes, min_part_rows);
             let schema: SchemaRef = Arc::new(Schema::clone(&rows(0, &[0]).0.schema()));
             let (mut seen, mut pushed) = (Vec::new(), 0);
             let mut take = |waiting: Undivided| {
-                for Part { partitions, rows, entries } in window.divide(&schema, waiting, min_part_rows).unwrap() {
+                for Part { partitions, rows, entries } in window.divide(&schema, waiting, 0).unwrap() {
                     let numbers = rows.column(0).as_primitive::<Int64Type>().values().to_vec();
                     assert_eq!(numbers, entries.iter().map(|(_, of)| of.hash.cast_signed()).collect::<Vec<_>>());
                     let of_rows = by.keys(&rows).unwrap();

@@ -29,7 +29,7 @@ impl Lake {
     /// As [`Lake::upsert`], with rows that are divided by partition while they arrive.
     async fn upsert_divided(&self, files: &[Vec<Change>], transaction_time: i64) -> Committed {
         let table = self.table().await;
-        let window = Window::new(table.partitioned_by().unwrap().clone(), 1);
+        let window = Window::new(table.partitioned_by().unwrap().clone(), 1, 2);
         let changes = ChangeSet::tiny(&self.shape().schema(), self.folder.path()).divided(window);
         self.fill(&changes, files, transaction_time);
         table.upsert(&changes, &upsert(transaction_time)).await.unwrap()

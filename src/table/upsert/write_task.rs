@@ -33,7 +33,7 @@ const MIN_CHUNKS_PER_TASK: usize = 8;
 const MAX_PARTITIONS_PER_TASK: usize = 16;
 
 /// Tasks that together write all chosen rows, as many as are worth a thread. In a partitioned table each partition
-/// belongs to one task, and those that share chunks to the same one, as far as it may have so many.
+/// belongs to one task; partitions that share chunks belong to the same task, up to [`MAX_PARTITIONS_PER_TASK`].
 pub fn write_tasks(writer: &Writer<'_>) -> Result<Vec<WriteTask>, Error> {
     let chunks: Vec<_> = writer.decision.chosen.keys().copied().collect();
     if writer.table.partitioned_by().is_some() {
