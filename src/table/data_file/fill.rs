@@ -122,8 +122,8 @@ pub fn narrow(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     fit(rows, &Arc::new(Schema::new(fields.collect::<Vec<_>>())))
 }
 
-/// The rows with exactly these columns, in this order. A column or a part of one that they do not have is null; one
-/// that the schema lacks must have nothing.
+/// The rows with exactly these columns, in this order. A column or a part of one that they do not have is null. Whole
+/// columns that the schema lacks are left out; a part of a column that it lacks must have nothing.
 pub fn fit(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let mut nulls = Nulls::default();
     let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
