@@ -80,7 +80,8 @@ fn config() -> Config {
         webhook: None,
         proxy: Proxy::None,
         patience: Patience {
-            answer: Duration::from_millis(200),
+            // A machine may be busy with other tests.
+            answer: Duration::from_secs(20),
             waits: vec![Duration::from_millis(1); 2],
             at_the_end: Duration::from_secs(20),
             after_a_stop: Duration::from_millis(100),
