@@ -6,6 +6,7 @@
 
 mod pages;
 mod plan;
+mod texts;
 
 use std::{
     collections::VecDeque,
@@ -15,8 +16,8 @@ use std::{
 };
 
 use arrow::{
-    array::{ArrayRef, RecordBatch},
-    datatypes::{FieldRef, Schema, SchemaRef},
+    array::{ArrayRef, AsArray as _, RecordBatch},
+    datatypes::{DataType, FieldRef, Schema, SchemaRef},
 };
 use bytes::Bytes;
 use parquet::{
@@ -37,6 +38,7 @@ use parquet::{
 use self::{
     pages::{AllPages, NullPages, Pages, chunk},
     plan::{Plan, Role},
+    texts::{TextColumn, TextWriter},
 };
 use crate::table::data_file::fill::{Fill, leaves_of};
 
@@ -58,6 +60,7 @@ struct Column {
     leaves: Range<usize>,
     /// `None` where each leaf has a writer of its own, in any case.
     fill: Option<Fill>,
+    text: Option<TextColumn>,
 }
 
 impl Encoder {
@@ -88,7 +91,12 @@ impl Encoder {
         self.note(rows)?;
         if self.open.is_empty() {
             let writers = self.plans.writers(self.file.flushed_row_groups().len())?;
-            self.open = self.plans.of.iter().zip(writers).map(|(plan, of)| OpenColumn::new(plan, of)).collect();
+            let columns = self.plans.of.iter().zip(writers).zip(&self.columns);
+            let open = columns.map(|((plan, writers), of)| match &of.text {
+                Some(text) => TextWriter::new(text.clone()).map(OpenColumn::Text),
+                None => Ok(OpenColumn::Leaves(OpenLeaves::new(plan, writers))),
+            });
+            self.open = open.collect::<Result<_>>()?;
         }
         for ((plan, open), column) in self.plans.of.iter().zip(&mut self.open).zip(rows.columns()) {
             open.write(plan, column)?;
@@ -110,7 +118,9 @@ impl Encoder {
             let writers = plans.writers(self.file.flushed_row_groups().len())?;
             let all = self.open.iter_mut().zip(&self.plans.of).zip(&plans.of).zip(writers).zip(changed);
             for ((((open, from), to), writers), _) in all.filter(|(_, changed)| *changed) {
-                open.replan(from, to, writers)?;
+                if let OpenColumn::Leaves(leaves) = open {
+                    leaves.replan(from, to, writers)?;
+                }
             }
         }
         self.plans = plans;
@@ -127,6 +137,18 @@ impl Encoder {
         let mut row_group = self.file.next_row_group()?;
         let all = std::mem::take(&mut self.open).into_iter().zip(&self.plans.of).zip(&self.columns);
         for ((open, plan), column) in all {
+            let open = match open {
+                OpenColumn::Leaves(leaves) => leaves,
+                OpenColumn::Text(text) => {
+                    let (parts, close) = text.close()?;
+                    row_group.append_column(&parts, close)?;
+                    drop(parts);
+                    while let Some(piece) = self.pieces.full() {
+                        out.write(piece).await?;
+                    }
+                    continue;
+                }
+            };
             let mut ended = open.ended(plan)?;
             for (at, leaf) in column.leaves.clone().enumerate() {
                 ended.append(plan.roles[at], at, &leaves[leaf], &mut row_group)?;
@@ -170,7 +192,9 @@ fn columns(schema: &Schema, leaves: &[ColumnDescPtr], properties: &WriterPropert
             |leaf: &ColumnDescPtr| properties.statistics_enabled(leaf.path()) != EnabledStatistics::None;
         let is_shared = field.data_type().is_nested() && !leaves[range.clone()].iter().any(has_statistics);
         let fill = is_shared.then(|| Fill::of(field.data_type()));
-        Ok(Column { field: Arc::clone(field), leaves: range, fill })
+        let is_text = *field.data_type() == DataType::Utf8;
+        let text = is_text.then(|| TextColumn::of(&leaves[range.start], properties)).flatten();
+        Ok(Column { field: Arc::clone(field), leaves: range, fill, text })
     });
     columns.collect()
 }
@@ -231,13 +255,35 @@ impl LeafWriter {
 }
 
 /// A column in the open row group.
-struct OpenColumn {
+enum OpenColumn {
+    Leaves(OpenLeaves),
+    Text(TextWriter),
+}
+
+impl OpenColumn {
+    fn write(&mut self, plan: &Plan, column: &ArrayRef) -> Result<()> {
+        match self {
+            Self::Leaves(leaves) => leaves.write(plan, column),
+            Self::Text(text) => text.write(column.as_string()),
+        }
+    }
+
+    fn bytes(&self, plan: &Plan) -> usize {
+        match self {
+            Self::Leaves(leaves) => leaves.bytes(plan),
+            Self::Text(text) => text.bytes(),
+        }
+    }
+}
+
+/// The writers of a column.
+struct OpenLeaves {
     writers: Vec<LeafWriter>,
     /// Of each leaf: the pages of the rows before it got another writer. They have no values.
     before: Vec<Vec<Arc<NullPages>>>,
 }
 
-impl OpenColumn {
+impl OpenLeaves {
     fn new(plan: &Plan, writers: Vec<LeafWriter>) -> Self {
         Self { writers, before: vec![Vec::new(); plan.roles.len()] }
     }

@@ -12,13 +12,14 @@ use parquet::{
         ArrowWriter, ProjectionMask,
         arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
     },
-    basic::Compression,
+    basic::{Compression, ZstdLevel},
     column::reader::{ColumnReader, ColumnReaderImpl},
     data_type,
     file::{
         metadata::PageIndexPolicy,
         reader::{FileReader as _, SerializedFileReader},
     },
+    schema::types::ColumnPath,
 };
 use proptest::prelude::*;
 
@@ -50,6 +51,8 @@ fn schema() -> SchemaRef {
         Field::new("quantity", quantity(), true),
         Field::new("component", list(component), true),
         Field::new("extension", map(list(group([("url", DataType::Utf8), ("quantity", quantity())]))), true),
+        Field::new("line", DataType::Utf8, false),
+        Field::new("line or null", DataType::Utf8, true),
     ];
     Arc::new(Schema::new(fields.to_vec()))
 }
@@ -129,15 +132,23 @@ impl Rows {
     }
 }
 
+fn zstd() -> Compression {
+    Compression::ZSTD(ZstdLevel::default())
+}
+
 fn properties() -> WriterProperties {
-    WriterProperties::builder()
+    let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_max_row_group_row_count(Some(50))
         // Many pages, even in a few rows.
         .set_write_batch_size(5)
-        .set_data_page_row_count_limit(9)
-        .build()
+        .set_data_page_row_count_limit(9);
+    let texts = ["line", "line or null"].map(|name| ColumnPath::from(name.to_owned()));
+    let properties = texts.into_iter().fold(properties, |properties, path| {
+        properties.set_column_compression(path.clone(), zstd()).set_column_dictionary_enabled(path, false)
+    });
+    properties.build()
 }
 
 fn ours(batches: &[RecordBatch], known: usize) -> Bytes {
@@ -239,5 +250,47 @@ fn only_one_of_the_leaves_without_values_below_a_structure_is_written() {
     let plans = Plans::new(&columns, leaves.columns(), &properties()).unwrap();
     let written: Vec<_> = plans.writers(0).unwrap().iter().map(Vec::len).collect();
     // The levels of deeper leaves have more bits; a map has a key and a value.
-    assert_eq!((written, leaves.num_columns()), (vec![1, 1, 1, 2, 2], 16));
+    assert_eq!((written, leaves.num_columns()), (vec![1, 1, 1, 2, 2, 1, 1], 18));
+}
+
+#[test]
+fn texts_without_dictionary_statistics_and_filter_are_written_here() {
+    let written = |properties: WriterProperties| {
+        let leaves = ArrowSchemaConverter::new().convert(&schema()).unwrap();
+        let columns = columns(&schema(), leaves.columns(), &properties).unwrap();
+        let texts = columns.into_iter().filter(|column| column.text.is_some());
+        texts.map(|column| column.field.name().clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(written(properties()), ["line", "line or null"]);
+    let line = || ColumnPath::from("line".to_owned());
+    let with_statistics =
+        properties().into_builder().set_column_statistics_enabled(line(), EnabledStatistics::Chunk).build();
+    assert_eq!(written(with_statistics), ["line or null"]);
+    assert_eq!(
+        written(properties().into_builder().set_column_bloom_filter_enabled(line(), true).build()),
+        ["line or null"]
+    );
+    assert_eq!(
+        written(properties().into_builder().set_column_dictionary_enabled(line(), true).build()),
+        ["line or null"]
+    );
+}
+
+/// Of one page: parquet's writer ends a page later, when it has taken some rows more.
+#[test]
+fn a_page_of_texts_is_that_of_parquet() {
+    let leaf = ArrowSchemaConverter::new().convert(&schema()).unwrap().num_columns() - 2;
+    for sizes in [&[4][..], &[8], &[1, 2, 3]] {
+        let batches = Rows::batches(7, sizes);
+        let [ours, expected] = [ours(&batches, 0), of_parquet(&batches)].map(|file| {
+            let reader = SerializedFileReader::new(file).unwrap();
+            let row_group = reader.get_row_group(0).unwrap();
+            let column = row_group.metadata().column(leaf);
+            let sizes =
+                (column.uncompressed_size(), column.compressed_size(), column.unencoded_byte_array_data_bytes());
+            let pages = row_group.get_column_page_reader(leaf).unwrap().map(|page| format!("{:?}", page.unwrap()));
+            format!("{sizes:?} {:?} {:?}", column.encodings().collect::<Vec<_>>(), pages.collect::<Vec<_>>())
+        });
+        assert_eq!(ours, expected);
+    }
 }
