@@ -19,6 +19,7 @@ use crate::table::{
     Error,
     change_set::entry::{IdHash, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
     change_set::spool::{Block, Spool},
+    parallel::in_parallel,
 };
 
 /// Numbers the winners of a [`Shard`].
@@ -36,15 +37,38 @@ pub enum Winner {
 pub struct Shard {
     hasher: IdHasher,
     span: Span,
-    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<LowBits>>,
+    /// Those of the span. Each is small enough for the caches of a core.
+    buckets: Vec<LoadedBucket>,
+    /// The index of the first winner of each bucket.
+    firsts: Vec<u32>,
+}
+
+struct LoadedBucket {
+    /// The place of a winner in `winners`.
+    of: HashMap<IdHash, u32, BuildHasherDefault<LowBits>>,
     winners: Vec<Winner>,
     duplicate: u64,
 }
 
 impl Shard {
+    fn new(hasher: IdHasher, span: Span, buckets: Vec<LoadedBucket>) -> Result<Self, Error> {
+        let mut firsts = Vec::with_capacity(buckets.len());
+        let mut first = 0;
+        for bucket in &buckets {
+            firsts.push(u32::try_from(first).map_err(Error::spool)?);
+            first += bucket.winners.len();
+        }
+        // All indices are below this one.
+        u32::try_from(first).map_err(Error::spool)?;
+        Ok(Self { hasher, span, buckets, firsts })
+    }
+
     /// The winner of an id, by its index.
     pub fn get(&self, id: &str) -> Option<WinnerIndex> {
-        self.of.get(&self.hasher.of(id)).copied()
+        let id_hash = self.hasher.of(id);
+        let bucket = bucket_of(id_hash).checked_sub(self.span.buckets.start)?;
+        let place = self.buckets.get(bucket)?.of.get(&id_hash)?;
+        Some(WinnerIndex(self.firsts[bucket] + place))
     }
 
     /// Is the id in the span, whether the change set has it or not?
@@ -55,17 +79,19 @@ impl Shard {
 
     /// The winner with an index from [`Shard::get`].
     pub fn winner(&self, index: WinnerIndex) -> &Winner {
-        &self.winners[index.0 as usize]
+        // Of buckets without winners, the last one that begins here has it.
+        let bucket = self.firsts.partition_point(|first| *first <= index.0) - 1;
+        &self.buckets[bucket].winners[(index.0 - self.firsts[bucket]) as usize]
     }
 
     /// All winners, in the order of their indices.
     pub fn winners(&self) -> impl Iterator<Item = (WinnerIndex, &Winner)> {
-        (0..).map(WinnerIndex).zip(&self.winners)
+        (0..).map(WinnerIndex).zip(self.buckets.iter().flat_map(|bucket| &bucket.winners))
     }
 
     /// How many rows and deletions lost against another one of the same id.
     pub fn duplicate(&self) -> u64 {
-        self.duplicate
+        self.buckets.iter().map(|bucket| bucket.duplicate).sum()
     }
 }
 
@@ -84,8 +110,10 @@ const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
 
 /// What an id takes while a [`Shard`] is loaded: a winner, its position, and an entry of a hash map, which may be a
 /// little less than half full because its size is rounded up.
-const BYTES_PER_ID: usize =
-    size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, WinnerIndex)>() + 1) * 16 / 7;
+const BYTES_PER_ID: usize = size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, u32)>() + 1) * 16 / 7;
+
+/// Fewer ids are loaded before another thread has begun.
+const MIN_PARALLEL_IDS: u64 = 20_000;
 
 /// All rows and deletions that were pushed, unsorted.
 pub struct Index {
@@ -159,16 +187,24 @@ impl Index {
 
     /// The winners of a span. Blocks on the disk.
     pub fn load(&self, spool: &Spool, hasher: &IdHasher, span: &Span) -> Result<Shard, Error> {
-        let mut loading = Loading::new(span);
-        for bucket in &self.buckets[span.buckets.clone()] {
+        let buckets = &self.buckets[span.buckets.clone()];
+        let load = |bucket: &Bucket| {
+            let mut loading = Loading::new(span, bucket);
             for block in &bucket.spooled {
                 loading.take(&spool.read(block)?)?;
             }
             loading.take(&bucket.recent)?;
             loading.resolve_duplicates();
-        }
-        let Loading { of, winners, duplicate, .. } = loading;
-        Ok(Shard { hasher: hasher.clone(), span: span.clone(), of, winners, duplicate })
+            let Loading { of, winners, duplicate, .. } = loading;
+            Ok(LoadedBucket { of, winners, duplicate })
+        };
+        let is_small = span.count < MIN_PARALLEL_IDS;
+        let loaded = if is_small {
+            buckets.iter().map(load).collect::<Result<_, Error>>()?
+        } else {
+            in_parallel(buckets, load)?
+        };
+        Shard::new(hasher.clone(), span.clone(), loaded)
     }
 }
 
@@ -184,10 +220,10 @@ impl Span {
     }
 }
 
-/// A [`Shard`] that is being loaded.
+/// A [`LoadedBucket`], while entries are added.
 struct Loading<'span> {
     span: &'span Span,
-    of: HashMap<IdHash, WinnerIndex, BuildHasherDefault<LowBits>>,
+    of: HashMap<IdHash, u32, BuildHasherDefault<LowBits>>,
     winners: Vec<Winner>,
     /// The position of each of `winners`.
     positions: Vec<Position>,
@@ -197,9 +233,9 @@ struct Loading<'span> {
 }
 
 impl<'span> Loading<'span> {
-    fn new(span: &'span Span) -> Self {
+    fn new(span: &'span Span, bucket: &Bucket) -> Self {
         // There are at most as many ids as entries, and the span was chosen so that these fit.
-        let ids = usize::try_from(span.count).unwrap_or_default();
+        let ids = usize::try_from(bucket.count.min(span.count)).unwrap_or_default();
         Self {
             span,
             of: HashMap::with_capacity_and_hasher(ids, BuildHasherDefault::default()),
@@ -220,7 +256,7 @@ impl<'span> Loading<'span> {
             }
             match self.of.entry(id_hash) {
                 Known::Vacant(vacant) => {
-                    vacant.insert(WinnerIndex(u32::try_from(self.winners.len()).map_err(Error::spool)?));
+                    vacant.insert(u32::try_from(self.winners.len()).map_err(Error::spool)?);
                     self.positions.push(entry.position());
                     self.winners.push(entry.into_winner());
                 }
@@ -238,7 +274,7 @@ impl<'span> Loading<'span> {
         self.repeated.sort_unstable_by_key(|(id_hash, _)| *id_hash);
         for repeated in self.repeated.chunk_by(|(a, _), (b, _)| a == b) {
             let Some(index) = repeated.first().and_then(|(id_hash, _)| self.of.get(id_hash)) else { continue };
-            let index = index.0 as usize;
+            let index = *index as usize;
             let first = IndexEntry::of(self.winners[index].clone(), self.positions[index]);
             let entries = repeated.iter().map(|(_, entry)| entry.clone());
             if let Some(winner) = newest(entries.chain([first])) {

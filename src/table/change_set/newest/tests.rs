@@ -50,6 +50,21 @@ fn entries(of: &[(&str, IndexEntry)]) -> Vec<(String, IndexEntry)> {
 }
 
 #[test]
+fn many_ids_are_loaded_by_several_threads_and_each_is_found_by_its_id_and_its_index() {
+    let count = usize::try_from(MIN_PARALLEL_IDS).unwrap() + 1;
+    let roomy = Limits { shard_bytes: 2 * count * BYTES_PER_ID, ..ROOMY };
+    let rows: Vec<_> = (0..count).map(|number| (format!("id{number}"), row(number as u64, None))).collect();
+    let (loaded, hashes) = load(roomy, &rows);
+    assert_eq!((loaded.len(), hashes.len(), loaded[0].winners().count()), (1, count, count));
+    for (index, winner) in loaded[0].winners() {
+        assert_eq!(loaded[0].winner(index), winner);
+    }
+    for (number, (id, _)) in rows.iter().enumerate() {
+        assert_eq!(hashes[id], Some(number as u64));
+    }
+}
+
+#[test]
 fn an_index_is_loaded_as_one_shard_if_it_fits_and_else_in_shards_that_fit() {
     let rows: Vec<_> = (0..1000).map(|number| (format!("id{}", number % 900), row(number, None))).collect();
     let (at_once, hashes) = load(ROOMY, &rows);
@@ -123,7 +138,8 @@ fn rows_whose_versions_lack_values_have_the_same_newest_in_any_order() {
 fn of_two_deletions_the_later_one_wins() {
     let all = entries(&[("a", deletion("a", Some(5))), ("a", deletion("a", None)), ("a", deletion("a", Some(3)))]);
     let (loaded, _) = load(TINY, &all);
-    assert_eq!(loaded[0].winners, [Winner::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
+    let winners: Vec<_> = loaded[0].winners().map(|(_, winner)| winner.clone()).collect();
+    assert_eq!(winners, [Winner::Deleted { id: "a".into(), at: DateTime::from_timestamp_micros(5) }]);
     assert_eq!(loaded[0].duplicate(), 2);
 }
 
