@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape},
+    resource::{Decoder, Layout, Line, Lines, Options, Plans, Shape},
     sync::MAX_BATCH_BYTES,
     table::{DataFiles, FileTarget},
 };
@@ -29,15 +29,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
     let begin = |number: usize| {
         let decoder = decoder(&shape);
         let files = Files::new(&Path::new(output).join(number.to_string()), &shape, columns)?;
-        Ok(Part {
-            grouping: LineGrouping::of(&shape),
-            decoder,
-            lines: Lines::new(16 << 20),
-            waiting: Vec::new(),
-            waiting_bytes: 0,
-            files,
-            rows: 0,
-        })
+        Ok(Part { decoder, lines: Lines::new(16 << 20), waiting: Vec::new(), waiting_bytes: 0, files, rows: 0 })
     };
     in_parts(Path::new(input), threads.parse()?, begin, Part::push, Part::end)
 }
@@ -45,6 +37,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
 /// The decoder of a run.
 pub fn decoder(shape: &Arc<Shape>) -> Decoder {
     Decoder {
+        plans: Plans::of(shape),
         shape: Arc::clone(shape),
         source: "bench".into(),
         run_started_micros: 0,
@@ -54,7 +47,6 @@ pub fn decoder(shape: &Arc<Shape>) -> Decoder {
 }
 
 struct Part {
-    grouping: LineGrouping,
     decoder: Decoder,
     lines: Lines,
     waiting: Vec<Line>,
@@ -72,8 +64,7 @@ impl Part {
 
     fn decode(&mut self) -> anyhow::Result<()> {
         self.waiting_bytes = 0;
-        self.grouping.group(&mut self.waiting);
-        let decoded = self.decoder.decode(std::mem::take(&mut self.waiting))?;
+        let decoded = self.decoder.decode(&std::mem::take(&mut self.waiting))?;
         ensure!(decoded.bad.is_empty(), "a line is bad: {}", decoded.bad[0].reason);
         self.rows += decoded.rows.num_rows() as u64;
         self.files.write(&decoded.rows)

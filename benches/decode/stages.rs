@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{Decoder, Layout, Line, LineGrouping, Lines, Options, Shape, Stage},
+    resource::{Decoder, Layout, Line, Lines, Options, Shape, Stage},
     sync::MAX_BATCH_BYTES,
 };
 
@@ -17,15 +17,8 @@ use crate::{
     data,
 };
 
-const DECODED: &[(&str, Option<Stage>)] = &[
-    ("lines", None),
-    ("grouping", None),
-    ("tape", Some(Stage::Tape)),
-    ("head", Some(Stage::Head)),
-    ("hash", Some(Stage::Hash)),
-    ("walk", Some(Stage::Walk)),
-    ("finish", None),
-];
+const DECODED: &[(&str, Option<Stage>)] =
+    &[("lines", None), ("values and hash", Some(Stage::Values)), ("builders", Some(Stage::Builders)), ("finish", None)];
 
 pub fn run(setup: &Setup) -> anyhow::Result<()> {
     // Without `--data` only Observations are made in numbers.
@@ -60,14 +53,7 @@ pub fn decoded(arguments: &[String]) -> anyhow::Result<Work> {
     let shape = Shape::of(of, Options { layout: Layout::Pathling, raw_json: true });
     let begin = |_| {
         let decoder = ours::decoder(&shape);
-        let part = Part {
-            grouping: LineGrouping::of(&shape),
-            decoder,
-            lines: Lines::new(16 << 20),
-            waiting: Vec::new(),
-            waiting_bytes: 0,
-            rows: 0,
-        };
+        let part = Part { decoder, lines: Lines::new(16 << 20), waiting: Vec::new(), waiting_bytes: 0, rows: 0 };
         Ok(part)
     };
     let decode = |part: &mut Part| part.decode(stage);
@@ -85,7 +71,6 @@ pub fn decoded(arguments: &[String]) -> anyhow::Result<Work> {
 }
 
 struct Part {
-    grouping: LineGrouping,
     decoder: Decoder,
     lines: Lines,
     waiting: Vec<Line>,
@@ -96,15 +81,12 @@ struct Part {
 impl Part {
     fn decode(&mut self, stage: &str) -> anyhow::Result<()> {
         self.waiting_bytes = 0;
-        let mut lines = std::mem::take(&mut self.waiting);
+        let lines = std::mem::take(&mut self.waiting);
         self.rows += lines.len() as u64;
-        if stage != "lines" {
-            self.grouping.group(&mut lines);
-        }
         let until = DECODED.iter().find(|(name, _)| *name == stage).and_then(|(_, until)| *until);
         match until {
             Some(until) => self.decoder.until(until, &lines)?,
-            None if stage == "finish" => drop(self.decoder.decode(lines)?),
+            None if stage == "finish" => drop(self.decoder.decode(&lines)?),
             None => {}
         }
         Ok(())

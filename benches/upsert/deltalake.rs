@@ -32,7 +32,7 @@ async fn merge(folder: &str, lines: &str, rows: u64, changes: u64) -> anyhow::Re
         if lines.is_empty() {
             break;
         }
-        source.push(decoder.decode(lines)?.rows);
+        source.push(decoder.decode(&lines)?.rows);
     }
     let source = SessionContext::new().read_batches(source)?;
     let folder = Path::new(folder).join("Observation.parquet").canonicalize()?;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
-    resource::{self, Decoder, Line, LineGrouping, Options, Shape},
+    resource::{self, Decoder, Line, Options, Plans, Shape},
     sync::MAX_BATCH_BYTES,
     table::{
         ChangeSet, Committed, Config, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode, Upsert,
@@ -166,16 +166,13 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let _runtime = self.runtime.enter();
         let decoder = decoder(&self.shape, run_started_micros);
-        let grouping = LineGrouping::of(&self.shape);
         loop {
-            let (number, mut lines) =
-                batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(run_started_micros)?;
+            let (number, lines) = batches.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.next(run_started_micros)?;
             if lines.is_empty() {
                 return Ok(());
             }
             self.bytes_in.fetch_add(lines.iter().map(|line| line.bytes.len() as u64).sum(), Ordering::Relaxed);
-            grouping.group(&mut lines);
-            let decoded = decoder.decode(lines)?;
+            let decoded = decoder.decode(&lines)?;
             ensure!(decoded.bad.is_empty(), "a line is bad");
             changes.push(OutputIndex(number), decoded.keys, decoded.rows)?;
         }
@@ -189,6 +186,7 @@ impl Bench {
 
 pub fn decoder(shape: &Arc<Shape>, run_started_micros: i64) -> Decoder {
     Decoder {
+        plans: Plans::of(shape),
         shape: Arc::clone(shape),
         source: "bench".into(),
         run_started_micros,

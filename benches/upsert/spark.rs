@@ -41,7 +41,7 @@ pub fn changes(arguments: &[String]) -> anyhow::Result<Work> {
             break;
         }
         work.rows += lines.len() as u64;
-        writer.write(&decoder.decode(lines)?.rows)?;
+        writer.write(&decoder.decode(&lines)?.rows)?;
     }
     writer.finish()?;
     work.bytes_out = writer.bytes_written() as u64;

@@ -1,4 +1,5 @@
-//! Whatever the bytes are: every line is one row or one bad line, and nothing panics.
+//! Whatever the bytes are: every line is one row or one bad line, nothing panics, and a line with a plan has the row that
+//! it would have without one.
 
 #![no_main]
 
@@ -7,21 +8,24 @@
 mod source {
     pub mod fhir;
     pub mod resource;
+    pub mod spelling;
 }
 
 use std::sync::{Arc, LazyLock};
 
+use arrow::{array::UInt64Array, compute::take_record_batch};
 use libfuzzer_sys::fuzz_target;
 
 // Where they name each other by.
-use source::{fhir, resource};
+use source::{fhir, resource, spelling};
 
-use crate::resource::{Decoder, Layout, Lines, Options, Shape};
+use crate::resource::{Decoded, Decoder, Layout, Line, Lines, Options, Plans, Shape};
 
 static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
     let options = Options { layout: Layout::Pathling, raw_json: true };
     let shapes = ["Patient", "Observation", "QuestionnaireResponse", "Bundle"].into_iter().flat_map(str::parse);
     let decoder = |shape: Arc<Shape>| Decoder {
+        plans: Plans::of(&shape),
         shape,
         source: "source".into(),
         run_started_micros: 0,
@@ -37,9 +41,23 @@ fuzz_target!(|bytes: &[u8]| {
     splitter.push(bytes::Bytes::copy_from_slice(bytes), &mut lines);
     lines.extend(splitter.finish());
     for decoder in DECODERS.iter() {
-        let count = lines.len();
-        let decoded = decoder.decode(lines.clone()).expect("a fuzzer's input is far below 2 GiB");
-        assert_eq!(decoded.rows.num_rows() + decoded.bad.len(), count);
-        assert_eq!(decoded.rows.num_rows(), decoded.keys.len());
+        // Twice: outlines are learned by the first.
+        let decoder = Decoder { plans: Plans::of(&decoder.shape), ..decoder.clone() };
+        let planned = [decode(&decoder, &lines), decode(&decoder, &lines)];
+        let walked = decode(&Decoder { plans: Plans::none(&decoder.shape), ..decoder }, &lines);
+        assert_eq!(walked.rows.num_rows() + walked.bad.len(), lines.len());
+        for planned in planned {
+            assert_eq!((&planned.keys, &planned.rows, &planned.bad), (&walked.keys, &walked.rows, &walked.bad));
+        }
     }
 });
+
+/// The rows are in the order of the lines.
+fn decode(decoder: &Decoder, lines: &[Line]) -> Decoded {
+    let Decoded { keys, rows, bad } = decoder.decode(lines).expect("a fuzzer's input is far below 2 GiB");
+    let mut keys: Vec<_> = (0u64..).zip(keys).collect();
+    keys.sort_by_key(|(_, key)| key.line);
+    let (order, keys): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+    let rows = take_record_batch(&rows, &UInt64Array::from(order)).expect("each row is there");
+    Decoded { keys, rows, bad }
+}

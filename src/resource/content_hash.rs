@@ -3,18 +3,26 @@
 //! Equal hashes mean equal content. The order of members, white space, and the way a character is escaped do not count.
 //! The text of numbers does: 1.50 and 1.5 are different measurements.
 
-use std::{cmp::Ordering, fmt::Write};
+use std::{cmp::Ordering, fmt::Write as _};
 
-use super::json::{Document, TokenIndex, TokenKind};
+use super::json::{Document, OutlineValues, Scalar, TokenIndex, TokenKind, Value};
 
 /// Hashes documents; the next document uses its memory again.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub struct ContentHash {
     canonical: String,
     members: Vec<Member>,
 }
 
-#[derive(Clone, Copy)]
+/// The canonical JSON of all documents with the same outline: its text, and between two parts of it a value.
+#[derive(Default, Debug)]
+pub struct HashPlan {
+    fixed: String,
+    /// Where in `fixed` the part before a value ends, and the number of the value.
+    values: Vec<(usize, usize)>,
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Member {
     /// The first eight bytes of the name as a number: mostly enough to order two names.
     beginning: u64,
@@ -27,85 +35,148 @@ impl ContentHash {
     /// xxh3-64 of the canonical JSON: members sorted by name, no white space, one way to escape.
     pub fn of(&mut self, document: Document<'_>) -> u64 {
         self.canonical.clear();
-        self.value(document, Document::ROOT);
-        twox_hash::XxHash3_64::oneshot(self.canonical.as_bytes())
+        write(document, Document::ROOT, &mut self.members, &mut self.canonical);
+        hash(&self.canonical)
     }
 
-    /// Recursion ends: a document has a limited depth.
+    /// The same for a line with the outline of the plan; these are its values.
+    pub fn planned(&mut self, line: &str, values: &[Value], plan: &HashPlan) -> u64 {
+        self.canonical.clear();
+        let mut done = 0;
+        for (end, number) in &plan.values {
+            self.canonical.push_str(&plan.fixed[done..*end]);
+            let value = values[*number].of(line);
+            if value.kind == TokenKind::Escaped {
+                escaped(value, &mut self.canonical);
+            } else {
+                self.canonical.push_str(value.text);
+            }
+            done = *end;
+        }
+        self.canonical.push_str(&plan.fixed[done..]);
+        hash(&self.canonical)
+    }
+}
+
+impl HashPlan {
+    pub fn of(document: Document<'_>, values: &OutlineValues) -> Self {
+        let mut plan = PlanWriter { plan: Self::default(), values };
+        write(document, Document::ROOT, &mut Vec::new(), &mut plan);
+        plan.plan
+    }
+}
+
+fn hash(canonical: &str) -> u64 {
+    twox_hash::XxHash3_64::oneshot(canonical.as_bytes())
+}
+
+/// Receives canonical JSON.
+trait CanonicalJson {
+    /// Text that all documents of an outline have.
+    fn fixed(&mut self) -> &mut String;
+
+    fn value(&mut self, document: Document<'_>, at: TokenIndex);
+}
+
+impl CanonicalJson for String {
+    #[inline]
+    fn fixed(&mut self) -> &mut String {
+        self
+    }
+
+    #[inline]
     fn value(&mut self, document: Document<'_>, at: TokenIndex) {
-        match document.kind(at) {
-            TokenKind::Object => self.object(document, at),
-            TokenKind::Array => {
-                self.canonical.push('[');
-                for item in document.items(at) {
-                    self.value(document, item);
-                    self.canonical.push(',');
-                }
-                self.canonical.push(']');
-            }
-            TokenKind::Escaped => self.escaped(document, at),
-            TokenKind::String | TokenKind::Number | TokenKind::True | TokenKind::False | TokenKind::Null => {
-                self.canonical.push_str(document.json(at));
-            }
-        }
+        string_or_json(document, at, self);
+    }
+}
+
+struct PlanWriter<'a> {
+    plan: HashPlan,
+    values: &'a OutlineValues,
+}
+
+impl CanonicalJson for PlanWriter<'_> {
+    fn fixed(&mut self) -> &mut String {
+        &mut self.plan.fixed
     }
 
-    fn object(&mut self, document: Document<'_>, at: TokenIndex) {
-        let first = self.members.len();
-        for (name, value) in document.members(at) {
-            let has_escapes = document.kind(name) == TokenKind::Escaped;
-            self.members.push(Member { beginning: document.beginning(name), has_escapes, name, value });
-        }
-        // Stable, so that the order of two members with the same name counts: the decoder reads the first.
-        self.members[first..].sort_by(|a, b| order(document, a, b));
-        self.canonical.push('{');
-        for index in first..self.members.len() {
-            self.member(document, self.members[index]);
-            self.canonical.push(',');
-        }
-        self.canonical.push('}');
-        self.members.truncate(first);
+    fn value(&mut self, document: Document<'_>, at: TokenIndex) {
+        let Some(number) = self.values.number(at) else { return string_or_json(document, at, &mut self.plan.fixed) };
+        let quote = if matches!(document.kind(at), TokenKind::String | TokenKind::Escaped) { "\"" } else { "" };
+        self.plan.fixed.push_str(quote);
+        self.plan.values.push((self.plan.fixed.len(), number));
+        self.plan.fixed.push_str(quote);
     }
+}
 
-    fn member(&mut self, document: Document<'_>, Member { has_escapes, name, value, .. }: Member) {
-        // Mostly a member is in the line as it is in the canonical JSON; then it is copied at once.
-        if let Some(until_value) = document.json_until(name, value)
-            && !has_escapes
-        {
-            return match document.kind(value) {
-                TokenKind::String | TokenKind::Number | TokenKind::True | TokenKind::False | TokenKind::Null => {
-                    self.canonical.push_str(document.json_through(name, value));
-                }
-                TokenKind::Object | TokenKind::Array | TokenKind::Escaped => {
-                    self.canonical.push_str(until_value);
-                    self.value(document, value);
-                }
-            };
-        }
-        self.value(document, name);
-        self.canonical.push(':');
-        self.value(document, value);
+/// A name, or a value that is no object and no array.
+#[inline]
+fn string_or_json(document: Document<'_>, at: TokenIndex, canonical: &mut String) {
+    if document.kind(at) == TokenKind::Escaped {
+        canonical.push('"');
+        escaped(document.scalar(at), canonical);
+        canonical.push('"');
+    } else {
+        canonical.push_str(document.json(at));
     }
+}
 
-    fn escaped(&mut self, document: Document<'_>, at: TokenIndex) {
-        let Some(text) = document.string(at) else {
-            self.canonical.push_str(document.json(at));
-            return;
-        };
-        self.canonical.push('"');
-        for character in text.chars() {
-            match character {
-                '"' => self.canonical.push_str("\\\""),
-                '\\' => self.canonical.push_str("\\\\"),
-                '\0'..=' ' if character != ' ' => {
-                    // Writing to a String cannot fail.
-                    let _ = write!(self.canonical, "\\u{:04x}", u32::from(character));
-                }
-                _ => self.canonical.push(character),
+/// What is between the quotes.
+fn escaped(string: Scalar<'_>, canonical: &mut String) {
+    let Some(text) = string.string() else { return canonical.push_str(string.text) };
+    for character in text.chars() {
+        match character {
+            '"' => canonical.push_str("\\\""),
+            '\\' => canonical.push_str("\\\\"),
+            '\0'..=' ' if character != ' ' => {
+                // Writing to a String cannot fail.
+                let _ = write!(canonical, "\\u{:04x}", u32::from(character));
+            }
+            _ => canonical.push(character),
+        }
+    }
+}
+
+/// Recursion ends: a document has a limited depth.
+fn write(document: Document<'_>, at: TokenIndex, members: &mut Vec<Member>, canonical: &mut impl CanonicalJson) {
+    match document.kind(at) {
+        TokenKind::Object => object(document, at, members, canonical),
+        TokenKind::Array => {
+            canonical.fixed().push('[');
+            for item in document.items(at) {
+                write(document, item, members, canonical);
+                canonical.fixed().push(',');
+            }
+            canonical.fixed().push(']');
+        }
+        _ => canonical.value(document, at),
+    }
+}
+
+fn object(document: Document<'_>, at: TokenIndex, members: &mut Vec<Member>, canonical: &mut impl CanonicalJson) {
+    let first = members.len();
+    for (name, value) in document.members(at) {
+        let has_escapes = document.kind(name) == TokenKind::Escaped;
+        members.push(Member { beginning: document.beginning(name), has_escapes, name, value });
+    }
+    // Stable, so that the order of two members with the same name counts: the decoder reads the first.
+    members[first..].sort_by(|a, b| order(document, a, b));
+    canonical.fixed().push('{');
+    for index in first..members.len() {
+        let Member { has_escapes, name, value, .. } = members[index];
+        // Mostly the name is in the line as it is in the canonical JSON; then it is copied with its colon.
+        match document.json_until(name, value) {
+            Some(name) if !has_escapes => canonical.fixed().push_str(name),
+            _ => {
+                string_or_json(document, name, canonical.fixed());
+                canonical.fixed().push(':');
             }
         }
-        self.canonical.push('"');
+        write(document, value, members, canonical);
+        canonical.fixed().push(',');
     }
+    canonical.fixed().push('}');
+    members.truncate(first);
 }
 
 /// By name; escaped names by their unescaped text.

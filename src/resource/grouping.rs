@@ -8,7 +8,7 @@
 use memchr::memmem::Finder;
 
 use super::{
-    Line, Shape,
+    Shape,
     element::{Complex, Element, ElementContent},
 };
 
@@ -18,6 +18,7 @@ const MIN_LEAVES: usize = 24;
 const MAX_COLUMNS: usize = 6;
 
 /// Finds the widest columns of a resource type in its lines.
+#[derive(Debug)]
 pub struct LineGrouping {
     /// `"component":` and so on; the widest column first.
     members: Vec<Finder<'static>>,
@@ -33,12 +34,9 @@ impl LineGrouping {
         Self { members: members.collect() }
     }
 
-    /// Sorts the lines; each keeps its number.
-    pub fn group(&self, lines: &mut [Line]) {
-        lines.sort_by_cached_key(|line| {
-            // The widest decides first.
-            self.members.iter().fold(0u8, |found, member| found << 1 | u8::from(member.find(&line.bytes).is_some()))
-        });
+    /// The group of a line. That of the widest member is decided first.
+    pub fn group(&self, line: &[u8]) -> u8 {
+        self.members.iter().fold(0, |found, member| found << 1 | u8::from(member.find(line).is_some()))
     }
 }
 
@@ -61,12 +59,13 @@ mod tests {
     };
 
     #[test]
-    fn lines_with_the_same_wide_members_become_neighbours_and_keep_their_order() {
+    fn lines_with_the_same_wide_members_are_of_one_group() {
         let shape = Shape::of(ResourceType::OBSERVATION, Options { layout: Layout::Pathling, raw_json: true });
-        let line = |number, text: &str| Line { number, offset: 0, bytes: text.as_bytes().to_vec().into() };
-        let (with, without) = (r#"{"component":[{}]}"#, r#"{"status":"final"}"#);
-        let mut lines = [line(1, with), line(2, without), line(3, with), line(4, without)];
-        LineGrouping::of(&shape).group(&mut lines);
-        assert_eq!(lines.map(|line| line.number), [2, 4, 1, 3]);
+        let grouping = LineGrouping::of(&shape);
+        let [with, without] = [r#"{"component":[{}]}"#, r#"{"status":"final"}"#].map(str::as_bytes);
+        let [also_with, also_without] = [r#"{"id":"1","component":[]}"#, r#"{"id":"1"}"#].map(str::as_bytes);
+        assert_eq!(grouping.group(with), grouping.group(also_with));
+        assert_eq!(grouping.group(without), grouping.group(also_without));
+        assert_ne!(grouping.group(with), grouping.group(without));
     }
 }

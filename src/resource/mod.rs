@@ -18,10 +18,10 @@ mod stated_type;
 mod subsetted;
 mod value;
 
-pub use decode::{BadLine, Decoded, Decoder, Reason, Stage};
+pub use decode::{BadLine, Decoded, Decoder, Plans, Reason, Stage};
 pub use deletions::{DeletedEntry, deleted_entries};
 pub use element::{Derived, Layout, Options};
-pub use grouping::LineGrouping;
+use grouping::LineGrouping;
 pub use lines::{Line, LineTooLong, Lines};
 pub use over_lines::OverLines;
 pub use shape::Shape;

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     fhir::ResourceType,
-    resource::{Decoder, Line},
+    resource::{Decoder, Line, Plans},
     table::{self, Committed},
 };
 
@@ -26,6 +26,7 @@ impl Syncer {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await?;
         let decoder = Decoder {
+            plans: Plans::of(&shape),
             shape: Arc::clone(&shape),
             source: Arc::clone(&self.config.source),
             run_started_micros: now().timestamp_micros(),
@@ -33,9 +34,11 @@ impl Syncer {
             job: "rebuild".into(),
         };
         let decode = move |lines: Vec<Vec<u8>>| {
-            let lines =
-                (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
-            let decoded = decoder.decode(lines).map_err(|error| error.to_string())?;
+            let lines = (1..)
+                .zip(lines)
+                .map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() })
+                .collect::<Vec<_>>();
+            let decoded = decoder.decode(&lines).map_err(|error| error.to_string())?;
             match decoded.bad.first() {
                 None => Ok(decoded.rows),
                 Some(bad) => Err(format!("a line can no longer be decoded: {}", bad.reason)),

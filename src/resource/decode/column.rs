@@ -9,10 +9,12 @@ use arrow::{
 };
 
 use super::{
+    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
-    leaf::Leaf,
+    leaf::{Appended, Leaf},
     offsets::Offsets,
+    plan::{ItemsPlan, ManyPlan, MemberPlan},
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{
@@ -32,7 +34,14 @@ enum Items<'shape> {
 
 enum Many {
     One { len: usize },
-    List { offsets: Offsets, present: NullBufferBuilder, items: usize },
+    List(Lists),
+}
+
+/// Where each list ends.
+struct Lists {
+    offsets: Offsets,
+    present: NullBufferBuilder,
+    items: usize,
 }
 
 impl<'shape> Column<'shape> {
@@ -41,14 +50,14 @@ impl<'shape> Column<'shape> {
             ElementContent::Primitive(primitive) => Items::Leaf(Leaf::new(*primitive)),
             ElementContent::Complex(complex) => Items::Complex(ComplexColumn::new(complex)),
         };
-        let list = || Many::List { offsets: Offsets::default(), present: NullBufferBuilder::new(0), items: 0 };
+        let list = || Many::List(Lists { offsets: Offsets::default(), present: NullBufferBuilder::new(0), items: 0 });
         Self { items, kind: if element.repeated { list() } else { Many::One { len: 0 } } }
     }
 
     pub fn len(&self) -> usize {
         match &self.kind {
             Many::One { len } => *len,
-            Many::List { offsets, .. } => offsets.len(),
+            Many::List(lists) => lists.offsets.len(),
         }
     }
 
@@ -61,10 +70,7 @@ impl<'shape> Column<'shape> {
                 *len += count;
                 self.items.append_nulls(count);
             }
-            Many::List { offsets, present, .. } => {
-                offsets.end_empty(count);
-                present.append_n_nulls(count);
-            }
+            Many::List(lists) => lists.append_nulls(count),
         }
     }
 
@@ -75,21 +81,48 @@ impl<'shape> Column<'shape> {
                 *len += 1;
                 self.items.append(walk, write_extensions, at)
             }
-            Many::List { .. } if walk.document.kind(at) != TokenKind::Array => {
+            Many::List(_) if walk.document.kind(at) != TokenKind::Array => {
                 walk.issue(IssueCode::Invalid);
                 self.append_nulls(1);
                 false
             }
-            Many::List { offsets, present, items } => {
-                for (index, item) in walk.document.items(at).enumerate() {
-                    walk.path.enter_item(index);
+            Many::List(lists) => {
+                let mut length = 0;
+                for item in walk.document.items(at) {
+                    walk.path.enter_item(length);
                     self.items.append_item(walk, write_extensions, item);
                     walk.path.leave();
-                    *items += 1;
+                    length += 1;
                 }
-                offsets.end(*items);
-                present.append_non_null();
+                lists.append(length);
                 true
+            }
+        }
+    }
+
+    /// Appends the values of a block of lines.
+    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &MemberPlan) {
+        match (&mut self.kind, &plan.many) {
+            (Many::One { len }, _) => *len += plan.items.count() * block.lines.len(),
+            (Many::List(lists), ManyPlan::Lists(lengths)) => {
+                for length in block.lines.iter().flat_map(|_| lengths) {
+                    match length {
+                        Some(length) => lists.append(*length),
+                        None => lists.append_nulls(1),
+                    }
+                }
+            }
+            (Many::List(lists), ManyPlan::One) => {
+                debug_assert!(false, "a plan is made with the elements of its columns");
+                lists.append_nulls(plan.items.count() * block.lines.len());
+            }
+        }
+        match (&mut self.items, &plan.items) {
+            (Items::Leaf(leaf), ItemsPlan::Leaf(values)) => leaf.append_block(block, values),
+            (Items::Complex(complex), ItemsPlan::Complex(plan)) => complex.append_block(block, plan),
+            (items, plan) => {
+                debug_assert!(false, "a plan is made with the elements of its columns");
+                items.append_nulls(plan.count() * block.lines.len());
             }
         }
     }
@@ -100,11 +133,10 @@ impl<'shape> Column<'shape> {
         let [first, rest @ ..] = fields else {
             return Err(ArrowError::SchemaError("an element has no column".to_owned()));
         };
-        let (offsets, mut present) = match kind {
+        let (offsets, present) = match kind {
             Many::One { .. } => return items.finish(first, digits),
-            Many::List { offsets, present, .. } => (offsets.finish(), present),
+            Many::List(mut lists) => (lists.offsets.finish(), lists.present.finish()),
         };
-        let present = present.finish();
         let list = |field: &FieldRef, items| -> Result<ArrayRef, ArrowError> {
             Ok(Arc::new(ListArray::try_new(Arc::clone(item(field)?), offsets.clone(), items, present.clone())?))
         };
@@ -121,10 +153,27 @@ fn item(field: &Field) -> Result<&FieldRef, ArrowError> {
     }
 }
 
+impl Lists {
+    fn append(&mut self, length: usize) {
+        self.items += length;
+        self.offsets.end(self.items);
+        self.present.append_non_null();
+    }
+
+    fn append_nulls(&mut self, count: usize) {
+        self.offsets.end_empty(count);
+        self.present.append_n_nulls(count);
+    }
+}
+
 impl Items<'_> {
     fn append(&mut self, walk: &mut Walk<'_>, write_extensions: &mut WriteExtensions<'_>, at: TokenIndex) -> bool {
         match self {
-            Self::Leaf(leaf) => leaf.append(walk, at),
+            Self::Leaf(leaf) => {
+                let appended = leaf.append(walk.document.scalar(at), walk.batch.digits);
+                appended.issue().into_iter().for_each(|code| walk.issue(code));
+                appended != Appended::Null
+            }
             Self::Complex(complex) if walk.document.kind(at) == TokenKind::Object => {
                 complex.append(walk, write_extensions, at);
                 true

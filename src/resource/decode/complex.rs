@@ -3,27 +3,26 @@
 //! Elements that no line of the batch has cost nothing until the end; those that some line has are filled up with nulls
 //! when the next value arrives. Each structure has an element number (`_fid`), unique in its row.
 
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
 use arrow::{
-    array::{ArrayRef, Decimal128Array, Int32Array, NullBufferBuilder, StringBuilder, StructArray},
+    array::{ArrayRef, Int32Array, NullBufferBuilder, StructArray},
     datatypes::{DataType, Field, FieldRef},
     error::ArrowError,
 };
 
 use super::{
+    block::Block,
+    canonical::{Canonical, Quantity},
     column::Column,
     issues::IssueCode,
     nulls::Nulls,
+    plan::StructuresPlan,
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{
     element::{Complex, Digits, Element, ElementContent, Primitive, Special},
-    json::{Document, TokenIndex, TokenKind},
-    value::{
-        decimal::Decimal,
-        quantity::{CanonicalValue, UCUM},
-    },
+    json::{TokenIndex, TokenKind},
 };
 
 pub struct ComplexColumn<'shape> {
@@ -75,6 +74,10 @@ impl<'shape> ComplexColumn<'shape> {
         self.len
     }
 
+    pub fn element(&self, index: usize) -> &'shape Element {
+        &self.elements[index]
+    }
+
     pub fn append_nulls(&mut self, count: usize) {
         self.present.append_n_nulls(count);
         self.fids.resize(self.fids.len() + count, 0);
@@ -88,9 +91,39 @@ impl<'shape> ComplexColumn<'shape> {
             self.member(walk, write_extensions, fid, (name, value));
         }
         if self.special == Special::Quantity {
-            self.canonical.append(walk, self.len, at);
+            let document = walk.document;
+            let quantity = Quantity::of(document, at);
+            self.canonical.append(&mut walk.batch.units, self.len, quantity, |at| document.scalar(at));
         }
         self.end();
+    }
+
+    /// Appends the structures of a block of lines.
+    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &StructuresPlan) {
+        let structures = plan.fids.len() * block.lines.len();
+        if plan.present.is_empty() {
+            self.present.append_n_non_nulls(structures);
+        }
+        for _ in block.lines {
+            self.fids.extend_from_slice(&plan.fids);
+            plan.present.iter().for_each(|is_present| self.present.append(*is_present));
+        }
+        for member in &plan.members {
+            let element = &self.elements[member.element];
+            let column = self.columns[member.element].get_or_insert_with(|| Box::new(Column::new(element)));
+            column.append_nulls(self.len - column.len());
+            column.append_block(block, member);
+        }
+        for (line, of) in block.lines.iter().enumerate() {
+            for (place, quantity) in plan.quantities.iter().enumerate() {
+                let row = self.len + line * plan.fids.len() + place;
+                if let Some(quantity) = *quantity {
+                    let value = |number| of.value(block.values, number);
+                    self.canonical.append(&mut block.batch.units, row, quantity, value);
+                }
+            }
+        }
+        self.len += structures;
     }
 
     /// Opens a structure; gives back its element number.
@@ -119,7 +152,7 @@ impl<'shape> ComplexColumn<'shape> {
         if walk.document.kind(name) == TokenKind::String {
             let text = walk.document.text(name);
             if let Some(index) = self.order.guess(self.elements, text) {
-                return self.element(walk, write_extensions, index, value).then_some(index);
+                return self.element_value(walk, write_extensions, index, value).then_some(index);
             }
         }
         let Some(text) = walk.document.string(name) else {
@@ -137,7 +170,7 @@ impl<'shape> ComplexColumn<'shape> {
             }
             "modifierExtension" => walk.issue(IssueCode::ModifierExtension),
             text => match self.order.find(self.elements, text) {
-                Some(index) => return self.element(walk, write_extensions, index, value).then_some(index),
+                Some(index) => return self.element_value(walk, write_extensions, index, value).then_some(index),
                 None => self.no_element(walk, text, value),
             },
         }
@@ -189,7 +222,7 @@ impl<'shape> ComplexColumn<'shape> {
         Ok(Finished { arrays, canonical: self.canonical, present: self.present, fids: self.fids, len: self.len })
     }
 
-    fn element(
+    fn element_value(
         &mut self,
         walk: &mut Walk<'_>,
         write_extensions: &mut WriteExtensions<'_>,
@@ -286,76 +319,4 @@ impl MemberOrder {
         self.last = found + 1;
         Some(found)
     }
-}
-
-/// `_value_canonicalized` and `_code_canonicalized`.
-#[derive(Default)]
-struct Canonical {
-    mantissas: Vec<i128>,
-    scales: Vec<i32>,
-    present: Option<NullBufferBuilder>,
-    codes: StringBuilder,
-}
-
-impl Canonical {
-    /// Appends the quantity of a row. Only a quantity with the system of UCUM, a value and a code has a canonical form.
-    fn append(&mut self, walk: &mut Walk<'_>, row: usize, at: TokenIndex) {
-        let document = walk.document;
-        let of_ucum = text(document, at, "system").is_some_and(|system| system == UCUM);
-        let value = document.member(at, "value").filter(|value| document.kind(*value) == TokenKind::Number);
-        let code = text(document, at, "code").filter(|_| of_ucum);
-        let (Some(value), Some(code)) = (value.and_then(|value| Decimal::parse(document.text(value))), code) else {
-            return;
-        };
-        let Some(unit) = walk.batch.units.unit(&code) else { return };
-        self.fill(row);
-        self.codes.append_value(&unit.canonical_code);
-        let canonical = unit.canonical(value);
-        let present = self.present.get_or_insert_with(|| nulls(row));
-        present.append(canonical.is_some());
-        let CanonicalValue { mantissa, scale } = canonical.unwrap_or(CanonicalValue { mantissa: 0, scale: 0 });
-        self.mantissas.push(mantissa);
-        self.scales.push(scale);
-    }
-
-    fn fill(&mut self, rows: usize) {
-        let missing = rows - self.mantissas.len();
-        self.mantissas.resize(rows, 0);
-        self.scales.resize(rows, 0);
-        self.codes.append_nulls(missing);
-        if let Some(present) = &mut self.present {
-            present.append_n_nulls(missing);
-        }
-    }
-
-    fn finish(mut self, fields: &[FieldRef], len: usize) -> Result<Vec<ArrayRef>, ArrowError> {
-        let [value, code, ..] = fields else {
-            return Err(ArrowError::SchemaError("a quantity has no canonical columns".to_owned()));
-        };
-        let Some(mut present) = mem::take(&mut self.present) else {
-            let mut nulls = Nulls::of(len);
-            return Ok([value, code].map(|field| nulls.array(field)).to_vec());
-        };
-        let missing = len - self.mantissas.len();
-        present.append_n_nulls(missing);
-        self.fill(len);
-        let present = present.finish();
-        let mantissas = Decimal128Array::new(self.mantissas.into(), present.clone()).with_precision_and_scale(38, 0)?;
-        let scales = Int32Array::new(self.scales.into(), present.clone());
-        let DataType::Struct(parts) = value.data_type() else {
-            return Err(ArrowError::SchemaError(format!("{} is not a struct", value.name())));
-        };
-        let values = StructArray::try_new(parts.clone(), vec![Arc::new(mantissas), Arc::new(scales)], present)?;
-        Ok(vec![Arc::new(values), Arc::new(self.codes.finish())])
-    }
-}
-
-fn nulls(count: usize) -> NullBufferBuilder {
-    let mut nulls = NullBufferBuilder::new(count);
-    nulls.append_n_nulls(count);
-    nulls
-}
-
-fn text<'line>(document: Document<'line>, at: TokenIndex, member: &str) -> Option<std::borrow::Cow<'line, str>> {
-    document.member(at, member).and_then(|value| document.string(value))
 }

@@ -1,15 +1,48 @@
 //! Derived columns: the bounds of times in UTC, and the type and id of references, of root elements that do not repeat.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 
-use super::leaf::instant_micros;
+use super::{
+    block::{Block, ValueIssue},
+    issues::IssueCode,
+    leaf::instant_micros,
+    plan::DerivedPlan,
+};
 use crate::resource::{
-    element::{Derived, DerivedFrom, Element},
-    json::{Document, TokenIndex},
+    element::{Derived, DerivedFrom, Element, ElementContent, Special},
+    json::{Document, OutlineValues, Scalar, TokenIndex},
     value::{date, reference},
 };
+
+/// What of an element is derived from: its own text, the `reference` of a reference, or `start` and `end` of a period;
+/// as tokens of a document or as values of an outline.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<At> {
+    first: Option<At>,
+    second: Option<At>,
+}
+
+impl Source<TokenIndex> {
+    pub fn of(document: Document<'_>, at: TokenIndex, element: &Element) -> Self {
+        let special = match &element.content {
+            ElementContent::Primitive(_) => return Self { first: Some(at), second: None },
+            ElementContent::Complex(complex) => complex.special,
+        };
+        let member = |name| document.member(at, name);
+        match special {
+            Special::Period => Self { first: member("start"), second: member("end") },
+            Special::Reference => Self { first: member("reference"), second: None },
+            Special::Plain | Special::Quantity => Self { first: None, second: None },
+        }
+    }
+
+    pub fn planned(self, values: &OutlineValues) -> Source<usize> {
+        let number = |at: Option<TokenIndex>| at.and_then(|at| values.number(at));
+        Source { first: number(self.first), second: number(self.second) }
+    }
+}
 
 /// The derived columns of a batch. A row without the element has nulls in them.
 pub struct DerivedColumns {
@@ -56,20 +89,27 @@ impl DerivedColumns {
         Self { columns, from }
     }
 
+    /// Whether anything is derived from an element.
+    pub fn has(&self, element: usize) -> bool {
+        !self.from[element].is_empty()
+    }
+
     /// Appends what is derived from the value of an element of this row. `Err` where that is a time without bounds.
-    pub fn append(
+    pub fn append<'line, At: Copy>(
         &mut self,
         row: usize,
         element: usize,
-        document: Document<'_>,
-        at: TokenIndex,
+        source: Source<At>,
+        scalar: impl Fn(At) -> Scalar<'line>,
     ) -> Result<(), NoBounds> {
         let mut appended = Ok(());
+        let text = |at: Option<At>| at.and_then(|at| scalar(at).string());
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
                 (ColumnPair::Bounds { starts, ends, len }, Derivation::Time(of)) => {
-                    let (start, end) = bounds(*of, document, at);
-                    if (start.is_none() || end.is_none()) && has_no_bounds(*of, document, at) {
+                    let texts = [text(source.first), text(source.second)];
+                    let (start, end) = bounds(*of, &texts);
+                    if (start.is_none() || end.is_none()) && has_no_bounds(*of, &texts) {
                         appended = Err(NoBounds);
                     }
                     starts.append_nulls(row - *len);
@@ -79,7 +119,7 @@ impl DerivedColumns {
                     *len = row + 1;
                 }
                 (ColumnPair::Reference { types, ids, len }, Derivation::Reference) => {
-                    let text = document.member(at, "reference").and_then(|at| document.string(at));
+                    let text = text(source.first);
                     let target = text.as_deref().and_then(reference::target);
                     types.append_nulls(row - *len);
                     types.append_option(target.map(|target| target.resource_type.as_str()));
@@ -92,6 +132,24 @@ impl DerivedColumns {
             }
         }
         appended
+    }
+
+    /// Appends what is derived from an element of each line of a block. `row` is that of its first line.
+    pub fn append_block(&mut self, block: &mut Block<'_>, row: usize, plan: &DerivedPlan) {
+        if !self.has(plan.element) {
+            return;
+        }
+        let without = plan.leaf.map(|leaf| block.invalid_lines(leaf)).unwrap_or_default();
+        for (line, of) in block.lines.iter().enumerate() {
+            if without.binary_search(&line).is_ok() {
+                continue;
+            }
+            let value = |number| of.value(block.values, number);
+            if self.append(row + line, plan.element, plan.source, value).is_err() {
+                let (code, derived_from) = (IssueCode::Invalid, Some(plan.name));
+                block.issues.push(ValueIssue { line, code, value: plan.last, derived_from });
+            }
+        }
     }
 
     /// In the order of the schema; `None` for columns that no row has.
@@ -118,30 +176,18 @@ impl DerivedColumns {
 /// A time that is valid and outside of the years 0001 to 9999, or stands for none.
 pub struct NoBounds;
 
-fn has_no_bounds(of: DerivedFrom, document: Document<'_>, at: TokenIndex) -> bool {
-    let no_bounds = |at: TokenIndex| {
-        document.string(at).is_some_and(|text| date::is_date_time(&text) && date::date_time(&text).is_none())
-    };
-    match of {
-        DerivedFrom::Period => ["start", "end"].into_iter().filter_map(|name| document.member(at, name)).any(no_bounds),
-        DerivedFrom::Date | DerivedFrom::DateTime => no_bounds(at),
-        // Its own column has the issue.
-        DerivedFrom::Instant => false,
-    }
+fn has_no_bounds(of: DerivedFrom, texts: &[Option<Cow<'_, str>>; 2]) -> bool {
+    let no_bounds = |text: &str| date::is_date_time(text) && date::date_time(text).is_none();
+    // The column of an instant itself has the issue.
+    of != DerivedFrom::Instant && texts.iter().flatten().any(|text| no_bounds(text))
 }
 
 /// The first and the last microsecond; of a Period that of its `start` and that of its `end`.
-fn bounds(of: DerivedFrom, document: Document<'_>, at: TokenIndex) -> (Option<i64>, Option<i64>) {
-    let stated = |at: TokenIndex| document.string(at).and_then(|text| time(of, &text));
-    match of {
-        DerivedFrom::Period => {
-            let part = |name| document.member(at, name).and_then(stated);
-            (part("start").map(|bounds| bounds.start_micros), part("end").map(|bounds| bounds.end_micros))
-        }
-        DerivedFrom::Date | DerivedFrom::DateTime | DerivedFrom::Instant => {
-            stated(at).map_or((None, None), |bounds| (Some(bounds.start_micros), Some(bounds.end_micros)))
-        }
-    }
+fn bounds(of: DerivedFrom, [first, second]: &[Option<Cow<'_, str>>; 2]) -> (Option<i64>, Option<i64>) {
+    let stated = |text: &Option<Cow<'_, str>>| text.as_deref().and_then(|text| time(of, text));
+    let start = stated(first);
+    let end = if of == DerivedFrom::Period { stated(second) } else { start };
+    (start.map(|bounds| bounds.start_micros), end.map(|bounds| bounds.end_micros))
 }
 
 fn time(of: DerivedFrom, text: &str) -> Option<date::TimeBounds> {

@@ -13,9 +13,11 @@ use arrow::{
 };
 
 use super::{
+    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
     offsets::Offsets,
+    plan::LinePlan,
     walk::{Carrier, Walk},
 };
 use crate::resource::{
@@ -65,6 +67,20 @@ impl<'shape> ExtensionColumn<'shape> {
 
     pub fn end_row(&mut self) {
         self.rows.end(self.fids.len());
+    }
+
+    /// Appends the extensions of a block of lines.
+    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &LinePlan) {
+        let mut items = self.items.len();
+        for _ in block.lines {
+            for (fid, extensions) in &plan.carriers {
+                self.fids.push(*fid);
+                items += extensions;
+                self.lists.end(items);
+            }
+            self.rows.end(self.fids.len());
+        }
+        self.items.append_block(block, &plan.extensions);
     }
 
     pub fn finish(self, field: &Field, digits: Digits) -> Result<ArrayRef, ArrowError> {

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use super::{Reason, leaf::instant_micros};
 use crate::{
-    fhir::{ResourceType, Version},
-    resource::json::{Document, TokenIndex, TokenKind},
+    fhir::{ResourceType, RowKey, TransactionTime, Version},
+    resource::json::{Document, OutlineValues, Scalar, TokenIndex, TokenKind},
 };
 
 /// Of one resource of the expected type; `id` is not empty.
@@ -41,8 +41,58 @@ impl<'line> Head<'line> {
             return Err(Reason::OtherType { found: found.parse().ok() });
         }
         let id = text(document, id)?.filter(|id| !id.is_empty()).ok_or(Reason::NoId)?;
-        let (version, version_id) = meta.map(|at| version(document, at)).unwrap_or_default();
-        Ok(Self { id, version, version_id })
+        Ok(meta.map(|at| Meta::of(document, at)).unwrap_or_default().head(id, |at| document.scalar(at)))
+    }
+}
+
+impl Head<'_> {
+    pub fn key(self, transaction_time: Option<TransactionTime>, line: u64, hash: u64) -> RowKey {
+        RowKey { version: self.version.at(transaction_time), id: self.id.into_owned(), line, hash }
+    }
+}
+
+/// Where the parts of a version are, as tokens of a document or as values of an outline.
+#[derive(Default, Debug)]
+pub struct Meta<At> {
+    version_id: Option<At>,
+    last_updated: Option<At>,
+    /// `meta.tag.code`
+    tags: Vec<At>,
+}
+
+impl Meta<TokenIndex> {
+    pub fn of(document: Document<'_>, meta: TokenIndex) -> Self {
+        let tags = document.member(meta, "tag").into_iter().flat_map(|tags| document.items(tags));
+        Self {
+            version_id: document.member(meta, "versionId"),
+            last_updated: document.member(meta, "lastUpdated"),
+            tags: tags.filter_map(|tag| document.member(tag, "code")).collect(),
+        }
+    }
+
+    /// The same for values of an outline. Objects, arrays and nulls are among no values, and say nothing here either.
+    pub fn planned(&self, values: &OutlineValues) -> Meta<usize> {
+        let number = |at: &TokenIndex| values.number(*at);
+        Meta {
+            version_id: self.version_id.as_ref().and_then(number),
+            last_updated: self.last_updated.as_ref().and_then(number),
+            tags: self.tags.iter().filter_map(number).collect(),
+        }
+    }
+}
+
+impl<At: Copy> Meta<At> {
+    pub fn head<'line>(&self, id: Cow<'line, str>, scalar: impl Fn(At) -> Scalar<'line>) -> Head<'line> {
+        let string = |at: At| scalar(at).string();
+        // Some servers send their version as a number.
+        let version_id = self.version_id.and_then(|at| string(at).or_else(|| scalar(at).number().map(Cow::Borrowed)));
+        let version = Version {
+            last_updated_micros: self.last_updated.and_then(string).and_then(|text| instant_micros(&text)),
+            version_id: version_id.as_deref().and_then(|id| id.parse().ok()),
+            transaction_time_micros: None,
+            subsetted: self.tags.iter().any(|at| string(*at).as_deref() == Some("SUBSETTED")),
+        };
+        Head { id, version, version_id }
     }
 }
 
@@ -50,23 +100,4 @@ fn text(document: Document<'_>, at: Option<TokenIndex>) -> Result<Option<Cow<'_,
     let Some(at) = at.filter(|at| document.kind(*at) != TokenKind::Null) else { return Ok(None) };
     let text = document.string(at).ok_or(Reason::NotJson { at_byte: document.at_byte(at) })?;
     Ok(Some(text))
-}
-
-fn version(document: Document<'_>, meta: TokenIndex) -> (Version, Option<Cow<'_, str>>) {
-    let string = |at, name| document.member(at, name).and_then(|at| document.string(at));
-    let mut tags = document.member(meta, "tag").into_iter().flat_map(|tags| document.items(tags));
-    let version_id = string(meta, "versionId").or_else(|| number(document, meta, "versionId").map(Cow::Borrowed));
-    let version = Version {
-        last_updated_micros: string(meta, "lastUpdated").and_then(|text| instant_micros(&text)),
-        version_id: version_id.as_deref().and_then(|id| id.parse().ok()),
-        transaction_time_micros: None,
-        subsetted: tags.any(|tag| string(tag, "code").as_deref() == Some("SUBSETTED")),
-    };
-    (version, version_id)
-}
-
-/// Some servers send their version as a number.
-fn number<'line>(document: Document<'line>, at: TokenIndex, name: &str) -> Option<&'line str> {
-    let value = document.member(at, name).filter(|value| document.kind(*value) == TokenKind::Number)?;
-    Some(document.text(value))
 }

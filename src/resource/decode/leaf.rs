@@ -10,12 +10,16 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{issues::IssueCode, walk::Walk};
+use super::{
+    block::{Block, ValueIssue},
+    issues::IssueCode,
+    plan::ValueNumber,
+};
 use crate::{
     fhir::parse_instant,
     resource::{
         element::{Digits, Primitive},
-        json::{TokenIndex, TokenKind},
+        json::{Scalar, TokenKind},
         value::{self, date, decimal::Decimal},
     },
 };
@@ -41,6 +45,26 @@ pub enum Leaf {
     Text(StringBuilder),
 }
 
+/// What became of a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    Whole,
+    /// A decimal with more digits than its column has.
+    Rounded,
+    /// It is not of the type.
+    Null,
+}
+
+impl Appended {
+    pub fn issue(self) -> Option<IssueCode> {
+        match self {
+            Self::Whole => None,
+            Self::Rounded => Some(IssueCode::DecimalRounded),
+            Self::Null => Some(IssueCode::Invalid),
+        }
+    }
+}
+
 impl Leaf {
     pub fn new(primitive: Primitive) -> Self {
         let checked = |is_valid| Self::Checked { values: StringBuilder::new(), is_valid };
@@ -58,40 +82,61 @@ impl Leaf {
         }
     }
 
-    /// Appends the value of a token, or a null and an issue; says whether there was a value.
-    pub fn append(&mut self, walk: &mut Walk<'_>, at: TokenIndex) -> bool {
+    /// Appends a value, or a null where it is none of the type.
+    #[inline]
+    pub fn append(&mut self, value: Scalar<'_>, digits: Digits) -> Appended {
         let appended = match self {
-            Self::Boolean(values) => boolean(walk, at).map(|flag| values.append_value(flag)),
+            Self::Text(values) => value.string().map(|text| values.append_value(text)),
+            Self::Boolean(values) => boolean(value.kind).map(|flag| values.append_value(flag)),
             Self::Integer(values) => {
-                number(walk, at).and_then(|text| text.parse().ok()).map(|n| values.append_value(n))
+                value.number().and_then(|text| text.parse().ok()).map(|number| values.append_value(number))
             }
-            Self::Decimal { values, scales } => decimal(walk, at).map(|(value, scale)| {
-                values.append_value(value);
-                scales.append_value(scale);
-            }),
-            Self::Id { values, versioned } => walk.document.string(at).map(|text| {
+            Self::Decimal { values, scales } => {
+                if let Some(decimal) = value.number().and_then(|text| decimal(text, digits)) {
+                    values.append_value(decimal.unscaled);
+                    scales.append_value(decimal.scale);
+                    return if decimal.rounded { Appended::Rounded } else { Appended::Whole };
+                }
+                None
+            }
+            Self::Id { values, versioned } => value.string().map(|text| {
                 values.append_value(&text);
                 versioned.append_value(&text);
             }),
             Self::Instant(values) => {
-                let text = walk.document.string(at);
-                text.and_then(|text| instant_micros(&text)).map(|micros| values.append_value(micros))
+                value.string().and_then(|text| instant_micros(&text)).map(|micros| values.append_value(micros))
             }
             Self::Base64(values) => {
-                let text = walk.document.string(at);
-                text.and_then(|text| value::base64(&text)).map(|bytes| values.append_value(bytes))
+                value.string().and_then(|text| value::base64(&text)).map(|bytes| values.append_value(bytes))
             }
             Self::Checked { values, is_valid } => {
-                let text = walk.document.string(at).filter(|text| is_valid(text));
-                text.map(|text| values.append_value(text))
+                value.string().filter(|text| is_valid(text)).map(|text| values.append_value(text))
             }
-            Self::Text(values) => walk.document.string(at).map(|text| values.append_value(text)),
         };
         if appended.is_none() {
             self.append_nulls(1);
-            walk.issue(IssueCode::Invalid);
+            return Appended::Null;
         }
-        appended.is_some()
+        Appended::Whole
+    }
+
+    /// Appends these values of each line of a block, with nulls for `None`.
+    pub fn append_block(&mut self, block: &mut Block<'_>, values: &[Option<ValueNumber>]) {
+        let digits = block.batch.digits;
+        for (line, of) in block.lines.iter().enumerate() {
+            for value in values {
+                let Some(value) = *value else {
+                    self.append_nulls(1);
+                    continue;
+                };
+                let scalar = of.value(block.values, value);
+                if let (Self::Text(values), TokenKind::String) = (&mut *self, scalar.kind) {
+                    values.append_value(scalar.text);
+                } else if let Some(code) = self.append(scalar, digits).issue() {
+                    block.issues.push(ValueIssue { line, code, value, derived_from: None });
+                }
+            }
+        }
     }
 
     pub fn append_nulls(&mut self, count: usize) {
@@ -135,25 +180,24 @@ pub fn instant_micros(text: &str) -> Option<i64> {
     date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
 }
 
-fn boolean(walk: &Walk<'_>, at: TokenIndex) -> Option<bool> {
-    match walk.document.kind(at) {
+fn boolean(kind: TokenKind) -> Option<bool> {
+    match kind {
         TokenKind::True => Some(true),
         TokenKind::False => Some(false),
         _ => None,
     }
 }
 
-fn number<'line>(walk: &Walk<'line>, at: TokenIndex) -> Option<&'line str> {
-    (walk.document.kind(at) == TokenKind::Number).then(|| walk.document.text(at))
+/// A decimal at the scale of its column, and the scale of its text, which is at most that of the column.
+struct ColumnDecimal {
+    unscaled: i128,
+    scale: i32,
+    rounded: bool,
 }
 
-/// The value at the scale of the column, and the scale of the text, which is at most that of the column.
-fn decimal(walk: &mut Walk<'_>, at: TokenIndex) -> Option<(i128, i32)> {
-    let Digits { precision, scale } = walk.batch.digits;
-    let decimal = Decimal::parse(number(walk, at)?)?;
+fn decimal(text: &str, Digits { precision, scale }: Digits) -> Option<ColumnDecimal> {
+    let decimal = Decimal::parse(text)?;
     let scaled = decimal.at_scale(scale, precision)?;
-    if scaled.rounded {
-        walk.issue(IssueCode::DecimalRounded);
-    }
-    Some((scaled.unscaled, decimal.lexical_scale().min(i32::from(scale))))
+    let scale = decimal.lexical_scale().min(i32::from(scale));
+    Some(ColumnDecimal { unscaled: scaled.unscaled, scale, rounded: scaled.rounded })
 }

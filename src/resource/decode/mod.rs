@@ -4,15 +4,20 @@
 //! byte; what its typed columns do not hold is listed in `_sync_issues`. An invalid value is null in its column; the
 //! row stays.
 
+mod block;
+mod canonical;
 mod column;
 mod complex;
 mod derived;
 mod extension;
 mod head;
 mod issues;
+mod known;
 mod leaf;
 mod nulls;
 mod offsets;
+mod plan;
+mod planner;
 mod rows;
 mod stages;
 mod string_columns;
@@ -22,12 +27,16 @@ use std::{fmt, sync::Arc};
 
 use arrow::{array::RecordBatch, error::ArrowError};
 
-pub use self::stages::Stage;
-use self::{head::Head, rows::Rows};
+use self::{
+    head::Head,
+    known::{Known, PlannedLine},
+    plan::LinePlan,
+    rows::Rows,
+};
+pub use self::{known::Plans, stages::Stage};
 use super::{
     Line,
-    content_hash::ContentHash,
-    json::{Document, SyntaxError, Tape},
+    json::{Document, SyntaxError, Tape, Value},
     shape::Shape,
 };
 use crate::fhir::{ResourceType, RowKey, TransactionTime};
@@ -44,9 +53,10 @@ pub struct Decoder {
     pub transaction_time: Option<TransactionTime>,
     /// `_sync_job`
     pub job: Arc<str>,
+    pub plans: Plans,
 }
 
-/// The rows and their keys, in the order of the lines, and the lines that became no row.
+/// The rows and their keys, in the same order, and the lines that became no row.
 pub struct Decoded {
     pub keys: Vec<RowKey>,
     pub rows: RecordBatch,
@@ -119,31 +129,64 @@ impl fmt::Display for Reason {
 }
 
 impl Decoder {
-    /// Decodes lines to rows. `Err` only if the rows exceed what Arrow can hold in one batch (2 GiB of text).
-    pub fn decode(&self, lines: Vec<Line>) -> Result<Decoded, ArrowError> {
+    /// Decodes lines to rows, whose order is another one: rows of lines with the same members are neighbours. `Err` only
+    /// if the rows exceed what Arrow can hold in one batch (2 GiB of text).
+    pub fn decode(&self, lines: &[Line]) -> Result<Decoded, ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         self.check_size(lines.len(), lines_bytes)?;
-        let (mut keys, mut bad) = (Vec::with_capacity(lines.len()), Vec::new());
         let mut rows = Rows::new(self, lines.len(), lines_bytes);
-        let (mut tape, mut content_hash) = (Tape::default(), ContentHash::default());
-        for line in lines {
-            let read = match read(&mut tape, &line, self.shape.resource_type) {
-                Ok(read) => read,
-                Err(reason) => {
-                    bad.push(BadLine { line, reason });
-                    continue;
+        let mut keys = Vec::with_capacity(lines.len());
+        let mut reasons = Vec::new();
+        let mut known = self.plans.take();
+        for (first, part) in parts(lines) {
+            let sorted = self.plans.sort(&mut known, &self.shape, part);
+            for block in sorted.blocks() {
+                if let Some(plan) = known.plan(block) {
+                    keys.extend(self.planned(block, &sorted.values, plan, &mut rows)?);
                 }
-            };
-            let hash = content_hash.of(read.document);
-            rows.append(read.document, read.text, &read.head, hash)?;
-            keys.push(RowKey {
-                version: read.head.version.at(self.transaction_time),
-                id: read.head.id.into_owned(),
-                line: line.number,
-                hash,
-            });
+            }
+            for place in sorted.strangers {
+                match self.stranger(&part[place], &mut known, &mut rows)? {
+                    Ok(key) => keys.push(key),
+                    Err(reason) => reasons.push((first + place, reason)),
+                }
+            }
         }
-        Ok(Decoded { keys, rows: rows.finish()?, bad })
+        self.plans.give_back(known);
+        let rows = rows.finish()?;
+        reasons.sort_unstable_by_key(|(place, _)| *place);
+        let bad = reasons.into_iter().map(|(place, reason)| BadLine { line: lines[place].clone(), reason });
+        Ok(Decoded { keys, rows, bad: bad.collect() })
+    }
+
+    /// Appends the rows of a block; gives back their keys.
+    fn planned<'line>(
+        &self,
+        block: &'line [PlannedLine<'line>],
+        values: &'line [Value],
+        plan: &LinePlan,
+        rows: &mut Rows<'_>,
+    ) -> Result<impl Iterator<Item = RowKey>, ArrowError> {
+        let heads: Vec<_> = block.iter().map(|line| plan.head(|number| line.value(values, number))).collect();
+        rows.append_block(block, values, plan, &heads)?;
+        let time = self.transaction_time;
+        Ok(block.iter().zip(heads).map(move |(line, head)| head.key(time, line.number, line.hash)))
+    }
+
+    /// Appends the row of a line without a plan; gives back its key.
+    fn stranger(
+        &self,
+        line: &Line,
+        known: &mut Known,
+        rows: &mut Rows<'_>,
+    ) -> Result<Result<RowKey, Reason>, ArrowError> {
+        let read = match read(&mut known.tape, line, self.shape.resource_type) {
+            Ok(read) => read,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let hash = known.content_hash.of(read.document);
+        rows.append(read.document, read.text, &read.head, hash)?;
+        Ok(Ok(read.head.key(self.transaction_time, line.number, hash)))
     }
 
     /// No column that copies from the lines is longer than they are; those that repeat the same text are checked here.
@@ -154,6 +197,27 @@ impl Decoder {
     }
 }
 
+/// As much text as the cache of a core holds beside other things.
+const PART_BYTES: usize = 512 << 10;
+
+/// Neighbouring lines, about [`PART_BYTES`] each time, and the place of the first of them.
+fn parts(lines: &[Line]) -> impl Iterator<Item = (usize, &[Line])> {
+    let mut rest = lines;
+    std::iter::from_fn(move || {
+        let first = lines.len() - rest.len();
+        let mut bytes = 0;
+        let fits = |line: &&Line| {
+            let fits = bytes < PART_BYTES;
+            bytes += line.bytes.len();
+            fits
+        };
+        let count = rest.iter().take_while(fits).count();
+        let (part, after) = rest.split_at(count);
+        rest = after;
+        (!part.is_empty()).then_some((first, part))
+    })
+}
+
 struct ParsedLine<'line> {
     text: &'line str,
     document: Document<'line>,
@@ -161,17 +225,12 @@ struct ParsedLine<'line> {
 }
 
 fn read<'line>(tape: &'line mut Tape, line: &'line Line, expected: ResourceType) -> Result<ParsedLine<'line>, Reason> {
-    let (text, document) = parsed(tape, line)?;
-    Ok(ParsedLine { text, document, head: Head::read(document, expected)? })
-}
-
-fn parsed<'line>(tape: &'line mut Tape, line: &'line Line) -> Result<(&'line str, Document<'line>), Reason> {
     let text = std::str::from_utf8(&line.bytes).map_err(|error| Reason::NotUtf8 { at_byte: error.valid_up_to() })?;
     let document = tape.read(text).map_err(|fault| match fault {
         SyntaxError::Invalid { at_byte } => Reason::NotJson { at_byte },
         SyntaxError::TooDeep { at_byte } => Reason::TooDeepJson { at_byte },
     })?;
-    Ok((text, document))
+    Ok(ParsedLine { text, document, head: Head::read(document, expected)? })
 }
 
 #[cfg(test)]

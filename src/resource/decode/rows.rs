@@ -13,17 +13,20 @@ use arrow::{
 
 use super::{
     Decoder,
+    block::{self, Block, ValueIssue},
     complex::ComplexColumn,
-    derived::DerivedColumns,
+    derived::{DerivedColumns, Source},
     extension::ExtensionColumn,
     head::Head,
     issues::{IssueCode, Issues},
+    known::PlannedLine,
     nulls::Nulls,
+    plan::LinePlan,
     string_columns::{StringListColumn, StringMapColumn},
     walk::{Batch, Walk, WriteExtensions},
 };
 use crate::resource::{
-    json::{Document, TokenIndex, TokenKind},
+    json::{Document, TokenIndex, TokenKind, Value},
     value::quantity::Units,
 };
 
@@ -90,12 +93,73 @@ impl<'shape> Rows<'shape> {
         let contained = contained.and_then(|at| resources(&mut walk, at));
         let primitive_ext = distinct(&mut walk);
         self.contained.append(contained.as_ref().map(|texts| texts.iter().copied()))?;
-        self.primitive_ext.append(&primitive_ext)?;
+        self.primitive_ext.append(primitive_ext.iter().map(|(path, json)| (&**path, *json)))?;
         let issues = self.batch.issues.take();
         self.issues.append((!issues.is_empty()).then(|| issues.iter().map(|issue| Some(issue.as_str()))))?;
         if let Some(extensions) = &mut self.extensions {
             extensions.end_row();
         }
+        Ok(())
+    }
+
+    /// Appends one row for each line of a block; these are their heads.
+    pub fn append_block(
+        &mut self,
+        lines: &[PlannedLine<'_>],
+        values: &[Value],
+        plan: &LinePlan,
+        heads: &[Head<'_>],
+    ) -> Result<(), ArrowError> {
+        let shape = &self.decoder.shape;
+        for (line, head) in lines.iter().zip(heads) {
+            self.ids.append_value(&head.id);
+            versioned(&mut self.ids_versioned, shape.resource_type.as_str(), head);
+            self.hashes.push(line.hash.cast_signed());
+            if shape.options.raw_json {
+                self.json.append_value(line.text);
+            }
+        }
+        let mut block = Block { lines, values, batch: &mut self.batch, issues: Vec::new() };
+        let row = self.root.len();
+        self.root.append_block(&mut block, &plan.root);
+        for derived in &plan.derived {
+            self.derived.append_block(&mut block, row, derived);
+        }
+        if let Some(extensions) = &mut self.extensions {
+            extensions.append_block(&mut block, plan);
+        }
+        let issues = block.issues(plan);
+        self.append_issues(lines, &issues)?;
+        match &plan.contained {
+            None => self.contained.append_nulls(lines.len()),
+            Some(parts) => {
+                for line in lines {
+                    self.contained.append(Some(parts.iter().map(|part| Some(line.part(values, *part)))))?;
+                }
+            }
+        }
+        if plan.primitive_ext.is_empty() {
+            self.primitive_ext.append_nulls(lines.len());
+            return Ok(());
+        }
+        for line in lines {
+            let of_line = plan.primitive_ext.iter().map(|(path, part)| (&**path, line.part(values, *part)));
+            self.primitive_ext.append(of_line)?;
+        }
+        Ok(())
+    }
+
+    fn append_issues(&mut self, lines: &[PlannedLine<'_>], issues: &[ValueIssue]) -> Result<(), ArrowError> {
+        let root = self.decoder.shape.resource_type.as_str();
+        let mut next = 0;
+        for of_line in issues.chunk_by(|a, b| a.line == b.line) {
+            let line = of_line[0].line;
+            self.issues.append_nulls(line - next);
+            let texts = block::texts(lines[line].text, root, of_line, &mut self.batch.issues);
+            self.issues.append(Some(texts.iter().map(|text| Some(text.as_str()))))?;
+            next = line + 1;
+        }
+        self.issues.append_nulls(lines.len() - next);
         Ok(())
     }
 
@@ -153,7 +217,9 @@ fn root_members(
             Some("contained") => walk.issue_of(IssueCode::Invalid, "contained"),
             _ => {
                 if let Some(element) = root.member(walk, write_extensions, fid, (name, value))
-                    && derived.append(row, element, document, value).is_err()
+                    && derived.has(element)
+                    && let source = Source::of(document, value, root.element(element))
+                    && derived.append(row, element, source, |at| document.scalar(at)).is_err()
                     && let Some(name) = document.string(name)
                 {
                     walk.issue_of(IssueCode::Invalid, &name);

@@ -2,20 +2,16 @@
 
 use arrow::error::ArrowError;
 
-use super::{Decoder, parsed, read, rows::Rows};
-use crate::resource::{Line, content_hash::ContentHash, json::Tape};
+use super::{Decoder, parts, rows::Rows};
+use crate::resource::Line;
 
 /// How far a line is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Stage {
-    /// UTF-8 and the tokens of JSON.
-    Tape,
-    /// Type, id and meta.
-    Head,
-    /// The content hash.
-    Hash,
-    /// All values in builders.
-    Walk,
+    /// The values of lines with a plan, and their content hash.
+    Values,
+    /// These values in builders.
+    Builders,
 }
 
 impl Decoder {
@@ -23,20 +19,16 @@ impl Decoder {
     pub fn until(&self, until: Stage, lines: &[Line]) -> Result<(), ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         let mut rows = Rows::new(self, lines.len(), lines_bytes);
-        let (mut tape, mut content_hash) = (Tape::default(), ContentHash::default());
-        for line in lines {
-            if until == Stage::Tape {
-                std::hint::black_box(parsed(&mut tape, line).is_ok());
-                continue;
-            }
-            let Ok(read) = std::hint::black_box(read(&mut tape, line, self.shape.resource_type)) else { continue };
-            if until >= Stage::Hash {
-                let hash = std::hint::black_box(content_hash.of(read.document));
-                if until >= Stage::Walk {
-                    rows.append(read.document, read.text, &read.head, hash)?;
+        let mut known = self.plans.take();
+        for (_, part) in parts(lines) {
+            let sorted = std::hint::black_box(self.plans.sort(&mut known, &self.shape, part));
+            for block in sorted.blocks().filter(|_| until == Stage::Builders) {
+                if let Some(plan) = known.plan(block) {
+                    std::hint::black_box(self.planned(block, &sorted.values, plan, &mut rows)?.count());
                 }
             }
         }
+        self.plans.give_back(known);
         std::hint::black_box(rows);
         Ok(())
     }

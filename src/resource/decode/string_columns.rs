@@ -34,6 +34,11 @@ impl StringListColumn {
         Ok(())
     }
 
+    pub fn append_nulls(&mut self, count: usize) {
+        self.offsets.end_empty(count);
+        self.present.append_n_nulls(count);
+    }
+
     pub fn finish(mut self, field: &Field) -> Result<ArrayRef, ArrowError> {
         let DataType::List(item) = field.data_type() else {
             return Err(ArrowError::SchemaError(format!("{} is not a list", field.name())));
@@ -57,14 +62,22 @@ impl StringMapColumn {
         Self { keys: StringValues::default(), values: StringValues::default(), offsets: Offsets::default(), present }
     }
 
-    pub fn append(&mut self, entries: &[(String, &str)]) -> Result<(), ArrowError> {
-        self.present.append(!entries.is_empty());
+    pub fn append<'text>(
+        &mut self,
+        entries: impl ExactSizeIterator<Item = (&'text str, &'text str)>,
+    ) -> Result<(), ArrowError> {
+        self.present.append(entries.len() > 0);
         for (key, value) in entries {
             self.keys.append(Some(key))?;
             self.values.append(Some(value))?;
         }
         self.offsets.end(self.keys.builder.len());
         Ok(())
+    }
+
+    pub fn append_nulls(&mut self, count: usize) {
+        self.offsets.end_empty(count);
+        self.present.append_n_nulls(count);
     }
 
     pub fn finish(mut self, field: &Field) -> Result<ArrayRef, ArrowError> {

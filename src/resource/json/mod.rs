@@ -4,7 +4,13 @@
 //! Afterwards each token knows where its value ends, so a value is skipped in one step. A string is unescaped only when
 //! it is asked for.
 
+mod outline;
+mod scan;
+
 use std::borrow::Cow;
+
+pub use self::outline::{Outline, OutlineValues, Outlines, Part, Value};
+use self::scan::Scanner;
 
 /// At most this many objects and arrays inside each other.
 pub const MAX_LEVELS: usize = 100;
@@ -43,7 +49,7 @@ pub struct Token {
 pub type TokenIndex = usize;
 
 /// The tokens of the last line; the next line uses their memory again.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub struct Tape {
     tokens: Vec<Token>,
     open: Vec<TokenIndex>,
@@ -55,6 +61,31 @@ pub struct Document<'line> {
     tokens: &'line [Token],
 }
 
+/// A value by itself: its text, without the quotes of a string.
+#[derive(Clone, Copy)]
+pub struct Scalar<'line> {
+    pub kind: TokenKind,
+    pub text: &'line str,
+}
+
+impl<'line> Scalar<'line> {
+    /// A string's text, unescaped. `None` for other values, and for half of a surrogate pair (`\ud83d` alone).
+    #[inline]
+    pub fn string(self) -> Option<Cow<'line, str>> {
+        match self.kind {
+            TokenKind::String => Some(Cow::Borrowed(self.text)),
+            TokenKind::Escaped => unescaped(self.text).map(Cow::Owned),
+            _ => None,
+        }
+    }
+
+    /// The text of a number.
+    #[inline]
+    pub fn number(self) -> Option<&'line str> {
+        (self.kind == TokenKind::Number).then_some(self.text)
+    }
+}
+
 impl Tape {
     /// Reads one line. A line of more than 4 GiB is a syntax error at that byte.
     pub fn read<'line>(&'line mut self, text: &'line str) -> Result<Document<'line>, SyntaxError> {
@@ -63,14 +94,8 @@ impl Tape {
         if u32::try_from(text.len()).is_err() {
             return Err(SyntaxError::Invalid { at_byte: u32::MAX as usize });
         }
-        Reader {
-            bytes: text.as_bytes(),
-            at: 0,
-            tokens: &mut self.tokens,
-            open: &mut self.open,
-            inside: Inside::Nothing,
-        }
-        .document()?;
+        Reader { scan: Scanner::new(text), tokens: &mut self.tokens, open: &mut self.open, inside: Inside::Nothing }
+            .document()?;
         Ok(Document { text, tokens: &self.tokens })
     }
 }
@@ -88,14 +113,15 @@ impl<'line> Document<'line> {
         self.tokens[at].start as usize
     }
 
-    /// A string's text, unescaped. `None` for other values, and for half of a surrogate pair (`\ud83d` alone).
     #[inline]
     pub fn string(self, at: TokenIndex) -> Option<Cow<'line, str>> {
-        match self.kind(at) {
-            TokenKind::String => Some(Cow::Borrowed(self.text(at))),
-            TokenKind::Escaped => unescaped(self.text(at)).map(Cow::Owned),
-            _ => None,
-        }
+        self.scalar(at).string()
+    }
+
+    /// The value; an object or an array is neither a string nor a number.
+    #[inline]
+    pub fn scalar(self, at: TokenIndex) -> Scalar<'line> {
+        Scalar { kind: self.kind(at), text: self.text(at) }
     }
 
     /// The text as it was sent; of strings, the text between the quotes.
@@ -159,6 +185,11 @@ impl<'line> Document<'line> {
         })
     }
 
+    /// Whether a token is another one, or part of it.
+    pub fn is_in(self, at: TokenIndex, whole: TokenIndex) -> bool {
+        whole <= at && at < self.after(whole)
+    }
+
     /// The first member with this name.
     #[inline]
     pub fn member(self, at: TokenIndex, name: &str) -> Option<TokenIndex> {
@@ -188,8 +219,7 @@ fn quote(kind: TokenKind) -> usize {
 }
 
 struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    scan: Scanner<'a>,
     tokens: &'a mut Vec<Token>,
     open: &'a mut Vec<TokenIndex>,
     inside: Inside,
@@ -220,19 +250,19 @@ impl Reader<'_> {
     fn document(&mut self) -> Result<(), SyntaxError> {
         let mut expected = Expected::Value;
         loop {
-            self.skip_space();
-            expected = match (expected, self.peek()) {
+            self.scan.skip_space();
+            expected = match (expected, self.scan.peek()) {
                 (Expected::CommaOrEnd, byte) => match (self.inside, byte) {
                     (Inside::Object, b',') => self.step(Expected::Member),
                     (Inside::Array, b',') => self.step(Expected::Value),
                     (Inside::Object, b'}') | (Inside::Array, b']') => self.close(),
-                    (Inside::Nothing, _) if self.at == self.bytes.len() => return Ok(()),
-                    _ => return Err(self.invalid()),
+                    (Inside::Nothing, _) if self.scan.is_at_end() => return Ok(()),
+                    _ => return Err(self.scan.invalid()),
                 },
                 (Expected::MemberOrEnd | Expected::Member, b'"') => self.name()?,
                 (Expected::MemberOrEnd, b'}') | (Expected::ItemOrEnd, b']') => self.close(),
                 (Expected::Value | Expected::ItemOrEnd, byte) => self.value(byte)?,
-                _ => return Err(self.invalid()),
+                _ => return Err(self.scan.invalid()),
             };
         }
     }
@@ -242,35 +272,35 @@ impl Reader<'_> {
             b'{' => return self.open(TokenKind::Object, Inside::Object, Expected::MemberOrEnd),
             b'[' => return self.open(TokenKind::Array, Inside::Array, Expected::ItemOrEnd),
             b'"' => self.string()?,
-            b't' => self.word("true", TokenKind::True)?,
-            b'f' => self.word("false", TokenKind::False)?,
-            b'n' => self.word("null", TokenKind::Null)?,
-            _ => self.number()?,
+            b't' => self.scalar(TokenKind::True, |scan: &mut Scanner<'_>| scan.word("true"))?,
+            b'f' => self.scalar(TokenKind::False, |scan: &mut Scanner<'_>| scan.word("false"))?,
+            b'n' => self.scalar(TokenKind::Null, |scan: &mut Scanner<'_>| scan.word("null"))?,
+            _ => self.scalar(TokenKind::Number, |scan: &mut Scanner<'_>| scan.number())?,
         }
         Ok(Expected::CommaOrEnd)
     }
 
     fn name(&mut self) -> Result<Expected, SyntaxError> {
         self.string()?;
-        self.skip_space();
-        if self.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.invalid()) }
+        self.scan.skip_space();
+        if self.scan.peek() == b':' { Ok(self.step(Expected::Value)) } else { Err(self.scan.invalid()) }
     }
 
     fn open(&mut self, kind: TokenKind, inside: Inside, expected: Expected) -> Result<Expected, SyntaxError> {
         if self.open.len() == MAX_LEVELS {
-            return Err(SyntaxError::TooDeep { at_byte: self.at });
+            return Err(SyntaxError::TooDeep { at_byte: self.scan.at });
         }
         self.open.push(self.tokens.len());
         self.inside = inside;
-        self.token(kind, self.at, self.at);
+        self.token(kind, self.scan.at, self.scan.at);
         Ok(self.step(expected))
     }
 
     fn close(&mut self) -> Expected {
-        self.at += 1;
+        self.scan.at += 1;
         let next = self.tokens.len() as u32;
         if let Some(at) = self.open.pop() {
-            self.tokens[at].end = self.at as u32;
+            self.tokens[at].end = self.scan.at as u32;
             self.tokens[at].next = next;
         }
         self.inside = match self.open.last().map(|at| self.tokens[*at].kind) {
@@ -282,76 +312,23 @@ impl Reader<'_> {
     }
 
     fn string(&mut self) -> Result<(), SyntaxError> {
-        let start = self.at + 1;
-        let mut kind = TokenKind::String;
-        self.at = start;
-        loop {
-            self.at += plain(&self.bytes[self.at..]);
-            match self.peek() {
-                b'"' => break,
-                b'\\' => {
-                    kind = TokenKind::Escaped;
-                    self.escape()?;
-                }
-                // A control character, or the end of the line.
-                _ => return Err(self.invalid()),
-            }
-        }
-        self.token(kind, start, self.at);
-        self.at += 1;
+        self.scan.at += 1;
+        let start = self.scan.at;
+        let kind = self.scan.text()?;
+        self.token(kind, start, self.scan.at);
+        self.scan.at += 1;
         Ok(())
     }
 
-    fn escape(&mut self) -> Result<(), SyntaxError> {
-        self.at += 1;
-        self.at += match self.peek() {
-            b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 1,
-            b'u' => {
-                let hex = self.bytes.get(self.at + 1..self.at + 5);
-                if !hex.is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {
-                    return Err(self.invalid());
-                }
-                5
-            }
-            _ => return Err(self.invalid()),
-        };
-        Ok(())
-    }
-
-    fn number(&mut self) -> Result<(), SyntaxError> {
-        let start = self.at;
-        self.at += usize::from(self.peek() == b'-');
-        match self.peek() {
-            b'0' => self.at += 1,
-            _ => self.digits()?,
-        }
-        if self.peek() == b'.' {
-            self.at += 1;
-            self.digits()?;
-        }
-        if matches!(self.peek(), b'e' | b'E') {
-            self.at += 1;
-            self.at += usize::from(matches!(self.peek(), b'+' | b'-'));
-            self.digits()?;
-        }
-        self.token(TokenKind::Number, start, self.at);
-        Ok(())
-    }
-
-    fn digits(&mut self) -> Result<(), SyntaxError> {
-        let start = self.at;
-        while self.peek().is_ascii_digit() {
-            self.at += 1;
-        }
-        if self.at == start { Err(self.invalid()) } else { Ok(()) }
-    }
-
-    fn word(&mut self, word: &str, kind: TokenKind) -> Result<(), SyntaxError> {
-        if !self.bytes[self.at..].starts_with(word.as_bytes()) {
-            return Err(self.invalid());
-        }
-        self.token(kind, self.at, self.at + word.len());
-        self.at += word.len();
+    #[inline]
+    fn scalar(
+        &mut self,
+        kind: TokenKind,
+        read: impl FnOnce(&mut Scanner<'_>) -> Result<(), SyntaxError>,
+    ) -> Result<(), SyntaxError> {
+        let start = self.scan.at;
+        read(&mut self.scan)?;
+        self.token(kind, start, self.scan.at);
         Ok(())
     }
 
@@ -361,52 +338,10 @@ impl Reader<'_> {
         self.tokens.push(Token { kind, start: start as u32, end: end as u32, next });
     }
 
-    #[inline]
-    fn skip_space(&mut self) {
-        while matches!(self.peek(), b' ' | b'\t' | b'\n' | b'\r') {
-            self.at += 1;
-        }
-    }
-
     fn step(&mut self, expected: Expected) -> Expected {
-        self.at += 1;
+        self.scan.at += 1;
         expected
     }
-
-    /// The next byte; 0 at the end of the line, as valid JSON never has that byte.
-    #[inline]
-    fn peek(&self) -> u8 {
-        self.bytes.get(self.at).copied().unwrap_or(0)
-    }
-
-    fn invalid(&self) -> SyntaxError {
-        SyntaxError::Invalid { at_byte: self.at }
-    }
-}
-
-/// How many bytes there are before the next quote, backslash or control character; all of them if there is none.
-///
-/// Eight bytes at a time. `(b - 1) & !b` has its high bit only if the byte `b` is 0, and `(b - 0x20) & !b` only if `b`
-/// is less than 0x20; so `b ^ 0x22` finds quotes and `b ^ 0x5C` backslashes. In a whole word a byte that matches
-/// borrows from the bytes above it, which may then be marked as well although they do not match. No borrow comes from
-/// below the first match, so the lowest mark is right, and only that one is used. See "Determine if a word has a zero
-/// byte" and "… has a byte less than n" in <https://graphics.stanford.edu/~seander/bithacks.html#ZeroInWord>.
-#[inline]
-fn plain(bytes: &[u8]) -> usize {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let is_zero = |word: u64| word.wrapping_sub(ONES) & !word;
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (index, word) in words.iter().enumerate() {
-        let word = u64::from_le_bytes(*word);
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        let marked = (control | is_zero(word ^ (ONES * 0x22)) | is_zero(word ^ (ONES * 0x5C))) & HIGH;
-        if marked != 0 {
-            return index * 8 + marked.trailing_zeros() as usize / 8;
-        }
-    }
-    let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
-    bytes.len() - rest.len() + end.unwrap_or(rest.len())
 }
 
 /// Of a text that `Reader` has accepted: every escape is complete.

@@ -112,7 +112,7 @@ proptest! {
     #[test]
     fn the_end_of_a_plain_text_is_found_at_any_byte(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'a'), Just(b'!'), Just(b' ')], 0..40)) {
         let end = bytes.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).unwrap_or(bytes.len());
-        prop_assert_eq!(plain(&bytes), end);
+        prop_assert_eq!(scan::plain(&bytes), end);
     }
 
     #[test]
@@ -130,6 +130,48 @@ proptest! {
         let broken = format!("{}{with}{}", &text[..index], &text[end..]);
         let ours = error(&broken).is_none();
         prop_assert_eq!(ours, serde_json::from_str::<serde::de::IgnoredAny>(&broken).is_ok(), "{}", broken);
+    }
+
+    /// Only the values count, so texts with other values follow the outlines as well.
+    #[test]
+    fn the_values_of_a_known_outline_are_those_of_the_document(
+        texts in proptest::collection::vec(json(), 1..8),
+        others in proptest::collection::vec(json(), 0..8),
+    ) {
+        let mut outlines = Outlines::new(1 << 20);
+        for text in &texts {
+            let mut tape = Tape::default();
+            outlines.learn(tape.read(text).unwrap()).unwrap();
+        }
+        for text in texts.iter().chain(&others) {
+            let mut read = Vec::new();
+            if outlines.read(text, &mut read).is_none() {
+                prop_assert!(read.is_empty() && !texts.contains(text));
+                continue;
+            }
+            let mut tape = Tape::default();
+            let document = tape.read(text).unwrap();
+            let tokens = OutlineValues::from(document);
+            for (number, value) in read.iter().enumerate() {
+                let token = tokens.token(number).unwrap();
+                prop_assert_eq!(value.of(text).text, document.text(token));
+                prop_assert_eq!(value.of(text).kind, document.kind(token));
+            }
+            prop_assert_eq!(tokens.token(read.len()), None);
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_changed_follows_an_outline_only_if_it_is_json(text in json(), at in any::<prop::sample::Index>(), with in "[\"\\\\{}\\[\\],:0-9a-z ]{0,2}") {
+        let mut outlines = Outlines::new(1 << 20);
+        let mut tape = Tape::default();
+        outlines.learn(tape.read(&text).unwrap()).unwrap();
+        let index = at.index(text.len() + 1);
+        prop_assume!(text.is_char_boundary(index));
+        let changed = format!("{}{with}{}", &text[..index], &text[index..]);
+        if outlines.read(&changed, &mut Vec::new()).is_some() {
+            prop_assert!(serde_json::from_str::<serde::de::IgnoredAny>(&changed).is_ok(), "{}", changed);
+        }
     }
 
     #[test]

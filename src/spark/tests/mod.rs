@@ -10,7 +10,7 @@ use self::warehouse::Warehouse;
 use super::{Config, Spark, SparkTable};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{Decoder, Layout, Line, Options, Shape},
+    resource::{Decoder, Layout, Line, Options, Plans, Shape},
     table::{
         self, ChangeSet, Committed, Counts, Location, MemoryBudget, OutputIndex, Reconcile, Root, TableDefinition,
         Upsert,
@@ -75,6 +75,7 @@ impl Site {
     fn changes(&self, lines: &[String], deleted: &[&str], at: i64) -> ChangeSet {
         let changes = ChangeSet::new(&shape().schema(), MemoryBudget::alone(MEMORY_BYTES), self.folder.path());
         let decoder = Decoder {
+            plans: Plans::of(&shape()),
             shape: shape(),
             source: "hospital".into(),
             run_started_micros: 0,
@@ -82,7 +83,7 @@ impl Site {
             job: "all#1".into(),
         };
         let line = |(number, line): (u64, &String)| Line { number, offset: 0, bytes: line.clone().into_bytes().into() };
-        let decoded = decoder.decode((1..).zip(lines).map(line).collect()).unwrap();
+        let decoded = decoder.decode(&(1..).zip(lines).map(line).collect::<Vec<_>>()).unwrap();
         changes.push(OutputIndex(0), decoded.keys, decoded.rows).unwrap();
         for id in deleted {
             changes.delete((*id).to_owned(), None).unwrap();

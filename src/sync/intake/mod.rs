@@ -53,7 +53,7 @@ use super::{
 use crate::{
     export::{Client, Completed, File, FileId, Links, Manifest},
     fhir::{Deletion, ResourceType, RowKey, TransactionTime},
-    resource::{BadLine, Decoder, LineGrouping, LineTooLong, Shape},
+    resource::{BadLine, Decoder, LineTooLong, Plans, Shape},
     table::{ChangeSet, LedgerFile, MemoryBudget, OutputIndex},
 };
 
@@ -171,7 +171,6 @@ struct Context {
 /// One resource type while its files arrive. Rows are pushed into the change set without the lock on the tally.
 struct Intake {
     decoder: Decoder,
-    grouping: LineGrouping,
     /// Workers share it; an instalment has it alone. `None` as soon as nothing more is taken.
     changes: RwLock<Option<ChangeSet>>,
     budget: MemoryBudget,
@@ -311,6 +310,7 @@ fn mostly_quarantined(resource_type: ResourceType, received: &ReceivedType) -> O
 impl Provenance {
     fn decoder(&self, shape: Arc<Shape>) -> Decoder {
         Decoder {
+            plans: Plans::of(&shape),
             shape,
             source: Arc::clone(&self.source),
             run_started_micros: self.run_started_micros,
@@ -398,8 +398,10 @@ impl Intake {
         Ok(changes.as_ref().ok_or(Error::Stopped)?.delete(id, at)?)
     }
 
-    /// Finishes the open data files of a first load. An error is the type's. Blocks.
+    /// All files of the type have ended: finishes the open data files of a first load, and frees what only its lines
+    /// need. An error is the type's. Blocks.
     fn flush(&self) {
+        self.decoder.plans.forget();
         let changes = self.changes();
         let Some(changes) = changes.as_ref() else { return };
         if let Err(error) = Handle::current().block_on(changes.flush()) {

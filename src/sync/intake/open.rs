@@ -9,7 +9,7 @@ use super::{Intake, Provenance, Tally, instalments::Instalments};
 use crate::{
     export::{File, FileKind, Manifest},
     fhir::ResourceType,
-    resource::{LineGrouping, Shape},
+    resource::Shape,
     sync::{Error, ResourceTable, columns},
     table::{self, ChangeSet, MemoryBudget, MemoryDemand},
 };
@@ -62,11 +62,11 @@ pub async fn intakes(
         };
         let before = instalments.before(resource_type);
         let tally = Mutex::new(Tally { before, files_left, failure, ..Tally::default() });
-        let (grouping, decoder) = (LineGrouping::of(&shape), provenance.decoder(shape));
+        let decoder = provenance.decoder(shape);
         let (changes, spool_folder) = (RwLock::new(Some(changes)), spool_folder.clone());
         let is_member_list = resource_type == ResourceType::PATIENT && instalments.is_of_group();
         let patients = is_member_list.then(Mutex::default);
-        intakes.insert(resource_type, Intake { decoder, grouping, changes, budget, spool_folder, tally, patients });
+        intakes.insert(resource_type, Intake { decoder, changes, budget, spool_folder, tally, patients });
     }
     Ok(intakes)
 }

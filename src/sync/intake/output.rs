@@ -158,8 +158,7 @@ impl Output {
         if context.subsetted.contains(&resource_type) {
             tag_subsetted(&mut lines);
         }
-        intake.grouping.group(&mut lines);
-        let decoded = intake.decoder.decode(lines)?;
+        let decoded = intake.decoder.decode(&lines)?;
         self.counts().rows += decoded.keys.len() as u64;
         context.dates.see(resource_type, &decoded.keys);
         intake.push(self.index, decoded.keys, decoded.rows)?;

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::Policy;
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{Decoder, Line, Lines, OverLines, Reason, Shape, stated_type},
+    resource::{Decoder, Line, Lines, OverLines, Plans, Reason, Shape, stated_type},
     sync::{
         Error, Export, Syncer,
         blocking::{blocking, now},
@@ -288,13 +288,14 @@ impl Replay {
         waiting.bytes = 0;
         for (transaction_time, lines) in std::mem::take(&mut waiting.lines) {
             let decoder = Decoder {
+                plans: Plans::of(shape),
                 shape: Arc::clone(shape),
                 source: Arc::clone(&self.source),
                 run_started_micros: self.started_at.timestamp_micros(),
                 transaction_time,
                 job: job(target, self.run).into(),
             };
-            let decoded = decoder.decode(lines)?;
+            let decoded = decoder.decode(&lines)?;
             waiting.changes.push(OutputIndex(0), decoded.keys, decoded.rows)?;
             for bad in decoded.bad {
                 let id = usize::try_from(bad.line.number).ok().and_then(|index| waiting.ids.get(index));

@@ -205,8 +205,9 @@ async fn a_value_for_which_a_structure_of_the_table_has_no_place_fails_the_upser
     assert!(text.contains("no place for period") && text.contains("maintain --rebuild"), "{text}");
     assert_eq!(lake.rows().await.len(), 1);
     let decode = |lines: Vec<Vec<u8>>| {
-        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
-        Ok(lake.decoder(9).decode(lines).unwrap().rows)
+        let lines =
+            (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
+        Ok(lake.decoder(9).decode(&lines).unwrap().rows)
     };
     rebuild(lake.table().await, &definition_of(&shape()), &decode).await.unwrap();
     lake.upsert(&with_period, 7).await;

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{self, Decoder, Line, Shape},
+    resource::{self, Decoder, Line, Plans, Shape},
 };
 
 mod bloom;
@@ -130,6 +130,7 @@ impl Lake {
 
     fn decoder(&self, transaction_time: i64) -> Decoder {
         Decoder {
+            plans: Plans::of(&self.shape()),
             shape: self.shape(),
             source: "hospital".into(),
             run_started_micros: 0,
@@ -154,7 +155,7 @@ impl Lake {
                     }
                 }
             }
-            let decoded = decoder.decode(lines).unwrap();
+            let decoded = decoder.decode(&lines).unwrap();
             changes.push(OutputIndex(u32::try_from(index).unwrap()), decoded.keys, decoded.rows).unwrap();
         }
     }

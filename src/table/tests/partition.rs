@@ -122,8 +122,9 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     assert_eq!(lake.folders().await, ["year=1970/month=1", "year=1970/month=2"]);
     assert_eq!(lake.partitions_of(&["year", "month"]), before);
     let decode = |lines: Vec<Vec<u8>>| {
-        let lines = (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect();
-        Ok(lake.decoder(9).decode(lines).unwrap().rows)
+        let lines =
+            (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
+        Ok(lake.decoder(9).decode(&lines).unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
     assert_eq!(rebuild(table, &definition_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);

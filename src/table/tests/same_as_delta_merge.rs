@@ -84,7 +84,7 @@ impl Lake {
             };
             Line { number, offset: 0, bytes: text.into_bytes().into() }
         });
-        let rows = self.decoder(transaction_time).decode(lines.collect()).unwrap().rows;
+        let rows = self.decoder(transaction_time).decode(&lines.collect::<Vec<_>>()).unwrap().rows;
         let names: Vec<_> = rows.schema().fields().iter().map(|field| field.name().clone()).collect();
         let source = SessionContext::new().read_batch(rows).unwrap();
         merge(self.table().await.delta, source, &names).await;

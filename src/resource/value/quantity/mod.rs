@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Ordering,
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
@@ -39,7 +39,7 @@ pub struct Units {
     by_code: ByCode,
 }
 
-type ByCode = HashMap<Box<str>, Option<Arc<Unit>>>;
+type ByCode = BTreeMap<Box<str>, Option<Arc<Unit>>>;
 
 /// The units that any batch has met. What a code means never changes, and resolving it takes as long as decoding some
 /// lines.

@@ -1,0 +1,155 @@
+//! A plan: how the lines of one outline become rows, worked out once and then followed by all of them.
+//!
+//! A plan leads each value straight into the column of its element. It exists only for lines whose members all have a
+//! column and are of the right kind. Any other line goes the way by its names, which reports what is wrong with it.
+//! Both ways give the same rows; `tests/plans.rs` holds that.
+
+use super::{
+    canonical::Quantity,
+    derived::Source,
+    head::{Head, Meta},
+    planner::{Planner, Way},
+};
+use crate::{
+    fhir::ResourceType,
+    resource::{
+        Shape,
+        content_hash::HashPlan,
+        json::{Document, OutlineValues, Part, Scalar, TokenIndex},
+    },
+};
+
+/// The number of a value of a line, in the order of the line.
+pub type ValueNumber = usize;
+
+#[derive(Debug)]
+pub struct LinePlan {
+    resource_type: ValueNumber,
+    id: ValueNumber,
+    meta: Meta<ValueNumber>,
+    pub hash: HashPlan,
+    pub root: StructuresPlan,
+    pub derived: Vec<DerivedPlan>,
+    /// The structures that have extensions: their element numbers, and how many extensions they have.
+    pub carriers: Vec<(i32, usize)>,
+    pub extensions: StructuresPlan,
+    /// `None` for a line without the list.
+    pub contained: Option<Vec<Part>>,
+    /// By path.
+    pub primitive_ext: Vec<(String, Part)>,
+    /// By the number of a value: its turn on the way by the names.
+    turns: Vec<usize>,
+}
+
+/// What each line appends to a complex column.
+#[derive(Default, Debug)]
+pub struct StructuresPlan {
+    /// The element number of each structure; 0 for a null.
+    pub fids: Vec<i32>,
+    /// Which of them are there; empty if all are.
+    pub present: Vec<bool>,
+    pub members: Vec<MemberPlan>,
+    /// Of each structure, where they are quantities.
+    pub quantities: Vec<Option<Quantity<ValueNumber>>>,
+}
+
+/// What each line appends to the column of an element.
+#[derive(Debug)]
+pub struct MemberPlan {
+    /// The index of the element.
+    pub element: usize,
+    pub many: ManyPlan,
+    pub items: ItemsPlan,
+}
+
+#[derive(Debug)]
+pub enum ManyPlan {
+    /// One item for each structure.
+    One,
+    /// How many items each structure has; `None` for no list.
+    Lists(Vec<Option<usize>>),
+}
+
+#[derive(Debug)]
+pub enum ItemsPlan {
+    /// `None` for a null.
+    Leaf(Vec<Option<ValueNumber>>),
+    Complex(StructuresPlan),
+}
+
+/// What each line appends to the columns that are derived from an element.
+#[derive(Debug)]
+pub struct DerivedPlan {
+    pub element: usize,
+    pub name: &'static str,
+    pub source: Source<ValueNumber>,
+    /// The value of a primitive element: where it is invalid, nothing is derived from it.
+    pub leaf: Option<ValueNumber>,
+    /// The last value of the element, whose issues come before those of the derived columns.
+    pub last: ValueNumber,
+}
+
+impl ItemsPlan {
+    /// How many items a line has, nulls included.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Leaf(values) => values.len(),
+            Self::Complex(plan) => plan.fids.len(),
+        }
+    }
+}
+
+impl LinePlan {
+    /// `None` for a document that is no resource of the type, or has a member that needs more than its column.
+    pub fn of(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<Self> {
+        Head::read(document, shape.resource_type).ok()?;
+        let extension = shape.extension.as_deref()?;
+        let member = |name| document.member(Document::ROOT, name);
+        let meta = member("meta").map(|at| Meta::of(document, at)).unwrap_or_default();
+        let way = Way::through(document, shape.resource_type.as_str());
+        let planner = Planner { document, values, way: &way };
+        let root = planner.structures(&[Some(Document::ROOT)], &shape.elements)?;
+        let derived = root.members.iter().map(|of| planner.derived(of.element, &shape.elements[of.element]));
+        let extensions: Vec<_> = way.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
+        let carrier = |(fid, list): &(i32, TokenIndex)| (*fid, document.items(*list).count());
+        let primitive_ext = way.primitive_ext.iter().map(|(path, at)| (path.clone(), values.part(document, *at)));
+        let mut turns = vec![usize::MAX; values.count()];
+        for (turn, number) in way.values.iter().filter_map(|at| values.number(*at)).enumerate() {
+            turns[number] = turn;
+        }
+        Some(Self {
+            resource_type: values.number(member("resourceType")?)?,
+            id: values.number(member("id")?)?,
+            meta: meta.planned(values),
+            hash: HashPlan::of(document, values),
+            derived: derived.collect::<Option<_>>()?,
+            root,
+            extensions: planner.complex(extension, &extensions)?,
+            carriers: way.carriers.iter().map(carrier).collect(),
+            contained: match member("contained") {
+                Some(list) => Some(planner.contained(list)?),
+                None => None,
+            },
+            primitive_ext: primitive_ext.collect(),
+            turns,
+        })
+    }
+}
+
+impl LinePlan {
+    /// Whether a line of the outline is a resource of the type, with an id.
+    pub fn is_for<'line>(&self, of: ResourceType, value: impl Fn(ValueNumber) -> Scalar<'line>) -> bool {
+        value(self.resource_type).string().as_deref() == Some(of.as_str())
+            && value(self.id).string().is_some_and(|id| !id.is_empty())
+    }
+
+    /// When the way by the names comes to a value.
+    pub fn turn(&self, value: ValueNumber) -> usize {
+        self.turns.get(value).copied().unwrap_or(usize::MAX)
+    }
+
+    /// Of a line that it is for.
+    pub fn head<'line>(&self, value: impl Fn(ValueNumber) -> Scalar<'line>) -> Head<'line> {
+        self.meta.head(value(self.id).string().unwrap_or_default(), value)
+    }
+}

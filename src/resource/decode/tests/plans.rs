@@ -1,0 +1,128 @@
+//! Plans: a line has the same row, whichever way it goes.
+
+use super::*;
+
+/// With plans, which a second decoder has from other lines already; and the way by the names.
+pub fn assert_same_both_ways(resource_type: &str, layout: Layout, texts: &[String]) {
+    let planned = decoder(resource_type, layout);
+    let walked = Decoder { plans: Plans::none(&planned.shape), ..planned.clone() };
+    let walked = in_line_order(walked.decode(&lines(texts)).unwrap());
+    for _ in 0..2 {
+        let planned = in_line_order(planned.decode(&lines(texts)).unwrap());
+        assert_eq!(planned.bad, walked.bad);
+        assert_eq!(planned.keys, walked.keys);
+        for (index, field) in planned.rows.schema().fields().iter().enumerate() {
+            let [planned, walked] = [&planned, &walked].map(|decoded| decoded.rows.column(index));
+            assert_eq!(planned, walked, "{}", field.name());
+            planned.to_data().validate_full().unwrap();
+        }
+    }
+}
+
+/// How many of the lines have a plan.
+fn planned(resource_type: &str, texts: &[String]) -> usize {
+    let decoder = decoder(resource_type, Layout::Pathling);
+    let lines = lines(texts);
+    let sorted = decoder.plans.sort(&mut decoder.plans.take(), &decoder.shape, &lines);
+    sorted.blocks().map(<[_]>::len).sum()
+}
+
+/// Lines of the same outline with other values, valid ones and others.
+fn variants(text: &str) -> Vec<String> {
+    let of = |from: &str, to: &str| text.replace(from, to);
+    let mut variants = vec![
+        text.to_owned(),
+        of("2026-11", "2026-13"),
+        of("2026-11-18T09:30:00+10:00", "0001-01-01T00:00:00Z"),
+        of("T0", "t0"),
+        of("final", "\\u0066inal\\n"),
+        of("final", "\\ud83d"),
+        of("final", "\u{e9}\u{1f600}"),
+        of("final", ""),
+        of("0.0000004100", "-12.50"),
+        of("0.0000004100", "1e-3"),
+        of("0.0000004100", "123456789012345678901234567890123456789"),
+        of("mol/L", "mmol/L"),
+        of("mol/L", "no unit"),
+        of("http://unitsofmeasure.org", "other"),
+        of("true", "false"),
+        of("Patient/p1", "p1"),
+        of(":[", ": ["),
+        of("\"id\":\"", "\"id\":\"x"),
+    ];
+    variants.dedup();
+    variants
+}
+
+#[test]
+fn a_line_with_a_plan_has_the_row_of_a_line_without_one() {
+    for (resource_type, text, _) in RESOURCES {
+        for layout in [Layout::Pathling, Layout::Wide] {
+            assert_same_both_ways(resource_type, layout, &variants(text));
+        }
+    }
+}
+
+#[test]
+fn lines_whose_members_all_have_a_column_have_a_plan() {
+    let observation = OBSERVATION.replace(r#""modifierExtension":[{"url":"m"}],"#, "");
+    assert_eq!(planned("Observation", &variants(&observation)), variants(&observation).len());
+    for (resource_type, text, issues) in RESOURCES {
+        if issues == 0 {
+            assert_eq!(planned(resource_type, &[text.to_owned(), text.to_owned()]), 2, "{resource_type}");
+        }
+    }
+}
+
+#[test]
+fn more_lines_than_a_block_and_a_plan_for_each_keep_their_values() {
+    let line = |number: usize| {
+        let category = vec![format!(r#"{{"text":"c{number}"}}"#); number % 3].join(",");
+        format!(r#"{{"resourceType":"Observation","id":"{number}","category":[{category}],"status":"s{number}"}}"#)
+    };
+    let texts: Vec<_> = (0..1000).map(line).collect();
+    assert_same_both_ways("Observation", Layout::Pathling, &texts);
+    assert_inverse("Observation", Layout::Pathling, &texts);
+    assert_eq!(planned("Observation", &texts), texts.len());
+}
+
+#[test]
+fn lines_that_have_nothing_in_common_are_not_learned_for_ever() {
+    let line = |number: usize| {
+        let members: Vec<_> = (0..number % 90).map(|item| format!("{{\"text\":\"{item}\"}}")).collect();
+        format!(r#"{{"resourceType":"Observation","id":"{number}","category":[{}]}}"#, members.join(","))
+    };
+    let texts: Vec<_> = (0..90).map(line).collect();
+    assert_same_both_ways("Observation", Layout::Pathling, &texts);
+    assert!(planned("Observation", &texts) < texts.len());
+}
+
+/// Lines of several files, as a replay of the quarantine has them.
+#[test]
+fn lines_with_the_same_number_are_told_apart() {
+    let line = |text: &str| Line { number: 7, offset: 0, bytes: text.as_bytes().to_vec().into() };
+    let good = |id: &str| format!(r#"{{"resourceType":"Patient","id":"{id}"}}"#);
+    let lines = vec![line(&good("a")), line("{"), line(&good("b")), line("no JSON")];
+    let decoded = decoder("Patient", Layout::Pathling).decode(&lines).unwrap();
+    let bad: Vec<_> = decoded.bad.iter().map(|bad| bad.line.bytes.to_vec()).collect();
+    assert_eq!(bad, [b"{".to_vec(), b"no JSON".to_vec()]);
+    let ids: Vec<_> = decoded.keys.iter().map(|key| key.id.as_str()).collect();
+    assert_eq!(ids, ["a", "b"]);
+}
+
+proptest! {
+    #[test]
+    fn mutated_lines_have_the_same_rows_both_ways(
+        which in any::<prop::sample::Index>(),
+        wide in any::<bool>(),
+        mutations in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..4), 1..6),
+    ) {
+        let (resource_type, text, _) = RESOURCES[which.index(RESOURCES.len())];
+        let mut texts = variants(text);
+        for (at, from, kind) in mutations {
+            let text = mutated(&texts[texts.len() - 1], at, from, kind);
+            texts.extend(variants(&text));
+        }
+        assert_same_both_ways(resource_type, if wide { Layout::Wide } else { Layout::Pathling }, &texts);
+    }
+}
