@@ -13,7 +13,6 @@ mod source {
 
 use std::sync::{Arc, LazyLock};
 
-use arrow::{array::UInt64Array, compute::take_record_batch};
 use libfuzzer_sys::fuzz_target;
 
 // Where they name each other by.
@@ -54,10 +53,6 @@ fuzz_target!(|bytes: &[u8]| {
 
 /// The rows are in the order of the lines.
 fn decode(decoder: &Decoder, lines: &[Line]) -> Decoded {
-    let Decoded { keys, rows, bad } = decoder.decode(lines).expect("a fuzzer's input is far below 2 GiB");
-    let mut keys: Vec<_> = (0u64..).zip(keys).collect();
-    keys.sort_by_key(|(_, key)| key.line);
-    let (order, keys): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
-    let rows = take_record_batch(&rows, &UInt64Array::from(order)).expect("each row is there");
-    Decoded { keys, rows, bad }
+    let decoded = decoder.decode(lines).and_then(Decoded::in_line_order);
+    decoded.expect("a fuzzer's input is far below 2 GiB")
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     fhir::ResourceType,
-    resource::{Decoder, Line, Plans},
+    resource::{Decoded, Decoder, Line, Plans},
     table::{self, Committed},
 };
 
@@ -38,7 +38,7 @@ impl Syncer {
                 .zip(lines)
                 .map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() })
                 .collect::<Vec<_>>();
-            let decoded = decoder.decode(&lines).map_err(|error| error.to_string())?;
+            let decoded = decoder.decode(&lines).and_then(Decoded::in_line_order).map_err(|error| error.to_string())?;
             match decoded.bad.first() {
                 None => Ok(decoded.rows),
                 Some(bad) => Err(format!("a line can no longer be decoded: {}", bad.reason)),

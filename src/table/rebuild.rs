@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
-    array::{Array as _, AsArray as _, RecordBatch},
+    array::{Array as _, ArrayRef, AsArray as _, RecordBatch},
     compute::cast,
     datatypes::DataType,
 };
@@ -90,6 +90,11 @@ async fn rebuild_file(
     Ok((files.finish().await.map_err(|error| table.failed(error))?, count))
 }
 
+fn is_same_text(stored: Option<&ArrayRef>, decoded: Option<&ArrayRef>) -> bool {
+    let text = |column: &ArrayRef| cast(column, &DataType::Utf8).ok();
+    stored.and_then(text).is_some_and(|stored| Some(stored) == decoded.and_then(text))
+}
+
 /// The rows of a batch, decoded again, with the kept columns as they were.
 fn rebuilt(table: &Table, batch: &RecordBatch, decode: &DecodeLines<'_>) -> Result<RecordBatch, Error> {
     let refused = |reason: String| Error::Rebuild { place: table.place.clone(), reason };
@@ -102,6 +107,10 @@ fn rebuilt(table: &Table, batch: &RecordBatch, decode: &DecodeLines<'_>) -> Resu
     if rows.num_rows() != batch.num_rows() {
         let lost = batch.num_rows() - rows.num_rows();
         return Err(refused(format!("{lost} of its lines are not accepted as rows any more")));
+    }
+    if !is_same_text(batch.column_by_name("id"), rows.column_by_name("id")) {
+        // The kept columns would belong to other rows.
+        return Err(refused("its lines do not give the rows that they are stored with".to_owned()));
     }
     let schema = rows.schema();
     let columns = schema.fields().iter().zip(rows.columns()).map(|(field, column)| {

@@ -150,6 +150,27 @@ async fn untyped_tables_get_their_columns_when_typed_is_switched_on() {
     assert_eq!(setup.complete().await.changed(), 0);
 }
 
+/// The decoder makes neighbours of rows with the same members; the rows of a compacted file are in another order.
+#[tokio::test]
+async fn a_rebuild_of_resources_with_different_members_keeps_each_in_its_row() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    for number in 0..5 {
+        setup.later(|world| {
+            let member = if number % 2 == 0 { json!({"gender": "female"}) } else { json!({"birthDate": "1970"}) };
+            world.put(PATIENT, &format!("of-{number}"), member);
+        });
+        setup.complete().await;
+    }
+    let ended = setup.command(&["maintain"], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    let columns = ["id", "gender", "birthDate", "_sync_at", "_sync_job", "_sync_hash"];
+    let before = patients(&setup, &columns);
+    setup.open().await.unwrap().rebuild(PATIENT).await.unwrap().unwrap();
+    assert_eq!(patients(&setup, &columns), before);
+    setup.assert_same_as_server().await;
+}
+
 #[tokio::test]
 async fn a_rebuild_changes_fields_inside_structs_in_one_commit() {
     let mut setup = Setup::new().await;

@@ -7,42 +7,14 @@ use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 use super::{
     block::{Block, ValueIssue},
     issues::IssueCode,
-    leaf::instant_micros,
     plan::DerivedPlan,
+    source::Source,
 };
 use crate::resource::{
-    element::{Derived, DerivedFrom, Element, ElementContent, Special},
-    json::{Document, OutlineValues, Scalar, TokenIndex},
-    value::{date, reference},
+    element::{Derived, DerivedFrom, Element},
+    json::Scalar,
+    value::{date, instant_micros, reference},
 };
-
-/// What of an element is derived from: its own text, the `reference` of a reference, or `start` and `end` of a period;
-/// as tokens of a document or as values of an outline.
-#[derive(Clone, Copy, Debug)]
-pub struct Source<At> {
-    first: Option<At>,
-    second: Option<At>,
-}
-
-impl Source<TokenIndex> {
-    pub fn of(document: Document<'_>, at: TokenIndex, element: &Element) -> Self {
-        let special = match &element.content {
-            ElementContent::Primitive(_) => return Self { first: Some(at), second: None },
-            ElementContent::Complex(complex) => complex.special,
-        };
-        let member = |name| document.member(at, name);
-        match special {
-            Special::Period => Self { first: member("start"), second: member("end") },
-            Special::Reference => Self { first: member("reference"), second: None },
-            Special::Plain | Special::Quantity => Self { first: None, second: None },
-        }
-    }
-
-    pub fn planned(self, values: &OutlineValues) -> Source<usize> {
-        let number = |at: Option<TokenIndex>| at.and_then(|at| values.number(at));
-        Source { first: number(self.first), second: number(self.second) }
-    }
-}
 
 /// The derived columns of a batch. A row without the element has nulls in them.
 pub struct DerivedColumns {

@@ -2,10 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::{Reason, leaf::instant_micros};
+use super::Reason;
 use crate::{
     fhir::{ResourceType, RowKey, TransactionTime, Version},
-    resource::json::{Document, OutlineValues, Scalar, TokenIndex, TokenKind},
+    resource::{
+        json::{Document, OutlineValues, Scalar, TokenIndex, TokenKind},
+        value::instant_micros,
+    },
 };
 
 /// Of one resource of the expected type; `id` is not empty.

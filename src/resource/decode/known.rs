@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use super::plan::{LinePlan, ValueNumber};
+use super::{
+    plan::{LinePlan, ValueNumber},
+    planner,
+};
 use crate::resource::{
     Line, LineGrouping, Shape,
     content_hash::ContentHash,
@@ -27,7 +30,7 @@ pub struct Plans {
     max_bytes: usize,
 }
 
-/// Outlines with a plan for each, and memory that the next lines use again.
+/// Outlines with a plan for each, and memory that the next lines of a batch use again.
 #[derive(Debug)]
 pub struct Known {
     outlines: Outlines,
@@ -66,7 +69,8 @@ pub struct PlannedLine<'line> {
 
 /// What all cores together keep of a resource type. A fortieth of that is enough for most types.
 const MAX_BYTES: usize = 8 << 20;
-/// How often more a batch may try in vain to follow an outline than it succeeds: the lines have nothing in common then.
+/// How many lines a batch tries in vain to find a plan for; each line with a plan makes up for one of them. Then its
+/// lines have nothing in common, or something that no plan can have.
 const MAX_ATTEMPTS: usize = 64;
 /// Lines that become rows together. While they do, their text is in the cache of the core that read it.
 const MAX_BLOCK_LINES: usize = 128;
@@ -99,6 +103,8 @@ impl Plans {
     }
 
     pub fn give_back(&self, known: Known) {
+        // The largest line of the batch may have been much larger than most.
+        let known = Known { tape: Tape::default(), content_hash: ContentHash::default(), ..known };
         self.known.lock().unwrap_or_else(PoisonError::into_inner).push(known);
     }
 
@@ -141,17 +147,18 @@ impl Known {
         }
         let text = std::str::from_utf8(&line.bytes).ok()?;
         let first_value = values.len();
-        let outline = match self.outlines.read(text, values) {
-            Some(outline) => {
-                self.attempts_left = MAX_ATTEMPTS.min(self.attempts_left + 1);
-                outline
-            }
+        self.attempts_left -= 1;
+        let known = self.outlines.read(text, values);
+        let outline = match known {
+            Some(outline) => outline,
             None => {
-                self.attempts_left -= 1;
                 self.learn(shape, grouping, text)?;
                 self.outlines.read(text, values)?
             }
         };
+        if known.is_some() && self.plans.get(outline).is_some_and(Option::is_some) {
+            self.attempts_left = MAX_ATTEMPTS.min(self.attempts_left + 2);
+        }
         let known = self.plans.get(outline).and_then(Option::as_ref);
         let value = |number: ValueNumber| values[first_value + number].of(text);
         let Some(GroupPlan { plan, group }) = known.filter(|known| known.plan.is_for(shape.resource_type, value))
@@ -164,9 +171,12 @@ impl Known {
     }
 
     fn learn(&mut self, shape: &Shape, grouping: &LineGrouping, text: &str) -> Option<()> {
+        if self.outlines.is_full() {
+            return None;
+        }
         let document = self.tape.read(text).ok()?;
         let values = self.outlines.learn(document)?;
-        let plan = LinePlan::of(document, &values, shape);
+        let plan = planner::plan(document, &values, shape);
         self.plans.push(plan.map(|plan| GroupPlan { plan, group: grouping.group(text.as_bytes()) }));
         Some(())
     }

@@ -15,13 +15,10 @@ use super::{
     issues::IssueCode,
     plan::ValueNumber,
 };
-use crate::{
-    fhir::parse_instant,
-    resource::{
-        element::{Digits, Primitive},
-        json::{Scalar, TokenKind},
-        value::{self, date, decimal::Decimal},
-    },
+use crate::resource::{
+    element::{Digits, Primitive},
+    json::{Scalar, TokenKind},
+    value::{self, date, decimal::Decimal},
 };
 
 pub enum Leaf {
@@ -104,7 +101,7 @@ impl Leaf {
                 versioned.append_value(&text);
             }),
             Self::Instant(values) => {
-                value.string().and_then(|text| instant_micros(&text)).map(|micros| values.append_value(micros))
+                value.string().and_then(|text| value::instant_micros(&text)).map(|micros| values.append_value(micros))
             }
             Self::Base64(values) => {
                 value.string().and_then(|text| value::base64(&text)).map(|bytes| values.append_value(bytes))
@@ -172,12 +169,6 @@ impl Leaf {
             Self::Checked { values, .. } | Self::Text(values) => (Arc::new(values.finish()), None),
         })
     }
-}
-
-/// Reads an instant as FHIR writes it, or as leniently as is unambiguous. Digits beyond the microsecond and the
-/// offset are not kept: they are only in the line.
-pub fn instant_micros(text: &str) -> Option<i64> {
-    date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
 }
 
 fn boolean(kind: TokenKind) -> Option<bool> {

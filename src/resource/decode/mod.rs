@@ -19,13 +19,18 @@ mod offsets;
 mod plan;
 mod planner;
 mod rows;
+mod source;
 mod stages;
 mod string_columns;
 mod walk;
 
 use std::{fmt, sync::Arc};
 
-use arrow::{array::RecordBatch, error::ArrowError};
+use arrow::{
+    array::{RecordBatch, UInt64Array},
+    compute::take_record_batch,
+    error::ArrowError,
+};
 
 use self::{
     head::Head,
@@ -56,11 +61,23 @@ pub struct Decoder {
     pub plans: Plans,
 }
 
-/// The rows and their keys, in the same order, and the lines that became no row.
+/// The rows and their keys, in the same order, which is not that of the lines; and the lines that became no row.
 pub struct Decoded {
     pub keys: Vec<RowKey>,
     pub rows: RecordBatch,
     pub bad: Vec<BadLine>,
+}
+
+impl Decoded {
+    /// The same, with the rows in the order of the numbers of their lines.
+    pub fn in_line_order(self) -> Result<Self, ArrowError> {
+        let Self { keys, rows, bad } = self;
+        let mut keys: Vec<_> = (0u64..).zip(keys).collect();
+        keys.sort_by_key(|(_, key)| key.line);
+        let (order, keys): (Vec<_>, Vec<_>) = keys.into_iter().unzip();
+        let rows = take_record_batch(&rows, &UInt64Array::from(order))?;
+        Ok(Self { keys, rows, bad })
+    }
 }
 
 /// A line that cannot be a row.

@@ -1,21 +1,20 @@
 //! A plan: how the lines of one outline become rows, worked out once and then followed by all of them.
 //!
 //! A plan leads each value straight into the column of its element. It exists only for lines whose members all have a
-//! column and are of the right kind. Any other line goes the way by its names, which reports what is wrong with it.
+//! column, and are objects and lists where they have to be. Any other line goes the way by its names, which reports what
+//! is wrong with it. Values are judged on both ways.
 //! Both ways give the same rows; `tests/plans.rs` holds that.
 
 use super::{
     canonical::Quantity,
-    derived::Source,
     head::{Head, Meta},
-    planner::{Planner, Way},
+    source::Source,
 };
 use crate::{
     fhir::ResourceType,
     resource::{
-        Shape,
         content_hash::HashPlan,
-        json::{Document, OutlineValues, Part, Scalar, TokenIndex},
+        json::{Part, Scalar},
     },
 };
 
@@ -24,9 +23,9 @@ pub type ValueNumber = usize;
 
 #[derive(Debug)]
 pub struct LinePlan {
-    resource_type: ValueNumber,
-    id: ValueNumber,
-    meta: Meta<ValueNumber>,
+    pub resource_type: ValueNumber,
+    pub id: ValueNumber,
+    pub meta: Meta<ValueNumber>,
     pub hash: HashPlan,
     pub root: StructuresPlan,
     pub derived: Vec<DerivedPlan>,
@@ -38,7 +37,7 @@ pub struct LinePlan {
     /// By path.
     pub primitive_ext: Vec<(String, Part)>,
     /// By the number of a value: its turn on the way by the names.
-    turns: Vec<usize>,
+    pub turns: Vec<usize>,
 }
 
 /// What each line appends to a complex column.
@@ -96,43 +95,6 @@ impl ItemsPlan {
             Self::Leaf(values) => values.len(),
             Self::Complex(plan) => plan.fids.len(),
         }
-    }
-}
-
-impl LinePlan {
-    /// `None` for a document that is no resource of the type, or has a member that needs more than its column.
-    pub fn of(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<Self> {
-        Head::read(document, shape.resource_type).ok()?;
-        let extension = shape.extension.as_deref()?;
-        let member = |name| document.member(Document::ROOT, name);
-        let meta = member("meta").map(|at| Meta::of(document, at)).unwrap_or_default();
-        let way = Way::through(document, shape.resource_type.as_str());
-        let planner = Planner { document, values, way: &way };
-        let root = planner.structures(&[Some(Document::ROOT)], &shape.elements)?;
-        let derived = root.members.iter().map(|of| planner.derived(of.element, &shape.elements[of.element]));
-        let extensions: Vec<_> = way.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
-        let carrier = |(fid, list): &(i32, TokenIndex)| (*fid, document.items(*list).count());
-        let primitive_ext = way.primitive_ext.iter().map(|(path, at)| (path.clone(), values.part(document, *at)));
-        let mut turns = vec![usize::MAX; values.count()];
-        for (turn, number) in way.values.iter().filter_map(|at| values.number(*at)).enumerate() {
-            turns[number] = turn;
-        }
-        Some(Self {
-            resource_type: values.number(member("resourceType")?)?,
-            id: values.number(member("id")?)?,
-            meta: meta.planned(values),
-            hash: HashPlan::of(document, values),
-            derived: derived.collect::<Option<_>>()?,
-            root,
-            extensions: planner.complex(extension, &extensions)?,
-            carriers: way.carriers.iter().map(carrier).collect(),
-            contained: match member("contained") {
-                Some(list) => Some(planner.contained(list)?),
-                None => None,
-            },
-            primitive_ext: primitive_ext.collect(),
-            turns,
-        })
     }
 }
 

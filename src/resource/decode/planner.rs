@@ -1,52 +1,104 @@
 //! A planner makes the plan of a document: it goes the way by the names once, and notes where each value ends up.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt::{self, Write as _},
+};
 
 use super::{
     canonical::Quantity,
-    derived::Source,
-    issues,
-    plan::{DerivedPlan, ItemsPlan, ManyPlan, MemberPlan, StructuresPlan},
+    head::{Head, Meta},
+    plan::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan},
+    source::Source,
 };
 use crate::resource::{
+    Shape,
+    content_hash::HashPlan,
     element::{Complex, Element, ElementContent, Special},
     json::{Document, OutlineValues, Part, TokenIndex, TokenKind},
 };
 
-pub struct Planner<'line> {
-    pub document: Document<'line>,
-    pub values: &'line OutlineValues,
-    pub way: &'line Way<'line>,
+/// `None` for a document that is no resource of the type, or has a member that needs more than its column.
+pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<LinePlan> {
+    Head::read(document, shape.resource_type).ok()?;
+    let extension = shape.extension.as_deref()?;
+    let member = |name| document.member(Document::ROOT, name);
+    let meta = member("meta").map(|at| Meta::of(document, at)).unwrap_or_default();
+    let way = Way::through(document, shape.resource_type.as_str());
+    let slots_left = Cell::new(MAX_SLOTS_PER_VALUE * (values.count() + 1));
+    let planner = Planner { document, values, way: &way, slots_left };
+    let root = planner.structures(&[Some(Document::ROOT)], &shape.elements)?;
+    let derived = root.members.iter().map(|of| planner.derived(of.element, &shape.elements[of.element]));
+    let extensions: Vec<_> = way.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
+    let carrier = |(fid, list): &(i32, TokenIndex)| (*fid, document.items(*list).count());
+    let primitive_ext = way.primitive_ext.iter().map(|(path, at)| (path.clone(), values.part(document, *at)));
+    let mut turns = vec![usize::MAX; values.count()];
+    for (turn, number) in way.values.iter().filter_map(|at| values.number(*at)).enumerate() {
+        turns[number] = turn;
+    }
+    Some(LinePlan {
+        resource_type: values.number(member("resourceType")?)?,
+        id: values.number(member("id")?)?,
+        meta: meta.planned(values),
+        hash: HashPlan::of(document, values),
+        derived: derived.collect::<Option<_>>()?,
+        root,
+        extensions: planner.complex(extension, &extensions)?,
+        carriers: way.carriers.iter().map(carrier).collect(),
+        contained: match member("contained") {
+            Some(list) => Some(planner.contained(list)?),
+            None => None,
+        },
+        primitive_ext: primitive_ext.collect(),
+        turns,
+    })
 }
 
-/// The way by the names: what it meets of a document, in its order.
-pub struct Way<'line> {
+struct Planner<'line> {
     document: Document<'line>,
-    root: &'static str,
+    values: &'line OutlineValues,
+    way: &'line Way<'line>,
+    /// How many more values the plan may have, nulls included.
+    slots_left: Cell<usize>,
+}
+
+/// A structure of a list has a null for each member that only another one has. Lists of which that is nearly all would
+/// make plans that are much larger than their lines.
+const MAX_SLOTS_PER_VALUE: usize = 16;
+
+/// The way by the names: what it meets of a document, in its order.
+struct Way<'line> {
+    document: Document<'line>,
+    /// Of the structure that it is in.
+    path: String,
     /// The element number of each structure.
-    pub fids: BTreeMap<TokenIndex, i32>,
+    fids: BTreeMap<TokenIndex, i32>,
     /// Element numbers, and the list of extensions.
-    pub carriers: Vec<(i32, TokenIndex)>,
+    carriers: Vec<(i32, TokenIndex)>,
     /// `Patient.birthDate`, and the value of `_birthDate`.
-    pub primitive_ext: Vec<(String, TokenIndex)>,
-    pub values: Vec<TokenIndex>,
-    /// Extensions that are not written yet.
-    waiting: VecDeque<(i32, TokenIndex)>,
+    primitive_ext: Vec<(String, TokenIndex)>,
+    values: Vec<TokenIndex>,
+    /// Extensions that are not written yet, and the path of their carrier.
+    waiting: VecDeque<(i32, TokenIndex, String)>,
 }
 
 impl Planner<'_> {
     /// `objects` are the structures of a column, `None` for a null.
-    pub fn structures(&self, objects: &[Option<TokenIndex>], elements: &[Element]) -> Option<StructuresPlan> {
+    fn structures(&self, objects: &[Option<TokenIndex>], elements: &[Element]) -> Option<StructuresPlan> {
         let mut members: Vec<(usize, Vec<Option<TokenIndex>>)> = Vec::new();
         for (place, object) in objects.iter().enumerate() {
             let Some(object) = object else { continue };
             for (element, value) in self.members(*object, elements)? {
-                let known = members.iter().position(|(known, _)| *known == element);
-                let known = known.unwrap_or_else(|| {
-                    members.push((element, vec![None; objects.len()]));
-                    members.len() - 1
-                });
-                members[known].1[place] = Some(value);
+                let known = members.iter_mut().find(|(known, _)| *known == element);
+                if let Some((_, values)) = known {
+                    values[place] = Some(value);
+                    continue;
+                }
+                self.slots_left.set(self.slots_left.get().checked_sub(objects.len())?);
+                let mut values = vec![None; objects.len()];
+                values[place] = Some(value);
+                members.push((element, values));
             }
         }
         let members = members.into_iter().map(|(index, values)| self.member(index, &elements[index], &values));
@@ -73,7 +125,8 @@ impl Planner<'_> {
                 return None;
             }
             match (name, element) {
-                ("resourceType" | "id" | "_id" | "contained", _) if object == Document::ROOT => {}
+                ("resourceType" | "id" | "contained", _) if object == Document::ROOT => {}
+                ("_id", _) if object == Document::ROOT && self.document.kind(value) == TokenKind::Object => {}
                 ("extension", _) => self.all_objects(value)?,
                 (_, Some(element)) => members.push((element, value)),
                 _ => self.primitive_ext(name, value, elements)?,
@@ -124,7 +177,7 @@ impl Planner<'_> {
         }
     }
 
-    pub fn complex(&self, complex: &Complex, values: &[Option<TokenIndex>]) -> Option<StructuresPlan> {
+    fn complex(&self, complex: &Complex, values: &[Option<TokenIndex>]) -> Option<StructuresPlan> {
         if values.iter().flatten().any(|at| self.document.kind(*at) != TokenKind::Object) {
             return None;
         }
@@ -136,29 +189,29 @@ impl Planner<'_> {
         Some(plan)
     }
 
-    pub fn contained(&self, list: TokenIndex) -> Option<Vec<Part>> {
+    fn contained(&self, list: TokenIndex) -> Option<Vec<Part>> {
         self.all_objects(list)?;
         Some(self.document.items(list).map(|item| self.values.part(self.document, item)).collect())
     }
 
-    pub fn derived(&self, index: usize, element: &Element) -> Option<DerivedPlan> {
+    fn derived(&self, index: usize, element: &Element) -> Option<DerivedPlan> {
         let at = self.document.member(Document::ROOT, element.name)?;
-        let of_element = self.way.values.iter().rev().find(|value| self.document.is_in(**value, at));
+        let mut of_element = self.way.values.iter().rev().filter(|value| self.document.is_in(**value, at));
         Some(DerivedPlan {
             element: index,
             name: element.name,
             source: Source::of(self.document, at, element).planned(self.values),
             leaf: self.values.number(at),
-            last: of_element.and_then(|value| self.values.number(*value)).unwrap_or_default(),
+            last: of_element.find_map(|value| self.values.number(*value)).unwrap_or_default(),
         })
     }
 }
 
 impl<'line> Way<'line> {
-    pub fn through(document: Document<'line>, root: &'static str) -> Self {
+    fn through(document: Document<'line>, root: &str) -> Self {
         let mut way = Self {
             document,
-            root,
+            path: root.to_owned(),
             fids: BTreeMap::new(),
             carriers: Vec::new(),
             primitive_ext: Vec::new(),
@@ -178,36 +231,48 @@ impl<'line> Way<'line> {
             match self.document.text(name) {
                 "contained" if at == Document::ROOT => {}
                 "extension" => {
-                    self.waiting.push_back((fid, value));
+                    self.waiting.push_back((fid, value, self.path.clone()));
                     if !is_in_extension {
                         self.extensions();
                     }
                 }
-                name if name.starts_with('_') => {
-                    let path = issues::path(self.document, self.root, value);
-                    let path = path.strip_suffix(name).map(|path| format!("{path}{}", &name[1..]));
-                    self.primitive_ext.extend(path.map(|path| (path, value)));
-                }
-                _ => self.value(value, is_in_extension),
+                name => match name.strip_prefix('_') {
+                    Some(bare) => self.primitive_ext.push((format!("{}.{bare}", self.path), value)),
+                    None => self.below(format_args!(".{name}"), |way| way.value(value, is_in_extension)),
+                },
             }
         }
     }
 
     /// As `ExtensionColumn::write` does it.
     fn extensions(&mut self) {
-        while let Some((fid, list)) = self.waiting.pop_front() {
+        while let Some((fid, list, path)) = self.waiting.pop_front() {
             self.carriers.push((fid, list));
-            for item in self.document.items(list) {
-                self.value(item, true);
-            }
+            let outside = std::mem::replace(&mut self.path, path);
+            self.below(format_args!(".extension"), |way| way.items(list, true));
+            self.path = outside;
         }
     }
 
     fn value(&mut self, at: TokenIndex, is_in_extension: bool) {
         match self.document.kind(at) {
             TokenKind::Object => self.structure(at, is_in_extension),
-            TokenKind::Array => self.document.items(at).for_each(|item| self.value(item, is_in_extension)),
+            TokenKind::Array => self.items(at, is_in_extension),
             _ => self.values.push(at),
         }
+    }
+
+    fn items(&mut self, list: TokenIndex, is_in_extension: bool) {
+        for (index, item) in self.document.items(list).enumerate() {
+            self.below(format_args!("[{index}]"), |way| way.value(item, is_in_extension));
+        }
+    }
+
+    fn below(&mut self, step: fmt::Arguments<'_>, go: impl FnOnce(&mut Self)) {
+        let length = self.path.len();
+        // Writing to a String cannot fail.
+        let _ = self.path.write_fmt(step);
+        go(self);
+        self.path.truncate(length);
     }
 }

@@ -85,11 +85,19 @@ impl Outlines {
         outline
     }
 
+    /// Whether no outline is learned any more.
+    pub fn is_full(&self) -> bool {
+        self.bytes_left == 0
+    }
+
     /// Learns the outline of a document. `None` if there is no room for it.
     pub fn learn(&mut self, document: Document<'_>) -> Option<OutlineValues> {
         let values = OutlineValues::from(document);
         let plan_bytes = document.text.len() + values.count() * PLAN_BYTES;
-        self.bytes_left = self.bytes_left.checked_sub(plan_bytes)?;
+        self.bytes_left = self.bytes_left.saturating_sub(plan_bytes);
+        if self.is_full() {
+            return None;
+        }
         let (mut at, mut start) = (0, 0);
         for value in &values.0 {
             let Token { kind, start: end, end: after, .. } = document.tokens[*value];

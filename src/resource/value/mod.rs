@@ -14,6 +14,14 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
+use crate::fhir::parse_instant;
+
+/// Reads an instant as FHIR writes it, or as leniently as is unambiguous. Digits beyond the microsecond and the
+/// offset are not kept: they are only in the line.
+pub fn instant_micros(text: &str) -> Option<i64> {
+    date::instant_micros(text).or_else(|| parse_instant(text).map(|instant| instant.timestamp_micros()))
+}
+
 /// The bytes of a base64Binary. White space is allowed anywhere in it, padding may be missing.
 pub fn base64(text: &str) -> Option<Vec<u8>> {
     const LENIENT: GeneralPurpose = GeneralPurpose::new(

@@ -252,7 +252,7 @@ async fn a_rebuild_is_reported_as_every_row_deleted_and_inserted() {
     let decode = |lines: Vec<Vec<u8>>| {
         let lines =
             (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
-        Ok(lake.decoder(6).decode(&lines).unwrap().rows)
+        Ok(lake.decoder(6).decode(&lines).unwrap().in_line_order().unwrap().rows)
     };
     let version = rebuild(lake.table().await, &definition_of(&shape_of(patient())), &decode).await.unwrap().version;
     let expected = [("delete", "a"), ("delete", "b"), ("insert", "a"), ("insert", "b")];

@@ -191,6 +191,25 @@ fn without_periods_of_names() -> TableDefinition {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rebuild_whose_rows_come_in_another_order_is_refused() {
+    let lake = Lake::new();
+    let patient = |id: &str, more: &str| Change::Line(format!(r#"{{"resourceType":"Patient","id":"{id}"{more}}}"#));
+    let born = r#","birthDate":"1970""#;
+    lake.upsert(&[vec![patient("a", ""), patient("b", born), patient("c", ""), patient("d", born)]], 5).await;
+    let decoded = |lines: Vec<Vec<u8>>| {
+        let lines =
+            (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
+        lake.decoder(9).decode(&lines).unwrap().in_line_order().unwrap().rows
+    };
+    let reversed = |lines: Vec<Vec<u8>>| Ok(decoded(lines.into_iter().rev().collect()));
+    let error = rebuild(lake.table().await, &definition_of(&shape()), &reversed).await.unwrap_err();
+    assert!(error.to_string().contains("do not give the rows"), "{error}");
+    let counts =
+        rebuild(lake.table().await, &definition_of(&shape()), &|lines| Ok(decoded(lines))).await.unwrap().counts;
+    assert_eq!(counts.updated, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_for_which_a_structure_of_the_table_has_no_place_fails_the_upsert_until_the_table_is_rebuilt() {
     let lake = Lake::new();
     lake.root.open_or_create(patient(), &without_periods_of_names()).await.unwrap();
@@ -207,7 +226,7 @@ async fn a_value_for_which_a_structure_of_the_table_has_no_place_fails_the_upser
     let decode = |lines: Vec<Vec<u8>>| {
         let lines =
             (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
-        Ok(lake.decoder(9).decode(&lines).unwrap().rows)
+        Ok(lake.decoder(9).decode(&lines).unwrap().in_line_order().unwrap().rows)
     };
     rebuild(lake.table().await, &definition_of(&shape()), &decode).await.unwrap();
     lake.upsert(&with_period, 7).await;

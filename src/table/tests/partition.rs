@@ -124,7 +124,7 @@ async fn maintenance_and_a_rebuild_leave_every_row_in_its_partition() {
     let decode = |lines: Vec<Vec<u8>>| {
         let lines =
             (1..).zip(lines).map(|(number, bytes)| Line { number, offset: 0, bytes: bytes.into() }).collect::<Vec<_>>();
-        Ok(lake.decoder(9).decode(&lines).unwrap().rows)
+        Ok(lake.decoder(9).decode(&lines).unwrap().in_line_order().unwrap().rows)
     };
     let table = lake.root.open(patient()).await.unwrap().unwrap();
     assert_eq!(rebuild(table, &definition_of(&shape_of(patient())), &decode).await.unwrap().counts.updated, 4);

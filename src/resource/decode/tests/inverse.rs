@@ -8,11 +8,10 @@ use arrow::{
 };
 
 use crate::resource::{
-    decode::leaf,
     element::{Complex, Element, ElementContent, Primitive},
     json::{Document, Tape, TokenIndex, TokenKind},
     shape::Shape,
-    value::{base64, decimal::Decimal},
+    value::{self, base64, decimal::Decimal},
 };
 
 /// A value of the typed columns.
@@ -214,7 +213,7 @@ impl Compare<'_> {
             Typed::Boolean(flag) => document.json(at) == flag.to_string(),
             Typed::Integer(number) => document.json(at) == number.to_string(),
             Typed::Decimal { unscaled, column_scale, scale } => self.decimal(at, place, unscaled, column_scale, scale),
-            Typed::Instant(micros) => text().and_then(|text| leaf::instant_micros(&text)) == Some(micros),
+            Typed::Instant(micros) => text().and_then(|text| value::instant_micros(&text)) == Some(micros),
             Typed::Bytes(bytes) => text().and_then(|text| base64(&text)) == Some(bytes),
             Typed::Text(kept) => text().as_deref() == Some(kept.as_str()),
             Typed::Object(_) | Typed::List(_) => false,

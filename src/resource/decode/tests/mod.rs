@@ -7,8 +7,7 @@ mod plans;
 use std::path::Path;
 
 use arrow::{
-    array::{Array, AsArray, UInt64Array},
-    compute::take_record_batch,
+    array::{Array, AsArray},
     datatypes::{Decimal128Type, Int32Type, Int64Type, TimestampMicrosecondType},
     util::display::{ArrayFormatter, FormatOptions},
 };
@@ -46,12 +45,7 @@ fn decode<T: AsRef<[u8]>>(resource_type: &str, texts: &[T]) -> Decoded {
 }
 
 fn in_line_order(decoded: Decoded) -> Decoded {
-    let Decoded { keys, rows, bad } = decoded;
-    let mut rows_of: Vec<_> = (0u64..).zip(keys).collect();
-    rows_of.sort_by_key(|(_, key)| key.line);
-    let (order, keys): (Vec<_>, Vec<_>) = rows_of.into_iter().unzip();
-    let rows = take_record_batch(&rows, &UInt64Array::from(order)).unwrap();
-    Decoded { keys, rows, bad }
+    decoded.in_line_order().unwrap()
 }
 
 /// A row's value as Arrow shows it; the fields of a struct that are null are left out.

@@ -63,6 +63,37 @@ fn a_line_with_a_plan_has_the_row_of_a_line_without_one() {
     }
 }
 
+/// (`_id`, nulls, lists of structures that have little in common, and extensions inside of extensions)
+#[test]
+fn odd_lines_have_the_same_row_both_ways() {
+    let sparse: Vec<_> = (0..300).map(|_| "{}").chain([r#"{"gender":"male","name":{"text":"x"}}"#]).collect();
+    let members = [
+        r#""_id":null"#,
+        r#""_id":"x""#,
+        r#""_id":7"#,
+        r#""_id":[]"#,
+        r#""_id":{"extension":[{"url":"u"}]}"#,
+        r#""active":5,"period":{"start":"0001-01-01T00:00:00Z","extension":[{"url":"u","valueAddress":{"line":[null]}}]}"#,
+        r#""birthDate":"2026-13","_birthDate":{"id":"x"},"deceasedDateTime":"0001-01-01T00:00:00Z""#,
+        r#""name":[null,{"given":[null,"a"],"_given":[{"id":"g"},null]},{}],"telecom":[]"#,
+        r#""extension":[{"url":"a","extension":[{"url":"b","valueDecimal":1.23456789},{"url":"c","valueInstant":5}]},{"url":"d","valueDate":"x"}]"#,
+        r#""name":[{"extension":[{"url":"a","extension":[{"url":"b","valueCode":1}]}],"period":{"start":1}}],"gender":2"#,
+        r#""contained":[{"resourceType":"X","id":"1","name":[{}]},{}],"extension":[]"#,
+        r#""contact":[{"name":{"text":""}},{"gender":"","name":{"_text":{"id":"i"}}}],"language":"\u0065n""#,
+        r#""na\u006de":[{"text":"x"}],"constructor":1"#,
+        r#""meta":{"versionId":4,"lastUpdated":"x","tag":[{"code":"SUBSETTED"},{}]}"#,
+    ];
+    let line = |member: &str| format!(r#"{{"resourceType":"Patient","id":"p",{member}}}"#);
+    let mut texts: Vec<_> = members.iter().map(|member| line(member)).collect();
+    texts.push(line(&format!(r#""contact":[{}]"#, sparse.join(","))));
+    let again: Vec<_> = texts.iter().map(|text| text.replace('x', "yz").replace('1', "22")).collect();
+    texts.extend(again);
+    assert_same_both_ways("Patient", Layout::Pathling, &texts);
+    assert_same_both_ways("Patient", Layout::Wide, &texts);
+    let encounters: Vec<_> = texts.iter().map(|text| text.replace("Patient", "Encounter")).collect();
+    assert_same_both_ways("Encounter", Layout::Pathling, &encounters);
+}
+
 #[test]
 fn lines_whose_members_all_have_a_column_have_a_plan() {
     let observation = OBSERVATION.replace(r#""modifierExtension":[{"url":"m"}],"#, "");

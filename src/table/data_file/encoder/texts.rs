@@ -115,7 +115,7 @@ impl TextWriter {
 
     /// The column in an open row group.
     pub fn close(mut self) -> Result<(Parts, ColumnCloseResult)> {
-        if self.page.rows > 0 || self.pages.is_empty() {
+        if self.page.rows > 0 {
             self.end_page()?;
         }
         let count = |bytes: usize| i64::try_from(bytes).map_err(too_large);
