@@ -1,6 +1,6 @@
 //! Rows: the columns of one batch, while they grow.
 //!
-//! Every column has one value for each row, in the order of the lines; the finished batch has exactly the shape's
+//! Every column has one value for each row, in the same order; the finished batch has exactly the shape's
 //! schema.
 
 use std::{collections::HashSet, fmt::Write as _, sync::Arc};
