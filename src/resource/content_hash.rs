@@ -109,7 +109,7 @@ impl CanonicalJson for PlanWriter<'_> {
     }
 }
 
-/// A name, or a value that is no object and no array.
+/// A name, a string, a number, or a word such as `true`.
 #[inline]
 fn string_or_json(document: Document<'_>, at: TokenIndex, canonical: &mut String) {
     if document.kind(at) == TokenKind::Escaped {

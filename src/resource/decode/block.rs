@@ -4,12 +4,12 @@
 //! a time, and does the same for each line.
 
 use super::{
-    issues::{IssueCode, Issues, path},
+    issues::IssueCode,
     known::PlannedLine,
     plan::{LinePlan, ValueNumber},
     walk::Batch,
 };
-use crate::resource::json::{OutlineValues, Tape, Value};
+use crate::resource::json::Value;
 
 pub struct Block<'a> {
     pub lines: &'a [PlannedLine<'a>],
@@ -25,37 +25,32 @@ pub struct ValueIssue {
     pub line: usize,
     pub code: IssueCode,
     pub value: ValueNumber,
-    /// For what is derived from an element, the element; otherwise it is an issue of the value.
-    pub derived_from: Option<&'static str>,
+    /// If it is an issue of what is derived from an element: which of [`LinePlan::derived`]. Otherwise it is one of the
+    /// value.
+    pub derived: Option<usize>,
 }
 
 impl Block<'_> {
     /// The lines whose value is not of its type, in their order.
     pub fn invalid_lines(&self, value: ValueNumber) -> Vec<usize> {
-        let is_it = |issue: &&ValueIssue| {
-            (issue.value, issue.code) == (value, IssueCode::Invalid) && issue.derived_from.is_none()
-        };
+        let is_it =
+            |issue: &&ValueIssue| (issue.value, issue.code) == (value, IssueCode::Invalid) && issue.derived.is_none();
         self.issues.iter().filter(is_it).map(|issue| issue.line).collect()
     }
 
     /// The issues, line by line, and those of a line as the way by the names comes to them.
     pub fn issues(mut self, plan: &LinePlan) -> Vec<ValueIssue> {
-        self.issues.sort_by_key(|issue| (issue.line, plan.turn(issue.value), issue.derived_from.is_some()));
+        let turn = |issue: &ValueIssue| plan.values[issue.value].turn;
+        self.issues.sort_by_key(|issue| (issue.line, turn(issue), issue.derived.is_some()));
         self.issues
     }
 }
 
-/// The texts of the issues of one line. Its values are looked for once more, because hardly any line has issues.
-pub fn texts(line: &str, root: &str, of_line: &[ValueIssue], issues: &mut Issues) -> Vec<String> {
-    let mut tape = Tape::default();
-    let document = tape.read(line).ok();
-    let values = document.map(OutlineValues::from);
-    for issue in of_line {
-        let value = values.as_ref().and_then(|values| values.token(issue.value));
-        issues.add_at(issue.code, || match (issue.derived_from, document.zip(value)) {
-            (None, Some((document, value))) => path(document, root, value),
-            (name, _) => format!("{root}.{}", name.unwrap_or_default()),
-        });
+impl ValueIssue {
+    pub fn path<'plan>(&self, plan: &'plan LinePlan) -> &'plan str {
+        match self.derived {
+            Some(derived) => &plan.derived[derived].path,
+            None => &plan.values[self.value].path,
+        }
     }
-    issues.take()
 }

@@ -106,8 +106,9 @@ impl DerivedColumns {
         appended
     }
 
-    /// Appends what is derived from an element of each line of a block. `row` is that of its first line.
-    pub fn append_block(&mut self, block: &mut Block<'_>, row: usize, plan: &DerivedPlan) {
+    /// Appends what is derived from an element of each line of a block. `row` is that of its first line, `index` the
+    /// place of the plan among those of the line.
+    pub fn append_block(&mut self, block: &mut Block<'_>, row: usize, index: usize, plan: &DerivedPlan) {
         if !self.has(plan.element) {
             return;
         }
@@ -118,8 +119,8 @@ impl DerivedColumns {
             }
             let value = |number| of.value(block.values, number);
             if self.append(row + line, plan.element, plan.source, value).is_err() {
-                let (code, derived_from) = (IssueCode::Invalid, Some(plan.name));
-                block.issues.push(ValueIssue { line, code, value: plan.last, derived_from });
+                let (code, derived) = (IssueCode::Invalid, Some(index));
+                block.issues.push(ValueIssue { line, code, value: plan.last, derived });
             }
         }
     }

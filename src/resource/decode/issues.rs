@@ -4,8 +4,6 @@
 
 use std::{borrow::Cow, fmt::Write};
 
-use crate::resource::json::{Document, TokenIndex};
-
 /// Why a value is only in the line; the codes of `_sync_issues`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IssueCode {
@@ -88,29 +86,6 @@ impl ElementPath {
         }
         text
     }
-}
-
-/// The path of a value of a document, as text.
-pub fn path(document: Document<'_>, root: &str, value: TokenIndex) -> String {
-    let mut text = root.to_owned();
-    let mut at = Document::ROOT;
-    while at != value {
-        let member = document.members(at).find(|(_, member)| document.is_in(value, *member));
-        let item = document.items(at).enumerate().find(|(_, item)| document.is_in(value, *item));
-        // Writing to a String cannot fail.
-        at = match (member, item) {
-            (Some((name, member)), _) => {
-                let _ = write!(text, ".{}", document.text(name));
-                member
-            }
-            (None, Some((index, item))) => {
-                let _ = write!(text, "[{index}]");
-                item
-            }
-            (None, None) => break,
-        };
-    }
-    text
 }
 
 /// The issues of one line.

@@ -130,7 +130,7 @@ impl Leaf {
                 if let (Self::Text(values), TokenKind::String) = (&mut *self, scalar.kind) {
                     values.append_value(scalar.text);
                 } else if let Some(code) = self.append(scalar, digits).issue() {
-                    block.issues.push(ValueIssue { line, code, value, derived_from: None });
+                    block.issues.push(ValueIssue { line, code, value, derived: None });
                 }
             }
         }

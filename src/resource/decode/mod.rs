@@ -147,7 +147,7 @@ impl fmt::Display for Reason {
 
 impl Decoder {
     /// Decodes lines to rows, whose order is another one: rows of lines with the same members are neighbours. `Err` only
-    /// if the rows exceed what Arrow can hold in one batch (2 GiB of text).
+    /// if the rows exceed what Arrow can hold in one batch (2 GiB of text), or if a line was lost.
     pub fn decode(&self, lines: &[Line]) -> Result<Decoded, ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         self.check_size(lines.len(), lines_bytes)?;
@@ -171,6 +171,10 @@ impl Decoder {
         }
         self.plans.give_back(known);
         let rows = rows.finish()?;
+        if keys.len() + reasons.len() != lines.len() || rows.num_rows() != keys.len() {
+            let text = format!("{} lines gave {} rows and {} bad lines", lines.len(), rows.num_rows(), reasons.len());
+            return Err(ArrowError::ComputeError(text));
+        }
         reasons.sort_unstable_by_key(|(place, _)| *place);
         let bad = reasons.into_iter().map(|(place, reason)| BadLine { line: lines[place].clone(), reason });
         Ok(Decoded { keys, rows, bad: bad.collect() })

@@ -1,9 +1,8 @@
 //! A plan: how the lines of one outline become rows, worked out once and then followed by all of them.
 //!
 //! A plan leads each value straight into the column of its element. It exists only for lines whose members all have a
-//! column, and are objects and lists where they have to be. Any other line goes the way by its names, which reports what
-//! is wrong with it. Values are judged on both ways.
-//! Both ways give the same rows; `tests/plans.rs` holds that.
+//! column, and are lists and structures where FHIR has them. Any other line goes the way by its names, which reports what
+//! is wrong with it. Values are judged on both ways, and both give the same rows; `tests/plans.rs` holds that.
 
 use super::{
     canonical::Quantity,
@@ -36,8 +35,17 @@ pub struct LinePlan {
     pub contained: Option<Vec<Part>>,
     /// By path.
     pub primitive_ext: Vec<(String, Part)>,
-    /// By the number of a value: its turn on the way by the names.
-    pub turns: Vec<usize>,
+    /// By the number of a value.
+    pub values: Vec<ValuePlan>,
+}
+
+/// What the issues of a value need.
+#[derive(Clone, Default, Debug)]
+pub struct ValuePlan {
+    /// When the way by the names comes to it.
+    pub turn: usize,
+    /// `Patient.name[0].given[1]`; empty where no column takes the value.
+    pub path: String,
 }
 
 /// What each line appends to a complex column.
@@ -80,7 +88,8 @@ pub enum ItemsPlan {
 #[derive(Debug)]
 pub struct DerivedPlan {
     pub element: usize,
-    pub name: &'static str,
+    /// `Encounter.period`
+    pub path: String,
     pub source: Source<ValueNumber>,
     /// The value of a primitive element: where it is invalid, nothing is derived from it.
     pub leaf: Option<ValueNumber>,
@@ -103,11 +112,6 @@ impl LinePlan {
     pub fn is_for<'line>(&self, of: ResourceType, value: impl Fn(ValueNumber) -> Scalar<'line>) -> bool {
         value(self.resource_type).string().as_deref() == Some(of.as_str())
             && value(self.id).string().is_some_and(|id| !id.is_empty())
-    }
-
-    /// When the way by the names comes to a value.
-    pub fn turn(&self, value: ValueNumber) -> usize {
-        self.turns.get(value).copied().unwrap_or(usize::MAX)
     }
 
     /// Of a line that it is for.

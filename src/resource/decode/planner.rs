@@ -9,7 +9,7 @@ use std::{
 use super::{
     canonical::Quantity,
     head::{Head, Meta},
-    plan::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan},
+    plan::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan, ValuePlan},
     source::Source,
 };
 use crate::resource::{
@@ -19,7 +19,7 @@ use crate::resource::{
     json::{Document, OutlineValues, Part, TokenIndex, TokenKind},
 };
 
-/// `None` for a document that is no resource of the type, or has a member that needs more than its column.
+/// `None` if the document is not a resource of the type, or if a member needs more than its column.
 pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<LinePlan> {
     Head::read(document, shape.resource_type).ok()?;
     let extension = shape.extension.as_deref()?;
@@ -33,9 +33,11 @@ pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Op
     let extensions: Vec<_> = way.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
     let carrier = |(fid, list): &(i32, TokenIndex)| (*fid, document.items(*list).count());
     let primitive_ext = way.primitive_ext.iter().map(|(path, at)| (path.clone(), values.part(document, *at)));
-    let mut turns = vec![usize::MAX; values.count()];
-    for (turn, number) in way.values.iter().filter_map(|at| values.number(*at)).enumerate() {
-        turns[number] = turn;
+    let mut of_values = vec![ValuePlan::default(); values.count()];
+    for (turn, (at, path)) in way.values.iter().enumerate() {
+        if let Some(number) = values.number(*at) {
+            of_values[number] = ValuePlan { turn, path: path.clone() };
+        }
     }
     Some(LinePlan {
         resource_type: values.number(member("resourceType")?)?,
@@ -51,7 +53,7 @@ pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Op
             None => None,
         },
         primitive_ext: primitive_ext.collect(),
-        turns,
+        values: of_values,
     })
 }
 
@@ -70,7 +72,7 @@ const MAX_SLOTS_PER_VALUE: usize = 16;
 /// The way by the names: what it meets of a document, in its order.
 struct Way<'line> {
     document: Document<'line>,
-    /// Of the structure that it is in.
+    /// Of the structure that it is in; at its end that of the resource.
     path: String,
     /// The element number of each structure.
     fids: BTreeMap<TokenIndex, i32>,
@@ -78,7 +80,8 @@ struct Way<'line> {
     carriers: Vec<(i32, TokenIndex)>,
     /// `Patient.birthDate`, and the value of `_birthDate`.
     primitive_ext: Vec<(String, TokenIndex)>,
-    values: Vec<TokenIndex>,
+    /// With their paths.
+    values: Vec<(TokenIndex, String)>,
     /// Extensions that are not written yet, and the path of their carrier.
     waiting: VecDeque<(i32, TokenIndex, String)>,
 }
@@ -196,13 +199,14 @@ impl Planner<'_> {
 
     fn derived(&self, index: usize, element: &Element) -> Option<DerivedPlan> {
         let at = self.document.member(Document::ROOT, element.name)?;
-        let mut of_element = self.way.values.iter().rev().filter(|value| self.document.is_in(**value, at));
+        let values = self.way.values.iter().map(|(value, _)| *value);
+        let mut of_element = values.rev().filter(|value| self.document.is_in(*value, at));
         Some(DerivedPlan {
             element: index,
-            name: element.name,
+            path: format!("{}.{}", self.way.path, element.name),
             source: Source::of(self.document, at, element).planned(self.values),
             leaf: self.values.number(at),
-            last: of_element.find_map(|value| self.values.number(*value)).unwrap_or_default(),
+            last: of_element.find_map(|value| self.values.number(value)).unwrap_or_default(),
         })
     }
 }
@@ -258,7 +262,7 @@ impl<'line> Way<'line> {
         match self.document.kind(at) {
             TokenKind::Object => self.structure(at, is_in_extension),
             TokenKind::Array => self.items(at, is_in_extension),
-            _ => self.values.push(at),
+            _ => self.values.push((at, self.path.clone())),
         }
     }
 

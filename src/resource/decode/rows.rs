@@ -13,7 +13,7 @@ use arrow::{
 
 use super::{
     Decoder,
-    block::{self, Block, ValueIssue},
+    block::{Block, ValueIssue},
     complex::ComplexColumn,
     derived::DerivedColumns,
     extension::ExtensionColumn,
@@ -123,14 +123,14 @@ impl<'shape> Rows<'shape> {
         let mut block = Block { lines, values, batch: &mut self.batch, issues: Vec::new() };
         let row = self.root.len();
         self.root.append_block(&mut block, &plan.root);
-        for derived in &plan.derived {
-            self.derived.append_block(&mut block, row, derived);
+        for (index, derived) in plan.derived.iter().enumerate() {
+            self.derived.append_block(&mut block, row, index, derived);
         }
         if let Some(extensions) = &mut self.extensions {
             extensions.append_block(&mut block, plan);
         }
         let issues = block.issues(plan);
-        self.append_issues(lines, &issues)?;
+        self.append_issues(lines.len(), &issues, plan)?;
         match &plan.contained {
             None => self.contained.append_nulls(lines.len()),
             Some(parts) => {
@@ -150,17 +150,19 @@ impl<'shape> Rows<'shape> {
         Ok(())
     }
 
-    fn append_issues(&mut self, lines: &[PlannedLine<'_>], issues: &[ValueIssue]) -> Result<(), ArrowError> {
-        let root = self.decoder.shape.resource_type.as_str();
+    fn append_issues(&mut self, lines: usize, issues: &[ValueIssue], plan: &LinePlan) -> Result<(), ArrowError> {
         let mut next = 0;
         for of_line in issues.chunk_by(|a, b| a.line == b.line) {
             let line = of_line[0].line;
             self.issues.append_nulls(line - next);
-            let texts = block::texts(lines[line].text, root, of_line, &mut self.batch.issues);
+            for issue in of_line {
+                self.batch.issues.add_at(issue.code, || issue.path(plan).to_owned());
+            }
+            let texts = self.batch.issues.take();
             self.issues.append(Some(texts.iter().map(|text| Some(text.as_str()))))?;
             next = line + 1;
         }
-        self.issues.append_nulls(lines.len() - next);
+        self.issues.append_nulls(lines - next);
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub struct Outlines {
     bytes_left: usize,
 }
 
-/// A value that is no object, no array and not `null`: where its text is, without the quotes of a string.
+/// A string, a number, `true` or `false`: where its text is, without the quotes of a string.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Value {
     kind: TokenKind,
@@ -47,7 +47,7 @@ struct Place {
 pub struct OutlineValues(Vec<TokenIndex>);
 
 /// About how much memory a plan takes for each value.
-const PLAN_BYTES: usize = 160;
+const PLAN_BYTES: usize = 240;
 
 #[derive(Debug)]
 struct Node {
@@ -216,11 +216,6 @@ impl OutlineValues {
         };
         let Token { start, end, .. } = document.tokens[at];
         Part { start: place(start), end: place(end) }
-    }
-
-    /// The token of a value.
-    pub fn token(&self, number: usize) -> Option<TokenIndex> {
-        self.0.get(number).copied()
     }
 
     /// Recursion ends: a document has a limited depth.

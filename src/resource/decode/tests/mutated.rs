@@ -1,4 +1,4 @@
-//! Resources with mutations: some are no resources any more, and some have members twice or of the wrong kind.
+//! Resources that were changed at random: some are not JSON then, and some have a member twice or of the wrong kind.
 
 use proptest::prelude::*;
 

@@ -141,6 +141,22 @@ fn lines_with_the_same_number_are_told_apart() {
     assert_eq!(ids, ["a", "b"]);
 }
 
+#[test]
+fn a_bad_line_is_given_back_from_any_part_of_a_batch() {
+    let long = "x".repeat(PART_BYTES / 2);
+    let line = |number: u64| match number % 3 {
+        0 => format!("{number} is not JSON {long}"),
+        1 => format!(r#"{{"resourceType":"Patient","id":"{number}","language":"{long}"}}"#),
+        _ => format!(r#"{{"resourceType":"Patient","id":"{number}","colour":"{long}"}}"#),
+    };
+    let texts: Vec<_> = (1..=12).map(line).collect();
+    let decoded = decode("Patient", &texts);
+    let bad: Vec<_> = decoded.bad.iter().map(|bad| (bad.line.number, bad.line.bytes.to_vec())).collect();
+    assert_eq!(bad, [3, 6, 9, 12].map(|number| (number, line(number).into_bytes())));
+    let keys: Vec<_> = decoded.keys.iter().map(|key| (key.line, key.id.clone())).collect();
+    assert_eq!(keys, [1, 2, 4, 5, 7, 8, 10, 11].map(|number| (number, number.to_string())));
+}
+
 proptest! {
     #[test]
     fn mutated_lines_have_the_same_rows_both_ways(
