@@ -9,7 +9,10 @@ use fhir_sync::{
     resource::{Layout, Options, Shape},
     table::writer_properties,
 };
-use parquet::arrow::ArrowWriter;
+use parquet::{
+    arrow::ArrowWriter,
+    basic::{Compression, ZstdLevel},
+};
 
 use super::ours::{Batches, CHANGED, decoder, ids};
 use crate::child::{self, Figures, Work};
@@ -32,7 +35,8 @@ pub fn changes(arguments: &[String]) -> anyhow::Result<Work> {
     let decoder = decoder(&shape, CHANGED);
     let ids = ids(rows.parse()?, changes.parse()?);
     let mut batches = Batches { lines: Path::new(lines), reader: None, ids, number: 0 };
-    let properties = writer_properties(&shape.schema(), shape.leading());
+    let properties = writer_properties(&shape.schema(), shape.leading()).into_builder();
+    let properties = properties.set_compression(Compression::ZSTD(ZstdLevel::default())).build();
     let mut writer = ArrowWriter::try_new(File::create(file)?, shape.schema(), Some(properties))?;
     let mut work = Work { bytes_in: 0, bytes_out: 0, rows: 0 };
     loop {

@@ -16,8 +16,8 @@ use crate::{
     sync::Error,
 };
 
-/// How many types arrive at the same time for tables that are empty. Each has a data file open, with a compressor for
-/// each of its hundreds of columns: four of them took a third of the memory of a first load.
+/// How many types arrive at the same time for tables that are empty. Each has data files open, with a row group of each
+/// in memory: with four types the row groups would be half as large.
 const MAX_FIRST_LOADS: usize = 2;
 
 /// A file that is to be read.

@@ -10,7 +10,7 @@ mod encoder;
 pub mod fill;
 /// Files side by side, one for each partition.
 pub mod partitioned;
-/// Compression, dictionaries, row groups, Bloom filter.
+/// Dictionaries, row groups, Bloom filter.
 pub mod properties;
 /// Files of about 128 MiB, one after the other.
 pub mod rolling;

@@ -1,4 +1,4 @@
-//! Samples: what the first rows of a file show of each leaf column. Does it have values, and do they repeat?
+//! Samples: what the first rows of a file show of each leaf column. Do its values repeat?
 //!
 //! A dictionary costs a look-up for each value. Where hardly a value repeats, it is full before its row group ends, and
 //! the writer gives it up; the values until then are in the file through a dictionary that made them no smaller.
@@ -23,7 +23,6 @@ const VALUES_PER_NEW_VALUE: usize = 20;
 /// Of one leaf column.
 #[derive(Default)]
 pub struct Sample {
-    is_filled: bool,
     seen: HashSet<u64>,
     values: usize,
     counted: usize,
@@ -31,10 +30,6 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub fn is_filled(&self) -> bool {
-        self.is_filled
-    }
-
     /// Also where too few values were seen to know.
     pub fn repeats(&self) -> bool {
         self.counted < MIN_COUNTED_VALUES || self.new * VALUES_PER_NEW_VALUE <= self.counted
@@ -54,7 +49,6 @@ impl Sample {
     }
 
     fn add_array(&mut self, array: &dyn Array) {
-        self.is_filled |= array.null_count() < array.len();
         let is_value = |at: &usize| array.is_valid(*at);
         let values = (0..array.len()).filter(is_value).take(MAX_VALUES.saturating_sub(self.values));
         match array.data_type() {

@@ -4,6 +4,7 @@
 //! of a list, and these are the same for all leaves below one structure: they are written once, and all these leaves
 //! get the same pages. A file is the same as if each leaf had been written.
 
+mod page;
 mod pages;
 mod plan;
 mod texts;
@@ -26,17 +27,20 @@ use parquet::{
         arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves},
         async_writer::AsyncFileWriter,
     },
+    basic::Compression,
+    column::writer::ColumnCloseResult,
     errors::{ParquetError, Result},
     file::{
         metadata::ParquetMetaData,
         properties::{EnabledStatistics, WriterProperties},
-        writer::{SerializedFileWriter, SerializedRowGroupWriter},
+        writer::SerializedFileWriter,
     },
     schema::types::ColumnDescPtr,
 };
 
 use self::{
-    pages::{AllPages, NullPages, Pages, chunk},
+    page::{ChunkPages, Compressor},
+    pages::{AllPages, Pages, WrittenLeaf, chunk},
     plan::{Plan, Role},
     texts::{TextColumn, TextWriter},
 };
@@ -47,6 +51,7 @@ pub struct Encoder {
     pieces: Pieces,
     file: SerializedFileWriter<Pieces>,
     properties: WriterProperties,
+    compressor: Arc<Compressor>,
     columns: Vec<Column>,
     plans: Plans,
     /// The open row group; empty between two of them.
@@ -64,15 +69,20 @@ struct Column {
 }
 
 impl Encoder {
+    /// All pages are compressed by zstd here, so `properties` must not compress any.
     pub fn new(schema: &SchemaRef, properties: WriterProperties) -> Result<Self> {
         let leaves = ArrowSchemaConverter::new().convert(schema)?;
+        if leaves.columns().iter().any(|leaf| properties.compression(leaf.path()) != Compression::UNCOMPRESSED) {
+            return Err(ParquetError::General("pages would be compressed twice".to_owned()));
+        }
+        let compressor = Arc::new(Compressor::new()?);
         let mut with_schema = properties.clone();
         add_encoded_arrow_schema_to_metadata(schema, &mut with_schema);
         let pieces = Pieces::default();
         let file = SerializedFileWriter::new(pieces.clone(), leaves.root_schema_ptr(), Arc::new(with_schema))?;
         let columns = columns(schema, leaves.columns(), &properties)?;
-        let plans = Plans::new(&columns, leaves.columns(), &properties)?;
-        Ok(Self { pieces, file, properties, columns, plans, open: Vec::new(), open_rows: 0 })
+        let plans = Plans::new(&columns, leaves.columns(), &properties, &compressor)?;
+        Ok(Self { pieces, file, properties, compressor, columns, plans, open: Vec::new(), open_rows: 0 })
     }
 
     /// How many more rows like the last ones the open row group takes.
@@ -93,10 +103,10 @@ impl Encoder {
             let writers = self.plans.writers(self.file.flushed_row_groups().len())?;
             let columns = self.plans.of.iter().zip(writers).zip(&self.columns);
             let open = columns.map(|((plan, writers), of)| match &of.text {
-                Some(text) => TextWriter::new(text.clone()).map(OpenColumn::Text),
-                None => Ok(OpenColumn::Leaves(OpenLeaves::new(plan, writers))),
+                Some(text) => OpenColumn::Text(TextWriter::new(text.clone(), Arc::clone(&self.compressor))),
+                None => OpenColumn::Leaves(OpenLeaves::new(plan, writers)),
             });
-            self.open = open.collect::<Result<_>>()?;
+            self.open = open.collect();
         }
         for ((plan, open), column) in self.plans.of.iter().zip(&mut self.open).zip(rows.columns()) {
             open.write(plan, column)?;
@@ -113,7 +123,8 @@ impl Encoder {
         if !changed.contains(&true) {
             return Ok(());
         }
-        let plans = Plans::new(&self.columns, self.file.schema_descr().columns(), &self.properties)?;
+        let leaves = self.file.schema_descr().columns();
+        let plans = Plans::new(&self.columns, leaves, &self.properties, &self.compressor)?;
         if !self.open.is_empty() {
             let writers = plans.writers(self.file.flushed_row_groups().len())?;
             let all = self.open.iter_mut().zip(&self.plans.of).zip(&plans.of).zip(writers).zip(changed);
@@ -137,21 +148,11 @@ impl Encoder {
         let mut row_group = self.file.next_row_group()?;
         let all = std::mem::take(&mut self.open).into_iter().zip(&self.plans.of).zip(&self.columns);
         for ((open, plan), column) in all {
-            let open = match open {
-                OpenColumn::Leaves(leaves) => leaves,
-                OpenColumn::Text(text) => {
-                    let (parts, close) = text.close()?;
-                    row_group.append_column(&parts, close)?;
-                    drop(parts);
-                    while let Some(piece) = self.pieces.full() {
-                        out.write(piece).await?;
-                    }
-                    continue;
-                }
-            };
             let mut ended = open.ended(plan)?;
             for (at, leaf) in column.leaves.clone().enumerate() {
-                ended.append(plan.roles[at], at, &leaves[leaf], &mut row_group)?;
+                let (pages, close) = ended.chunk(plan, at, &leaves[leaf])?;
+                row_group.append_column(&pages, close)?;
+                drop(pages);
                 while let Some(piece) = self.pieces.full() {
                     out.write(piece).await?;
                 }
@@ -207,12 +208,16 @@ struct Plans {
 }
 
 impl Plans {
-    fn new(columns: &[Column], leaves: &[ColumnDescPtr], properties: &WriterProperties) -> Result<Self> {
+    fn new(
+        columns: &[Column],
+        leaves: &[ColumnDescPtr],
+        properties: &WriterProperties,
+        compressor: &Arc<Compressor>,
+    ) -> Result<Self> {
         let plan = |column: &Column| {
             let leaves = &leaves[column.leaves.clone()];
-            let codec = |leaf: usize| properties.compression(leaves[leaf].path());
             match &column.fill {
-                Some(fill) => Plan::new(&column.field, fill, leaves, codec),
+                Some(fill) => Plan::new(&column.field, fill, leaves),
                 None => Plan::whole(&column.field, leaves.len()),
             }
         };
@@ -225,7 +230,7 @@ impl Plans {
             properties.set_column_dictionary_enabled(leaves[leaf].path().clone(), false)
         });
         let written = ArrowSchemaConverter::new().convert(&schema)?.root_schema_ptr();
-        let pages = Arc::new(AllPages::default());
+        let pages = Arc::new(AllPages::new(compressor));
         // The factory takes schema and properties of a file that nobody reads.
         let file = SerializedFileWriter::new(io::sink(), written, Arc::new(properties.build()))?;
         let factory = ArrowRowGroupWriterFactory::new(&file, schema).with_page_store_factory(Arc::clone(&pages) as _);
@@ -248,9 +253,14 @@ struct LeafWriter {
 }
 
 impl LeafWriter {
-    fn into_nulls(self) -> Result<Arc<NullPages>> {
+    fn close(self) -> Result<WrittenLeaf> {
         let close = self.writer.close()?.close().clone();
-        Ok(Arc::new(NullPages::new(close, self.pages.take_all())))
+        Ok(WrittenLeaf { close, pages: self.pages.take_all() })
+    }
+
+    fn bytes(&self) -> usize {
+        let (pages, uncompressed_pages) = self.pages.bytes();
+        self.writer.get_estimated_total_bytes().saturating_sub(uncompressed_pages) + pages
     }
 }
 
@@ -274,13 +284,20 @@ impl OpenColumn {
             Self::Text(text) => text.bytes(),
         }
     }
+
+    fn ended(self, plan: &Plan) -> Result<EndedColumn> {
+        Ok(match self {
+            Self::Leaves(leaves) => EndedColumn::Leaves(leaves.ended(plan)?),
+            Self::Text(text) => EndedColumn::Text(Some(Box::new(text.close()?))),
+        })
+    }
 }
 
 /// The writers of a column.
 struct OpenLeaves {
     writers: Vec<LeafWriter>,
     /// Of each leaf: the pages of the rows before it got another writer. They have no values.
-    before: Vec<Vec<Arc<NullPages>>>,
+    before: Vec<Vec<Arc<WrittenLeaf>>>,
 }
 
 impl OpenLeaves {
@@ -310,56 +327,62 @@ impl OpenLeaves {
         Ok(())
     }
 
-    fn ended(self, plan: &Plan) -> Result<EndedColumn> {
+    fn ended(self, plan: &Plan) -> Result<EndedLeaves> {
         let Self { writers, before } = self;
-        let mut ended = EndedColumn { values: Vec::new(), nulls: Vec::new(), before };
+        let mut ended = EndedLeaves { values: Vec::new(), nulls: Vec::new(), before };
         for (at, writer) in writers.into_iter().enumerate() {
             let has_values = plan.roles.contains(&Role::Values(at));
-            let (values, nulls) = if has_values { (Some(writer), None) } else { (None, Some(writer.into_nulls()?)) };
+            let (values, nulls) = if has_values { (Some(writer), None) } else { (None, Some(writer.close()?)) };
             ended.values.push(values);
-            ended.nulls.push(nulls);
+            ended.nulls.push(nulls.map(Arc::new));
         }
         Ok(ended)
     }
 
     fn bytes(&self, plan: &Plan) -> usize {
-        let open: Vec<_> = self.writers.iter().map(|of| of.writer.get_estimated_total_bytes()).collect();
+        let open: Vec<_> = self.writers.iter().map(LeafWriter::bytes).collect();
         let before = self.before.iter().flatten().map(|nulls| nulls.size_bytes()).sum::<usize>();
         before + plan.roles.iter().map(|role| open[role.writer()]).sum::<usize>()
     }
 }
 
-/// A column whose leaves without values are finished; each writer is in one of the two lists.
-struct EndedColumn {
-    values: Vec<Option<LeafWriter>>,
-    nulls: Vec<Option<Arc<NullPages>>>,
-    before: Vec<Vec<Arc<NullPages>>>,
+/// A column of a row group that ends.
+enum EndedColumn {
+    Leaves(EndedLeaves),
+    /// `None` when its chunk is made.
+    Text(Option<Box<WrittenLeaf>>),
 }
 
 impl EndedColumn {
-    /// Appends a leaf of the column to the row group.
-    fn append(
-        &mut self,
-        role: Role,
-        at: usize,
-        leaf: &ColumnDescPtr,
-        to: &mut SerializedRowGroupWriter<'_, Pieces>,
-    ) -> Result<()> {
+    /// The chunk of one of its leaves, which is number `at` in the column.
+    fn chunk(&mut self, plan: &Plan, at: usize, leaf: &ColumnDescPtr) -> Result<(ChunkPages, ColumnCloseResult)> {
+        match self {
+            Self::Leaves(leaves) => leaves.chunk(plan.roles[at], at, leaf),
+            Self::Text(text) => chunk(leaf, &[], text.take().as_deref()),
+        }
+    }
+}
+
+/// Leaves of which those without values are finished; each writer is in one of the two lists.
+struct EndedLeaves {
+    values: Vec<Option<LeafWriter>>,
+    nulls: Vec<Option<Arc<WrittenLeaf>>>,
+    before: Vec<Vec<Arc<WrittenLeaf>>>,
+}
+
+impl EndedLeaves {
+    fn chunk(&mut self, role: Role, at: usize, leaf: &ColumnDescPtr) -> Result<(ChunkPages, ColumnCloseResult)> {
         let mut nulls = std::mem::take(&mut self.before[at]);
-        let own = match role {
+        match role {
             Role::Nulls(writer) => {
                 nulls.extend(self.nulls[writer].clone());
-                None
+                chunk(leaf, &nulls, None)
             }
-            Role::Values(writer) => self.values[writer].take(),
-        };
-        let own = own.map(|own| Ok::<_, ParquetError>((own.writer.close()?, own.pages))).transpose()?;
-        let own = match own {
-            Some((own, _)) if nulls.is_empty() => return own.append_to_row_group(to),
-            own => own.map(|(own, pages)| (own.close().clone(), pages.take_all())),
-        };
-        let (bytes, close) = chunk(leaf, &nulls, own)?;
-        to.append_column(&bytes, close)
+            Role::Values(writer) => {
+                let own = self.values[writer].take().map(LeafWriter::close).transpose()?;
+                chunk(leaf, &nulls, own.as_ref())
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use arrow::{
     datatypes::{DataType, Field, FieldRef},
     error::ArrowError,
 };
-use parquet::{basic::Compression, schema::types::ColumnDescPtr};
+use parquet::schema::types::ColumnDescPtr;
 
 use crate::table::data_file::fill::{Fill, children};
 
@@ -44,9 +44,9 @@ impl Plan {
         Self { written: Written::whole(field), roles: (0..leaves).map(Role::Values).collect() }
     }
 
-    /// `leaves` describes those of the column; `codec` is the compression of a leaf.
-    pub fn new(field: &FieldRef, fill: &Fill, leaves: &[ColumnDescPtr], codec: impl Fn(usize) -> Compression) -> Self {
-        let mut planner = Planner { leaves, codec, parts: 0, groups: Vec::new(), roles: Vec::new(), writers: 0 };
+    /// `leaves` describes those of the column.
+    pub fn new(field: &FieldRef, fill: &Fill, leaves: &[ColumnDescPtr]) -> Self {
+        let mut planner = Planner { leaves, parts: 0, groups: Vec::new(), roles: Vec::new(), writers: 0 };
         let written = planner.part(field, fill, 0).unwrap_or_else(|| Written::whole(field));
         Self { written, roles: planner.roles }
     }
@@ -106,19 +106,17 @@ struct Group {
     below: usize,
     /// How many bits a level has.
     level_bits: (u32, u32),
-    codec: Compression,
 }
 
-struct Planner<'leaves, Codec> {
+struct Planner<'leaves> {
     leaves: &'leaves [ColumnDescPtr],
-    codec: Codec,
     parts: usize,
     groups: Vec<(Group, usize)>,
     roles: Vec<Role>,
     writers: usize,
 }
 
-impl<Codec: Fn(usize) -> Compression> Planner<'_, Codec> {
+impl Planner<'_> {
     /// What is written of a part that is below the present part `below`.
     fn part(&mut self, field: &FieldRef, fill: &Fill, below: usize) -> Option<Written> {
         self.parts += 1;
@@ -164,7 +162,7 @@ impl<Codec: Fn(usize) -> Compression> Planner<'_, Codec> {
             let bits = |level: i16| i16::BITS - level.leading_zeros();
             let leaf = &self.leaves[at];
             let level_bits = (bits(leaf.max_def_level()), bits(leaf.max_rep_level()));
-            Group { below, level_bits, codec: (self.codec)(at) }
+            Group { below, level_bits }
         });
         let known = self.groups.iter().find(|(known, _)| group.as_ref() == Some(known));
         if let Some((_, writer)) = known {

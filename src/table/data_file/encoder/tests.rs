@@ -12,18 +12,18 @@ use parquet::{
         ArrowWriter, ProjectionMask,
         arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector},
     },
-    basic::{Compression, ZstdLevel},
     column::reader::{ColumnReader, ColumnReaderImpl},
     data_type,
     file::{
-        metadata::PageIndexPolicy,
+        metadata::{PageIndexPolicy, ParquetMetaDataReader},
+        properties::WriterPropertiesBuilder,
         reader::{FileReader as _, SerializedFileReader},
     },
     schema::types::ColumnPath,
 };
 use proptest::prelude::*;
 
-use super::*;
+use super::{page::codec, *};
 
 fn list(element: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("element", element, true)))
@@ -132,27 +132,20 @@ impl Rows {
     }
 }
 
-fn zstd() -> Compression {
-    Compression::ZSTD(ZstdLevel::default())
-}
-
-fn properties() -> WriterProperties {
+fn properties() -> WriterPropertiesBuilder {
     let properties = WriterProperties::builder()
-        .set_compression(Compression::SNAPPY)
         .set_statistics_enabled(EnabledStatistics::None)
         .set_max_row_group_row_count(Some(50))
-        // Many pages, even in a few rows.
+        // Many pages, even in a few rows, and dictionaries that are given up.
         .set_write_batch_size(5)
-        .set_data_page_row_count_limit(9);
+        .set_data_page_row_count_limit(9)
+        .set_dictionary_page_size_limit(30);
     let texts = ["line", "line or null"].map(|name| ColumnPath::from(name.to_owned()));
-    let properties = texts.into_iter().fold(properties, |properties, path| {
-        properties.set_column_compression(path.clone(), zstd()).set_column_dictionary_enabled(path, false)
-    });
-    properties.build()
+    texts.into_iter().fold(properties, |properties, path| properties.set_column_dictionary_enabled(path, false))
 }
 
 fn ours(batches: &[RecordBatch], known: usize) -> Bytes {
-    let mut encoder = Encoder::new(&schema(), properties()).unwrap();
+    let mut encoder = Encoder::new(&schema(), properties().build()).unwrap();
     let mut out = Vec::new();
     for rows in &batches[..known] {
         encoder.note(rows).unwrap();
@@ -178,7 +171,8 @@ fn ours(batches: &[RecordBatch], known: usize) -> Bytes {
 }
 
 fn of_parquet(batches: &[RecordBatch]) -> Bytes {
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties())).unwrap();
+    let properties = properties().set_compression(codec()).build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema(), Some(properties)).unwrap();
     for rows in batches {
         writer.write(rows).unwrap();
     }
@@ -205,7 +199,14 @@ fn chunks(file: &Bytes) -> Vec<String> {
                 _ => panic!("no leaf has this type"),
             };
             let chunk = row_group.metadata().column(leaf);
-            format!("{} {} {:?} {read}", chunk.column_path(), chunk.num_values(), chunk.compression())
+            let has_filter = chunk.bloom_filter_offset().is_some();
+            let path = chunk.column_path();
+            format!(
+                "{path} {} {:?} {:?} {has_filter} {read}",
+                chunk.num_values(),
+                chunk.compression(),
+                chunk.statistics()
+            )
         });
         of_row_group.collect::<Vec<_>>()
     });
@@ -223,6 +224,33 @@ fn selected(file: &Bytes, column: usize, rows: usize) -> Vec<RecordBatch> {
     reader.map(std::result::Result::unwrap).collect()
 }
 
+/// The pages of each chunk, as the page index has them, are all of it but its dictionary.
+fn assert_page_index(file: &Bytes) {
+    let metadata =
+        ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required).parse_and_finish(file).unwrap();
+    for (row_group, indexes) in metadata.row_groups().iter().zip(metadata.offset_index().unwrap()) {
+        for (chunk, index) in row_group.columns().iter().zip(indexes) {
+            let mut next = chunk.data_page_offset();
+            for page in index.page_locations() {
+                assert_eq!(page.offset, next, "{}", chunk.column_path());
+                next += i64::from(page.compressed_page_size);
+            }
+            let (begin, bytes) = chunk.byte_range();
+            assert_eq!(next.unsigned_abs(), begin + bytes, "{}", chunk.column_path());
+        }
+    }
+}
+
+fn assert_as_parquet(batches: &[RecordBatch], known: usize) {
+    let (ours, expected) = (ours(batches, known), of_parquet(batches));
+    assert_eq!(chunks(&ours), chunks(&expected));
+    assert_page_index(&ours);
+    let rows = batches.iter().map(RecordBatch::num_rows).sum();
+    for column in 0..schema().fields().len() {
+        assert_eq!(selected(&ours, column, rows), selected(&expected, column, rows));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -233,21 +261,41 @@ proptest! {
         known in 0usize..3,
     ) {
         let batches = Rows::batches(seed, &sizes);
-        let (ours, expected) = (ours(&batches, known.min(batches.len())), of_parquet(&batches));
-        prop_assert_eq!(chunks(&ours), chunks(&expected));
-        let rows = sizes.iter().sum();
-        for column in 0..schema().fields().len() {
-            prop_assert_eq!(selected(&ours, column, rows), selected(&expected, column, rows));
-        }
+        assert_as_parquet(&batches, known.min(batches.len()));
     }
+}
+
+/// Its dictionary comes after pages that do not use it, and before pages that do not either.
+#[test]
+fn a_leaf_that_gets_values_late_and_then_gives_up_its_dictionary_is_read() {
+    let begins = vec![1; 100];
+    let mut rows = Rows { random: fastrand::Rng::with_seed(7), begins, batch: 0, part: 0 };
+    assert_as_parquet(&[rows.batch(10), rows.batch(35)], 0);
+}
+
+#[test]
+fn the_open_row_group_is_estimated_by_its_compressed_pages() {
+    let properties = properties().set_data_page_row_count_limit(200).set_write_batch_size(100);
+    let properties = properties.set_dictionary_enabled(false).set_max_row_group_row_count(None).build();
+    let mut encoder = Encoder::new(&schema(), properties).unwrap();
+    for rows in Rows::batches(7, &[10_000]) {
+        encoder.write(&rows).unwrap();
+    }
+    let estimate = i64::try_from(encoder.open_bytes()).unwrap();
+    block_on(encoder.end_row_group(&mut Vec::new())).unwrap();
+    let row_group = encoder.finish().unwrap().row_group(0).clone();
+    let (bytes, uncompressed) = (row_group.compressed_size(), row_group.total_byte_size());
+    assert!((bytes * 4 / 5..bytes * 6 / 5).contains(&estimate), "{estimate} of {bytes}");
+    assert!(estimate * 2 < uncompressed, "{estimate} of {uncompressed}");
 }
 
 #[test]
 fn only_one_of_the_leaves_without_values_below_a_structure_is_written() {
     let schema = schema();
     let leaves = ArrowSchemaConverter::new().convert(&schema).unwrap();
-    let columns = columns(&schema, leaves.columns(), &properties()).unwrap();
-    let plans = Plans::new(&columns, leaves.columns(), &properties()).unwrap();
+    let columns = columns(&schema, leaves.columns(), &properties().build()).unwrap();
+    let compressor = Arc::new(Compressor::new().unwrap());
+    let plans = Plans::new(&columns, leaves.columns(), &properties().build(), &compressor).unwrap();
     let written: Vec<_> = plans.writers(0).unwrap().iter().map(Vec::len).collect();
     // The levels of deeper leaves have more bits; a map has a key and a value.
     assert_eq!((written, leaves.num_columns()), (vec![1, 1, 1, 2, 2, 1, 1], 18));
@@ -255,25 +303,18 @@ fn only_one_of_the_leaves_without_values_below_a_structure_is_written() {
 
 #[test]
 fn texts_without_dictionary_statistics_and_filter_are_written_here() {
-    let written = |properties: WriterProperties| {
+    let written = |properties: WriterPropertiesBuilder| {
         let leaves = ArrowSchemaConverter::new().convert(&schema()).unwrap();
-        let columns = columns(&schema(), leaves.columns(), &properties).unwrap();
+        let columns = columns(&schema(), leaves.columns(), &properties.build()).unwrap();
         let texts = columns.into_iter().filter(|column| column.text.is_some());
         texts.map(|column| column.field.name().clone()).collect::<Vec<_>>()
     };
     assert_eq!(written(properties()), ["line", "line or null"]);
     let line = || ColumnPath::from("line".to_owned());
-    let with_statistics =
-        properties().into_builder().set_column_statistics_enabled(line(), EnabledStatistics::Chunk).build();
+    let with_statistics = properties().set_column_statistics_enabled(line(), EnabledStatistics::Chunk);
     assert_eq!(written(with_statistics), ["line or null"]);
-    assert_eq!(
-        written(properties().into_builder().set_column_bloom_filter_enabled(line(), true).build()),
-        ["line or null"]
-    );
-    assert_eq!(
-        written(properties().into_builder().set_column_dictionary_enabled(line(), true).build()),
-        ["line or null"]
-    );
+    assert_eq!(written(properties().set_column_bloom_filter_enabled(line(), true)), ["line or null"]);
+    assert_eq!(written(properties().set_column_dictionary_enabled(line(), true)), ["line or null"]);
 }
 
 /// Of one page: parquet's writer ends a page later, when it has taken some rows more.
