@@ -404,7 +404,7 @@ impl Intake {
         self.decoder.plans.forget();
         let changes = self.changes();
         let Some(changes) = changes.as_ref() else { return };
-        if let Err(error) = Handle::current().block_on(changes.flush()) {
+        if let Err(error) = changes.flush() {
             self.tally().failure.get_or_insert(error.into());
         }
     }

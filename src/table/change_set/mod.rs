@@ -233,12 +233,12 @@ impl ChangeSet {
     }
 
     /// Finishes the open data files of a first load, and divides rows that wait for it. More rows may be pushed
-    /// afterwards. Blocks on the disk.
-    pub async fn flush(&self) -> Result<(), Error> {
+    /// afterwards. Blocks, in the context of a runtime.
+    pub fn flush(&self) -> Result<(), Error> {
         match &self.rows {
             Rows::Spool => Ok(()),
             Rows::Partitions(window) => window.take().into_iter().try_for_each(|half| self.divide(window, half)),
-            Rows::DataFiles(first_load) => first_load.flush().await.map_err(Error::first_load),
+            Rows::DataFiles(first_load) => first_load.flush(),
         }
     }
 

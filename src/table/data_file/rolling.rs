@@ -131,11 +131,12 @@ impl DataFiles {
         Ok(self.done)
     }
 
-    /// Discards the open file. The finished ones are left to the vacuum.
-    pub async fn abort(self) {
+    /// Discards the open file, and returns the finished ones.
+    pub async fn abort(self) -> Vec<Add> {
         if let OpenFile::Writing(writer, _) = self.open {
             writer.abort().await;
         }
+        self.done
     }
 
     /// How many rows were written.
@@ -171,8 +172,7 @@ impl DataFiles {
         let rows: Vec<_> = rows.into_iter().map(|rows| fit(&rows, &schema)).collect::<Result<_, _>>()?;
         let properties = writer_properties(&schema, *leading).into_builder();
         let properties = properties.set_max_row_group_bytes(Some(*row_group_bytes));
-        // A rebuild writes many files of partitions side by side, and most of them are small.
-        let properties = by_first_rows(properties, &schema, &rows, !self.partition.is_empty())?;
+        let properties = by_first_rows(properties, &schema, &rows)?;
         let folder = folder(&self.partition);
         let (path, properties) = match kind {
             FileKind::Data => (data_path(&folder), with_bloom_filter(properties, max_rows)),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::File,
     sync::Arc,
 };
 
@@ -19,7 +20,9 @@ use object_store::ObjectStoreExt as _;
 use parquet::{
     arrow::{
         ParquetRecordBatchStreamBuilder, ProjectionMask,
-        arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection, RowSelector},
+        arrow_reader::{
+            ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+        },
     },
     errors::ParquetError,
     file::metadata::ParquetMetaData,
@@ -155,17 +158,8 @@ impl StoredFile {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(self.file.clone(), footer);
         let batch_rows = batch_rows(builder.metadata());
         let batches = builder.with_projection(columns).with_batch_size(batch_rows).build()?;
-        let mut first_row = 0;
-        let dead = dead.clone();
-        Ok(batches.map(move |batch| {
-            let batch = batch?;
-            let live = live(&dead, first_row, batch.num_rows());
-            first_row += batch.num_rows() as u64;
-            match live {
-                Some(live) => Ok(filter_record_batch(&batch, &live)?),
-                None => Ok(batch),
-            }
-        }))
+        let mut live = Live { dead: dead.clone(), next_row: 0 };
+        Ok(batches.map(move |batch| live.of(batch?)))
     }
 
     /// These rows, deleted or not.
@@ -191,6 +185,20 @@ impl StoredFile {
         }
         Ok(ids)
     }
+}
+
+/// All rows of a file on a local disk except `dead`: of a row group only the pages that are being decoded are in memory.
+/// Blocks.
+pub fn rows_on_disk(
+    file: File,
+    footer: ArrowReaderMetadata,
+    dead: &RowSet,
+) -> Result<impl Iterator<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
+    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer);
+    let batch_rows = batch_rows(builder.metadata());
+    let batches = builder.with_batch_size(batch_rows).build()?;
+    let mut live = Live { dead: dead.clone(), next_row: 0 };
+    Ok(batches.map(move |batch| live.of(batch?)))
 }
 
 /// The files of a version, with their deletion vectors.
@@ -280,11 +288,20 @@ pub fn selection(rows: impl Iterator<Item = u64>) -> RowSelection {
     selectors.into()
 }
 
-/// Which of `rows` rows from `first_row` on are live; `None` where all of them are.
-fn live(dead: &RowSet, first_row: u64, rows: usize) -> Option<BooleanArray> {
-    let rows = first_row..first_row + rows as u64;
-    if dead.range_cardinality(rows.clone()) == 0 {
-        return None;
+/// Takes the batches of a file, one after the other, and gives back their live rows.
+struct Live {
+    dead: RowSet,
+    next_row: u64,
+}
+
+impl Live {
+    fn of(&mut self, batch: RecordBatch) -> Result<RecordBatch, DeltaTableError> {
+        let rows = self.next_row..self.next_row + batch.num_rows() as u64;
+        self.next_row = rows.end;
+        if self.dead.range_cardinality(rows.clone()) == 0 {
+            return Ok(batch);
+        }
+        let live: BooleanArray = rows.map(|row| Some(!self.dead.contains(row))).collect();
+        Ok(filter_record_batch(&batch, &live)?)
     }
-    Some(rows.map(|row| Some(!dead.contains(row))).collect())
 }

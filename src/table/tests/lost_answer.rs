@@ -108,6 +108,23 @@ async fn a_first_load_keeps_its_files_when_its_answer_is_lost_or_its_commit_refu
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_load_without_a_file_that_could_not_be_finished_is_refused() {
+    let lake = Lake::new();
+    let (table, folder) = (lake.table().await, lake.table_folder());
+    let (schema, budget) = (lake.shape().schema(), MemoryBudget::alone(1 << 20));
+    let changes = ChangeSet::for_table(&table, &schema, budget, lake.folder.path()).await.unwrap();
+    tokio::task::block_in_place(|| lake.fill(&changes, &[vec![line("a", 1, "")]], 5));
+    let elsewhere = folder.with_extension("elsewhere");
+    std::fs::rename(&folder, &elsewhere).unwrap();
+    std::fs::write(&folder, "not a folder").unwrap();
+    tokio::task::block_in_place(|| changes.flush()).unwrap_err();
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&elsewhere, &folder).unwrap();
+    table.upsert(&changes, &upsert(5)).await.unwrap_err();
+    assert_eq!(lake.table().await.version(), 0);
+}
+
 /// A commit of another writer that touches no row.
 pub(super) const VACUUM: &str =
     r#"{"commitInfo":{"timestamp":1700000000000,"operation":"VACUUM START","operationParameters":{}}}"#;

@@ -34,7 +34,7 @@ const MAX_ATTEMPTS: u32 = 5;
 impl Table {
     /// Brings the changes into the table. Encoding and decoding block; the caller gives this a thread of its own.
     pub async fn upsert(mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
-        changes.flush().await?;
+        changes.flush()?;
         match self.try_upsert(changes, upsert).await {
             Err(Error::Delta { place, source }) => Err(self.explained(Error::Delta { place, source }).await),
             result => result,

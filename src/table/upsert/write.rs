@@ -1,13 +1,14 @@
 //! Writing: a decision becomes data files, deletion vectors and the actions that name them. Nothing is committed here.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use arrow::{
     array::{RecordBatch, new_null_array},
     error::ArrowError,
 };
 use deltalake::kernel::{Action, Add};
-use futures::StreamExt as _;
+use futures::{StreamExt, stream};
+use rustix::fs::{Advice, fadvise};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
@@ -17,7 +18,7 @@ use crate::table::{
     commit::remove,
     data_file::deletion_vector::{self, RowSet},
     data_file::rolling::DataFiles,
-    data_file::stored::{FileIndex, StoredFile},
+    data_file::stored::{FileIndex, StoredFile, rows_on_disk},
     parallel::{cores, in_parallel},
     properties::ENABLE_DELETION_VECTORS,
     upsert::change_feed::{
@@ -54,6 +55,8 @@ enum Output<'files> {
 pub async fn write(table: &Table, changes: &ChangeSet, decision: &Decision) -> Result<Vec<Action>, Error> {
     let first_load = changes.files();
     let touched = touched_files(table, decision, first_load.as_deref().unwrap_or_default()).await?;
+    let of_first_load = touched.iter().filter(|touched| !touched.committed);
+    let live_of_first_load = first_load.as_ref().map(|_| of_first_load.map(TouchedFile::live).sum());
     let marks = may_mark_deleted(table)?;
     let (rewritten, marked): (Vec<_>, Vec<_>) =
         touched.into_iter().partition(|touched| touched.is_rewritten(marks, decision));
@@ -79,9 +82,12 @@ pub async fn write(table: &Table, changes: &ChangeSet, decision: &Decision) -> R
             }
         })
     })?;
-    if first_load.is_none() {
-        check_written(table, decision, outputs.iter().zip(&written))?;
-    }
+    let chosen: u64 = decision.chosen.values().map(RowSet::len).sum();
+    let in_files = match live_of_first_load {
+        Some(live) => live,
+        None => rows_of_changes(outputs.iter().zip(&written)),
+    };
+    check_written(table, chosen, in_files)?;
     let mut actions = mark(table, marked).await?;
     let removed = rewritten.iter().filter(|touched| touched.committed);
     actions.extend(removed.map(|touched| Action::Remove(remove(touched.stored))));
@@ -90,20 +96,19 @@ pub async fn write(table: &Table, changes: &ChangeSet, decision: &Decision) -> R
     Ok(actions)
 }
 
-/// Every chosen row is in one of the new files: none was left out between the spool and the files of its partition.
-fn check_written<'a>(
-    table: &Table,
-    decision: &Decision,
-    written: impl Iterator<Item = (&'a Output<'a>, &'a Vec<Action>)>,
-) -> Result<(), Error> {
-    let of_changes = written.filter(|(output, _)| matches!(output, Output::Changes(_)));
-    let rows: u64 = of_changes.flat_map(|(_, actions)| actions).map(rows_of).sum();
-    let chosen: u64 = decision.chosen.values().map(RowSet::len).sum();
-    if rows == chosen {
+/// Every chosen row is in one of the new files: none was left out between the spool and the files of its partition, or
+/// with a file of a first load that could not be finished.
+fn check_written(table: &Table, chosen: u64, in_files: u64) -> Result<(), Error> {
+    if in_files == chosen {
         return Ok(());
     }
-    let counts = format!("{chosen} rows were to be written, and {rows} were");
+    let counts = format!("{chosen} rows were to be written, and {in_files} were");
     Err(Error::Unbalanced { table: table.name, counts })
+}
+
+fn rows_of_changes<'a>(written: impl Iterator<Item = (&'a Output<'a>, &'a Vec<Action>)>) -> u64 {
+    let of_changes = written.filter(|(output, _)| matches!(output, Output::Changes(_)));
+    of_changes.flat_map(|(_, actions)| actions).map(rows_of).sum()
 }
 
 fn rows_of(action: &Action) -> u64 {
@@ -144,6 +149,10 @@ fn may_mark_deleted(table: &Table) -> Result<bool, Error> {
 }
 
 impl TouchedFile<'_> {
+    fn live(&self) -> u64 {
+        self.rows - self.dead.range_cardinality(0..self.rows)
+    }
+
     fn is_rewritten(&self, marks: bool, decision: &Decision) -> bool {
         let some_live = !self.dead.is_empty() && self.dead.len() < self.rows;
         // Not every reader of the feed applies the deletion vector of a new file.
@@ -184,14 +193,19 @@ async fn mark(table: &Table, marked: Vec<TouchedFile<'_>>) -> Result<Vec<Action>
     Ok(actions)
 }
 
-/// The live rows of a file, in a new file of the same columns. In memory are an encoded row group of the old file, a
-/// batch of its rows, and a row group of the new file.
+/// The live rows of a file, in a new file of the same columns. In memory are a batch of its rows, a row group of the new
+/// file, and, of a file in a store, one of the old file as well.
 async fn write_survivors(writer: &Writer<'_>, touched: &TouchedFile<'_>) -> Result<Vec<Action>, Error> {
     let table = writer.table;
     let footer = touched.stored.footer().await.map_err(|error| table.failed(error))?;
     let columns = footer.schema().fields().iter().map(|field| field.name().clone()).collect();
     let mut files = DataFiles::new(writer.target.clone(), touched.stored.partition(), columns);
-    let mut batches = touched.stored.rows_without(footer, &touched.dead).map_err(|error| table.failed(error))?;
+    let dead = &touched.dead;
+    let mut batches = match on_disk(table, touched.stored) {
+        Some(file) => rows_on_disk(file, footer, dead).map(|rows| stream::iter(rows).boxed()),
+        None => touched.stored.rows_without(footer, dead).map(StreamExt::boxed),
+    }
+    .map_err(|error| table.failed(error))?;
     while let Some(batch) = batches.next().await {
         let batch = batch.map_err(|error| table.failed(error))?;
         let batch =
@@ -202,6 +216,17 @@ async fn write_survivors(writer: &Writer<'_>, touched: &TouchedFile<'_>) -> Resu
     }
     let written = files.finish().await.map_err(|error| table.failed(error))?;
     Ok(written.into_iter().map(Action::Add).collect())
+}
+
+/// The file, if the table is in a local folder. One that is elsewhere, as those of a shallow clone are, is read through
+/// the store.
+fn on_disk(table: &Table, stored: &StoredFile) -> Option<File> {
+    let folder = table.root.folder.as_ref()?.join(table.name.directory());
+    let file = File::open(folder.join(stored.file.path.as_ref())).ok()?;
+    let is_it = file.metadata().is_ok_and(|metadata| metadata.len() == stored.file.size_bytes);
+    // The reader goes from column to column; the kernel reads the file from its beginning to its end. It may decline.
+    let _ = fadvise(&file, 0, None, Advice::WillNeed);
+    is_it.then_some(file)
 }
 
 /// The chosen rows of the change set.
