@@ -10,7 +10,7 @@ use arrow::{
         Array, ArrayRef, AsArray as _, ListArray, MapArray, RecordBatch, RecordBatchOptions, StructArray,
         new_null_array,
     },
-    compute::cast,
+    compute::{CastOptions, cast_with_options},
     datatypes::{DataType, FieldRef, Fields, Schema, SchemaRef},
     error::ArrowError,
 };
@@ -169,7 +169,12 @@ fn fitted(array: &ArrayRef, to: &DataType, nulls: &mut Nulls) -> Result<ArrayRef
             let all = fitted(&all, entries.data_type(), nulls)?.as_struct().clone();
             Arc::new(MapArray::try_new(Arc::clone(entries), map.offsets().clone(), all, own_nulls, *ordered)?)
         }
-        _ => cast(array, to)?,
+        (DataType::Decimal128(_, scale), DataType::Decimal128(_, of_table)) if of_table < scale => {
+            let what = "the decimals of the table have fewer digits after the point; `fhir-sync maintain --rebuild` \
+                        gives them more";
+            return Err(ArrowError::SchemaError(what.to_owned()));
+        }
+        _ => cast_with_options(array, to, &CastOptions { safe: false, ..CastOptions::default() })?,
     })
 }
 
@@ -282,12 +287,33 @@ fn union_of_types(all: &DataType, parts: &[&DataType]) -> DataType {
 
 #[cfg(test)]
 mod tests {
-    use arrow::datatypes::{Field, TimeUnit};
+    use arrow::{
+        array::Decimal128Array,
+        datatypes::{Decimal128Type, Field, TimeUnit},
+    };
     use arrow_json::ReaderBuilder;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
+
+    /// (`tables.layout` was changed, and the tables not rebuilt)
+    #[test]
+    fn no_digit_of_a_decimal_is_lost_in_a_table_that_has_fewer() {
+        let decimals = |scale| {
+            let values: ArrayRef =
+                Arc::new(Decimal128Array::from(vec![41]).with_precision_and_scale(38, scale).unwrap());
+            let value = field("value", values.data_type().clone());
+            let structure: ArrayRef = Arc::new(StructArray::from(vec![(value, values)]));
+            RecordBatch::try_from_iter([("quantity", structure)]).unwrap()
+        };
+        let [few, many] = [6, 12].map(decimals);
+        let error = fit(&many, &few.schema()).unwrap_err().to_string();
+        assert!(error.contains("maintain --rebuild"), "{error}");
+        let fitted = fit(&few, &many.schema()).unwrap();
+        let structure = fitted.column(0).as_struct();
+        assert_eq!(structure.column(0).as_primitive::<Decimal128Type>().value(0), 41_000_000);
+    }
 
     fn field(name: &str, data_type: DataType) -> FieldRef {
         Arc::new(Field::new(name, data_type, true))
