@@ -20,7 +20,7 @@ use super::{
 use crate::{
     export::{self, Members},
     fhir::ResourceType,
-    state::JobInFlight,
+    state::{ExportState, JobInFlight},
     table::MemberRow,
 };
 
@@ -81,6 +81,9 @@ impl Run<'_> {
         let mut membership = Membership { recorded, now, loaded, has_jobs: !jobs.is_empty() };
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
+        if matches!(membership.now, Now::Seen) {
+            self.recorded_members.clone_from(&membership.recorded);
+        }
         Ok(Some(membership))
     }
 
@@ -125,6 +128,16 @@ impl Run<'_> {
         self.record_members(group, &left, MemberRow::LEFT).await
     }
 
+    /// Remembers who may have joined, before the Patients are committed: no later increment brings them again.
+    pub(super) async fn remember_seen_patients(&self) -> Result<(), Error> {
+        let Some(recorded) = &self.recorded_members else { return Ok(()) };
+        let seen: BTreeSet<_> = self.seen_patients.difference(recorded).cloned().collect();
+        if seen.is_empty() {
+            return Ok(());
+        }
+        self.syncer.remember_export(self.export, move |state| state.seen_patients.extend(seen)).await
+    }
+
     /// Asks for what is older of those who joined. After a full refresh, and for types without a watermark before, all
     /// of them is there already.
     pub(super) async fn load_joiners(&mut self, membership: Option<Membership>) -> Result<(), Error> {
@@ -132,7 +145,11 @@ impl Run<'_> {
         let Some(group) = self.export.level.group().map(str::to_owned) else { return Ok(()) };
         let members = match now {
             Now::Listed(listed) => listed,
-            Now::Seen => std::mem::take(&mut self.seen_patients),
+            Now::Seen => {
+                let mut seen = std::mem::take(&mut self.seen_patients);
+                seen.append(&mut self.syncer.export_state(self.export).seen_patients);
+                seen
+            }
         };
         let is_first = recorded.is_none();
         // Again: a job of an earlier run may have brought some of them.
@@ -236,8 +253,15 @@ impl Run<'_> {
             run: self.report.run,
             ..MemberRow::default()
         };
-        let (root, patients) = (self.syncer.root.clone(), patients.clone());
-        Ok(blocking(move || Handle::current().block_on(root.append_members(&row, &patients))).await?)
+        let (root, recorded) = (self.syncer.root.clone(), patients.clone());
+        blocking(move || Handle::current().block_on(root.append_members(&row, &recorded))).await?;
+        let seen = self.syncer.export_state(self.export).seen_patients;
+        if seen.is_disjoint(patients) {
+            return Ok(());
+        }
+        let recorded = patients.clone();
+        let forget = move |state: &mut ExportState| state.seen_patients.retain(|id| !recorded.contains(id));
+        self.syncer.remember_export(self.export, forget).await
     }
 }
 

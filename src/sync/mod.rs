@@ -179,6 +179,8 @@ struct Run<'a> {
     tolerated: Option<Error>,
     /// The patients that arrived, where they tell who is a member of the group.
     seen_patients: BTreeSet<String>,
+    /// The members that are recorded, where who arrives tells who else is one.
+    recorded_members: Option<BTreeSet<String>>,
     joiner_failures: Vec<JoinerFailure>,
 }
 
@@ -206,6 +208,7 @@ impl<'a> Run<'a> {
             report,
             tolerated: None,
             seen_patients: BTreeSet::new(),
+            recorded_members: None,
             joiner_failures: Vec::new(),
         }
     }

@@ -18,7 +18,7 @@ use super::{
     columns, events,
     intake::{IGNORES_SINCE, Received, ReceivedType},
     members::JoinerFailure,
-    watermark,
+    sources, watermark,
 };
 use crate::{
     export::Manifest,
@@ -86,10 +86,13 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     for of_type in received.types.values_mut() {
         run.seen_patients.append(&mut of_type.patients);
     }
+    run.remember_seen_patients().await?;
+    let is_only_source = sources::recorded(&run.syncer.root).await?.len() <= 1;
     let mut known = Known {
         upsert: commits.instalment(run),
         absences: absences(run, commits, &received, &held).await,
         held,
+        is_only_source,
         reload: run.syncer.export_state(run.export).reload.into_keys().collect(),
         bad_elsewhere: received.elsewhere.bad,
     };
@@ -179,6 +182,8 @@ struct Commit {
     upsert: Upsert,
     /// How the type ends if it is absent from a full load without being empty.
     absent: Option<TypeEnd>,
+    /// No other source has rows below the root.
+    is_only_source: bool,
     since: Option<TransactionTime>,
     server_time: Option<TransactionTime>,
     overlap: TimeDelta,
@@ -209,6 +214,7 @@ struct Known {
     /// Without a watermark.
     upsert: Upsert,
     held: BTreeSet<ResourceType>,
+    is_only_source: bool,
     absences: BTreeMap<ResourceType, Absence>,
     /// Loaded in full, because the table changed behind our back or something else was asked.
     reload: BTreeSet<ResourceType>,
@@ -256,6 +262,7 @@ impl Commit {
             resource_type,
             upsert,
             absent,
+            is_only_source: known.is_only_source,
             since: commits.since,
             server_time: commits.server_time,
             overlap: config.overlap,
@@ -293,7 +300,9 @@ impl Commit {
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
-                report.damaged_files = if self.upsert.reconcile.is_none() { committed.damaged } else { 0 };
+                // A load that reconciles has all rows of its own source.
+                let has_all = self.upsert.reconcile.is_some() && self.is_only_source;
+                report.damaged_files = if has_all { 0 } else { committed.damaged };
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
                     (Some(absent), _) => absent,

@@ -40,6 +40,17 @@ fn unwell(path: &str) -> Fault {
     Fault::Status { path_contains, status, times: 1_000_000, retry_after: None, body: String::new() }
 }
 
+/// The files of this job are gone.
+fn without_files(job: usize) -> Fault {
+    Fault::Status {
+        path_contains: format!("bulkfiles/{job}/"),
+        status: StatusCode::NOT_FOUND,
+        times: 1_000,
+        retry_after: None,
+        body: String::new(),
+    }
+}
+
 async fn ids(setup: &Setup, of: ResourceType) -> Vec<String> {
     let id =
         |line: String| serde_json::from_str::<serde_json::Value>(&line).unwrap()["id"].as_str().unwrap().to_owned();
@@ -132,14 +143,7 @@ async fn a_server_that_exports_no_patients_by_name_is_asked_for_the_whole_group_
 async fn joiners_whose_history_fails_are_asked_for_again_by_the_next_sync() {
     let setup = loaded().await;
     setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
-    let fault = Fault::Status {
-        path_contains: "bulkfiles/3/".to_owned(),
-        status: StatusCode::NOT_FOUND,
-        times: 1_000,
-        retry_after: None,
-        body: String::new(),
-    };
-    setup.server.scenario(|scenario| scenario.faults = vec![fault]);
+    setup.server.scenario(|scenario| scenario.faults = vec![without_files(3)]);
     let report = setup.sync().await;
     assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
     assert!(report.remarks.iter().any(|remark| remark.contains("patients who joined")), "{report:#?}");
@@ -224,6 +228,29 @@ async fn without_the_list_a_patient_who_was_not_seen_before_has_joined() {
     setup.later(|world| set_members(world, &["p1", "p2", "p3", "p4"]));
     setup.complete().await;
     assert_eq!(posted(&setup).len(), before, "the server brings the history by itself");
+}
+
+/// No later increment brings their Patients again.
+#[tokio::test]
+async fn without_the_list_joiners_whose_history_fails_are_asked_for_again_by_the_next_sync() {
+    let setup = loaded().await;
+    setup.server.scenario(|scenario| scenario.hides_groups = true);
+    setup.complete().await;
+    setup.later(|world| {
+        set_members(world, &["p1", "p2", "p3"]);
+        world.put(PATIENT, "p3", json!({"gender": "other"}));
+    });
+    let job_of_joiners = setup.server.jobs().len() + 2;
+    setup.server.scenario(|scenario| scenario.faults = vec![without_files(job_of_joiners)]);
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2"]);
+    let seen = || peek(&setup.state_file()).unwrap().exports.remove("all").unwrap().seen_patients;
+    assert_eq!(seen(), BTreeSet::from(["p3".to_owned()]));
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    assert_eq!(seen(), BTreeSet::new());
 }
 
 #[tokio::test]

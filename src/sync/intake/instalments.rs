@@ -92,7 +92,10 @@ impl<'a> Instalments<'a> {
         let has_deletions = !manifest.deleted.is_empty();
         let is_everything = job.full_refresh && job.since.is_none();
         let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
-        let types = job.types.iter().copied().filter(|of| may && !reload.contains_key(of)).collect();
+        // The Patients of a group may show who has joined, when all of them have arrived.
+        let tells_members = |of: ResourceType| of == ResourceType::PATIENT && run.export.level.group().is_some();
+        let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !tells_members(*of);
+        let types = job.types.iter().copied().filter(has_some).collect();
         Self {
             run,
             job,
