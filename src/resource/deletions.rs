@@ -47,7 +47,11 @@ fn entry(entry: &Value) -> DeletedEntry {
         return DeletedEntry::NotUnderstood { concerns: None };
     };
     let Some(target) = Target::of(url) else { return DeletedEntry::NotUnderstood { concerns: None } };
-    let Ok(resource_type) = target.type_name.parse() else { return DeletedEntry::UnknownType };
+    let Ok(resource_type) = target.type_name.parse() else {
+        // `Patient/A1?_cascade=delete`: what looks like the type may be an id.
+        let concerns = known_types(url).next();
+        return concerns.map_or(DeletedEntry::UnknownType, |of| DeletedEntry::NotUnderstood { concerns: Some(of) });
+    };
     match target.id {
         Some(id) if method.eq_ignore_ascii_case("DELETE") => {
             DeletedEntry::Deletion(Deletion { resource_type, id: id.to_owned(), at: time(entry) })
@@ -85,6 +89,12 @@ impl<'url> Target<'url> {
         let type_name = rest.rsplit('/').next().filter(|name| is_type_name(name))?;
         Some(Self { type_name, id: (!id.is_empty()).then_some(id) })
     }
+}
+
+/// The parts of the path that are types, from its end.
+fn known_types(url: &str) -> impl Iterator<Item = ResourceType> {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    path.rsplit('/').filter_map(|part| part.parse().ok())
 }
 
 /// Looks like a type, whether FHIR knows it or not.
@@ -129,6 +139,11 @@ mod tests {
             ("DELETE", "https://ehr.example.org/fhir/Patient?name=x", patient),
             ("PUT", "Patient/p1", patient),
             ("DELETE", "Patient/", patient),
+            // Of an id that looks like a type.
+            ("DELETE", "Patient/A123?_cascade=delete", patient),
+            ("DELETE", "https://ehr.example.org/fhir/Patient/A123#x", patient),
+            ("DELETE", "Patient/A123/", patient),
+            ("DELETE", "Patient/A123/_history", patient),
             ("DELETE", "p1", None),
             ("DELETE", "?_type=Patient", None),
         ] {

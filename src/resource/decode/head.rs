@@ -21,8 +21,8 @@ pub struct Head<'line> {
 }
 
 impl<'line> Head<'line> {
-    /// Reads only the members of the root. A second `resourceType`, `id` or `meta` is an error: which one counts is
-    /// unclear.
+    /// Reads only the members of the root. A second `resourceType` or `id` is an error: which one counts is unclear. Of
+    /// several `meta` the first counts, and the others are issues.
     pub fn read(document: Document<'line>, expected: ResourceType) -> Result<Self, Reason> {
         if document.kind(Document::ROOT) != TokenKind::Object {
             return Err(Reason::NotJson { at_byte: document.at_byte(Document::ROOT) });

@@ -25,7 +25,7 @@ pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Op
     let extension = shape.extension.as_deref()?;
     let member = |name| document.member(Document::ROOT, name);
     let meta = member("meta").map(|at| Meta::of(document, at)).unwrap_or_default();
-    let way = Way::through(document, shape.resource_type.as_str());
+    let way = Way::through(document, shape.resource_type.as_str())?;
     let slots_left = Cell::new(MAX_SLOTS_PER_VALUE * (values.count() + 1));
     let planner = Planner { document, values, way: &way, slots_left };
     let root = planner.structures(&[Some(Document::ROOT)], &shape.elements)?;
@@ -84,7 +84,11 @@ struct Way<'line> {
     values: Vec<(TokenIndex, String)>,
     /// Extensions that are not written yet, and the path of their carrier.
     waiting: VecDeque<(i32, TokenIndex, String)>,
+    is_too_long: bool,
 }
+
+/// A path is longer only where a name is none of FHIR, and each value keeps its path.
+const MAX_PATH_BYTES: usize = 1024;
 
 impl Planner<'_> {
     /// `objects` are the structures of a column, `None` for a null.
@@ -212,7 +216,8 @@ impl Planner<'_> {
 }
 
 impl<'line> Way<'line> {
-    fn through(document: Document<'line>, root: &str) -> Self {
+    /// `None` if a path is too long.
+    fn through(document: Document<'line>, root: &str) -> Option<Self> {
         let mut way = Self {
             document,
             path: root.to_owned(),
@@ -221,9 +226,10 @@ impl<'line> Way<'line> {
             primitive_ext: Vec::new(),
             values: Vec::new(),
             waiting: VecDeque::new(),
+            is_too_long: false,
         };
         way.structure(Document::ROOT, false);
-        way
+        (!way.is_too_long).then_some(way)
     }
 
     /// Recursion ends: a document has a limited depth.
@@ -241,7 +247,9 @@ impl<'line> Way<'line> {
                     }
                 }
                 name => match name.strip_prefix('_') {
-                    Some(bare) => self.primitive_ext.push((format!("{}.{bare}", self.path), value)),
+                    Some(bare) => self.below(format_args!(".{bare}"), |way| {
+                        way.primitive_ext.push((way.path.clone(), value));
+                    }),
                     None => self.below(format_args!(".{name}"), |way| way.value(value, is_in_extension)),
                 },
             }
@@ -276,7 +284,11 @@ impl<'line> Way<'line> {
         let length = self.path.len();
         // Writing to a String cannot fail.
         let _ = self.path.write_fmt(step);
-        go(self);
+        if self.path.len() <= MAX_PATH_BYTES {
+            go(self);
+        } else {
+            self.is_too_long = true;
+        }
         self.path.truncate(length);
     }
 }

@@ -168,7 +168,7 @@ impl<'line> Document<'line> {
         u64::from_be_bytes(read) & !u64::MAX.checked_shr(bytes * 8).unwrap_or(0)
     }
 
-    fn json_start(self, at: TokenIndex) -> usize {
+    pub fn json_start(self, at: TokenIndex) -> usize {
         let Token { kind, start, .. } = self.tokens[at];
         start as usize - quote(kind)
     }
@@ -190,10 +190,14 @@ impl<'line> Document<'line> {
         whole <= at && at < self.after(whole)
     }
 
-    /// The first member with this name.
+    /// The first member with this name, however it is escaped.
     #[inline]
     pub fn member(self, at: TokenIndex, name: &str) -> Option<TokenIndex> {
-        self.members(at).find(|(found, _)| self.text(*found) == name).map(|(_, value)| value)
+        let has_name = |found: TokenIndex| match self.kind(found) {
+            TokenKind::Escaped => self.string(found).as_deref() == Some(name),
+            _ => self.text(found) == name,
+        };
+        self.members(at).find(|(found, _)| has_name(*found)).map(|(_, value)| value)
     }
 
     /// The items of an array; nothing for other values.

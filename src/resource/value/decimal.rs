@@ -53,21 +53,23 @@ impl<'text> Decimal<'text> {
         };
         // All digits are dropped, and a zero before them: the number is less than half of the last digit.
         let Some(kept) = kept else { return Some(Scaled { unscaled: 0, rounded: !self.is_zero() }) };
-        let limit = 10i128.checked_pow(u32::from(precision))?;
+        let limit = power_of_ten(precision.into())?;
         let mut unscaled = self.leading(kept)?;
         let rounded = self.digits().skip(kept).any(|digit| digit != 0);
         unscaled += i128::from(self.rounds_up(kept));
         if unscaled != 0 && shift > 0 {
-            unscaled = unscaled.checked_mul(10i128.checked_pow(u32::try_from(shift).ok()?)?)?;
+            unscaled = unscaled.checked_mul(power_of_ten(usize::try_from(shift).ok()?)?)?;
         }
         let unscaled = if self.negative { -unscaled } else { unscaled };
         (unscaled.abs() < limit).then_some(Scaled { unscaled, rounded })
     }
 
-    /// The exact value as (integer, scale): integer × 10^-scale. `None` beyond 38 digits.
+    /// The exact value as (integer, scale): integer × 10^-scale. `None` beyond 38 digits, or where the scale is no number
+    /// of 32 bits.
     pub fn exact(self) -> Option<(i128, i32)> {
         let digits = self.leading(self.integer.len() + self.fraction.len())?;
-        Some((if self.negative { -digits } else { digits }, self.lexical_scale()))
+        let scale = Some(self.lexical_scale()).filter(|scale| !matches!(*scale, i32::MIN | i32::MAX))?;
+        Some((if self.negative { -digits } else { digits }, scale))
     }
 
     fn digits(self) -> impl Iterator<Item = u8> {
@@ -81,6 +83,12 @@ impl<'text> Decimal<'text> {
     /// The first `count` digits as a number; `None` beyond 38 digits.
     fn leading(self, count: usize) -> Option<i128> {
         const LIMIT: i128 = 10i128.pow(37);
+        /// Of a machine word.
+        const DIGITS: usize = 18;
+        if count <= DIGITS {
+            let number = self.digits().take(count).fold(0, |number, digit| number * 10 + u64::from(digit));
+            return Some(number.into());
+        }
         self.digits()
             .take(count)
             .try_fold(0i128, |number, digit| (number < LIMIT).then(|| number * 10 + i128::from(digit)))
@@ -90,6 +98,20 @@ impl<'text> Decimal<'text> {
     fn rounds_up(self, kept: usize) -> bool {
         self.digits().nth(kept).is_some_and(|digit| digit >= 5)
     }
+}
+
+/// `None` beyond 38 digits.
+fn power_of_ten(exponent: usize) -> Option<i128> {
+    const POWERS: [i128; 39] = {
+        let mut powers = [1; 39];
+        let mut exponent = 1;
+        while exponent < 39 {
+            powers[exponent] = powers[exponent - 1] * 10;
+            exponent += 1;
+        }
+        powers
+    };
+    POWERS.get(exponent).copied()
 }
 
 fn saturating(exponent: &str) -> Option<i64> {

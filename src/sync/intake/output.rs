@@ -156,7 +156,7 @@ impl Output {
     ) -> Result<Vec<BadLine>, Error> {
         let Some(intake) = context.intakes.get(&resource_type) else { return Ok(Vec::new()) };
         if context.subsetted.contains(&resource_type) {
-            tag_subsetted(&mut lines);
+            tag_subsetted(&mut lines, resource_type);
         }
         let decoded = intake.decoder.decode(&lines)?;
         self.counts().rows += decoded.keys.len() as u64;

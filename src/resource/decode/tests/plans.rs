@@ -27,6 +27,38 @@ fn planned(resource_type: &str, texts: &[String]) -> usize {
     sorted.blocks().map(<[_]>::len).sum()
 }
 
+/// Their names are compared with those that versions, references and units are found by.
+#[test]
+fn a_line_with_escaped_names_has_the_row_of_the_same_line_without() {
+    let escaped = |text: &str| {
+        let names =
+            ["meta", "tag", "code", "versionId", "lastUpdated", "reference", "system", "value", "start", "contained"];
+        names.into_iter().fold(text.to_owned(), |text, name| {
+            let with_escape = format!("\"\\u{:04x}{}\":", name.as_bytes()[0], &name[1..]);
+            text.replace(&format!("\"{name}\":"), &with_escape)
+        })
+    };
+    for (resource_type, text, _) in RESOURCES {
+        let decoder = decoder(resource_type, Layout::Pathling);
+        let [plain, escaped] = [text.to_owned(), escaped(text)].map(|text| decoder.decode(&lines(&[text])).unwrap());
+        assert_eq!(plain.keys, escaped.keys, "{resource_type}");
+        for field in plain.rows.schema().fields().iter().filter(|field| field.name() != "resource_json") {
+            let [plain, escaped] = [&plain, &escaped].map(|decoded| decoded.rows.column_by_name(field.name()));
+            assert_eq!(plain, escaped, "{resource_type} {}", field.name());
+        }
+    }
+}
+
+/// Each value of a plan keeps its path.
+#[test]
+fn a_line_with_a_long_name_takes_little_more_memory_than_it_has() {
+    let values = vec!["1"; 2_000].join(",");
+    let text = format!(r#"{{"resourceType":"Patient","id":"p","{}":[{values}]}}"#, "x".repeat(100_000));
+    let (decoder, lines) = (decoder("Patient", Layout::Pathling), lines(&[text]));
+    let allocations = allocation_counter::measure(|| drop(decoder.decode(&lines).unwrap()));
+    assert!(allocations.bytes_max < 16 << 20, "{allocations:?}");
+}
+
 /// Lines of the same outline with other values, valid ones and others.
 fn variants(text: &str) -> Vec<String> {
     let of = |from: &str, to: &str| text.replace(from, to);
