@@ -84,7 +84,7 @@ impl NdjsonFile {
     }
 }
 
-const PIECE_BYTES: usize = 64 * 1024;
+const PIECE_BYTES: usize = 256 * 1024;
 
 fn pieces(reader: impl AsyncRead + Send + 'static) -> BoxStream<'static, io::Result<Bytes>> {
     ReaderStream::with_capacity(reader, PIECE_BYTES).boxed()

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use reqwest::{Method, Response, StatusCode, header::CONTENT_TYPE};
 use tokio::{sync::mpsc::Sender, time::timeout};
-use twox_hash::XxHash64;
+use twox_hash::XxHash3_64;
 
 use super::{
     Client, Config, Error, File, FileAuth, Links, Refusal,
@@ -219,7 +219,7 @@ struct Delivery<'a> {
     /// Of the reading.
     read_bytes: u64,
     measured: ByteCounter,
-    hash: XxHash64,
+    hash: XxHash3_64,
 }
 
 /// One reading of the file, and what its beginning looks like.
@@ -244,7 +244,7 @@ const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
 impl<'a> Delivery<'a> {
     fn new(file: &'a File, into: Sender<Bytes>, config: &Config) -> Self {
-        let hash = XxHash64::default();
+        let hash = XxHash3_64::default();
         Self {
             file,
             into,
@@ -263,7 +263,7 @@ impl<'a> Delivery<'a> {
             self.received_hash = self.hash.finish();
         }
         self.read_bytes = 0;
-        self.hash = XxHash64::default();
+        self.hash = XxHash3_64::default();
         Reading { is_html, first_bytes: FirstBytes::Bom(0) }
     }
 

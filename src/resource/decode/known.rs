@@ -145,7 +145,7 @@ impl Known {
         if self.attempts_left == 0 {
             return None;
         }
-        let text = std::str::from_utf8(&line.bytes).ok()?;
+        let text = simdutf8::basic::from_utf8(&line.bytes).ok()?;
         let first_value = values.len();
         self.attempts_left -= 1;
         let known = self.outlines.read(text, values);

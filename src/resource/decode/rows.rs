@@ -3,7 +3,7 @@
 //! Every column has one value for each row, in the same order; the finished batch has exactly the shape's
 //! schema.
 
-use std::{collections::HashSet, fmt::Write as _, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use arrow::{
     array::{ArrayRef, Int64Array, RecordBatch, StringArray, StringBuilder, TimestampMicrosecondArray},
@@ -39,6 +39,7 @@ pub struct Rows<'shape> {
     derived: DerivedColumns,
     ids: StringBuilder,
     ids_versioned: StringBuilder,
+    id_versioned: String,
     hashes: Vec<i64>,
     contained: StringListColumn,
     primitive_ext: StringMapColumn,
@@ -58,6 +59,7 @@ impl<'shape> Rows<'shape> {
             derived: DerivedColumns::new(&shape.derived, &shape.elements),
             ids: StringBuilder::new(),
             ids_versioned: StringBuilder::new(),
+            id_versioned: String::new(),
             hashes: Vec::with_capacity(lines),
             contained: StringListColumn::new(),
             primitive_ext: StringMapColumn::new(),
@@ -74,7 +76,7 @@ impl<'shape> Rows<'shape> {
     pub fn append(&mut self, document: Document<'_>, line: &str, head: &Head<'_>, hash: u64) -> Result<(), ArrowError> {
         let resource_type = self.decoder.shape.resource_type.as_str();
         self.ids.append_value(&head.id);
-        versioned(&mut self.ids_versioned, resource_type, head);
+        versioned(&mut self.ids_versioned, &mut self.id_versioned, resource_type, head);
         self.hashes.push(hash.cast_signed());
         if self.decoder.shape.options.raw_json {
             self.json.append_value(line);
@@ -114,7 +116,7 @@ impl<'shape> Rows<'shape> {
         let shape = &self.decoder.shape;
         for (line, head) in lines.iter().zip(heads) {
             self.ids.append_value(&head.id);
-            versioned(&mut self.ids_versioned, shape.resource_type.as_str(), head);
+            versioned(&mut self.ids_versioned, &mut self.id_versioned, shape.resource_type.as_str(), head);
             self.hashes.push(line.hash.cast_signed());
             if shape.options.raw_json {
                 self.json.append_value(line.text);
@@ -269,14 +271,17 @@ fn distinct<'line>(walk: &mut Walk<'line>) -> Vec<(String, &'line str)> {
     first
 }
 
-fn versioned(ids: &mut StringBuilder, resource_type: &str, head: &Head<'_>) {
-    let id = [resource_type, "/", &head.id];
-    let version = head.version_id.as_deref().map(|version_id| ["/_history/", version_id]);
-    for part in id.into_iter().chain(version.into_iter().flatten()) {
-        // Writing to a column cannot fail.
-        let _ = ids.write_str(part);
+/// `text` is memory that the next row uses again.
+fn versioned(ids: &mut StringBuilder, text: &mut String, resource_type: &str, head: &Head<'_>) {
+    text.clear();
+    text.push_str(resource_type);
+    text.push('/');
+    text.push_str(&head.id);
+    if let Some(version_id) = &head.version_id {
+        text.push_str("/_history/");
+        text.push_str(version_id);
     }
-    ids.append_value("");
+    ids.append_value(text);
 }
 
 fn field(fields: &[Arc<Field>], index: usize) -> Result<&Field, ArrowError> {

@@ -95,6 +95,9 @@ impl NewEntry {
     }
 }
 
+/// An entry of a row takes no more.
+const MAX_ROW_BYTES: usize = 69;
+
 const DELETION: u8 = 1;
 const SUBSETTED: u8 = 2;
 /// Which of the times and numbers the entry has, in this order.
@@ -105,8 +108,9 @@ const THIRD: u8 = 16;
 impl IndexEntry {
     /// Appends the entry to `out`. The time of a deletion keeps its microseconds.
     pub fn encode(&self, id_hash: IdHash, out: &mut Vec<u8>) {
-        out.extend(id_hash.high.to_le_bytes());
-        out.extend(id_hash.low.to_le_bytes());
+        out.reserve(MAX_ROW_BYTES);
+        out.extend_from_slice(&id_hash.high.to_le_bytes());
+        out.extend_from_slice(&id_hash.low.to_le_bytes());
         match self {
             Self::Row(RowEntry { version, hash, position, location }) => {
                 let numbers = [
@@ -117,12 +121,14 @@ impl IndexEntry {
                 let there =
                     numbers.iter().filter(|(_, number)| number.is_some()).fold(0, |flags, (flag, _)| flags | flag);
                 out.push(there | if version.subsetted { SUBSETTED } else { 0 });
-                out.extend(numbers.into_iter().filter_map(|(_, number)| number).flatten());
-                out.extend(hash.to_le_bytes());
-                out.extend(position.output.0.to_le_bytes());
-                out.extend(position.line.to_le_bytes());
-                out.extend(location.chunk.0.to_le_bytes());
-                out.extend(location.row.to_le_bytes());
+                for number in numbers.into_iter().filter_map(|(_, number)| number) {
+                    out.extend_from_slice(&number);
+                }
+                out.extend_from_slice(&hash.to_le_bytes());
+                out.extend_from_slice(&position.output.0.to_le_bytes());
+                out.extend_from_slice(&position.line.to_le_bytes());
+                out.extend_from_slice(&location.chunk.0.to_le_bytes());
+                out.extend_from_slice(&location.row.to_le_bytes());
             }
             Self::Deletion { id, at } => {
                 out.push(DELETION | if at.is_some() { FIRST } else { 0 });
@@ -238,7 +244,7 @@ mod tests {
         let row = RowEntry { version, hash: 1, position, location: RowLocation { chunk: ChunkIndex(1), row: 1 } };
         let mut bytes = Vec::new();
         IndexEntry::Row(row).encode(IdHasher::new().of("a"), &mut bytes);
-        assert_eq!(bytes.len(), 69);
+        assert_eq!(bytes.len(), MAX_ROW_BYTES);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Lines become rows: each element has its column, and what cannot be read is reported.
 
+mod allocations;
 mod inverse;
 mod mutated;
 mod plans;

@@ -314,6 +314,9 @@ const LIMIT: u128 = 10u128.pow(38);
 
 /// Eighteen digits at a time, on machine words: enough for nearly every measurement.
 fn divide_small(product: u128, denominator: u128, mut exponent: i32) -> Option<(u128, i32)> {
+    if denominator == 1 {
+        return Some((product, exponent));
+    }
     let mut quotient = product / denominator;
     let mut remainder = product % denominator;
     while remainder != 0 && quotient < LIMIT / 10 {
@@ -348,13 +351,29 @@ fn divide_large(product: &BigUint, denominator: &BigUint, mut exponent: i32) -> 
 }
 
 fn without_small_tens(mut number: u128) -> (u128, i32) {
+    if let Ok(word) = u64::try_from(number) {
+        let (word, tens) = without_tens_of_word(word);
+        return (word.into(), tens);
+    }
+    let mut tens = 0;
+    for (power, zeros) in
+        [(10u128.pow(32), 32), (10u128.pow(16), 16), (10u128.pow(8), 8), (10_000, 4), (100, 2), (10, 1)]
+    {
+        if number.is_multiple_of(power) {
+            number /= power;
+            tens += zeros;
+        }
+    }
+    (number, tens)
+}
+
+/// The same of a machine word, of which the remainders are found without a division.
+fn without_tens_of_word(mut number: u64) -> (u64, i32) {
     let mut tens = 0;
     if number == 0 {
         return (number, tens);
     }
-    for (power, zeros) in
-        [(10u128.pow(32), 32), (10u128.pow(16), 16), (10u128.pow(8), 8), (10_000, 4), (100, 2), (10, 1)]
-    {
+    for (power, zeros) in [(10u64.pow(16), 16), (10u64.pow(8), 8), (10_000, 4), (100, 2), (10, 1)] {
         if number.is_multiple_of(power) {
             number /= power;
             tens += zeros;
