@@ -13,6 +13,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use fhir_sync::{cli::Cli, demo::Server};
+use serde_json::Value;
+use tokio::runtime::{self, Runtime};
 
 use crate::{
     Setup,
@@ -49,13 +51,20 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     let source = source.context("nothing was loaded")?;
     match &setup.python {
         Some(python) => {
-            let pattern = text(&source.join("*.ndjson"))?;
-            let duckdb = |raw: &[&str]| {
-                let arguments = [&[pattern.as_str(), &out, "2"], raw].concat();
+            let duckdb = |source: &str, raw: &[&str]| {
+                let arguments = [&[source, &out, "2"], raw].concat();
                 child::measure_python(python, include_str!("decode/duckdb.py"), &arguments)
             };
-            rows.push(Row { what: "DuckDB, from the disk", figures: duckdb(&[])? });
-            rows.push(Row { what: "DuckDB, from the disk, with the line as a column", figures: duckdb(&["raw"])? });
+            let from_disk = text(&source.join("*.ndjson"))?;
+            rows.push(Row { what: "DuckDB, from the disk", figures: duckdb(&from_disk, &[])? });
+            let served = Served::start(&source)?;
+            let over_http = served.files()?;
+            let figures = Figures { bytes_in: served.bytes, ..duckdb(&over_http, &[])? };
+            rows.push(Row { what: "DuckDB, over HTTP", figures });
+            let figures = duckdb(&from_disk, &["raw"])?;
+            rows.push(Row { what: "DuckDB, from the disk, with the line as a column", figures });
+            let figures = Figures { bytes_in: served.bytes, ..duckdb(&over_http, &["raw"])? };
+            rows.push(Row { what: "DuckDB, over HTTP, with the line as a column", figures });
         }
         None => println!("no DuckDB: --python is missing"),
     }
@@ -66,23 +75,52 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
 
 /// Serves the files of a folder, and loads them.
 fn load(folder: &Path, out: &str, raw_json: &str) -> anyhow::Result<Figures> {
-    let (mut bytes, mut types) = (0, BTreeSet::new());
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        bytes += entry.metadata()?.len();
-        let name = entry.file_name().into_string().ok().context("the name of a file is not UTF-8")?;
-        types.insert(name.split('.').next().map(|of| format!("\"{of}\"")).unwrap_or_default());
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let server = runtime.block_on(Server::start_folder(folder, SocketAddr::from(([127, 0, 0, 1], 0))))?;
-    // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
-    server.scenario(|scenario| {
-        scenario.gzip = false;
-        scenario.polls_before_done = 0;
-    });
-    let types = types.into_iter().collect::<Vec<_>>().join(", ");
-    let (url, bytes) = (server.url().to_string(), bytes.to_string());
+    let served = Served::start(folder)?;
+    let types = served.types.iter().map(|of| format!("\"{of}\"")).collect::<Vec<_>>().join(", ");
+    let (url, bytes) = (served.server.url().to_string(), served.bytes.to_string());
     child::measure("first-load/ours", &[&url, out, raw_json, &bytes, &types])
+}
+
+/// The embedded server, with the files of a folder.
+struct Served {
+    server: Server,
+    runtime: Runtime,
+    bytes: u64,
+    types: BTreeSet<String>,
+}
+
+impl Served {
+    fn start(folder: &Path) -> anyhow::Result<Self> {
+        let (mut bytes, mut types) = (0, BTreeSet::new());
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            bytes += entry.metadata()?.len();
+            let name = entry.file_name().into_string().ok().context("the name of a file is not UTF-8")?;
+            types.insert(name.split('.').next().unwrap_or_default().to_owned());
+        }
+        let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let server = runtime.block_on(Server::start_folder(folder, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+        // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
+        server.scenario(|scenario| {
+            scenario.gzip = false;
+            scenario.polls_before_done = 0;
+        });
+        Ok(Self { server, runtime, bytes, types })
+    }
+
+    /// The URLs of a finished export, with commas between them.
+    fn files(&self) -> anyhow::Result<String> {
+        self.runtime.block_on(async {
+            let http = reqwest::Client::new();
+            let kick_off = http.get(format!("{}/$export", self.server.url())).header("Prefer", "respond-async");
+            let accepted = kick_off.header("Accept", "application/fhir+json").send().await?.error_for_status()?;
+            let status = accepted.headers().get("Content-Location").context("no job")?.to_str()?.to_owned();
+            let manifest: Value = http.get(status).send().await?.error_for_status()?.json().await?;
+            let files = manifest["output"].as_array().context("no manifest")?;
+            let urls: Vec<_> = files.iter().filter_map(|file| file["url"].as_str()).collect();
+            Ok(urls.join(","))
+        })
+    }
 }
 
 fn text(path: &Path) -> anyhow::Result<String> {
@@ -104,7 +142,7 @@ pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
     );
     fs::write(&config, text)?;
     let cli = Cli::try_parse_from(["fhir-sync", "sync", "--config", &config.display().to_string()])?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let ended = runtime.block_on(cli.run());
     ensure!(ended == ExitCode::SUCCESS, "the sync was not complete");
     let mut bytes_out = 0;

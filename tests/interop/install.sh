@@ -9,7 +9,7 @@ set -euo pipefail
 engine=${1:-}
 case $engine in
   readers)
-    packages=(duckdb==1.5.5 duckdb-extension-delta==1.5.5 polars==2.1.0 deltalake==1.6.6)
+    packages=(duckdb==1.5.5 duckdb-extension-{delta,httpfs}==1.5.5 polars==2.1.0 deltalake==1.6.6)
     jars=()
     ;;
   s3)
