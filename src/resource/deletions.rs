@@ -48,8 +48,8 @@ fn entry(entry: &Value) -> DeletedEntry {
     };
     let Some(target) = Target::of(url) else { return DeletedEntry::NotUnderstood { concerns: None } };
     let Ok(resource_type) = target.type_name.parse() else {
-        // `Patient/A1?_cascade=delete`: what looks like the type may be an id.
-        let concerns = known_types(url).next();
+        // `Patient/A1?_cascade=delete`: what looks like the type is an id.
+        let concerns = target.before.and_then(|part| part.parse().ok());
         return concerns.map_or(DeletedEntry::UnknownType, |of| DeletedEntry::NotUnderstood { concerns: Some(of) });
     };
     match target.id {
@@ -69,6 +69,8 @@ fn time(entry: &Value) -> Option<DateTime<Utc>> {
 /// What a request is about.
 struct Target<'url> {
     type_name: &'url str,
+    /// The part of the path before it.
+    before: Option<&'url str>,
     /// `None` in a conditional request.
     id: Option<&'url str>,
 }
@@ -76,25 +78,18 @@ struct Target<'url> {
 impl<'url> Target<'url> {
     /// `Type/id`, also absolute and with `/_history/n` (rule 95), and `Type?search`. `None` where no type is named.
     fn of(url: &'url str) -> Option<Self> {
-        let (path, is_search) = match url.split_once(['?', '#']) {
-            Some((path, _)) => (path, true),
-            None => (url, false),
+        let (path, id) = match url.split_once(['?', '#']) {
+            Some((path, _)) => (path, None),
+            None => {
+                let path = url.split_once("/_history/").map_or(url, |(path, _)| path);
+                let (rest, id) = path.rsplit_once('/')?;
+                (rest, (!id.is_empty()).then_some(id))
+            }
         };
-        if is_search {
-            let type_name = path.rsplit('/').next().filter(|name| is_type_name(name))?;
-            return Some(Self { type_name, id: None });
-        }
-        let path = path.split_once("/_history/").map_or(path, |(path, _)| path);
-        let (rest, id) = path.rsplit_once('/')?;
-        let type_name = rest.rsplit('/').next().filter(|name| is_type_name(name))?;
-        Some(Self { type_name, id: (!id.is_empty()).then_some(id) })
+        let mut parts = path.rsplit('/');
+        let type_name = parts.next().filter(|name| is_type_name(name))?;
+        Some(Self { type_name, before: parts.next(), id })
     }
-}
-
-/// The parts of the path that are types, from its end.
-fn known_types(url: &str) -> impl Iterator<Item = ResourceType> {
-    let path = url.split(['?', '#']).next().unwrap_or_default();
-    path.rsplit('/').filter_map(|part| part.parse().ok())
 }
 
 /// Looks like a type, whether FHIR knows it or not.
@@ -144,6 +139,7 @@ mod tests {
             ("DELETE", "https://ehr.example.org/fhir/Patient/A123#x", patient),
             ("DELETE", "Patient/A123/", patient),
             ("DELETE", "Patient/A123/_history", patient),
+            ("DELETE", "https://ehr.example.org/Organization/1/fhir/Patient/A123/", patient),
             ("DELETE", "p1", None),
             ("DELETE", "?_type=Patient", None),
         ] {
@@ -157,8 +153,11 @@ mod tests {
     /// (rule 95)
     #[test]
     fn a_type_that_fhir_does_not_know_does_not_keep_the_others() {
-        let entries =
-            [request("DELETE", "Patient/p1"), request("DELETE", "AidboxThing/1"), request("DELETE", "Patient/p2")];
+        let entries = [
+            request("DELETE", "Patient/p1"),
+            request("DELETE", "https://x/Patient/fhir/AidboxThing/1"),
+            request("DELETE", "Patient/p2"),
+        ];
         let found = read(&json!({"resourceType": "Bundle", "entry": entries}));
         assert!(matches!(found[..], [DeletedEntry::Deletion(_), DeletedEntry::UnknownType, DeletedEntry::Deletion(_)]));
     }

@@ -178,9 +178,9 @@ pub struct ExportState {
     pub unrecorded_runs: BTreeSet<u64>,
     #[serde(default)]
     pub freshness: Freshness,
-    /// Patients who arrived while the members of the group could not be read, and who are not recorded as members yet.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub seen_patients: BTreeSet<String>,
+    /// By group: the patients who arrived while its members could not be read, and who are not recorded as members yet.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub seen_patients: BTreeMap<String, BTreeSet<String>>,
     /// The jobs in flight. An earlier version kept one, as `job`.
     #[serde(default, alias = "job", deserialize_with = "jobs::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,

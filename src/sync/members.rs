@@ -12,7 +12,7 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    Error, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport,
+    Error, Export, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport,
     blocking::{blocking, now, unless_stopped},
     chain,
     error::JobFate,
@@ -50,10 +50,10 @@ impl Run<'_> {
     /// Reads the members, and compares them with those that were recorded. `None` where there is no group, or the
     /// server brings the history of who joins.
     pub(super) async fn compare_members(&mut self) -> Result<Option<Membership>, Error> {
-        let has_own_list = !self.export.parameters.patients.is_empty();
-        let asks = self.export.joiners == Joiners::AskFor && !has_own_list;
-        let Some(group) = self.export.level.group().filter(|_| asks) else { return Ok(None) };
+        let Some(group) = compared_group(self.export) else { return Ok(None) };
         let recorded = self.recorded_members(group).await?;
+        // Where the members cannot be read now, who arrives may be one.
+        self.recorded_members.clone_from(&recorded);
         let listed = async { Ok(tokio::time::timeout(PATIENCE, self.syncer.client.members(group)).await) };
         let now = match unless_stopped(self.stop, Duration::ZERO, listed).await? {
             Ok(Ok(Members::Listed(listed))) => Now::Listed(listed),
@@ -81,8 +81,8 @@ impl Run<'_> {
         let mut membership = Membership { recorded, now, loaded, has_jobs: !jobs.is_empty() };
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
-        if matches!(membership.now, Now::Seen) {
-            self.recorded_members.clone_from(&membership.recorded);
+        if matches!(membership.now, Now::Listed(_)) {
+            self.recorded_members = None;
         }
         Ok(Some(membership))
     }
@@ -130,12 +130,16 @@ impl Run<'_> {
 
     /// Remembers who may have joined, before the Patients are committed: no later increment brings them again.
     pub(super) async fn remember_seen_patients(&self) -> Result<(), Error> {
-        let Some(recorded) = &self.recorded_members else { return Ok(()) };
+        let (Some(recorded), Some(group)) = (&self.recorded_members, compared_group(self.export)) else {
+            return Ok(());
+        };
         let seen: BTreeSet<_> = self.seen_patients.difference(recorded).cloned().collect();
         if seen.is_empty() {
             return Ok(());
         }
-        self.syncer.remember_export(self.export, move |state| state.seen_patients.extend(seen)).await
+        let group = group.to_owned();
+        let remember = move |state: &mut ExportState| state.seen_patients.entry(group).or_default().extend(seen);
+        self.syncer.remember_export(self.export, remember).await
     }
 
     /// Asks for what is older of those who joined. After a full refresh, and for types without a watermark before, all
@@ -147,7 +151,7 @@ impl Run<'_> {
             Now::Listed(listed) => listed,
             Now::Seen => {
                 let mut seen = std::mem::take(&mut self.seen_patients);
-                seen.append(&mut self.syncer.export_state(self.export).seen_patients);
+                seen.extend(self.syncer.export_state(self.export).seen_patients.remove(&group).unwrap_or_default());
                 seen
             }
         };
@@ -256,13 +260,25 @@ impl Run<'_> {
         let (root, recorded) = (self.syncer.root.clone(), patients.clone());
         blocking(move || Handle::current().block_on(root.append_members(&row, &recorded))).await?;
         let seen = self.syncer.export_state(self.export).seen_patients;
-        if seen.is_disjoint(patients) {
+        if seen.get(group).is_none_or(|seen| seen.is_disjoint(patients)) {
             return Ok(());
         }
-        let recorded = patients.clone();
-        let forget = move |state: &mut ExportState| state.seen_patients.retain(|id| !recorded.contains(id));
+        let (recorded, group) = (patients.clone(), group.to_owned());
+        let forget = move |state: &mut ExportState| {
+            if let Some(seen) = state.seen_patients.get_mut(&group) {
+                seen.retain(|id| !recorded.contains(id));
+            }
+            state.seen_patients.retain(|_, seen| !seen.is_empty());
+        };
         self.syncer.remember_export(self.export, forget).await
     }
+}
+
+/// The group whose members are compared: the server does not bring the history of who joins, and the configuration
+/// names no patients.
+pub fn compared_group(export: &Export) -> Option<&str> {
+    let asks = export.joiners == Joiners::AskFor && export.parameters.patients.is_empty();
+    export.level.group().filter(|_| asks)
 }
 
 /// Whether the server exports no patients by name (rule 110).

@@ -246,11 +246,33 @@ async fn without_the_list_joiners_whose_history_fails_are_asked_for_again_by_the
     assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
     assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2"]);
     let seen = || peek(&setup.state_file()).unwrap().exports.remove("all").unwrap().seen_patients;
-    assert_eq!(seen(), BTreeSet::from(["p3".to_owned()]));
+    assert_eq!(seen().into_values().collect::<Vec<_>>(), [BTreeSet::from(["p3".to_owned()])]);
     setup.server.scenario(|scenario| scenario.faults.clear());
     setup.complete().await;
     assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
-    assert_eq!(seen(), BTreeSet::new());
+    assert!(seen().is_empty());
+}
+
+/// Whose Patient arrives in a run that cannot compare the members.
+#[tokio::test]
+async fn a_joiner_who_arrives_while_the_group_does_not_answer_is_found_by_the_next_sync() {
+    let setup = loaded().await;
+    setup.later(|world| {
+        set_members(world, &["p1", "p2", "p3"]);
+        world.put(PATIENT, "p3", json!({"gender": "other"}));
+    });
+    let elsewhere = Fault::Redirect {
+        path_contains: format!("Group/{GROUP}"),
+        status: StatusCode::FOUND,
+        location: "ftp://ehr.example.org/".to_owned(),
+        times: 1,
+    };
+    setup.server.scenario(|scenario| scenario.faults = vec![elsewhere]);
+    setup.complete().await;
+    assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 2));
+    setup.server.scenario(|scenario| scenario.hides_groups = true);
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ use crate::{
     state::{FinishedFiles, JobInFlight, KnownTable},
     sync::{
         Engine, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking,
-        columns, events,
+        columns, events, members::compared_group,
     },
     table::{ChangeSet, Committed, Upsert},
 };
@@ -93,7 +93,8 @@ impl<'a> Instalments<'a> {
         let is_everything = job.full_refresh && job.since.is_none();
         let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
         // The Patients of a group may show who has joined, when all of them have arrived.
-        let tells_members = |of: ResourceType| of == ResourceType::PATIENT && run.export.level.group().is_some();
+        let shows_joiners = compared_group(run.export).is_some() && job.patients.is_empty();
+        let tells_members = |of: ResourceType| of == ResourceType::PATIENT && shows_joiners;
         let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !tells_members(*of);
         let types = job.types.iter().copied().filter(has_some).collect();
         Self {

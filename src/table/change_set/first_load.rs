@@ -6,8 +6,8 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
 };
 
@@ -31,8 +31,8 @@ pub struct FirstLoad {
     next_writer: AtomicUsize,
     next_chunk: AtomicU32,
     finished: Mutex<Vec<(ChunkIndex, StoredFile)>>,
-    /// Rows were lost with a file that could not be written.
-    has_failed: AtomicBool,
+    /// The first error. Rows were lost with the file that could not be written.
+    failed: OnceLock<Error>,
 }
 
 /// Writes one file at a time.
@@ -53,30 +53,26 @@ impl FirstLoad {
         let target = FileTarget { row_group_bytes, ..target };
         let writers = (0..writers).map(|_| Mutex::default()).collect();
         let (next_writer, next_chunk) = (AtomicUsize::new(0), AtomicU32::new(0));
-        Self {
-            target,
-            writers,
-            next_writer,
-            next_chunk,
-            finished: Mutex::default(),
-            has_failed: AtomicBool::new(false),
-        }
+        Self { target, writers, next_writer, next_chunk, finished: Mutex::default(), failed: OnceLock::new() }
     }
 
     /// Writes the rows into one file, one after the other, and returns the location of the first. Blocks on the
     /// runtime, so it must not be called on one of the runtime's own threads.
     ///
     /// # Errors
-    /// After the first error there are only errors: rows of earlier batches may have been lost with their file.
-    pub fn write(&self, rows: &RecordBatch) -> Result<RowLocation, DeltaTableError> {
+    /// After the first error there are only errors, the same ones: rows of earlier batches may have been lost with their
+    /// file.
+    pub fn write(&self, rows: &RecordBatch) -> Result<RowLocation, Error> {
         self.unless_failed(|| self.try_write(rows))
     }
 
-    fn unless_failed<T>(&self, step: impl FnOnce() -> Result<T, DeltaTableError>) -> Result<T, DeltaTableError> {
-        if self.has_failed.load(Ordering::SeqCst) {
-            return Err(DeltaTableError::generic("a data file of this load could not be written before"));
+    fn unless_failed<T>(&self, step: impl FnOnce() -> Result<T, DeltaTableError>) -> Result<T, Error> {
+        if let Some(error) = self.failed.get() {
+            return Err(again(error));
         }
-        step().inspect_err(|_| self.has_failed.store(true, Ordering::SeqCst))
+        step().map_err(Error::first_load).inspect_err(|error| {
+            self.failed.get_or_init(|| again(error));
+        })
     }
 
     fn try_write(&self, rows: &RecordBatch) -> Result<RowLocation, DeltaTableError> {
@@ -101,7 +97,7 @@ impl FirstLoad {
     /// As those of [`Self::write`]: nothing of it can be committed then.
     pub fn flush(&self) -> Result<(), Error> {
         let runtime = Handle::current();
-        let finish = |writer: &_| self.unless_failed(|| self.finish(writer, &runtime)).map_err(Error::first_load);
+        let finish = |writer: &_| self.unless_failed(|| self.finish(writer, &runtime));
         in_parallel(&self.writers, finish)?;
         Ok(())
     }
@@ -142,6 +138,16 @@ impl FirstLoad {
     /// The finished files, with their chunk indices.
     pub fn files(&self) -> Vec<(ChunkIndex, StoredFile)> {
         self.finished.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The error for those who come later; what decides whether a later run may succeed is the same.
+fn again(error: &Error) -> Error {
+    match error {
+        Error::StoreFailed { place, failure } => Error::StoreFailed { place: place.clone(), failure: failure.clone() },
+        Error::DiskFull { place } => Error::DiskFull { place: place.clone() },
+        Error::NotWritable { place, kind } => Error::NotWritable { place: place.clone(), kind: *kind },
+        other => Error::spool(other.to_string()),
     }
 }
 

@@ -189,7 +189,7 @@ impl ChangeSet {
                 self.count(count);
                 return window.add(narrow, entries, |full| self.divide(window, full));
             }
-            Rows::DataFiles(first_load) => first_load.write(&rows).map_err(Error::first_load)?,
+            Rows::DataFiles(first_load) => first_load.write(&rows)?,
         };
         // Frees the memory before waiting for other workers at the lock.
         drop(rows);

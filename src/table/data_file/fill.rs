@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use arrow::{
     array::{
-        Array, ArrayRef, AsArray as _, ListArray, MapArray, RecordBatch, RecordBatchOptions, StructArray,
-        new_null_array,
+        Array, ArrayRef, AsArray as _, Decimal128Array, ListArray, MapArray, RecordBatch, RecordBatchOptions,
+        StructArray, new_null_array,
     },
     compute::{CastOptions, cast_with_options},
     datatypes::{DataType, FieldRef, Fields, Schema, SchemaRef},
@@ -169,13 +169,26 @@ fn fitted(array: &ArrayRef, to: &DataType, nulls: &mut Nulls) -> Result<ArrayRef
             let all = fitted(&all, entries.data_type(), nulls)?.as_struct().clone();
             Arc::new(MapArray::try_new(Arc::clone(entries), map.offsets().clone(), all, own_nulls, *ordered)?)
         }
-        (DataType::Decimal128(_, scale), DataType::Decimal128(_, of_table)) if of_table < scale => {
-            let what = "the decimals of the table have fewer digits after the point; `fhir-sync maintain --rebuild` \
-                        gives them more";
-            return Err(ArrowError::SchemaError(what.to_owned()));
+        (DataType::Decimal128(_, scale), DataType::Decimal128(precision, fewer)) if fewer < scale => {
+            Arc::new(with_fewer_digits(array.as_primitive(), *precision, *fewer)?)
         }
         _ => cast_with_options(array, to, &CastOptions { safe: false, ..CastOptions::default() })?,
     })
+}
+
+/// The same decimals with fewer digits after the point; an error if one would lose some.
+fn with_fewer_digits(values: &Decimal128Array, precision: u8, scale: i8) -> Result<Decimal128Array, ArrowError> {
+    let too_long = || {
+        let what = "the decimals of the table have fewer digits after the point; `fhir-sync maintain --rebuild` gives them \
+                    more";
+        ArrowError::SchemaError(what.to_owned())
+    };
+    let factor = 10i128.checked_pow(u32::from(values.scale().abs_diff(scale))).ok_or_else(too_long)?;
+    let shorter = |value: i128| if value % factor == 0 { Ok(value / factor) } else { Err(too_long()) };
+    let shorter: Decimal128Array = values.try_unary(shorter)?;
+    let shorter = shorter.with_precision_and_scale(precision, scale)?;
+    shorter.validate_decimal_precision(precision)?;
+    Ok(shorter)
 }
 
 /// Null arrays, each made once: rows have many parts of few types that none of them fills.
@@ -287,10 +300,7 @@ fn union_of_types(all: &DataType, parts: &[&DataType]) -> DataType {
 
 #[cfg(test)]
 mod tests {
-    use arrow::{
-        array::Decimal128Array,
-        datatypes::{Decimal128Type, Field, TimeUnit},
-    };
+    use arrow::datatypes::{Field, TimeUnit};
     use arrow_json::ReaderBuilder;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -300,19 +310,18 @@ mod tests {
     /// (`tables.layout` was changed, and the tables not rebuilt)
     #[test]
     fn no_digit_of_a_decimal_is_lost_in_a_table_that_has_fewer() {
-        let decimals = |scale| {
-            let values: ArrayRef =
-                Arc::new(Decimal128Array::from(vec![41]).with_precision_and_scale(38, scale).unwrap());
+        let decimals = |value, scale| {
+            let values = Decimal128Array::from(vec![Some(value), None]).with_precision_and_scale(38, scale);
+            let values: ArrayRef = Arc::new(values.unwrap());
             let value = field("value", values.data_type().clone());
             let structure: ArrayRef = Arc::new(StructArray::from(vec![(value, values)]));
             RecordBatch::try_from_iter([("quantity", structure)]).unwrap()
         };
-        let [few, many] = [6, 12].map(decimals);
-        let error = fit(&many, &few.schema()).unwrap_err().to_string();
+        let (few, many) = (decimals(41, 6), decimals(41_000_000, 12));
+        assert_eq!(fit(&many, &few.schema()).unwrap(), few);
+        assert_eq!(fit(&few, &many.schema()).unwrap(), many);
+        let error = fit(&decimals(41_000_001, 12), &few.schema()).unwrap_err().to_string();
         assert!(error.contains("maintain --rebuild"), "{error}");
-        let fitted = fit(&few, &many.schema()).unwrap();
-        let structure = fitted.column(0).as_struct();
-        assert_eq!(structure.column(0).as_primitive::<Decimal128Type>().value(0), 41_000_000);
     }
 
     fn field(name: &str, data_type: DataType) -> FieldRef {
