@@ -239,6 +239,8 @@ async fn without_the_list_joiners_whose_history_fails_are_asked_for_again_by_the
     setup.later(|world| {
         set_members(world, &["p1", "p2", "p3"]);
         world.put(PATIENT, "p3", json!({"gender": "other"}));
+        // Beyond the overlap of two increments.
+        world.advance(std::time::Duration::from_hours(1));
     });
     let job_of_joiners = setup.server.jobs().len() + 2;
     setup.server.scenario(|scenario| scenario.faults = vec![without_files(job_of_joiners)]);
@@ -248,8 +250,6 @@ async fn without_the_list_joiners_whose_history_fails_are_asked_for_again_by_the
     let seen = || peek(&setup.state_file()).unwrap().exports.remove("all").unwrap().seen_patients;
     assert_eq!(seen().into_values().collect::<Vec<_>>(), [BTreeSet::from(["p3".to_owned()])]);
     setup.server.scenario(|scenario| scenario.faults.clear());
-    // Beyond the overlap of two increments.
-    setup.later(|world| world.advance(std::time::Duration::from_hours(24)));
     setup.complete().await;
     assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
     assert!(seen().is_empty());
@@ -262,6 +262,8 @@ async fn a_joiner_who_arrives_while_the_group_does_not_answer_is_found_by_the_ne
     setup.later(|world| {
         set_members(world, &["p1", "p2", "p3"]);
         world.put(PATIENT, "p3", json!({"gender": "other"}));
+        // Beyond the overlap of two increments.
+        world.advance(std::time::Duration::from_hours(1));
     });
     let elsewhere = Fault::Redirect {
         path_contains: format!("Group/{GROUP}"),
@@ -273,8 +275,6 @@ async fn a_joiner_who_arrives_while_the_group_does_not_answer_is_found_by_the_ne
     setup.complete().await;
     assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 2));
     setup.server.scenario(|scenario| scenario.hides_groups = true);
-    // Beyond the overlap of two increments.
-    setup.later(|world| world.advance(std::time::Duration::from_hours(24)));
     setup.complete().await;
     assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
 }
