@@ -184,7 +184,7 @@ fn order(document: Document<'_>, a: &Member, b: &Member) -> Ordering {
     let text = || document.text(a.name).cmp(document.text(b.name));
     if a.has_escapes || b.has_escapes {
         return match (document.string(a.name), document.string(b.name)) {
-            // Escapes that stand for no text.
+            // Both have half of a surrogate pair, and so no text.
             (None, None) => text(),
             (a, b) => a.cmp(&b),
         };

@@ -69,8 +69,8 @@ impl Run<'_> {
                 ));
                 Now::Seen
             }
-            Ok(Err(error)) => return Ok(not_compared(group, &chain(&error))),
-            Err(_) => return Ok(not_compared(group, "no answer in time")),
+            Ok(Err(error)) => return Ok(self.not_compared(group, &chain(&error))),
+            Err(_) => return Ok(self.not_compared(group, "no answer in time")),
         };
         let watermarks = self.syncer.watermarks(self.export).await.into_iter();
         let mut loaded: BTreeSet<_> =
@@ -85,6 +85,15 @@ impl Run<'_> {
             self.recorded_members = None;
         }
         Ok(Some(membership))
+    }
+
+    /// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.
+    fn not_compared(&mut self, group: &str, error: &str) -> Option<Membership> {
+        tracing::warn!(group, error, "the members of the group could not be read; the next sync compares them");
+        self.report.notes.push(format!(
+            "the members of Group/{group} could not be read; the history of who has joined is asked for by the next sync"
+        ));
+        None
     }
 
     /// Where members were never recorded, nobody knows who joined since the tables were loaded.
@@ -291,12 +300,6 @@ fn cannot_name_patients(error: &export::Error) -> bool {
         } => status.is_client_error(),
         _ => false,
     }
-}
-
-/// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.
-fn not_compared(group: &str, error: &str) -> Option<Membership> {
-    tracing::warn!(group, error, "the members of the group could not be read; the next sync compares them");
-    None
 }
 
 fn patients(count: usize) -> String {

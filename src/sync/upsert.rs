@@ -86,10 +86,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     for of_type in received.types.values_mut() {
         run.seen_patients.append(&mut of_type.patients);
     }
-    // A full load brings the history as well.
-    if commits.since.is_some() {
-        run.remember_seen_patients().await?;
-    }
+    run.remember_seen_patients().await?;
     let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
     let mut known = Known {
         upsert: commits.instalment(run),

@@ -64,8 +64,8 @@ impl<'text> Decimal<'text> {
         (unscaled.abs() < limit).then_some(Scaled { unscaled, rounded })
     }
 
-    /// The exact value as (integer, scale): integer × 10^-scale. `None` beyond 38 digits, or where the scale is no number
-    /// of 32 bits.
+    /// The exact value as (integer, scale): integer × 10^-scale. `None` beyond 38 digits, or if the scale does not
+    /// fit into 32 bits.
     pub fn exact(self) -> Option<(i128, i32)> {
         let digits = self.leading(self.integer.len() + self.fraction.len())?;
         let scale = Some(self.lexical_scale()).filter(|scale| !matches!(*scale, i32::MIN | i32::MAX))?;
