@@ -145,6 +145,7 @@ impl Root {
     /// Joins the group of processes that hold the lease of this root together, for the holder of a state.
     pub async fn join_lease(&mut self, holder: &str, group: &str) -> Result<Arc<Lease>, Error> {
         let us = Holder::ourselves(holder);
+        metrics::lease_shared();
         self.leased(Lease::join(Subject::Tables, self.lease_document(), us, Some(group)).await)
     }
 

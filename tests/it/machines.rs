@@ -174,6 +174,24 @@ async fn an_export_that_one_process_works_on_is_shown_by_the_others_and_run_by_n
 }
 
 #[tokio::test]
+async fn processes_that_share_the_exports_all_hold_the_lease_and_their_metrics_say_that_it_is_shared() {
+    let site = Site::new("0 0 5 29 2 *").await;
+    let processes = [site.start(0), site.start(1)];
+    for process in &processes {
+        let origin = process.health().await;
+        let metrics = reqwest::get(format!("{origin}/metrics")).await.unwrap().text().await.unwrap();
+        for series in ["fhir_sync_lease_held 1", "fhir_sync_lease_shared 1"] {
+            assert!(metrics.lines().any(|line| line == series), "no {series} in\n{metrics}");
+        }
+    }
+    site.settled().await;
+    for process in processes {
+        process.terminate().await;
+        assert_eq!(process.end().await.code, Some(0));
+    }
+}
+
+#[tokio::test]
 async fn processes_that_share_the_exports_and_one_that_does_not_keep_each_other_away() {
     let mut site = Site::new("0 0 5 29 2 *").await;
     let sharing = site.start(0);

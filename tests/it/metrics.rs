@@ -96,6 +96,7 @@ async fn every_series_is_there_before_the_first_run_has_ended() {
         r#"fhir_sync_delta_commits_total{table="Patient",outcome="committed"}"#,
         r#"fhir_sync_download_bytes_total{stage="wire"}"#,
         r#"fhir_sync_step_duration_seconds_count{step="upserting"}"#,
+        "fhir_sync_lease_shared",
         "fhir_sync_spool_bytes",
     ] {
         assert_equal(before.value(series), 0.0, series);

@@ -390,6 +390,7 @@ metrics! {
     CACHE_BYTES = GAUGE, "store_cache_bytes", [], "Size of what is kept in the local cache of the object store.";
     STATE_WRITES = COUNTER, "state_writes_total", [WRITE_OUTCOME], "Writes of the state file.";
     LEASE_HELD = GAUGE, "lease_held", [], "1 while this process may write the tables.";
+    LEASE_SHARED = GAUGE, "lease_shared", [], "1 where several processes hold that lease together (daemon.share_exports).";
     SPOOL_BYTES = GAUGE, "spool_bytes", [], "Size of the temporary files for received rows.";
     SPOOL_FREE = GAUGE, "spool_free_bytes", [], "Free space of the disk with the temporary files.";
     CLOCK_SKEW = GAUGE, "clock_skew_seconds", [PEER],

@@ -221,6 +221,11 @@ pub fn lease_held(is_held: bool) {
     metric::LEASE_HELD.set(f64::from(u8::from(is_held)), Vec::new());
 }
 
+/// The lease is held together with other processes, as long as this one lives.
+pub fn lease_shared() {
+    metric::LEASE_SHARED.set(1.0, Vec::new());
+}
+
 pub fn store_requested(kind: StoreRequest) {
     metric::STORE_REQUESTS.add(1, vec![word("kind", kind.word())]);
 }
