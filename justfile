@@ -88,7 +88,7 @@ deny +CHECKS="bans licenses sources":
 
 # A software bill of materials (CycloneDX), fhir-sync.cdx.json, of the packaged program; needs `cargo install cargo-cyclonedx`
 sbom:
-    cargo cyclonedx --format json --features sql --describe crate
+    cargo cyclonedx --format json --features sql,spark --describe crate
 
 # What is shipped, tried where it runs, with a release build: size and start, package under systemd, image; needs root
 ops:
