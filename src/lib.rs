@@ -14,7 +14,7 @@ pub mod control;
 pub mod notify;
 // Cron becomes ticks.
 pub mod schedule;
-// The health listener: health, liveness, readiness.
+// The listener: health, liveness, readiness, the status page, metrics and public keys.
 pub mod serve;
 // The story: one sync of one export.
 pub mod sync;

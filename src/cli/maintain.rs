@@ -26,8 +26,8 @@ use crate::{
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
-    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger, `quarantine`; without any:
-    /// all tables of the configuration
+    /// Resource types, or `deleted` for the table of tombstones, `runs` for the ledger, `quarantine`, `members`;
+    /// without any: all tables of the configuration
     #[arg(value_name = "TYPE")]
     tables: Vec<TableName>,
     /// Show what would be done, and change nothing
