@@ -9,8 +9,8 @@ use tikv_jemallocator::Jemalloc;
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// Of the threads that do the work, as in nice(2); it counts among the threads of this process first of all, because
-/// services and containers have shares of their own.
+/// The niceness of worker threads. It lets the health listener answer first; the shares of services and containers are
+/// not affected.
 const WORK_NICENESS: i32 = 5;
 
 fn main() -> anyhow::Result<ExitCode> {

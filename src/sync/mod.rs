@@ -4,8 +4,9 @@
 //! watermark moves only in the commit that completes the rows up to it; a type, file or line that fails does not stop
 //! the others; and whatever interrupts a run, the next one continues from there.
 //!
-//! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. The
-//! steps are below them, in their order.
+//! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. Steps
+//! without a file of their own are below them, in their order; the others: `mirror`, `members`, `jobs`, `partial`,
+//! `refused`.
 
 mod absence;
 mod blocking;

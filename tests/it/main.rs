@@ -29,8 +29,9 @@ mod citations;
 mod conformance;
 /// The content of the tables after exports in any order: repeated, late, with deletions.
 mod convergence;
-/// The columns of the tables.
+/// `check --online`: what a sync needs is tried, and each line has its way out.
 mod check_online;
+/// The columns of the tables.
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
@@ -54,8 +55,9 @@ mod lines;
 mod machines;
 /// Maintenance by the command and by the daemon, never while a sync writes.
 mod maintain;
-/// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
+/// Groups: who joins gets the history, and what becomes of the rows of those who leave.
 mod members;
+/// Messages to the operator when something is wrong, and that the next sync completes once it is fixed.
 mod messages;
 /// The metrics: every series from the start, counters that agree with the runs, and what names them.
 mod metrics;

@@ -13,7 +13,7 @@ use crate::resource::json::Value;
 
 pub struct Block<'a> {
     pub lines: &'a [PlannedLine<'a>],
-    /// Of all lines of the batch.
+    /// Of all lines with a plan in one part of the batch.
     pub values: &'a [Value],
     pub batch: &'a mut Batch,
     /// In the order of the columns.
@@ -38,7 +38,7 @@ impl Block<'_> {
         self.issues.iter().filter(is_it).map(|issue| issue.line).collect()
     }
 
-    /// The issues, line by line, and those of a line as the way by the names comes to them.
+    /// The issues, line by line, and those of a line in the order in which decoding by member names comes to them.
     pub fn issues(mut self, plan: &LinePlan) -> Vec<ValueIssue> {
         let turn = |issue: &ValueIssue| plan.values[issue.value].turn;
         self.issues.sort_by_key(|issue| (issue.line, turn(issue), issue.derived.is_some()));

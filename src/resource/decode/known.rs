@@ -1,8 +1,9 @@
-//! Known lines: the lines of a batch in the order in which they become rows, those with the same plan together.
+//! Known lines: the lines of one part of a batch in the order in which they become rows, those with the same plan
+//! together.
 //!
-//! A line without a plan is a stranger; nothing is known of it, not even whether it is JSON. Within the lines with a
-//! plan and within the strangers, lines with the same wide members are neighbours, because the Parquet writer handles
-//! them faster ([`LineGrouping`]).
+//! A line without a plan is decoded by its member names; nothing is known of it before, not even whether it is JSON.
+//! Within the lines with a plan and within those without, lines with the same wide members are neighbours, because the
+//! Parquet writer handles them faster ([`LineGrouping`]).
 
 use std::{
     num::NonZero,
@@ -34,7 +35,7 @@ pub struct Plans {
 #[derive(Debug)]
 pub struct Known {
     outlines: Outlines,
-    /// By outline; `None` where its lines go the way by their names.
+    /// By outline; `None` where its lines are decoded by their member names.
     plans: Vec<Option<GroupPlan>>,
     attempts_left: usize,
     pub tape: Tape,
@@ -47,13 +48,13 @@ struct GroupPlan {
     group: u8,
 }
 
-/// Lines in the order in which they become rows: those with a plan, and then the strangers.
+/// Lines in the order in which they become rows: those with a plan, and then those without.
 pub struct SortedLines<'line> {
     /// Neighbours have the same plan.
     planned: Vec<PlannedLine<'line>>,
     /// The values of the lines with a plan.
     pub values: Vec<Value>,
-    /// Their places among the lines.
+    /// The lines without a plan: their places among the lines.
     pub strangers: Vec<usize>,
 }
 
@@ -134,7 +135,7 @@ impl Known {
         Some(&known.plan)
     }
 
-    /// Appends the values of a line; none of a stranger.
+    /// Appends the values of a line; none of a line without a plan.
     fn planned<'line>(
         &mut self,
         shape: &Shape,

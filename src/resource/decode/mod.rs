@@ -1,4 +1,4 @@
-//! A decoder turns the lines of one file into rows of one resource type.
+//! A decoder turns lines into rows of one resource type: those of all its files in one run.
 //!
 //! Every line ends as exactly one row or exactly one [`BadLine`]. The line itself goes into `resource_json` byte for
 //! byte; what its typed columns do not hold is listed in `_sync_issues`. An invalid value is null in its column; the

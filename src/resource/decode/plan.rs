@@ -1,8 +1,9 @@
 //! A plan: how the lines of one outline become rows, worked out once and then followed by all of them.
 //!
 //! A plan leads each value straight into the column of its element. It exists only for lines whose members all have a
-//! column, and are lists and structures where FHIR has them. Any other line goes the way by its names, which reports what
-//! is wrong with it. Values are judged on both ways, and both give the same rows; `tests/plans.rs` holds that.
+//! column, and are lists and structures where FHIR has them. Any other line is decoded by its member names, which
+//! reports what is wrong with it. Values are judged in both cases, and both give the same rows; `tests/plans.rs` holds
+//! that.
 
 use super::{
     canonical::Quantity,
@@ -42,7 +43,7 @@ pub struct LinePlan {
 /// What the issues of a value need.
 #[derive(Clone, Default, Debug)]
 pub struct ValuePlan {
-    /// When the way by the names comes to it.
+    /// When decoding by member names comes to it.
     pub turn: usize,
     /// `Patient.name[0].given[1]`; empty where no column takes the value.
     pub path: String,

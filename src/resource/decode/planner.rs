@@ -1,4 +1,5 @@
-//! A planner makes the plan of a document: it goes the way by the names once, and notes where each value ends up.
+//! A planner makes the plan of a document: it goes through it once as decoding by member names does, and notes where
+//! each value ends up.
 
 use std::{
     cell::Cell,
@@ -69,7 +70,7 @@ struct Planner<'line> {
 /// make plans that are much larger than their lines.
 const MAX_SLOTS_PER_VALUE: usize = 16;
 
-/// The way by the names: what it meets of a document, in its order.
+/// What decoding by member names meets of a document, in its order.
 struct Way<'line> {
     document: Document<'line>,
     /// Of the structure that it is in; at its end that of the resource.

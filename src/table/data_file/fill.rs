@@ -55,7 +55,7 @@ impl Fill {
     }
 }
 
-/// The parts of a part.
+/// The child fields of a nested type.
 pub fn children(data_type: &DataType) -> &[FieldRef] {
     match data_type {
         DataType::Struct(fields) => fields,

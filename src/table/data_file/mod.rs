@@ -342,7 +342,7 @@ impl DataFileWriter {
     }
 }
 
-/// Hands a file to the store in pieces: of a row group that is written at once, all parts would be on their way at once.
+/// Hands a file to the store in pieces. A whole row group in one call would start all its uploads together.
 struct InParts(BufWriter);
 
 impl AsyncFileWriter for InParts {

@@ -1,8 +1,8 @@
-//! Plans: a line has the same row, whichever way it goes.
+//! Plans: a line has the same row with a plan and by its member names.
 
 use super::*;
 
-/// With plans, which a second decoder has from other lines already; and the way by the names.
+/// With plans, which a second decoder has from other lines already; and by member names.
 pub fn assert_same_both_ways(resource_type: &str, layout: Layout, texts: &[String]) {
     let planned = decoder(resource_type, layout);
     let walked = Decoder { plans: Plans::none(&planned.shape), ..planned.clone() };

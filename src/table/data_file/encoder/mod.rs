@@ -96,7 +96,8 @@ impl Encoder {
         }
     }
 
-    /// Adds rows to the open row group; not more than there is room for.
+    /// Adds rows to the open row group. The caller passes at most [`Self::room`] rows, and ends the row group when
+    /// there is no more room.
     pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         self.note(rows)?;
         if self.open.is_empty() {
@@ -115,7 +116,8 @@ impl Encoder {
         Ok(())
     }
 
-    /// Notes what rows fill that are written now or soon. A leaf that gets its first value gets a writer; until then it had the common pages.
+    /// Records which leaves have values in `rows`. A leaf with its first value gets its own writer; until then it used
+    /// the shared pages without values.
     pub fn note(&mut self, rows: &RecordBatch) -> Result<()> {
         let columns = self.columns.iter_mut().zip(rows.columns());
         let changed: Vec<_> =
@@ -162,12 +164,12 @@ impl Encoder {
         Ok(())
     }
 
-    /// Writes the footer, when all row groups have ended. The last bytes of the file are the [`Self::rest`].
+    /// Writes the footer; the caller has ended the last row group, and writes the [`Self::rest`] to `out` afterwards.
     pub fn finish(&mut self) -> Result<ParquetMetaData> {
         self.file.finish()
     }
 
-    /// What was written and is not in `out` yet.
+    /// Takes the next piece of what was written and is not in `out` yet. The caller asks until there is none.
     pub fn rest(&self) -> Option<Bytes> {
         self.pieces.full().or_else(|| self.pieces.rest())
     }
