@@ -71,6 +71,8 @@ mod notify;
 mod one_by_one;
 /// Lines that are something else than a resource of their file's type.
 mod other_lines;
+/// The pages for people: where their links lead.
+mod pages;
 /// Partial manifests: files that are read while the server still works on the export.
 mod partial;
 /// The parameters of an export, from the settings to the tables.
