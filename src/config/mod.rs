@@ -1,7 +1,7 @@
 //! The configuration: a file, the environment and flags become the typed settings of every room.
 //!
-//! It is read at the start, and again at a reload. All mistakes are reported at once, each with its key; an unknown key is a mistake.
-//! `config/fhir-sync.toml` is the reference: a test compares it with what is read here.
+//! It is read at the start, and again at a reload. All mistakes are reported at once, each with its key; an unknown key
+//! is a mistake. `config/fhir-sync.toml` is the reference: a test compares it with what is read here.
 
 mod authorization;
 mod effective;

@@ -24,7 +24,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// The daemon with this control socket, named without its suffix; `None` where none runs: there is no socket, or nobody listens to it.
+    /// The daemon with this control socket, named without its suffix; `None` where none runs: there is no socket, or
+    /// nobody listens to it.
     pub async fn find(control: &Path, tables: &Location) -> Result<Option<Self>, Error> {
         match connect(control).await {
             Ok(_) => Ok(Some(Self { control: control.to_owned(), tables: place_of(tables) })),

@@ -1,6 +1,7 @@
 //! Control: commands that are given by hand while a daemon holds the state file and the tables.
 //!
-//! The daemon listens on a Unix socket beside the state file, or beside the spool where the state is in a store, and does the work of a command between its own syncs.
+//! The daemon listens on a Unix socket beside the state file, or beside the spool where the state is in a store, and
+//! does the work of a command between its own syncs.
 //! Where no daemon runs, the command does the same work itself: both call [`carry_out`]. The socket serves the user of
 //! the daemon and root, nobody else. Lines, connections and waits have limits.
 

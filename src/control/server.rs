@@ -69,8 +69,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Server {
     /// Listens at `control`, with the suffix of a socket. The caller holds the state: a socket that is there is of a
-    /// process that has ended, and is replaced. `tables` is the place of the tables ([`super::place_of`]); `stop` ends the work of all
-    /// orders.
+    /// process that has ended, and is replaced. `tables` is the place of the tables ([`super::place_of`]); `stop` ends
+    /// the work of all orders.
     pub fn start(
         control: &Path,
         tables: String,

@@ -21,7 +21,8 @@ pub struct Webhook {
 pub enum WebhookFormat {
     /// All that is known, for programs.
     Json,
-    /// A text for an incoming webhook of Slack (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks>).
+    /// A text for an incoming webhook of Slack
+    /// (<https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks>).
     Slack,
     /// An Adaptive Card for a workflow of Teams that begins with a webhook
     /// (<https://learn.microsoft.com/en-us/power-automate/create-flow-from-webhook>).
