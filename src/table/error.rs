@@ -98,6 +98,11 @@ impl Error {
         }
     }
 
+    /// What the spool has of ids is not what was put there.
+    pub(super) fn unreadable_index() -> Self {
+        Self::spool("what was kept of received rows cannot be read back")
+    }
+
     /// Of a data file that is written while rows arrive.
     pub(super) fn first_load(source: DeltaTableError) -> Self {
         match Self::delta("a data file of the first load", source) {

@@ -14,7 +14,7 @@ use crate::fhir::Version;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct IdHash {
     pub high: u64,
-    low: u64,
+    pub low: u64,
 }
 
 impl Hash for IdHash {
@@ -113,17 +113,7 @@ impl IndexEntry {
         out.extend_from_slice(&id_hash.low.to_le_bytes());
         match self {
             Self::Row(RowEntry { version, hash, position, location }) => {
-                let numbers = [
-                    (FIRST, version.last_updated_micros.map(i64::to_le_bytes)),
-                    (SECOND, version.version_id.map(u64::to_le_bytes)),
-                    (THIRD, version.transaction_time_micros.map(i64::to_le_bytes)),
-                ];
-                let there =
-                    numbers.iter().filter(|(_, number)| number.is_some()).fold(0, |flags, (flag, _)| flags | flag);
-                out.push(there | if version.subsetted { SUBSETTED } else { 0 });
-                for number in numbers.into_iter().filter_map(|(_, number)| number) {
-                    out.extend_from_slice(&number);
-                }
+                encode_version(version, 0, out);
                 out.extend_from_slice(&hash.to_le_bytes());
                 out.extend_from_slice(&position.output.0.to_le_bytes());
                 out.extend_from_slice(&position.line.to_le_bytes());
@@ -143,24 +133,18 @@ impl IndexEntry {
     pub fn decode(bytes: &mut &[u8]) -> Option<(IdHash, Self)> {
         let id_hash = IdHash { high: number(bytes)?, low: number(bytes)? };
         let [flags] = take(bytes)?;
-        let numbers = |bytes: &mut &[u8], flag| if flags & flag == 0 { Some(None) } else { take(bytes).map(Some) };
-        let first = numbers(bytes, FIRST)?.map(i64::from_le_bytes);
         if flags & DELETION != 0 {
-            let at = match first {
-                Some(micros) => Some(DateTime::from_timestamp_micros(micros)?),
-                None => None,
+            let at = if flags & FIRST == 0 {
+                None
+            } else {
+                Some(DateTime::from_timestamp_micros(i64::from_le_bytes(take(bytes)?))?)
             };
             let id_bytes = usize::try_from(number(bytes)?).ok()?;
             let (id, rest) = bytes.split_at_checked(id_bytes)?;
             *bytes = rest;
             return Some((id_hash, Self::Deletion { id: std::str::from_utf8(id).ok()?.into(), at }));
         }
-        let version = Version {
-            last_updated_micros: first,
-            version_id: numbers(bytes, SECOND)?.map(u64::from_le_bytes),
-            transaction_time_micros: numbers(bytes, THIRD)?.map(i64::from_le_bytes),
-            subsetted: flags & SUBSETTED != 0,
-        };
+        let version = decode_version(flags, bytes)?;
         let hash = number(bytes)?;
         let position = Position { output: OutputIndex(u32::from_le_bytes(take(bytes)?)), line: number(bytes)? };
         let chunk = ChunkIndex(u32::from_le_bytes(take(bytes)?));
@@ -169,11 +153,36 @@ impl IndexEntry {
     }
 }
 
-fn number(bytes: &mut &[u8]) -> Option<u64> {
+/// Appends flags and numbers of a version. The flag [`DELETION`] is not one of them, and may be among `more_flags`.
+pub fn encode_version(version: &Version, more_flags: u8, out: &mut Vec<u8>) {
+    let numbers = [
+        (FIRST, version.last_updated_micros.map(i64::to_le_bytes)),
+        (SECOND, version.version_id.map(u64::to_le_bytes)),
+        (THIRD, version.transaction_time_micros.map(i64::to_le_bytes)),
+    ];
+    let there = numbers.iter().filter(|(_, number)| number.is_some()).fold(more_flags, |flags, (flag, _)| flags | flag);
+    out.push(there | if version.subsetted { SUBSETTED } else { 0 });
+    for number in numbers.into_iter().filter_map(|(_, number)| number) {
+        out.extend_from_slice(&number);
+    }
+}
+
+/// The version with these flags, whose numbers are the next bytes.
+pub fn decode_version(flags: u8, bytes: &mut &[u8]) -> Option<Version> {
+    let numbers = |bytes: &mut &[u8], flag| if flags & flag == 0 { Some(None) } else { take(bytes).map(Some) };
+    Some(Version {
+        last_updated_micros: numbers(bytes, FIRST)?.map(i64::from_le_bytes),
+        version_id: numbers(bytes, SECOND)?.map(u64::from_le_bytes),
+        transaction_time_micros: numbers(bytes, THIRD)?.map(i64::from_le_bytes),
+        subsetted: flags & SUBSETTED != 0,
+    })
+}
+
+pub fn number(bytes: &mut &[u8]) -> Option<u64> {
     take(bytes).map(u64::from_le_bytes)
 }
 
-fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+pub fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
     let (head, rest) = bytes.split_first_chunk()?;
     *bytes = rest;
     Some(*head)

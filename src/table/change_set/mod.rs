@@ -7,6 +7,8 @@
 
 /// One batch of rows as bytes.
 pub mod batch;
+/// Stored rows that may have an id of the change set.
+pub mod candidates;
 /// What the index keeps of a row or a deletion.
 pub mod entry;
 /// Rows for an empty table, written into data files at once.
@@ -37,6 +39,7 @@ use crate::fhir::RowKey;
 use crate::table::{
     Error, Table,
     change_set::batch::SpooledBatch,
+    change_set::candidates::Candidates,
     change_set::entry::{ChunkIndex, IdHash, IdHasher, IndexEntry, NewEntry, Position, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::memory_budget::MemoryBudget,
@@ -302,6 +305,18 @@ impl ChangeSet {
             let held = self.read();
             held.index.load(&held.spool, &self.hasher, &span)
         })
+    }
+
+    /// What finds the stored rows of all shards at once; `None` where there is one shard. It takes as much memory as a
+    /// shard, half of it for a filter of all ids, so no shard may be in memory meanwhile. Blocks on the disk.
+    pub fn candidates(&self) -> Result<Option<Candidates>, Error> {
+        let held = self.read();
+        if held.index.spans().len() == 1 {
+            return Ok(None);
+        }
+        let half_bytes = held.index.shard_bytes() / 2;
+        let filter = held.index.filter(&held.spool, &self.hasher, half_bytes)?;
+        Ok(Some(Candidates::new(filter, held.spool.beside(), half_bytes)))
     }
 
     /// The rows of a spooled chunk, without the columns that are null in all of them. May be called in any

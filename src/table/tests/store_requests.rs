@@ -20,12 +20,17 @@ impl StoredLake {
     /// Another process, with an empty cache.
     fn over(store: Arc<dyn ObjectStore>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Traced::new(store);
         let settings = cache::Settings { folder: folder.path().to_owned(), max_bytes: 1 << 30 };
-        let config = Config {
-            cache: Some(settings),
-            ..Config::new(Location::ObjectStore(Url::parse("store://lake/lake").unwrap()))
-        };
+        Self::with(store, folder, Some(settings))
+    }
+
+    fn without_cache() -> Self {
+        Self::with(Arc::new(InMemory::new()), tempfile::tempdir().unwrap(), None)
+    }
+
+    fn with(store: Arc<dyn ObjectStore>, folder: tempfile::TempDir, cache: Option<cache::Settings>) -> Self {
+        let store = Traced::new(store);
+        let config = Config { cache, ..Config::new(Location::ObjectStore(Url::parse("store://lake/lake").unwrap())) };
         let root = Root::over(Arc::new(store.clone()), config).unwrap();
         Self { lake: Lake { root, folder, resource_type: patient() }, store }
     }
@@ -136,4 +141,29 @@ async fn all_deletion_vectors_of_a_commit_are_read_in_one_request() {
     stored.store.take();
     assert_eq!(stored.lake.table().await.stored_files().await.unwrap().len(), 6);
     assert_eq!(Asked::of(&stored.store.take()).get_data, 1);
+}
+
+/// A reading for each shard would make a large upsert quadratic.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_set_of_many_shards_reads_the_stored_rows_no_more_often_than_one_of_one_shard() {
+    let mut asked = Vec::new();
+    for is_sharded in [false, true] {
+        let stored = StoredLake::without_cache();
+        stored.upsert(&lines(0..200, 1), 1).await;
+        let lake = &stored.lake;
+        let changes = if is_sharded {
+            lake.change_set(&[lines(100..300, 2)], 2)
+        } else {
+            let at_once = ChangeSet::new(&lake.shape().schema(), MemoryBudget::alone(64 << 20), lake.folder.path());
+            lake.fill(&at_once, &[lines(100..300, 2)], 2);
+            at_once
+        };
+        assert_eq!(changes.shards().count() > 10, is_sharded);
+        let table = lake.table().await;
+        stored.store.take();
+        let committed = table.upsert(&changes, &upsert(2)).await.unwrap();
+        assert_eq!((committed.counts.updated, committed.counts.inserted), (100, 100));
+        asked.push(Asked::of(&stored.store.take()).get_data);
+    }
+    assert!(asked[1] <= asked[0], "{asked:?}");
 }

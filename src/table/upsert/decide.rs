@@ -9,14 +9,17 @@ use chrono::{DateTime, Utc};
 use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Reconcile, Table, Upsert,
+    change_set::candidates::Kept,
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
     data_file::stored::{DamagedFile, FileIndex, StoredFile},
+    ids::Ids,
     properties::ENABLE_CHANGE_DATA_FEED,
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
     upsert::compare::compare,
     upsert::probe::{Hit, Probed, probe},
+    upsert::probe_once::{probe_candidates, probe_once},
 };
 
 /// Which stored rows are deleted, which rows of the change set are written, and how all of them count.
@@ -79,9 +82,13 @@ pub async fn decide(
         decision.files = table.stored_files().await?;
     }
     let ids = changes.ids();
+    let candidates = candidates(table, changes, &ids, upsert, &mut decision)?;
     for shard in changes.shards() {
         let shard = shard?;
-        let probed = probe(table, &decision.files, &shard, &ids, upsert)?;
+        let probed = match &candidates {
+            Some(candidates) => probe_candidates(&shard, candidates.of(&shard)?, upsert),
+            None => probe(table, &decision.files, &shard, &ids, upsert)?,
+        };
         let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
@@ -90,6 +97,24 @@ pub async fn decide(
         reconcile(table, &mut decision, limits).await?;
     }
     Ok(decision)
+}
+
+/// The candidates for all shards, where there are several and the table has rows.
+fn candidates(
+    table: &Table,
+    changes: &ChangeSet,
+    ids: &Ids,
+    upsert: &Upsert,
+    decision: &mut Decision,
+) -> Result<Option<Kept>, Error> {
+    if decision.files.is_empty() {
+        return Ok(None);
+    }
+    let Some(candidates) = changes.candidates()? else { return Ok(None) };
+    let Probed { missing, stored_rows, .. } = probe_once(table, &decision.files, &candidates, ids, upsert)?;
+    decision.missing.extend(missing);
+    decision.stored_rows += stored_rows;
+    Ok(Some(candidates.kept()?))
 }
 
 /// Does the table promise change files to its readers? Its own property decides, no matter who set it.

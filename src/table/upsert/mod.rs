@@ -1,15 +1,17 @@
 //! Upsert: a change set and a table become one commit.
 //!
-//! [`probe`](probe::probe) finds the stored rows of the change set's ids, [`compare`](compare::compare) says which of
-//! them have the same content, [`decide`](decide::decide) says what happens to each, [`write`](write::write) writes
-//! files, and the commit names them. Rows that are replaced or removed are marked in deletion vectors, or their files
-//! are rewritten without them; a file with many deleted rows is rewritten in any case. Each row of the change set is
-//! counted in exactly one of the [`Counts`].
+//! [`probe`](probe::probe) finds the stored rows of the change set's ids; where these do not fit into memory,
+//! [`probe_once`](probe_once::probe_once) does. [`compare`](compare::compare) says which of them have the same content,
+//! [`decide`](decide::decide) says what happens to each, [`write`](write::write) writes files, and the commit names
+//! them. Rows that are replaced or removed are marked in deletion vectors, or their files are rewritten without them; a
+//! file with many deleted rows is rewritten in any case. Each row of the change set is counted in exactly one of the
+//! [`Counts`].
 
 mod change_feed;
 mod compare;
 pub mod decide;
 pub mod probe;
+mod probe_once;
 pub mod row_groups;
 pub mod write;
 mod write_task;

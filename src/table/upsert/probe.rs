@@ -1,7 +1,8 @@
 //! A probe: which stored rows have an id of the change set, and which versions are they?
 //!
 //! It reads the ids of the files, and of the rows that it finds only the columns of a version. Row groups are read in
-//! parallel, a batch at a time. What stays in memory is one [`Hit`] for each stored row whose id is in the change set.
+//! parallel, a batch at a time. What stays in memory is one [`Hit`] for each stored row whose id is in the shard. Where
+//! there are several shards, the files are read once for all of them, see [`super::probe_once`].
 
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ const VERSION_COLUMNS: [&str; 5] =
 const RAW_VERSION_COLUMNS: [&str; 3] = ["_sync_transaction_time", "_sync_hash", "resource_json"];
 
 /// A row group that is read.
-struct RowGroupScan<'files> {
+pub struct RowGroupScan<'files> {
     file: FileIndex,
     stored: &'files StoredFile,
     footer: ArrowReaderMetadata,
@@ -77,18 +78,15 @@ struct RowGroupScan<'files> {
 }
 
 /// Files whose footers are in memory at the same time: one with four row groups of wide rows takes a megabyte or two.
-const FILES_AT_ONCE: usize = 16;
+pub const FILES_AT_ONCE: usize = 16;
 
 /// Finds the rows of `shard`, which holds all or some of `ids`, in `files`. Blocks.
 pub fn probe(table: &Table, files: &[StoredFile], shard: &Shard, ids: &Ids, upsert: &Upsert) -> Result<Probed, Error> {
-    // A full refresh looks for rows that it does not have, and they may be anywhere: then nothing is pruned.
-    let ids = upsert.reconcile.is_none().then_some(ids);
-    let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
-    indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
-    let wanted = Wanted { shard, prefilter: ids.and_then(Ids::prefilter) };
+    let (indexed, ids) = may_have(files, ids, upsert);
+    let lookup = InShard { shard, prefilter: ids.and_then(Ids::prefilter) };
     let mut all = Probed::default();
     for indexed in indexed.chunks(FILES_AT_ONCE) {
-        let probed = probe_files(table, indexed, &wanted, ids, upsert)?;
+        let probed = probe_files(table, indexed, &lookup, ids, upsert)?;
         all.hits.extend(probed.hits);
         all.missing.extend(probed.missing);
         all.stored_rows += probed.stored_rows;
@@ -99,26 +97,19 @@ pub fn probe(table: &Table, files: &[StoredFile], shard: &Shard, ids: &Ids, upse
 fn probe_files(
     table: &Table,
     indexed: &[(FileIndex, &StoredFile)],
-    wanted: &Wanted<'_>,
+    lookup: &InShard<'_>,
     ids: Option<&Ids>,
     upsert: &Upsert,
 ) -> Result<Probed, Error> {
     let (runtime, from) = (Handle::current(), table.read_from());
     let failed = |error: DeltaTableError| table.failed(error);
-    let scans = in_parallel_with(
-        from,
-        indexed,
-        |_| 0,
-        async |(file, stored)| scans(*file, stored, ids).await.map_err(failed),
-        |_, scans| Ok(scans),
-    )?;
-    let scans: Vec<_> = scans.into_iter().flatten().collect();
+    let scans = scans_of(table, indexed, ids)?;
     let found = in_parallel_with(
         from,
         &scans,
         |scan| scan.bytes_of(&scan.key_columns(upsert)),
         async |scan| scan.fetch(&scan.key_columns(upsert)).await.map_err(failed),
-        |scan, keys| runtime.block_on(scan.find(keys, wanted, upsert)).map_err(failed),
+        |scan, keys| runtime.block_on(scan.find(keys, lookup, upsert)).map_err(failed),
     )?;
     let mut probed = Probed::default();
     let mut with_hits = Vec::new();
@@ -134,26 +125,75 @@ fn probe_files(
         &with_hits,
         |(scan, _)| scan.bytes_of(scan.version_columns()),
         async |(scan, _)| scan.fetch(scan.version_columns()).await.map_err(failed),
-        |(scan, rows), versions| runtime.block_on(scan.read_versions(versions, rows)).map_err(failed),
+        |(scan, rows), versions| {
+            let mut hits = Vec::with_capacity(rows.len());
+            let read = scan.read_versions(versions, rows, |some| hits.extend(some.into_iter().map(Hit::from)));
+            runtime.block_on(read).map_err(failed)?;
+            Ok(hits)
+        },
     )?;
     probed.hits.extend(hits.into_iter().flatten());
     Ok(probed)
 }
 
-/// The ids that are looked for.
-struct Wanted<'a> {
+/// The files that may have one of the ids. A full refresh looks for rows that it does not have, and they may be
+/// anywhere: then nothing is pruned.
+pub fn may_have<'a>(
+    files: &'a [StoredFile],
+    ids: &'a Ids,
+    upsert: &Upsert,
+) -> (Vec<(FileIndex, &'a StoredFile)>, Option<&'a Ids>) {
+    let ids = upsert.reconcile.is_none().then_some(ids);
+    let mut indexed: Vec<_> = (0..).map(FileIndex).zip(files).collect();
+    indexed.retain(|(_, stored)| ids.is_none_or(|ids| stored.may_have(ids)));
+    (indexed, ids)
+}
+
+/// What the ids of stored rows are looked up in.
+pub trait Lookup: Sync {
+    type Found: Copy + Send + Sync;
+
+    fn find(&self, id: &str) -> Option<Self::Found>;
+
+    /// Is an id that is not found certainly not in the change set?
+    fn decides_on(&self, id: &str) -> bool;
+}
+
+struct InShard<'a> {
     shard: &'a Shard,
     prefilter: Option<IdPrefilter>,
 }
 
-impl Wanted<'_> {
-    fn winner(&self, id: &str) -> Option<WinnerIndex> {
+impl Lookup for InShard<'_> {
+    type Found = WinnerIndex;
+
+    fn find(&self, id: &str) -> Option<WinnerIndex> {
         if self.prefilter.as_ref().is_none_or(|prefilter| prefilter.may_contain(id)) {
             self.shard.get(id)
         } else {
             None
         }
     }
+
+    fn decides_on(&self, id: &str) -> bool {
+        self.shard.covers(id)
+    }
+}
+
+/// The row groups of the files that may have one of the ids.
+pub fn scans_of<'files>(
+    table: &Table,
+    indexed: &[(FileIndex, &'files StoredFile)],
+    ids: Option<&Ids>,
+) -> Result<Vec<RowGroupScan<'files>>, Error> {
+    let scans = in_parallel_with(
+        table.read_from(),
+        indexed,
+        |_| 0,
+        async |(file, stored)| scans(*file, stored, ids).await.map_err(|error| table.failed(error)),
+        |_, scans| Ok(scans),
+    )?;
+    Ok(scans.into_iter().flatten().collect())
 }
 
 /// The row groups of a file that may have one of the ids.
@@ -191,13 +231,12 @@ async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTab
 }
 
 /// What the keys of a row group say.
-#[derive(Default)]
-struct Found {
-    /// The rows whose id is in the change set: their indices in the row group, and their winners.
-    rows: Vec<(u64, WinnerIndex)>,
+pub struct Found<Of> {
+    /// The rows whose id was found, and as what: their indices in the row group.
+    pub rows: Vec<(u64, Of)>,
     /// As in [`Probed`].
-    missing: Vec<(FileIndex, u64)>,
-    stored_rows: u64,
+    pub missing: Vec<(FileIndex, u64)>,
+    pub stored_rows: u64,
 }
 
 impl RowGroupScan<'_> {
@@ -229,18 +268,27 @@ impl RowGroupScan<'_> {
         ProjectionMask::columns(self.footer.parquet_schema(), columns.iter().copied())
     }
 
-    fn bytes_of(&self, columns: &[&str]) -> u64 {
+    pub fn bytes_of(&self, columns: &[&str]) -> u64 {
         bytes_of_columns(self.metadata(), &self.mask(columns))
     }
 
-    async fn fetch(&self, columns: &[&str]) -> Result<FetchedFile, DeltaTableError> {
+    pub async fn fetch(&self, columns: &[&str]) -> Result<FetchedFile, DeltaTableError> {
         Ok(self.stored.file.key_columns(self.metadata(), &self.mask(columns)).await?)
     }
 
-    async fn find(&self, keys: FetchedFile, wanted: &Wanted<'_>, upsert: &Upsert) -> Result<Found, DeltaTableError> {
+    pub fn all_columns(&self, upsert: &Upsert) -> Vec<&'static str> {
+        [&self.key_columns(upsert), self.version_columns()].concat()
+    }
+
+    pub async fn find<In: Lookup>(
+        &self,
+        keys: FetchedFile,
+        lookup: &In,
+        upsert: &Upsert,
+    ) -> Result<Found<In::Found>, DeltaTableError> {
         let mut batches = self.read(keys, &self.key_columns(upsert), None)?;
         let all_ours = self.is_only_of(upsert);
-        let mut found = Found::default();
+        let mut found = Found { rows: Vec::new(), missing: Vec::new(), stored_rows: 0 };
         let mut first_row = 0;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
@@ -249,9 +297,9 @@ impl RowGroupScan<'_> {
                 let Some(id) = rows.id(row, &upsert.source) else { continue };
                 let index = first_row + row as u64;
                 let dead = || self.stored.dead.contains(self.first_row + index);
-                match wanted.winner(id) {
-                    Some(winner) if !dead() => found.rows.push((index, winner)),
-                    None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
+                match lookup.find(id) {
+                    Some(of) if !dead() => found.rows.push((index, of)),
+                    None if upsert.reconcile.is_some() && lookup.decides_on(id) && !dead() => {
                         found.stored_rows += 1;
                         if rows.transaction_time(row) <= upsert.exported_at {
                             found.missing.push((self.file, self.first_row + index));
@@ -266,29 +314,29 @@ impl RowGroupScan<'_> {
         Ok(found)
     }
 
-    async fn read_versions(
+    /// Gives the versions of the rows that were found to `take`, some at a time.
+    pub async fn read_versions<Of: Copy>(
         &self,
         versions: FetchedFile,
-        found: &[(u64, WinnerIndex)],
-    ) -> Result<Vec<Hit>, DeltaTableError> {
+        found: &[(u64, Of)],
+        mut take: impl FnMut(Vec<StoredVersion<Of>>),
+    ) -> Result<(), DeltaTableError> {
         let rows = selection(found.iter().map(|(index, _)| *index));
         let mut batches = self.read(versions, self.version_columns(), Some(rows))?;
-        let mut hits = Vec::with_capacity(found.len());
         let mut next = found.iter();
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
-            for (row, (index, winner)) in (0..batch.num_rows()).zip(&mut next) {
-                hits.push(Hit {
-                    file: self.file,
-                    row: self.first_row + index,
-                    winner: *winner,
-                    version: rows.version(row),
-                    hash: rows.hash(row).filter(|_| self.stored.own),
-                });
-            }
+            let versions = (0..batch.num_rows()).zip(&mut next).map(|(row, (index, of))| StoredVersion {
+                file: self.file,
+                row: self.first_row + index,
+                of: *of,
+                version: rows.version(row),
+                hash: rows.hash(row).filter(|_| self.stored.own),
+            });
+            take(versions.collect());
         }
-        Ok(hits)
+        Ok(())
     }
 
     fn read(
@@ -306,6 +354,21 @@ impl RowGroupScan<'_> {
             builder = builder.with_row_selection(selection);
         }
         Ok(builder.build()?)
+    }
+}
+
+/// The version of a row, and as what its id was found.
+pub struct StoredVersion<Of> {
+    pub file: FileIndex,
+    pub row: u64,
+    pub of: Of,
+    pub version: Version,
+    pub hash: Option<u64>,
+}
+
+impl From<StoredVersion<WinnerIndex>> for Hit {
+    fn from(StoredVersion { file, row, of: winner, version, hash }: StoredVersion<WinnerIndex>) -> Self {
+        Self { file, row, winner, version, hash }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The newest of each id: which row or deletion wins among all that one run received for it, in bounded memory.
 //!
-//! The [`Index`] takes entries of up to 69 bytes in any order and puts them into 64 buckets by their [`IdHash`]. When
-//! they exceed their budget, it moves them to the spool. [`Index::load`] then makes a [`Shard`] of as many buckets as
+//! The [`Index`] takes entries of up to 69 bytes in any order and puts them into [`Buckets`] by their [`IdHash`], and those
+//! move to the spool when they exceed their budget. [`Index::load`] then makes a [`Shard`] of as many buckets as
 //! fit into memory, usually of all, at about 145 bytes for each id. Neither the order in which entries were pushed nor
 //! repetition changes the result: a row that is certainly older than a deletion loses; otherwise versions decide, and
 //! between equal versions the position in the export (file, then line).
@@ -14,11 +14,20 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
+/// Entries, divided by the hash of their id.
+pub mod buckets;
+/// Is an id certainly not in the change set?
+pub mod filter;
+
+use self::{
+    buckets::{BUCKET_BITS, Bucket, Buckets, bucket_of},
+    filter::IdFilter,
+};
 use crate::fhir::Version;
 use crate::table::{
     Error,
     change_set::entry::{IdHash, IdHasher, IndexEntry, Position, RowEntry, RowLocation},
-    change_set::spool::{Block, Spool},
+    change_set::spool::Spool,
     parallel::in_parallel,
 };
 
@@ -65,10 +74,18 @@ impl Shard {
 
     /// The winner of an id, by its index.
     pub fn get(&self, id: &str) -> Option<WinnerIndex> {
-        let id_hash = self.hasher.of(id);
+        self.by_hash(self.hasher.of(id))
+    }
+
+    /// The winner of the id with this hash, by its index.
+    pub fn by_hash(&self, id_hash: IdHash) -> Option<WinnerIndex> {
         let bucket = bucket_of(id_hash).checked_sub(self.span.buckets.start)?;
         let place = self.buckets.get(bucket)?.of.get(&id_hash)?;
         Some(WinnerIndex(self.firsts[bucket] + place))
+    }
+
+    pub fn span(&self) -> &Span {
+        &self.span
     }
 
     /// Is the id in the span, whether the change set has it or not?
@@ -104,10 +121,6 @@ pub struct Limits {
     pub shard_bytes: usize,
 }
 
-/// A power of two: the leading bits of an [`IdHash`] choose the bucket.
-const BUCKETS: usize = 64;
-const BUCKET_BITS: u32 = BUCKETS.trailing_zeros();
-
 /// What an id takes while a [`Shard`] is loaded: a winner, its position, and an entry of a hash map, which may be a
 /// little less than half full because its size is rounded up.
 const BYTES_PER_ID: usize = size_of::<Winner>() + size_of::<Position>() + (size_of::<(IdHash, u32)>() + 1) * 16 / 7;
@@ -117,17 +130,8 @@ const MIN_PARALLEL_IDS: u64 = 20_000;
 
 /// All rows and deletions that were pushed, unsorted.
 pub struct Index {
-    limits: Limits,
-    buckets: Vec<Bucket>,
-    entries_bytes: usize,
-}
-
-#[derive(Default)]
-struct Bucket {
-    spooled: Vec<Block>,
-    /// Entries that are not in the spool yet.
-    recent: Vec<u8>,
-    count: u64,
+    shard_bytes: usize,
+    buckets: Buckets,
 }
 
 /// A range of id hashes whose winners fit into memory: some buckets, or a slice of a bucket that is too large.
@@ -142,36 +146,29 @@ pub struct Span {
 
 impl Index {
     pub fn new(limits: Limits) -> Self {
-        let buckets = (0..BUCKETS).map(|_| Bucket::default()).collect();
-        Self { limits, buckets, entries_bytes: 0 }
+        Self { shard_bytes: limits.shard_bytes, buckets: Buckets::new(limits.entries_bytes) }
     }
 
-    /// Takes an entry. If the entries exceed their budget, all of them are moved to the spool, which blocks on the
-    /// disk. After an error of the spool, the entry is in the index all the same, and those that could not be spooled
-    /// are still in memory.
+    /// Takes an entry, see [`Buckets::push`].
     pub fn push(&mut self, spool: &mut Spool, id_hash: IdHash, entry: &IndexEntry) -> Result<(), Error> {
-        let bucket = &mut self.buckets[bucket_of(id_hash)];
-        self.entries_bytes -= bucket.recent.capacity();
-        entry.encode(id_hash, &mut bucket.recent);
-        self.entries_bytes += bucket.recent.capacity();
-        bucket.count += 1;
-        if self.entries_bytes <= self.limits.entries_bytes {
-            return Ok(());
-        }
-        for bucket in self.buckets.iter_mut().filter(|bucket| !bucket.recent.is_empty()) {
-            bucket.spooled.push(spool.append(&bucket.recent)?);
-            self.entries_bytes -= bucket.recent.capacity();
-            bucket.recent = Vec::new();
-        }
-        Ok(())
+        self.buckets.push(spool, id_hash, |out| entry.encode(id_hash, out))
+    }
+
+    pub fn shard_bytes(&self) -> usize {
+        self.shard_bytes
+    }
+
+    /// A filter of all ids that were pushed, in at most `max_bytes`. Blocks on the disk.
+    pub fn filter(&self, spool: &Spool, hasher: &IdHasher, max_bytes: usize) -> Result<IdFilter, Error> {
+        IdFilter::of(self.buckets.all(), spool, hasher, max_bytes)
     }
 
     /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they
     /// cover every id, pushed or not.
     pub fn spans(&self) -> Vec<Span> {
-        let max_ids = (self.limits.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
+        let max_ids = (self.shard_bytes / BYTES_PER_ID).clamp(1, u32::MAX as usize) as u64;
         let mut spans: Vec<Span> = Vec::new();
-        for (index, bucket) in self.buckets.iter().enumerate() {
+        for (index, bucket) in self.buckets.all().iter().enumerate() {
             if let Some(span) = spans.last_mut().filter(|span| span.slices == 1 && span.count + bucket.count <= max_ids)
             {
                 span.buckets.end = index + 1;
@@ -187,13 +184,10 @@ impl Index {
 
     /// The winners of a span. Blocks on the disk.
     pub fn load(&self, spool: &Spool, hasher: &IdHasher, span: &Span) -> Result<Shard, Error> {
-        let buckets = &self.buckets[span.buckets.clone()];
+        let buckets = span.of(&self.buckets);
         let load = |bucket: &Bucket| {
             let mut loading = Loading::new(span, bucket);
-            for block in &bucket.spooled {
-                loading.take(&spool.read(block)?)?;
-            }
-            loading.take(&bucket.recent)?;
+            bucket.read(spool, |entries| loading.take(entries))?;
             loading.resolve_duplicates();
             let Loading { of, winners, duplicate, .. } = loading;
             Ok(LoadedBucket { of, winners, duplicate })
@@ -208,13 +202,14 @@ impl Index {
     }
 }
 
-fn bucket_of(id_hash: IdHash) -> usize {
-    // Only the leading bits are left, so the number is below BUCKETS.
-    usize::try_from(id_hash.high >> (u64::BITS - BUCKET_BITS)).unwrap_or_default()
-}
-
 impl Span {
-    fn covers(&self, id_hash: IdHash) -> bool {
+    /// The buckets that it is a part of.
+    pub fn of<'a>(&self, buckets: &'a Buckets) -> &'a [Bucket] {
+        &buckets.all()[self.buckets.clone()]
+    }
+
+    /// Is the hash in the span? It must be one of these buckets.
+    pub fn covers(&self, id_hash: IdHash) -> bool {
         let slice = (u128::from(id_hash.high << BUCKET_BITS) * u128::from(self.slices)) >> u64::BITS;
         slice == u128::from(self.slice)
     }
@@ -248,9 +243,7 @@ impl<'span> Loading<'span> {
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
         while !bytes.is_empty() {
-            let entry = IndexEntry::decode(&mut bytes);
-            let (id_hash, entry) =
-                entry.ok_or_else(|| Error::spool("the index of received rows cannot be read back"))?;
+            let (id_hash, entry) = IndexEntry::decode(&mut bytes).ok_or_else(Error::unreadable_index)?;
             if !self.span.covers(id_hash) {
                 continue;
             }

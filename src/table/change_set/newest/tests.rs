@@ -1,7 +1,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::table::change_set::entry::{ChunkIndex, OutputIndex};
+use crate::table::{
+    change_set::candidates::{Candidate, Candidates},
+    change_set::entry::{ChunkIndex, OutputIndex},
+    data_file::stored::FileIndex,
+};
 
 const ROOMY: Limits = Limits { entries_bytes: 1 << 20, shard_bytes: 8 << 20 };
 const TINY: Limits = Limits { entries_bytes: 400, shard_bytes: 3 * BYTES_PER_ID };
@@ -157,9 +161,61 @@ fn entries_that_the_disk_refuses_stay_in_memory() {
     let refused =
         (0..50).filter(|n| index.push(&mut spool, hasher.of(&n.to_string()), &row(*n, None)).is_err()).count();
     assert!(refused > 0);
-    assert_eq!(index.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 50);
+    assert_eq!(index.buckets.all().iter().map(|bucket| bucket.count).sum::<u64>(), 50);
     std::fs::create_dir(gone).unwrap();
     index.push(&mut spool, hasher.of("50"), &row(50, None)).unwrap();
     let loaded: Vec<_> = index.spans().iter().map(|span| index.load(&spool, &hasher, span).unwrap()).collect();
     assert_eq!(loaded.iter().map(|newest| newest.winners().count()).sum::<usize>(), 51);
+}
+
+/// One that says no to an id of the change set would make an update a second row of it.
+#[test]
+fn a_filter_lets_every_id_pass_that_was_pushed_and_few_others_as_long_as_it_has_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hasher, mut spool, mut index) = (IdHasher::new(), Spool::new(0, folder.path()), Index::new(TINY));
+    for number in 0..5_000 {
+        let entry = if number % 9 == 0 { deletion(&number.to_string(), None) } else { row(number, None) };
+        index.push(&mut spool, hasher.of(&number.to_string()), &entry).unwrap();
+    }
+    for (max_bytes, most) in [(1 << 20, 250), (5_000, 5_000), (0, 5_000)] {
+        let filter = index.filter(&spool, &hasher, max_bytes).unwrap();
+        let passed =
+            |ids: std::ops::Range<u64>| ids.filter(|number| filter.pass(&number.to_string()).is_some()).count();
+        assert_eq!(passed(0..5_000), 5_000);
+        assert!(passed(5_000..10_000) <= most, "{max_bytes}: {}", passed(5_000..10_000));
+    }
+}
+
+#[test]
+fn each_candidate_is_in_exactly_one_shard_and_as_it_was_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hasher, mut spool, mut index) = (IdHasher::new(), Spool::new(0, folder.path()), Index::new(TINY));
+    for number in 0..1_000 {
+        index.push(&mut spool, hasher.of(&number.to_string()), &row(number, None)).unwrap();
+    }
+    let filter = index.filter(&spool, &hasher, 1 << 20).unwrap();
+    let candidates = Candidates::new(filter, spool.beside(), 300);
+    let candidate = |number: u64| Candidate {
+        id_hash: hasher.of(&(number % 1_500).to_string()),
+        file: FileIndex(u32::try_from(number % 7).unwrap()),
+        row: number << 40,
+        version: Version {
+            version_id: (number % 2 == 0).then_some(number),
+            subsetted: number % 3 == 0,
+            ..Version::default()
+        },
+        hash: (number % 5 > 0).then_some(number),
+    };
+    let all: Vec<_> = (0..2_000).map(candidate).collect();
+    all.chunks(100).for_each(|some| candidates.keep(some).unwrap());
+    let kept = candidates.kept().unwrap();
+    let mut found = Vec::new();
+    for span in index.spans() {
+        let shard = index.load(&spool, &hasher, &span).unwrap();
+        let of_shard = kept.of(&shard).unwrap();
+        assert!(of_shard.is_sorted_by_key(|of| (of.file, of.row)));
+        found.extend(of_shard);
+    }
+    found.sort_by_key(|of| of.row);
+    assert_eq!(found, all);
 }

@@ -42,6 +42,11 @@ impl Spool {
         Self { folder: folder.to_owned(), memory_left_bytes: memory_bytes, sealed: None }
     }
 
+    /// Another one in the same folder, which is empty and keeps nothing in memory.
+    pub fn beside(&self) -> Self {
+        Self::new(0, &self.folder)
+    }
+
     /// Keeps a block. Blocks on the disk. After an error the spool is as it was.
     pub fn append(&mut self, block: &[u8]) -> Result<Block, Error> {
         if let Some(left) = self.memory_left_bytes.checked_sub(block.len()) {

@@ -1,0 +1,95 @@
+//! A probe of a change set with several shards: the files are read once for all of them.
+//!
+//! A reading for each shard would make a large upsert quadratic: with twice the rows, twice the shards would read twice
+//! the files. What may be a hit waits as a [`Candidate`] until its shard is loaded.
+
+use deltalake::DeltaTableError;
+use tokio::runtime::Handle;
+
+use crate::fhir::TransactionTime;
+use crate::table::{
+    Error, Table, Upsert,
+    change_set::candidates::{Candidate, Candidates},
+    change_set::entry::IdHash,
+    change_set::newest::Shard,
+    change_set::newest::filter::IdFilter,
+    data_file::stored::StoredFile,
+    ids::Ids,
+    parallel::in_parallel_with,
+    upsert::probe::{FILES_AT_ONCE, Hit, Lookup, Probed, StoredVersion, may_have, scans_of},
+};
+
+/// Finds the candidates for all shards in `files`. What is returned has no hits, and as missing only the rows whose ids
+/// are certainly not in the change set. Blocks.
+pub fn probe_once(
+    table: &Table,
+    files: &[StoredFile],
+    candidates: &Candidates,
+    ids: &Ids,
+    upsert: &Upsert,
+) -> Result<Probed, Error> {
+    let (runtime, from) = (Handle::current(), table.read_from());
+    let failed = |error: DeltaTableError| table.failed(error);
+    let (indexed, ids) = may_have(files, ids, upsert);
+    let mut all = Probed::default();
+    for indexed in indexed.chunks(FILES_AT_ONCE) {
+        let found = in_parallel_with(
+            from,
+            &scans_of(table, indexed, ids)?,
+            |scan| scan.bytes_of(&scan.all_columns(upsert)),
+            async |scan| scan.fetch(&scan.all_columns(upsert)).await.map_err(failed),
+            |scan, fetched| {
+                let found =
+                    runtime.block_on(scan.find(fetched.clone(), candidates.filter(), upsert)).map_err(failed)?;
+                let mut kept = Ok(());
+                let keep = |some: Vec<_>| {
+                    if kept.is_ok() {
+                        kept = candidates.keep(&some.into_iter().map(Candidate::from).collect::<Vec<_>>());
+                    }
+                };
+                runtime.block_on(scan.read_versions(fetched, &found.rows, keep)).map_err(failed)?;
+                kept?;
+                Ok(Probed { hits: Vec::new(), missing: found.missing, stored_rows: found.stored_rows })
+            },
+        )?;
+        for found in found {
+            all.missing.extend(found.missing);
+            all.stored_rows += found.stored_rows;
+        }
+    }
+    Ok(all)
+}
+
+/// Which candidates of a shard are hits, and which are rows that a full refresh did not bring.
+pub fn probe_candidates(shard: &Shard, candidates: Vec<Candidate>, upsert: &Upsert) -> Probed {
+    let exported_at_micros = upsert.exported_at.map(TransactionTime::as_micros);
+    let mut probed = Probed::default();
+    for Candidate { id_hash, file, row, version, hash } in candidates {
+        match shard.by_hash(id_hash) {
+            Some(winner) => probed.hits.push(Hit { file, row, winner, version, hash }),
+            None if upsert.reconcile.is_some() && version.transaction_time_micros <= exported_at_micros => {
+                probed.missing.push((file, row));
+            }
+            None => {}
+        }
+    }
+    probed
+}
+
+impl Lookup for IdFilter {
+    type Found = IdHash;
+
+    fn find(&self, id: &str) -> Option<IdHash> {
+        self.pass(id)
+    }
+
+    fn decides_on(&self, _: &str) -> bool {
+        true
+    }
+}
+
+impl From<StoredVersion<IdHash>> for Candidate {
+    fn from(StoredVersion { file, row, of: id_hash, version, hash }: StoredVersion<IdHash>) -> Self {
+        Self { id_hash, file, row, version, hash }
+    }
+}
