@@ -160,6 +160,9 @@ pub struct ExportState {
     /// The types whose watermark no longer counts, each with the reason: they are loaded in full.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reload: BTreeMap<ResourceType, String>,
+    /// The types that were loaded in full for such a reason, and kept rows that they should perhaps have removed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept_rows: BTreeMap<ResourceType, KeptRows>,
     /// The types that were absent from a full load for no known reason, and when they were last asked for, by the local
     /// clock.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -196,6 +199,16 @@ pub struct LastRun {
     pub ended: bool,
     /// When the last run began that was a full refresh, or the first one.
     pub full_refresh_begun_at: DateTime<Utc>,
+}
+
+/// Rows that a full load lacked, and that were kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptRows {
+    pub rows: u64,
+    /// Why the type was loaded in full.
+    pub reason: String,
+    /// When it last was, by the local clock.
+    pub loaded_at: DateTime<Utc>,
 }
 
 /// A table by what tells it from another one, or from itself at an earlier time.

@@ -121,6 +121,7 @@ impl fmt::Display for Summary<'_> {
             TypeEnd::Unsupported { words } => write!(out, ", denied: the server refuses the type, {words}"),
             TypeEnd::Missing { on_server } => write!(out, ", missing: the server has {on_server}"),
             TypeEnd::Unconfirmed => out.write_str(", unconfirmed: whether the server has any is unknown"),
+            TypeEnd::LeftOut => out.write_str(", left out: whether the server has any is unknown"),
             TypeEnd::NotReached => out.write_str(", not reached"),
             TypeEnd::Failed(_) => out.write_str(", failed"),
         }

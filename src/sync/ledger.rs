@@ -264,7 +264,7 @@ fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>
         TypeEnd::Unsupported { words } => (None, None, Some(format!("the server refuses the type, {words}"))),
         TypeEnd::Missing { on_server } => (None, None, Some(format!("the server has {on_server}"))),
         TypeEnd::Failed(failure) => (None, None, Some(failure.cause.clone())),
-        TypeEnd::NotReached | TypeEnd::Unconfirmed => (None, None, None),
+        TypeEnd::NotReached | TypeEnd::Unconfirmed | TypeEnd::LeftOut => (None, None, None),
     }
 }
 

@@ -6,19 +6,23 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use futures::future::join_all;
 use url::Url;
 
 use super::{Error, Export, Mode, Outcome, Report, ResourceTable, Syncer, blocking::now};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{Asked, ExportState, FinishedFiles, JobInFlight, LastRun, State, Store},
+    state::{Asked, ExportState, FinishedFiles, JobInFlight, KeptRows, LastRun, State, Store},
     table::{self, ADOPTED},
     telemetry::metrics::{self, RunOutcome},
 };
 
 /// Why a type is loaded in full whose first load ended before its end.
 const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
+
+/// Why a type is loaded in full that was loaded before, and that a full load did not bring.
+const LEFT_OUT: &str = "the last full load brought none of it";
 
 /// Tables that are opened at the same time: in an object store the time is spent waiting.
 pub(super) const TABLES_AT_ONCE: usize = 16;
@@ -210,11 +214,21 @@ impl Syncer {
         let absent = report.absent();
         let mut unconfirmed = report.unconfirmed();
         unconfirmed.retain(|resource_type| job.types.contains(resource_type));
+        let is_full = job.since.is_none() && job.patients.is_empty();
+        let left_out = if is_full { report.left_out() } else { Vec::new() };
+        let kept_rows = if is_full { report.kept_rows(job) } else { Vec::new() };
         let has_tombstones = self.root.has_tombstones().await?;
         self.remember_export(export, move |state| {
             state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.unconfirmed.retain(|resource_type, _| !absent.contains(resource_type));
             state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
+            for (of, rows) in kept_rows {
+                remember_kept(state, of, rows, asked_at);
+            }
+            // Only where it was loaded before is there something that an increment would not bring.
+            for of in left_out.into_iter().filter(|of| state.watermarks.contains_key(of)) {
+                state.reload.entry(of).or_insert_with(|| LEFT_OUT.to_owned());
+            }
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.reload.extend(set_back.into_iter().map(|of| (of, "the server's clock was set back".to_owned())));
             state.watermarks.extend(watermarks.iter().copied());
@@ -345,6 +359,16 @@ pub async fn watermark(
     match table.watermark(&export.app_id(source)).await? {
         Some(watermark) => Ok(Some(watermark)),
         None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
+    }
+}
+
+/// A full load of a type has settled and kept so many rows that it lacks. They are remembered where the load was to
+/// make up for a table that could not be counted on.
+fn remember_kept(state: &mut ExportState, of: ResourceType, rows: u64, loaded_at: DateTime<Utc>) {
+    let before = state.kept_rows.remove(&of).map(|kept| kept.reason);
+    let reason = state.reload.get(&of).cloned().or(before);
+    if let (1.., Some(reason)) = (rows, reason) {
+        state.kept_rows.insert(of, KeptRows { rows, reason, loaded_at });
     }
 }
 

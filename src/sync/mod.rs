@@ -16,6 +16,7 @@ mod config;
 mod engine;
 mod error;
 mod events;
+mod gap;
 mod history;
 mod intake;
 mod jobs;
@@ -219,6 +220,7 @@ impl<'a> Run<'a> {
         self.compare_with_the_tables().await?;
         self.find_unfinished().await?;
         let membership = self.compare_members().await?;
+        self.name_kept_rows().await?;
         self.compare_with_what_was_asked().await?;
         let resumed = self.resume().await?;
         let mut requests = VecDeque::from(self.plan(&resumed).await?);
@@ -318,13 +320,16 @@ impl<'a> Run<'a> {
     /// Whether an incremental run leaves out a type that the last full load did not bring.
     fn was_just_absent(&self, resource_type: ResourceType) -> bool {
         let known = self.syncer.export_state(self.export);
-        let is_recent = |asked_at: &DateTime<Utc>| {
-            let age = self.report.started_at - *asked_at;
-            // A clock that was set back asks rather too often.
-            TimeDelta::zero() <= age && age < self.syncer.config.recheck_absent
-        };
+        let is_recent = |asked_at: &DateTime<Utc>| self.is_recent(*asked_at);
         let is_reloaded = known.reload.contains_key(&resource_type);
         self.mode == Mode::Incremental && !is_reloaded && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
+    }
+
+    /// Whether a full load is not to be repeated yet that left something open. A clock that was set back repeats it
+    /// rather too often.
+    fn is_recent(&self, asked_at: DateTime<Utc>) -> bool {
+        let age = self.report.started_at - asked_at;
+        TimeDelta::zero() <= age && age < self.syncer.config.recheck_absent
     }
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Mode, Outcome, Recovery, chain, events, quarantine::Quarantine, recovery};
+use super::{Error, Mode, Outcome, Recovery, chain, events, gap::Gap, quarantine::Quarantine, recovery};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, KnownTable},
@@ -58,6 +58,8 @@ pub struct TypeReport {
     pub outcomes: u64,
     /// Of the rows, those in files of other types.
     pub rerouted: u64,
+    /// Why missing rows were counted, and not removed.
+    pub gap: Option<Gap>,
     pub bytes_written: u64,
     /// Commits of other writers, since our last one, that changed rows.
     pub foreign_commits: u64,
@@ -90,6 +92,8 @@ pub enum TypeEnd {
     Missing { on_server: u64 },
     /// Absent from a full load, and it is unknown whether the server has any. It has no watermark.
     Unconfirmed,
+    /// The same, but it has a watermark: it was loaded before.
+    LeftOut,
     /// Its table is unchanged, apart from instalments.
     Failed(Failure),
 }
@@ -121,6 +125,7 @@ impl TypeEnd {
             Self::Denied { .. } | Self::Unsupported { .. } => "denied",
             Self::Missing { .. } => "missing",
             Self::Unconfirmed => "unconfirmed",
+            Self::LeftOut => "left out",
             Self::Failed(_) => "failed",
         }
     }
@@ -139,6 +144,7 @@ impl TypeEnd {
             | Self::Unsupported { .. }
             | Self::Missing { .. }
             | Self::Unconfirmed
+            | Self::LeftOut
             | Self::Failed(_)
             | Self::NotReached => None,
         }
@@ -163,6 +169,9 @@ impl TypeEnd {
             Self::Unsupported { words } => format!("the server refuses the type, {words}"),
             Self::Missing { on_server } => format!("nothing arrived, and the server has {on_server}"),
             Self::Unconfirmed => "nothing arrived, and whether the server has any is unknown".to_owned(),
+            Self::LeftOut => {
+                "nothing arrived, whether the server has any is unknown, and the type was loaded before".to_owned()
+            }
             Self::Failed(failure) => failure.cause.clone(),
         })
     }
@@ -287,6 +296,19 @@ impl Report {
         absent.map(|(resource_type, _)| *resource_type).collect()
     }
 
+    /// The types that a full load should have brought, as far as anybody knows.
+    pub fn left_out(&self) -> Vec<ResourceType> {
+        let is_left_out = |end: &TypeEnd| matches!(end, TypeEnd::LeftOut | TypeEnd::Missing { .. });
+        let left_out = self.types.iter().filter(|(_, report)| is_left_out(&report.end));
+        left_out.map(|(resource_type, _)| *resource_type).collect()
+    }
+
+    /// The types of a job whose watermarks moved, with the rows that they kept although the export lacks them.
+    pub fn kept_rows(&self, job: &JobInFlight) -> Vec<(ResourceType, u64)> {
+        let moved = self.watermarks().into_iter().filter(|(resource_type, _)| job.types.contains(resource_type));
+        moved.map(|(resource_type, _)| (resource_type, self.types[&resource_type].counts.missing)).collect()
+    }
+
     /// The types of which damaged files were removed that may have had rows of other exports.
     pub fn damaged(&self) -> Vec<ResourceType> {
         let damaged = self.types.iter().filter(|(_, report)| report.damaged_files > 0);
@@ -348,7 +370,8 @@ mod tests {
             TypeEnd::Denied { .. } => TypeEnd::Unsupported { words: String::new() },
             TypeEnd::Unsupported { .. } => TypeEnd::Missing { on_server: 1 },
             TypeEnd::Missing { .. } => TypeEnd::Unconfirmed,
-            TypeEnd::Unconfirmed => TypeEnd::Failed(Failure::of(&Error::Stopped)),
+            TypeEnd::Unconfirmed => TypeEnd::LeftOut,
+            TypeEnd::LeftOut => TypeEnd::Failed(Failure::of(&Error::Stopped)),
             TypeEnd::Failed(_) => return None,
         })
     }
@@ -356,7 +379,7 @@ mod tests {
     #[test]
     fn the_operator_s_page_has_a_row_for_every_end_of_a_type() {
         let ends: Vec<_> = std::iter::successors(Some(TypeEnd::NotReached), next).collect();
-        assert_eq!(ends.len(), 11);
+        assert_eq!(ends.len(), 12);
         for end in ends {
             let row = format!("\n| `{}` | ", end.word());
             assert!(OPERATIONS.contains(&row), "{row}");

@@ -16,6 +16,7 @@ use super::{
     CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
+    gap::{Gap, way_out},
     intake::{IGNORES_SINCE, Received, ReceivedType},
     members::JoinerFailure,
     sources, watermark,
@@ -182,6 +183,8 @@ struct Commit {
     upsert: Upsert,
     /// How the type ends if it is absent from a full load without being empty.
     absent: Option<TypeEnd>,
+    /// Why missing rows are counted and none is removed.
+    gap: Option<Gap>,
     /// No other source has rows below the root.
     is_only_source: bool,
     since: Option<TransactionTime>,
@@ -197,6 +200,8 @@ struct Done {
     /// Of the table.
     id: String,
     reach: Reach,
+    /// The export had a watermark in the table before.
+    was_loaded: bool,
 }
 
 /// How far an export reaches, compared with the watermark of the table.
@@ -234,24 +239,28 @@ impl Commit {
         let config = &run.syncer.config;
         let allow_empty = config.allow_empty.contains(&resource_type);
         let absence = known.absences.remove(&resource_type);
-        // Where the server says that it has none, the rows that it no longer has are counted, and named.
-        let is_there = received.files > 0 || allow_empty || absence == Some(Absence::Empty);
+        // Where the server says that it has none, the rows that it no longer has are counted, and named. Lines in files
+        // of other types may be there by mistake, and its own files missing.
+        let has_files = received.files > 0 || received.lines.unfiled > 0;
+        let is_there = has_files || allow_empty || absence == Some(Absence::Empty);
         let is_held = known.held.contains(&resource_type);
         // A table that changed behind our back may have rows that the server deleted long ago.
         let is_reloaded = known.reload.contains(&resource_type);
         let is_everything = commits.everything || (commits.since.is_none() && is_reloaded && !commits.of_joiners);
         // An increment that was asked for before the table changed does not bring back what it lacks.
         let is_to_reload = commits.since.is_some() && is_reloaded;
-        // Only a whole export can show that a row was deleted: no file missing, no line in quarantine, no type that the
-        // server left out (rules 21 and 98).
-        let is_bad_elsewhere = [None, Some(resource_type)].iter().any(|of| known.bad_elsewhere.contains(of));
-        let is_whole = is_everything && !is_held && is_there && received.lines.are_all_rows() && !is_bad_elsewhere;
-        let reconciles = is_whole && run.export.reconciled.contains(&resource_type);
-        let limits = Reconcile { allow_empty, ..config.reconcile };
         let absent = absence.and_then(Absence::end);
+        // What arrived is the truth, whatever became of other lines.
+        let is_whole = is_everything && !is_held && is_there;
+        // Only an export without a gap can show that a row was deleted: no file missing, no line in quarantine, no type
+        // that the server left out (rules 21 and 98). With a gap, missing rows are counted and named.
+        let is_bad_elsewhere = [None, Some(resource_type)].iter().any(|of| known.bad_elsewhere.contains(of));
+        let gap = Gap::of(received, is_bad_elsewhere).filter(|_| !allow_empty);
+        let compares = is_everything && !is_held && (is_there || (gap.is_some() && absent.is_none()));
+        let limits = if gap.is_some() { Reconcile::NONE } else { Reconcile { allow_empty, ..config.reconcile } };
         let upsert = Upsert {
             whole: is_whole,
-            reconcile: reconciles.then_some(limits),
+            reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
             watermark: commits
                 .watermark
                 .filter(|_| !is_held && !is_to_reload && absent.is_none() && !commits.of_joiners),
@@ -262,6 +271,7 @@ impl Commit {
             resource_type,
             upsert,
             absent,
+            gap,
             is_only_source: known.is_only_source,
             since: commits.since,
             server_time: commits.server_time,
@@ -295,16 +305,18 @@ impl Commit {
             return self.failed(report, &error);
         }
         match self.commit(&received).await {
-            Ok(Done { committed, id, reach }) => {
+            Ok(Done { committed, id, reach, was_loaded }) => {
                 report.table = Some(KnownTable { id, version: committed.version });
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
                 report.foreign_commits = committed.foreign;
                 // A load that reconciles has all rows of its own source.
-                let has_all = self.upsert.reconcile.is_some() && self.is_only_source;
+                let has_all = self.upsert.reconcile.is_some() && self.gap.is_none() && self.is_only_source;
+                report.gap = self.gap;
                 report.damaged_files = if has_all { 0 } else { committed.damaged };
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
+                    (Some(TypeEnd::Unconfirmed), _) if was_loaded => TypeEnd::LeftOut,
                     (Some(absent), _) => absent,
                     (None, _) if reach == Reach::BeforeSince => TypeEnd::SetBack { version },
                     (None, Some(watermark)) if reach == Reach::Behind => TypeEnd::Behind { version, watermark },
@@ -329,7 +341,8 @@ impl Commit {
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
         let reach = known.map_or(Reach::Further, |known| self.reach(known));
         let id = table.id()?;
-        Ok(Done { committed: table.upsert(&received.changes, &self.upsert).await?, id, reach })
+        let committed = table.upsert(&received.changes, &self.upsert).await?;
+        Ok(Done { committed, id, reach, was_loaded: known.is_some() })
     }
 
     /// Whether the export reaches what the table has, and from where the next one has to ask. Within the overlap of
@@ -374,10 +387,14 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let missing = report.counts.missing;
     if missing > 0 {
         let limit = "more than sync.max_missing and sync.max_missing_percent allow, or all that were stored";
-        return Some(format!(
-            "{missing} rows of {resource_type} are missing in the full refresh, {limit}; they are kept. If the server \
-             has really deleted them: fhir-sync sync --full-refresh --allow-empty {resource_type}"
-        ));
+        return Some(match report.gap {
+            Some(gap) => gap.remark(resource_type, missing),
+            None => format!(
+                "{missing} rows of {resource_type} are missing in the full refresh, {limit}; they are kept. If the server \
+                 has really deleted them: {}",
+                way_out(resource_type)
+            ),
+        });
     }
     if report.damaged_files > 0 {
         return Some(format!(
@@ -405,6 +422,11 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         TypeEnd::Missing { on_server } => Some(format!(
             "{resource_type} is missing: the server has {on_server} and exported none; the next sync asks for all of it \
              again"
+        )),
+        TypeEnd::LeftOut => Some(format!(
+            "{resource_type} is left out: it was loaded before, the full load brought none of it, and it is unknown whether \
+             the server has any; the next sync asks for all of it again. If the rows are really gone: {}",
+            way_out(resource_type)
         )),
         TypeEnd::Committed { .. } if report.quarantined_before > 0 => Some(format!(
             "{} lines of {resource_type}, in files that were read before, are not resources; they are in quarantine",

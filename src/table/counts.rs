@@ -50,6 +50,11 @@ pub struct Reconcile {
     pub allow_empty: bool,
 }
 
+impl Reconcile {
+    /// Missing rows are counted, and none is removed.
+    pub const NONE: Self = Self { max_missing: 0, max_missing_percent: 0.0, allow_empty: false };
+}
+
 /// A commit of a run, as the log of the table has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunCommit {

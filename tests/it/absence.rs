@@ -5,7 +5,7 @@ use fhir_sync::{
 };
 use serde_json::json;
 
-use crate::harness::{OBSERVATION, PATIENT, Setup, end_of};
+use crate::harness::{HOUR, OBSERVATION, PATIENT, Setup, end_of};
 
 /// A server that leaves out all patients.
 async fn without_patients() -> Setup {
@@ -102,4 +102,71 @@ async fn a_full_refresh_without_a_type_keeps_its_rows_and_says_so() {
     assert_eq!(end_of(&report, PATIENT), &TypeEnd::Missing { on_server: 5 });
     repair(&setup);
     setup.assert_same_as_server().await;
+}
+
+/// All patients and observations are loaded, and the server has lost one of each without a word.
+async fn loaded() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 5;
+    setup.complete().await;
+    setup.later(|world| {
+        world.delete(PATIENT, "p1");
+        world.advance(HOUR);
+    });
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
+    setup
+}
+
+/// (rule 21)
+#[tokio::test]
+async fn a_full_refresh_that_lacks_a_type_that_was_loaded_before_is_partial_and_made_up_for() {
+    for answers_counts in [false, true] {
+        let setup = loaded().await;
+        setup.server.scenario(|scenario| scenario.answers_counts = answers_counts);
+        let report = setup.run(fhir_sync::sync::Mode::FullRefresh).await;
+        assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+        let end = if answers_counts { TypeEnd::Missing { on_server: 4 } } else { TypeEnd::LeftOut };
+        assert_eq!(end_of(&report, PATIENT), &end);
+        assert!(names(&report.remarks, "--allow-empty Patient") || answers_counts, "{report:#?}");
+        let report = setup.sync().await;
+        assert_eq!(
+            (report.outcome, end_of(&report, PATIENT)),
+            (Outcome::Partial, &end),
+            "it is asked for again at once"
+        );
+        let report = assert_repaired(&setup).await;
+        assert_eq!(report.types[&PATIENT].counts.removed, 1, "{report:#?}");
+        assert!(setup.complete().await.notes.is_empty());
+    }
+}
+
+/// (rules 21 and 107)
+#[tokio::test]
+async fn a_full_refresh_of_a_group_that_lacks_a_type_does_not_take_who_joined_for_loaded() {
+    let of_group = |setup: &Setup, of: &[&str]| {
+        let entity = |id: &&str| json!({"entity": {"reference": format!("Patient/{id}")}});
+        let group = json!({"type": "person", "actual": true, "member": of.iter().map(entity).collect::<Vec<_>>()});
+        setup.later(|world| {
+            world.put(fhir_sync::fhir::ResourceType::GROUP, "diabetes", group);
+            world.advance(24 * HOUR);
+        });
+    };
+    let mut setup = Setup::new().await;
+    setup.export.level = Level::Group("diabetes".to_owned());
+    setup.export.reconciled.clear();
+    setup.later(|world| {
+        for number in 1..=3 {
+            let of = json!({"status": "final", "subject": {"reference": format!("Patient/p{number}")}});
+            world.put(OBSERVATION, &format!("o{number}"), of);
+        }
+    });
+    of_group(&setup, &["p1"]);
+    setup.complete().await;
+    of_group(&setup, &["p1", "p2"]);
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(OBSERVATION));
+    let report = setup.run(fhir_sync::sync::Mode::FullRefresh).await;
+    assert_eq!((report.outcome, end_of(&report, OBSERVATION)), (Outcome::Partial, &TypeEnd::LeftOut));
+    repair(&setup);
+    setup.complete().await;
+    assert_eq!((setup.lines(PATIENT).await.len(), setup.lines(OBSERVATION).await.len()), (2, 2));
 }

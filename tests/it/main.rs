@@ -35,6 +35,8 @@ mod check_online;
 mod columns;
 /// The daemon: schedule and health.
 mod daemon;
+/// Gaps: what a full load may lack, and the rows that it keeps for that reason.
+mod gaps;
 /// Health: how old the data are, what is a warning, and that a restart does not forget it.
 mod health;
 /// Instalments: what a killed process, a stop or an outage in the middle of a load leaves behind.

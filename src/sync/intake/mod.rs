@@ -70,6 +70,8 @@ pub struct ReceivedType {
     /// The same files, with what each of them held.
     pub file_list: Vec<LedgerFile>,
     pub lines: LineCounts,
+    /// In what the server reports as deleted; they are in `changes`, too.
+    pub deletions: u64,
     /// The first error of one of its files.
     pub failure: Option<Error>,
     /// The ids of its resources, of the type Patient at the level group.
@@ -77,9 +79,9 @@ pub struct ReceivedType {
 }
 
 impl ReceivedType {
-    /// Nothing arrived, not even something that could not be used.
+    /// Nothing arrived, not even something that could not be used. What was deleted says nothing about what is there.
     pub fn is_absent(&self) -> bool {
-        let is_absent = self.changes.received() == 0 && self.lines == LineCounts::default();
+        let is_absent = self.changes.received() == self.deletions && self.lines == LineCounts::default();
         is_absent && self.failure.is_none() && self.before == Before::default()
     }
 }
@@ -395,7 +397,9 @@ impl Intake {
 
     fn delete(&self, id: String, at: Option<DateTime<Utc>>) -> Result<(), Error> {
         let changes = self.changes();
-        Ok(changes.as_ref().ok_or(Error::Stopped)?.delete(id, at)?)
+        changes.as_ref().ok_or(Error::Stopped)?.delete(id, at)?;
+        self.tally().deletions += 1;
+        Ok(())
     }
 
     /// All files of the type have ended: finishes the open data files of a first load, and frees what only its lines
@@ -418,9 +422,9 @@ impl Intake {
     fn complete(self) -> Option<ReceivedType> {
         let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         let changes = self.changes.into_inner().unwrap_or_else(PoisonError::into_inner)?;
-        let Tally { before, files, bytes, file_list, lines, failure, .. } = tally;
+        let Tally { before, files, bytes, file_list, lines, deletions, failure, .. } = tally;
         let patients = self.patients.map(|patients| patients.into_inner().unwrap_or_else(PoisonError::into_inner));
         let (shape, patients) = (self.decoder.shape, patients.unwrap_or_default());
-        Some(ReceivedType { shape, changes, before, files, bytes, file_list, lines, failure, patients })
+        Some(ReceivedType { shape, changes, before, files, bytes, file_list, lines, deletions, failure, patients })
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     export::File,
-    fhir::{ResourceType, judge},
+    fhir::{Judgement, ResourceType, judge},
     resource::{BadLine, Line, LineTooLong, Reason, stated_type, tag_subsetted},
     sync::{Error, blocking::blocking, chain, events},
     table::OutputIndex,
@@ -173,8 +173,12 @@ impl Output {
             match Kind::of(&other, file, context) {
                 Kind::Row(of) => rerouted.entry(of).or_default().push(other.line),
                 Kind::Outcome => {
-                    self.outcomes.add(context, &file.name, judge(&other.line.bytes));
-                    self.counts().lines.outcomes += 1;
+                    let judgement = judge(&other.line.bytes);
+                    let is_error = !matches!(judgement, Judgement::Information(_));
+                    self.outcomes.add(context, &file.name, judgement);
+                    let lines = &mut self.counts().lines;
+                    lines.outcomes += 1;
+                    lines.errors += u64::from(is_error);
                 }
                 Kind::Header => self.counts().without_resource += 1,
                 Kind::Envelope if place == Place::File => match unpack(&other.line, context.max_line_bytes) {
@@ -208,7 +212,12 @@ impl Output {
                     continue;
                 }
             };
-            intake.tally().lines.rerouted += received - again.len() as u64;
+            let rows = received - again.len() as u64;
+            {
+                let lines = &mut intake.tally().lines;
+                lines.rerouted += rows;
+                lines.unfiled += if file.kind.resource_type().is_none() { rows } else { 0 };
+            }
             if !again.is_empty() {
                 context.elsewhere().bad.insert(Some(of));
             }

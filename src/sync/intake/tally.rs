@@ -18,19 +18,18 @@ pub struct LineCounts {
     pub not_wanted: u64,
     /// `OperationOutcome`s: what the server says about the file.
     pub outcomes: u64,
+    /// Of the outcomes, those that say more than information.
+    pub errors: u64,
     /// Rows of this type that were in files of other types, or of none.
     pub rerouted: u64,
+    /// Of these rows, those in files without a type.
+    pub unfiled: u64,
 }
 
 impl LineCounts {
     /// Lines of the type's files that became no row of any type.
     pub fn without_row(&self) -> u64 {
         self.quarantined + self.not_wanted + self.outcomes
-    }
-
-    /// Nothing in the type's files was anything but a resource that somebody wants.
-    pub fn are_all_rows(&self) -> bool {
-        self.without_row() == 0
     }
 }
 
@@ -39,7 +38,9 @@ impl AddAssign for LineCounts {
         self.quarantined += other.quarantined;
         self.not_wanted += other.not_wanted;
         self.outcomes += other.outcomes;
+        self.errors += other.errors;
         self.rerouted += other.rerouted;
+        self.unfiled += other.unfiled;
     }
 }
 
@@ -78,6 +79,8 @@ pub struct Tally {
     pub bytes: u64,
     pub file_list: Vec<LedgerFile>,
     pub lines: LineCounts,
+    /// In what the server reports as deleted.
+    pub deletions: u64,
     pub finished: Vec<Finished>,
     pub failure: Option<Error>,
 }
