@@ -62,6 +62,9 @@ impl Table {
             check_writable(self, changes.schema())?;
             let decision = decide(self, changes, upsert, &tombstones).await?;
             check_balance(self, changes, &decision.counts)?;
+            if !decision.tombstones.is_empty() {
+                tombstones.check()?;
+            }
             let actions = write(self, changes, &decision).await?;
             tombstones.append(self.name, &decision.tombstones, upsert).await?;
             let written = new_files(&actions);
