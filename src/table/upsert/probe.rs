@@ -3,7 +3,7 @@
 //! It reads the ids of the files, and of the rows that it finds only the columns of a version. Row groups are read in
 //! parallel, a batch at a time. What stays in memory is one [`Hit`] for each stored row whose id is in the change set.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
@@ -27,7 +27,8 @@ use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
     Error, Table, Upsert,
     change_set::newest::{Shard, WinnerIndex},
-    data_file::stored::{FileIndex, StoredFile, selection},
+    data_file::deletion_vector::RowSet,
+    data_file::stored::{FileIndex, StoredFile, batch_rows, selection},
     data_file::{FetchedFile, bytes_of_columns},
     ids::{IdPrefilter, Ids},
     parallel::in_parallel_with,
@@ -50,13 +51,14 @@ pub struct Hit {
 pub struct Probed {
     /// In the order of the files, then of the rows.
     pub hits: Vec<Hit>,
-    /// Rows of our source that a full refresh did not bring; empty for other exports.
-    pub missing: Vec<(FileIndex, u64)>,
+    /// Rows of our source that a full refresh did not bring; none for other exports. They may be all rows of a table,
+    /// so they are a bitmap of each file.
+    pub missing: BTreeMap<FileIndex, RowSet>,
     /// Live rows of our source.
     pub stored_rows: u64,
 }
 
-/// Rows that are decoded at once.
+/// Rows that are decoded at once; fewer where the lines of a file are read.
 const BATCH_ROWS: usize = 8192;
 
 /// The columns of a version.
@@ -124,7 +126,9 @@ fn probe_files(
     let mut with_hits = Vec::new();
     for (scan, found) in scans.iter().zip(found) {
         probed.stored_rows += found.stored_rows;
-        probed.missing.extend(found.missing);
+        if !found.missing.is_empty() {
+            *probed.missing.entry(scan.file).or_default() |= found.missing;
+        }
         if !found.rows.is_empty() {
             with_hits.push((scan, found.rows));
         }
@@ -195,8 +199,8 @@ async fn key_footer(stored: &StoredFile) -> Result<ArrowReaderMetadata, DeltaTab
 struct Found {
     /// The rows whose id is in the change set: their indices in the row group, and their winners.
     rows: Vec<(u64, WinnerIndex)>,
-    /// As in [`Probed`].
-    missing: Vec<(FileIndex, u64)>,
+    /// As in [`Probed`], of the file of the row group.
+    missing: RowSet,
     stored_rows: u64,
 }
 
@@ -254,7 +258,7 @@ impl RowGroupScan<'_> {
                     None if upsert.reconcile.is_some() && wanted.shard.covers(id) && !dead() => {
                         found.stored_rows += 1;
                         if rows.transaction_time(row) <= upsert.exported_at {
-                            found.missing.push((self.file, self.first_row + index));
+                            found.missing.insert(self.first_row + index);
                         }
                     }
                     _ => {}
@@ -291,6 +295,11 @@ impl RowGroupScan<'_> {
         Ok(hits)
     }
 
+    /// All columns but the line are small.
+    fn batch_rows(&self, columns: &[&str]) -> usize {
+        if columns.contains(&"resource_json") { batch_rows(self.footer.metadata()).min(BATCH_ROWS) } else { BATCH_ROWS }
+    }
+
     fn read(
         &self,
         file: FetchedFile,
@@ -301,7 +310,7 @@ impl RowGroupScan<'_> {
         let mut builder = builder
             .with_row_groups(vec![self.row_group])
             .with_projection(self.mask(columns))
-            .with_batch_size(BATCH_ROWS);
+            .with_batch_size(self.batch_rows(columns));
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
@@ -369,16 +378,24 @@ struct VersionRows {
     transaction_times: ArrayRef,
     hashes: ArrayRef,
     meta: Option<StructArray>,
+    last_updated: ArrayRef,
     json: ArrayRef,
 }
 
 impl VersionRows {
     fn try_new(batch: &RecordBatch) -> Result<Self, ArrowError> {
         let instant = DataType::Timestamp(TimeUnit::Microsecond, None);
+        let meta = batch.column_by_name("meta").and_then(|meta| meta.as_struct_opt());
+        // Other writers may have stored it in other units.
+        let last_updated = match meta.and_then(|meta| meta.column_by_name("lastUpdated")) {
+            Some(last_updated) => cast(last_updated, &instant)?,
+            None => new_null_array(&instant, batch.num_rows()),
+        };
         Ok(Self {
             transaction_times: column(batch, "_sync_transaction_time", &instant)?,
             hashes: column(batch, "_sync_hash", &DataType::Int64)?,
-            meta: batch.column_by_name("meta").and_then(|meta| meta.as_struct_opt()).cloned(),
+            meta: meta.cloned(),
+            last_updated,
             json: column(batch, "resource_json", &DataType::Utf8)?,
         })
     }
@@ -390,7 +407,7 @@ impl VersionRows {
 
     fn version(&self, row: usize) -> Version {
         let version = match &self.meta {
-            Some(meta) => typed_version(meta, row),
+            Some(meta) => self.typed_version(meta, row),
             None => self.raw_version(row),
         };
         version.at(transaction_time(&self.transaction_times, row))
@@ -407,24 +424,57 @@ impl VersionRows {
         let head: Option<Head> = serde_json::from_str(json).ok();
         Version::of(head.and_then(|head| head.meta).as_ref())
     }
+    /// A row without `meta` has no version.
+    fn typed_version(&self, meta: &StructArray, row: usize) -> Version {
+        if meta.is_null(row) {
+            return Version::default();
+        }
+        let last_updated = self.last_updated.as_primitive::<TimestampMicrosecondType>();
+        let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
+        let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
+        let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
+        let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
+        Version {
+            last_updated_micros: last_updated.is_valid(row).then(|| last_updated.value(row)),
+            version_id: version_id
+                .filter(|column| column.is_valid(row))
+                .and_then(|column| column.value(row).parse().ok()),
+            transaction_time_micros: None,
+            subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
+        }
+    }
 }
 
-/// A row without `meta` has no version.
-fn typed_version(meta: &StructArray, row: usize) -> Version {
-    if meta.is_null(row) {
-        return Version::default();
-    }
-    let last_updated = meta.column_by_name("lastUpdated").and_then(|column| column.as_primitive_opt());
-    let last_updated = last_updated.filter(|column| column.is_valid(row));
-    let version_id = meta.column_by_name("versionId").and_then(|column| column.as_string_opt::<i32>());
-    let tags = meta.column_by_name("tag").and_then(|column| column.as_list_opt::<i32>());
-    let tags = tags.filter(|tags| tags.is_valid(row)).map(|tags| tags.value(row));
-    let codes = tags.as_ref().and_then(|tags| tags.as_struct_opt()?.column_by_name("code")?.as_string_opt::<i32>());
-    Version {
-        last_updated_micros: last_updated
-            .map(|column: &arrow::array::PrimitiveArray<TimestampMicrosecondType>| column.value(row)),
-        version_id: version_id.filter(|column| column.is_valid(row)).and_then(|column| column.value(row).parse().ok()),
-        transaction_time_micros: None,
-        subsetted: codes.is_some_and(|codes| codes.iter().any(|code| code == Some("SUBSETTED"))),
+#[cfg(test)]
+mod tests {
+    use arrow::array::StringArray;
+    use deltalake::{ObjectStore, Path, kernel::Add};
+    use object_store::{ObjectStoreExt as _, memory::InMemory};
+    use parquet::arrow::ArrowWriter;
+
+    use super::*;
+    use crate::table::data_file::{DataFile, deletion_vector::RowSet};
+
+    /// (a table of a server that is not R4)
+    #[tokio::test]
+    async fn of_long_lines_few_are_decoded_at_once() {
+        const LINE_BYTES: usize = 50_000;
+        let line = |number| format!("{number:0LINE_BYTES$}");
+        let lines: ArrayRef = Arc::new(StringArray::from_iter_values((0..200).map(line)));
+        let rows = RecordBatch::try_from_iter([("resource_json", lines)]).unwrap();
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        let bytes = writer.into_inner().unwrap();
+        let (store, path): (Arc<dyn ObjectStore>, _) = (Arc::new(InMemory::new()), Path::from("a"));
+        let size_bytes = bytes.len() as u64;
+        store.put(&path, bytes.into()).await.unwrap();
+        let file = DataFile { store, path, size_bytes };
+        let stored = StoredFile { add: Add::default(), file, dead: RowSet::new(), own: true };
+        let scan = scans(FileIndex(0), &stored, None).await.unwrap().pop().unwrap();
+        let fetched = scan.fetch(scan.version_columns()).await.unwrap();
+        let batches = scan.read(fetched, scan.version_columns(), None).unwrap();
+        let sizes: Vec<_> = batches.map(|batch| batch.unwrap().num_rows()).collect().await;
+        assert_eq!(sizes.iter().sum::<usize>(), 200);
+        assert!(sizes.iter().all(|rows| rows * LINE_BYTES < 8 * 1024 * 1024), "{sizes:?}");
     }
 }
