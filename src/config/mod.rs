@@ -40,8 +40,8 @@ use self::{
     memory::MemoryLimit,
     section::Section,
     values::{
-        address, boolean, bytes, bytes_or_none, code, count, duration, duration_text, location, name, number, parsed,
-        path, percent, positive_duration, proxy, size_text, text, url, whole,
+        address, boolean, bytes, bytes_or_none, code, count, duration, duration_text, line_bytes, location, name,
+        number, parsed, path, percent, positive_duration, proxy, size_text, text, url, whole,
     },
 };
 pub use self::{
@@ -408,7 +408,7 @@ fn read_sync(
     let parallel_downloads = section.or("parallel_downloads", "4", number);
     let parallel_upserts = section.or("parallel_upserts", "2", number);
     section.renamed(&RENAMED_IN_SYNC);
-    let max_line_bytes = section.or("max_line_size", "64MiB", bytes);
+    let max_line_bytes = section.or("max_line_size", "64MiB", line_bytes);
     let (quarantine, reconcile) = read_limits(&mut section);
     let max_quarantine_bytes = section.or("max_quarantine_size", "1GiB", bytes);
     let accept_reported_errors = section.list("accept_reported_errors", code);

@@ -75,6 +75,18 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| format!("{text:?} is not a size such as \"64MiB\" or \"2GB\""))
 }
 
+/// The lines of a batch are one column, whose texts may have 2 GiB together. A batch has one longest line and some MiB
+/// of others.
+const MAX_LINE_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// The length of a line, as [`bytes`] reads it.
+pub fn line_bytes(text: &str) -> Result<u64, String> {
+    let most = |bytes: &u64| *bytes <= MAX_LINE_BYTES;
+    Some(bytes(text)?)
+        .filter(most)
+        .ok_or_else(|| format!("{text:?} is more than 1GiB, the longest line that can be kept"))
+}
+
 /// A size as [`bytes`] reads it, or 0.
 pub fn bytes_or_none(text: &str) -> Result<u64, String> {
     if text == "0" { Ok(0) } else { bytes(text) }

@@ -8,14 +8,13 @@ use std::{
     time::Duration,
 };
 
-use buoyant_kernel::table_properties::TableProperties;
 use bytes::Bytes;
 use chrono::DateTime;
 use deltalake::{
     DeltaTable, DeltaTableError, Path,
     kernel::{
-        Action, EagerSnapshot, Metadata, Protocol, Remove, Transaction,
-        transaction::{CommitBuilder, CommitProperties, TableReference},
+        Action, Remove, Transaction,
+        transaction::{CommitBuilder, CommitProperties},
     },
     protocol::DeltaOperation,
 };
@@ -27,6 +26,7 @@ use super::{
     data_file::durable,
     data_file::stored::StoredFile,
     data_file::{forget, now_millis},
+    requirements::WritableVersion,
 };
 use crate::{
     fhir::TransactionTime,
@@ -162,6 +162,8 @@ async fn attempt_once(
     mut metadata: BTreeMap<String, Value>,
 ) -> Result<(CommitOutcome, Ended), Error> {
     table.root.check_lease().await?;
+    // At the version that is committed on: another writer may have added a requirement since the first attempt.
+    let writable = WritableVersion::check(table)?;
     let read_version = table.version();
     let bytes_written = actions.iter().map(added_bytes).sum();
     let commit = Uuid::new_v4().to_string();
@@ -178,11 +180,9 @@ async fn attempt_once(
         .with_metadata(metadata);
     let new_files = durable::new_files(&actions);
     flush(table, &new_files)?;
-    let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?.snapshot().clone();
-    let snapshot = Checked::new(snapshot).map_err(|error| table.failed(error))?;
     let attempt = CommitBuilder::from(properties)
         .with_actions(actions)
-        .build(Some(&snapshot), table.delta.log_store(), operation)
+        .build(Some(&writable), table.delta.log_store(), operation)
         .await;
     let error = match attempt {
         Ok(committed) => {
@@ -242,40 +242,6 @@ pub(super) async fn discard(table: &Table, paths: impl Iterator<Item = String>) 
     let store = table.delta.object_store();
     for path in paths {
         forget(store.as_ref(), &Path::from(path.as_str())).await;
-    }
-}
-
-/// A version of a table whose requirements of writers [`requirements`](super::requirements) has checked.
-///
-/// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves both to
-/// DataFusion. A commit of ours needs neither: so this shows deltalake a protocol that requires nothing.
-struct Checked {
-    snapshot: EagerSnapshot,
-    protocol: Protocol,
-}
-
-impl Checked {
-    fn new(snapshot: EagerSnapshot) -> Result<Self, DeltaTableError> {
-        let protocol = serde_json::from_value(json!({"minReaderVersion": 1, "minWriterVersion": 1}))?;
-        Ok(Self { snapshot, protocol })
-    }
-}
-
-impl TableReference for Checked {
-    fn config(&self) -> &TableProperties {
-        self.snapshot.table_properties()
-    }
-
-    fn protocol(&self) -> &Protocol {
-        &self.protocol
-    }
-
-    fn metadata(&self) -> &Metadata {
-        self.snapshot.metadata()
-    }
-
-    fn eager_snapshot(&self) -> &EagerSnapshot {
-        &self.snapshot
     }
 }
 

@@ -30,12 +30,12 @@ mod document;
 /// What one run received for one table.
 mod change_set;
 
+/// What a table requires of its writers.
+mod requirements;
 /// One attempt at a commit, recognised by its identifier.
 mod commit;
 /// The tombstones of all types, in a table of their own.
 mod tombstones;
-/// What a table requires of its writers.
-mod requirements;
 /// A table is created, and gains columns.
 mod evolve;
 /// The rows of tables that are not of resources.

@@ -19,7 +19,7 @@ use super::{
     data_file::partitioned::{PartitionFilter, PartitionedFiles},
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
-    requirements::check_partitions,
+    requirements::{check_features, check_partitions},
     root::{columns, kernel_schema},
 };
 
@@ -42,6 +42,7 @@ pub async fn rebuild(
     decode: &DecodeLines<'_>,
 ) -> Result<Committed, Error> {
     check_partitions(&table)?;
+    check_features(&table)?;
     let mut actions = vec![Action::Metadata(metadata(&table, definition)?)];
     let mut rows = 0;
     let target = FileTarget { columns: Arc::clone(&definition.schema), leading: definition.leading, ..table.target()? };

@@ -1,10 +1,14 @@
 //! What a table requires of its writers. A requirement that we cannot meet is an error, with the way out, before
-//! anything is written.
+//! anything is written. A commit needs a [`WritableVersion`], so none is made on a version that was not checked.
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{FieldRef, SchemaRef};
+use buoyant_kernel::table_properties::TableProperties;
+use deltalake::kernel::{EagerSnapshot, Metadata, Protocol, transaction::TableReference};
+use serde_json::json;
 
 use super::{
     Error, Table,
+    data_file::fill::children,
     date_partition::DatePartition,
     properties::{APPEND_ONLY, COLUMN_MAPPING_MODE, CONSTRAINT_PREFIX, PARTITION_DATE},
 };
@@ -59,15 +63,58 @@ pub(super) fn check_features(table: &Table) -> Result<(), Error> {
     if let Some(constraint) = properties.keys().find(|name| name.starts_with(CONSTRAINT_PREFIX)) {
         return Err(unsupported(table, constraint, "drop it with ALTER TABLE … DROP CONSTRAINT"));
     }
-    let demanding = ["delta.invariants", "delta.generationExpression", "delta.identity.start"];
-    let demand = |field: &&arrow::datatypes::FieldRef| demanding.iter().any(|key| field.metadata().contains_key(*key));
-    match there.fields().iter().find(demand) {
+    match there.fields().iter().find(|field| is_demanding(field)) {
         Some(field) => Err(unsupported(
             table,
             &format!("the column {}, which has an invariant or is generated", field.name()),
             "move it away, so that it is recreated",
         )),
         None => Ok(()),
+    }
+}
+
+/// What the metadata of a column, or of a part of one, asks of writers.
+const DEMANDS: [&str; 3] = ["delta.invariants", "delta.generationExpression", "delta.identity.start"];
+
+fn is_demanding(field: &FieldRef) -> bool {
+    DEMANDS.iter().any(|demand| field.metadata().contains_key(*demand))
+        || children(field.data_type()).iter().any(is_demanding)
+}
+
+/// The version of a table that a commit follows: we can meet all that it requires of writers.
+///
+/// deltalake without DataFusion refuses every table with invariants or a change data feed, because it leaves both to
+/// DataFusion. A commit of ours needs neither: so this shows deltalake a protocol that requires nothing.
+pub(super) struct WritableVersion {
+    snapshot: EagerSnapshot,
+    protocol: Protocol,
+}
+
+impl WritableVersion {
+    /// The version that the table is at.
+    pub fn check(table: &Table) -> Result<Self, Error> {
+        check_features(table)?;
+        let protocol = serde_json::from_value(json!({"minReaderVersion": 1, "minWriterVersion": 1}));
+        let protocol = protocol.map_err(|error| table.failed(error))?;
+        Ok(Self { snapshot: table.snapshot()?.snapshot().clone(), protocol })
+    }
+}
+
+impl TableReference for WritableVersion {
+    fn config(&self) -> &TableProperties {
+        self.snapshot.table_properties()
+    }
+
+    fn protocol(&self) -> &Protocol {
+        &self.protocol
+    }
+
+    fn metadata(&self) -> &Metadata {
+        self.snapshot.metadata()
+    }
+
+    fn eager_snapshot(&self) -> &EagerSnapshot {
+        &self.snapshot
     }
 }
 

@@ -35,6 +35,7 @@ use super::{
     data_file::stored::StoredFile,
     ids::Ids,
     name::DELETED_FROM,
+    requirements::check_writable,
     root::kernel_schema,
 };
 use crate::fhir::{TransactionTime, Version};
@@ -185,6 +186,11 @@ impl TombstoneTable {
         Ok(found)
     }
 
+    /// May tombstones be added? If not, the rows of the deleted resources must stay as well.
+    pub fn check(&self) -> Result<(), Error> {
+        self.table.as_ref().map_or(Ok(()), check)
+    }
+
     /// Writes the tombstones of resources of the table `of_table` in one commit. [`Self::find`] sees them afterwards.
     pub async fn append(
         &mut self,
@@ -205,11 +211,16 @@ impl TombstoneTable {
             }
             None => create(&root).await?,
         };
+        check(&table)?;
         let adds = write(&table, of_table, tombstones, upsert).await?;
         append(&mut table, adds, upsert).await?;
         self.table = Some(table);
         Ok(())
     }
+}
+
+fn check(table: &Table) -> Result<(), Error> {
+    check_writable(table, &Arc::new(Schema::new(fields())))
 }
 
 /// How new files of the table are written. All columns have statistics. A fold merges many files at once, so a row

@@ -381,7 +381,7 @@ fn parse_with(key: &str, value: &str) -> (Result<Config, Mistakes>, Findings) {
 #[test]
 fn a_size_has_a_binary_or_a_decimal_unit() {
     let size = |text: &str| {
-        parse_with("sync.max_line_size", &format!("\"{text}\"")).0.map(|config| config.sync.max_line_bytes)
+        parse_with("sync.max_quarantine_size", &format!("\"{text}\"")).0.map(|config| config.sync.max_quarantine_bytes)
     };
     for (text, bytes) in [
         ("64MiB", 64 << 20),
@@ -396,8 +396,21 @@ fn a_size_has_a_binary_or_a_decimal_unit() {
         assert_eq!(size(text).unwrap(), bytes, "{text}");
     }
     for text in ["0", "0MiB", "-1MiB", "MiB", "64Mib/s", "1e3", "lots"] {
-        assert!(size(text).unwrap_err().0[0].starts_with("sync.max_line_size: "), "{text}");
+        assert!(size(text).unwrap_err().0[0].starts_with("sync.max_quarantine_size: "), "{text}");
     }
+}
+
+#[test]
+fn a_line_has_at_most_one_gibibyte() {
+    let size = |text: &str| {
+        parse_with("sync.max_line_size", &format!("\"{text}\"")).0.map(|config| config.sync.max_line_bytes)
+    };
+    assert_eq!(size("1GiB").unwrap(), 1 << 30);
+    for text in ["1073741825", "1.1GiB", "2GiB"] {
+        let mistakes = size(text).unwrap_err().0.concat();
+        assert!(mistakes.contains("sync.max_line_size: ") && mistakes.contains("more than 1GiB"), "{mistakes}");
+    }
+    assert!(size("0").is_err());
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Fill {
     }
 }
 
-fn with_type(field: &FieldRef, data_type: DataType) -> FieldRef {
+pub fn with_type(field: &FieldRef, data_type: DataType) -> FieldRef {
     if *field.data_type() == data_type {
         return Arc::clone(field);
     }
@@ -133,6 +133,11 @@ pub fn fit(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
     let columns = columns.collect::<Result<_, _>>()?;
     let length = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &length)
+}
+
+/// One column as one of this type: see [`fit`].
+pub fn fit_column(column: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
+    fitted(column, to, &mut Nulls::default())
 }
 
 /// The array as one of this type: see [`fit`].

@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
+    iter,
     sync::Arc,
 };
 
 use arrow::{
     array::{AsArray as _, BooleanArray, RecordBatch},
     compute::{cast, filter_record_batch},
-    datatypes::DataType,
+    datatypes::{DataType, FieldRef, Fields, Schema, TimeUnit},
 };
 use deltalake::{
     DeltaTableError, ObjectStore,
@@ -21,9 +22,11 @@ use parquet::{
     arrow::{
         ParquetRecordBatchStreamBuilder, ProjectionMask,
         arrow_reader::{
-            ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+            ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+            RowSelection, RowSelector,
         },
     },
+    basic::Type as PhysicalType,
     errors::ParquetError,
     file::metadata::ParquetMetaData,
 };
@@ -32,6 +35,7 @@ use serde_json::Value;
 use crate::store::cache::Keep;
 use crate::table::{
     data_file::deletion_vector::{self, RowSet, file_of},
+    data_file::fill::with_type,
     data_file::{DataFile, is_own},
     date_partition::{DatePart, Partition},
     ids::{IdBounds, Ids},
@@ -80,10 +84,43 @@ impl StoredFile {
         Ok(u64::try_from(footer.metadata().file_metadata().num_rows()).unwrap_or_default())
     }
 
-    /// The widest tables have footers of a megabyte, so the caller reads it once and passes it on.
+    /// The footer, with the types that the rows are read as. The widest tables have footers of a megabyte, so the
+    /// caller reads it once and passes it on.
     pub async fn footer(&self) -> Result<ArrowReaderMetadata, DeltaTableError> {
-        Ok(ArrowReaderMetadata::load_async(&mut self.file.clone(), ArrowReaderOptions::default()).await?)
+        // Other writers note how their rows were in memory, for example as views; what the columns are is enough.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(!self.own);
+        Ok(in_micros(ArrowReaderMetadata::load_async(&mut self.file.clone(), options).await?)?)
     }
+}
+
+/// Spark writes instants as INT96. A reader takes them for nanoseconds unless it is told otherwise, and those of an
+/// instant after 2262 overflow to another one, without an error.
+fn in_micros(footer: ArrowReaderMetadata) -> Result<ArrowReaderMetadata, ParquetError> {
+    let leaves = footer.parquet_schema().columns().iter();
+    let mut are_int96 = leaves.map(|leaf| leaf.physical_type() == PhysicalType::INT96);
+    if !are_int96.clone().any(|is_int96| is_int96) {
+        return Ok(footer);
+    }
+    let fields = footer.schema().fields().iter().map(|field| field_in_micros(field, &mut are_int96));
+    let schema = Schema::new_with_metadata(fields.collect::<Fields>(), footer.schema().metadata().clone());
+    let options = ArrowReaderOptions::new().with_schema(Arc::new(schema));
+    ArrowReaderMetadata::try_new(Arc::clone(footer.metadata()), options)
+}
+
+/// `are_int96` says it of each leaf from this field on, in the order of the file.
+fn field_in_micros(field: &FieldRef, are_int96: &mut impl Iterator<Item = bool>) -> FieldRef {
+    let data_type = match field.data_type() {
+        DataType::Struct(parts) => {
+            DataType::Struct(parts.iter().map(|part| field_in_micros(part, are_int96)).collect())
+        }
+        DataType::List(item) => DataType::List(field_in_micros(item, are_int96)),
+        DataType::Map(entries, ordered) => DataType::Map(field_in_micros(entries, are_int96), *ordered),
+        flat => match are_int96.next() {
+            Some(true) => DataType::Timestamp(TimeUnit::Microsecond, None),
+            _ => flat.clone(),
+        },
+    };
+    with_type(field, data_type)
 }
 
 /// A file that the log names, and of which the rows or the deletion vector are lost.
@@ -188,17 +225,31 @@ impl StoredFile {
 }
 
 /// All rows of a file on a local disk except `dead`: of a row group only the pages that are being decoded are in memory.
-/// Blocks.
+/// No batch has rows of two row groups: the longest lines of both would not fit into one column. Blocks.
 pub fn rows_on_disk(
     file: File,
     footer: ArrowReaderMetadata,
     dead: &RowSet,
-) -> Result<impl Iterator<Item = Result<RecordBatch, DeltaTableError>> + use<>, DeltaTableError> {
-    let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, footer);
-    let batch_rows = batch_rows(builder.metadata());
-    let batches = builder.with_batch_size(batch_rows).build()?;
+) -> impl Iterator<Item = Result<RecordBatch, DeltaTableError>> + use<> {
+    let batch_rows = batch_rows(footer.metadata());
+    let mut row_groups = 0..footer.metadata().num_row_groups();
     let mut live = Live { dead: dead.clone(), next_row: 0 };
-    Ok(batches.map(move |batch| live.of(batch?)))
+    let read = move |row_group| {
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file.try_clone()?, footer.clone());
+        builder.with_row_groups(vec![row_group]).with_batch_size(batch_rows).build()
+    };
+    let mut open: Option<ParquetRecordBatchReader> = None;
+    iter::from_fn(move || {
+        loop {
+            if let Some(batch) = open.as_mut().and_then(Iterator::next) {
+                return Some(batch.map_err(DeltaTableError::from).and_then(|batch| live.of(batch)));
+            }
+            match read(row_groups.next()?) {
+                Ok(reader) => open = Some(reader),
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+    })
 }
 
 /// The files of a version, with their deletion vectors.
@@ -265,7 +316,7 @@ pub async fn whole_files(
 }
 
 /// One row can be a thousand times as large as another, so a batch is bounded by bytes as well.
-fn batch_rows(metadata: &ParquetMetaData) -> usize {
+pub fn batch_rows(metadata: &ParquetMetaData) -> usize {
     let bytes_per_row = metadata.row_groups().iter().map(|row_group| {
         let of = |number: i64| u64::try_from(number).unwrap_or_default();
         of(row_group.total_byte_size()).div_ceil(of(row_group.num_rows()).max(1))
@@ -303,5 +354,32 @@ impl Live {
         }
         let live: BooleanArray = rows.map(|row| Some(!self.dead.contains(row))).collect();
         Ok(filter_record_batch(&batch, &live)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::{
+        array::{ArrayRef, Int64Array},
+        datatypes::Int64Type,
+    };
+    use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
+
+    use super::*;
+
+    #[test]
+    fn the_rows_of_a_file_on_disk_come_by_row_group_without_the_dead_ones() {
+        let numbers: ArrayRef = Arc::new(Int64Array::from_iter_values(0..12));
+        let rows = RecordBatch::try_from_iter([("number", numbers)]).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        let properties = WriterProperties::builder().set_max_row_group_row_count(Some(5)).build();
+        let mut writer = ArrowWriter::try_new(&mut file, rows.schema(), Some(properties)).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        let footer = ArrowReaderMetadata::load(&file, ArrowReaderOptions::default()).unwrap();
+        let batches: Vec<_> =
+            rows_on_disk(file, footer, &[1, 4, 5, 11].into_iter().collect()).map(Result::unwrap).collect();
+        let numbers = |batch: &RecordBatch| batch.column(0).as_primitive::<Int64Type>().values().to_vec();
+        assert_eq!(batches.iter().map(numbers).collect::<Vec<_>>(), [vec![0, 2, 3], vec![6, 7, 8, 9], vec![10]]);
     }
 }

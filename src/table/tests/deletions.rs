@@ -14,6 +14,7 @@ use super::{
 use crate::table::{
     maintain::{DryRun, Maintained, MaintenanceStep},
     tombstones::{NewTombstone, TombstoneTable},
+    upsert::{append_tombstones, decide::decide},
 };
 
 /// A second of the first minute of 2026.
@@ -287,4 +288,24 @@ async fn a_full_refresh_takes_back_a_deletion_of_an_earlier_export_and_none_of_a
     assert_eq!(before, Counts { stale: 1, ..Counts::default() });
     let after = refresh(vec![line("a", 1, "")], 20).await;
     assert_eq!(after, Counts { inserted: 1, overruled: 1, ..Counts::default() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tombstones_of_removed_rows_are_written_some_at_a_time_and_each_once() {
+    let lake = Lake::new();
+    let patients = |ids: &[&str]| ids.iter().map(|id| line(id, 1, "")).collect::<Vec<_>>();
+    lake.upsert(&[patients(&["a", "b", "c", "d"])], 5).await;
+    lake.upsert(&[patients(&["e", "f", "g", "h"])], 6).await;
+    let (table, refresh) = (lake.table().await, full_refresh(7, 100.0));
+    let changes = lake.change_set(&[patients(&["c"])], 7);
+    let mut tombstones = TombstoneTable::open(&lake.root).await.unwrap();
+    let decision = decide(&table, &changes, &refresh, &tombstones).await.unwrap();
+    assert_eq!(decision.counts, Counts { unchanged: 1, removed: 7, ..Counts::default() });
+    append_tombstones(&table, &mut tombstones, &decision, &refresh, 3).await.unwrap();
+    let files = lake.deleted_ids().await;
+    assert_eq!(files.iter().map(Vec::len).collect::<BTreeSet<_>>(), BTreeSet::from([1, 3]));
+    assert!(files.iter().all(|ids| ids.is_sorted()), "{files:?}");
+    let mut ids = files.concat();
+    ids.sort();
+    assert_eq!(ids, ["a", "b", "d", "e", "f", "g", "h"]);
 }

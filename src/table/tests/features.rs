@@ -25,18 +25,33 @@ impl Lake {
     /// The error of an upsert after one more commit of another writer.
     async fn refusal(&self, protocol: Option<Value>, change: impl Fn(&mut Value)) -> String {
         self.table().await;
-        let mut metadata = self.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();
-        change(&mut metadata["metaData"]);
-        let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
-        let protocol = protocol.map(|protocol| json!({"protocol": protocol}));
-        self.commit(1, &[Some(info), protocol, Some(metadata)].into_iter().flatten().collect::<Vec<_>>());
+        require(&self.table_folder(), protocol, change);
         let table = self.root.open(self.resource_type).await.unwrap().unwrap();
         let changes = self.change_set(&[vec![line("a", 1, "")]], 5);
         let error = table.upsert(&changes, &upsert(5)).await.unwrap_err();
-        assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
         assert!(!self.log(2).exists());
-        error.to_string()
+        refused(&error)
     }
+}
+
+/// Another writer changes the metadata of a table, and its protocol where one is given, in the next commit.
+fn require(table: &Path, protocol: Option<Value>, change: impl Fn(&mut Value)) {
+    let log = |version: u64| table.join(format!("_delta_log/{version:020}.json"));
+    let created = std::fs::read_to_string(log(0)).unwrap();
+    let created = created.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut metadata = created.into_iter().find(|action| !action["metaData"].is_null()).unwrap();
+    change(&mut metadata["metaData"]);
+    let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
+    let protocol = protocol.map(|protocol| json!({"protocol": protocol}));
+    let actions = [Some(info), protocol, Some(metadata)].into_iter().flatten();
+    let actions: Vec<_> = actions.map(|action| action.to_string()).collect();
+    let next = (0..100).find(|version| !log(*version).exists()).unwrap();
+    std::fs::write(log(next), actions.join("\n")).unwrap();
+}
+
+fn refused(error: &Error) -> String {
+    assert!(matches!(error, Error::Unsupported { .. }), "{error:?}");
+    error.to_string()
 }
 
 fn protocol(features: &[&str]) -> Value {
@@ -112,36 +127,115 @@ async fn a_column_with_an_invariant_or_a_generated_column_is_refused_by_name() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invariant_of_a_part_of_a_column_is_refused_by_the_name_of_the_column() {
+    let change = |metadata: &mut Value| {
+        change_columns(metadata, |_, field| {
+            if field["name"] == "meta" {
+                let invariant = r#"{"expression":{"expression":"meta.versionId IS NOT NULL"}}"#;
+                field["type"]["fields"][1]["metadata"]["delta.invariants"] = invariant.into();
+            }
+        });
+    };
+    let error = Lake::new().refusal(Some(protocol(&["invariants"])), change).await;
+    assert!(error.contains("column meta"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_are_not_added_to_a_table_that_requires_more_and_the_rows_of_the_deleted_stay() {
+    let lake = Lake::new();
+    let all = ["a", "b", "c"].map(|id| line(id, 1, "")).to_vec();
+    lake.upsert(&[all], 5).await;
+    lake.upsert(&[vec![deletion("a", None)]], 6).await;
+    let deleted = lake.folder.path().join("lake").join(TableName::Tombstones.directory());
+    require(&deleted, Some(protocol(&["rowTracking", "domainMetadata"])), |_| {});
+    let files = |of: &Path| std::fs::read_dir(of).unwrap().count();
+    let before = (files(&lake.table_folder()), files(&deleted.join("_delta_log")));
+    let changes = lake.change_set(&[vec![deletion("b", None), line("c", 2, "")]], 7);
+    let error = refused(&lake.table().await.upsert(&changes, &upsert(7)).await.unwrap_err());
+    assert!(error.contains("rowTracking") && error.contains("_fhir_sync/deleted"), "{error}");
+    assert_eq!((files(&lake.table_folder()), files(&deleted.join("_delta_log"))), before, "nothing is written");
+    assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["b", "c"]);
+    let without_deletions = lake.upsert(&[vec![line("c", 2, "")]], 8).await;
+    assert_eq!(without_deletions.counts.updated, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_watermark_is_set_on_a_table_that_requires_more_also_not_after_another_writer_was_faster() {
+    let lake = Lake::new();
+    lake.upsert(&[], 5).await;
+    let mut early = lake.table().await;
+    require(&lake.table_folder(), Some(protocol(&["inCommitTimestamp"])), |_| {});
+    let mut late = lake.root.open(patient()).await.unwrap().unwrap();
+    for table in [&mut early, &mut late] {
+        let error = refused(&table.set_watermark(APP_ID, time(2)).await.unwrap_err());
+        assert!(error.contains("inCommitTimestamp"), "{error}");
+    }
+    assert!(!lake.log(3).exists());
+}
+
+/// What the error names, and the protocol and the change of the metadata that ask for it.
+type Demand<'a> = (&'a str, Value, &'a dyn Fn(&mut Value));
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_requires_more_is_not_rebuilt() {
+    let as_they_are = |metadata: &mut Value| map(metadata, &|name, _| name.to_owned());
+    let append_only = |metadata: &mut Value| metadata["configuration"]["delta.appendOnly"] = "true".into();
+    let demands: [Demand<'_>; 3] = [
+        ("column mapping", mapped(), &as_they_are),
+        ("delta.appendOnly", protocol(&["appendOnly"]), &append_only),
+        ("rowTracking", protocol(&["rowTracking", "domainMetadata"]), &|_| {}),
+    ];
+    for (demand, protocol, change) in demands {
+        let lake = Lake::new();
+        lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+        require(&lake.table_folder(), Some(protocol), change);
+        let table = lake.root.open(patient()).await.unwrap().unwrap();
+        let decode = |_: Vec<Vec<u8>>| Err("nothing is to be decoded".to_owned());
+        let error = refused(&rebuild(table, &definition_of(&shape()), &decode).await.unwrap_err());
+        assert!(error.contains(demand), "{error}");
+        assert!(!lake.log(3).exists());
+    }
+}
+
+/// What a physical name is made of: the logical name, and the id.
+type PhysicalName = dyn Fn(&str, u64) -> String;
+
 /// Gives every column, also nested ones, a physical name; counts them from `next` on.
-fn map_columns(of: &mut Value, next: &mut u64) {
+fn map_columns(of: &mut Value, next: &mut u64, physical: &PhysicalName) {
     for field in of.get_mut("fields").and_then(Value::as_array_mut).into_iter().flatten() {
+        let name = physical(field["name"].as_str().unwrap(), *next);
         field["metadata"]["delta.columnMapping.id"] = (*next).into();
-        field["metadata"]["delta.columnMapping.physicalName"] = format!("col-{next}").into();
+        field["metadata"]["delta.columnMapping.physicalName"] = name.into();
         *next += 1;
-        map_columns(&mut field["type"], next);
+        map_columns(&mut field["type"], next, physical);
     }
     for inner in ["elementType", "keyType", "valueType"] {
         if of.get(inner).is_some_and(Value::is_object) {
-            map_columns(&mut of[inner], next);
+            map_columns(&mut of[inner], next, physical);
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_table_with_column_mapping_is_refused() {
-    let mapped = json!({
+fn map(metadata: &mut Value, physical: &PhysicalName) {
+    let mut schema: Value = serde_json::from_str(metadata["schemaString"].as_str().unwrap()).unwrap();
+    let mut next = 1;
+    map_columns(&mut schema, &mut next, physical);
+    metadata["schemaString"] = schema.to_string().into();
+    metadata["configuration"]["delta.columnMapping.mode"] = "name".into();
+    metadata["configuration"]["delta.columnMapping.maxColumnId"] = next.to_string().into();
+}
+
+fn mapped() -> Value {
+    json!({
         "minReaderVersion": 3, "minWriterVersion": 7,
         "readerFeatures": ["deletionVectors", "columnMapping"], "writerFeatures": ["deletionVectors", "columnMapping"],
-    });
-    let change = |metadata: &mut Value| {
-        let mut schema: Value = serde_json::from_str(metadata["schemaString"].as_str().unwrap()).unwrap();
-        let mut next = 1;
-        map_columns(&mut schema, &mut next);
-        metadata["schemaString"] = schema.to_string().into();
-        metadata["configuration"]["delta.columnMapping.mode"] = "name".into();
-        metadata["configuration"]["delta.columnMapping.maxColumnId"] = next.to_string().into();
-    };
-    let error = Lake::new().refusal(Some(mapped), change).await;
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_with_column_mapping_is_refused() {
+    let error = Lake::new().refusal(Some(mapped()), |metadata| map(metadata, &|_, id| format!("col-{id}"))).await;
     assert!(error.contains("column mapping"), "{error}");
 }
 
@@ -175,7 +269,7 @@ async fn a_table_with_deletion_vectors_switched_off_is_rewritten_instead() {
 }
 
 /// The definition without the part `period` of the names.
-fn without_periods_of_names() -> TableDefinition {
+pub(super) fn without_periods_of_names() -> TableDefinition {
     let definition = definition_of(&shape());
     let fields = definition.schema.fields().iter().map(|field| {
         let DataType::List(item) = field.data_type() else { return Arc::clone(field) };

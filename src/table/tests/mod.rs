@@ -32,6 +32,7 @@ mod partition;
 #[cfg(feature = "sql")]
 mod race;
 mod read_back;
+mod spark_files;
 mod spilled;
 mod store_requests;
 #[cfg(all(feature = "s3", feature = "azure", feature = "gcs"))]

@@ -5,11 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use arrow::{
-    array::{Array, RecordBatch, new_null_array},
-    compute::cast,
-    error::ArrowError,
-};
+use arrow::array::{Array, RecordBatch, new_null_array};
 use futures::StreamExt as _;
 
 use crate::table::{
@@ -17,7 +13,7 @@ use crate::table::{
     change_set::entry::{ChunkIndex, RowLocation},
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
-    data_file::fill::fit,
+    data_file::fill::{fit, fit_column},
     data_file::stored::{FileIndex, StoredFile},
     upsert::probe::Hit,
 };
@@ -74,21 +70,15 @@ async fn compare_rows(
                     fit(&rows, changes.schema()).map_err(|error| table.failed(error))?
                 }
             };
-            let same = is_same(&batch, row, &received, location.row as usize);
-            equal[*hit] = same.map_err(|error| table.failed(error))?;
+            equal[*hit] = is_same(&batch, row, &received, location.row as usize);
             chunk = Some((location.chunk, received));
         }
     }
     Ok(())
 }
 
-/// Do both rows hold the same in every column? A column that one of them lacks counts as null.
-fn is_same(
-    stored: &RecordBatch,
-    stored_row: usize,
-    received: &RecordBatch,
-    received_row: usize,
-) -> Result<bool, ArrowError> {
+/// Do both rows hold the same in every column? A column, or a part of one, that one of them lacks counts as null.
+fn is_same(stored: &RecordBatch, stored_row: usize, received: &RecordBatch, received_row: usize) -> bool {
     let (stored, received) = (stored.slice(stored_row, 1), received.slice(received_row, 1));
     let names = |batch: &RecordBatch| -> Vec<String> {
         batch.schema().fields().iter().map(|field| field.name().clone()).collect()
@@ -99,14 +89,54 @@ fn is_same(
             continue;
         }
         let same = match (stored.column_by_name(&name), received.column_by_name(&name)) {
-            (Some(stored), Some(received)) if stored.data_type() == received.data_type() => stored == received,
-            (Some(stored), Some(received)) => &cast(stored, received.data_type())? == received,
+            // A stored value that cannot be one of the received column is a difference.
+            (Some(stored), Some(received)) => {
+                fit_column(stored, received.data_type()).is_ok_and(|stored| &stored == received)
+            }
             (Some(one), None) | (None, Some(one)) => one == &new_null_array(one.data_type(), 1),
             (None, None) => true,
         };
         if !same {
-            return Ok(false);
+            return false;
         }
     }
-    Ok(true)
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::{
+        array::{ArrayRef, StringArray, StructArray},
+        datatypes::{DataType, Field},
+    };
+
+    use super::*;
+
+    /// A row with a structure of these parts.
+    fn row(parts: &[(&str, Option<&str>)]) -> RecordBatch {
+        let parts = parts.iter().map(|(name, value)| {
+            let value: ArrayRef = Arc::new(StringArray::from(vec![*value]));
+            (Arc::new(Field::new(*name, DataType::Utf8, true)), value)
+        });
+        let structure: ArrayRef = Arc::new(StructArray::from(parts.collect::<Vec<_>>()));
+        RecordBatch::try_from_iter([("name", structure)]).unwrap()
+    }
+
+    #[test]
+    fn a_part_of_a_structure_that_one_row_lacks_is_compared_as_null() {
+        let narrow = row(&[("text", Some("x"))]);
+        let wide = |family| row(&[("family", family), ("text", Some("x"))]);
+        for (one, other, same) in [
+            (&narrow, &wide(None), true),
+            (&narrow, &wide(Some("y")), false),
+            (&wide(Some("y")), &narrow, false),
+            (&wide(None), &narrow, true),
+            (&wide(Some("y")), &wide(Some("y")), true),
+        ] {
+            assert_eq!(is_same(one, 0, other, 0), same, "{one:?} {other:?}");
+        }
+        assert!(!is_same(&row(&[("text", Some("z"))]), 0, &wide(None), 0));
+    }
 }

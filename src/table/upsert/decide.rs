@@ -33,11 +33,15 @@ pub struct Decision {
     pub dead: BTreeMap<FileIndex, RowSet>,
     /// The rows of the change set that are written.
     pub chosen: BTreeMap<ChunkIndex, RowSet>,
+    /// The tombstones of the deletions of the change set.
     pub tombstones: Vec<NewTombstone>,
+    /// The rows among [`Self::dead`] that a full refresh did not bring. They get tombstones as well; their ids are read
+    /// when these are written.
+    pub removed: BTreeMap<FileIndex, RowSet>,
     /// `None` where the table does not record its changes.
     pub feed: Option<Feed>,
     pub counts: Counts,
-    missing: Vec<(FileIndex, u64)>,
+    missing: BTreeMap<FileIndex, RowSet>,
     /// Live rows of our source.
     stored_rows: u64,
     /// How many resources the change set has rows of.
@@ -94,7 +98,7 @@ pub async fn decide(
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
     if let Some(limits) = upsert.reconcile {
-        reconcile(table, &mut decision, limits).await?;
+        reconcile(&mut decision, limits);
     }
     Ok(decision)
 }
@@ -112,8 +116,8 @@ fn candidates(
     }
     let Some(candidates) = changes.candidates()? else { return Ok(None) };
     let Probed { missing, stored_rows, .. } = probe_once(table, &decision.files, &candidates, ids, upsert)?;
-    decision.missing.extend(missing);
-    decision.stored_rows += stored_rows;
+    decision.missing = missing;
+    decision.stored_rows = stored_rows;
     Ok(Some(candidates.kept()?))
 }
 
@@ -125,25 +129,21 @@ fn records_changes(table: &Table) -> Result<bool, Error> {
 }
 
 /// Removes the rows that a full refresh did not bring, unless they are too many.
-async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) -> Result<(), Error> {
+fn reconcile(decision: &mut Decision, limits: Reconcile) {
     let missing = std::mem::take(&mut decision.missing);
-    let count = missing.len() as u64;
+    let count = missing.values().map(RowSet::len).sum();
     if !may_remove(count, decision, limits) {
         decision.counts.missing = count;
-        return Ok(());
+        return;
     }
     decision.counts.removed = count;
-    let mut rows: BTreeMap<FileIndex, RowSet> = BTreeMap::new();
-    for (file, row) in missing {
-        decision.mark_deleted(file, row, Fate::Delete);
-        rows.entry(file).or_default().insert(row);
-    }
-    for (file, rows) in &rows {
-        for id in decision.file(*file).ids_of(rows).await.map_err(|error| table.failed(error))? {
-            decision.tombstones.push(NewTombstone { id, deleted_at_micros: None });
+    for (file, rows) in &missing {
+        *decision.dead.entry(*file).or_default() |= rows;
+        if let Some(feed) = &mut decision.feed {
+            *feed.deleted.entry(*file).or_default() |= rows;
         }
     }
-    Ok(())
+    decision.removed = missing;
 }
 
 /// May this many missing rows be removed?
@@ -173,6 +173,11 @@ impl Decision {
         missing
     }
 
+    /// Does it record that resources were deleted?
+    pub fn has_tombstones(&self) -> bool {
+        !self.tombstones.is_empty() || !self.removed.is_empty()
+    }
+
     pub fn file(&self, index: FileIndex) -> &StoredFile {
         &self.files[index.0 as usize]
     }
@@ -187,7 +192,9 @@ impl Decision {
     ) {
         self.counts.duplicate += shard.duplicate();
         self.stored_rows += probed.stored_rows;
-        self.missing.extend(probed.missing);
+        for (file, rows) in probed.missing {
+            *self.missing.entry(file).or_default() |= rows;
+        }
         let mut hits: Vec<_> = probed.hits.iter().zip(equal).collect();
         hits.sort_by_key(|(hit, _)| hit.winner);
         let mut hits = hits.as_slice();

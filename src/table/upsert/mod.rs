@@ -13,6 +13,7 @@ pub mod decide;
 pub mod probe;
 mod probe_once;
 pub mod row_groups;
+mod scan;
 pub mod write;
 mod write_task;
 mod writer;
@@ -21,13 +22,17 @@ use std::collections::BTreeSet;
 
 use deltalake::kernel::{Action, Add, AddCDCFile};
 
-use self::{decide::decide, write::write};
+use self::{
+    decide::{Decision, decide},
+    write::write,
+};
 use crate::table::{
     ChangeSet, Committed, Counts, Error, Table, Upsert,
     commit::{self, CommitOutcome},
+    data_file::deletion_vector::RowSet,
     data_file::stored::DamagedFile,
     requirements::check_writable,
-    tombstones::TombstoneTable,
+    tombstones::{NewTombstone, TombstoneTable},
 };
 
 /// How often the whole upsert is done because other writers change the table at the same moment.
@@ -64,8 +69,11 @@ impl Table {
             check_writable(self, changes.schema())?;
             let decision = decide(self, changes, upsert, &tombstones).await?;
             check_balance(self, changes, &decision.counts)?;
+            if decision.has_tombstones() {
+                tombstones.check()?;
+            }
             let actions = write(self, changes, &decision).await?;
-            tombstones.append(self.name, &decision.tombstones, upsert).await?;
+            append_tombstones(self, &mut tombstones, &decision, upsert, TOMBSTONES_AT_ONCE).await?;
             let written = new_files(&actions);
             match commit::commit(self, actions, &decision.counts, upsert).await? {
                 CommitOutcome::Committed { bytes_written } => {
@@ -84,6 +92,33 @@ impl Table {
         }
         Err(Error::Conflict { table: self.name, attempts: MAX_ATTEMPTS })
     }
+}
+
+/// How many tombstones are in memory, beside those of the change set. A full refresh may remove all rows of a type.
+const TOMBSTONES_AT_ONCE: usize = 250_000;
+
+/// Appends the tombstones of a decision; those of removed rows in commits of `at_once`.
+pub async fn append_tombstones(
+    table: &Table,
+    tombstones: &mut TombstoneTable,
+    decision: &Decision,
+    upsert: &Upsert,
+    at_once: usize,
+) -> Result<(), Error> {
+    tombstones.append(table.name, &decision.tombstones, upsert).await?;
+    let mut waiting = Vec::new();
+    for (file, rows) in &decision.removed {
+        let mut rows = rows.iter().peekable();
+        while rows.peek().is_some() {
+            let rows: RowSet = rows.by_ref().take(at_once - waiting.len()).collect();
+            let ids = decision.file(*file).ids_of(&rows).await.map_err(|error| table.failed(error))?;
+            waiting.extend(ids.into_iter().map(|id| NewTombstone { id, deleted_at_micros: None }));
+            if waiting.len() >= at_once {
+                tombstones.append(table.name, &std::mem::take(&mut waiting), upsert).await?;
+            }
+        }
+    }
+    tombstones.append(table.name, &waiting, upsert).await
 }
 
 fn check_balance(table: &Table, changes: &ChangeSet, counts: &Counts) -> Result<(), Error> {

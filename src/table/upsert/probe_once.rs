@@ -16,7 +16,8 @@ use crate::table::{
     data_file::stored::StoredFile,
     ids::Ids,
     parallel::in_parallel_with,
-    upsert::probe::{FILES_AT_ONCE, Hit, Lookup, Probed, StoredVersion, may_have, scans_of},
+    upsert::probe::{FILES_AT_ONCE, Hit, Probed, may_have, scans_of},
+    upsert::scan::{Lookup, StoredVersion},
 };
 
 /// Finds the candidates for all shards in `files`. What is returned has no hits, and as missing only the rows whose ids
@@ -49,12 +50,14 @@ pub fn probe_once(
                 };
                 runtime.block_on(scan.read_versions(fetched, &found.rows, keep)).map_err(failed)?;
                 kept?;
-                Ok(Probed { hits: Vec::new(), missing: found.missing, stored_rows: found.stored_rows })
+                Ok((scan.file, found.missing, found.stored_rows))
             },
         )?;
-        for found in found {
-            all.missing.extend(found.missing);
-            all.stored_rows += found.stored_rows;
+        for (file, missing, stored_rows) in found {
+            if !missing.is_empty() {
+                *all.missing.entry(file).or_default() |= missing;
+            }
+            all.stored_rows += stored_rows;
         }
     }
     Ok(all)
@@ -68,7 +71,7 @@ pub fn probe_candidates(shard: &Shard, candidates: Vec<Candidate>, upsert: &Upse
         match shard.by_hash(id_hash) {
             Some(winner) => probed.hits.push(Hit { file, row, winner, version, hash }),
             None if upsert.reconcile.is_some() && version.transaction_time_micros <= exported_at_micros => {
-                probed.missing.push((file, row));
+                probed.missing.entry(file).or_default().insert(row);
             }
             None => {}
         }

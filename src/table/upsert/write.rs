@@ -202,10 +202,9 @@ async fn write_survivors(writer: &Writer<'_>, touched: &TouchedFile<'_>) -> Resu
     let mut files = DataFiles::new(writer.target.clone(), touched.stored.partition(), columns);
     let dead = &touched.dead;
     let mut batches = match on_disk(table, touched.stored) {
-        Some(file) => rows_on_disk(file, footer, dead).map(|rows| stream::iter(rows).boxed()),
-        None => touched.stored.rows_without(footer, dead).map(StreamExt::boxed),
-    }
-    .map_err(|error| table.failed(error))?;
+        Some(file) => stream::iter(rows_on_disk(file, footer, dead)).boxed(),
+        None => touched.stored.rows_without(footer, dead).map_err(|error| table.failed(error))?.boxed(),
+    };
     while let Some(batch) = batches.next().await {
         let batch = batch.map_err(|error| table.failed(error))?;
         let batch =
