@@ -17,6 +17,7 @@ use crate::table::{
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
     upsert::compare::compare,
     upsert::probe::{Hit, Probed, probe},
+    upsert::returned::returned,
 };
 
 /// Which stored rows are deleted, which rows of the change set are written, and how all of them count.
@@ -86,6 +87,10 @@ pub async fn decide(
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
+    if upsert.whole && upsert.removes_returned {
+        let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
+        decision.remove_again(returned);
+    }
     if let Some(limits) = upsert.reconcile {
         reconcile(table, &mut decision, limits).await?;
     }
@@ -107,7 +112,7 @@ async fn reconcile(table: &Table, decision: &mut Decision, limits: Reconcile) ->
         decision.counts.missing = count;
         return Ok(());
     }
-    decision.counts.removed = count;
+    decision.counts.removed += count;
     let mut rows: BTreeMap<FileIndex, RowSet> = BTreeMap::new();
     for (file, row) in missing {
         decision.mark_deleted(file, row, Fate::Delete);
@@ -146,6 +151,16 @@ impl Decision {
         let tombstones = missing.iter().map(|id| NewTombstone { id: id.clone(), deleted_at_micros: None });
         self.tombstones.extend(tombstones);
         missing
+    }
+
+    /// Removes rows that have a tombstone already. They count for no limit.
+    fn remove_again(&mut self, returned: Vec<(FileIndex, u64)>) {
+        self.counts.removed += returned.len() as u64;
+        for (file, row) in returned {
+            self.mark_deleted(file, row, Fate::Delete);
+        }
+        let dead = &self.dead;
+        self.missing.retain(|(file, row)| dead.get(file).is_none_or(|rows| !rows.contains(*row)));
     }
 
     pub fn file(&self, index: FileIndex) -> &StoredFile {

@@ -10,6 +10,7 @@ mod change_feed;
 mod compare;
 pub mod decide;
 pub mod probe;
+mod returned;
 pub mod row_groups;
 pub mod write;
 mod write_task;
@@ -50,7 +51,7 @@ impl Table {
 
     async fn try_upsert(&mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         let mut foreign = 0;
-        let mut tombstones = if changes.is_empty() {
+        let mut tombstones = if changes.is_empty() && !upsert.removes_returned {
             TombstoneTable::not_opened(&self.root)
         } else {
             TombstoneTable::open(&self.root).await?
