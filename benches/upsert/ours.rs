@@ -154,6 +154,7 @@ impl Bench {
             run: 1,
             whole: false,
             reconcile: None,
+            removes_returned: false,
         };
         Ok(self.runtime.block_on(open()?.upsert(&changes, &upsert))?)
     }

@@ -74,6 +74,7 @@ impl Commits {
             run: run.report.run,
             whole: false,
             reconcile: None,
+            removes_returned: false,
         }
     }
 }
@@ -260,6 +261,7 @@ impl Commit {
         let limits = if gap.is_some() { Reconcile::NONE } else { Reconcile { allow_empty, ..config.reconcile } };
         let upsert = Upsert {
             whole: is_whole,
+            removes_returned: is_whole && is_reloaded && absent.is_none(),
             reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
             watermark: commits
                 .watermark

@@ -35,6 +35,10 @@ pub struct Upsert {
     pub whole: bool,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
+    /// The table may have been restored to an earlier version: stored rows that a whole change set lacks, and whose
+    /// deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`] says. Another engine
+    /// does not look for them.
+    pub removes_returned: bool,
 }
 
 /// The limit for removing rows that a full refresh lacks. With servers that never report deletions there

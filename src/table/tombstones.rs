@@ -14,7 +14,7 @@ use std::{
 };
 
 use arrow::{
-    array::{Array as _, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
+    array::{Array as _, ArrayRef, AsArray as _, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray},
     compute::cast,
     datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit},
 };
@@ -104,6 +104,13 @@ impl Tombstones {
         self.timed.covers(row) || self.untimed.covers(row)
     }
 
+    /// Is the row certainly not newer than one of them that was reported after the row was stored?
+    pub fn follow(&self, row: &Version) -> bool {
+        let stored = row.transaction_time_micros;
+        let follows = |known: &Tombstone| known.covers(row) && known.transaction_time_micros > stored;
+        stored.is_some() && [self.timed, self.untimed].iter().any(follows)
+    }
+
     /// Are all deletions of which one covers the row from exports before this one?
     pub fn covers_only_before(&self, row: &Version, exported_at: Option<TransactionTime>) -> bool {
         let exported_at_micros = exported_at.map(TransactionTime::as_micros);
@@ -163,11 +170,7 @@ impl TombstoneTable {
     ) -> Result<TombstonesByWinner, Error> {
         let mut found = TombstonesByWinner::new();
         let Some(table) = &self.table else { return Ok(found) };
-        let is_wanted = |stored: &StoredFile| {
-            let partition = stored.add.partition_values.get(DELETED_FROM).cloned().flatten();
-            partition.as_deref() == Some(of_table.as_str()) && stored.may_have(ids)
-        };
-        let files = table.stored_files().await?.into_iter().filter(is_wanted);
+        let files = self.files_of(of_table).await?.into_iter().filter(|stored| stored.may_have(ids));
         let files = files.map(|stored| async move {
             let mut of_file = Vec::new();
             let mut batches = table.rows(&stored).await?;
@@ -189,6 +192,17 @@ impl TombstoneTable {
     /// May tombstones be added? If not, the rows of the deleted resources must stay as well.
     pub fn check(&self) -> Result<(), Error> {
         self.table.as_ref().map_or(Ok(()), check)
+    }
+
+    /// The files with tombstones of resources of the table `of_table`.
+    pub async fn files_of(&self, of_table: TableName) -> Result<Vec<StoredFile>, Error> {
+        let Some(table) = &self.table else { return Ok(Vec::new()) };
+        let mut files = table.stored_files().await?;
+        files.retain(|stored| {
+            let partition = stored.add.partition_values.get(DELETED_FROM).cloned().flatten();
+            partition.as_deref() == Some(of_table.as_str())
+        });
+        Ok(files)
     }
 
     /// Writes the tombstones of resources of the table `of_table` in one commit. [`Self::find`] sees them afterwards.
@@ -340,6 +354,25 @@ fn rows(tombstones: &[&NewTombstone], upsert: &Upsert) -> Result<RecordBatch, ar
     )
 }
 
+/// The ids in some rows of the table that are of `source`.
+pub(super) fn ids_of(batch: &RecordBatch, source: &str) -> Result<Vec<String>, DeltaTableError> {
+    let (ids, sources) = texts(batch)?;
+    let of_source = ids.iter().zip(&sources).filter(|(_, of)| *of == Some(source));
+    Ok(of_source.filter_map(|(id, _)| id.map(ToOwned::to_owned)).collect())
+}
+
+/// Ids and sources.
+fn texts(batch: &RecordBatch) -> Result<(StringArray, StringArray), DeltaTableError> {
+    let text = |name: &str| Ok::<_, DeltaTableError>(column(batch, name, &DataType::Utf8)?.as_string().clone());
+    Ok((text("id")?, text("_sync_source")?))
+}
+
+fn column(batch: &RecordBatch, name: &str, data_type: &DataType) -> Result<ArrayRef, DeltaTableError> {
+    let column = batch.column_by_name(name);
+    let column = column.ok_or_else(|| DeltaTableError::generic(format!("no column {name}")))?;
+    Ok(cast(column, data_type)?)
+}
+
 /// Adds the rows of `source` whose id is in `shard`.
 fn collect(
     batch: &RecordBatch,
@@ -347,17 +380,11 @@ fn collect(
     shard: &Shard,
     found: &mut Vec<(WinnerIndex, Tombstone)>,
 ) -> Result<(), DeltaTableError> {
-    let column = |name: &str, data_type: &DataType| {
-        let column = batch.column_by_name(name);
-        let column = column.ok_or_else(|| DeltaTableError::generic(format!("no column {name}")))?;
-        Ok::<_, DeltaTableError>(cast(column, data_type)?)
-    };
     let micros = |name: &str| {
-        let instants = column(name, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
+        let instants = column(batch, name, &DataType::Timestamp(TimeUnit::Microsecond, None))?;
         Ok::<_, DeltaTableError>(cast(&instants, &DataType::Int64)?.as_primitive::<Int64Type>().clone())
     };
-    let (ids, sources) = (column("id", &DataType::Utf8)?, column("_sync_source", &DataType::Utf8)?);
-    let (ids, sources) = (ids.as_string::<i32>(), sources.as_string::<i32>());
+    let (ids, sources) = texts(batch)?;
     let (deleted_at, transaction_times) = (micros("deleted_at")?, micros("_sync_transaction_time")?);
     let value = |column: &Int64Array, row: usize| column.is_valid(row).then(|| column.value(row));
     for row in 0..batch.num_rows() {

@@ -55,6 +55,59 @@ async fn a_table_that_was_restored_to_an_earlier_version_is_loaded_in_full_and_e
     assert_eq!(setup.complete().await.notes, Vec::<String>::new());
 }
 
+/// A patient is deleted, and the table is restored to the version before: the deletion is in no export but the one before.
+async fn with_a_deletion_undone(mut setup: Setup) -> Setup {
+    setup.config.reconcile.max_missing_percent = 0.0;
+    setup.complete().await;
+    setup.later(|world| _ = world.delete(PATIENT, "p2"));
+    setup.complete().await;
+    let newest = setup.root().open(PATIENT).await.unwrap().unwrap().version();
+    restore(&setup, newest);
+    assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("\"p2\"")), "p2 is back");
+    setup
+}
+
+/// (rules 94 and 98)
+#[tokio::test]
+async fn in_a_table_that_was_restored_no_resource_stays_whose_deletion_was_reported() {
+    for reconciles in [false, true] {
+        let mut setup = Setup::new().await;
+        if !reconciles {
+            setup.export.reconciled.clear();
+        }
+        let setup = with_a_deletion_undone(setup).await;
+        let report = setup.complete().await;
+        let counts = report.types[&PATIENT].counts;
+        assert_eq!(
+            (counts.removed, counts.missing),
+            (1, 0),
+            "its tombstone is evidence, whatever the limit: {report:#?}"
+        );
+        setup.assert_same_as_server().await;
+    }
+}
+
+#[tokio::test]
+async fn in_a_table_that_was_restored_a_resource_stays_that_the_server_has_again() {
+    let setup = Setup::new().await;
+    let backup = setup.server.world(|world| world.clone());
+    let setup = with_a_deletion_undone(setup).await;
+    setup.server.world(|world| world.restore(backup));
+    setup.later(|world| world.advance(Duration::from_hours(1)));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn in_a_table_that_was_restored_rows_stay_while_the_server_sends_none() {
+    let mut setup = Setup::new().await;
+    setup.export.reconciled.clear();
+    let setup = with_a_deletion_undone(setup).await;
+    setup.server.scenario(|scenario| _ = scenario.left_out.insert(PATIENT));
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    assert_eq!(setup.lines(PATIENT).await.len(), 5);
+}
+
 #[tokio::test]
 async fn an_increment_in_progress_does_not_stand_for_a_table_that_was_restored_meanwhile() {
     let mut setup = Setup::new().await;

@@ -309,3 +309,26 @@ async fn the_tombstones_of_removed_rows_are_written_some_at_a_time_and_each_once
     ids.sort();
     assert_eq!(ids, ["a", "b", "d", "e", "f", "g", "h"]);
 }
+
+/// As in a table that was restored to an earlier version: the tombstones are later than the rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_whose_deletion_was_reported_after_they_were_stored_are_removed_where_a_whole_export_lacks_them() {
+    let lake = Lake::new();
+    let ids = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+    lake.upsert(&[ids.iter().map(|id| line(id, 1, "")).collect()], 5).await;
+    lake.upsert(&[vec![deletion("k", Some(&at(30)))]], 6).await;
+    let mut deleted = TombstoneTable::open(&lake.root).await.unwrap();
+    let untimed = |id: &&str| NewTombstone { id: (*id).to_owned(), deleted_at_micros: None };
+    let untimed: Vec<_> = ids[1..].iter().map(untimed).collect();
+    deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
+    let again = Upsert { removes_returned: true, whole: true, ..upsert(7) };
+    // The server has b, and has gone back to k, whose version is older than its deletion.
+    let changes = lake.change_set(&[vec![line("b", 1, ""), line("k", 1, "")]], 7);
+    let committed = lake.table().await.upsert(&changes, &again).await.unwrap();
+    let counts = Counts { inserted: 1, unchanged: 1, removed: 7, overruled: 1, ..Counts::default() };
+    assert_eq!(committed.counts, counts);
+    assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["a", "b", "k"]);
+    let changes = lake.change_set(&[vec![line("a", 1, "")]], 8);
+    let committed = lake.table().await.upsert(&changes, &Upsert { exported_at: Some(time(8)), ..again }).await.unwrap();
+    assert_eq!((committed.counts.removed, lake.rows().await.len()), (1, 2), "k was stored after its deletion");
+}

@@ -210,6 +210,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         run: 1,
         whole: false,
         reconcile: None,
+        removes_returned: false,
     }
 }
 

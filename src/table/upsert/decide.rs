@@ -20,6 +20,7 @@ use crate::table::{
     upsert::compare::compare,
     upsert::probe::{Hit, Probed, probe},
     upsert::probe_once::{probe_candidates, probe_once},
+    upsert::returned::returned,
 };
 
 /// Which stored rows are deleted, which rows of the change set are written, and how all of them count.
@@ -97,6 +98,10 @@ pub async fn decide(
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
+    if upsert.whole && upsert.removes_returned {
+        let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
+        decision.remove_again(returned);
+    }
     if let Some(limits) = upsert.reconcile {
         reconcile(&mut decision, limits);
     }
@@ -136,7 +141,7 @@ fn reconcile(decision: &mut Decision, limits: Reconcile) {
         decision.counts.missing = count;
         return;
     }
-    decision.counts.removed = count;
+    decision.counts.removed += count;
     for (file, rows) in &missing {
         *decision.dead.entry(*file).or_default() |= rows;
         if let Some(feed) = &mut decision.feed {
@@ -176,6 +181,18 @@ impl Decision {
     /// Does it record that resources were deleted?
     pub fn has_tombstones(&self) -> bool {
         !self.tombstones.is_empty() || !self.removed.is_empty()
+    }
+
+    /// Removes rows that have a tombstone already. They count for no limit.
+    fn remove_again(&mut self, returned: Vec<(FileIndex, u64)>) {
+        self.counts.removed += returned.len() as u64;
+        for (file, row) in returned {
+            self.mark_deleted(file, row, Fate::Delete);
+            if let Some(missing) = self.missing.get_mut(&file) {
+                missing.remove(row);
+            }
+        }
+        self.missing.retain(|_, rows| !rows.is_empty());
     }
 
     pub fn file(&self, index: FileIndex) -> &StoredFile {

@@ -12,6 +12,7 @@ mod compare;
 pub mod decide;
 pub mod probe;
 mod probe_once;
+mod returned;
 pub mod row_groups;
 mod scan;
 pub mod write;
@@ -57,7 +58,7 @@ impl Table {
 
     async fn try_upsert(&mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         let mut foreign = 0;
-        let mut tombstones = if changes.is_empty() {
+        let mut tombstones = if changes.is_empty() && !upsert.removes_returned {
             TombstoneTable::not_opened(&self.root)
         } else {
             TombstoneTable::open(&self.root).await?
