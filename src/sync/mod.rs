@@ -355,6 +355,7 @@ impl<'a> Run<'a> {
             let job = JobInFlight {
                 status_url: job.status_url,
                 kicked_off_at: job.kicked_off_at,
+                answered_at: None,
                 polling_since: job.polling_since,
                 types,
                 since,
