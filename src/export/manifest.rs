@@ -70,7 +70,8 @@ impl FileIds {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum FileKind {
     Of(ResourceType),
-    /// A type that FHIR does not know: nobody can have asked for it.
+    /// The manifest names one that FHIR does not know. It may be a word for a type that was asked for: the lines may be
+    /// of any type as well.
     Unknown,
     /// The manifest names none: the lines may be of any type.
     Untyped,

@@ -44,6 +44,8 @@ pub struct PollProgress {
     pub x_progress: Option<String>,
     /// Until the next poll.
     pub retry_in: Duration,
+    /// The server's clock at its first answer of this wait that had a `Date`.
+    pub server_time: Option<TransactionTime>,
 }
 
 impl Job {
@@ -259,7 +261,8 @@ impl<'a> Wait<'a> {
                 Polled::Failed(fault) => (failures.failed(&self.context, fault)?, None),
             };
             self.before_deadline()?;
-            (self.on_progress)(PollProgress { polls: self.polls, x_progress, retry_in });
+            let (polls, server_time) = (self.polls, self.date);
+            (self.on_progress)(PollProgress { polls, x_progress, retry_in, server_time });
             sleep(retry_in).await;
         }
     }

@@ -80,13 +80,18 @@ impl Rest {
                 Continuation::Rest { length: last + 1 }
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, Some(ContentRange { bytes: None, length: Some(length) }))
-                if length == self.from =>
+                if self.is_end(length) =>
             {
                 Continuation::Nothing
             }
             (StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE, _) => Continuation::Other,
             _ => Continuation::Whole,
         }
+    }
+
+    /// Whether the transfer was cut at the end of the file, which is this long now.
+    fn is_end(&self, length: u64) -> bool {
+        length == self.from && self.validator.length.is_none_or(|known| known == length)
     }
 
     /// A server may send less than the whole rest, and its end would look like that of the file.

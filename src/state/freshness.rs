@@ -138,6 +138,7 @@ mod tests {
         JobInFlight {
             status_url: "https://ehr.example.org/status/1".parse().unwrap(),
             kicked_off_at: kicked_off_at.and_then(parse_instant).map(TransactionTime::from),
+            answered_at: None,
             polling_since: parse_instant("2026-11-20T10:00:00Z").unwrap(),
             types: Vec::new(),
             since: None,

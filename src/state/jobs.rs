@@ -16,6 +16,9 @@ pub struct JobInFlight {
     /// The server's own time when it accepted the job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kicked_off_at: Option<TransactionTime>,
+    /// The same at the earliest later answer, where the one to the kick-off does not state it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered_at: Option<TransactionTime>,
     /// The local time of the kick-off, for the deadline of the job and the age of its data.
     pub polling_since: DateTime<Utc>,
     pub types: Vec<ResourceType>,
@@ -57,6 +60,11 @@ pub struct FinishedFiles {
 }
 
 impl JobInFlight {
+    /// The job brings nothing that changed later than this, by the server's own clock.
+    pub fn bound(&self) -> Option<TransactionTime> {
+        self.kicked_off_at.or(self.answered_at)
+    }
+
     /// The status URL as it is shown: its query may hold a secret.
     pub fn place(&self) -> String {
         format!("{}{}", self.status_url.origin().ascii_serialization(), self.status_url.path())

@@ -184,9 +184,21 @@ pub struct ExportState {
     /// By group: the patients who arrived while its members could not be read, and who are not recorded as members yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub seen_patients: BTreeMap<String, BTreeSet<String>>,
+    /// By group: the members whose Patient did not arrive when all of their data were asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub awaited_patients: BTreeMap<String, BTreeMap<String, AwaitedPatient>>,
     /// The jobs in flight. An earlier version kept one, as `job`.
     #[serde(default, alias = "job", deserialize_with = "jobs::one_or_many", skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobInFlight>,
+}
+
+/// A member of a group whose Patient no export has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitedPatient {
+    /// How often all of the data were asked for.
+    pub attempts: u32,
+    /// The last time, by the local clock.
+    pub asked_at: DateTime<Utc>,
 }
 
 /// A run that began, by the local clock of its process.

@@ -16,6 +16,7 @@ use super::{
     blocking::{blocking, now, unless_stopped},
     chain,
     error::JobFate,
+    events,
 };
 use crate::{
     export::{self, Members},
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// So that the body of a request stays small.
-const PATIENTS_PER_REQUEST: usize = 200;
+pub const PATIENTS_PER_REQUEST: usize = 200;
 /// The members are no data: no run waits long for them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -33,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Membership {
     recorded: Option<BTreeSet<String>>,
     now: Now,
-    /// The types that had a watermark when the run began, or whose full load was asked for before the members were read:
-    /// the history of joiners may be missing in them.
+    /// The types that had a watermark when the run began, whose table could not be opened, or whose full load was asked
+    /// for before the members were read: the history of joiners may be missing in them.
     loaded: BTreeSet<ResourceType>,
     /// Jobs of earlier runs were in flight.
     has_jobs: bool,
@@ -73,16 +74,19 @@ impl Run<'_> {
             Err(_) => return Ok(self.not_compared(group, "no answer in time")),
         };
         let watermarks = self.syncer.watermarks(self.export).await.into_iter();
+        // A table that cannot be opened now may lack the history as well.
+        let may_lack = |watermark: Result<Option<_>, _>| watermark.is_err() || watermark.is_ok_and(|of| of.is_some());
         let mut loaded: BTreeSet<_> =
-            watermarks.filter_map(|(of, watermark)| watermark.ok().flatten().map(|_| of)).collect();
+            watermarks.filter_map(|(of, watermark)| may_lack(watermark).then_some(of)).collect();
         let jobs = self.syncer.export_state(self.export).jobs;
         let in_flight = jobs.iter().flat_map(|job| job.types.iter().copied());
         loaded.extend(in_flight.filter(|of| self.export.types.contains(of)));
         let mut membership = Membership { recorded, now, loaded, has_jobs: !jobs.is_empty() };
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
-        if matches!(membership.now, Now::Listed(_)) {
+        if let (Now::Listed(listed), Some(recorded)) = (&membership.now, &membership.recorded) {
             self.recorded_members = None;
+            self.members = listed & recorded;
         }
         Ok(Some(membership))
     }
@@ -90,6 +94,7 @@ impl Run<'_> {
     /// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.
     fn not_compared(&mut self, group: &str, error: &str) -> Option<Membership> {
         tracing::warn!(group, error, "the members of the group could not be read; the next sync compares them");
+        self.members = self.recorded_members.clone().unwrap_or_default();
         self.report.notes.push(format!(
             "the members of Group/{group} could not be read; the history of who has joined is asked for by the next sync"
         ));
@@ -151,50 +156,104 @@ impl Run<'_> {
         self.syncer.remember_export(self.export, remember).await
     }
 
-    /// Asks for what is older of those who joined. After a full refresh, and for types without a watermark before, all
-    /// of them is there already.
+    /// Asks for what is older of those who joined, and says whose Patient is awaited.
     pub(super) async fn load_joiners(&mut self, membership: Option<Membership>) -> Result<(), Error> {
         let Some(Membership { recorded, now, loaded, has_jobs }) = membership else { return Ok(()) };
         let Some(group) = self.export.level.group().map(str::to_owned) else { return Ok(()) };
-        let members = match now {
-            Now::Listed(listed) => listed,
+        let (members, is_listed) = match now {
+            Now::Listed(listed) => (listed, true),
             Now::Seen => {
-                let mut seen = std::mem::take(&mut self.seen_patients);
-                seen.extend(self.syncer.export_state(self.export).seen_patients.remove(&group).unwrap_or_default());
-                seen
+                let mut seen = self.seen_patients.clone();
+                let ExportState { mut seen_patients, mut awaited_patients, .. } = self.syncer.export_state(self.export);
+                seen.extend(seen_patients.remove(&group).unwrap_or_default());
+                seen.extend(awaited_patients.remove(&group).unwrap_or_default().into_keys());
+                (seen, false)
             }
         };
-        let is_first = recorded.is_none();
-        // Again: a job of an earlier run may have brought some of them.
-        let recorded = self.recorded_members(&group).await?.unwrap_or_default();
-        let joined: BTreeSet<_> = members.into_iter().filter(|id| !recorded.contains(id)).collect();
-        if joined.is_empty() && !is_first {
-            return Ok(());
-        }
         let has_asked_since = self.mode == Mode::FullRefresh || loaded.is_empty();
-        if is_first || (has_asked_since && !has_jobs) {
-            // What failed has no watermark, or is asked for again as a whole with the joiners.
-            if is_first || self.is_all_committed() {
-                self.record_members(&group, &joined, MemberRow::JOINED).await?;
-            }
+        if recorded.is_none() || (has_asked_since && !has_jobs) {
+            self.record_joiners(&group, &members, recorded.is_none()).await?;
+        } else {
+            self.ask_for_joiners(&group, &members, &loaded).await?;
+        }
+        self.report_awaited(&group, is_listed.then_some(&members)).await
+    }
+
+    /// After a full refresh, and for types without a watermark before, all of what is older is there already. What
+    /// failed has no watermark, or is asked for again as a whole with the joiners.
+    async fn record_joiners(&self, group: &str, members: &BTreeSet<String>, is_first: bool) -> Result<(), Error> {
+        if is_first {
+            return self.record_members(group, members, MemberRow::JOINED).await;
+        }
+        let recorded = self.recorded_members(group).await?.unwrap_or_default();
+        let mut joined = members - &recorded;
+        if joined.is_empty() || !self.is_all_committed() {
             return Ok(());
         }
-        tracing::info!(group, joined = joined.len(), "patients joined the group; what is older is asked for");
-        let who = patients(joined.len());
-        self.report.notes.push(format!("{who} joined Group/{group}; their history was asked for"));
-        let (joined, loaded): (Vec<_>, Vec<_>) = (joined.into_iter().collect(), loaded.into_iter().collect());
-        for patients in joined.chunks(PATIENTS_PER_REQUEST) {
+        if self.has_all_patients() {
+            joined = self.arrived_of(group, joined).await?;
+        }
+        self.record_joined(group, joined).await
+    }
+
+    async fn ask_for_joiners(
+        &mut self,
+        group: &str,
+        members: &BTreeSet<String>,
+        loaded: &BTreeSet<ResourceType>,
+    ) -> Result<(), Error> {
+        // Again: a job of an earlier run may have brought some of them, and another may still do.
+        let recorded = self.recorded_members(group).await?.unwrap_or_default();
+        let ExportState { jobs, mut awaited_patients, .. } = self.syncer.export_state(self.export);
+        let awaited = awaited_patients.remove(group).unwrap_or_default();
+        let is_asked_for = |id: &String| match awaited.get(id) {
+            Some(awaited) => self.is_due(*awaited),
+            None => !recorded.contains(id),
+        };
+        let in_flight = |id: &String| jobs.iter().any(|job| job.patients.contains(id));
+        let wanted: Vec<_> = members.iter().filter(|id| is_asked_for(id) && !in_flight(id)).cloned().collect();
+        let loaded: Vec<_> = loaded.iter().copied().collect();
+        let (mut joined, mut refused) = (0, BTreeSet::new());
+        for patients in wanted.chunks(PATIENTS_PER_REQUEST) {
             let patients: BTreeSet<_> = patients.iter().cloned().collect();
+            tracing::info!(group, patients = patients.len(), "what is older of patients of the group is asked for");
             match self.load_patients(&loaded, &patients).await {
-                Err(Error::Export(error)) if cannot_name_patients(&error) => {
-                    let reason = "patients joined its group, and the server cannot export them alone";
-                    self.load_again(loaded.iter().copied().collect(), reason).await?;
-                    self.record_members(&group, &patients, MemberRow::JOINED).await?;
+                Err(Error::Export(error)) if cannot_name_patients(&error) => refused.extend(patients),
+                ended => {
+                    ended?;
+                    joined += patients.difference(&recorded).count();
                 }
-                ended => ended?,
             }
         }
-        Ok(())
+        if joined > 0 {
+            let who = patients(joined);
+            self.report.notes.push(format!("{who} joined Group/{group}; their history was asked for"));
+        }
+        if refused.is_empty() { Ok(()) } else { self.load_again_for(group, refused, &recorded, loaded).await }
+    }
+
+    /// The server exports no patients by name (rule 110): the next run loads the whole group.
+    async fn load_again_for(
+        &mut self,
+        group: &str,
+        refused: BTreeSet<String>,
+        recorded: &BTreeSet<String>,
+        loaded: Vec<ResourceType>,
+    ) -> Result<(), Error> {
+        let joined = &refused - recorded;
+        if !joined.is_empty() {
+            let who = patients(joined.len());
+            self.report.remarks.push(format!(
+                "{who} joined Group/{group}, and the server cannot export them alone: their history is missing until the \
+                 next sync, which loads {} in full",
+                events::list(&loaded)
+            ));
+            let reason = "patients joined its group, and the server cannot export them alone";
+            self.load_again(loaded.into_iter().collect(), reason).await?;
+            self.record_members(group, &joined, MemberRow::JOINED).await?;
+        }
+        // Whom a full load did not bring, another one would not bring sooner than the next full refresh.
+        self.remember_awaited(group, &BTreeSet::new(), &refused & recorded).await
     }
 
     async fn load_patients(&mut self, types: &[ResourceType], patients: &BTreeSet<String>) -> Result<(), Error> {
@@ -215,16 +274,29 @@ impl Run<'_> {
             return Ok(());
         }
         if let (true, Some(group)) = (failures.is_empty(), self.export.level.group()) {
-            self.record_members(group, &job.patients, MemberRow::JOINED).await?;
+            let mut joined = job.patients.clone();
+            if job.types.contains(&ResourceType::PATIENT) {
+                joined = self.arrived_of(group, joined).await?;
+            }
+            // A full load may have lacked the Patient of one who was recorded before it.
+            let recorded = self.recorded_members(group).await?.unwrap_or_default();
+            self.record_joined(group, &joined - &recorded).await?;
         }
         self.give_up(job).await
     }
 
+    async fn record_joined(&self, group: &str, joined: BTreeSet<String>) -> Result<(), Error> {
+        if joined.is_empty() { Ok(()) } else { self.record_members(group, &joined, MemberRow::JOINED).await }
+    }
+
     /// What became of one type of joiners. It is a part of the type, beside what the run asks for of all patients.
     pub(super) async fn add_of_joiners(&mut self, of: ResourceType, mut report: TypeReport) {
-        if let TypeEnd::Failed(failure) = &report.end {
-            self.joiner_failures.push(JoinerFailure { is_passing: failure.recovery.job == JobFate::Kept });
-            self.report.remarks.push(format!("the history of patients who joined: {of}: {}", failure.cause));
+        if let TypeEnd::Failed(_) | TypeEnd::Denied { .. } = &report.end {
+            let is_kept =
+                |end: &TypeEnd| matches!(end, TypeEnd::Failed(failure) if failure.recovery.job == JobFate::Kept);
+            self.joiner_failures.push(JoinerFailure { is_passing: is_kept(&report.end) });
+            let cause = report.end.sentence().unwrap_or_default();
+            self.report.remarks.push(format!("the history of patients who joined: {of}: {cause}"));
             return;
         }
         let Some(version) = report.end.version() else { return };
@@ -302,7 +374,7 @@ fn cannot_name_patients(error: &export::Error) -> bool {
     }
 }
 
-fn patients(count: usize) -> String {
+pub fn patients(count: usize) -> String {
     format!("{count} patient{}", if count == 1 { "" } else { "s" })
 }
 

@@ -9,6 +9,7 @@
 //! `refused`.
 
 mod absence;
+mod awaited;
 mod blocking;
 mod by_hand;
 mod columns;
@@ -184,6 +185,8 @@ struct Run<'a> {
     /// The members that are recorded, where who arrives tells who else is one.
     recorded_members: Option<BTreeSet<String>>,
     joiner_failures: Vec<JoinerFailure>,
+    /// Who is a member of the group, and was recorded as one before the run asked for anything; none if that is unknown.
+    members: BTreeSet<String>,
 }
 
 /// An export that the server has completed: what was asked for, and what the server made of it.
@@ -212,6 +215,7 @@ impl<'a> Run<'a> {
             seen_patients: BTreeSet::new(),
             recorded_members: None,
             joiner_failures: Vec::new(),
+            members: BTreeSet::new(),
         }
     }
 
@@ -251,7 +255,11 @@ impl<'a> Run<'a> {
     async fn write(&mut self, export: CompletedExport) -> Result<(), Error> {
         let received = self.stream_and_verify(&export).await?;
         let upserted = self.upsert(export, received).await?;
-        if upserted.patients.is_empty() { self.settle(&upserted).await } else { self.settle_joiners(&upserted).await }
+        if !upserted.patients.is_empty() {
+            return self.settle_joiners(&upserted).await;
+        }
+        self.await_missing_members(&upserted).await?;
+        self.settle(&upserted).await
     }
 
     /// The lines of types that failed are kept as well. Then another run may write to the quarantine.
@@ -361,6 +369,7 @@ impl<'a> Run<'a> {
             let job = JobInFlight {
                 status_url: job.status_url,
                 kicked_off_at: job.kicked_off_at,
+                answered_at: None,
                 polling_since: job.polling_since,
                 types,
                 since,

@@ -101,6 +101,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     reload_missed(run, received.elsewhere.missed).await?;
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
+    run.report.notes.extend(received.warning);
     // Once for a run, whichever of its exports shows it.
     if !run.report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
         run.report.notes.extend(received.note);
@@ -157,7 +158,7 @@ async fn absences(
     held: &BTreeSet<ResourceType>,
 ) -> BTreeMap<ResourceType, Absence> {
     let mut absences = BTreeMap::new();
-    if commits.watermark.is_none() || commits.of_joiners {
+    if commits.watermark.is_none() {
         return absences;
     }
     for (resource_type, of_type) in &received.types {
@@ -166,8 +167,9 @@ async fn absences(
         if !of_type.is_absent() || allow_empty || held.contains(resource_type) {
             continue;
         }
-        // An increment is empty where nothing has changed; only scopes that have narrowed speak against it.
-        let absence = if commits.since.is_some() {
+        // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
+        // narrowed speak against it.
+        let absence = if commits.since.is_some() || commits.of_joiners {
             run.denied(*resource_type).await
         } else {
             Some(run.absence(*resource_type).await)

@@ -14,12 +14,15 @@ use fhir_sync::{
     export::auth::{AuthConfig, Smart},
     fhir::ResourceType,
     secret::Secret,
-    sync::{Outcome, TypeEnd},
+    sync::{Level, Outcome, TypeEnd},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
 use serde_json::json;
 
-use crate::harness::{ANY_PORT, Ended, OBSERVATION, PATIENT, Process, Setup, end_of, failure};
+use crate::{
+    harness::{ANY_PORT, Ended, HOUR, OBSERVATION, PATIENT, Process, Setup, end_of, failure},
+    members::{GROUP, set_members},
+};
 
 pub const CLIENT: &str = "hospital-warehouse";
 const KEY_ID: &str = "key-1";
@@ -366,4 +369,34 @@ async fn a_type_that_the_scopes_no_longer_cover_is_denied_in_an_increment_and_wh
     setup.server.scenario(|scenario| narrowed(scenario, false));
     setup.complete().await;
     setup.assert_same_as_server().await;
+}
+
+/// What is older of them arrives when the scopes cover the type again (rules 21 and 107).
+#[tokio::test]
+async fn joiners_are_not_recorded_while_the_scopes_do_not_cover_a_type() {
+    let mut setup = guarded().await;
+    setup.export.level = Level::Group(GROUP.to_owned());
+    setup.export.reconciled.clear();
+    setup.later(|world| {
+        for (id, of) in [("o1", "Patient/p1"), ("o2", "Patient/p2")] {
+            world.put(OBSERVATION, id, json!({"status": "final", "subject": {"reference": of}}));
+        }
+        set_members(world, &["p1"]);
+        world.advance(24 * HOUR);
+    });
+    setup.complete().await;
+    setup.later(|world| set_members(world, &["p1", "p2"]));
+    let narrowed = |scenario: &mut fhir_sync::demo::Scenario, is_narrow: bool| {
+        let granted = "system/Patient.rs system/Group.rs";
+        scenario.left_out = is_narrow.then_some(OBSERVATION).into_iter().collect();
+        scenario.auth.as_mut().unwrap().granted_scope = is_narrow.then(|| granted.to_owned());
+    };
+    setup.server.scenario(|scenario| narrowed(scenario, true));
+    let report = setup.sync().await;
+    assert_eq!((report.outcome, setup.lines(PATIENT).await.len()), (Outcome::Partial, 2), "{report:#?}");
+    let is_named = |remark: &String| remark.contains("who joined: Observation: the scope system/Observation.rs");
+    assert!(report.remarks.iter().any(is_named), "{report:#?}");
+    setup.server.scenario(|scenario| narrowed(scenario, false));
+    setup.complete().await;
+    assert_eq!(setup.lines(OBSERVATION).await.len(), 2);
 }

@@ -70,6 +70,17 @@ async fn a_file_of_deletions_may_count_its_entries() {
     assert_eq!(setup.lines(PATIENT).await.len(), 3);
 }
 
+/// (rule 56)
+#[tokio::test]
+async fn a_missing_bundle_of_deletions_is_found_although_the_others_have_more_entries_than_bundles_were_announced() {
+    let setup = loaded().await;
+    let before = setup.watermark(PATIENT).await;
+    let two = [["Patient/p1", "Patient/p2"], ["Patient/p3", "Patient/p4"]].map(|urls| bundle(&urls.map(delete)));
+    Made::default().deleted(3, &two.concat()).serve(&setup);
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    assert_eq!((setup.watermark(PATIENT).await, setup.lines(PATIENT).await.len()), (before, 1));
+}
+
 /// (rules 96 and 97)
 #[tokio::test]
 async fn the_time_of_a_bundle_is_not_the_time_of_its_deletions() {

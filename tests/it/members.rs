@@ -1,18 +1,18 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fhir_sync::{
     demo::{Fault, RecordedRequest, StatusCode, World},
     fhir::ResourceType,
-    state::peek,
+    state::{AwaitedPatient, peek},
     sync::{Joiners, Leavers, Level, Mode, Outcome, Report},
 };
 use serde_json::json;
 
-use crate::harness::{OBSERVATION, PATIENT, Setup, eventually};
+use crate::harness::{Made, OBSERVATION, PATIENT, Setup, eventually};
 
-const GROUP: &str = "diabetes";
+pub const GROUP: &str = "diabetes";
 
-fn set_members(world: &mut World, members: &[&str]) {
+pub fn set_members(world: &mut World, members: &[&str]) {
     let members: Vec<_> = members.iter().map(|id| json!({"entity": {"reference": format!("Patient/{id}")}})).collect();
     world.put(ResourceType::GROUP, GROUP, json!({"type": "person", "actual": true, "member": members}));
 }
@@ -60,6 +60,11 @@ async fn ids(setup: &Setup, of: ResourceType) -> Vec<String> {
 /// Those with a body, as patients are named in one.
 fn posted(setup: &Setup) -> Vec<RecordedRequest> {
     setup.server.requests().into_iter().filter(|request| request.method == "POST").collect()
+}
+
+fn awaited(setup: &Setup) -> BTreeMap<String, AwaitedPatient> {
+    let state = peek(&setup.state_file()).unwrap().exports.remove("all").unwrap();
+    state.awaited_patients.into_values().next().unwrap_or_default()
 }
 
 fn has_note(report: &Report, part: &str) {
@@ -131,7 +136,9 @@ async fn a_server_that_exports_no_patients_by_name_is_asked_for_the_whole_group_
     };
     setup.server.scenario(|scenario| scenario.polls_before_done = 3);
     let (report, ()) = tokio::join!(setup.sync(), changes);
-    assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+    assert_eq!(report.outcome, Outcome::Partial, "nothing was asked for yet: {report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("missing until the next sync")), "{report:#?}");
+    assert!(!report.notes.iter().any(|note| note.contains("asked for")), "{report:#?}");
     assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
     let report = setup.complete().await;
     has_note(&report, "cannot export them alone");
@@ -150,6 +157,115 @@ async fn joiners_whose_history_fails_are_asked_for_again_by_the_next_sync() {
     setup.server.scenario(|scenario| scenario.faults.clear());
     setup.complete().await;
     assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3"]);
+}
+
+/// Its table lacks what is older of them, and no increment brings that.
+#[tokio::test]
+async fn joiners_are_not_recorded_by_a_run_that_could_not_open_a_table() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let log = setup.table_folder(OBSERVATION).join("_delta_log/00000000000000000000.json");
+    let whole = std::fs::read(&log).unwrap();
+    std::fs::write(&log, "{\"protocol\":").unwrap();
+    for _ in 0..2 {
+        let report = setup.sync().await;
+        assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+        assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3"]);
+    }
+    let jobs_of_joiners = posted(&setup).len();
+    std::fs::write(&log, whole).unwrap();
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    assert!(jobs_of_joiners <= 2, "one for each run: {jobs_of_joiners}");
+}
+
+/// The Group lists them before the export knows them: the server answers with an export of nothing.
+#[tokio::test]
+async fn a_joiner_whose_patient_does_not_arrive_is_asked_for_again_by_the_next_sync() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let now = setup.server.world(|world| world.now().to_rfc3339());
+    let nothing = json!({"transactionTime": now, "requiresAccessToken": false, "output": []});
+    // For the changes, and for the joiners.
+    let faults = vec![Fault::NotAManifest { body: nothing.to_string(), times: 2 }];
+    setup.server.scenario(|scenario| scenario.faults = faults);
+    let report = setup.sync().await;
+    assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("lists did not arrive")), "{report:#?}");
+    setup.complete().await;
+    assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 3));
+    assert!(awaited(&setup).is_empty());
+    let before = posted(&setup).len();
+    setup.complete().await;
+    assert_eq!(posted(&setup).len(), before, "they are recorded");
+}
+
+#[tokio::test]
+async fn a_member_who_has_no_patient_is_noted_after_three_exports_and_asked_for_ever_more_seldom() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "p3", "nobody"]));
+    for _ in 0..2 {
+        assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    }
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o2", "o3"]);
+    has_note(&setup.complete().await, "did not arrive in 3 exports or more");
+    let before = posted(&setup).len();
+    has_note(&setup.complete().await, "take them out of the Group");
+    assert_eq!((posted(&setup).len(), awaited(&setup)["nobody"].attempts), (before, 3));
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    assert!(setup.complete().await.notes.is_empty());
+    assert!(awaited(&setup).is_empty());
+}
+
+#[tokio::test]
+async fn a_patient_who_is_awaited_is_asked_for_although_the_group_can_no_longer_be_read() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "nobody"]));
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.server.scenario(|scenario| scenario.hides_groups = true);
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    has_note(&setup.complete().await, "did not arrive in 3 exports or more");
+}
+
+/// As where the Group has ids of its own.
+#[tokio::test]
+async fn nobody_is_asked_for_alone_where_most_of_a_large_group_do_not_arrive() {
+    let mut setup = Setup::new().await;
+    setup.export.level = Level::Group(GROUP.to_owned());
+    setup.export.types = vec![PATIENT];
+    let others: Vec<_> = (0..250).map(|number| format!("other{number}")).collect();
+    setup.later(|world| {
+        let members: Vec<_> = ["p1", "p2"].into_iter().chain(others.iter().map(String::as_str)).collect();
+        set_members(world, &members);
+    });
+    has_note(&setup.complete().await, "250 patients of the 252 whom Group/diabetes lists did not arrive");
+    setup.complete().await;
+    assert_eq!((posted(&setup).len(), awaited(&setup).len()), (0, 0));
+}
+
+/// It was recorded before the load, so that it is no joiner for the next run.
+#[tokio::test]
+async fn a_member_whose_patient_a_full_load_does_not_bring_gets_the_history_later() {
+    let mut setup = Setup::new().await;
+    setup.export.level = Level::Group(GROUP.to_owned());
+    setup.export.reconciled.clear();
+    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
+    let [patient, observation] = setup.server.world(|world| {
+        for (id, of) in [("o1", "Patient/p1"), ("o3", "Patient/p3")] {
+            world.put(OBSERVATION, id, json!({"status": "final", "subject": {"reference": of}}));
+        }
+        world.advance(std::time::Duration::from_hours(24));
+        [(PATIENT, "p1"), (OBSERVATION, "o1")].map(|(of, id)| {
+            let (_, line) = world.resources(of).find(|(known, _)| *known == id).unwrap();
+            format!("{line}\n")
+        })
+    });
+    Made::default().output("Patient", 1, &patient).output("Observation", 1, &observation).serve(&setup);
+    setup.sync().await;
+    assert_eq!((ids(&setup, PATIENT).await, awaited(&setup).len()), (vec!["p1".to_owned()], 2));
+    setup.complete().await;
+    assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 2));
+    assert!(awaited(&setup).is_empty());
 }
 
 #[tokio::test]

@@ -128,6 +128,18 @@ async fn a_file_of_a_type_that_fhir_does_not_know_concerns_nobody() {
     assert!(setup.watermark(PATIENT).await.is_some());
 }
 
+/// (rule 79)
+#[tokio::test]
+async fn a_file_whose_type_fhir_does_not_know_is_read_line_by_line() {
+    let setup = Setup::new().await;
+    Made::default()
+        .output("Patient", 1, &ndjson([&patient("p1")]))
+        .output("Observations", 2, &ndjson([&observation("o1"), &observation("o2")]))
+        .serve(&setup);
+    setup.complete().await;
+    assert_eq!((setup.lines(PATIENT).await.len(), setup.lines(OBSERVATION).await.len()), (1, 2));
+}
+
 fn envelope(data: &[u8]) -> String {
     json!({"resourceType": "Binary", "contentType": "application/fhir+ndjson", "data": STANDARD.encode(data)})
         .to_string()

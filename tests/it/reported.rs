@@ -92,3 +92,19 @@ async fn no_text_of_an_outcome_is_printed_where_it_is_not_a_code() {
     assert!(ended.output().contains("error (unprintable code)"), "{}", ended.output());
     assert!(!ended.output().contains("Mustermann"), "{}", ended.output());
 }
+
+/// (rule 101)
+#[tokio::test]
+async fn what_the_server_warns_of_is_noted_once_and_the_run_is_complete() {
+    let setup = Setup::new().await;
+    let warnings = json!([
+        {"severity": "warning", "code": "incomplete"},
+        {"severity": "information", "code": "informational"},
+        {"severity": "warning", "code": "throttled"},
+    ]);
+    both().error(20, &outcome(&warnings).repeat(20)).serve(&setup);
+    let report = setup.complete().await;
+    let noted: Vec<_> = report.notes.iter().filter(|note| note.contains("the server warned")).collect();
+    assert_eq!(noted.len(), 1, "{report:#?}");
+    assert!(noted[0].contains("40 times") && noted[0].contains("warning (incomplete)"), "{noted:?}");
+}

@@ -19,7 +19,7 @@ use fhir_sync::{
 use serde_json::json;
 use tokio::{net::TcpListener, task::JoinSet};
 
-use crate::harness::{PATIENT, Process, Setup, eventually};
+use crate::harness::{HOUR, PATIENT, Process, Setup, eventually};
 
 /// A process that has kicked off an export and waits for it.
 async fn waiting(setup: &Setup) -> Process {
@@ -52,6 +52,35 @@ async fn a_process_killed_while_the_server_works_continues_with_the_same_job() {
     assert_eq!((jobs.len(), jobs[0].deleted), (1, true));
     assert_eq!(job_in_flight(&setup), None);
     setup.assert_same_as_server().await;
+}
+
+/// The server states the end of the job as transactionTime, and the answer to the kick-off has no Date (rule 51, Q-31).
+#[tokio::test]
+async fn the_earliest_answer_still_bounds_the_watermark_when_the_job_is_resumed() {
+    for is_complete in [false, true] {
+        let setup = Setup::new().await;
+        waiting(&setup).await.kill().await;
+        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        store.update(|state| state.exports.get_mut("all").unwrap().jobs[0].kicked_off_at = None).unwrap();
+        drop(store);
+        setup.server.scenario(|scenario| (scenario.hold, scenario.hold_files) = (!is_complete, true));
+        let process = setup.start("sync", &[]);
+        eventually("the first answer", async || job_in_flight(&setup)?.answered_at).await;
+        process.kill().await;
+        setup.server.world(|world| {
+            world.advance(HOUR / 2);
+            world.put(PATIENT, "p6", json!({}));
+            world.advance(HOUR / 2);
+        });
+        setup.server.scenario(|scenario| {
+            (scenario.hold, scenario.hold_files) = (false, false);
+            scenario.transaction_time = Some("2026-01-01T02:00:00Z".to_owned());
+        });
+        setup.complete().await;
+        assert_eq!(setup.watermark(PATIENT).await.unwrap().to_string(), "2026-01-01T01:00:00Z");
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+    }
 }
 
 /// (rule 137)

@@ -63,6 +63,13 @@ impl ExportParameters {
     pub fn narrow(&self) -> bool {
         self.deciding().keys().any(|name| name != "includeAssociatedData")
     }
+
+    /// Whether a full export of this kind may lack resources of this type, of the patients that it is about.
+    pub fn leaves_out(&self, resource_type: &str) -> bool {
+        let is_of_type = |filter: &String| filter.split_once('?').is_none_or(|(of, _)| of == resource_type);
+        let is_filtered = self.type_filters.iter().any(is_of_type);
+        is_filtered || self.until.is_some() || self.raw.keys().any(|name| name != "_outputFormat")
+    }
 }
 
 /// One parameter with all its values.

@@ -377,6 +377,28 @@ async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later
     assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
 }
 
+/// A run that resumes the job can know it (rule 51).
+#[tokio::test]
+async fn the_earliest_date_is_told_while_the_export_is_in_progress() {
+    let mut turn = 0;
+    let server = Server::start(move |_| {
+        turn += 1;
+        match turn {
+            1 => Answer::status(202),
+            4 => Answer::json(EMPTY),
+            _ => Answer::status(202).header("date", format!("Fri, 20 Nov 2026 10:0{turn}:00 GMT")),
+        }
+    })
+    .await;
+    let told = std::sync::Mutex::new(Vec::new());
+    let on_progress = |poll: PollProgress| {
+        told.lock().unwrap().push(poll.server_time.map(|time| time.to_string()));
+    };
+    job(&server).wait(&client(&server), &on_progress).await.unwrap();
+    let earliest = Some("2026-11-20T10:02:00Z".to_owned());
+    assert_eq!(*told.lock().unwrap(), [None, earliest.clone(), earliest]);
+}
+
 /// (rule 41)
 #[tokio::test(start_paused = true)]
 async fn progress_that_stays_the_same_for_hours_is_a_warning_once_until_it_changes() {

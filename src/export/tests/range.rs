@@ -161,6 +161,7 @@ async fn a_rest_that_is_not_the_one_that_was_asked_for_is_not_used() {
             }),
         ),
         ("not satisfiable", Box::new(|| Answer::status(416).header("content-range", "bytes */5"))),
+        ("an end before the announced one", Box::new(|| Answer::status(416).header("content-range", "bytes */30"))),
         ("not satisfiable, without a length", Box::new(|| Answer::status(416))),
     ];
     for (case, answer) in answers {

@@ -48,9 +48,11 @@ impl Reader for Deletions {
         context.quarantine(None, file, &bad)
     }
 
-    /// Servers count Bundles, which are lines, or the entries in them.
+    /// Servers count Bundles, which are lines, or the entries in them. Where the entries are not exactly as many as
+    /// announced, their number says nothing about a Bundle that is missing: each may have any number of them.
     fn counted(&self, lines: u64, announced: u64) -> u64 {
-        if lines >= announced { lines } else { lines.max(self.entries.load(Ordering::Relaxed)) }
+        let entries = self.entries.load(Ordering::Relaxed);
+        if entries == announced { entries } else { lines }
     }
 }
 

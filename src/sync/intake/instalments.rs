@@ -92,8 +92,8 @@ impl<'a> Instalments<'a> {
         let has_deletions = !manifest.deleted.is_empty();
         let is_everything = job.full_refresh && job.since.is_none();
         let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
-        // The Patients of a group may show who has joined, when all of them have arrived.
-        let shows_joiners = compared_group(run.export).is_some() && job.patients.is_empty();
+        // The Patients of a group show who has joined or is missing, when all of them have arrived.
+        let shows_joiners = compared_group(run.export).is_some();
         let tells_members = |of: ResourceType| of == ResourceType::PATIENT && shows_joiners;
         let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !tells_members(*of);
         let types = job.types.iter().copied().filter(has_some).collect();

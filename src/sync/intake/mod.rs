@@ -42,6 +42,7 @@ use self::{
     batches::Room,
     dates::Dates,
     open::intakes,
+    outcome::Warnings,
     queue::{Queued, queue, read_all},
     tally::Tally,
 };
@@ -95,6 +96,8 @@ pub struct Received {
     pub elsewhere: Elsewhere,
     /// What the operator should know, and what makes the run no less than complete.
     pub note: Option<String>,
+    /// The same of what the server warns of.
+    pub warning: Option<String>,
 }
 
 /// What files had of types that are not theirs, besides rows.
@@ -157,6 +160,7 @@ struct Context {
     room: Room,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
+    warned: Mutex<Warnings>,
     /// A file of one type had rows of another.
     is_mixed: AtomicBool,
     /// A file of one type was not read to its end.
@@ -221,7 +225,7 @@ pub async fn receive(
         remarks.push(Remark::hold(Holds::Everything, reason.to_owned()));
     }
     let Some(context) = Arc::into_inner(context) else { return Err(Error::Stopped) };
-    let (accepted, note) = (context.accepted(), context.dates.note());
+    let (accepted, note, warning) = (context.accepted(), context.dates.note(), context.warned().note());
     context.dates.log();
     let elsewhere = std::mem::take(&mut *context.elsewhere());
     let types: BTreeMap<_, _> = context
@@ -230,7 +234,7 @@ pub async fn receive(
         .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete()?)))
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
-    Ok(Received { types, remarks, accepted, elsewhere, note })
+    Ok(Received { types, remarks, accepted, elsewhere, note, warning })
 }
 
 /// Streams the files that are ready, and commits them as instalments. What cannot be read now is left to the complete
@@ -277,6 +281,7 @@ impl Context {
             room: Room::new(syncer.config.decoding_memory_bytes),
             accepted_codes: syncer.config.accept_reported_errors.clone(),
             accepted: Mutex::default(),
+            warned: Mutex::default(),
             is_mixed: AtomicBool::default(),
             has_unread: AtomicBool::default(),
             settled: instalments.settled().clone(),
@@ -359,6 +364,10 @@ impl Context {
             *accepted.entry((file.to_owned(), code.to_owned())).or_default() += 1;
         }
         accepts
+    }
+
+    fn warned(&self) -> MutexGuard<'_, Warnings> {
+        self.warned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accepted(&self) -> Vec<String> {

@@ -24,7 +24,7 @@ pub async fn intakes(
     let syncer = instalments.syncer();
     let mut opened = Vec::new();
     // A file without a type may hold lines of any.
-    let has_mixed = manifest.output.iter().any(|file| file.kind == FileKind::Untyped);
+    let has_mixed = manifest.output.iter().any(|file| file.kind.resource_type().is_none());
     let mut demand = MemoryDemand {
         types: types.len(),
         waiting: 0,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     export::File,
-    fhir::{Issue, Judgement, ResourceType, judge},
+    fhir::{Issue, Judgement, ResourceType, Severity, judge},
     resource::Line,
     sync::{Error, chain},
 };
@@ -27,10 +27,35 @@ const MAX_LOGGED: u64 = 10;
 /// From which severity on an issue holds a watermark.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum HeldBy {
-    /// In a file of outcomes a warning is only a remark.
+    /// In a file of outcomes a warning is only noted.
     Errors,
     /// Among the resources, an outcome is in the place of one.
     Warnings,
+}
+
+/// What the server warns of, besides what holds watermarks.
+#[derive(Default)]
+pub struct Warnings {
+    count: u64,
+    first: Option<String>,
+}
+
+impl Warnings {
+    fn add(&mut self, place: &str, issues: &[Issue]) {
+        for issue in issues.iter().filter(|issue| issue.severity == Severity::Warning) {
+            self.count += 1;
+            self.first.get_or_insert_with(|| format!("{place}: {issue}"));
+        }
+    }
+
+    /// One sentence, however many there are.
+    pub fn note(&self) -> Option<String> {
+        let first = self.first.as_ref()?;
+        Some(format!(
+            "the server warned about its export, {} times; the first is in {first}; the log has more",
+            self.count
+        ))
+    }
 }
 
 /// The outcomes of one file that hold watermarks.
@@ -65,7 +90,10 @@ impl Outcomes {
                 return;
             }
             Judgement::Information(issues) => return self.log(place, &issues),
-            Judgement::Warning(issues) if self.held_by == HeldBy::Errors => return self.log(place, &issues),
+            Judgement::Warning(issues) if self.held_by == HeldBy::Errors => {
+                context.warned().add(place, &issues);
+                return self.log(place, &issues);
+            }
             Judgement::Warning(issues) | Judgement::Error(issues) => issues,
         };
         self.log(place, &issues);

@@ -41,11 +41,13 @@ pub fn queue(context: &Context, manifest: &Manifest, instalments: &Instalments<'
     let is_wanted = |file: &File| {
         let is_wanted = match file.kind {
             FileKind::Of(resource_type) => context.intakes.contains_key(&resource_type),
-            FileKind::Unknown => false,
-            FileKind::Untyped => true,
+            FileKind::Unknown | FileKind::Untyped => true,
         };
         if !is_wanted {
             tracing::warn!(file = file.name, "the server sent a type that was not requested; it is ignored");
+        }
+        if file.kind == FileKind::Unknown {
+            tracing::warn!(file = file.name, "FHIR does not know the type of the file; its lines say what they are");
         }
         is_wanted
     };
