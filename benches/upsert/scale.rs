@@ -35,6 +35,8 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
     for (changes, what) in CHANGES {
         figures.push(Row { what, figures: measure(changes, "upsert/ours")? });
     }
+    // As of a full refresh, or of an instalment of a large first load.
+    figures.push(Row { what: "as many changes as rows", figures: measure(rows, "upsert/ours")? });
     child::print_table(&figures);
     Ok(())
 }

@@ -197,37 +197,46 @@ impl Output {
             }
         }
         for (of, lines) in rerouted {
-            let received = lines.len() as u64;
-            self.counts().rerouted_to.insert(of);
-            if file.kind.resource_type().is_some() {
-                context.is_mixed.store(true, Ordering::Relaxed);
-            }
-            let Some(intake) = context.intakes.get(&of) else { continue };
-            let again = match self.decode(context, of, lines) {
-                Ok(again) => again,
-                Err(Error::Stopped) => return Err(Error::Stopped),
-                // It is the other type that lacks rows.
-                Err(error) => {
-                    intake.tally().failure.get_or_insert(error);
-                    continue;
-                }
-            };
-            let rows = received - again.len() as u64;
-            {
-                let lines = &mut intake.tally().lines;
-                lines.rerouted += rows;
-                lines.unfiled += if file.kind.resource_type().is_none() { rows } else { 0 };
-            }
-            if !again.is_empty() {
-                context.elsewhere().bad.insert(Some(of));
-            }
-            bad.extend(again);
+            bad.extend(self.reroute(context, file, of, lines)?);
         }
         if !bad.is_empty() && file.kind.resource_type().is_none() {
             context.elsewhere().bad.insert(None);
         }
         self.counts().lines.quarantined += bad.len() as u64;
         context.quarantine(file.kind.resource_type(), file, &bad)
+    }
+
+    /// Brings lines to the table of the type that they state. What of them is no resource comes back.
+    fn reroute(
+        &self,
+        context: &Context,
+        file: &File,
+        of: ResourceType,
+        lines: Vec<Line>,
+    ) -> Result<Vec<BadLine>, Error> {
+        let received = lines.len() as u64;
+        self.counts().rerouted_to.insert(of);
+        if file.kind.resource_type().is_some() {
+            context.is_mixed.store(true, Ordering::Relaxed);
+        }
+        let Some(intake) = context.intakes.get(&of) else { return Ok(Vec::new()) };
+        let bad = match self.decode(context, of, lines) {
+            Ok(bad) => bad,
+            Err(Error::Stopped) => return Err(Error::Stopped),
+            // It is the other type that lacks rows.
+            Err(error) => {
+                intake.tally().failure.get_or_insert(error);
+                return Ok(Vec::new());
+            }
+        };
+        if !bad.is_empty() {
+            context.elsewhere().bad.insert(Some(of));
+        }
+        let rows = received - bad.len() as u64;
+        let lines = &mut intake.tally().lines;
+        lines.rerouted += rows;
+        lines.unfiled += if file.kind.resource_type().is_none() { rows } else { 0 };
+        Ok(bad)
     }
 
     /// The file need not be read again, once its rows are committed. What the server says in it holds watermarks, and
