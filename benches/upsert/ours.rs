@@ -153,6 +153,7 @@ impl Bench {
             job: "bench#1".to_owned(),
             run: 1,
             whole: false,
+            has_gap: false,
             reconcile: None,
             removes_returned: false,
         };

@@ -73,6 +73,7 @@ impl Commits {
             job: run.report.job(),
             run: run.report.run,
             whole: false,
+            has_gap: false,
             reconcile: None,
             removes_returned: false,
         }
@@ -263,7 +264,8 @@ impl Commit {
         let limits = if gap.is_some() { Reconcile::NONE } else { Reconcile { allow_empty, ..config.reconcile } };
         let upsert = Upsert {
             whole: is_whole,
-            removes_returned: is_whole && is_reloaded && absent.is_none(),
+            has_gap: gap.is_some(),
+            removes_returned: is_whole && is_reloaded && absent.is_none() && gap.is_none(),
             reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
             watermark: commits
                 .watermark

@@ -29,10 +29,12 @@ pub struct Upsert {
     pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
-    /// The change set is everything that the export has, complete: a full refresh without a gap. It is the truth, and
-    /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
-    /// stay. A damaged data file is removed, because its rows come again.
+    /// The change set is everything that a full refresh has brought. Its rows are the truth, and win over versions and
+    /// deletions of earlier snapshots, whatever their times; rows that a later export brought stay.
     pub whole: bool,
+    /// Rows that the server has may be missing in the change set. So a whole one says nothing about what it lacks: its
+    /// deletions win over no newer row, and no damaged data file is removed, as its rows may not come again.
+    pub has_gap: bool,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
     /// The table may have been restored to an earlier version: stored rows that a whole change set lacks, and whose

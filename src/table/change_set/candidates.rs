@@ -67,20 +67,21 @@ impl Candidates {
 }
 
 impl Kept {
-    /// The candidates of the shard, in the order of their files, then of the rows. Blocks on the disk.
-    pub fn of(&self, shard: &Shard) -> Result<Vec<Candidate>, Error> {
-        let mut candidates = Vec::new();
+    /// Gives the candidates of the shard to `take`, one by one and in any order: there may be more of them than fit into
+    /// memory. Blocks on the disk.
+    pub fn read(&self, shard: &Shard, mut take: impl FnMut(Candidate)) -> Result<(), Error> {
         for bucket in shard.span().of(&self.buckets) {
             bucket.read(&self.spool, |mut bytes| {
                 while !bytes.is_empty() {
                     let candidate = Candidate::decode(&mut bytes).ok_or_else(Error::unreadable_index)?;
-                    candidates.extend(Some(candidate).filter(|of| shard.span().covers(of.id_hash)));
+                    if shard.span().covers(candidate.id_hash) {
+                        take(candidate);
+                    }
                 }
                 Ok(())
             })?;
         }
-        candidates.sort_unstable_by_key(|of| (of.file, of.row));
-        Ok(candidates)
+        Ok(())
     }
 }
 

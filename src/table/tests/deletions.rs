@@ -320,15 +320,52 @@ async fn rows_whose_deletion_was_reported_after_they_were_stored_are_removed_whe
     let mut deleted = TombstoneTable::open(&lake.root).await.unwrap();
     let untimed = |id: &&str| NewTombstone { id: (*id).to_owned(), deleted_at_micros: None };
     let untimed: Vec<_> = ids[1..].iter().map(untimed).collect();
+    // Reported twice, as by an export that repeats them.
+    deleted.append(lake.table().await.name, &untimed, &upsert(5)).await.unwrap();
     deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
     let again = Upsert { removes_returned: true, whole: true, ..upsert(7) };
     // The server has b, and has gone back to k, whose version is older than its deletion.
     let changes = lake.change_set(&[vec![line("b", 1, ""), line("k", 1, "")]], 7);
     let committed = lake.table().await.upsert(&changes, &again).await.unwrap();
-    let counts = Counts { inserted: 1, unchanged: 1, removed: 7, overruled: 1, ..Counts::default() };
+    let counts = Counts { inserted: 1, updated: 1, removed: 7, overruled: 1, ..Counts::default() };
     assert_eq!(committed.counts, counts);
     assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["a", "b", "k"]);
+    // Another export, which has neither of them.
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 8);
     let committed = lake.table().await.upsert(&changes, &Upsert { exported_at: Some(time(8)), ..again }).await.unwrap();
-    assert_eq!((committed.counts.removed, lake.rows().await.len()), (1, 2), "k was stored after its deletion");
+    let left = (committed.counts.removed, lake.rows().await.len());
+    assert_eq!(left, (0, 3), "b and k were brought after their deletion");
+}
+
+/// (rule 98)
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_removed_as_deleted_before_do_not_make_the_others_few() {
+    let lake = Lake::new();
+    let ids = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    lake.upsert(&[ids.iter().map(|id| line(id, 1, "")).collect()], 5).await;
+    let mut deleted = TombstoneTable::open(&lake.root).await.unwrap();
+    let untimed = |id: &&str| NewTombstone { id: (*id).to_owned(), deleted_at_micros: None };
+    let untimed: Vec<_> = ids[..8].iter().map(untimed).collect();
+    deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
+    let reload = Upsert { removes_returned: true, ..full_refresh(7, 30.0) };
+    let changes = lake.change_set(&[vec![line("new", 1, "")]], 7);
+    let counts = lake.table().await.upsert(&changes, &reload).await.unwrap().counts;
+    assert_eq!(counts, Counts { inserted: 1, removed: 8, missing: 2, ..Counts::default() });
+    assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["i", "j", "new"]);
+}
+
+/// The line of a resource that was created again may be the one in quarantine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_wins_over_a_newer_row_in_a_full_refresh_without_a_gap_only() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 50, ""), line("b", 50, ""), line("c", 1, "")]], micros(5)).await;
+    for (id, second, has_gap, counts) in [
+        ("a", 6, true, Counts { stale: 1, unchanged: 1, ..Counts::default() }),
+        ("b", 7, false, Counts { deleted: 1, unchanged: 1, overruled: 1, ..Counts::default() }),
+    ] {
+        let changes = lake.change_set(&[vec![deletion(id, Some(&at(2))), line("c", 1, "")]], micros(second));
+        let refresh = Upsert { has_gap, reconcile: Some(Reconcile::NONE), ..full_refresh(micros(second), 0.0) };
+        let found = lake.table().await.upsert(&changes, &refresh).await.unwrap().counts;
+        assert_eq!(Counts { missing: 0, ..found }, counts, "{id}");
+    }
 }

@@ -209,6 +209,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         job: "all#1".to_owned(),
         run: 1,
         whole: false,
+        has_gap: false,
         reconcile: None,
         removes_returned: false,
     }

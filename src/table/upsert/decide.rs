@@ -77,7 +77,7 @@ pub async fn decide(
     tombstone_table: &TombstoneTable,
 ) -> Result<Decision, Error> {
     let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
-    if upsert.whole {
+    if upsert.whole && !upsert.has_gap {
         (decision.files, decision.damaged) = table.whole_files().await?;
         for file in &decision.damaged {
             let (path, damage) = (&file.stored.add.path, file.damage);
@@ -91,7 +91,7 @@ pub async fn decide(
     for shard in changes.shards() {
         let shard = shard?;
         let probed = match &candidates {
-            Some(candidates) => probe_candidates(&shard, candidates.of(&shard)?, upsert),
+            Some(candidates) => probe_candidates(&shard, candidates, upsert)?,
             None => probe(table, &decision.files, &shard, &ids, upsert)?,
         };
         let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
@@ -184,12 +184,16 @@ impl Decision {
     }
 
     /// Removes rows that have a tombstone already. They count for no limit.
-    fn remove_again(&mut self, returned: Vec<(FileIndex, u64)>) {
-        self.counts.removed += returned.len() as u64;
-        for (file, row) in returned {
-            self.mark_deleted(file, row, Fate::Delete);
+    fn remove_again(&mut self, returned: BTreeMap<FileIndex, RowSet>) {
+        for (file, rows) in returned {
+            self.counts.removed += rows.len();
+            // They were not there before the table was restored: what is left is judged without them.
+            self.stored_rows = self.stored_rows.saturating_sub(rows.len());
             if let Some(missing) = self.missing.get_mut(&file) {
-                missing.remove(row);
+                *missing -= &rows;
+            }
+            for row in &rows {
+                self.mark_deleted(file, row, Fate::Delete);
             }
         }
         self.missing.retain(|_, rows| !rows.is_empty());
@@ -243,7 +247,7 @@ impl Decision {
         tombstones: Option<&Tombstones>,
         upsert: &Upsert,
     ) -> Fate {
-        let fates: Vec<_> = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, upsert)).collect();
+        let fates: Vec<_> = copies.iter().map(|(hit, equal)| fate(winner, hit, **equal, tombstones, upsert)).collect();
         self.counts.conflicts += u64::from(copies.iter().any(|(hit, equal)| contradicts(winner, hit, **equal)));
         let newer_is_stored = fates.contains(&Fate::Stale);
         let kept = fates.iter().position(|fate| *fate == Fate::Unchanged);
@@ -307,8 +311,13 @@ impl Decision {
 }
 
 /// What a row or deletion does to one stored copy.
-fn fate(winner: &Winner, stored: &Hit, equal: bool, upsert: &Upsert) -> Fate {
+fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombstones>, upsert: &Upsert) -> Fate {
+    // The resource is there again. With its old time the row would still be one that was deleted since it was stored.
+    let is_back = |known: &Tombstones| {
+        known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert.exported_at)
+    };
     match winner {
+        Winner::Row { .. } if equal && upsert.whole && tombstones.is_some_and(is_back) => Fate::Update,
         Winner::Row { .. } if equal => Fate::Unchanged,
         _ if loses_by_its_times(winner, stored, upsert) && !overrules(winner, stored, upsert) => Fate::Stale,
         Winner::Row { .. } => Fate::Update,
@@ -333,7 +342,7 @@ fn overrules(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
     let may = match winner {
         Winner::Row { version, .. } => upsert.whole && (!version.subsetted || stored.version.subsetted),
         // Without the right to reconcile, the row may be one that another export brings.
-        Winner::Deleted { .. } => upsert.whole && upsert.reconcile.is_some(),
+        Winner::Deleted { .. } => upsert.whole && !upsert.has_gap && upsert.reconcile.is_some(),
     };
     is_earlier && may
 }

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use crate::fhir::TransactionTime;
 use crate::table::{
     Error, Table, Upsert,
-    change_set::candidates::{Candidate, Candidates},
+    change_set::candidates::{Candidate, Candidates, Kept},
     change_set::entry::IdHash,
     change_set::newest::Shard,
     change_set::newest::filter::IdFilter,
@@ -37,18 +37,21 @@ pub fn probe_once(
         let found = in_parallel_with(
             from,
             &scans_of(table, indexed, ids)?,
-            |scan| scan.bytes_of(&scan.all_columns(upsert)),
-            async |scan| scan.fetch(&scan.all_columns(upsert)).await.map_err(failed),
-            |scan, fetched| {
-                let found =
-                    runtime.block_on(scan.find(fetched.clone(), candidates.filter(), upsert)).map_err(failed)?;
+            |scan| scan.bytes_of(&scan.key_columns(upsert)),
+            async |scan| scan.fetch(&scan.key_columns(upsert)).await.map_err(failed),
+            |scan, keys| {
+                let found = runtime.block_on(scan.find(keys, candidates.filter(), upsert)).map_err(failed)?;
+                if found.rows.is_empty() {
+                    return Ok((scan.file, found.missing, found.stored_rows));
+                }
+                let versions = runtime.block_on(scan.fetch(scan.version_columns())).map_err(failed)?;
                 let mut kept = Ok(());
                 let keep = |some: Vec<_>| {
                     if kept.is_ok() {
                         kept = candidates.keep(&some.into_iter().map(Candidate::from).collect::<Vec<_>>());
                     }
                 };
-                runtime.block_on(scan.read_versions(fetched, &found.rows, keep)).map_err(failed)?;
+                runtime.block_on(scan.read_versions(versions, &found.rows, keep)).map_err(failed)?;
                 kept?;
                 Ok((scan.file, found.missing, found.stored_rows))
             },
@@ -63,20 +66,19 @@ pub fn probe_once(
     Ok(all)
 }
 
-/// Which candidates of a shard are hits, and which are rows that a full refresh did not bring.
-pub fn probe_candidates(shard: &Shard, candidates: Vec<Candidate>, upsert: &Upsert) -> Probed {
+/// Which candidates of a shard are hits, and which are rows that a full refresh did not bring. Blocks on the disk.
+pub fn probe_candidates(shard: &Shard, candidates: &Kept, upsert: &Upsert) -> Result<Probed, Error> {
     let exported_at_micros = upsert.exported_at.map(TransactionTime::as_micros);
     let mut probed = Probed::default();
-    for Candidate { id_hash, file, row, version, hash } in candidates {
-        match shard.by_hash(id_hash) {
-            Some(winner) => probed.hits.push(Hit { file, row, winner, version, hash }),
-            None if upsert.reconcile.is_some() && version.transaction_time_micros <= exported_at_micros => {
-                probed.missing.entry(file).or_default().insert(row);
-            }
-            None => {}
+    candidates.read(shard, |Candidate { id_hash, file, row, version, hash }| match shard.by_hash(id_hash) {
+        Some(winner) => probed.hits.push(Hit { file, row, winner, version, hash }),
+        None if upsert.reconcile.is_some() && version.transaction_time_micros <= exported_at_micros => {
+            probed.missing.entry(file).or_default().insert(row);
         }
-    }
-    probed
+        None => {}
+    })?;
+    probed.hits.sort_unstable_by_key(|hit| (hit.file, hit.row));
+    Ok(probed)
 }
 
 impl Lookup for IdFilter {

@@ -1,13 +1,17 @@
 //! Returned rows: a table that was restored to an earlier version has rows again of resources whose deletion was
 //! reported since. Their tombstones are still there.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use futures::StreamExt as _;
 
 use crate::table::{
     ChangeSet, Error, MemoryBudget, Table, Upsert,
     change_set::newest::Winner,
+    data_file::deletion_vector::RowSet,
     data_file::stored::{FileIndex, StoredFile},
     tombstones::{TombstoneTable, ids_of},
     upsert::probe::probe,
@@ -35,9 +39,16 @@ pub async fn returned(
     changes: &ChangeSet,
     upsert: &Upsert,
     tombstone_table: &TombstoneTable,
-) -> Result<Vec<(FileIndex, u64)>, Error> {
-    let Some(tombstones) = &tombstone_table.table else { return Ok(Vec::new()) };
-    let (mut found, mut ids, mut bytes) = (Vec::new(), BTreeSet::new(), 0);
+) -> Result<BTreeMap<FileIndex, RowSet>, Error> {
+    let mut found: BTreeMap<_, RowSet> = BTreeMap::new();
+    let Some(tombstones) = &tombstone_table.table else { return Ok(found) };
+    // An id whose deletion was reported several times may be looked for as often.
+    let mut add = |rows: Vec<(FileIndex, u64)>| {
+        for (file, row) in rows {
+            found.entry(file).or_default().insert(row);
+        }
+    };
+    let (mut ids, mut bytes) = (BTreeSet::new(), 0);
     for stored in tombstone_table.files_of(table.name).await? {
         let mut batches = tombstones.rows(&stored).await?;
         while let Some(batch) = batches.next().await {
@@ -46,13 +57,13 @@ pub async fn returned(
                 ids.insert(id);
             }
             if ids.len() >= MAX_IDS || bytes >= MAX_BYTES {
-                found.extend(among(std::mem::take(&mut ids), table, files, changes, upsert, tombstone_table).await?);
+                add(among(std::mem::take(&mut ids), table, files, changes, upsert, tombstone_table).await?);
                 bytes = 0;
             }
         }
     }
     if !ids.is_empty() {
-        found.extend(among(ids, table, files, changes, upsert, tombstone_table).await?);
+        add(among(ids, table, files, changes, upsert, tombstone_table).await?);
     }
     Ok(found)
 }

@@ -139,10 +139,6 @@ impl RowGroupScan<'_> {
         Ok(self.stored.file.key_columns(self.metadata(), &self.mask(columns)).await?)
     }
 
-    pub fn all_columns(&self, upsert: &Upsert) -> Vec<&'static str> {
-        [&self.key_columns(upsert), self.version_columns()].concat()
-    }
-
     pub async fn find<In: Lookup>(
         &self,
         keys: FetchedFile,
