@@ -102,6 +102,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
     run.report.notes.extend(received.warning);
+    run.report.notes.extend(received.elsewhere.ignored);
     // Once for a run, whichever of its exports shows it.
     if !run.report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
         run.report.notes.extend(received.note);
