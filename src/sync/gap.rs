@@ -17,7 +17,9 @@ pub enum Gap {
     Quarantine,
     /// Errors that the operator accepts are in the place of resources.
     AcceptedErrors,
-    /// Its rows came in files of other types only: its own may be missing.
+    /// A file of a type that FHIR does not know was not read to its end, or has errors in the place of resources.
+    UnknownFile,
+    /// Its rows came in files of other types only, or of none: its own may be missing.
     OwnFiles,
 }
 
@@ -30,6 +32,8 @@ impl Gap {
             Some(Self::Quarantine)
         } else if lines.errors > 0 {
             Some(Self::AcceptedErrors)
+        } else if received.gap_elsewhere.is_some() {
+            received.gap_elsewhere
         } else if received.files == 0 && lines.unfiled == 0 && lines.rerouted > 0 {
             Some(Self::OwnFiles)
         } else {
@@ -46,7 +50,10 @@ impl Gap {
             Self::AcceptedErrors => {
                 "the server reported errors in the place of resources, and sync.accept_reported_errors accepts them"
             }
-            Self::OwnFiles => "its lines came in files of other types only, so that its own may be missing",
+            Self::UnknownFile => {
+                "a file of a type that FHIR does not know may have them; a note says what is wrong with it"
+            }
+            Self::OwnFiles => "its lines came in files of other types only, or of none, so that its own may be missing",
         }
     }
 

@@ -21,8 +21,8 @@ use crate::{
 /// Why a type is loaded in full whose first load ended before its end.
 const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
 
-/// Why a type is loaded in full that was loaded before, and that a full load did not bring.
-const LEFT_OUT: &str = "the last full load brought none of it";
+/// Why a type is loaded in full that had a watermark, and that a full load did not bring.
+pub const LEFT_OUT: &str = "the last full load brought none of it";
 
 /// Tables that are opened at the same time: in an object store the time is spent waiting.
 pub(super) const TABLES_AT_ONCE: usize = 16;
@@ -220,8 +220,8 @@ impl Syncer {
         let has_tombstones = self.root.has_tombstones().await?;
         self.remember_export(export, move |state| {
             state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
-            state.unconfirmed.retain(|resource_type, _| !absent.contains(resource_type));
-            state.unconfirmed.extend(unconfirmed.into_iter().map(|resource_type| (resource_type, asked_at)));
+            state.unconfirmed.retain(|of, _| !absent.contains(of) && !left_out.contains(of));
+            remember_unconfirmed(state, unconfirmed, asked_at);
             for (of, rows) in kept_rows {
                 remember_kept(state, of, rows, asked_at);
             }
@@ -369,6 +369,19 @@ fn remember_kept(state: &mut ExportState, of: ResourceType, rows: u64, loaded_at
     let reason = state.reload.get(&of).cloned().or(before);
     if let (1.., Some(reason)) = (rows, reason) {
         state.kept_rows.insert(of, KeptRows { rows, reason, loaded_at });
+    }
+}
+
+/// Full loads have brought nothing of these types. Where the table has a watermark of before, nothing is asked from it any
+/// more: all of the type is, when it is asked for again.
+fn remember_unconfirmed(state: &mut ExportState, types: Vec<ResourceType>, asked_at: DateTime<Utc>) {
+    for of in types {
+        state.unconfirmed.insert(of, asked_at);
+        if state.watermarks.remove(&of).is_some() || state.reload.contains_key(&of) {
+            state.tables.remove(&of);
+            state.freshness.data_as_of.remove(&of);
+            state.reload.insert(of, LEFT_OUT.to_owned());
+        }
     }
 }
 

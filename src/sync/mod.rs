@@ -59,6 +59,7 @@ use self::{
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     members::JoinerFailure,
+    memory::LEFT_OUT,
     quarantine::Quarantine,
     sharing::Sharing,
     turn::Turns,
@@ -292,7 +293,7 @@ impl<'a> Run<'a> {
         }
         let mut by_reason = BTreeMap::<_, Vec<ResourceType>>::new();
         for (resource_type, reason) in self.syncer.export_state(self.export).reload {
-            if self.export.types.contains(&resource_type) {
+            if self.export.types.contains(&resource_type) && !self.was_just_absent(resource_type) {
                 by_reason.entry(reason).or_default().push(resource_type);
             }
         }
@@ -329,8 +330,9 @@ impl<'a> Run<'a> {
     fn was_just_absent(&self, resource_type: ResourceType) -> bool {
         let known = self.syncer.export_state(self.export);
         let is_recent = |asked_at: &DateTime<Utc>| self.is_recent(*asked_at);
-        let is_reloaded = known.reload.contains_key(&resource_type);
-        self.mode == Mode::Incremental && !is_reloaded && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
+        // Another reason is newer than that load.
+        let is_no_news = known.reload.get(&resource_type).is_none_or(|reason| reason == LEFT_OUT);
+        self.mode == Mode::Incremental && is_no_news && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
     }
 
     /// Whether a full load is not to be repeated yet that left something open. A clock that was set back repeats it

@@ -103,6 +103,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
     run.report.accepted.extend(received.accepted);
     run.report.notes.extend(received.warning);
+    run.report.notes.extend(received.elsewhere.ignored);
     // Once for a run, whichever of its exports shows it.
     if !run.report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
         run.report.notes.extend(received.note);
@@ -204,8 +205,9 @@ struct Done {
     /// Of the table.
     id: String,
     reach: Reach,
-    /// The export had a watermark in the table before.
-    was_loaded: bool,
+    /// The export had a watermark in the table, and the table may have rows of it: of which source rows are, its log
+    /// does not say.
+    had_rows: bool,
 }
 
 /// How far an export reaches, compared with the watermark of the table.
@@ -311,7 +313,7 @@ impl Commit {
             return self.failed(report, &error);
         }
         match self.commit(&received).await {
-            Ok(Done { committed, id, reach, was_loaded }) => {
+            Ok(Done { committed, id, reach, had_rows }) => {
                 report.table = Some(KnownTable { id, version: committed.version });
                 report.counts = committed.counts;
                 report.bytes_written = committed.bytes_written;
@@ -322,7 +324,7 @@ impl Commit {
                 report.damaged_files = if has_all { 0 } else { committed.damaged };
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
-                    (Some(TypeEnd::Unconfirmed), _) if was_loaded => TypeEnd::LeftOut,
+                    (Some(TypeEnd::Unconfirmed), _) if had_rows => TypeEnd::LeftOut,
                     (Some(absent), _) => absent,
                     (None, _) if reach == Reach::BeforeSince => TypeEnd::SetBack { version },
                     (None, Some(watermark)) if reach == Reach::Behind => TypeEnd::Behind { version, watermark },
@@ -347,8 +349,10 @@ impl Commit {
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
         let reach = known.map_or(Reach::Further, |known| self.reach(known));
         let id = table.id()?;
+        let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);
+        let had_rows = is_unconfirmed && known.is_some() && table.row_count().await? != Some(0);
         let committed = table.upsert(&received.changes, &self.upsert).await?;
-        Ok(Done { committed, id, reach, was_loaded: known.is_some() })
+        Ok(Done { committed, id, reach, had_rows })
     }
 
     /// Whether the export reaches what the table has, and from where the next one has to ask. Within the overlap of
@@ -431,7 +435,9 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
         )),
         TypeEnd::LeftOut => Some(format!(
             "{resource_type} is left out: it was loaded before, the full load brought none of it, and it is unknown whether \
-             the server has any; the next sync asks for all of it again. If the rows are really gone: {}",
+             the server has any; the next sync asks for all of it again. If the rows are really gone: {}. An export that \
+             does not reconcile keeps them, and each full refresh needs that again: if it will have no {resource_type}, \
+             take the type out of it",
             way_out(resource_type)
         )),
         TypeEnd::Committed { .. } if report.quarantined_before > 0 => Some(format!(

@@ -140,6 +140,33 @@ async fn a_full_refresh_that_lacks_a_type_that_was_loaded_before_is_partial_and_
     }
 }
 
+/// (rules 21 and 139)
+#[tokio::test]
+async fn a_type_without_a_row_is_not_asked_for_by_each_sync_although_it_had_a_watermark() {
+    let device = "Device".parse().unwrap();
+    let mut setup = Setup::new().await;
+    setup.export.types.push(device);
+    setup.complete().await;
+    assert!(setup.watermark(device).await.is_some(), "the server says that it has none");
+    setup.server.scenario(|scenario| scenario.answers_counts = false);
+    let asks = |setup: &Setup| setup.server.jobs().last().unwrap().types.contains(&device);
+    setup.later(|_| ());
+    setup.run(fhir_sync::sync::Mode::FullRefresh).await;
+    for _ in 0..2 {
+        let report = setup.complete().await;
+        assert_eq!(end_of(&report, device), &TypeEnd::Unconfirmed, "{report:#?}");
+        assert!(!asks(&setup), "not before sync.recheck_absent has passed");
+        assert!(!names(&report.notes, "loaded in full"), "{report:#?}");
+    }
+    setup.later(|world| _ = world.put(device, "d1", json!({})));
+    time_passes(&setup, 24);
+    let report = setup.complete().await;
+    assert!(asks(&setup) && names(&report.notes, "the last full load brought none of it"), "{report:#?}");
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().last().unwrap().types.len(), 3, "one increment for all types");
+    setup.assert_same_as_server().await;
+}
+
 /// (rules 21 and 107)
 #[tokio::test]
 async fn a_full_refresh_of_a_group_that_lacks_a_type_does_not_take_who_joined_for_loaded() {

@@ -136,6 +136,48 @@ async fn lines_in_files_of_another_type_do_not_say_that_the_others_were_deleted(
     assert_eq!(setup.lines(PATIENT).await.len(), 4);
 }
 
+/// (rules 80 and 101)
+#[tokio::test]
+async fn an_accepted_error_in_a_file_without_a_type_does_not_say_that_a_resource_was_deleted() {
+    for of in [None, Some("Patients")] {
+        let mut setup = loaded().await;
+        setup.config.accept_reported_errors = ["not-found".to_owned()].into();
+        let lines = [patient(1), patient(2), patient(3), observation(), outcome("error")];
+        let report = refreshed(&setup, Made::default().output(of, None, &ndjson(&lines))).await;
+        let kept = "1 rows of Patient are missing in the full load and are kept: the server reported errors";
+        assert!(says(&report, kept), "{report:#?}");
+        assert_eq!(setup.lines(PATIENT).await.len(), 4);
+    }
+}
+
+/// (rules 79 and 98)
+#[tokio::test]
+async fn a_stray_line_in_a_file_of_an_unknown_type_or_of_none_does_not_say_that_the_others_were_deleted() {
+    for of in [Some("Patients"), None] {
+        let setup = loaded().await;
+        let made = Made::default().output("Observation", None, &ndjson([&observation()]));
+        let report = refreshed(&setup, made.output(of, None, &ndjson([&patient(1), &patient(2), &patient(3)]))).await;
+        assert!(says(&report, "its lines came in files of other types only, or of none"), "{report:#?}");
+        assert_eq!(setup.lines(PATIENT).await.len(), 4);
+    }
+    // Nor where the manifest states unknown types only.
+    let setup = loaded().await;
+    let made = Made::default().output("Observations", None, &ndjson([&observation(), &patient(1), &patient(2)]));
+    let report = refreshed(&setup, made).await;
+    assert!(says(&report, "2 rows of Patient are missing in the full load and are kept: its lines"), "{report:#?}");
+}
+
+/// (rules 79 and 98)
+#[tokio::test]
+async fn rows_that_may_be_in_a_file_of_an_unknown_type_that_was_not_read_are_kept() {
+    let setup = loaded().await;
+    patients(&[]).output("Patients", 9, &ndjson([&json!({"resourceType": "Custom", "id": "c"})])).serve(&setup);
+    let report = setup.run(Mode::FullRefresh).await;
+    let kept = "1 rows of Patient are missing in the full load and are kept: a file of a type that FHIR does not know";
+    assert!(says(&report, kept), "{report:#?}");
+    assert_eq!(setup.lines(PATIENT).await.len(), 4);
+}
+
 #[tokio::test]
 async fn a_gap_is_not_named_where_no_row_is_missing() {
     let setup = loaded().await;

@@ -1,6 +1,8 @@
 use async_compression::tokio::bufread::GzipEncoder;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+
 use fhir_sync::{
+    demo::{Fault, StatusCode},
     fhir::ResourceType,
     sync::{Mode, Outcome, TypeEnd},
 };
@@ -126,6 +128,52 @@ async fn a_file_of_a_type_that_fhir_does_not_know_concerns_nobody() {
         .serve(&setup);
     setup.complete().await;
     assert!(setup.watermark(PATIENT).await.is_some());
+}
+
+/// (rules 4 and 79)
+#[tokio::test]
+async fn whatever_is_wrong_with_a_file_of_an_unknown_type_without_a_wanted_line_is_noted_and_holds_nothing() {
+    let forbidden = Fault::Status {
+        path_contains: "output.2.".to_owned(),
+        status: StatusCode::FORBIDDEN,
+        times: 100,
+        retry_after: None,
+        body: String::new(),
+    };
+    let custom = json!({"resourceType": "AidboxThing", "id": "1"});
+    let too_long = format!("{{\"id\":\"{}\"}}\n", "x".repeat(3000));
+    for (text, what, faults) in [
+        (ndjson([&json!({"id": "1"}), &json!({"id": "2"})]), "2 of 2 lines are not its resources", vec![]),
+        (ndjson([&custom, &custom, &json!({"id": "1"})]), "1 lines are not resources", vec![]),
+        (ndjson([&custom, &outcome("error", "exception")]), "the server reported missing data", vec![]),
+        (format!("{}{too_long}", ndjson([&custom])), "it was not kept;", vec![]),
+        (String::new(), "rows may be missing", vec![forbidden]),
+    ] {
+        let mut setup = Setup::new().await;
+        setup.config.max_line_bytes = 2000;
+        Made::default()
+            .output("Patient", 1, &ndjson([&patient("p1")]))
+            .output("Observation", 1, &ndjson([&observation("o1")]))
+            .output("AidboxThing", None, &text)
+            .serve(&setup);
+        setup.server.scenario(|scenario| scenario.faults = [faults, scenario.faults.clone()].concat());
+        let report = setup.complete().await;
+        let says = |note: &String| note.contains(what) && note.contains("it holds no watermark");
+        assert!(report.notes.iter().any(says), "{what}: {report:#?}");
+        assert!(setup.watermark(PATIENT).await.is_some(), "{what}");
+    }
+}
+
+/// (rule 79)
+#[tokio::test]
+async fn a_file_of_an_unknown_type_with_a_wanted_line_holds_every_type_if_it_is_not_whole() {
+    let setup = Setup::new().await;
+    Made::default()
+        .output("Patient", 1, &ndjson([&patient("p1")]))
+        .output("Observations", 2, &ndjson([&observation("o1")]))
+        .serve(&setup);
+    let report = setup.sync().await;
+    assert_eq!((report.outcome, setup.watermark(PATIENT).await), (Outcome::Partial, None), "{report:#?}");
 }
 
 /// (rule 79)

@@ -49,6 +49,7 @@ use self::{
 use super::{
     Error, ProgressSender,
     blocking::{blocking, unless_stopped},
+    gap::Gap,
     quarantine::Quarantine,
 };
 use crate::{
@@ -73,6 +74,8 @@ pub struct ReceivedType {
     pub lines: LineCounts,
     /// In what the server reports as deleted; they are in `changes`, too.
     pub deletions: u64,
+    /// What files without a known type leave open: see [`Elsewhere::gap`].
+    pub gap_elsewhere: Option<Gap>,
     /// The first error of one of its files.
     pub failure: Option<Error>,
     /// The ids of its resources, of the type Patient at the level group.
@@ -107,6 +110,11 @@ pub struct Elsewhere {
     pub missed: BTreeSet<ResourceType>,
     /// Types with lines that are not resources; `None` if it is not known of which type such lines are.
     pub bad: BTreeSet<Option<ResourceType>>,
+    /// Rows of any type may be missing, although no watermark is held: the server reported errors in files without a
+    /// known type, or such files were not read.
+    pub gap: Option<Gap>,
+    /// What went wrong with files of which nothing is wanted, for the operator. No run is less than complete by it.
+    pub ignored: Vec<String>,
 }
 
 /// Something that the operator should know of the export.
@@ -163,6 +171,8 @@ struct Context {
     warned: Mutex<Warnings>,
     /// A file of one type had rows of another.
     is_mixed: AtomicBool,
+    /// The manifest has files of known types.
+    states_types: bool,
     /// A file of one type was not read to its end.
     has_unread: AtomicBool,
     /// Types of the job that need nothing more from it.
@@ -231,7 +241,7 @@ pub async fn receive(
     let types: BTreeMap<_, _> = context
         .intakes
         .into_iter()
-        .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete()?)))
+        .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete(elsewhere.gap)?)))
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
     Ok(Received { types, remarks, accepted, elsewhere, note, warning })
@@ -283,6 +293,7 @@ impl Context {
             accepted: Mutex::default(),
             warned: Mutex::default(),
             is_mixed: AtomicBool::default(),
+            states_types: manifest.output.iter().any(|file| file.kind.resource_type().is_some()),
             has_unread: AtomicBool::default(),
             settled: instalments.settled().clone(),
             elsewhere: Mutex::default(),
@@ -428,12 +439,24 @@ impl Intake {
         }
     }
 
-    fn complete(self) -> Option<ReceivedType> {
+    fn complete(self, gap_elsewhere: Option<Gap>) -> Option<ReceivedType> {
         let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         let changes = self.changes.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let Tally { before, files, bytes, file_list, lines, deletions, failure, .. } = tally;
         let patients = self.patients.map(|patients| patients.into_inner().unwrap_or_else(PoisonError::into_inner));
         let (shape, patients) = (self.decoder.shape, patients.unwrap_or_default());
-        Some(ReceivedType { shape, changes, before, files, bytes, file_list, lines, deletions, failure, patients })
+        Some(ReceivedType {
+            shape,
+            changes,
+            before,
+            files,
+            bytes,
+            file_list,
+            lines,
+            deletions,
+            gap_elsewhere,
+            failure,
+            patients,
+        })
     }
 }

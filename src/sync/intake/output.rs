@@ -19,10 +19,10 @@ use super::{
     tally::Finished,
 };
 use crate::{
-    export::File,
+    export::{File, FileKind},
     fhir::{Judgement, ResourceType, judge},
     resource::{BadLine, Line, LineTooLong, Reason, stated_type, tag_subsetted},
-    sync::{Error, blocking::blocking, chain, events},
+    sync::{Error, blocking::blocking, chain, events, gap::Gap},
     table::OutputIndex,
 };
 
@@ -45,6 +45,8 @@ struct FileCounts {
     too_long: Option<String>,
     /// Types that other files bring, and this one too.
     rerouted_to: BTreeSet<ResourceType>,
+    /// A line states a type that the export asks for, whatever else is wrong with it.
+    has_wanted: bool,
 }
 
 /// Where lines are from.
@@ -78,7 +80,9 @@ pub async fn read(context: Arc<Context>, file: File, index: u32) -> Vec<Remark> 
     let result = stream(&context, &file, Arc::clone(&output)).await;
     context.progress.update(|progress| progress.files_done += 1);
     let remarks = output.remarks(&file, result.as_ref().err());
-    let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else { return remarks };
+    let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else {
+        return output.without_type(&context, &file, remarks);
+    };
     let finished = if remarks.is_empty() { output.finished(&context, &file) } else { None };
     if result.is_err() {
         context.has_unread.store(true, Ordering::Relaxed);
@@ -191,6 +195,7 @@ impl Output {
                         && context.settled.contains(&of)
                     {
                         context.elsewhere().missed.insert(of);
+                        self.counts().has_wanted = true;
                     }
                 }
                 Kind::Envelope | Kind::NoResource => bad.push(other),
@@ -215,7 +220,11 @@ impl Output {
         lines: Vec<Line>,
     ) -> Result<Vec<BadLine>, Error> {
         let received = lines.len() as u64;
-        self.counts().rerouted_to.insert(of);
+        {
+            let counts = &mut *self.counts();
+            counts.rerouted_to.insert(of);
+            counts.has_wanted = true;
+        }
         if file.kind.resource_type().is_some() {
             context.is_mixed.store(true, Ordering::Relaxed);
         }
@@ -235,7 +244,9 @@ impl Output {
         let rows = received - bad.len() as u64;
         let lines = &mut intake.tally().lines;
         lines.rerouted += rows;
-        lines.unfiled += if file.kind.resource_type().is_none() { rows } else { 0 };
+        // Where the manifest states types, the type's own file may be missing.
+        let is_own = file.kind == FileKind::Untyped && !context.states_types;
+        lines.unfiled += if is_own { rows } else { 0 };
         Ok(bad)
     }
 
@@ -249,8 +260,36 @@ impl Output {
         Some(Finished { identity: identity.clone(), lines: counts.rows + counts.lines.without_row(), quarantined })
     }
 
+    /// What remains to be said of a file that is of no type that FHIR knows: it may concern every type, or none.
+    fn without_type(&self, context: &Context, file: &File, remarks: Vec<Remark>) -> Vec<Remark> {
+        let is_ignored = self.is_ignored(file);
+        let has_errors = self.counts().lines.errors > 0;
+        let elsewhere = &mut *context.elsewhere();
+        // What the outcomes name is concerned, wherever they are.
+        let (holding, ignored): (Vec<_>, Vec<_>) =
+            remarks.into_iter().partition(|remark| !is_ignored || matches!(remark.holds, Holds::Types(_)));
+        if !ignored.is_empty() {
+            elsewhere.gap.get_or_insert(Gap::UnknownFile);
+        } else if has_errors {
+            elsewhere.gap.get_or_insert(Gap::AcceptedErrors);
+        }
+        elsewhere.ignored.extend(ignored.into_iter().map(|Remark { text, .. }| {
+            format!(
+                "{text}; FHIR does not know the type of the file, and it has nothing that was asked for: it holds \
+                     no watermark"
+            )
+        }));
+        holding
+    }
+
+    /// A file of a type that FHIR does not know concerns nobody, until a line says otherwise.
+    fn is_ignored(&self, file: &File) -> bool {
+        file.kind == FileKind::Unknown && !self.counts().has_wanted
+    }
+
     /// What the operator should know of the file, when it has ended.
     fn remarks(&self, file: &File, failure: Option<&Error>) -> Vec<Remark> {
+        let stays = if self.is_ignored(file) { "" } else { ", and the watermark stays" };
         let counts = self.counts();
         let LineCounts { quarantined, not_wanted, outcomes, .. } = counts.lines;
         if !counts.rerouted_to.is_empty() || not_wanted > 0 {
@@ -263,7 +302,7 @@ impl Output {
         // In a file without a type, lines that nobody wants are expected.
         let misplaced = if file.kind.resource_type().is_some() { others } else { quarantined };
         if let Some(too_long) = &counts.too_long {
-            let text = format!("{}: {too_long}; it was not kept, and the watermark stays", file.name);
+            let text = format!("{}: {too_long}; it was not kept{stays}", file.name);
             remarks.push(Remark::hold(Holds::of(file.kind.resource_type()), text));
         }
         if misplaced * 2 > lines {

@@ -22,7 +22,7 @@ pub struct LineCounts {
     pub errors: u64,
     /// Rows of this type that were in files of other types, or of none.
     pub rerouted: u64,
-    /// Of these rows, those in files without a type.
+    /// Of these rows, those in files without a type, in a manifest that states none for any.
     pub unfiled: u64,
 }
 

@@ -200,11 +200,11 @@ fn each_candidate_is_in_exactly_one_shard_and_as_it_was_kept() {
         file: FileIndex(u32::try_from(number % 7).unwrap()),
         row: number << 40,
         version: Version {
-            version_id: (number % 2 == 0).then_some(number),
-            subsetted: number % 3 == 0,
+            version_id: number.is_multiple_of(2).then_some(number),
+            subsetted: number.is_multiple_of(3),
             ..Version::default()
         },
-        hash: (number % 5 > 0).then_some(number),
+        hash: (!number.is_multiple_of(5)).then_some(number),
     };
     let all: Vec<_> = (0..2_000).map(candidate).collect();
     all.chunks(100).for_each(|some| candidates.keep(some).unwrap());
