@@ -263,7 +263,11 @@ async fn loaded_without_two_members() -> Setup {
 fn lines(setup: &Setup, of: ResourceType, ids: &[&str]) -> String {
     setup.server.world(|world| {
         let is_asked_for = |id: &str| ids.contains(&id);
-        world.resources(of).filter(|(id, _)| is_asked_for(id)).map(|(_, line)| format!("{line}\n")).collect()
+        world
+            .resources(of)
+            .filter(|(id, _)| is_asked_for(id))
+            .flat_map(|(_, line)| [line.to_string(), "\n".to_owned()])
+            .collect()
     })
 }
 
