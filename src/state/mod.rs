@@ -184,7 +184,7 @@ pub struct ExportState {
     /// By group: the patients who arrived while its members could not be read, and who are not recorded as members yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub seen_patients: BTreeMap<String, BTreeSet<String>>,
-    /// By group: the members whose Patient did not arrive when all of their data were asked for.
+    /// By group: the members whose Patient did not arrive when all of their data were asked for, or not with all of them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub awaited_patients: BTreeMap<String, BTreeMap<String, AwaitedPatient>>,
     /// The jobs in flight. An earlier version kept one, as `job`.
@@ -192,10 +192,10 @@ pub struct ExportState {
     pub jobs: Vec<JobInFlight>,
 }
 
-/// A member of a group whose Patient no export has brought.
+/// A member of a group whose Patient no export has brought, or not with all of their data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AwaitedPatient {
-    /// How often all of the data were asked for.
+    /// How often all of the data were asked for in vain; 0 once the Patient has arrived.
     pub attempts: u32,
     /// The last time, by the local clock.
     pub asked_at: DateTime<Utc>,

@@ -1,4 +1,4 @@
-//! Awaited patients: members of a group whose Patient no export has brought.
+//! Awaited patients: members of a group whose Patient no export has brought, or not with all of their data.
 //!
 //! A Group may list patients before exports know them, as where a registry is computed at night; or for ever, because
 //! their Patient was deleted or merged, or because the client must not see them. Nothing tells these apart. If such a
@@ -33,35 +33,69 @@ impl Run<'_> {
     /// All data of these patients were asked for, and what arrived is committed. Gives those whose Patient has arrived;
     /// the others are awaited.
     pub(super) async fn arrived_of(&self, group: &str, mut asked: BTreeSet<String>) -> Result<BTreeSet<String>, Error> {
-        if !self.tells_who_is_missing() {
-            return Ok(asked);
-        }
-        let seen_before = self.syncer.export_state(self.export).seen_patients.remove(group).unwrap_or_default();
-        let has_arrived = |id: &String| self.seen_patients.contains(id) || seen_before.contains(id);
-        let arrived: BTreeSet<_> = asked.extract_if(.., |id| has_arrived(id)).collect();
-        self.remember_awaited(group, &arrived, asked).await?;
+        let arrived = self.extract_arrived(group, &mut asked);
+        self.remember_awaited(group, arrived.clone(), asked).await?;
         Ok(arrived)
     }
 
-    /// A full load has brought the Patients of the group: those of its members who are not among them are awaited.
+    /// Takes out those whose Patient has arrived; all, where nothing tells who they are.
+    fn extract_arrived(&self, group: &str, patients: &mut BTreeSet<String>) -> BTreeSet<String> {
+        if !self.tells_who_is_missing() {
+            return std::mem::take(patients);
+        }
+        let seen_before = self.syncer.export_state(self.export).seen_patients.remove(group).unwrap_or_default();
+        patients.extract_if(.., |id| self.seen_patients.contains(id) || seen_before.contains(id)).collect()
+    }
+
+    /// A full load has brought the Patients of the group: those of its members who are not among them are awaited. Who
+    /// was awaited and is among them still is, unless the other types have arrived as well.
     pub(super) async fn await_missing_members(&mut self, job: &JobInFlight) -> Result<(), Error> {
-        let is_of_all = job.since.is_none() && job.types.contains(&ResourceType::PATIENT);
-        let Some(group) = self.export.level.group().filter(|_| is_of_all && self.has_all_patients()) else {
+        let Some(group) = self.export.level.group().filter(|_| job.since.is_none()).map(str::to_owned) else {
             return Ok(());
         };
-        let (group, missing) = (group.to_owned(), self.members.difference(&self.seen_patients).count());
+        if self.export.types.iter().all(|of| job.types.contains(of)) && self.is_all_committed() {
+            self.forget_arrived(&group).await?;
+        }
+        if !(job.types.contains(&ResourceType::PATIENT) && self.has_all_patients() && self.tells_who_is_missing()) {
+            return Ok(());
+        }
+        let mut missing = self.members.clone();
+        self.extract_arrived(&group, &mut missing);
         // Where a Group has ids of its own, or most of its members are not for this client, nobody is asked for alone.
-        if missing > PATIENTS_PER_REQUEST && missing * 2 > self.members.len() && self.tells_who_is_missing() {
+        if missing.len() > PATIENTS_PER_REQUEST && missing.len() * 2 > self.members.len() {
             self.report.notes.push(format!(
                 "{} of the {} whom Group/{group} lists did not arrive with everything of the group: too many to ask for \
                  them alone; who of them appears later is loaded by a full refresh",
-                patients(missing),
+                patients(missing.len()),
                 self.members.len()
             ));
             return Ok(());
         }
-        self.arrived_of(&group, self.members.clone()).await?;
-        Ok(())
+        self.remember_awaited(&group, BTreeSet::new(), missing).await
+    }
+
+    /// Everything of the group was asked for, and is committed: who has arrived is no longer awaited.
+    pub(super) async fn forget_arrived(&self, group: &str) -> Result<(), Error> {
+        let awaited = self.syncer.export_state(self.export).awaited_patients.remove(group).unwrap_or_default();
+        let arrived = self.extract_arrived(group, &mut awaited.into_keys().collect());
+        self.remember_awaited(group, arrived, BTreeSet::new()).await
+    }
+
+    /// Exports know them now. Until all of their data have arrived as well, each sync asks for them, however often it
+    /// was in vain before.
+    pub(super) async fn expect_seen_patients(&self, group: &str) -> Result<(), Error> {
+        let awaited = self.syncer.export_state(self.export).awaited_patients.remove(group).unwrap_or_default();
+        let is_seen = |id: &String, awaited: &AwaitedPatient| awaited.attempts > 0 && self.seen_patients.contains(id);
+        let seen: BTreeSet<_> = awaited.into_iter().filter(|(id, of)| is_seen(id, of)).map(|(id, _)| id).collect();
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let group = group.to_owned();
+        let expect = move |state: &mut ExportState| {
+            let awaited = state.awaited_patients.entry(group).or_default();
+            awaited.iter_mut().filter(|(id, _)| seen.contains(*id)).for_each(|(_, of)| of.attempts = 0);
+        };
+        self.syncer.remember_export(self.export, expect).await
     }
 
     /// Whether the Patients of this run are committed.
@@ -70,18 +104,22 @@ impl Run<'_> {
         of_patients.is_some_and(|report| matches!(report.end, TypeEnd::Committed { .. }))
     }
 
-    /// Counts one more attempt to get those who are missing.
+    /// Forgets those who have arrived, and counts one more attempt to get those who are missing. Where nothing tells who
+    /// is missing, nobody is awaited, and who was before another configuration is forgotten.
     pub(super) async fn remember_awaited(
         &self,
         group: &str,
-        arrived: &BTreeSet<String>,
-        missing: BTreeSet<String>,
+        mut arrived: BTreeSet<String>,
+        mut missing: BTreeSet<String>,
     ) -> Result<(), Error> {
+        if !self.tells_who_is_missing() {
+            arrived.append(&mut missing);
+        }
         let known = self.syncer.export_state(self.export).awaited_patients;
         if missing.is_empty() && known.get(group).is_none_or(|known| arrived.iter().all(|id| !known.contains_key(id))) {
             return Ok(());
         }
-        let (group, arrived, asked_at) = (group.to_owned(), arrived.clone(), now());
+        let (group, asked_at) = (group.to_owned(), now());
         let remember = move |state: &mut ExportState| {
             let awaited = state.awaited_patients.entry(group).or_default();
             awaited.retain(|id, _| !arrived.contains(id));
@@ -108,21 +146,21 @@ impl Run<'_> {
         let (unlikely, likely): (Vec<_>, Vec<_>) = of_members.partition(|attempts| *attempts >= ATTEMPTS);
         if !likely.is_empty() {
             self.report.remarks.push(format!(
-                "{} whom Group/{group} lists did not arrive: their Patient is not in the export yet; the next sync asks \
-                 for all of their data again",
+                "{} whom Group/{group} lists did not arrive, or not with everything: their Patient is not in the export \
+                 yet, or other types failed when it came; the next sync asks for all of their data again",
                 patients(likely.len())
             ));
         }
         if !unlikely.is_empty() {
             self.report.notes.push(format!(
-                "{} whom Group/{group} lists did not arrive in {ATTEMPTS} exports or more, and nothing of them is in the \
-                 tables; they are asked for again now and then. If the server has their Patient, ask its administrator \
-                 why it is not exported; if not, take them out of the Group. The state has their ids \
+                "{} whom Group/{group} lists did not arrive in {ATTEMPTS} exports or more; they are asked for again now \
+                 and then. If the server has their Patient, see whether its line is in quarantine, and ask its \
+                 administrator why it is not exported; if not, take them out of the Group. The state has their ids \
                  (awaited_patients)",
                 patients(unlikely.len())
             ));
         }
-        if left.is_empty() { Ok(()) } else { self.remember_awaited(group, &left, BTreeSet::new()).await }
+        if left.is_empty() { Ok(()) } else { self.remember_awaited(group, left, BTreeSet::new()).await }
     }
 }
 
@@ -150,6 +188,7 @@ mod tests {
         let at = |minutes| DateTime::UNIX_EPOCH + TimeDelta::minutes(minutes);
         let recheck = TimeDelta::minutes(60);
         for (attempts, asked_at, started_at, expected) in [
+            (0, 0, 10, true),
             (1, 0, 10, true),
             (1, 10, 10, false),
             (1, 11, 10, false),

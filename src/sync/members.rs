@@ -144,9 +144,9 @@ impl Run<'_> {
 
     /// Remembers who may have joined, before the Patients are committed: no later increment brings them again.
     pub(super) async fn remember_seen_patients(&self) -> Result<(), Error> {
-        let (Some(recorded), Some(group)) = (&self.recorded_members, compared_group(self.export)) else {
-            return Ok(());
-        };
+        let Some(group) = compared_group(self.export) else { return Ok(()) };
+        self.expect_seen_patients(group).await?;
+        let Some(recorded) = &self.recorded_members else { return Ok(()) };
         let seen: BTreeSet<_> = self.seen_patients.difference(recorded).cloned().collect();
         if seen.is_empty() {
             return Ok(());
@@ -185,9 +185,14 @@ impl Run<'_> {
         if is_first {
             return self.record_members(group, members, MemberRow::JOINED).await;
         }
+        if !self.is_all_committed() {
+            return Ok(());
+        }
+        // The types may have come in several exports, none of which had everything.
+        self.forget_arrived(group).await?;
         let recorded = self.recorded_members(group).await?.unwrap_or_default();
         let mut joined = members - &recorded;
-        if joined.is_empty() || !self.is_all_committed() {
+        if joined.is_empty() {
             return Ok(());
         }
         if self.has_all_patients() {
@@ -212,7 +217,10 @@ impl Run<'_> {
         };
         let in_flight = |id: &String| jobs.iter().any(|job| job.patients.contains(id));
         let wanted: Vec<_> = members.iter().filter(|id| is_asked_for(id) && !in_flight(id)).cloned().collect();
-        let loaded: Vec<_> = loaded.iter().copied().collect();
+        // Also where all Patients were loaded in this run: without theirs nobody sees that exports do not know them yet.
+        let mut loaded = loaded.clone();
+        loaded.extend(self.asks_for_patients().then_some(ResourceType::PATIENT));
+        let loaded: Vec<_> = loaded.into_iter().collect();
         let (mut joined, mut refused) = (0, BTreeSet::new());
         for patients in wanted.chunks(PATIENTS_PER_REQUEST) {
             let patients: BTreeSet<_> = patients.iter().cloned().collect();
@@ -240,20 +248,29 @@ impl Run<'_> {
         recorded: &BTreeSet<String>,
         loaded: Vec<ResourceType>,
     ) -> Result<(), Error> {
-        let joined = &refused - recorded;
-        if !joined.is_empty() {
-            let who = patients(joined.len());
+        let awaited = self.syncer.export_state(self.export).awaited_patients.remove(group).unwrap_or_default();
+        let has_arrived = |id: &String| awaited.get(id).is_some_and(|awaited| awaited.attempts == 0);
+        let is_late = |id: &String| !recorded.contains(id) || has_arrived(id);
+        let (late, missing): (BTreeSet<_>, BTreeSet<_>) = refused.into_iter().partition(is_late);
+        if !late.is_empty() {
+            let who = patients(late.len());
             self.report.remarks.push(format!(
-                "{who} joined Group/{group}, and the server cannot export them alone: their history is missing until the \
-                 next sync, which loads {} in full",
+                "{who} joined Group/{group}, or arrived late, and the server cannot export them alone: their history is \
+                 missing until the next sync, which loads {} in full",
                 events::list(&loaded)
             ));
             let reason = "patients joined its group, and the server cannot export them alone";
             self.load_again(loaded.into_iter().collect(), reason).await?;
-            self.record_members(group, &joined, MemberRow::JOINED).await?;
+            self.record_joined(group, &late - recorded).await?;
         }
         // Whom a full load did not bring, another one would not bring sooner than the next full refresh.
-        self.remember_awaited(group, &BTreeSet::new(), &refused & recorded).await
+        self.remember_awaited(group, BTreeSet::new(), missing).await
+    }
+
+    /// Whether the export has Patients, and the server has not refused to export them in this run.
+    fn asks_for_patients(&self) -> bool {
+        let of_patients = self.report.types.get(&ResourceType::PATIENT);
+        of_patients.is_some_and(|report| !matches!(report.end, TypeEnd::Unsupported { .. }))
     }
 
     async fn load_patients(&mut self, types: &[ResourceType], patients: &BTreeSet<String>) -> Result<(), Error> {
@@ -274,10 +291,7 @@ impl Run<'_> {
             return Ok(());
         }
         if let (true, Some(group)) = (failures.is_empty(), self.export.level.group()) {
-            let mut joined = job.patients.clone();
-            if job.types.contains(&ResourceType::PATIENT) {
-                joined = self.arrived_of(group, joined).await?;
-            }
+            let joined = self.arrived_of(group, job.patients.clone()).await?;
             // A full load may have lacked the Patient of one who was recorded before it.
             let recorded = self.recorded_members(group).await?.unwrap_or_default();
             self.record_joined(group, &joined - &recorded).await?;
@@ -305,7 +319,7 @@ impl Run<'_> {
         self.report.instalments.push((of, report));
     }
 
-    fn is_all_committed(&self) -> bool {
+    pub(super) fn is_all_committed(&self) -> bool {
         self.report.types.values().all(|of| matches!(of.end, TypeEnd::Committed { .. } | TypeEnd::Unconfirmed))
     }
 

@@ -35,20 +35,31 @@ async fn loaded() -> Setup {
     setup
 }
 
+fn fault(path: &str, status: StatusCode, times: u32) -> Fault {
+    Fault::Status { path_contains: path.to_owned(), status, times, retry_after: None, body: String::new() }
+}
+
 fn unwell(path: &str) -> Fault {
-    let (path_contains, status) = (path.to_owned(), StatusCode::SERVICE_UNAVAILABLE);
-    Fault::Status { path_contains, status, times: 1_000_000, retry_after: None, body: String::new() }
+    fault(path, StatusCode::SERVICE_UNAVAILABLE, 1_000_000)
 }
 
 /// The files of this job are gone.
 fn without_files(job: usize) -> Fault {
-    Fault::Status {
-        path_contains: format!("bulkfiles/{job}/"),
-        status: StatusCode::NOT_FOUND,
-        times: 1_000,
-        retry_after: None,
-        body: String::new(),
-    }
+    fault(&format!("bulkfiles/{job}/"), StatusCode::NOT_FOUND, 1_000)
+}
+
+/// A sync against a server that exports no patients by name: the kick-off after this many jobs is refused.
+async fn sync_without_names(setup: &Setup, jobs: usize) -> Report {
+    let others = async {
+        eventually("the other jobs", async || (setup.server.jobs().len() == jobs).then_some(())).await;
+        let refused = fault("$export", StatusCode::BAD_REQUEST, 1);
+        setup.server.scenario(|scenario| scenario.faults = vec![refused]);
+    };
+    setup.server.scenario(|scenario| scenario.polls_before_done = 3);
+    let (report, ()) = tokio::join!(setup.sync(), others);
+    assert_eq!(report.outcome, Outcome::Partial, "nothing was asked for yet: {report:#?}");
+    assert!(report.remarks.iter().any(|remark| remark.contains("missing until the next sync")), "{report:#?}");
+    report
 }
 
 async fn ids(setup: &Setup, of: ResourceType) -> Vec<String> {
@@ -122,22 +133,7 @@ async fn who_joins_while_the_first_load_is_in_flight_gets_the_history_as_well() 
 async fn a_server_that_exports_no_patients_by_name_is_asked_for_the_whole_group_once() {
     let setup = loaded().await;
     setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
-    let fault = || Fault::Status {
-        path_contains: "$export".to_owned(),
-        status: StatusCode::BAD_REQUEST,
-        times: 1,
-        retry_after: None,
-        body: String::new(),
-    };
-    // The first kick-off is that of the changes.
-    let changes = async {
-        eventually("the changes", async || (setup.server.jobs().len() == 2).then_some(())).await;
-        setup.server.scenario(|scenario| scenario.faults = vec![fault()]);
-    };
-    setup.server.scenario(|scenario| scenario.polls_before_done = 3);
-    let (report, ()) = tokio::join!(setup.sync(), changes);
-    assert_eq!(report.outcome, Outcome::Partial, "nothing was asked for yet: {report:#?}");
-    assert!(report.remarks.iter().any(|remark| remark.contains("missing until the next sync")), "{report:#?}");
+    let report = sync_without_names(&setup, 2).await;
     assert!(!report.notes.iter().any(|note| note.contains("asked for")), "{report:#?}");
     assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2"]);
     let report = setup.complete().await;
@@ -243,29 +239,119 @@ async fn nobody_is_asked_for_alone_where_most_of_a_large_group_do_not_arrive() {
     assert_eq!((posted(&setup).len(), awaited(&setup).len()), (0, 0));
 }
 
-/// It was recorded before the load, so that it is no joiner for the next run.
-#[tokio::test]
-async fn a_member_whose_patient_a_full_load_does_not_bring_gets_the_history_later() {
+/// Everything of p1, p2 and p3 is from long ago, and the first load, of all three, brings only what is of p1. The others
+/// were recorded before it, so that they are no joiners for the next run.
+async fn loaded_without_two_members() -> Setup {
     let mut setup = Setup::new().await;
     setup.export.level = Level::Group(GROUP.to_owned());
     setup.export.reconciled.clear();
-    setup.later(|world| set_members(world, &["p1", "p2", "p3"]));
-    let [patient, observation] = setup.server.world(|world| {
+    setup.later(|world| {
+        set_members(world, &["p1", "p2", "p3"]);
         for (id, of) in [("o1", "Patient/p1"), ("o3", "Patient/p3")] {
             world.put(OBSERVATION, id, json!({"status": "final", "subject": {"reference": of}}));
         }
         world.advance(std::time::Duration::from_hours(24));
-        [(PATIENT, "p1"), (OBSERVATION, "o1")].map(|(of, id)| {
-            let (_, line) = world.resources(of).find(|(known, _)| *known == id).unwrap();
-            format!("{line}\n")
-        })
     });
+    let [patient, observation] = [(PATIENT, "p1"), (OBSERVATION, "o1")].map(|(of, id)| lines(&setup, of, &[id]));
     Made::default().output("Patient", 1, &patient).output("Observation", 1, &observation).serve(&setup);
-    setup.sync().await;
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
     assert_eq!((ids(&setup, PATIENT).await, awaited(&setup).len()), (vec!["p1".to_owned()], 2));
+    setup
+}
+
+/// A file of these resources, as the server has them.
+fn lines(setup: &Setup, of: ResourceType, ids: &[&str]) -> String {
+    setup.server.world(|world| {
+        let is_asked_for = |id: &str| ids.contains(&id);
+        world
+            .resources(of)
+            .filter(|(id, _)| is_asked_for(id))
+            .flat_map(|(_, line)| [line.to_string(), "\n".to_owned()])
+            .collect()
+    })
+}
+
+#[tokio::test]
+async fn a_member_whose_patient_a_full_load_does_not_bring_gets_the_history_later() {
+    let setup = loaded_without_two_members().await;
     setup.complete().await;
     assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 2));
     assert!(awaited(&setup).is_empty());
+}
+
+/// The next run asks for the type that failed since its old watermark.
+#[tokio::test]
+async fn a_member_whose_patient_arrives_while_another_type_fails_gets_the_history_later() {
+    let setup = loaded_without_two_members().await;
+    let (patients, observation) = (lines(&setup, PATIENT, &["p1", "p2", "p3"]), lines(&setup, OBSERVATION, &["o1"]));
+    Made::default().output("Patient", 3, &patients).output("Observation", 2, &observation).serve(&setup);
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!(report.types[&OBSERVATION].end.word(), "failed", "{report:#?}");
+    assert_eq!(ids(&setup, PATIENT).await, ["p1", "p2", "p3"]);
+    assert!(awaited(&setup).values().all(|of| of.attempts == 0), "each sync asks for who is there now");
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o3"]);
+    assert!(awaited(&setup).is_empty());
+}
+
+#[tokio::test]
+async fn a_member_whose_patient_arrives_with_a_full_load_of_everything_is_no_longer_awaited() {
+    let setup = loaded_without_two_members().await;
+    assert_eq!(setup.run(Mode::FullRefresh).await.outcome, Outcome::Complete);
+    assert_eq!((ids(&setup, OBSERVATION).await.len(), awaited(&setup).len(), posted(&setup).len()), (2, 0, 0));
+}
+
+#[tokio::test]
+async fn a_member_whose_patient_arrives_with_a_full_load_of_patients_only_gets_the_history_as_well() {
+    let setup = loaded_without_two_members().await;
+    std::fs::remove_dir_all(setup.lake().join("Patient.parquet")).unwrap();
+    setup.complete().await;
+    assert_eq!((ids(&setup, PATIENT).await.len(), ids(&setup, OBSERVATION).await.len()), (3, 2));
+    assert!(awaited(&setup).is_empty());
+}
+
+#[tokio::test]
+async fn a_member_who_arrives_late_gets_the_history_also_where_none_is_exported_by_name() {
+    let setup = loaded_without_two_members().await;
+    std::fs::remove_dir_all(setup.lake().join("Patient.parquet")).unwrap();
+    sync_without_names(&setup, 3).await;
+    setup.complete().await;
+    assert_eq!(ids(&setup, OBSERVATION).await, ["o1", "o3"]);
+    assert!(awaited(&setup).is_empty());
+}
+
+#[tokio::test]
+async fn a_joiner_without_a_patient_is_awaited_also_by_a_run_that_loads_the_patients_in_full() {
+    let setup = loaded().await;
+    setup.later(|world| set_members(world, &["p1", "p2", "nobody"]));
+    std::fs::remove_dir_all(setup.lake().join("Patient.parquet")).unwrap();
+    let report = setup.sync().await;
+    assert_eq!((report.outcome, awaited(&setup)["nobody"].attempts), (Outcome::Partial, 1), "{report:#?}");
+    assert!(setup.server.jobs().last().unwrap().types.contains(&PATIENT), "Patients are asked for with joiners");
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    assert_eq!(awaited(&setup)["nobody"].attempts, 2, "a joiner who is recorded would be asked for no more");
+}
+
+/// Nothing tells any more who is missing.
+#[tokio::test]
+async fn nobody_is_awaited_any_more_once_the_export_leaves_patients_out() {
+    let changes: [fn(&mut Setup); 3] = [
+        |setup| setup.export.parameters.type_filters = ["Patient?gender=male".to_owned()].into(),
+        |setup| setup.export.initial_since = Some("2020-02-13T00:00:00.000Z".to_owned()),
+        |setup| setup.export.types = vec![OBSERVATION],
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut setup = loaded().await;
+        setup.later(|world| set_members(world, &["p1", "p2", "nobody"]));
+        assert_eq!((setup.sync().await.outcome, awaited(&setup).len()), (Outcome::Partial, 1));
+        change(&mut setup);
+        let report = setup.sync().await;
+        assert_eq!((report.outcome, awaited(&setup).len()), (Outcome::Complete, 0), "{number}: {report:#?}");
+        let before = posted(&setup).len();
+        setup.complete().await;
+        assert_eq!(posted(&setup).len(), before, "{number}");
+    }
 }
 
 #[tokio::test]
