@@ -16,7 +16,8 @@ use fhir_sync::{
     resource::{self, Decoder, Line, Options, Plans, Shape},
     sync::MAX_BATCH_BYTES,
     table::{
-        ChangeSet, Committed, Config, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode, Upsert,
+        ChangeSet, Committed, Config, Extent, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode,
+        Upsert,
     },
 };
 use tokio::runtime::Runtime;
@@ -152,8 +153,7 @@ impl Bench {
             run_started_micros,
             job: "bench#1".to_owned(),
             run: 1,
-            whole: false,
-            has_gap: false,
+            extent: Extent::Part,
             reconcile: None,
             removes_returned: false,
         };

@@ -114,7 +114,7 @@ impl SparkTable {
             transaction_time: upsert.watermark.map(TransactionTime::as_micros),
             watermarks,
             counts: staged.counts,
-            changed_by_others: !upsert.whole && self.history.is_changed_by_others(),
+            changed_by_others: !upsert.extent.is_full() && self.history.is_changed_by_others(),
         };
         let merge = if staged.expected.is_nothing() {
             sql::merge_of_nothing(&self.name)
@@ -128,7 +128,7 @@ impl SparkTable {
     /// Decides about all rows of the change set, and stages what is to be written.
     async fn stage(&self, session: &Session, changes: &ChangeSet, upsert: &Upsert) -> Result<Stage, Error> {
         // What others have changed cannot be told from its hash; a whole load writes such rows again.
-        let trusts_hashes = !upsert.whole || !self.history.is_changed_by_others();
+        let trusts_hashes = !upsert.extent.is_full() || !self.history.is_changed_by_others();
         let at = AtVersion { table: &self.name, version: self.version(), source: &upsert.source };
         let mut staging = Staging::begin(&self.spark.root, self.of, changes, upsert, trusts_hashes).await?;
         let ids = self.spark.names.files(&staging.ids_directory());

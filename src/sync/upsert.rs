@@ -25,7 +25,7 @@ use crate::{
     export::Manifest,
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, KnownTable},
-    table::{self, ADOPTED, Reconcile, Upsert},
+    table::{self, ADOPTED, Extent, Reconcile, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -72,8 +72,7 @@ impl Commits {
             run_started_micros: run.report.started_at.timestamp_micros(),
             job: run.report.job(),
             run: run.report.run,
-            whole: false,
-            has_gap: false,
+            extent: Extent::Part,
             reconcile: None,
             removes_returned: false,
         }
@@ -256,18 +255,21 @@ impl Commit {
         // An increment that was asked for before the table changed does not bring back what it lacks.
         let is_to_reload = commits.since.is_some() && is_reloaded;
         let absent = absence.and_then(Absence::end);
-        // What arrived is the truth, whatever became of other lines.
-        let is_whole = is_everything && !is_held && is_there;
         // Only an export without a gap can show that a row was deleted: no file missing, no line in quarantine, no type
         // that the server left out (rules 21 and 98). With a gap, missing rows are counted and named.
         let is_bad_elsewhere = [None, Some(resource_type)].iter().any(|of| known.bad_elsewhere.contains(of));
         let gap = Gap::of(received, is_bad_elsewhere).filter(|_| !allow_empty);
+        // What arrived is the truth, whatever became of other lines.
+        let extent = match gap {
+            _ if !is_everything || is_held || !is_there => Extent::Part,
+            Some(_) => Extent::WithGap,
+            None => Extent::Whole,
+        };
         let compares = is_everything && !is_held && (is_there || (gap.is_some() && absent.is_none()));
         let limits = if gap.is_some() { Reconcile::NONE } else { Reconcile { allow_empty, ..config.reconcile } };
         let upsert = Upsert {
-            whole: is_whole,
-            has_gap: gap.is_some(),
-            removes_returned: is_whole && is_reloaded && absent.is_none() && gap.is_none(),
+            extent,
+            removes_returned: extent == Extent::Whole && is_reloaded && absent.is_none(),
             reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
             watermark: commits
                 .watermark

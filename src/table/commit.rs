@@ -295,7 +295,7 @@ pub(super) async fn foreign_commits(table: &Table, upsert: &Upsert) -> Result<u6
         let entries = entries(&table.delta, version).await.map_err(|error| table.failed(error))?;
         let info = entries.iter().map(|entry| &entry["commitInfo"]).find(|info| !info.is_null());
         if version == 0 || info.is_none_or(|info| !info[OURS].is_null()) {
-            if !upsert.whole {
+            if !upsert.extent.is_full() {
                 check_is_whole(table, version, info.unwrap_or(&Value::Null), &entries)?;
             }
             break;

@@ -29,18 +29,35 @@ pub struct Upsert {
     pub job: String,
     /// The number of the run, for people who read the table's history.
     pub run: u64,
-    /// The change set is everything that a full refresh has brought. Its rows are the truth, and win over versions and
-    /// deletions of earlier snapshots, whatever their times; rows that a later export brought stay.
-    pub whole: bool,
-    /// Rows that the server has may be missing in the change set. So a whole one says nothing about what it lacks: its
-    /// deletions win over no newer row, and no damaged data file is removed, as its rows may not come again.
-    pub has_gap: bool,
+    pub extent: Extent,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
     /// The table may have been restored to an earlier version: stored rows that a whole change set lacks, and whose
     /// deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`] says. Another engine
     /// does not look for them.
     pub removes_returned: bool,
+}
+
+/// How much a change set has of what the server has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Extent {
+    /// What has changed, or a part of a load.
+    #[default]
+    Part,
+    /// All that a full refresh has brought, but rows that the server has may be missing. What it has is the truth, and
+    /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
+    /// stay.
+    WithGap,
+    /// The same without a gap. Its deletions are the truth as well, and a damaged data file is removed, because its rows
+    /// come again.
+    Whole,
+}
+
+impl Extent {
+    /// Is what it has the truth?
+    pub fn is_full(self) -> bool {
+        self != Self::Part
+    }
 }
 
 /// The limit for removing rows that a full refresh lacks. With servers that never report deletions there

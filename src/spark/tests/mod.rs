@@ -12,8 +12,8 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{Decoder, Layout, Line, Options, Plans, Shape},
     table::{
-        self, ChangeSet, Committed, Counts, Location, MemoryBudget, OutputIndex, Reconcile, Root, TableDefinition,
-        Upsert,
+        self, ChangeSet, Committed, Counts, Extent, Location, MemoryBudget, OutputIndex, Reconcile, Root,
+        TableDefinition, Upsert,
     },
 };
 
@@ -161,7 +161,7 @@ async fn the_same_export_again_sends_no_merge() {
 async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
     let site = Site::loaded().await;
     let limits = Reconcile { max_missing: 1, max_missing_percent: 0.0, allow_empty: false };
-    let whole = Upsert { whole: true, reconcile: Some(limits), ..upsert(2) };
+    let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(2) };
     let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &whole).await.unwrap();
     assert_eq!(committed.counts, Counts { unchanged: 1, removed: 1, ..Counts::default() });
     site.assert_rows(&[("b", 1)]);

@@ -323,7 +323,7 @@ async fn rows_whose_deletion_was_reported_after_they_were_stored_are_removed_whe
     // Reported twice, as by an export that repeats them.
     deleted.append(lake.table().await.name, &untimed, &upsert(5)).await.unwrap();
     deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
-    let again = Upsert { removes_returned: true, whole: true, ..upsert(7) };
+    let again = Upsert { removes_returned: true, extent: Extent::Whole, ..upsert(7) };
     // The server has b, and has gone back to k, whose version is older than its deletion.
     let changes = lake.change_set(&[vec![line("b", 1, ""), line("k", 1, "")]], 7);
     let committed = lake.table().await.upsert(&changes, &again).await.unwrap();
@@ -359,12 +359,12 @@ async fn rows_that_are_removed_as_deleted_before_do_not_make_the_others_few() {
 async fn a_deletion_wins_over_a_newer_row_in_a_full_refresh_without_a_gap_only() {
     let lake = Lake::new();
     lake.upsert(&[vec![line("a", 50, ""), line("b", 50, ""), line("c", 1, "")]], micros(5)).await;
-    for (id, second, has_gap, counts) in [
-        ("a", 6, true, Counts { stale: 1, unchanged: 1, ..Counts::default() }),
-        ("b", 7, false, Counts { deleted: 1, unchanged: 1, overruled: 1, ..Counts::default() }),
+    for (id, second, extent, counts) in [
+        ("a", 6, Extent::WithGap, Counts { stale: 1, unchanged: 1, ..Counts::default() }),
+        ("b", 7, Extent::Whole, Counts { deleted: 1, unchanged: 1, overruled: 1, ..Counts::default() }),
     ] {
         let changes = lake.change_set(&[vec![deletion(id, Some(&at(2))), line("c", 1, "")]], micros(second));
-        let refresh = Upsert { has_gap, reconcile: Some(Reconcile::NONE), ..full_refresh(micros(second), 0.0) };
+        let refresh = Upsert { extent, reconcile: Some(Reconcile::NONE), ..full_refresh(micros(second), 0.0) };
         let found = lake.table().await.upsert(&changes, &refresh).await.unwrap().counts;
         assert_eq!(Counts { missing: 0, ..found }, counts, "{id}");
     }

@@ -208,15 +208,14 @@ fn upsert(transaction_time: i64) -> Upsert {
         run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
-        whole: false,
-        has_gap: false,
+        extent: Extent::Part,
         reconcile: None,
         removes_returned: false,
     }
 }
 
 fn full_refresh(transaction_time: i64, max_missing_percent: f64) -> Upsert {
-    Upsert { whole: true, reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
+    Upsert { extent: Extent::Whole, reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
 }
 
 fn limits(max_missing_percent: f64) -> Reconcile {

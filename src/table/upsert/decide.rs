@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use crate::fhir::TransactionTime;
 use crate::table::{
-    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
+    ChangeSet, Counts, Error, Extent, Reconcile, Table, Upsert,
     change_set::candidates::Kept,
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
@@ -77,7 +77,7 @@ pub async fn decide(
     tombstone_table: &TombstoneTable,
 ) -> Result<Decision, Error> {
     let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
-    if upsert.whole && !upsert.has_gap {
+    if upsert.extent == Extent::Whole {
         (decision.files, decision.damaged) = table.whole_files().await?;
         for file in &decision.damaged {
             let (path, damage) = (&file.stored.add.path, file.damage);
@@ -98,7 +98,7 @@ pub async fn decide(
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
-    if upsert.whole && upsert.removes_returned {
+    if upsert.extent.is_full() && upsert.removes_returned {
         let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
         decision.remove_again(returned);
     }
@@ -258,7 +258,9 @@ impl Decision {
             Winner::Deleted { .. } => Fate::Delete,
             Winner::Row { .. } if !copies.is_empty() => Fate::Update,
             Winner::Row { version, .. } => match tombstones.filter(|known| known.covers(version)) {
-                Some(known) if !(upsert.whole && known.covers_only_before(version, upsert.exported_at)) => Fate::Stale,
+                Some(known) if !(upsert.extent.is_full() && known.covers_only_before(version, upsert.exported_at)) => {
+                    Fate::Stale
+                }
                 Some(_) => {
                     self.counts.overruled += 1;
                     Fate::Insert
@@ -317,7 +319,7 @@ fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombston
         known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert.exported_at)
     };
     match winner {
-        Winner::Row { .. } if equal && upsert.whole && tombstones.is_some_and(is_back) => Fate::Update,
+        Winner::Row { .. } if equal && upsert.extent.is_full() && tombstones.is_some_and(is_back) => Fate::Update,
         Winner::Row { .. } if equal => Fate::Unchanged,
         _ if loses_by_its_times(winner, stored, upsert) && !overrules(winner, stored, upsert) => Fate::Stale,
         Winner::Row { .. } => Fate::Update,
@@ -340,9 +342,9 @@ fn loses_by_its_times(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
 fn overrules(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
     let is_earlier = stored.version.transaction_time_micros < upsert.exported_at.map(TransactionTime::as_micros);
     let may = match winner {
-        Winner::Row { version, .. } => upsert.whole && (!version.subsetted || stored.version.subsetted),
+        Winner::Row { version, .. } => upsert.extent.is_full() && (!version.subsetted || stored.version.subsetted),
         // Without the right to reconcile, the row may be one that another export brings.
-        Winner::Deleted { .. } => upsert.whole && !upsert.has_gap && upsert.reconcile.is_some(),
+        Winner::Deleted { .. } => upsert.extent == Extent::Whole && upsert.reconcile.is_some(),
     };
     is_earlier && may
 }

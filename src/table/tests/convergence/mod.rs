@@ -117,7 +117,8 @@ impl Export {
 
     fn upsert(&self) -> Upsert {
         let reconcile = self.refresh.map(limits);
-        Upsert { whole: reconcile.is_some(), reconcile, ..upsert(micros(self.transaction_time)) }
+        let extent = if reconcile.is_some() { Extent::Whole } else { Extent::Part };
+        Upsert { extent, reconcile, ..upsert(micros(self.transaction_time)) }
     }
 }
 
