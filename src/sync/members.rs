@@ -263,8 +263,9 @@ impl Run<'_> {
             self.load_again(loaded.into_iter().collect(), reason).await?;
             self.record_joined(group, &late - recorded).await?;
         }
-        // Whom a full load did not bring, another one would not bring sooner than the next full refresh.
-        self.remember_awaited(group, BTreeSet::new(), missing).await
+        // Who is late need not be awaited any more: each type is loaded in full, until it is committed. Whom a full load
+        // did not bring, another one would not bring sooner than the next full refresh.
+        self.remember_awaited(group, late, missing).await
     }
 
     /// Whether the export has Patients, and the server has not refused to export them in this run.

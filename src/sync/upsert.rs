@@ -410,8 +410,8 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     }
     if report.damaged_files > 0 {
         return Some(format!(
-            "{} damaged data files of {resource_type} were removed; rows that other exports or sources brought are not \
-             in this one: load them in full, too (fhir-sync sync --full-refresh)",
+            "{} damaged data files of {resource_type} were removed; rows that other exports or sources brought, or that \
+             this load lacks, are gone with them: load them in full, too (fhir-sync sync --full-refresh)",
             report.damaged_files
         ));
     }

@@ -46,10 +46,9 @@ pub enum Extent {
     Part,
     /// All that a full refresh has brought, but rows that the server has may be missing. What it has is the truth, and
     /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
-    /// stay.
+    /// stay. A damaged data file is removed, because its rows come again, but for those in the gap.
     WithGap,
-    /// The same without a gap. Its deletions are the truth as well, and a damaged data file is removed, because its rows
-    /// come again.
+    /// The same without a gap. Its deletions are the truth as well.
     Whole,
 }
 

@@ -178,6 +178,17 @@ async fn a_file_of_an_unknown_type_with_a_wanted_line_holds_every_type_if_it_is_
 
 /// (rule 79)
 #[tokio::test]
+async fn a_file_of_an_unknown_type_that_is_cut_before_a_wanted_line_holds_every_type() {
+    let setup = Setup::new().await;
+    let cut = format!("{}{{\"resourceTy", ndjson([&json!({"resourceType": "AidboxThing", "id": "1"})]));
+    let made = Made::default().output("Patient", 1, &ndjson([&patient("p1")])).output("Things", None, &cut);
+    made.serve(&setup);
+    let report = setup.sync().await;
+    assert_eq!((report.outcome, setup.watermark(PATIENT).await), (Outcome::Partial, None), "{report:#?}");
+}
+
+/// (rule 79)
+#[tokio::test]
 async fn a_file_whose_type_fhir_does_not_know_is_read_line_by_line() {
     let setup = Setup::new().await;
     Made::default()

@@ -22,7 +22,15 @@ use crate::{
     export::{File, FileKind},
     fhir::{Judgement, ResourceType, judge},
     resource::{BadLine, Line, LineTooLong, Reason, stated_type, tag_subsetted},
-    sync::{Error, blocking::blocking, chain, events, gap::Gap},
+    sync::{
+        Error, Recovery,
+        blocking::blocking,
+        chain,
+        error::{Actor, JobFate},
+        events,
+        gap::Gap,
+        recovery,
+    },
     table::OutputIndex,
 };
 
@@ -79,9 +87,10 @@ pub async fn read(context: Arc<Context>, file: File, index: u32) -> Vec<Remark> 
     }
     let result = stream(&context, &file, Arc::clone(&output)).await;
     context.progress.update(|progress| progress.files_done += 1);
-    let remarks = output.remarks(&file, result.as_ref().err());
+    let failure = result.as_ref().err();
+    let remarks = output.remarks(&file, failure);
     let (Some(resource_type), Some(intake)) = (file.kind.resource_type(), intake) else {
-        return output.without_type(&context, &file, remarks);
+        return output.without_type(&context, &file, failure, remarks);
     };
     let finished = if remarks.is_empty() { output.finished(&context, &file) } else { None };
     if result.is_err() {
@@ -261,8 +270,14 @@ impl Output {
     }
 
     /// What remains to be said of a file that is of no type that FHIR knows: it may concern every type, or none.
-    fn without_type(&self, context: &Context, file: &File, remarks: Vec<Remark>) -> Vec<Remark> {
-        let is_ignored = self.is_ignored(file);
+    fn without_type(
+        &self,
+        context: &Context,
+        file: &File,
+        failure: Option<&Error>,
+        remarks: Vec<Remark>,
+    ) -> Vec<Remark> {
+        let is_ignored = self.is_ignored(file, failure);
         let has_errors = self.counts().lines.errors > 0;
         let elsewhere = &mut *context.elsewhere();
         // What the outcomes name is concerned, wherever they are.
@@ -282,14 +297,17 @@ impl Output {
         holding
     }
 
-    /// A file of a type that FHIR does not know concerns nobody, until a line says otherwise.
-    fn is_ignored(&self, file: &File) -> bool {
-        file.kind == FileKind::Unknown && !self.counts().has_wanted
+    /// A file of a type that FHIR does not know concerns nobody, until a line says otherwise. Where the next run may read
+    /// more of it, that is not known yet.
+    fn is_ignored(&self, file: &File, failure: Option<&Error>) -> bool {
+        let passes = Recovery { acts: Actor::NextRun, job: JobFate::Kept };
+        let has_more = |error: &Error| matches!(error, Error::CutLine { .. }) || recovery(error) == passes;
+        file.kind == FileKind::Unknown && !failure.is_some_and(has_more) && !self.counts().has_wanted
     }
 
     /// What the operator should know of the file, when it has ended.
     fn remarks(&self, file: &File, failure: Option<&Error>) -> Vec<Remark> {
-        let stays = if self.is_ignored(file) { "" } else { ", and the watermark stays" };
+        let stays = if self.is_ignored(file, failure) { "" } else { ", and the watermark stays" };
         let counts = self.counts();
         let LineCounts { quarantined, not_wanted, outcomes, .. } = counts.lines;
         if !counts.rerouted_to.is_empty() || not_wanted > 0 {

@@ -354,6 +354,15 @@ async fn rows_that_are_removed_as_deleted_before_do_not_make_the_others_few() {
     assert_eq!(lake.rows().await.into_keys().collect::<Vec<_>>(), ["i", "j", "new"]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_with_a_gap_that_has_nothing_counts_all_rows_as_missing() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, ""), line("b", 1, "")]], 5).await;
+    let refresh = Upsert { extent: Extent::WithGap, reconcile: Some(Reconcile::NONE), ..full_refresh(6, 0.0) };
+    let committed = lake.table().await.upsert(&lake.change_set(&[], 6), &refresh).await.unwrap();
+    assert_eq!(committed.counts, Counts { missing: 2, ..Counts::default() });
+}
+
 /// The line of a resource that was created again may be the one in quarantine.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deletion_wins_over_a_newer_row_in_a_full_refresh_without_a_gap_only() {

@@ -77,7 +77,7 @@ pub async fn decide(
     tombstone_table: &TombstoneTable,
 ) -> Result<Decision, Error> {
     let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
-    if upsert.extent == Extent::Whole {
+    if upsert.extent.is_full() {
         (decision.files, decision.damaged) = table.whole_files().await?;
         for file in &decision.damaged {
             let (path, damage) = (&file.stored.add.path, file.damage);
