@@ -65,7 +65,7 @@ impl Run<'_> {
         if missing.len() > PATIENTS_PER_REQUEST && missing.len() * 2 > self.members.len() {
             self.report.notes.push(format!(
                 "{} of the {} whom Group/{group} lists did not arrive with everything of the group: too many to ask for \
-                 them alone; who of them appears later is loaded by a full refresh",
+                 them alone; a full refresh loads those who appear later",
                 patients(missing.len()),
                 self.members.len()
             ));

@@ -113,6 +113,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
             let commit = Commit::of(run, commits, &mut known, resource_type, &received);
+            run.report.notes.extend(not_looked_for(resource_type, &commit.upsert, commit.engine.is_elsewhere()));
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
@@ -394,6 +395,17 @@ impl Commit {
     }
 }
 
+/// Another engine does not look for the rows of [`Upsert::removes_returned`]; where it reconciles, they are missing rows.
+fn not_looked_for(resource_type: ResourceType, upsert: &Upsert, is_elsewhere: bool) -> Option<String> {
+    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_elsewhere;
+    stay.then(|| {
+        format!(
+            "{resource_type} was loaded in full; where its table was restored, Spark does not look for rows whose deletion \
+             was reported since: compare it with _fhir_sync/deleted"
+        )
+    })
+}
+
 /// What the operator should know of a type that did not fail.
 fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     let missing = report.counts.missing;
@@ -458,4 +470,20 @@ pub fn note(resource_type: ResourceType, end: &TypeEnd) -> Option<String> {
              asked for in full again after sync.recheck_absent"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_names_a_restored_table_in_which_spark_does_not_look_for_deleted_rows() {
+        let named =
+            |upsert: &Upsert, is_elsewhere| not_looked_for(ResourceType::PATIENT, upsert, is_elsewhere).is_some();
+        let restored = Upsert { removes_returned: true, ..Upsert::default() };
+        assert!(named(&restored, true));
+        assert!(!named(&restored, false), "this program looks for them");
+        assert!(!named(&Upsert { reconcile: Some(Reconcile::NONE), ..restored }, true), "they are missing rows");
+        assert!(!named(&Upsert::default(), true));
+    }
 }

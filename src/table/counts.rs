@@ -32,9 +32,9 @@ pub struct Upsert {
     pub extent: Extent,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
-    /// The table may have been restored to an earlier version: stored rows that a whole change set lacks, and whose
-    /// deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`] says. Another engine
-    /// does not look for them.
+    /// Only with [`Extent::Whole`]. The table may have been restored to an earlier version: stored rows that the change
+    /// set lacks, and whose deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`]
+    /// says. Another engine does not look for them.
     pub removes_returned: bool,
 }
 

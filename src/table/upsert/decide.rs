@@ -98,7 +98,7 @@ pub async fn decide(
         let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
-    if upsert.extent.is_full() && upsert.removes_returned {
+    if upsert.removes_returned {
         let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
         decision.remove_again(returned);
     }
