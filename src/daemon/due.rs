@@ -1,11 +1,11 @@
 //! Due: when the exports and the maintenance of a configuration are to begin.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::{
     config::{Maintenance, Scheduled},
     schedule::{Pattern, Tick, next_after},
-    state::ExportState,
+    state::{ExportState, LastRun},
     sync::Mode,
 };
 
@@ -40,11 +40,20 @@ pub fn due_here(
     if next_after(&scheduled.full_refresh, last.full_refresh_begun_at).is_some_and(|at| at <= now) {
         return Some(Mode::FullRefresh);
     }
-    if next_after(&scheduled.incremental, last.begun_at).is_some_and(|at| at <= now) {
+    if is_of_the_future(last, now) || next_after(&scheduled.incremental, last.begun_at).is_some_and(|at| at <= now) {
         return Some(Mode::Incremental);
     }
     overdue(scheduled, known, now).filter(|_| last.begun_at < started_at)
 }
+
+/// Was the last run of a process whose clock is ahead? Until our clock has passed it, it says nothing about what is due,
+/// so that each tick of ours counts.
+pub fn is_of_the_future(last: &LastRun, now: DateTime<Utc>) -> bool {
+    last.begun_at - now > MAX_AHEAD
+}
+
+/// Clocks that are kept by a time service differ by less.
+pub const MAX_AHEAD: TimeDelta = TimeDelta::minutes(5);
 
 /// The ticks, and the patterns of each.
 pub fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick, Vec<Pattern>)> {
@@ -63,7 +72,7 @@ pub fn schedules(exports: &[Scheduled], maintenance: &Maintenance) -> Vec<(Tick,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{export::Level, fhir::parse_instant, state::LastRun};
+    use crate::{export::Level, fhir::parse_instant};
 
     fn scheduled() -> Scheduled {
         Scheduled {
@@ -106,6 +115,12 @@ mod tests {
         assert_eq!(due(before, true, false, "2026-11-20T10:15:03Z"), Some(Mode::FullRefresh), "its process was killed");
         assert_eq!(due("2026-11-20T07:15:00Z", false, true, "2026-11-20T08:00:01Z"), Some(Mode::Incremental));
         assert_eq!(due_here(&scheduled(), &ExportState::default(), started_at, at(after)), Some(Mode::Incremental));
+        assert_eq!(
+            due("2027-02-20T10:15:00Z", false, true, after),
+            Some(Mode::Incremental),
+            "by a clock that is ahead"
+        );
+        assert_eq!(due("2026-11-20T11:17:00Z", false, true, after), None, "clocks differ a little");
     }
 
     #[test]

@@ -6,7 +6,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
 
-use super::{Daemon, due::due_here, now};
+use super::{
+    Daemon,
+    due::{MAX_AHEAD, due_here, is_of_the_future},
+    now,
+};
 use crate::{
     config::{Maintenance, Scheduled},
     schedule::{Tick, next_after},
@@ -78,6 +82,10 @@ impl Daemon {
         for watched in &self.exports {
             let export = watched.name();
             let known = state.exports.get(export).cloned().unwrap_or_default();
+            // Then the ticks of this process decide: two clocks would else take turns without end.
+            if known.last_run.as_ref().is_some_and(|last| last.ended && is_of_the_future(last, now())) {
+                continue;
+            }
             let due = due_here(&watched.scheduled, &known, self.others.started_at, now());
             if let Some(mode) = due.filter(|_| !elsewhere.contains_key(export)) {
                 self.ticks.tick(&Tick::Sync { export: export.to_owned(), mode });
@@ -138,6 +146,7 @@ pub(super) async fn maintenance_is_due(syncer: &Syncer, maintenance: &Maintenanc
         tracing::warn!(error = chain(&error), "what other processes do could not be read");
     }
     let patterns: Vec<_> = maintenance.schedule.iter().cloned().collect();
-    let maintained_at = syncer.shared_state().maintained_at;
+    // A time of the future is of a clock that is ahead.
+    let maintained_at = syncer.shared_state().maintained_at.filter(|at| *at - now() <= MAX_AHEAD);
     maintained_at.and_then(|at| next_after(&patterns, at)).is_none_or(|next| next <= now())
 }

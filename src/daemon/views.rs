@@ -33,10 +33,11 @@ impl Watched {
         &self.scheduled.export.name
     }
 
-    /// What the configuration says; else two intervals of the schedule and the longest of the last runs: one may fail.
+    /// What the configuration says; else two intervals of the schedule, and how long the last runs have taken: one may
+    /// fail.
     fn max_age(&self, known: &ExportState) -> Duration {
-        let longest_run = known.freshness.longest_run(!self.scheduled.full_refresh.is_empty());
-        let by_schedule = || Some(self.longest_interval?.saturating_mul(2).saturating_add(longest_run));
+        let usual_run = known.freshness.usual_run(!self.scheduled.full_refresh.is_empty());
+        let by_schedule = || Some(self.longest_interval?.saturating_mul(2).saturating_add(usual_run));
         self.scheduled.max_age.or_else(by_schedule).unwrap_or(MAX_AGE_WITHOUT_SCHEDULE)
     }
 }

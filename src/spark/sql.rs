@@ -105,8 +105,8 @@ impl AtVersion<'_> {
 
     /// The ids that are not among the staged ids, without those of rows that a later export brought. Without staged ids
     /// all are missing.
-    pub fn missing(self, staged_ids: Option<&str>, exported_at: Option<TransactionTime>) -> String {
-        let earlier = match exported_at {
+    pub fn missing(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
+        let earlier = match compared_until {
             Some(at) => {
                 format!(
                     "(t.`_sync_transaction_time` IS NULL OR unix_micros(t.`_sync_transaction_time`) <= {})",

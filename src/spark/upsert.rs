@@ -99,7 +99,7 @@ impl SparkTable {
         let Stage { staged, rows_directory, columns } = staged?;
         let before = self.history.watermark(&upsert.app_id).map(TransactionTime::as_micros);
         // A watermark never goes backwards by itself (rule 52).
-        let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
+        let least = before.filter(|_| upsert.set_back_from.is_none()).unwrap_or(i64::MIN);
         let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
         if staged.expected.is_nothing() && watermark.is_none_or(|watermark| Some(watermark) == before) {
             return Ok(Attempted::Unchanged(staged.counts));
@@ -150,7 +150,7 @@ impl SparkTable {
             let rows = count(session, "the number of rows", at.stored_count()).await?;
             let ids = (!changes.is_empty()).then_some(ids.as_str());
             let what = "the missing rows";
-            let batches = session.query(what, at.missing(ids, upsert.exported_at)).await?;
+            let batches = session.query(what, at.missing(ids, upsert.compared_until())).await?;
             let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
             let missing = missing.map_err(|source| Error::Answer { what, source })?;
             staging.reconcile(rows, missing.into_iter().flatten().flatten().collect()).await?;

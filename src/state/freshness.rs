@@ -94,12 +94,19 @@ impl Freshness {
         durations.drain(..before);
     }
 
-    /// The longest of the last runs; full refreshes count where the schedule has them.
-    pub fn longest_run(&self, with_full_refresh: bool) -> Duration {
-        let full_refresh = self.full_refresh_ms.iter().filter(|_| with_full_refresh);
-        let longest = self.incremental_ms.iter().chain(full_refresh).max();
-        Duration::from_millis(longest.copied().unwrap_or_default())
+    /// How long the last runs have taken, but for one that took longer than all others, such as one that waited for a
+    /// server; full refreshes count where the schedule has them.
+    pub fn usual_run(&self, with_full_refresh: bool) -> Duration {
+        let full_refresh = if with_full_refresh { second_longest(&self.full_refresh_ms) } else { 0 };
+        Duration::from_millis(second_longest(&self.incremental_ms).max(full_refresh))
     }
+}
+
+/// The only one, where there is no second.
+fn second_longest(durations_ms: &[u64]) -> u64 {
+    let mut longest = durations_ms.to_vec();
+    longest.sort_unstable_by(|a, b| b.cmp(a));
+    longest.get(1).or(longest.first()).copied().unwrap_or_default()
 }
 
 impl JobInFlight {
@@ -139,6 +146,7 @@ mod tests {
             status_url: "https://ehr.example.org/status/1".parse().unwrap(),
             kicked_off_at: kicked_off_at.and_then(parse_instant).map(TransactionTime::from),
             answered_at: None,
+            unsettled_since: None,
             polling_since: parse_instant("2026-11-20T10:00:00Z").unwrap(),
             types: Vec::new(),
             since: None,
@@ -173,7 +181,16 @@ mod tests {
         freshness.took(Duration::from_hours(9), true);
         (1..=8).rev().for_each(|minutes| freshness.took(Duration::from_mins(minutes), false));
         assert_eq!(freshness.incremental_ms.len(), MAX_DURATIONS);
-        assert_eq!(freshness.longest_run(false), Duration::from_mins(5));
-        assert_eq!(freshness.longest_run(true), Duration::from_hours(9));
+        assert_eq!(freshness.usual_run(false), Duration::from_mins(4));
+        assert_eq!(freshness.usual_run(true), Duration::from_hours(9));
+    }
+
+    #[test]
+    fn one_run_that_took_days_does_not_make_old_data_fresh() {
+        let mut freshness = Freshness::default();
+        for minutes in [10, 20, 5 * 24 * 60, 15] {
+            freshness.took(Duration::from_mins(minutes), false);
+        }
+        assert_eq!(freshness.usual_run(true), Duration::from_mins(20));
     }
 }

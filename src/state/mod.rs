@@ -181,6 +181,12 @@ pub struct ExportState {
     pub unrecorded_runs: BTreeSet<u64>,
     #[serde(default)]
     pub freshness: Freshness,
+    /// When the first run began, by the local clock, whose lines in quarantine no full refresh has made up for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined_since: Option<DateTime<Utc>>,
+    /// The types of the last run.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub types: BTreeSet<ResourceType>,
     /// By group: the patients who arrived while its members could not be read, and who are not recorded as members yet.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub seen_patients: BTreeMap<String, BTreeSet<String>>,
@@ -433,7 +439,7 @@ impl Store {
     pub fn adopt(&mut self, read: State) {
         let Kept::Shared(shared) = &self.kept else { return };
         self.state.run = self.state.run.max(read.run);
-        self.state.maintained_at = self.state.maintained_at.max(read.maintained_at);
+        self.state.maintained_at = read.maintained_at;
         let others = read.exports.into_iter().filter(|(export, _)| !shared.holds(export));
         self.state.exports.extend(others);
     }

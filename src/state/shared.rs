@@ -111,7 +111,10 @@ impl SharedState {
                     if ours.speaks_r4 != theirs.speaks_r4 {
                         shared.speaks_r4 = ours.speaks_r4;
                     }
-                    shared.maintained_at = shared.maintained_at.max(ours.maintained_at);
+                    // The newest by the order of writing: one of them may be by a clock that is ahead.
+                    if ours.maintained_at != theirs.maintained_at {
+                        shared.maintained_at = ours.maintained_at;
+                    }
                     if ours.last_sync_before_migration != theirs.last_sync_before_migration {
                         shared.last_sync_before_migration = ours.last_sync_before_migration;
                     }

@@ -15,7 +15,7 @@ use crate::fhir::ResourceType;
 pub enum Gap {
     /// Lines that are no resources may be those of missing rows.
     Quarantine,
-    /// Errors that the operator accepts are in the place of resources.
+    /// The server reported missing data, in the place of resources or in its outcomes, and the operator accepts that.
     AcceptedErrors,
     /// A file of a type that FHIR does not know was not read to its end, or has errors in the place of resources.
     UnknownFile,
@@ -48,7 +48,7 @@ impl Gap {
                  refresh removes what is missing"
             }
             Self::AcceptedErrors => {
-                "the server reported errors in the place of resources, and sync.accept_reported_errors accepts them"
+                "the server reported errors, and sync.accept_reported_errors accepts that their data are missing"
             }
             Self::UnknownFile => {
                 "a file of a type that FHIR does not know may have them; a note says what is wrong with it"

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use super::{
-    CANCEL_PATIENCE, Error, Mode, REQUEST_PATIENCE, Run, Step, TypeEnd, blocking, chain, error::JobFate, events,
-    recovery, unless_stopped,
+    CANCEL_PATIENCE, Error, Mode, REQUEST_PATIENCE, Run, Step, TypeEnd, blocking, chain,
+    error::{Actor, JobFate, Recovery},
+    events, now, recovery, unless_stopped,
 };
 use crate::{
     export::{self, Job},
@@ -89,13 +92,15 @@ impl Run<'_> {
         job: Option<&JobInFlight>,
         error: Error,
     ) -> Result<(), Error> {
-        if let Some(job) = job
-            && recovery(&error).job == JobFate::Dropped
-        {
+        let kept = job.filter(|job| is_worth_keeping(job, recovery(&error)));
+        if let (Some(job), None) = (job, kept) {
             self.give_up(job).await?;
         }
         if concerns_all(&error) {
             return Err(error);
+        }
+        if let Some(job) = kept {
+            self.syncer.remember_unsettled(self.export, job).await?;
         }
         tracing::error!(
             types = events::list(types),
@@ -136,7 +141,7 @@ impl Run<'_> {
         let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         let left: Vec<_> =
-            job.types.iter().copied().filter(|resource_type| self.may_still_come(*resource_type)).collect();
+            job.types.iter().copied().filter(|resource_type| self.may_still_come(job, *resource_type)).collect();
         let is_done = left.is_empty();
         if !is_done {
             tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
@@ -146,12 +151,22 @@ impl Run<'_> {
         if is_done { self.give_up(job).await } else { Ok(()) }
     }
 
-    fn may_still_come(&self, resource_type: ResourceType) -> bool {
+    fn may_still_come(&self, job: &JobInFlight, resource_type: ResourceType) -> bool {
         match self.report.types.get(&resource_type).map(|report| &report.end) {
-            Some(TypeEnd::Failed(failure)) => failure.recovery.job == JobFate::Kept,
+            Some(TypeEnd::Failed(failure)) => is_worth_keeping(job, failure.recovery),
             _ => false,
         }
     }
+}
+
+/// How long the files of a job may wait for the operator. Afterwards they are asked for anew: servers and stores delete
+/// them some day, and some say no more about that than that access is denied.
+const MAX_WAIT_FOR_OPERATOR: TimeDelta = TimeDelta::days(3);
+
+/// Whether the job is followed again by the next run.
+fn is_worth_keeping(job: &JobInFlight, recovery: Recovery) -> bool {
+    let has_waited = job.unsettled_since.is_some_and(|since| now() - since > MAX_WAIT_FOR_OPERATOR);
+    recovery.job == JobFate::Kept && !(has_waited && recovery.acts == Actor::Operator)
 }
 
 /// Whether every other request would fail for the same reason.

@@ -19,7 +19,7 @@ use super::{
     events,
 };
 use crate::{
-    export::{self, Members},
+    export::{self, Level, Members},
     fhir::ResourceType,
     state::{ExportState, JobInFlight},
     table::MemberRow,
@@ -27,6 +27,7 @@ use crate::{
 
 /// So that the body of a request stays small.
 pub const PATIENTS_PER_REQUEST: usize = 200;
+const TAKEN_OUT: &str = "it was not asked for meanwhile, and what joiners of its group had before may be missing";
 /// The members are no data: no run waits long for them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -89,6 +90,27 @@ impl Run<'_> {
             self.members = listed & recorded;
         }
         Ok(Some(membership))
+    }
+
+    /// A type that was not asked for meanwhile lacks the history of who joined the group then, although its table has a
+    /// watermark.
+    pub(super) async fn compare_types(&mut self) -> Result<(), Error> {
+        let known = self.syncer.export_state(self.export);
+        let types: BTreeSet<_> = self.export.types.iter().copied().collect();
+        if known.types == types {
+            return Ok(());
+        }
+        let is_of_group = matches!(self.export.level, Level::Group(_)) && !known.types.is_empty();
+        let is_back = |of: &&ResourceType| !known.types.contains(of) && known.watermarks.contains_key(of);
+        let back: Vec<_> = types.iter().filter(|of| is_of_group && is_back(of)).copied().collect();
+        self.syncer
+            .remember_export(self.export, move |state| {
+                for of in back {
+                    state.reload.entry(of).or_insert_with(|| TAKEN_OUT.to_owned());
+                }
+                state.types = types;
+            })
+            .await
     }
 
     /// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.

@@ -240,6 +240,18 @@ impl Syncer {
                 let given_up = given_up(job, &left);
                 state.reload.extend(given_up.filter(|(of, _)| watermarks.iter().all(|(settled, _)| settled != of)));
                 job.types.clone_from(&left);
+                job.unsettled_since.get_or_insert(asked_at);
+            }
+        })
+        .await
+    }
+
+    /// The job has failed, and the next run follows it again.
+    pub(super) async fn remember_unsettled(&self, export: &Export, job: &JobInFlight) -> Result<(), Error> {
+        let (status_url, now) = (job.status_url.clone(), now());
+        self.remember_export(export, move |state| {
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.unsettled_since.get_or_insert(now);
             }
         })
         .await
@@ -277,7 +289,8 @@ impl Syncer {
             state.run = state.run.max(number);
             let export = state.exports.entry(name).or_default();
             let before = export.last_run.as_ref().filter(|_| !full_refresh).map(|last| last.full_refresh_begun_at);
-            let full_refresh_begun_at = before.unwrap_or(begun_at);
+            // No later than now: it may be of a process whose clock was ahead.
+            let full_refresh_begun_at = before.map_or(begun_at, |before| before.min(begun_at));
             export.last_run = Some(LastRun { number, begun_at, full_refresh, ended: false, full_refresh_begun_at });
             let unrecorded = &mut export.unrecorded_runs;
             unrecorded.insert(number);
@@ -294,9 +307,14 @@ impl Syncer {
     }
 
     /// How the run ended: what `/health` and the schedule go by.
-    pub(super) async fn remember_end(&self, report: &Report) -> Result<(), Error> {
+    pub(super) async fn remember_end(
+        &self,
+        report: &Report,
+        duration: Duration,
+        has_quarantined: bool,
+    ) -> Result<(), Error> {
         let (name, ended_at, outcome) = (report.export.clone(), report.ended_at, report.outcome);
-        let (number, duration) = (report.run, (ended_at - report.started_at).to_std().unwrap_or_default());
+        let (number, started_at) = (report.run, report.started_at);
         let ends = report.types.iter().map(|(of, report)| (*of, report.end.word().to_owned())).collect();
         let warnings = report.warnings();
         let is_full_refresh = report.mode == Mode::FullRefresh;
@@ -319,6 +337,11 @@ impl Syncer {
                 }
                 export.last_complete_at = Some(ended_at);
                 state.last_sync_before_migration = None;
+            }
+            if has_quarantined {
+                export.quarantined_since.get_or_insert(started_at);
+            } else if outcome == Outcome::Complete && is_full_refresh {
+                export.quarantined_since = None;
             }
         })
         .await

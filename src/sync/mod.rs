@@ -44,6 +44,7 @@ mod upsert;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, RwLock},
+    time::Instant,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -179,6 +180,8 @@ struct Run<'a> {
     ledger: Ledger,
     progress: ProgressSender,
     report: Report,
+    /// By the clock that nobody sets.
+    begun: Instant,
     /// The first error of a request that did not stop the run.
     tolerated: Option<Error>,
     /// The patients that arrived, where they tell who is a member of the group.
@@ -212,6 +215,7 @@ impl<'a> Run<'a> {
             ledger,
             progress,
             report,
+            begun: Instant::now(),
             tolerated: None,
             seen_patients: BTreeSet::new(),
             recorded_members: None,
@@ -291,6 +295,7 @@ impl<'a> Run<'a> {
             let types = self.export.types.clone();
             self.syncer.remember_asked(self.export, asked, change.map(|reason| (reason, types))).await?;
         }
+        self.compare_types().await?;
         let mut by_reason = BTreeMap::<_, Vec<ResourceType>>::new();
         for (resource_type, reason) in self.syncer.export_state(self.export).reload {
             if self.export.types.contains(&resource_type) && !self.was_just_absent(resource_type) {
@@ -372,6 +377,7 @@ impl<'a> Run<'a> {
                 status_url: job.status_url,
                 kicked_off_at: job.kicked_off_at,
                 answered_at: None,
+                unsettled_since: None,
                 polling_since: job.polling_since,
                 types,
                 since,
@@ -426,9 +432,11 @@ impl<'a> Run<'a> {
     /// Decides how the run ended.
     async fn end(mut self, result: Result<(), Error>) -> Report {
         let error = result.err();
+        self.report.notes.extend(self.note_of_quarantine().await);
         self.report.end(error.as_ref(), &self.quarantine, now());
         let error = error.or(self.tolerated.take());
-        let remembered = self.syncer.remember_end(&self.report).await;
+        let remembered =
+            self.syncer.remember_end(&self.report, self.begun.elapsed(), self.quarantine.has_lines()).await;
         if let Err(error) = &remembered {
             self.report.fail(error);
         }

@@ -123,7 +123,12 @@ impl Syncer {
     /// Copies watermarks of the tables into the state file.
     async fn adopt_watermarks(&self, known: Vec<(&Export, Watermarks)>) -> Result<(), Error> {
         for (export, watermarks) in known {
-            tracing::info!(export = export.name, types = watermarks.len(), "watermarks found in the tables");
+            tracing::warn!(
+                export = export.name,
+                types = watermarks.len(),
+                "the state is new, and the watermarks are those of the tables; which loads were still due, such as that \
+                 of a patient who joined, only the former state knew: sync with --full-refresh once"
+            );
             self.remember_watermarks(export, watermarks).await?;
         }
         // A folder that cannot be written must be noticed before anything is requested from the server.

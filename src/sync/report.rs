@@ -78,11 +78,10 @@ pub enum TypeEnd {
     Instalment { version: u64 },
     /// Committed, but rows may be missing: the watermark was not moved.
     WatermarkHeld { version: u64 },
-    /// Committed, but the export ends before the watermark that the table had, or is an old one again. The watermark is
-    /// the earlier of the two, so that nothing that changed in between is lost.
+    /// Committed, but the export ends no later than the one before: it is an old one again.
     Behind { version: u64, watermark: TransactionTime },
-    /// Committed, but the export ends before the time from which it was asked: the server's clock was set back, and
-    /// what changed in between is unknown. All of the type is asked for again; its watermark was not moved.
+    /// Committed, but the export ends before the watermark that the table had: the server's clock was set back, and what
+    /// changed in between is unknown. All of the type is asked for again; its watermark was not moved.
     SetBack { version: u64 },
     /// Absent, because the token does not cover it.
     Denied { missing_scope: String },

@@ -67,7 +67,7 @@ impl Commits {
             adopted_app_id: Some(run.export.app_id_before()),
             source: run.syncer.config.source.to_string(),
             watermark: None,
-            lowers_watermark: false,
+            set_back_from: None,
             exported_at: self.watermark,
             run_started_micros: run.report.started_at.timestamp_micros(),
             job: run.report.job(),
@@ -216,8 +216,9 @@ enum Reach {
     Further,
     /// Not beyond it: the server's clock was set back, or it answered with an old export (Q-1).
     Behind,
-    /// Not even to the time from which it was asked. It has nothing of what changed on a clock that was set back.
-    BeforeSince,
+    /// Not even to what the table has, or to the time from which it was asked: the server's clock was set back. What
+    /// changed since then is not in it, or looks older than what is stored.
+    SetBack,
 }
 
 /// What is known of the types before their commits.
@@ -329,7 +330,7 @@ impl Commit {
                 report.end = match (self.absent.take(), self.upsert.watermark) {
                     (Some(TypeEnd::Unconfirmed), _) if had_rows => TypeEnd::LeftOut,
                     (Some(absent), _) => absent,
-                    (None, _) if reach == Reach::BeforeSince => TypeEnd::SetBack { version },
+                    (None, _) if reach == Reach::SetBack => TypeEnd::SetBack { version },
                     (None, Some(watermark)) if reach == Reach::Behind => TypeEnd::Behind { version, watermark },
                     (None, Some(watermark)) => TypeEnd::Committed { version, watermark },
                     (None, None) => TypeEnd::WatermarkHeld { version },
@@ -362,17 +363,15 @@ impl Commit {
     /// `_since` the later watermark stays.
     fn reach(&mut self, known: TransactionTime) -> Reach {
         let Some(exported) = self.upsert.watermark else { return Reach::Further };
-        if self.since.is_some_and(|since| exported < since) {
+        let is_set_back = exported.instant() + self.overlap < known.instant();
+        if self.since.is_some_and(|since| exported < since || is_set_back) {
             self.upsert.watermark = None;
-            return Reach::BeforeSince;
+            return Reach::SetBack;
         }
-        // What changed on a clock that was set back would never be asked for again from the later watermark.
-        self.upsert.lowers_watermark = exported.instant() + self.overlap < known.instant();
-        // A full load has everything, whatever the clock was.
-        if self.upsert.lowers_watermark && self.since.is_some() {
-            return Reach::Behind;
-        }
-        if !self.upsert.lowers_watermark {
+        // A full load has everything, whatever the clock was. From the later watermark, what changes on the corrected
+        // clock would never be asked for.
+        self.upsert.set_back_from = is_set_back.then_some(known);
+        if !is_set_back {
             self.upsert.watermark = Some(exported.max(known));
         }
         let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
@@ -432,12 +431,12 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
             "{resource_type} was written, but its watermark was not moved; the next sync requests the same period again"
         )),
         TypeEnd::Behind { watermark, .. } => Some(format!(
-            "{resource_type} is behind: the export ends at {watermark}, not later than the one before; the server's clock \
-             was set back, or it sent an old export again; the next sync asks from there"
+            "{resource_type} is behind: the export ends at {watermark}, not later than the one before: the server \
+             sent an old export again; the next sync asks from there"
         )),
         TypeEnd::SetBack { .. } => Some(format!(
-            "{resource_type} is set back: the export ends before the time from which it was asked, so the server's clock was \
-             set back, and what changed in between is unknown; the next sync asks for all of it again"
+            "{resource_type} is set back: the export ends before the one before it, so the server's clock was set back, and \
+             what changed in between is unknown; the next sync asks for all of it again"
         )),
         TypeEnd::Denied { missing_scope } => Some(format!(
             "{resource_type} is denied: the server left it out, and the scope {missing_scope} is not granted; the next \

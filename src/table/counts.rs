@@ -20,8 +20,9 @@ pub struct Upsert {
     pub source: String,
     /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.
     pub watermark: Option<TransactionTime>,
-    /// The watermark is written as it is given, also if the table has a later one. Else it never goes backwards.
-    pub lowers_watermark: bool,
+    /// The watermark goes back from here, because the server's clock was set back. Rows and deletions that were stored
+    /// up to here were there before the export, although their times are later. Else it never goes backwards.
+    pub set_back_from: Option<TransactionTime>,
     /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
     /// `_sync_at` of the rows that the run writes; `job` is their `_sync_job`.
@@ -36,6 +37,19 @@ pub struct Upsert {
     /// set lacks, and whose deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`]
     /// says. Another engine does not look for them.
     pub removes_returned: bool,
+}
+
+impl Upsert {
+    /// Was the export of a stored row or deletion made before this one?
+    pub fn follows(&self, stored_micros: Option<i64>) -> bool {
+        let is_set_back = self.set_back_from.is_some_and(|from| stored_micros <= Some(from.as_micros()));
+        is_set_back || stored_micros < self.exported_at.map(TransactionTime::as_micros)
+    }
+
+    /// Stored rows with a transaction time up to here are missing, where the export lacks them.
+    pub fn compared_until(&self) -> Option<TransactionTime> {
+        self.exported_at.max(self.set_back_from)
+    }
 }
 
 /// How much a change set has of what the server has.

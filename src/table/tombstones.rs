@@ -112,10 +112,9 @@ impl Tombstones {
     }
 
     /// Are all deletions of which one covers the row from exports before this one?
-    pub fn covers_only_before(&self, row: &Version, exported_at: Option<TransactionTime>) -> bool {
-        let exported_at_micros = exported_at.map(TransactionTime::as_micros);
+    pub fn covers_only_before(&self, row: &Version, upsert: &Upsert) -> bool {
         let covering = [self.timed, self.untimed].into_iter().filter(|tombstone| tombstone.covers(row));
-        covering.into_iter().all(|tombstone| tombstone.transaction_time_micros < exported_at_micros)
+        covering.into_iter().all(|tombstone| upsert.follows(tombstone.transaction_time_micros))
     }
 
     /// Would one more tombstone change nothing?

@@ -56,6 +56,26 @@ async fn another_group_is_loaded_in_full_and_the_report_says_why() {
     setup.assert_same_as_server().await;
 }
 
+/// Its watermark says nothing of what joiners had before. (rules 107 and 113)
+#[tokio::test]
+async fn a_type_that_comes_back_to_the_export_of_a_group_is_loaded_in_full() {
+    for (level, loaded) in [(group("a"), true), (Level::System, false)] {
+        let mut setup = Setup::new().await;
+        setup.export.level = level;
+        setup.export.joiners = fhir_sync::sync::Joiners::Server;
+        let both = setup.export.types.clone();
+        setup.complete().await;
+        setup.export.types = vec![PATIENT];
+        setup.complete().await;
+        setup.export.types = both;
+        let report = setup.complete().await;
+        let says =
+            report.notes.iter().any(|note| note.contains("Observation: loaded in full, because it was not asked"));
+        assert_eq!(says, loaded, "{:?}", report.notes);
+        assert_eq!(setup.complete().await.notes, Vec::<String>::new());
+    }
+}
+
 /// (rule 113)
 #[tokio::test]
 async fn another_level_is_loaded_in_full() {

@@ -126,6 +126,33 @@ async fn an_accepted_error_in_the_place_of_a_resource_does_not_say_that_it_was_d
     assert_eq!(setup.lines(PATIENT).await.len(), 4);
 }
 
+/// (rules 98 and 101)
+#[tokio::test]
+async fn an_accepted_error_among_the_outcomes_keeps_the_rows_of_the_types_that_it_concerns() {
+    for (place, is_kept) in [(None, true), (Some("Patient.name"), true), (Some("Observation.code"), false)] {
+        let mut setup = loaded().await;
+        setup.config.accept_reported_errors = ["exception".to_owned()].into();
+        let issue = json!({"severity": "error", "code": "exception", "expression": place.map(|place| [place])});
+        let text = ndjson(&[json!({"resourceType": "OperationOutcome", "issue": [issue]})]);
+        let report = refreshed(&setup, patients(&[]).error(1, &text)).await;
+        let kept = "1 rows of Patient are missing in the full load and are kept: the server reported errors";
+        assert_eq!(says(&report, kept), is_kept, "{place:?}: {report:#?}");
+        assert_eq!(setup.lines(PATIENT).await.len(), if is_kept { 4 } else { 3 }, "{place:?}");
+    }
+}
+
+/// (rules 98 and 100)
+#[tokio::test]
+async fn accepted_outcomes_that_are_missing_or_unreadable_keep_every_row() {
+    for (code, count) in [("unreadable-outcome", 1), ("missing-outcome", 2)] {
+        let mut setup = loaded().await;
+        setup.config.accept_reported_errors = [code.to_owned()].into();
+        let text = if count == 1 { "{}\n".to_owned() } else { ndjson(&[outcome("information")]) };
+        refreshed(&setup, patients(&[]).error(count, &text)).await;
+        assert_eq!(setup.lines(PATIENT).await.len(), 4, "{code}");
+    }
+}
+
 /// (rules 79 and 98)
 #[tokio::test]
 async fn lines_in_files_of_another_type_do_not_say_that_the_others_were_deleted() {

@@ -1,5 +1,7 @@
+use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Fault, StatusCode},
+    state::{State, Store},
     sync::Outcome,
 };
 
@@ -70,4 +72,37 @@ async fn a_manifest_that_is_another_one_when_it_is_fetched_again_fails_the_type_
     setup.complete().await;
     setup.assert_same_as_server().await;
     assert_eq!(setup.lines(OBSERVATION).await.len(), 4);
+}
+
+/// A store may deny what it has deleted. (rule 61)
+#[tokio::test]
+async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_anew_after_three_days() {
+    for (days, jobs) in [(1, 1), (4, 2)] {
+        let setup = Setup::new().await;
+        setup.server.scenario(|scenario| {
+            scenario.faults = vec![Fault::Status {
+                path_contains: "/bulkfiles/".to_owned(),
+                status: StatusCode::FORBIDDEN,
+                times: 1000,
+                retry_after: None,
+                body: String::new(),
+            }];
+        });
+        setup.sync().await;
+        {
+            let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+            let change = |state: &mut State| {
+                let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
+                let since = job.unsettled_since.expect("the job is kept") - TimeDelta::days(days);
+                job.unsettled_since = Some(since);
+            };
+            store.update(change).unwrap();
+        }
+        setup.sync().await;
+        assert_eq!(setup.server.jobs().len(), 1, "the same job");
+        setup.server.scenario(|scenario| scenario.faults.clear());
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+        assert_eq!(setup.server.jobs().len(), jobs, "after {days} days");
+    }
 }

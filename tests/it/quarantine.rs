@@ -1,7 +1,7 @@
-use fhir_sync::sync::{Mode, Outcome, QuarantineRow, TypeEnd};
+use fhir_sync::sync::{Mode, Outcome, QuarantineRow, Report, TypeEnd};
 use serde_json::{Value, json};
 
-use crate::harness::{OBSERVATION, PATIENT, Setup, end_of, failure, json_of};
+use crate::harness::{Made, OBSERVATION, PATIENT, Setup, end_of, failure, json_of, ndjson};
 
 /// In every bad line of these tests, and nowhere else.
 const MARK: &str = "Mustermann-7c1f";
@@ -33,6 +33,30 @@ fn lake_has(setup: &Setup, text: &str) -> bool {
         }
     }
     false
+}
+
+/// No increment brings them again. (rule 90)
+#[tokio::test]
+async fn lines_in_quarantine_are_noted_by_each_run_until_a_full_refresh_has_brought_their_rows() {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 90.0;
+    setup.export.types = vec![PATIENT];
+    let patient = |id: u32| json!({"resourceType": "Patient", "id": format!("p{id}")});
+    let served = |lines: &[Value]| Made::default().output("Patient", None, &ndjson(lines)).serve(&setup);
+    let noted = |report: &Report| report.notes.iter().any(|note| note.starts_with("1 lines that earlier runs brought"));
+    served(&[patient(1), patient(2), json!({"resourceType": "Patient"})]);
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    for _ in 0..2 {
+        served(&[patient(2)]);
+        let report = setup.complete().await;
+        assert!(noted(&report), "{report:#?}");
+        setup.later(|_| ());
+    }
+    served(&[patient(1), patient(2), patient(3)]);
+    assert_eq!(setup.run(Mode::FullRefresh).await.outcome, Outcome::Complete);
+    served(&[patient(3)]);
+    let report = setup.complete().await;
+    assert!(!noted(&report), "{report:#?}");
 }
 
 #[tokio::test]

@@ -58,6 +58,28 @@ async fn an_error_that_names_its_types_holds_those_only() {
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Committed { .. }), "{report:#?}");
 }
 
+/// Such as the place in a Bundle of which nobody else knows. (rule 101)
+#[tokio::test]
+async fn an_error_that_names_no_type_of_the_export_holds_every_watermark() {
+    for place in ["Bundle.entry[3]", "Parameters.parameter[0]", "Practitioner/1"] {
+        let setup = Setup::new().await;
+        let issue = json!([{"severity": "error", "code": "processing", "expression": [place]}]);
+        both().error(1, &outcome(&issue)).serve(&setup);
+        setup.sync().await;
+        assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await), (None, None), "{place}");
+    }
+}
+
+/// It may name the resource that the missing one refers to. (rule 101)
+#[tokio::test]
+async fn an_error_in_the_place_of_a_resource_holds_the_type_of_its_file_whatever_it_names() {
+    let setup = Setup::new().await;
+    let issue = json!([{"severity": "error", "code": "exception", "expression": ["Patient/123"]}]);
+    both().output("Observation", 1, &outcome(&issue)).serve(&setup);
+    setup.sync().await;
+    assert_eq!((setup.watermark(PATIENT).await, setup.watermark(OBSERVATION).await), (None, None));
+}
+
 /// (rule 101)
 #[tokio::test]
 async fn the_operator_may_accept_codes_of_errors_and_the_report_says_what_was_accepted() {

@@ -74,7 +74,7 @@ pub struct ReceivedType {
     pub lines: LineCounts,
     /// In what the server reports as deleted; they are in `changes`, too.
     pub deletions: u64,
-    /// What files without a known type leave open: see [`Elsewhere::gap`].
+    /// What files without a known type and accepted errors leave open: see [`Elsewhere`].
     pub gap_elsewhere: Option<Gap>,
     /// The first error of one of its files.
     pub failure: Option<Error>,
@@ -113,8 +113,18 @@ pub struct Elsewhere {
     /// Rows of any type may be missing, although no watermark is held: the server reported errors in files without a
     /// known type, or such files were not read.
     pub gap: Option<Gap>,
+    /// Types of which the server reported missing rows in outcomes that the operator accepts; `None`: of any type.
+    pub accepted: BTreeSet<Option<ResourceType>>,
     /// What went wrong with files of which nothing is wanted, for the operator. No run is less than complete by it.
     pub ignored: Vec<String>,
+}
+
+impl Elsewhere {
+    /// What leaves it open whether the rows of a type are all there.
+    fn gap_of(&self, resource_type: ResourceType) -> Option<Gap> {
+        let is_accepted = [None, Some(resource_type)].iter().any(|of| self.accepted.contains(of));
+        self.gap.or_else(|| is_accepted.then_some(Gap::AcceptedErrors))
+    }
 }
 
 /// Something that the operator should know of the export.
@@ -241,7 +251,7 @@ pub async fn receive(
     let types: BTreeMap<_, _> = context
         .intakes
         .into_iter()
-        .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete(elsewhere.gap)?)))
+        .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete(elsewhere.gap_of(resource_type))?)))
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
     Ok(Received { types, remarks, accepted, elsewhere, note, warning })
@@ -365,6 +375,10 @@ impl Context {
     /// Keeps the places of lines that are too long. Blocks.
     fn quarantine_places(&self, of: Option<ResourceType>, file: &File, lines: &[LineTooLong]) -> Result<(), Error> {
         Handle::current().block_on(self.quarantine.keep_places(of, &file.name, self.transaction_time, lines))
+    }
+
+    fn is_of_job(&self, resource_type: ResourceType) -> bool {
+        self.intakes.contains_key(&resource_type) || self.settled.contains(&resource_type)
     }
 
     /// Whether the operator accepts this code of an error; what was accepted is in the report.

@@ -83,12 +83,7 @@ impl Outcomes {
     /// Takes what was stated at `place`.
     pub fn add(&self, context: &Context, place: &str, judgement: Judgement) {
         let issues = match judgement {
-            Judgement::Unreadable => {
-                if !context.accepts(place, UNREADABLE) {
-                    self.hold(UNREADABLE.to_owned(), &[]);
-                }
-                return;
-            }
+            Judgement::Unreadable => return self.judge(context, place, UNREADABLE, UNREADABLE.to_owned(), &[]),
             Judgement::Information(issues) => return self.log(place, &issues),
             Judgement::Warning(issues) if self.held_by == HeldBy::Errors => {
                 context.warned().add(place, &issues);
@@ -100,18 +95,33 @@ impl Outcomes {
         // An outcome of warnings alone holds by all of them, one with errors by its errors.
         let has_error = issues.iter().any(Issue::is_error);
         for issue in issues.iter().filter(|issue| issue.is_error() || !has_error) {
-            if !context.accepts(place, &issue.code) {
-                self.hold(issue.to_string(), &issue.types);
-            }
+            self.judge(context, place, &issue.code, issue.to_string(), &issue.types);
         }
     }
 
-    fn hold(&self, what: String, types: &[ResourceType]) {
+    /// An error concerns the types of the job that it names. Where it names none of them, such as `Bundle`, it says
+    /// nothing of what is missing.
+    fn judge(&self, context: &Context, place: &str, code: &str, what: String, named: &[ResourceType]) {
+        let concerned: BTreeSet<_> = named.iter().copied().filter(|of| context.is_of_job(*of)).collect();
+        let concerned = Some(concerned).filter(|types| !types.is_empty());
+        if context.accepts(place, code) {
+            return self.accept(context, concerned);
+        }
         let found = &mut *self.found.lock().unwrap_or_else(PoisonError::into_inner);
         found.holding += 1;
         found.first.get_or_insert(what);
-        found.types =
-            found.types.take().filter(|_| !types.is_empty()).map(|known| &known | &types.iter().copied().collect());
+        found.types = found.types.take().zip(concerned).map(|(known, types)| &known | &types);
+    }
+
+    /// What the operator accepts as missing is no proof that the server has deleted it.
+    fn accept(&self, context: &Context, concerned: Option<BTreeSet<ResourceType>>) {
+        let accepted = &mut context.elsewhere().accepted;
+        match (concerned, self.held_by) {
+            (Some(types), _) => accepted.extend(types.into_iter().map(Some)),
+            (None, HeldBy::Errors) => accepted.extend([None]),
+            // The lines of the file count it.
+            (None, HeldBy::Warnings) => {}
+        }
     }
 
     fn log(&self, place: &str, issues: &[Issue]) {
@@ -126,17 +136,17 @@ impl Outcomes {
         }
     }
 
-    /// What the outcomes hold: the types that they name, else those of the file.
+    /// What the outcomes hold: the types that they name, else those of the file. One in the place of a resource holds
+    /// the type of its file in any case, whatever it refers to.
     pub fn remark(&self, place: &str, of: Option<ResourceType>) -> Option<Remark> {
         let found = std::mem::take(&mut *self.found.lock().unwrap_or_else(PoisonError::into_inner));
         let first = found.first?;
         let text = format!("{place}: the server reported missing data: {} times, first {first}", found.holding);
-        let named = found.types.map(Holds::Types);
-        let of_file = || match self.held_by {
-            HeldBy::Errors => Holds::Everything,
-            HeldBy::Warnings => Holds::of(of),
+        let holds = match (found.types, of) {
+            (Some(types), of) => Holds::Types(types.into_iter().chain(of).collect()),
+            (None, of) => Holds::of(of),
         };
-        Some(Remark::hold(named.unwrap_or_else(of_file), text))
+        Some(Remark::hold(holds, text))
     }
 }
 
@@ -164,7 +174,7 @@ pub async fn read(context: Arc<Context>, file: File) -> Vec<Remark> {
     let mut remarks = Vec::new();
     match stream(&context, &file, Arc::clone(&outcomes)).await {
         Ok(_) => {}
-        Err(Error::TooFewLines { .. }) if context.accepts(&file.name, MISSING) => {}
+        Err(Error::TooFewLines { .. }) if context.accepts(&file.name, MISSING) => outcomes.accept(&context, None),
         Err(error) => {
             let text = format!("the server's messages about the export could not be read: {}", chain(&error));
             remarks.push(Remark::hold(Holds::Everything, text));

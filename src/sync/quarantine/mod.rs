@@ -22,11 +22,11 @@ pub use self::{
     form::{Policy, QuarantineKey},
     replay::{Purge, ReplayOf, Replayed},
 };
-use super::{Config, Error};
+use super::{Config, Error, Mode, Run, chain};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{BadLine, Line, LineTooLong},
-    table::{QuarantineRow, Root, TableName},
+    table::{self, QuarantineRow, Root, TableName},
 };
 
 pub struct Quarantine {
@@ -87,6 +87,23 @@ impl NotARow<'_> {
     }
 }
 
+impl Run<'_> {
+    /// An increment does not bring again what was quarantined before it.
+    pub(super) async fn note_of_quarantine(&self) -> Option<String> {
+        let since =
+            self.syncer.export_state(self.export).quarantined_since.filter(|_| self.mode == Mode::Incremental)?;
+        match self.quarantine.left_since(since).await {
+            Ok(0) => None,
+            Ok(lines) => Some(format!(
+                "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
+                 missing (fhir-sync quarantine list); replay them, or sync with --full-refresh when the server has mended \
+                 them"
+            )),
+            Err(error) => Some(format!("the quarantine could not be read: {}", chain(&error))),
+        }
+    }
+}
+
 /// More than this is not held back in memory until the type is committed.
 const MAX_WAITING_BYTES: u64 = 8 * 1024 * 1024;
 /// What a row takes besides its line.
@@ -119,6 +136,23 @@ impl Quarantine {
         (lines > 0).then(|| {
             format!("{lines} lines are not resources; they are kept in {place}: `fhir-sync quarantine list` shows them")
         })
+    }
+
+    /// Did the run bring lines that should have been resources?
+    pub fn has_lines(&self) -> bool {
+        self.resources.load(Ordering::Relaxed) > 0
+    }
+
+    /// The lines of earlier runs of the export, from this time on, that were not replayed.
+    async fn left_since(&self, since: DateTime<Utc>) -> Result<u64, table::Error> {
+        let rows = self.root.quarantine().await?;
+        let is_left = |row: &&QuarantineRow| {
+            let is_of_export = row.export == self.of_run.export && row.source == self.of_run.source;
+            // The table has microseconds.
+            let is_later = row.first_seen.is_some_and(|at| at.timestamp_micros() >= since.timestamp_micros());
+            is_of_export && is_later && row.run != self.of_run.run && row.replayed_at.is_none()
+        };
+        Ok(rows.iter().filter(is_left).count() as u64)
     }
 
     /// Keeps bad lines of one file, each content once; a file of deletions has no type. They are on the disk after

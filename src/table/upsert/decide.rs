@@ -258,9 +258,7 @@ impl Decision {
             Winner::Deleted { .. } => Fate::Delete,
             Winner::Row { .. } if !copies.is_empty() => Fate::Update,
             Winner::Row { version, .. } => match tombstones.filter(|known| known.covers(version)) {
-                Some(known) if !(upsert.extent.is_full() && known.covers_only_before(version, upsert.exported_at)) => {
-                    Fate::Stale
-                }
+                Some(known) if !(upsert.extent.is_full() && known.covers_only_before(version, upsert)) => Fate::Stale,
                 Some(_) => {
                     self.counts.overruled += 1;
                     Fate::Insert
@@ -315,9 +313,8 @@ impl Decision {
 /// What a row or deletion does to one stored copy.
 fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombstones>, upsert: &Upsert) -> Fate {
     // The resource is there again. With its old time the row would still be one that was deleted since it was stored.
-    let is_back = |known: &Tombstones| {
-        known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert.exported_at)
-    };
+    let is_back =
+        |known: &Tombstones| known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert);
     match winner {
         Winner::Row { .. } if equal && upsert.extent.is_full() && tombstones.is_some_and(is_back) => Fate::Update,
         Winner::Row { .. } if equal => Fate::Unchanged,
@@ -340,7 +337,7 @@ fn loses_by_its_times(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
 /// older versions than the table, and a clock that was wrong leaves times that no later version reaches. A row with
 /// parts left out never takes the place of a whole one (rule 26).
 fn overrules(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
-    let is_earlier = stored.version.transaction_time_micros < upsert.exported_at.map(TransactionTime::as_micros);
+    let is_earlier = upsert.follows(stored.version.transaction_time_micros);
     let may = match winner {
         Winner::Row { version, .. } => upsert.extent.is_full() && (!version.subsetted || stored.version.subsetted),
         // Without the right to reconcile, the row may be one that another export brings.

@@ -68,11 +68,11 @@ pub fn probe_once(
 
 /// Which candidates of a shard are hits, and which are rows that a full refresh did not bring. Blocks on the disk.
 pub fn probe_candidates(shard: &Shard, candidates: &Kept, upsert: &Upsert) -> Result<Probed, Error> {
-    let exported_at_micros = upsert.exported_at.map(TransactionTime::as_micros);
+    let compared_until_micros = upsert.compared_until().map(TransactionTime::as_micros);
     let mut probed = Probed::default();
     candidates.read(shard, |Candidate { id_hash, file, row, version, hash }| match shard.by_hash(id_hash) {
         Some(winner) => probed.hits.push(Hit { file, row, winner, version, hash }),
-        None if upsert.reconcile.is_some() && version.transaction_time_micros <= exported_at_micros => {
+        None if upsert.reconcile.is_some() && version.transaction_time_micros <= compared_until_micros => {
             probed.missing.entry(file).or_default().insert(row);
         }
         None => {}

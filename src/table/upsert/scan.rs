@@ -160,7 +160,7 @@ impl RowGroupScan<'_> {
                     Some(of) if !dead() => found.rows.push((index, of)),
                     None if upsert.reconcile.is_some() && lookup.decides_on(id) && !dead() => {
                         found.stored_rows += 1;
-                        if rows.transaction_time(row) <= upsert.exported_at {
+                        if rows.transaction_time(row) <= upsert.compared_until() {
                             found.missing.insert(self.first_row + index);
                         }
                     }
