@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 
-use super::{Error, Export, Mode, Run, Syncer, events, memory::TABLES_AT_ONCE};
+use super::{Error, Export, Mode, Run, Syncer, events, state::TABLES_AT_ONCE};
 use crate::{fhir::ResourceType, state::KnownTable, table};
 
 impl Run<'_> {

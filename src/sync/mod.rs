@@ -12,6 +12,7 @@ mod absence;
 mod awaited;
 mod blocking;
 mod by_hand;
+mod check;
 mod columns;
 mod config;
 mod engine;
@@ -24,12 +25,10 @@ mod jobs;
 mod ledger;
 mod maintain;
 mod members;
-mod memory;
 mod mirror;
 mod open;
 mod partial;
 mod plan;
-mod probe;
 mod progress;
 mod quarantine;
 mod rebuild;
@@ -38,6 +37,7 @@ mod report;
 mod server_counts;
 mod sharing;
 mod sources;
+mod state;
 mod turn;
 mod upsert;
 
@@ -59,14 +59,15 @@ use self::{
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     members::JoinerFailure,
-    memory::LEFT_OUT,
     quarantine::Quarantine,
     sharing::Sharing,
+    state::LEFT_OUT,
     turn::Turns,
     upsert::Commits,
 };
 pub use self::{
     by_hand::{Cancelled, SinceSet},
+    check::probe,
     config::{Chosen, Config, Export, Joiners, Leavers, QuarantineLimit},
     engine::Engine,
     error::{Error, Recovery, chain, recovery},
@@ -74,7 +75,6 @@ pub use self::{
     intake::MAX_BATCH_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
-    probe::probe,
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Retry, Step},
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},

@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, Export, Syncer, blocking::blocking, memory::lock};
+use super::{Error, Export, Syncer, blocking::blocking, state::lock};
 use crate::{
     fhir::ResourceType,
     lease::{Attempt, Holder, Lease, Subject, Watch},

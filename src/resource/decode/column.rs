@@ -9,12 +9,12 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
     leaf::{Appended, Leaf},
+    mapped_lines::Block,
+    mapping::{ItemsPlan, ManyPlan, MemberPlan},
     offsets::Offsets,
-    plan::{ItemsPlan, ManyPlan, MemberPlan},
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{

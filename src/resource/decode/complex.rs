@@ -12,12 +12,12 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     canonical::{Canonical, Quantity},
     column::Column,
     issues::IssueCode,
+    mapped_lines::Block,
+    mapping::StructuresPlan,
     nulls::Nulls,
-    plan::StructuresPlan,
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{

@@ -5,10 +5,10 @@ use std::{borrow::Cow, sync::Arc};
 use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 
 use super::{
-    block::{Block, ValueIssue},
+    derived_from::Source,
     issues::IssueCode,
-    plan::DerivedPlan,
-    source::Source,
+    mapped_lines::{Block, ValueIssue},
+    mapping::DerivedPlan,
 };
 use crate::resource::{
     element::{Derived, DerivedFrom, Element},

@@ -13,11 +13,11 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
+    mapped_lines::Block,
+    mapping::LinePlan,
     offsets::Offsets,
-    plan::LinePlan,
     walk::{Carrier, Walk},
 };
 use crate::resource::{

@@ -11,9 +11,9 @@ use arrow::{
 };
 
 use super::{
-    block::{Block, ValueIssue},
     issues::IssueCode,
-    plan::ValueNumber,
+    mapped_lines::{Block, ValueIssue},
+    mapping::ValueNumber,
 };
 use crate::resource::{
     element::{Digits, Primitive},

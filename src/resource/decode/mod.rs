@@ -4,22 +4,22 @@
 //! byte; what its typed columns do not hold is listed in `_sync_issues`. An invalid value is null in its column; the
 //! row stays.
 
-mod block;
 mod canonical;
 mod column;
 mod complex;
 mod derived;
+mod derived_from;
 mod extension;
 mod head;
 mod issues;
-mod known;
+mod learned;
 mod leaf;
+mod mapped_lines;
+mod mapper;
+mod mapping;
 mod nulls;
 mod offsets;
-mod plan;
-mod planner;
 mod rows;
-mod source;
 mod stages;
 mod string_columns;
 mod walk;
@@ -34,11 +34,11 @@ use arrow::{
 
 use self::{
     head::Head,
-    known::{Known, PlannedLine},
-    plan::LinePlan,
+    learned::{Known, PlannedLine},
+    mapping::LinePlan,
     rows::Rows,
 };
-pub use self::{known::Plans, stages::Stage};
+pub use self::{learned::Plans, stages::Stage};
 use super::{
     Line,
     json::{Document, SyntaxError, Tape, Value},

@@ -13,16 +13,16 @@ use arrow::{
 
 use super::{
     Decoder,
-    block::{Block, ValueIssue},
     complex::ComplexColumn,
     derived::DerivedColumns,
+    derived_from::Source,
     extension::ExtensionColumn,
     head::Head,
     issues::{IssueCode, Issues},
-    known::PlannedLine,
+    learned::PlannedLine,
+    mapped_lines::{Block, ValueIssue},
+    mapping::LinePlan,
     nulls::Nulls,
-    plan::LinePlan,
-    source::Source,
     string_columns::{StringListColumn, StringMapColumn},
     walk::{Batch, Walk, WriteExtensions},
 };

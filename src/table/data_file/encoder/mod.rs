@@ -6,7 +6,7 @@
 
 mod page;
 mod pages;
-mod plan;
+mod projection;
 mod texts;
 
 use std::{
@@ -41,7 +41,7 @@ use parquet::{
 use self::{
     page::{ChunkPages, Compressor},
     pages::{AllPages, Pages, WrittenLeaf, chunk},
-    plan::{Plan, Role},
+    projection::{Plan, Role},
     texts::{TextColumn, TextWriter},
 };
 use crate::table::data_file::fill::{Fill, leaves_of};

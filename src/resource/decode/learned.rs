@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    plan::{LinePlan, ValueNumber},
-    planner,
+    mapper,
+    mapping::{LinePlan, ValueNumber},
 };
 use crate::resource::{
     Line, LineGrouping, Shape,
@@ -177,7 +177,7 @@ impl Known {
         }
         let document = self.tape.read(text).ok()?;
         let values = self.outlines.learn(document)?;
-        let plan = planner::plan(document, &values, shape);
+        let plan = mapper::plan(document, &values, shape);
         self.plans.push(plan.map(|plan| GroupPlan { plan, group: grouping.group(text.as_bytes()) }));
         Some(())
     }

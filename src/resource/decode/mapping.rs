@@ -2,13 +2,13 @@
 //!
 //! A plan leads each value straight into the column of its element. It exists only for lines whose members all have a
 //! column, and are lists and structures where FHIR has them. Any other line is decoded by its member names, which
-//! reports what is wrong with it. Values are judged in both cases, and both give the same rows; `tests/plans.rs` holds
+//! reports what is wrong with it. Values are judged in both cases, and both give the same rows; `tests/mappings.rs` holds
 //! that.
 
 use super::{
     canonical::Quantity,
+    derived_from::Source,
     head::{Head, Meta},
-    source::Source,
 };
 use crate::{
     fhir::ResourceType,

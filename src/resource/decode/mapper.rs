@@ -9,9 +9,9 @@ use std::{
 
 use super::{
     canonical::Quantity,
+    derived_from::Source,
     head::{Head, Meta},
-    plan::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan, ValuePlan},
-    source::Source,
+    mapping::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan, ValuePlan},
 };
 use crate::resource::{
     Shape,

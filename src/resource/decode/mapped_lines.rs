@@ -5,8 +5,8 @@
 
 use super::{
     issues::IssueCode,
-    known::PlannedLine,
-    plan::{LinePlan, ValueNumber},
+    learned::PlannedLine,
+    mapping::{LinePlan, ValueNumber},
     walk::Batch,
 };
 use crate::resource::json::Value;
