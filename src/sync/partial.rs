@@ -114,7 +114,7 @@ impl Run<'_> {
 
     async fn commit_early(&mut self, asked: &JobInFlight, partial: &PartialExport) -> Result<(), Error> {
         let PartialExport { manifest, bound } = partial;
-        let upsert = Commits::of_part(asked, manifest, *bound).instalment(self);
+        let upsert = Commits::of_job(asked, manifest, *bound).instalment(self);
         let mut instalments = Instalments::begin_early(self, asked, manifest, upsert).await;
         let types = instalments.types_to_read(manifest);
         if types.is_empty() {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     fhir::ResourceType,
-    resource::{Decoded, Decoder, Line, Plans},
+    resource::{Decoded, Decoder, Line, MappingPool},
     table::{self, Committed},
 };
 
@@ -26,7 +26,7 @@ impl Syncer {
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await?;
         let decoder = Decoder {
-            plans: Plans::of(&shape),
+            mappings: MappingPool::of(&shape),
             shape: Arc::clone(&shape),
             source: Arc::clone(&self.config.source),
             run_started_micros: now().timestamp_micros(),

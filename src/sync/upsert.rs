@@ -45,11 +45,11 @@ pub struct Commits {
 
 impl Commits {
     pub fn of(export: &CompletedExport) -> Self {
-        Self::of_part(&export.asked, &export.completed.manifest, export.completed.bound)
+        Self::of_job(&export.asked, &export.completed.manifest, export.completed.bound)
     }
 
     /// Of an export that may still be in progress.
-    pub fn of_part(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
+    pub fn of_job(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         Self {
             watermark: watermark(manifest, bound),
@@ -72,7 +72,7 @@ impl Commits {
             run_started_micros: run.report.started_at.timestamp_micros(),
             job: run.report.job(),
             run: run.report.run,
-            extent: Extent::Part,
+            extent: Extent::Partial,
             reconcile: None,
             removes_returned: false,
         }
@@ -262,7 +262,7 @@ impl Commit {
         let gap = Gap::of(received, is_bad_elsewhere).filter(|_| !allow_empty);
         // What arrived is the truth, whatever became of other lines.
         let extent = match gap {
-            _ if !is_everything || is_held || !is_there => Extent::Part,
+            _ if !is_everything || is_held || !is_there => Extent::Partial,
             Some(_) => Extent::WithGap,
             None => Extent::Whole,
         };

@@ -43,7 +43,7 @@ pub struct Upsert {
 pub enum Extent {
     /// What has changed, or a part of a load.
     #[default]
-    Part,
+    Partial,
     /// All that a full refresh has brought, but rows that the server has may be missing. What it has is the truth, and
     /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
     /// stay. A damaged data file is removed, because its rows come again, but for those in the gap.
@@ -55,7 +55,7 @@ pub enum Extent {
 impl Extent {
     /// Is what it has the truth?
     pub fn is_full(self) -> bool {
-        self != Self::Part
+        self != Self::Partial
     }
 }
 

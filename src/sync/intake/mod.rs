@@ -55,7 +55,7 @@ use super::{
 use crate::{
     export::{Client, Completed, File, FileId, Links, Manifest},
     fhir::{Deletion, ResourceType, RowKey, TransactionTime},
-    resource::{BadLine, Decoder, LineTooLong, Plans, Shape},
+    resource::{BadLine, Decoder, LineTooLong, MappingPool, Shape},
     table::{ChangeSet, LedgerFile, MemoryBudget, OutputIndex},
 };
 
@@ -328,7 +328,7 @@ fn mostly_quarantined(resource_type: ResourceType, received: &ReceivedType) -> O
 impl Provenance {
     fn decoder(&self, shape: Arc<Shape>) -> Decoder {
         Decoder {
-            plans: Plans::of(&shape),
+            mappings: MappingPool::of(&shape),
             shape,
             source: Arc::clone(&self.source),
             run_started_micros: self.run_started_micros,
@@ -425,7 +425,7 @@ impl Intake {
     /// All files of the type have ended: finishes the open data files of a first load, and frees what only its lines
     /// need. An error is the type's. Blocks.
     fn flush(&self) {
-        self.decoder.plans.forget();
+        self.decoder.mappings.forget();
         let changes = self.changes();
         let Some(changes) = changes.as_ref() else { return };
         if let Err(error) = changes.flush() {

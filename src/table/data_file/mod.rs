@@ -6,7 +6,7 @@ pub mod deletion_vector;
 pub mod durable;
 /// Rows become row groups.
 mod encoder;
-/// Which parts of a column have something.
+/// Which fields of a column have something.
 pub mod fill;
 /// Files side by side, one for each partition.
 pub mod partitioned;

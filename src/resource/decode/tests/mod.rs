@@ -25,7 +25,7 @@ use crate::{
 fn decoder(resource_type: &str, layout: Layout) -> Decoder {
     let shape = Shape::of(resource_type.parse().unwrap(), Options { layout, raw_json: true });
     Decoder {
-        plans: Plans::of(&shape),
+        mappings: MappingPool::of(&shape),
         shape,
         source: "hospital".into(),
         run_started_micros: 7,
