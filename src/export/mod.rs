@@ -63,7 +63,7 @@ mod wire;
 mod tests;
 
 pub use auth::Granted;
-pub use check::{Probe, ProbeVerdict};
+pub use check::{Check, CheckVerdict};
 pub use config::{
     Config, FileAuth, HttpConfig, KickOffConfig, KickOffMethod, Limits, ListSeparator, PollConfig, WaitRange,
     check_base,
@@ -162,7 +162,7 @@ impl Client {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        // Its pass, too: the next request to this origin may be waiting for it.
+        // The response also holds the pass of the pace. The next request to this origin may wait for it.
         drop(response);
         let token = tokens.renewed(self, &token).await?;
         metrics::retried(spec.endpoint, RetryReason::ExpiredToken);

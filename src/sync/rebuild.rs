@@ -4,11 +4,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{
-    Error, Syncer,
-    blocking::{blocking, now},
-    columns::definition,
-};
+use super::{Error, Syncer, blocking::blocking, clock::now, columns::definition};
 use crate::{
     fhir::ResourceType,
     resource::{Decoded, Decoder, Line, MappingPool},
@@ -19,7 +15,7 @@ impl Syncer {
     /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no
     /// table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
-        if self.engine.is_elsewhere() {
+        if self.engine.is_spark() {
             let reason = "Spark writes it (tables.engine); a full refresh writes its rows again".to_owned();
             return Err(table::Error::Rebuild { place: self.root.place_of_table(resource_type.into()), reason }.into());
         }

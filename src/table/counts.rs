@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fhir::TransactionTime;
 
-/// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a
-/// table, and a watermark under the earlier name must not be taken for one of another export later.
+/// The value of a watermark whose name has changed, under its old name. No export goes back to 1970. A `txn` cannot be
+/// removed from a table, and a watermark under the old name must not be taken for one of another export later.
 pub const ADOPTED: TransactionTime = TransactionTime::EPOCH;
 
 /// What a commit is for.

@@ -1,7 +1,7 @@
 use std::fs;
 
 use fhir_sync::{
-    state::{Found, Store, peek},
+    state::{Found, OpenState, peek},
     sync::{Mode, Outcome},
 };
 use serde_json::json;
@@ -24,9 +24,9 @@ async fn assert_next_sync_is_incremental(setup: &Setup) {
     setup.complete().await;
     assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T00:55:00.000Z"));
     setup.assert_same_as_server().await;
-    let (store, found) = Store::open(&setup.state_file()).unwrap();
+    let (open_state, found) = OpenState::open(&setup.state_file()).unwrap();
     assert_eq!(found, Found::Whole);
-    assert_eq!(store.state().exports["all"].watermarks.get(&PATIENT).copied(), setup.watermark(PATIENT).await);
+    assert_eq!(open_state.state().exports["all"].watermarks.get(&PATIENT).copied(), setup.watermark(PATIENT).await);
 }
 
 fn previous(setup: &Setup) -> std::path::PathBuf {
@@ -122,9 +122,9 @@ async fn the_old_state_file_with_one_field_is_accepted_and_the_first_sync_loads_
 async fn where_tables_and_state_file_disagree_the_tables_decide() {
     let setup = synced().await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let later = fhir_sync::fhir::parse_instant("2026-06-01T00:00:00Z").unwrap().into();
-        store.update(|state| _ = state.exports.get_mut("all").unwrap().watermarks.insert(PATIENT, later)).unwrap();
+        open_state.update(|state| _ = state.exports.get_mut("all").unwrap().watermarks.insert(PATIENT, later)).unwrap();
     }
     assert_next_sync_is_incremental(&setup).await;
 }

@@ -18,12 +18,7 @@ use super::Policy;
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{Decoder, Line, Lines, MappingPool, OverLines, Reason, Shape, stated_type},
-    sync::{
-        Error, Export, Syncer,
-        blocking::{blocking, now},
-        columns::definition,
-        intake::MAX_BATCH_BYTES,
-    },
+    sync::{Error, Export, Syncer, blocking::blocking, clock::now, columns::definition, intake::MAX_BATCH_BYTES},
     table::{
         ChangeSet, Committed, LedgerRow, MemoryBudget, MemoryDemand, OutputIndex, QuarantineFate, QuarantineRow, Root,
         Upsert,
