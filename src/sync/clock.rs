@@ -1,5 +1,5 @@
-//! The local clock: for people and for `/health`. Of data it decides one thing: it may hold a watermark that is far ahead
-//! of it.
+//! The local clock: for people and for `/health`. Of data it decides one thing: it may hold a watermark that is far
+//! ahead of it.
 
 use chrono::{DateTime, Utc};
 

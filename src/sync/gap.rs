@@ -24,8 +24,9 @@ pub enum Gap {
 }
 
 impl Gap {
-    /// In what was received of a type; `is_bad_in_other_files` says that files which are not its own have lines that are no
-    /// resources, and that may be of this type. What the server informs about, and what nobody asked for, is no gap.
+    /// In what was received of a type; `is_bad_in_other_files` says that files which are not its own have lines that
+    /// are no resources, and that may be of this type. What the server informs about, and what nobody asked for, is no
+    /// gap.
     pub fn of(received: &ReceivedType, is_bad_in_other_files: bool) -> Option<Self> {
         let lines = received.lines;
         if lines.quarantined > 0 || is_bad_in_other_files {

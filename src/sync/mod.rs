@@ -341,8 +341,8 @@ impl<'a> Run<'a> {
         self.mode == Mode::Incremental && is_no_news && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
     }
 
-    /// Whether a full load that left something open is too recent to be repeated. After the local clock was set back, it
-    /// is repeated early.
+    /// Whether a full load that left something open is too recent to be repeated. After the local clock was set back,
+    /// it is repeated early.
     fn is_recent(&self, asked_at: DateTime<Utc>) -> bool {
         let age = self.report.started_at - asked_at;
         TimeDelta::zero() <= age && age < self.syncer.config.recheck_absent

@@ -321,8 +321,8 @@ fn remember_kept(state: &mut ExportState, of: ResourceType, rows: u64, loaded_at
     }
 }
 
-/// A full load brought nothing of these types. If the table has a watermark, it no longer counts: the next request for the
-/// type is a full load.
+/// A full load brought nothing of these types. If the table has a watermark, it no longer counts: the next request for
+/// the type is a full load.
 fn remember_unconfirmed(state: &mut ExportState, types: Vec<ResourceType>, asked_at: DateTime<Utc>) {
     for of in types {
         state.unconfirmed.insert(of, asked_at);

@@ -217,7 +217,7 @@ fn shared(setup: &Setup, name: &str) -> std::path::PathBuf {
 
 #[tokio::test]
 async fn a_process_on_another_machine_continues_with_the_state_that_a_killed_one_left_in_the_store() {
-    let setup = Setup::new().await.with_shared_state();
+    let setup = Setup::new().await.with_state_in_documents();
     setup.server.scenario(|scenario| scenario.hold = true);
     let [first, second] = ["first", "second"].map(|name| setup.folder.path().join(name));
     for folder in [&first, &second] {
@@ -240,7 +240,7 @@ async fn a_process_on_another_machine_continues_with_the_state_that_a_killed_one
 
 #[tokio::test]
 async fn commands_read_and_change_the_state_in_the_store_beside_a_daemon() {
-    let mut setup = Setup::new().await.with_shared_state();
+    let mut setup = Setup::new().await.with_state_in_documents();
     let spool = setup.folder.path().join("state").display().to_string();
     let settings = [("FHIR_SYNC__SYNC__SPOOL_FOLDER", spool.as_str())];
     setup.schedule = "0 0 5 29 2 *";
@@ -267,7 +267,7 @@ async fn commands_read_and_change_the_state_in_the_store_beside_a_daemon() {
 async fn a_lost_or_broken_state_in_the_store_is_recreated_from_the_tables() {
     for name in ["state.json", "exports/all.json"] {
         for text in [None, Some("garbage")] {
-            let setup = Setup::new().await.with_shared_state();
+            let setup = Setup::new().await.with_state_in_documents();
             setup.complete().await;
             for path in [shared(&setup, name), shared(&setup, &format!("{name}.previous"))] {
                 match text {
@@ -287,7 +287,7 @@ async fn a_lost_or_broken_state_in_the_store_is_recreated_from_the_tables() {
 
 #[tokio::test]
 async fn a_process_that_lost_the_state_to_another_one_asks_the_server_for_nothing() {
-    let setup = Setup::new().await.with_shared_state();
+    let setup = Setup::new().await.with_state_in_documents();
     setup.complete().await;
     let syncer = setup.open().await.unwrap();
     let mut taken: serde_json::Value =

@@ -106,8 +106,8 @@ impl DerivedColumns {
         appended
     }
 
-    /// Appends what is derived from an element of each of these lines. `row` is that of the first line, `index` the place
-    /// of the mapping among those of the line.
+    /// Appends what is derived from an element of each of these lines. `row` is that of the first line, `index` the
+    /// place of the mapping among those of the line.
     pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, row: usize, index: usize, mapping: &DerivedMapping) {
         if !self.has(mapping.element) {
             return;

@@ -2,8 +2,8 @@
 //! the same mapping together.
 //!
 //! A line without a mapping is decoded by its member names; nothing is known of it before, not even whether it is JSON.
-//! Within the lines with a mapping and within those without, lines with the same wide members are neighbours, because the
-//! Parquet writer handles them faster ([`LineGrouping`]).
+//! Within the lines with a mapping and within those without, lines with the same wide members are neighbours, because
+//! the Parquet writer handles them faster ([`LineGrouping`]).
 
 use std::{
     num::NonZero,

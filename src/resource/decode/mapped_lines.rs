@@ -25,8 +25,8 @@ pub struct ValueIssue {
     pub line: usize,
     pub code: IssueCode,
     pub value: ValueNumber,
-    /// If it is an issue of what is derived from an element: which of [`LineMapping::derived`]. Otherwise it is one of the
-    /// value.
+    /// If it is an issue of what is derived from an element: which of [`LineMapping::derived`]. Otherwise it is one of
+    /// the value.
     pub derived: Option<usize>,
 }
 

@@ -1,9 +1,9 @@
 //! A mapping: how the lines of one outline become rows, worked out once and then followed by all of them.
 //!
-//! A mapping leads each value straight into the column of its element. It exists only for lines whose members all have a
-//! column, and are lists and structures where FHIR has them. Any other line is decoded by its member names, which
-//! reports what is wrong with it. Values are judged in both cases, and both give the same rows; `tests/mappings.rs` holds
-//! that.
+//! A mapping leads each value straight into the column of its element. It exists only for lines whose members all have
+//! a column, and are lists and structures where FHIR has them. Any other line is decoded by its member names, which
+//! reports what is wrong with it. Values are judged in both cases, and both give the same rows; `tests/mappings.rs`
+//! holds that.
 
 use super::{
     canonical::Quantity,

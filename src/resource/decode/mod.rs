@@ -146,8 +146,9 @@ impl fmt::Display for Reason {
 }
 
 impl Decoder {
-    /// Decodes lines to rows. The rows are not in the order of the lines: lines with the same members become neighbours.
-    /// `Err` only if the rows exceed what Arrow can hold in one batch (2 GiB of text), or if a line was lost.
+    /// Decodes lines to rows. The rows are not in the order of the lines: lines with the same members become
+    /// neighbours. `Err` only if the rows exceed what Arrow can hold in one batch (2 GiB of text), or if a line was
+    /// lost.
     pub fn decode(&self, lines: &[Line]) -> Result<Decoded, ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         self.check_size(lines.len(), lines_bytes)?;

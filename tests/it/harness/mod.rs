@@ -115,7 +115,7 @@ impl Setup {
     }
 
     /// Keeps the state in documents of a folder that several machines could share.
-    pub fn with_shared_state(self) -> Self {
+    pub fn with_state_in_documents(self) -> Self {
         self.with_state_leased_by(LeasedBy::One)
     }
 

@@ -354,12 +354,12 @@ impl OpenLeaves {
 /// A column of a row group that ends.
 enum EndedColumn {
     Leaves(EndedLeaves),
-    /// `None` when its chunk is made.
+    /// `None` when its column chunk is made.
     Text(Option<Box<WrittenLeaf>>),
 }
 
 impl EndedColumn {
-    /// The chunk of one of its leaves, which is number `at` in the column.
+    /// The column chunk of one of its leaves, which is number `at` in the column.
     fn chunk(
         &mut self,
         projection: &Projection,

@@ -182,7 +182,8 @@ fn varint(bytes: &mut Bytes) -> Option<u64> {
     None
 }
 
-/// The pages of a chunk, in the order of the file. They can be read once, and each is freed when it has been read.
+/// The pages of a column chunk, in the order of the file. They can be read once, and each is freed when it has been
+/// read.
 pub struct ChunkPages(Mutex<VecDeque<Bytes>>);
 
 impl ChunkPages {

@@ -1,4 +1,4 @@
-//! Pages of a leaf, in memory until its row group ends, and the chunk that they become.
+//! Pages of a leaf, in memory until its row group ends, and the column chunk that they become.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -117,8 +117,8 @@ impl WrittenLeaf {
     }
 }
 
-/// The chunk of a leaf: pages without values, and then those of its own writer, if it has one. Pages without values are
-/// those of any leaf with the same levels, whatever its type: such a page has no bytes behind its levels.
+/// The column chunk of a leaf: pages without values, and then those of its own writer, if it has one. Pages without
+/// values are those of any leaf with the same levels, whatever its type: such a page has no bytes behind its levels.
 pub fn chunk(
     leaf: &ColumnDescPtr,
     nulls: &[Arc<WrittenLeaf>],

@@ -57,7 +57,8 @@ fn schema() -> SchemaRef {
     Arc::new(Schema::new(fields.to_vec()))
 }
 
-/// Random rows. Each field of a column has its first value in a batch of its own, or in none, so that leaves get values late.
+/// Random rows. Each field of a column has its first value in a batch of its own, or in none, so that leaves get values
+/// late.
 struct Rows {
     random: fastrand::Rng,
     begins: Vec<usize>,
@@ -179,7 +180,7 @@ fn of_parquet(batches: &[RecordBatch]) -> Bytes {
     writer.into_inner().unwrap().into()
 }
 
-/// Levels and values of each chunk, as a text, with what its metadata says of them.
+/// Levels and values of each column chunk, as a text, with what its metadata says of them.
 fn chunks(file: &Bytes) -> Vec<String> {
     fn read<T: data_type::DataType>(mut reader: ColumnReaderImpl<T>) -> String {
         let (mut def, mut rep, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -224,7 +225,7 @@ fn selected(file: &Bytes, column: usize, rows: usize) -> Vec<RecordBatch> {
     reader.map(std::result::Result::unwrap).collect()
 }
 
-/// The pages of each chunk, as the page index has them, are all of it but its dictionary.
+/// The pages of each column chunk, as the page index has them, are all of it but its dictionary.
 fn assert_page_index(file: &Bytes) {
     let metadata =
         ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required).parse_and_finish(file).unwrap();
