@@ -64,7 +64,7 @@ pub fn next_after(patterns: &[Pattern], instant: DateTime<Utc>) -> Option<DateTi
     patterns.iter().filter_map(|pattern| pattern.next_after(instant)).min()
 }
 
-/// How many ticks are looked at for the longest interval: two weeks of a tick a minute.
+/// How many ticks are compared to find the longest interval: two weeks at one tick a minute.
 const MAX_TICKS: usize = 20_000;
 /// A schedule that rests at night or at the weekend does so every week.
 const REPEATS: TimeDelta = TimeDelta::days(8);

@@ -9,7 +9,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use fhir_sync::{
     fhir::ResourceType,
-    resource::{Decoder, Layout, Line, Lines, Options, Plans, Shape},
+    resource::{Decoder, Layout, Line, Lines, MappingPool, Options, Shape},
     sync::MAX_BATCH_BYTES,
     table::{DataFiles, FileTarget},
 };
@@ -37,7 +37,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<Work> {
 /// The decoder of a run.
 pub fn decoder(shape: &Arc<Shape>) -> Decoder {
     Decoder {
-        plans: Plans::of(shape),
+        mappings: MappingPool::of(shape),
         shape: Arc::clone(shape),
         source: "bench".into(),
         run_started_micros: 0,

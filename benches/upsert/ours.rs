@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use fhir_sync::{
     fhir::{ResourceType, TransactionTime},
-    resource::{self, Decoder, Line, Options, Plans, Shape},
+    resource::{self, Decoder, Line, MappingPool, Options, Shape},
     sync::MAX_BATCH_BYTES,
     table::{
         ChangeSet, Committed, Config, Extent, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode,
@@ -153,7 +153,7 @@ impl Bench {
             run_started_micros,
             job: "bench#1".to_owned(),
             run: 1,
-            extent: Extent::Part,
+            extent: Extent::Partial,
             reconcile: None,
             removes_returned: false,
         };
@@ -188,7 +188,7 @@ impl Bench {
 
 pub fn decoder(shape: &Arc<Shape>, run_started_micros: i64) -> Decoder {
     Decoder {
-        plans: Plans::of(shape),
+        mappings: MappingPool::of(shape),
         shape: Arc::clone(shape),
         source: "bench".into(),
         run_started_micros,

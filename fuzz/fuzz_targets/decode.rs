@@ -1,5 +1,5 @@
-//! Whatever the bytes are: every line is one row or one bad line, nothing panics, and a line with a plan has the row that
-//! it would have without one.
+//! Whatever the bytes are: every line is one row or one bad line, nothing panics, and a line with a mapping has
+//! the row that it would have without one.
 
 #![no_main]
 
@@ -18,13 +18,13 @@ use libfuzzer_sys::fuzz_target;
 // Where they name each other by.
 use source::{fhir, resource, spelling};
 
-use crate::resource::{Decoded, Decoder, Layout, Line, Lines, Options, Plans, Shape};
+use crate::resource::{Decoded, Decoder, Layout, Line, Lines, MappingPool, Options, Shape};
 
 static DECODERS: LazyLock<Vec<Decoder>> = LazyLock::new(|| {
     let options = Options { layout: Layout::Pathling, raw_json: true };
     let shapes = ["Patient", "Observation", "QuestionnaireResponse", "Bundle"].into_iter().flat_map(str::parse);
     let decoder = |shape: Arc<Shape>| Decoder {
-        plans: Plans::of(&shape),
+        mappings: MappingPool::of(&shape),
         shape,
         source: "source".into(),
         run_started_micros: 0,
@@ -41,12 +41,12 @@ fuzz_target!(|bytes: &[u8]| {
     lines.extend(splitter.finish());
     for decoder in DECODERS.iter() {
         // Twice: outlines are learned by the first.
-        let decoder = Decoder { plans: Plans::of(&decoder.shape), ..decoder.clone() };
-        let planned = [decode(&decoder, &lines), decode(&decoder, &lines)];
-        let walked = decode(&Decoder { plans: Plans::none(&decoder.shape), ..decoder }, &lines);
+        let decoder = Decoder { mappings: MappingPool::of(&decoder.shape), ..decoder.clone() };
+        let mapped = [decode(&decoder, &lines), decode(&decoder, &lines)];
+        let walked = decode(&Decoder { mappings: MappingPool::none(&decoder.shape), ..decoder }, &lines);
         assert_eq!(walked.rows.num_rows() + walked.bad.len(), lines.len());
-        for planned in planned {
-            assert_eq!((&planned.keys, &planned.rows, &planned.bad), (&walked.keys, &walked.rows, &walked.bad));
+        for mapped in mapped {
+            assert_eq!((&mapped.keys, &mapped.rows, &mapped.bad), (&walked.keys, &walked.rows, &walked.bad));
         }
     }
 });

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    sync::{self, Probe, ProbeVerdict},
+    sync::{self, Check, CheckVerdict},
     telemetry,
 };
 
@@ -56,10 +56,10 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     telemetry::start(&telemetry::Config::quiet());
     let checked = if arguments.online { config::check_with_key(path) } else { config::check(path) };
     let tried = match &checked {
-        Ok((config, _)) if arguments.online => Some(probe(config, arguments).await),
+        Ok((config, _)) if arguments.online => Some(check(config, arguments).await),
         _ => None,
     };
-    let has_failed = tried.iter().flatten().any(|tried| tried.verdict == word(ProbeVerdict::Failed));
+    let has_failed = tried.iter().flatten().any(|tried| tried.verdict == word(CheckVerdict::Failed));
     if arguments.json {
         as_json(checked.map_err(|mistakes| mistakes.0), tried)?;
     } else {
@@ -75,19 +75,19 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     if has_failed { Err(FAILED) } else { Ok(()) }
 }
 
-async fn probe(config: &Config, arguments: &Arguments) -> Vec<Tried> {
+async fn check(config: &Config, arguments: &Arguments) -> Vec<Tried> {
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let (server, tables, spark) = (config.server.clone(), config.tables.clone(), config.sync.spark.as_ref());
-    let probes = sync::probe(server, tables, spark, &exports, arguments.kick_off).await;
-    let tried = |probe: Probe| Tried { what: probe.what, verdict: word(probe.verdict), found: probe.found };
-    probes.into_iter().map(tried).collect()
+    let checks = sync::check(server, tables, spark, &exports, arguments.kick_off).await;
+    let tried = |check: Check| Tried { what: check.what, verdict: word(check.verdict), found: check.found };
+    checks.into_iter().map(tried).collect()
 }
 
-fn word(verdict: ProbeVerdict) -> &'static str {
+fn word(verdict: CheckVerdict) -> &'static str {
     match verdict {
-        ProbeVerdict::Good => "good",
-        ProbeVerdict::Doubtful => "doubtful",
-        ProbeVerdict::Failed => "failed",
+        CheckVerdict::Good => "good",
+        CheckVerdict::Doubtful => "doubtful",
+        CheckVerdict::Failed => "failed",
     }
 }
 

@@ -115,7 +115,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Spool(_)
             | TableError::Delta { .. }
             | TableError::Conflict { .. }
-            | TableError::Engine { is_passing: true, .. } => TEMPORARY,
+            | TableError::Engine { is_transient: true, .. } => TEMPORARY,
             TableError::Store(_) => CONFIGURATION,
             TableError::StoreFailed { failure, .. } if failure.is_of_configuration() => CONFIGURATION,
             TableError::StoreFailed { .. } | TableError::Permissions { .. } => TEMPORARY,
@@ -125,10 +125,10 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Retention { .. }
             | TableError::Damaged { .. }
             | TableError::LogLost { .. }
-            | TableError::Engine { is_passing: false, .. }
+            | TableError::Engine { is_transient: false, .. }
             | TableError::Unbalanced { .. } => FAILED,
         },
-        sync::Error::HeldElsewhere { .. } => LOCKED,
+        sync::Error::LeasedByOther { .. } => LOCKED,
         sync::Error::Lease(_) => TEMPORARY,
         sync::Error::SpoolFolder { .. } | sync::Error::TablesGone { .. } => TEMPORARY,
         // These change a key of the configuration.

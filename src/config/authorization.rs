@@ -15,7 +15,7 @@ use crate::export::{
 };
 
 /// Whether a file of a key is missing here, or closed to this user: only who speaks to the server needs it.
-pub fn is_elsewhere(path: &Path) -> bool {
+pub fn is_unreadable_here(path: &Path) -> bool {
     let opened = File::open(path).map_err(|error| error.kind());
     matches!(opened, Err(ErrorKind::NotFound | ErrorKind::PermissionDenied))
 }

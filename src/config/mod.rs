@@ -56,7 +56,7 @@ use crate::{
     resource::{Layout, Options as ColumnOptions},
     schedule::Pattern,
     serve,
-    state::{HeldBy, StatePlace},
+    state::{LeasedBy, StatePlace},
     store::{self, Location, cache},
     sync,
     table::{self, UpdateMode},
@@ -319,14 +319,14 @@ fn read_state(
     key_file: &KeyFile,
 ) -> Option<StatePlace> {
     let share_exports = daemon.or("share_exports", "false", boolean);
-    let held_by = if share_exports == Some(true) { HeldBy::Several } else { HeldBy::One };
+    let leased_by = if share_exports == Some(true) { LeasedBy::Several } else { LeasedBy::One };
     let has_file = section.has("file");
     let file = section.or("file", "/var/lib/fhir-sync/state.json", path);
     let url = section.optional("url", location);
     if has_file && url.is_some() {
         section.mistake("url", "and state.file are both set; the state is in one of them");
     }
-    if url.is_none() && held_by == HeldBy::Several {
+    if url.is_none() && leased_by == LeasedBy::Several {
         daemon.mistake("share_exports", "is true, and state.url is not set: the processes have no state in common");
     }
     let has_options = section.has("storage_options");
@@ -340,7 +340,7 @@ fn read_state(
     section.end();
     let Some(location) = url else { return file.map(StatePlace::File) };
     let options = if has_options || !is_same_service(&location, &tables?.root) { Some(own) } else { of_tables };
-    Some(StatePlace::Documents { location, options: options?, held_by })
+    Some(StatePlace::Documents { location, options: options?, leased_by })
 }
 
 fn is_same_service(one: &Location, other: &Location) -> bool {

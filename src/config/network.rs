@@ -4,7 +4,7 @@ use url::Url;
 
 use super::{
     Section,
-    authorization::{KeyFile, is_elsewhere},
+    authorization::{KeyFile, is_unreadable_here},
     boolean, path, proxy, url,
 };
 use crate::export::{self, ClientCertificate, OwnHeaders, Proxy, Tls, TlsVersion, Trust};
@@ -80,7 +80,7 @@ fn read_tls(mut section: Section, key_file: &KeyFile) -> Option<Tls> {
 /// The files are read once more when a client is made; here, so that `check` finds what is wrong with them.
 fn check_files(section: &Section, tls: &Tls, key_file: &KeyFile) {
     if matches!(key_file, KeyFile::MayBeElsewhere) {
-        let elsewhere = tls.files().into_iter().filter(|(_, path)| is_elsewhere(path));
+        let elsewhere = tls.files().into_iter().filter(|(_, path)| is_unreadable_here(path));
         let remarks =
             elsewhere.map(|(key, _)| section.remark(key, "cannot be read here; it is read when a sync starts"));
         if remarks.count() > 0 {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use super::{KeyFile, Section, authorization::is_elsewhere, path, secrets, url};
+use super::{KeyFile, Section, authorization::is_unreadable_here, path, secrets, url};
 use crate::{
     spelling::did_you_mean,
     store::{self, Form, Location, Name, Options, Proxy, Service},
@@ -53,7 +53,7 @@ fn proxy(text: &str) -> Result<Proxy, String> {
 
 fn check_authorities(section: &Section, file: Option<&Path>, key_file: &KeyFile) {
     let Some(path) = file else { return };
-    if matches!(key_file, KeyFile::MayBeElsewhere) && is_elsewhere(path) {
+    if matches!(key_file, KeyFile::MayBeElsewhere) && is_unreadable_here(path) {
         section.remark("ca_file", "cannot be read here; it is read when a sync starts");
         return;
     }

@@ -14,7 +14,7 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     notify::Notifier,
     sync::{
-        self, Activity, Counts, DryRun, Export, Holding, Maintained, MaintenanceRun, Mode, Report, Syncer, TableName,
+        self, Activity, Counts, DryRun, Export, Leases, Maintained, MaintenanceRun, Mode, Report, Syncer, TableName,
         chain,
     },
 };
@@ -151,9 +151,9 @@ pub async fn carry_out(
             Ok(Answer::Maintained(done.collect()))
         }
         Work::Rebuild(_) | Work::CancelJobs { .. } | Work::SetSince { .. } | Work::Replay(_) => {
-            let holding = hold(syncer, exports, &work).await.map_err(failed)?;
-            let done = carry_out_held(&holding.syncer, exports, work, stop).await;
-            holding.release().await;
+            let leases = take_leases(syncer, exports, &work).await.map_err(failed)?;
+            let done = carry_out_leased(&leases.syncer, exports, work, stop).await;
+            leases.release().await;
             done
         }
         Work::Purge(lines) => {
@@ -164,20 +164,22 @@ pub async fn carry_out(
 }
 
 /// Where several processes share the exports, the work needs those that it changes.
-async fn hold(syncer: &Syncer, exports: &[Export], work: &Work) -> Result<Holding, sync::Error> {
+async fn take_leases(syncer: &Syncer, exports: &[Export], work: &Work) -> Result<Leases, sync::Error> {
     match work {
-        Work::Rebuild(of) => syncer.hold_writers_of(*of).await,
-        Work::SetSince { export, .. } => syncer.hold(std::slice::from_ref(&export.name)).await,
-        Work::CancelJobs { export: Some(export), .. } => syncer.hold(std::slice::from_ref(export)).await,
+        Work::Rebuild(of) => syncer.take_leases_of_writers(*of).await,
+        Work::SetSince { export, .. } => syncer.take_leases(std::slice::from_ref(&export.name)).await,
+        Work::CancelJobs { export: Some(export), .. } => syncer.take_leases(std::slice::from_ref(export)).await,
         Work::CancelJobs { export: None, .. } => {
-            syncer.hold(&syncer.shared_state().exports.keys().cloned().collect::<Vec<_>>()).await
+            syncer.take_leases(&syncer.current_state().exports.keys().cloned().collect::<Vec<_>>()).await
         }
-        Work::Replay(_) => syncer.hold(&exports.iter().map(|export| export.name.clone()).collect::<Vec<_>>()).await,
-        Work::Sync { .. } | Work::Maintain { .. } | Work::Purge(_) => syncer.hold(&[]).await,
+        Work::Replay(_) => {
+            syncer.take_leases(&exports.iter().map(|export| export.name.clone()).collect::<Vec<_>>()).await
+        }
+        Work::Sync { .. } | Work::Maintain { .. } | Work::Purge(_) => syncer.take_leases(&[]).await,
     }
 }
 
-async fn carry_out_held(
+async fn carry_out_leased(
     syncer: &Syncer,
     exports: &[Export],
     work: Work,

@@ -180,7 +180,7 @@ struct Daemon {
     views: watch::Sender<View>,
     board: watch::Receiver<Board>,
     notifier: Notifier,
-    /// Those of each reload: those of before may still deliver.
+    /// One for each reload: couriers of an earlier configuration may still deliver.
     couriers: Vec<Couriers>,
     stop: CancellationToken,
     running: JoinSet<Done>,
@@ -189,7 +189,7 @@ struct Daemon {
     /// Commands that have not begun.
     orders: VecDeque<Order>,
     loading: Loading,
-    /// The last one.
+    /// Whether the last reload was refused.
     reload_refused: bool,
     stalls: Stalls,
     others: Others,
@@ -336,13 +336,13 @@ impl Daemon {
                 let (scheduled, mode, notifier) = (watched.scheduled.clone(), *mode, self.notifier.clone());
                 let reason = self.others.reason(export);
                 self.running.spawn(async move {
-                    let Some((holding, mode)) = shared::hold(&syncer, &scheduled, mode, reason).await else {
+                    let Some((leases, mode)) = shared::take_leases(&syncer, &scheduled, mode, reason).await else {
                         return Done::NotHere;
                     };
                     let export = &scheduled.export;
-                    let run = holding.syncer.run_held(export, mode, &stop);
+                    let run = leases.syncer.run_leased(export, mode, &stop);
                     let report = notifier.around(&export.name, run).await;
-                    holding.release().await;
+                    leases.release().await;
                     Done::Sync(Box::new(report))
                 })
             }
@@ -379,7 +379,7 @@ impl Daemon {
 
     /// Publishes that the loop is alive, and what it is doing.
     fn publish(&mut self, ready: bool) {
-        let state = self.syncer.shared_state();
+        let state = self.syncer.current_state();
         self.views.send_modify(|view| {
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                 views::update(export, watched, &state, &self.history, now());
@@ -391,14 +391,14 @@ impl Daemon {
         let at_work: Vec<_> = self.at_work.values().map(|of| of.activity.clone()).collect();
         let now = now();
         let hangs = self.hangs(&at_work, &board);
-        let elsewhere = self.syncer.elsewhere();
+        let other_holders = self.syncer.other_holders();
         self.views.send_modify(|view| {
             view.ready = ready;
             view.heartbeat = Instant::now();
             view.hangs = hangs;
             for (export, watched) in view.exports.iter_mut().zip(&self.exports) {
                 let sync = Activity::Sync { export: export.name.clone() };
-                export.progress = match elsewhere.get(&export.name) {
+                export.progress = match other_holders.get(&export.name) {
                     _ if at_work.contains(&sync) => progress(&sync),
                     Some(holder) => {
                         Progress { step: Step::Elsewhere { holder: holder.clone() }, ..Progress::default() }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     config::{Maintenance, Scheduled},
     schedule::{Tick, next_after},
-    sync::{self, Holding, Mode, Syncer, chain},
+    sync::{self, Leases, Mode, Syncer, chain},
 };
 
 /// How often it is read what other processes have done: as often as they renew their leases.
@@ -76,9 +76,9 @@ impl Others {
 }
 
 impl Daemon {
-    /// Begins what is due as far as is known here, and not at work elsewhere. Whoever holds the export decides.
+    /// Begins what is due as far as is known here, and not at work elsewhere. Whoever has its lease decides.
     pub(super) fn begin_due(&self) {
-        let (state, elsewhere) = (self.syncer.shared_state(), self.syncer.elsewhere());
+        let (state, other_holders) = (self.syncer.current_state(), self.syncer.other_holders());
         for watched in &self.exports {
             let export = watched.name();
             let known = state.exports.get(export).cloned().unwrap_or_default();
@@ -87,7 +87,7 @@ impl Daemon {
                 continue;
             }
             let due = due_here(&watched.scheduled, &known, self.others.started_at, now());
-            if let Some(mode) = due.filter(|_| !elsewhere.contains_key(export)) {
+            if let Some(mode) = due.filter(|_| !other_holders.contains_key(export)) {
                 self.ticks.tick(&Tick::Sync { export: export.to_owned(), mode });
             }
         }
@@ -95,16 +95,16 @@ impl Daemon {
 }
 
 /// The leases for a run, and its mode; `None` where another process is at it, or has done it.
-pub(super) async fn hold(
+pub(super) async fn take_leases(
     syncer: &Syncer,
     scheduled: &Scheduled,
     mode: Mode,
     reason: Reason,
-) -> Option<(Holding, Mode)> {
+) -> Option<(Leases, Mode)> {
     let name = &scheduled.export.name;
-    let holding = match syncer.hold(std::slice::from_ref(name)).await {
-        Ok(holding) => holding,
-        Err(sync::Error::HeldElsewhere { export, holder }) => {
+    let leases = match syncer.take_leases(std::slice::from_ref(name)).await {
+        Ok(leases) => leases,
+        Err(sync::Error::LeasedByOther { export, holder }) => {
             tracing::debug!(export, holder, "another fhir-sync works on the export");
             return None;
         }
@@ -117,14 +117,14 @@ pub(super) async fn hold(
             return None;
         }
     };
-    let Reason::Due { started_at } = reason else { return Some((holding, mode)) };
+    let Reason::Due { started_at } = reason else { return Some((leases, mode)) };
     if !syncer.shares_exports() {
-        return Some((holding, mode));
+        return Some((leases, mode));
     }
-    let known = syncer.shared_state().exports.get(name).cloned().unwrap_or_default();
+    let known = syncer.current_state().exports.get(name).cloned().unwrap_or_default();
     let Some(due) = due_here(scheduled, &known, started_at, now()) else {
         tracing::debug!(export = name, "another fhir-sync has run what was due");
-        holding.release().await;
+        leases.release().await;
         return None;
     };
     if let Some(last) = known.last_run.filter(|last| !last.ended) {
@@ -134,7 +134,7 @@ pub(super) async fn hold(
             "the process of the last run has ended before the run; going on"
         );
     }
-    Some((holding, due))
+    Some((leases, due))
 }
 
 /// Whether no other process has maintained the tables since the last tick.
@@ -147,6 +147,6 @@ pub(super) async fn maintenance_is_due(syncer: &Syncer, maintenance: &Maintenanc
     }
     let patterns: Vec<_> = maintenance.schedule.iter().cloned().collect();
     // A time of the future is of a clock that is ahead.
-    let maintained_at = syncer.shared_state().maintained_at.filter(|at| *at - now() <= MAX_AHEAD);
+    let maintained_at = syncer.current_state().maintained_at.filter(|at| *at - now() <= MAX_AHEAD);
     maintained_at.and_then(|at| next_after(&patterns, at)).is_none_or(|next| next <= now())
 }

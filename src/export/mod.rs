@@ -30,6 +30,7 @@ mod address;
 mod attempts;
 pub mod auth;
 mod capability;
+mod check;
 mod clock;
 mod config;
 mod connection;
@@ -48,7 +49,6 @@ mod notice;
 mod origins;
 mod pace;
 mod poll;
-mod probe;
 mod proxy;
 mod range;
 mod rate;
@@ -63,6 +63,7 @@ mod wire;
 mod tests;
 
 pub use auth::Granted;
+pub use check::{Check, CheckVerdict};
 pub use config::{
     Config, FileAuth, HttpConfig, KickOffConfig, KickOffMethod, Limits, ListSeparator, PollConfig, WaitRange,
     check_base,
@@ -77,7 +78,6 @@ pub use manifest::{File, FileId, FileKind, Manifest};
 pub use notice::{OnRetry, RetryNotice, followed};
 pub use origins::check_inner;
 pub use poll::{Following, PartialExport, PollProgress, Waited};
-pub use probe::{Probe, ProbeVerdict};
 pub use proxy::{Clients, Proxy};
 pub use redirect::{check_url, is_loopback};
 pub use request::{ExportParameters, ExportRequest, Level};
@@ -162,7 +162,7 @@ impl Client {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        // Its pass, too: the next request to this origin may be waiting for it.
+        // The response also holds the pass of the pace. The next request to this origin may wait for it.
         drop(response);
         let token = tokens.renewed(self, &token).await?;
         metrics::retried(spec.endpoint, RetryReason::ExpiredToken);

@@ -14,11 +14,11 @@ pub struct ContentHash {
     members: Vec<Member>,
 }
 
-/// The canonical JSON of all documents with the same outline: its text, and between two parts of it a value.
+/// The canonical JSON of all documents with the same outline: its text, and a value between two pieces of it.
 #[derive(Default, Debug)]
-pub struct HashPlan {
+pub struct HashTemplate {
     fixed: String,
-    /// Where in `fixed` the part before a value ends, and the number of the value.
+    /// Where in `fixed` the text before a value ends, and the number of the value.
     values: Vec<(usize, usize)>,
 }
 
@@ -39,12 +39,12 @@ impl ContentHash {
         hash(&self.canonical)
     }
 
-    /// The same for a line with the outline of the plan; these are its values.
-    pub fn planned(&mut self, line: &str, values: &[Value], plan: &HashPlan) -> u64 {
+    /// The same for a line with the outline of the template; these are its values.
+    pub fn of_template(&mut self, line: &str, values: &[Value], template: &HashTemplate) -> u64 {
         self.canonical.clear();
         let mut done = 0;
-        for (end, number) in &plan.values {
-            self.canonical.push_str(&plan.fixed[done..*end]);
+        for (end, number) in &template.values {
+            self.canonical.push_str(&template.fixed[done..*end]);
             let value = values[*number].of(line);
             if value.kind == TokenKind::Escaped {
                 escaped(value, &mut self.canonical);
@@ -53,16 +53,16 @@ impl ContentHash {
             }
             done = *end;
         }
-        self.canonical.push_str(&plan.fixed[done..]);
+        self.canonical.push_str(&template.fixed[done..]);
         hash(&self.canonical)
     }
 }
 
-impl HashPlan {
+impl HashTemplate {
     pub fn of(document: Document<'_>, values: &OutlineValues) -> Self {
-        let mut plan = PlanWriter { plan: Self::default(), values };
-        write(document, Document::ROOT, &mut Vec::new(), &mut plan);
-        plan.plan
+        let mut writer = TemplateWriter { template: Self::default(), values };
+        write(document, Document::ROOT, &mut Vec::new(), &mut writer);
+        writer.template
     }
 }
 
@@ -90,22 +90,24 @@ impl CanonicalJson for String {
     }
 }
 
-struct PlanWriter<'a> {
-    plan: HashPlan,
+struct TemplateWriter<'a> {
+    template: HashTemplate,
     values: &'a OutlineValues,
 }
 
-impl CanonicalJson for PlanWriter<'_> {
+impl CanonicalJson for TemplateWriter<'_> {
     fn fixed(&mut self) -> &mut String {
-        &mut self.plan.fixed
+        &mut self.template.fixed
     }
 
     fn value(&mut self, document: Document<'_>, at: TokenIndex) {
-        let Some(number) = self.values.number(at) else { return string_or_json(document, at, &mut self.plan.fixed) };
+        let Some(number) = self.values.number(at) else {
+            return string_or_json(document, at, &mut self.template.fixed);
+        };
         let quote = if matches!(document.kind(at), TokenKind::String | TokenKind::Escaped) { "\"" } else { "" };
-        self.plan.fixed.push_str(quote);
-        self.plan.values.push((self.plan.fixed.len(), number));
-        self.plan.fixed.push_str(quote);
+        self.template.fixed.push_str(quote);
+        self.template.values.push((self.template.fixed.len(), number));
+        self.template.fixed.push_str(quote);
     }
 }
 

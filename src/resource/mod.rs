@@ -18,7 +18,7 @@ mod stated_type;
 mod subsetted;
 mod value;
 
-pub use decode::{BadLine, Decoded, Decoder, Plans, Reason, Stage};
+pub use decode::{BadLine, Decoded, Decoder, MappingPool, Reason, Stage};
 pub use deletions::{DeletedEntry, deleted_entries};
 pub use element::{Derived, Layout, Options};
 use grouping::LineGrouping;

@@ -28,7 +28,7 @@ pub enum Error {
 
 impl Error {
     /// May it be over when it is tried again?
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Lost { .. } | Self::TooLong { .. } => true,
             Self::Refused { class, reason, .. } => class.is_empty() || reason == INCOMPLETE,
@@ -51,8 +51,8 @@ impl Error {
         match self {
             Self::Table(error) => error,
             error => {
-                let is_passing = error.is_passing();
-                table::Error::Engine { place: place.to_owned(), is_passing, source: Box::new(error) }
+                let is_transient = error.is_transient();
+                table::Error::Engine { place: place.to_owned(), is_transient, source: Box::new(error) }
             }
         }
     }
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn an_error_without_a_class_may_pass_and_one_with_a_class_does_not() {
         let refused = |class: &str| Error::Refused { what: "x", class: class.to_owned(), reason: String::new() };
-        assert!(refused("").is_passing() && !refused("SCHEMA_NOT_FOUND").is_passing());
+        assert!(refused("").is_transient() && !refused("SCHEMA_NOT_FOUND").is_transient());
         assert!(refused("DELTA_CONCURRENT_APPEND").is_conflict() && refused("PATH_NOT_FOUND").is_no_table());
     }
 }

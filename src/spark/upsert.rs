@@ -66,7 +66,7 @@ impl SparkTable {
                     return Ok(self.committed(&commit, &staged, foreign));
                 }
                 Ok(Attempted::Merged(Merged::Overtaken, _)) => Ok(()),
-                Err(error) if error.is_passing() => Err(error),
+                Err(error) if error.is_transient() => Err(error),
                 Err(error) => return Err(error),
             };
             match ended {

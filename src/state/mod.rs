@@ -46,16 +46,16 @@ pub enum StatePlace {
     Documents {
         location: Location,
         options: Options,
-        held_by: HeldBy,
+        leased_by: LeasedBy,
     },
 }
 
-/// Who holds a state in documents.
+/// Who has the leases of a state in documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeldBy {
+pub enum LeasedBy {
     /// One process, all of it.
     One,
-    /// Processes that share the exports: each export is held by one of them while it works on it.
+    /// Processes that share the exports: each of them leases the exports that it works on.
     Several,
 }
 
@@ -254,7 +254,7 @@ pub enum Found {
 
 /// The state, held by this process.
 #[derive(Debug)]
-pub struct Store {
+pub struct OpenState {
     state: State,
     kept: Kept,
 }
@@ -304,7 +304,7 @@ impl StatePlace {
     /// Who works on these exports, where several processes share them. Whether they are alive is not asked.
     pub async fn holders(&self, exports: impl Iterator<Item = &str>) -> Result<BTreeMap<String, String>, Error> {
         let mut holders = BTreeMap::new();
-        let Self::Documents { location, options, held_by: HeldBy::Several } = self else { return Ok(holders) };
+        let Self::Documents { location, options, leased_by: LeasedBy::Several } = self else { return Ok(holders) };
         let documents = Documents::at(location, options)?;
         for export in exports {
             let holder = lease::holder_of(&lease_of(&documents, export)).await?;
@@ -326,23 +326,23 @@ impl StatePlace {
     }
 }
 
-impl Store {
+impl OpenState {
     /// Opens the state, and holds it until this is dropped. In an object store this takes up to a minute where nobody
     /// can say whether another holder is alive.
-    pub async fn hold(place: &StatePlace) -> Result<(Self, Found), Error> {
+    pub async fn open_at(place: &StatePlace) -> Result<(Self, Found), Error> {
         match place {
             StatePlace::File(path) => Self::open(path),
-            StatePlace::Documents { location, options, held_by: HeldBy::One } => {
-                Self::hold_documents(StatePlace::documents(location, options)?).await
+            StatePlace::Documents { location, options, leased_by: LeasedBy::One } => {
+                Self::open_documents(StatePlace::documents(location, options)?).await
             }
-            StatePlace::Documents { location, options, held_by: HeldBy::Several } => {
+            StatePlace::Documents { location, options, leased_by: LeasedBy::Several } => {
                 let (kept, state, found) = SharedState::open(StatePlace::documents(location, options)?).await?;
                 Ok((Self { state, kept: Kept::Shared(Box::new(kept)) }, found))
             }
         }
     }
 
-    async fn hold_documents(documents: Documents) -> Result<(Self, Found), Error> {
+    async fn open_documents(documents: Documents) -> Result<(Self, Found), Error> {
         let (kept, state, found) = StateDocuments::open(documents).await?;
         Ok((Self { state, kept: Kept::Documents(Box::new(kept)) }, found))
     }
@@ -400,7 +400,7 @@ impl Store {
     }
 }
 
-impl Store {
+impl OpenState {
     /// The documents that several processes share; `None` where this process has the state alone.
     pub fn shared_documents(&self) -> Option<&Documents> {
         match &self.kept {
@@ -456,7 +456,7 @@ pub fn lease_of(documents: &Documents, export: &str) -> store::Document {
 }
 
 /// Reads a state file without locking it, for commands that change nothing. Of a broken file it reads the previous
-/// generation, as [`Store::open`] does.
+/// generation, as [`OpenState::open`] does.
 ///
 /// # Errors
 /// [`Error::Refused`] where neither is whole: an empty state would be mistaken for the truth.

@@ -34,14 +34,14 @@ fn sample(run: u64) -> State {
 }
 
 fn opened(path: &Path) -> (State, Found) {
-    let (store, found) = Store::open(path).unwrap();
-    (store.state().clone(), found)
+    let (open_state, found) = OpenState::open(path).unwrap();
+    (open_state.state().clone(), found)
 }
 
 fn written(path: &Path, runs: &[u64]) {
-    let (mut store, _) = Store::open(path).unwrap();
+    let (mut open_state, _) = OpenState::open(path).unwrap();
     for run in runs {
-        store.update(|state| *state = sample(*run)).unwrap();
+        open_state.update(|state| *state = sample(*run)).unwrap();
     }
 }
 
@@ -59,10 +59,10 @@ fn the_state_is_read_back_after_a_restart() {
 fn a_second_process_is_refused_until_the_first_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.json");
-    let first = Store::open(&path).unwrap();
-    assert!(matches!(Store::open(&path), Err(Error::Locked { .. })));
+    let first = OpenState::open(&path).unwrap();
+    assert!(matches!(OpenState::open(&path), Err(Error::Locked { .. })));
     drop(first);
-    assert!(Store::open(&path).is_ok());
+    assert!(OpenState::open(&path).is_ok());
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn a_file_of_a_newer_format_stops_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.json");
     fs::write(&path, r#"{"format": 2, "checksum": "", "state": {}}"#).unwrap();
-    assert!(matches!(Store::open(&path), Err(Error::Newer { found: 2, .. })));
+    assert!(matches!(OpenState::open(&path), Err(Error::Newer { found: 2, .. })));
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn only_the_owner_may_read_it() {
 fn a_folder_that_cannot_be_created_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let error = Store::open(&folder.path().join("file/state.json")).unwrap_err();
+    let error = OpenState::open(&folder.path().join("file/state.json")).unwrap_err();
     assert!(error.to_string().contains("/file"), "{error}");
 }
 
@@ -137,8 +137,8 @@ proptest! {
         let position = position % bytes.len();
         if truncate { bytes.truncate(position) } else { bytes[position] ^= damage }
         fs::write(&path, bytes).unwrap();
-        match Store::open(&path) {
-            Ok((store, _)) => prop_assert!([sample(1), sample(2)].contains(store.state())),
+        match OpenState::open(&path) {
+            Ok((open_state, _)) => prop_assert!([sample(1), sample(2)].contains(open_state.state())),
             Err(error) => prop_assert!(matches!(error, Error::Newer { .. }), "{}", error),
         }
     }

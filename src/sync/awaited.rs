@@ -11,7 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     Error, Run, TypeEnd,
-    blocking::now,
+    clock::now,
     members::{PATIENTS_PER_REQUEST, compared_group, patients},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
 const ATTEMPTS: u32 = 3;
 
 impl Run<'_> {
-    /// Whether a patient whose Patient does not arrive is one whom the export does not know.
+    /// Whether a missing Patient shows that the export does not know the patient.
     fn tells_who_is_missing(&self) -> bool {
         let (export, patient) = (self.export, ResourceType::PATIENT);
         let asks_for_all = export.initial_since.is_none() && !export.parameters.leaves_out(patient.as_str());
@@ -47,8 +47,8 @@ impl Run<'_> {
         patients.extract_if(.., |id| self.seen_patients.contains(id) || seen_before.contains(id)).collect()
     }
 
-    /// A full load has brought the Patients of the group: those of its members who are not among them are awaited. Who
-    /// was awaited and is among them still is, unless the other types have arrived as well.
+    /// A full load has brought the Patients of the group: those of its members who are not among them are awaited. An
+    /// awaited patient whose Patient arrived stays awaited until the other types have arrived, too.
     pub(super) async fn await_missing_members(&mut self, job: &JobInFlight) -> Result<(), Error> {
         let Some(group) = self.export.level.group().filter(|_| job.since.is_none()).map(str::to_owned) else {
             return Ok(());

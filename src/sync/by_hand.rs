@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, future::Future};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::{Activity, Config, Error, Export, Step, Syncer, memory::watermark};
+use super::{Activity, Config, Error, Export, Step, Syncer, watermarks::watermark};
 use crate::{
     export::Job,
     fhir::{ResourceType, TransactionTime, parse_instant},

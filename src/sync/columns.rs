@@ -8,10 +8,10 @@ use crate::{fhir::ResourceType, resource::Shape, table::TableDefinition};
 
 /// Whether the server speaks R4, whose elements have columns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Spoken {
+pub enum FhirRelease {
     R4(bool),
     /// It was asked in this run, and did not say.
-    Untold,
+    Unknown,
 }
 
 impl Syncer {
@@ -21,43 +21,43 @@ impl Syncer {
         let typed = Shape::of(resource_type, options);
         let untyped = Shape::untyped(resource_type, options);
         let is_typed = self.config.typed
-            && match self.spoken().await? {
-                Spoken::R4(is_r4) => is_r4,
-                Spoken::Untold => {
+            && match self.fhir_release().await? {
+                FhirRelease::R4(is_r4) => is_r4,
+                FhirRelease::Unknown => {
                     let of_table = self.has_typed_columns(resource_type, &typed, &untyped).await;
                     // Its lines are kept in any case.
-                    of_table.or(self.shared_state().speaks_r4).unwrap_or(true)
+                    of_table.or(self.current_state().speaks_r4).unwrap_or(true)
                 }
             };
         Ok(if is_typed { typed } else { untyped })
     }
 
     /// A server that failed to say is asked again in the next run.
-    pub(super) async fn ask_version_again(&self) {
-        let mut spoken = self.spoken.lock().await;
-        if *spoken == Some(Spoken::Untold) {
-            *spoken = None;
+    pub(super) async fn forget_unknown_release(&self) {
+        let mut release = self.fhir_release.lock().await;
+        if *release == Some(FhirRelease::Unknown) {
+            *release = None;
         }
     }
 
-    async fn spoken(&self) -> Result<Spoken, Error> {
-        let mut spoken = self.spoken.lock().await;
-        if let Some(known) = *spoken {
+    async fn fhir_release(&self) -> Result<FhirRelease, Error> {
+        let mut release = self.fhir_release.lock().await;
+        if let Some(known) = *release {
             return Ok(known);
         }
         let asked = self.ask_version().await;
-        if let Spoken::R4(is_r4) = asked
-            && self.shared_state().speaks_r4 != Some(is_r4)
+        if let FhirRelease::R4(is_r4) = asked
+            && self.current_state().speaks_r4 != Some(is_r4)
         {
             self.remember(move |state| state.speaks_r4 = Some(is_r4)).await?;
         }
-        Ok(*spoken.insert(asked))
+        Ok(*release.insert(asked))
     }
 
-    async fn ask_version(&self) -> Spoken {
+    async fn ask_version(&self) -> FhirRelease {
         let Some(version) = self.client.fhir_version().await else {
             tracing::warn!("the server does not say which FHIR version it speaks; all tables keep their columns");
-            return Spoken::Untold;
+            return FhirRelease::Unknown;
         };
         let is_r4 = version.starts_with("4.0");
         if !is_r4 {
@@ -67,7 +67,7 @@ impl Syncer {
                  tables.typed = false says the same without asking"
             );
         }
-        Spoken::R4(is_r4)
+        FhirRelease::R4(is_r4)
     }
 
     /// `None` where there is no table, or where its type has no typed columns. One that cannot be opened fails its type

@@ -65,8 +65,8 @@ impl Engine {
         }
     }
 
-    /// Is maintenance of the tables of resources somebody else's?
-    pub fn is_elsewhere(&self) -> bool {
+    /// Does Spark write the tables of resources? Then their maintenance is somebody else's.
+    pub fn is_spark(&self) -> bool {
         match self {
             Self::Delta(_) => false,
             #[cfg(feature = "spark")]

@@ -68,7 +68,7 @@ pub enum Error {
     )]
     TooManyBadLines { resource_type: ResourceType, bad: u64, received: u64 },
     #[error("another fhir-sync, {holder}, works on the export {export}; give the command on its machine, or wait")]
-    HeldElsewhere { export: String, holder: String },
+    LeasedByOther { export: String, holder: String },
     #[error(transparent)]
     Lease(#[from] lease::Error),
     #[error("rows could not be built")]
@@ -144,7 +144,7 @@ pub fn recovery(error: &Error) -> Recovery {
         Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
         Error::State(state::Error::Document(error)) if error.is_transient() => (NextRun, Kept),
         Error::Table(table::Error::StoreFailed { failure, .. }) if failure.is_transient() => (NextRun, Kept),
-        Error::Table(table::Error::Engine { is_passing: true, .. }) => (NextRun, Kept),
+        Error::Table(table::Error::Engine { is_transient: true, .. }) => (NextRun, Kept),
         // Nothing of the export is used up: when somebody has made room, its files may still be there.
         Error::Table(_)
         | Error::NotOpened { .. }
@@ -161,7 +161,7 @@ pub fn recovery(error: &Error) -> Recovery {
         | Error::BrokenDocument { .. } => (Operator, Kept),
         Error::LongLine { .. } | Error::TooManyBadLines { .. } | Error::Rows(_) => (Operator, Dropped),
         Error::TooFewLines { .. } | Error::CutLine { .. } => (NextRun, Dropped),
-        Error::Stopped | Error::RunTime { .. } | Error::HeldElsewhere { .. } => (NextRun, Kept),
+        Error::Stopped | Error::RunTime { .. } | Error::LeasedByOther { .. } => (NextRun, Kept),
     };
     Recovery { acts, job }
 }

@@ -24,16 +24,17 @@ pub enum Gap {
 }
 
 impl Gap {
-    /// In what was received of a type; `is_bad_elsewhere` says that files which are not its own have lines that are no
-    /// resources, and that may be of this type. What the server informs about, and what nobody asked for, is no gap.
-    pub fn of(received: &ReceivedType, is_bad_elsewhere: bool) -> Option<Self> {
+    /// In what was received of a type; `is_bad_in_other_files` says that files which are not its own have lines that
+    /// are no resources, and that may be of this type. What the server informs about, and what nobody asked for, is no
+    /// gap.
+    pub fn of(received: &ReceivedType, is_bad_in_other_files: bool) -> Option<Self> {
         let lines = received.lines;
-        if lines.quarantined > 0 || is_bad_elsewhere {
+        if lines.quarantined > 0 || is_bad_in_other_files {
             Some(Self::Quarantine)
         } else if lines.errors > 0 {
             Some(Self::AcceptedErrors)
-        } else if received.gap_elsewhere.is_some() {
-            received.gap_elsewhere
+        } else if received.gap_of_other_files.is_some() {
+            received.gap_of_other_files
         } else if received.files == 0 && lines.unfiled == 0 && lines.rerouted > 0 {
             Some(Self::OwnFiles)
         } else {

@@ -67,7 +67,7 @@ impl Run<'_> {
         let types = job.types.iter().copied().filter(|of| self.export.types.contains(of) && !is_replaced(of)).collect();
         if job.types != types {
             job.types = types;
-            self.syncer.remember_types(self.export, job).await?;
+            self.syncer.narrow_job(self.export, job).await?;
         }
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Run<'_> {
         if !is_done {
             tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
         }
-        self.syncer.reload_elsewhere(self.export, self.report.damaged()).await?;
+        self.syncer.reload_in_other_exports(self.export, self.report.damaged()).await?;
         self.syncer.remember_settled(self.export, &self.report, job, left).await?;
         if is_done { self.give_up(job).await } else { Ok(()) }
     }
@@ -173,7 +173,7 @@ fn is_worth_keeping(job: &JobInFlight, recovery: Recovery) -> bool {
 fn concerns_all(error: &Error) -> bool {
     use export::Error as E;
     match error {
-        Error::Stopped | Error::State(_) | Error::HeldElsewhere { .. } | Error::SpoolFolder { .. } => true,
+        Error::Stopped | Error::State(_) | Error::LeasedByOther { .. } | Error::SpoolFolder { .. } => true,
         Error::Export(error) => matches!(
             error,
             E::Unreachable { .. }

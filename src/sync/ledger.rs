@@ -6,9 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 
 use super::{
-    CompletedExport, Error, Export, Report, Run, Syncer, TypeEnd, TypeReport,
-    blocking::{blocking, now},
-    chain, events,
+    CompletedExport, Error, Export, Report, Run, Syncer, TypeEnd, TypeReport, blocking::blocking, chain, clock::now,
+    events,
 };
 use crate::{
     export::{File, FileKind, Level},

@@ -1,8 +1,8 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
 //! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one
-//! streams or commits. Where several processes share the exports, one of them maintains at a time, and holds the exports
-//! that write a table while it maintains that. A table that fails does not stop the others.
+//! streams or commits. Where several processes share the exports, one of them maintains at a time, and holds the leases
+//! of the exports that write a table while it maintains that. A table that fails does not stop the others.
 
 use std::{
     collections::VecDeque,
@@ -14,11 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Activity, Error, ProgressSender, Step, Syncer,
-    blocking::{blocking, now},
-    chain, recovery,
-};
+use super::{Activity, Error, ProgressSender, Step, Syncer, blocking::blocking, chain, clock::now, recovery};
 use crate::{
     table::{self, DryRun, Maintained, TableName},
     telemetry::metrics,
@@ -44,17 +40,17 @@ impl Syncer {
         dry_run: DryRun,
         stop: &CancellationToken,
     ) -> TablesMaintained {
-        match self.hold_maintenance().await {
-            Ok(holding) => {
+        match self.take_lease_of_maintenance().await {
+            Ok(leases) => {
                 let begun_at = now();
-                let done = holding.syncer.maintain_held(tables, maintenance, dry_run, stop).await;
+                let done = leases.syncer.maintain_leased(tables, maintenance, dry_run, stop).await;
                 if self.shares_exports() && dry_run == DryRun::No && !stop.is_cancelled() {
                     self.remember_maintenance(begun_at).await;
                 }
-                holding.release().await;
+                leases.release().await;
                 done
             }
-            Err(Error::HeldElsewhere { holder, .. }) => {
+            Err(Error::LeasedByOther { holder, .. }) => {
                 tracing::info!(holder, "another fhir-sync maintains the tables");
                 Vec::new()
             }
@@ -72,7 +68,7 @@ impl Syncer {
         }
     }
 
-    async fn maintain_held(
+    async fn maintain_leased(
         &self,
         tables: &[TableName],
         maintenance: &MaintenanceRun,
@@ -85,7 +81,7 @@ impl Syncer {
         let ends_at = Instant::now() + maintenance.time_limit;
         let mut done = Vec::new();
         let mut left: VecDeque<_> = tables.iter().copied().collect();
-        let mut held_elsewhere = 0;
+        let mut leased_by_others = 0;
         while let Some(table) = left.pop_front() {
             if matches!(turn, Some(Err(_))) || stop.is_cancelled() {
                 tracing::info!("maintenance stopped; the next one continues");
@@ -94,23 +90,23 @@ impl Syncer {
             progress.step(Step::Maintaining(table));
             let result = match self.maintain_in_turn(table, maintenance, dry_run, ends_at, stop, &progress).await {
                 Err(Error::Stopped) => break,
-                Err(Error::HeldElsewhere { export, holder }) if Instant::now() < ends_at => {
+                Err(Error::LeasedByOther { export, holder }) if Instant::now() < ends_at => {
                     tracing::debug!(%table, export, holder, "another fhir-sync writes the table; later");
                     left.push_back(table);
-                    held_elsewhere += 1;
-                    if held_elsewhere >= left.len() {
-                        held_elsewhere = 0;
+                    leased_by_others += 1;
+                    if leased_by_others >= left.len() {
+                        leased_by_others = 0;
                         wait(LOOKED_AT_EVERY, stop).await;
                     }
                     continue;
                 }
-                Err(Error::HeldElsewhere { holder, .. }) => {
+                Err(Error::LeasedByOther { holder, .. }) => {
                     tracing::info!(%table, holder, "another fhir-sync writes the table; the next maintenance tries again");
                     continue;
                 }
                 result => result,
             };
-            held_elsewhere = 0;
+            leased_by_others = 0;
             log(table, dry_run, &result);
             if let (Ok(Some(_)), DryRun::No) = (&result, dry_run) {
                 metrics::maintained(table.as_str(), now());
@@ -134,19 +130,19 @@ impl Syncer {
         if !self.shares_exports() {
             return self.maintain_table(table, maintenance, dry_run, ends_at, stop).await;
         }
-        let holding = match table {
-            TableName::Resources(of) => self.hold_writers_of(of).await?,
+        let leases = match table {
+            TableName::Resources(of) => self.take_leases_of_writers(of).await?,
             // All processes append to these; a commit of ours that is overtaken is not made.
             TableName::Tombstones | TableName::Runs | TableName::Quarantine | TableName::Members => {
-                self.hold(&[]).await?
+                self.take_leases(&[]).await?
             }
         };
         let turn = self.turns.take(progress, stop).await;
         let done = match turn {
-            Ok(_turn) => holding.syncer.maintain_table(table, maintenance, dry_run, ends_at, stop).await,
+            Ok(_turn) => leases.syncer.maintain_table(table, maintenance, dry_run, ends_at, stop).await,
             Err(error) => Err(error),
         };
-        holding.release().await;
+        leases.release().await;
         match done {
             Err(Error::Table(table::Error::Conflict { .. })) if !matches!(table, TableName::Resources(_)) => {
                 tracing::info!(%table, "other processes wrote to the table; the next maintenance tries again");
@@ -164,7 +160,7 @@ impl Syncer {
         ends_at: Instant,
         stop: &CancellationToken,
     ) -> Result<Option<Maintained>, Error> {
-        if matches!(table, TableName::Resources(_)) && self.engine.is_elsewhere() {
+        if matches!(table, TableName::Resources(_)) && self.engine.is_spark() {
             tracing::info!(%table, "not maintained here: Spark writes the table, and whoever runs it maintains it");
             return Ok(None);
         }

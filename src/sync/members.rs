@@ -12,11 +12,8 @@ use std::{
 use tokio::runtime::Handle;
 
 use super::{
-    Error, Export, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport,
-    blocking::{blocking, now, unless_stopped},
-    chain,
-    error::JobFate,
-    events,
+    Error, Export, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport, blocking::blocking, chain, clock::now,
+    error::JobFate, events, stop::unless_stopped,
 };
 use crate::{
     export::{self, Level, Members},
@@ -309,7 +306,7 @@ impl Run<'_> {
         let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         let failures = std::mem::take(&mut self.joiner_failures);
-        if failures.iter().any(|failure| failure.is_passing) {
+        if failures.iter().any(|failure| failure.keeps_job) {
             // The next run follows the job again.
             return Ok(());
         }
@@ -331,7 +328,7 @@ impl Run<'_> {
         if let TypeEnd::Failed(_) | TypeEnd::Denied { .. } = &report.end {
             let is_kept =
                 |end: &TypeEnd| matches!(end, TypeEnd::Failed(failure) if failure.recovery.job == JobFate::Kept);
-            self.joiner_failures.push(JoinerFailure { is_passing: is_kept(&report.end) });
+            self.joiner_failures.push(JoinerFailure { keeps_job: is_kept(&report.end) });
             let cause = report.end.sentence().unwrap_or_default();
             self.report.remarks.push(format!("the history of patients who joined: {of}: {cause}"));
             return;
@@ -355,7 +352,7 @@ impl Run<'_> {
             }
         }
         let reasons: BTreeMap<_, _> = types.into_iter().map(|of| (of, reason.to_owned())).collect();
-        self.syncer.remember_differences(self.export, reasons).await
+        self.syncer.remember_reload(self.export, reasons).await
     }
 
     async fn recorded_members(&self, group: &str) -> Result<Option<BTreeSet<String>>, Error> {
@@ -418,5 +415,5 @@ pub fn patients(count: usize) -> String {
 /// What failed while the history of joiners was loaded.
 pub struct JoinerFailure {
     /// The same job may still bring it.
-    pub is_passing: bool,
+    pub keeps_job: bool,
 }

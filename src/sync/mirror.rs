@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 
-use super::{Error, Export, Mode, Run, Syncer, events, memory::TABLES_AT_ONCE};
+use super::{Error, Export, Mode, Run, Syncer, events, watermarks::TABLES_AT_ONCE};
 use crate::{fhir::ResourceType, state::KnownTable, table};
 
 impl Run<'_> {
-    /// Finds the tables that changed behind our back; they are loaded in full by this run.
+    /// Finds the tables that were restored or replaced since our last commit; they are loaded in full by this run.
     pub(super) async fn compare_with_the_tables(&mut self) -> Result<(), Error> {
         let state = self.syncer.export_state(self.export);
         let mut known = state.tables;
@@ -42,7 +42,7 @@ impl Run<'_> {
             let of_all = known.keys().map(|resource_type| (*resource_type, Difference::NoTombstones.to_string()));
             reasons = of_all.chain(reasons).collect();
         }
-        self.syncer.remember_differences(self.export, reasons).await
+        self.syncer.remember_reload(self.export, reasons).await
     }
 
     /// Finds the tables with rows and without a watermark: an earlier load was held, or its job was lost. What the
@@ -61,7 +61,7 @@ impl Run<'_> {
                 reasons.insert(resource_type, Difference::Unfinished.to_string());
             }
         }
-        self.syncer.remember_differences(self.export, reasons).await
+        self.syncer.remember_reload(self.export, reasons).await
     }
 }
 

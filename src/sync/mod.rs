@@ -5,13 +5,15 @@
 //! the others; and whatever interrupts a run, the next one continues from there.
 //!
 //! [`Run::steps`] is the whole sync, [`Run::follow`] the part of it that one export on the server goes through. Steps
-//! without a file of their own are below them, in their order; the others: `mirror`, `members`, `jobs`, `partial`,
-//! `refused`.
+//! without a file of their own are below them, in their order; the others: `mirror`, `members`, `wait`, `partial`,
+//! `jobs`, `refused`.
 
 mod absence;
 mod awaited;
 mod blocking;
 mod by_hand;
+mod check;
+mod clock;
 mod columns;
 mod config;
 mod engine;
@@ -24,12 +26,10 @@ mod jobs;
 mod ledger;
 mod maintain;
 mod members;
-mod memory;
 mod mirror;
 mod open;
 mod partial;
 mod plan;
-mod probe;
 mod progress;
 mod quarantine;
 mod rebuild;
@@ -38,8 +38,12 @@ mod report;
 mod server_counts;
 mod sharing;
 mod sources;
+mod state;
+mod stop;
 mod turn;
 mod upsert;
+mod wait;
+mod watermarks;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -54,20 +58,23 @@ use tracing::Instrument as _;
 use url::Url;
 
 use self::{
-    blocking::{CANCEL_PATIENCE, REQUEST_PATIENCE, blocking, now, unless_stopped, within},
-    columns::Spoken,
+    blocking::blocking,
+    clock::now,
+    columns::FhirRelease,
     engine::ResourceTable,
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     members::JoinerFailure,
-    memory::LEFT_OUT,
     quarantine::Quarantine,
     sharing::Sharing,
+    state::LEFT_OUT,
+    stop::{CANCEL_PATIENCE, REQUEST_PATIENCE, unless_stopped, within},
     turn::Turns,
     upsert::Commits,
 };
 pub use self::{
     by_hand::{Cancelled, SinceSet},
+    check::check,
     config::{Chosen, Config, Export, Joiners, Leavers, QuarantineLimit},
     engine::Engine,
     error::{Error, Recovery, chain, recovery},
@@ -75,23 +82,22 @@ pub use self::{
     intake::MAX_BATCH_BYTES,
     maintain::{MaintenanceRun, TablesMaintained},
     plan::{Mode, PlannedRequest, requests},
-    probe::probe,
     progress::{Activity, Board, Progress, ProgressBoard, ProgressSender, Retry, Step},
     quarantine::{Policy, Purge, QuarantineKey, ReplayOf, Replayed},
     report::{Failure, Report, TypeEnd, TypeReport},
     server_counts::ServerCounts,
-    sharing::Holding,
+    sharing::Leases,
 };
 use crate::{
     export::{Client, Completed, ExportRequest, Manifest, followed},
     fhir::{ResourceType, TransactionTime},
     lease::Lease,
-    state::{JobInFlight, State, Store},
+    state::{JobInFlight, OpenState, State},
 };
 
-// What the commands name of the rooms below, so that they need no arrow to them.
+// Exported again for the commands, which may not name these rooms.
 pub use crate::{
-    export::{Error as ExportError, Level, Probe, ProbeVerdict, auth::generate as keys},
+    export::{Check, CheckVerdict, Error as ExportError, Level, auth::generate as keys},
     state::Outcome,
     table::{
         Committed, Config as TablesConfig, Counts, DryRun, Error as TableError, LedgerRow, Location, Maintained,
@@ -111,7 +117,7 @@ pub struct Syncer {
     lease: Arc<Lease>,
     /// Renews the lease as long as this exists.
     _lease_keeper: Arc<JoinSet<()>>,
-    store: Arc<Mutex<Store>>,
+    open_state: Arc<Mutex<OpenState>>,
     /// The state as it was last read or kept. Nobody who looks at it waits for the disk or a store.
     seen: Arc<RwLock<Arc<State>>>,
     state_lease: Option<Arc<Lease>>,
@@ -121,7 +127,7 @@ pub struct Syncer {
     progress: ProgressBoard,
     turns: Arc<Turns>,
     /// Asked once; `None` before that.
-    spoken: Arc<tokio::sync::Mutex<Option<Spoken>>>,
+    fhir_release: Arc<tokio::sync::Mutex<Option<FhirRelease>>>,
 }
 
 impl Syncer {
@@ -137,18 +143,18 @@ impl Syncer {
     ///
     /// Where exports are shared, a run that another process has begun ends this one before it begins.
     pub async fn run(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
-        match self.hold(std::slice::from_ref(&export.name)).await {
-            Ok(holding) => {
-                let report = holding.syncer.run_held(export, mode, stop).await;
-                holding.release().await;
+        match self.take_leases(std::slice::from_ref(&export.name)).await {
+            Ok(leases) => {
+                let report = leases.syncer.run_leased(export, mode, stop).await;
+                leases.release().await;
                 report
             }
             Err(error) => not_begun(export, mode, &error),
         }
     }
 
-    /// The same in a process that holds the export.
-    pub async fn run_held(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
+    /// The same in a process that has the leases of the export.
+    pub async fn run_leased(&self, export: &Export, mode: Mode, stop: &CancellationToken) -> Report {
         let mode = if self.config.supports_since { mode } else { Mode::FullRefresh };
         let number = match self.next_run().await {
             Ok(number) => number,
@@ -281,7 +287,7 @@ impl<'a> Run<'a> {
         self.syncer.record_killed(self.export).await;
         self.syncer.remember_begin(&self.report).await?;
         self.syncer.client.begin_run().await?;
-        self.syncer.ask_version_again().await;
+        self.syncer.forget_unknown_release().await;
         Ok(self.syncer.root.check_lease().await?)
     }
 
@@ -340,8 +346,8 @@ impl<'a> Run<'a> {
         self.mode == Mode::Incremental && is_no_news && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
     }
 
-    /// Whether a full load is not to be repeated yet that left something open. A clock that was set back repeats it
-    /// rather too often.
+    /// Whether a full load that left something open is too recent to be repeated. After the local clock was set back,
+    /// it is repeated early.
     fn is_recent(&self, asked_at: DateTime<Utc>) -> bool {
         let age = self.report.started_at - asked_at;
         TimeDelta::zero() <= age && age < self.syncer.config.recheck_absent

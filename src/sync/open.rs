@@ -9,7 +9,7 @@ use crate::{
     export::{self, Client},
     fhir::{ResourceType, TransactionTime},
     lease::Lease,
-    state::{Found, StatePlace, Store},
+    state::{Found, OpenState, StatePlace},
     table::{self, Root, probe_spool_folder},
 };
 
@@ -23,24 +23,25 @@ impl Syncer {
         exports: &[Export],
         progress: ProgressBoard,
     ) -> Result<Self, Error> {
-        let (store, found) = Store::hold(state).await?;
+        let (open_state, found) = OpenState::open_at(state).await?;
         probe_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
         let url = server.server.clone();
         let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
         // After the state: whoever holds that knows that an earlier holder has ended.
-        let group = store.lease().and_then(|lease| lease.group());
+        let group = open_state.lease().and_then(|lease| lease.group());
         let lease = match group {
-            Some(group) => root.join_lease(store.holder(), &group).await?,
-            None => root.take_lease(store.holder(), store.predecessor()).await?,
+            Some(group) => root.join_lease(open_state.holder(), &group).await?,
+            None => root.take_lease(open_state.holder(), open_state.predecessor()).await?,
         };
-        let sharing = store.shared_documents().map(|of| Arc::new(Sharing::new(of.clone(), store.holder(), exports)));
+        let sharing =
+            open_state.shared_documents().map(|of| Arc::new(Sharing::new(of.clone(), open_state.holder(), exports)));
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
         sources::claim(&root, &config, &url).await?;
         let engine = Engine::of(&root, config.spark.as_ref())?;
-        let turns = Arc::new(Turns::after_run(store.state().run));
+        let turns = Arc::new(Turns::after_run(open_state.state().run));
         let syncer = Self {
             client,
             server: url,
@@ -48,14 +49,14 @@ impl Syncer {
             engine,
             lease,
             _lease_keeper: Arc::new(lease_keeper),
-            seen: Arc::new(RwLock::new(Arc::new(store.state().clone()))),
-            state_lease: store.lease(),
+            seen: Arc::new(RwLock::new(Arc::new(open_state.state().clone()))),
+            state_lease: open_state.lease(),
             sharing,
-            store: Arc::new(Mutex::new(store)),
+            open_state: Arc::new(Mutex::new(open_state)),
             config,
             progress,
             turns,
-            spoken: Arc::default(),
+            fhir_release: Arc::default(),
         };
         syncer.recover_state(&state.shown(), found, exports).await?;
         Ok(syncer)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
-use super::blocking::now;
+use super::clock::now;
 use crate::{
     export::{OnRetry, RetryNotice},
     fhir::ResourceType,

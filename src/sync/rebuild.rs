@@ -4,14 +4,10 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use super::{
-    Error, Syncer,
-    blocking::{blocking, now},
-    columns::definition,
-};
+use super::{Error, Syncer, blocking::blocking, clock::now, columns::definition};
 use crate::{
     fhir::ResourceType,
-    resource::{Decoded, Decoder, Line, Plans},
+    resource::{Decoded, Decoder, Line, MappingPool},
     table::{self, Committed},
 };
 
@@ -19,14 +15,14 @@ impl Syncer {
     /// Writes every row of a table again, with the columns that the configuration asks for; `None` where there is no
     /// table.
     pub async fn rebuild(&self, resource_type: ResourceType) -> Result<Option<Committed>, Error> {
-        if self.engine.is_elsewhere() {
+        if self.engine.is_spark() {
             let reason = "Spark writes it (tables.engine); a full refresh writes its rows again".to_owned();
             return Err(table::Error::Rebuild { place: self.root.place_of_table(resource_type.into()), reason }.into());
         }
         let Some(table) = self.root.open(resource_type).await? else { return Ok(None) };
         let shape = self.shape(resource_type).await?;
         let decoder = Decoder {
-            plans: Plans::of(&shape),
+            mappings: MappingPool::of(&shape),
             shape: Arc::clone(&shape),
             source: Arc::clone(&self.config.source),
             run_started_micros: now().timestamp_micros(),

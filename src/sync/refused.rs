@@ -20,7 +20,7 @@ impl Run<'_> {
         };
         if let Some((of, words)) = unsupported {
             if self.syncer.config.drop_unsupported_types {
-                self.leave_out(of, words).await?;
+                self.mark_unsupported(of, words).await?;
             } else {
                 self.failed(&[of], None, error).await?;
             }
@@ -30,7 +30,7 @@ impl Run<'_> {
 
     /// Its table and watermark stay as they are. When the server exports it again, all of it is asked for: what it did
     /// not export meanwhile, nobody knows.
-    async fn leave_out(&mut self, of: ResourceType, words: String) -> Result<(), Error> {
+    async fn mark_unsupported(&mut self, of: ResourceType, words: String) -> Result<(), Error> {
         tracing::warn!(resource_type = %of, words, "{of}: denied, the server refuses the type");
         self.report.remarks.push(format!(
             "{of} is denied: the server refuses the type, {words}; it was left out, and all of it is asked for by the next \
@@ -38,6 +38,6 @@ impl Run<'_> {
         ));
         self.report.types.entry(of).or_default().end = TypeEnd::Unsupported { words };
         let reason = "the server refused the type before".to_owned();
-        self.syncer.remember_differences(self.export, BTreeMap::from([(of, reason)])).await
+        self.syncer.remember_reload(self.export, BTreeMap::from([(of, reason)])).await
     }
 }

@@ -14,11 +14,11 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Error, Export, Syncer, blocking::blocking, memory::lock};
+use super::{Error, Export, Syncer, blocking::blocking, state::lock};
 use crate::{
     fhir::ResourceType,
     lease::{Attempt, Holder, Lease, Subject, Watch},
-    state,
+    state::{self, OpenState},
     store::Documents,
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Sharing {
     exports: Vec<(String, BTreeSet<ResourceType>)>,
     leases: Mutex<BTreeMap<String, KnownLease>>,
     /// Who holds the exports that this process does not.
-    elsewhere: RwLock<BTreeMap<String, String>>,
+    others: RwLock<BTreeMap<String, String>>,
 }
 
 /// What this process knows of one lease.
@@ -39,21 +39,21 @@ pub(super) struct Sharing {
 struct KnownLease {
     watch: Watch,
     /// While it is ours.
-    held: Weak<Held>,
+    own: Weak<OwnLease>,
 }
 
 /// A lease of ours, renewed as long as this exists.
 #[derive(Debug)]
-struct Held {
+struct OwnLease {
     name: String,
     lease: Arc<Lease>,
     _keeper: JoinSet<()>,
 }
 
 /// The leases that some work needs, and a syncer whose commits check them. Without sharing there are none.
-pub struct Holding {
+pub struct Leases {
     pub syncer: Syncer,
-    held: Vec<Arc<Held>>,
+    own: Vec<Arc<OwnLease>>,
 }
 
 impl Sharing {
@@ -64,7 +64,7 @@ impl Sharing {
             us: Holder::ourselves(holder),
             exports: exports.iter().map(types).collect(),
             leases: Mutex::default(),
-            elsewhere: RwLock::default(),
+            others: RwLock::default(),
         }
     }
 
@@ -90,9 +90,9 @@ impl Sharing {
     }
 
     /// Takes a lease, unless it is ours or somebody else's.
-    async fn attempt(&self, known: &mut KnownLease, name: &str) -> Result<Result<Arc<Held>, String>, Error> {
-        if let Some(held) = known.held.upgrade() {
-            return Ok(Ok(held));
+    async fn attempt(&self, known: &mut KnownLease, name: &str) -> Result<Result<Arc<OwnLease>, String>, Error> {
+        if let Some(own) = known.own.upgrade() {
+            return Ok(Ok(own));
         }
         let document = state::lease_of(&self.documents, name);
         match Lease::attempt(Self::subject(name), &document, &self.us, &mut known.watch).await? {
@@ -101,18 +101,18 @@ impl Sharing {
                 let lease = Arc::new(*lease);
                 let mut keeper = JoinSet::new();
                 keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
-                let held = Arc::new(Held { name: name.to_owned(), lease, _keeper: keeper });
-                known.held = Arc::downgrade(&held);
-                Ok(Ok(held))
+                let own = Arc::new(OwnLease { name: name.to_owned(), lease, _keeper: keeper });
+                known.own = Arc::downgrade(&own);
+                Ok(Ok(own))
             }
         }
     }
 
     fn note(&self, name: &str, holder: Option<String>) {
-        let mut elsewhere = self.elsewhere.write().unwrap_or_else(PoisonError::into_inner);
+        let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
         match holder {
-            Some(holder) => elsewhere.insert(name.to_owned(), holder),
-            None => elsewhere.remove(name),
+            Some(holder) => others.insert(name.to_owned(), holder),
+            None => others.remove(name),
         };
     }
 }
@@ -129,75 +129,75 @@ impl Syncer {
     /// Takes the leases that work on these exports needs, and reads their state.
     ///
     /// # Errors
-    /// [`Error::HeldElsewhere`] where another process works on one of them.
-    pub async fn hold(&self, exports: &[String]) -> Result<Holding, Error> {
+    /// [`Error::LeasedByOther`] where another process works on one of them.
+    pub async fn take_leases(&self, exports: &[String]) -> Result<Leases, Error> {
         match &self.sharing {
-            Some(sharing) => self.hold_all(sharing, sharing.with_common_types(exports)).await,
-            None => Ok(Holding { syncer: self.clone(), held: Vec::new() }),
+            Some(sharing) => self.take_all(sharing, sharing.with_common_types(exports)).await,
+            None => Ok(Leases { syncer: self.clone(), own: Vec::new() }),
         }
     }
 
     /// The same for the exports that write the table of a type.
-    pub async fn hold_writers_of(&self, of: ResourceType) -> Result<Holding, Error> {
+    pub async fn take_leases_of_writers(&self, of: ResourceType) -> Result<Leases, Error> {
         let exports = self.sharing.iter().flat_map(|sharing| &sharing.exports);
         let writers = exports.filter(|(_, types)| types.contains(&of)).map(|(name, _)| name.clone());
-        self.hold(&writers.collect::<Vec<_>>()).await
+        self.take_leases(&writers.collect::<Vec<_>>()).await
     }
 
     /// The lease of maintenance: one process maintains at a time.
-    pub(super) async fn hold_maintenance(&self) -> Result<Holding, Error> {
+    pub(super) async fn take_lease_of_maintenance(&self) -> Result<Leases, Error> {
         match &self.sharing {
-            Some(sharing) => self.hold_all(sharing, BTreeSet::from([MAINTENANCE.to_owned()])).await,
-            None => Ok(Holding { syncer: self.clone(), held: Vec::new() }),
+            Some(sharing) => self.take_all(sharing, BTreeSet::from([MAINTENANCE.to_owned()])).await,
+            None => Ok(Leases { syncer: self.clone(), own: Vec::new() }),
         }
     }
 
-    async fn hold_all(&self, sharing: &Arc<Sharing>, names: BTreeSet<String>) -> Result<Holding, Error> {
+    async fn take_all(&self, sharing: &Arc<Sharing>, names: BTreeSet<String>) -> Result<Leases, Error> {
         let mut leases = sharing.leases.lock().await;
-        let mut held = Vec::new();
+        let mut own = Vec::new();
         // Always in the same order: of two processes that want the same ones, one gets all.
         for name in names {
             let known = leases.entry(name.clone()).or_default();
-            let is_new = known.held.strong_count() == 0;
+            let is_new = known.own.strong_count() == 0;
             let taken = match sharing.attempt(known, &name).await {
                 Ok(Ok(lease)) => {
                     sharing.note(&name, None);
-                    held.push(lease);
+                    own.push(lease);
                     if is_new && name != MAINTENANCE { self.claim(name).await } else { Ok(()) }
                 }
                 Ok(Err(holder)) => {
                     sharing.note(&name, Some(holder.clone()));
-                    Err(Error::HeldElsewhere { export: name, holder })
+                    Err(Error::LeasedByOther { export: name, holder })
                 }
                 Err(error) => Err(error),
             };
             if let Err(error) = taken {
-                self.give_back(held, &leases).await;
+                self.give_back(own, &leases).await;
                 return Err(error);
             }
         }
         drop(leases);
-        let root = self.root.under(held.iter().map(|held| Arc::clone(&held.lease)));
+        let root = self.root.under(own.iter().map(|own| Arc::clone(&own.lease)));
         let engine = self.engine.on(&root);
-        Ok(Holding { syncer: Self { root, engine, ..self.clone() }, held })
+        Ok(Leases { syncer: Self { root, engine, ..self.clone() }, own })
     }
 
     async fn claim(&self, export: String) -> Result<(), Error> {
-        self.with_store(move |store| Ok(store.claim(&export)?)).await
+        self.with_open_state(move |state| Ok(state.claim(&export)?)).await
     }
 
     /// Gives back the leases that nobody else in this process uses.
-    async fn give_back(&self, held: Vec<Arc<Held>>, _locked: &MutexGuard<'_, BTreeMap<String, KnownLease>>) {
-        for held in held {
-            let Some(held) = Arc::into_inner(held) else { continue };
-            let name = held.name.clone();
-            let given_back = self.with_store(move |store| {
-                store.give_back(&name);
+    async fn give_back(&self, own: Vec<Arc<OwnLease>>, _locked: &MutexGuard<'_, BTreeMap<String, KnownLease>>) {
+        for own in own {
+            let Some(own) = Arc::into_inner(own) else { continue };
+            let name = own.name.clone();
+            let given_back = self.with_open_state(move |state| {
+                state.give_back(&name);
                 Ok(())
             });
             // It changes nothing outside of this process, so it cannot fail.
             drop(given_back.await);
-            held.lease.release().await;
+            own.lease.release().await;
         }
     }
 
@@ -207,7 +207,7 @@ impl Syncer {
         for (name, _) in &sharing.exports {
             let mut leases = sharing.leases.lock().await;
             let known = leases.entry(name.clone()).or_default();
-            if known.held.strong_count() == 0 {
+            if known.own.strong_count() == 0 {
                 let document = state::lease_of(&sharing.documents, name);
                 let holder = known.watch.holder(&document, &sharing.us).await?;
                 sharing.note(name, holder);
@@ -216,41 +216,41 @@ impl Syncer {
         // No lease changes hands in this process meanwhile, so nothing older replaces what is ours.
         let _leases = sharing.leases.lock().await;
         let read = state::read_whole(&sharing.documents).await?;
-        self.with_store(move |store| {
-            store.adopt(read);
+        self.with_open_state(move |state| {
+            state.adopt(read);
             Ok(())
         })
         .await
     }
 
     /// The exports that other processes work on, and who they are.
-    pub fn elsewhere(&self) -> BTreeMap<String, String> {
-        let of = |sharing: &Arc<Sharing>| sharing.elsewhere.read().unwrap_or_else(PoisonError::into_inner).clone();
+    pub fn other_holders(&self) -> BTreeMap<String, String> {
+        let of = |sharing: &Arc<Sharing>| sharing.others.read().unwrap_or_else(PoisonError::into_inner).clone();
         self.sharing.as_ref().map(of).unwrap_or_default()
     }
 }
 
-impl Holding {
+impl Leases {
     /// Gives the leases back, so that other processes need not wait for them to be silent.
     pub async fn release(self) {
-        let Self { syncer, held } = self;
+        let Self { syncer, own } = self;
         let Some(sharing) = syncer.sharing.clone() else { return };
         let leases = sharing.leases.lock().await;
-        syncer.give_back(held, &leases).await;
+        syncer.give_back(own, &leases).await;
     }
 }
 
 impl Syncer {
     /// Changes what is kept, on a thread that may block, and shows it to those who look.
-    pub(super) async fn with_store<T: Send + 'static>(
+    pub(super) async fn with_open_state<T: Send + 'static>(
         &self,
-        change: impl FnOnce(&mut state::Store) -> Result<T, Error> + Send + 'static,
+        change: impl FnOnce(&mut OpenState) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let (store, seen) = (Arc::clone(&self.store), Arc::clone(&self.seen));
+        let (open_state, seen) = (Arc::clone(&self.open_state), Arc::clone(&self.seen));
         blocking(move || {
-            let mut store = lock(&store);
-            let changed = change(&mut store);
-            *seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(store.state().clone());
+            let mut open_state = lock(&open_state);
+            let changed = change(&mut open_state);
+            *seen.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(open_state.state().clone());
             changed
         })
         .await
@@ -263,7 +263,7 @@ mod tests {
     use crate::{export::Level, store::Readers};
 
     #[test]
-    fn exports_that_write_the_same_tables_directly_or_through_others_are_held_together() {
+    fn exports_that_write_the_same_tables_directly_or_through_others_are_leased_together() {
         let export = |name: &str, types: &[&str]| {
             Export::new(name, Level::System, types.iter().map(|of| of.parse().unwrap()).collect())
         };
@@ -275,9 +275,9 @@ mod tests {
         ];
         let documents = Documents::Folder { folder: "/nowhere".into(), readers: Readers::Owner };
         let sharing = Sharing::new(documents, "me", &exports);
-        let held = |name: &str| sharing.with_common_types(&[name.to_owned()]).into_iter().collect::<Vec<_>>();
-        assert_eq!(held("places"), ["people", "places", "visits"]);
-        assert_eq!(held("observations"), ["observations"]);
-        assert_eq!(held("no longer configured"), ["no longer configured"]);
+        let leased = |name: &str| sharing.with_common_types(&[name.to_owned()]).into_iter().collect::<Vec<_>>();
+        assert_eq!(leased("places"), ["people", "places", "visits"]);
+        assert_eq!(leased("observations"), ["observations"]);
+        assert_eq!(leased("no longer configured"), ["no longer configured"]);
     }
 }

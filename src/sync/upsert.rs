@@ -13,7 +13,7 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     gap::{Gap, way_out},
@@ -45,11 +45,11 @@ pub struct Commits {
 
 impl Commits {
     pub fn of(export: &CompletedExport) -> Self {
-        Self::of_part(&export.asked, &export.completed.manifest, export.completed.bound)
+        Self::of_job(&export.asked, &export.completed.manifest, export.completed.bound)
     }
 
     /// Of an export that may still be in progress.
-    pub fn of_part(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
+    pub fn of_job(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
         let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
         Self {
             watermark: watermark(manifest, bound),
@@ -72,7 +72,7 @@ impl Commits {
             run_started_micros: run.report.started_at.timestamp_micros(),
             job: run.report.job(),
             run: run.report.run,
-            extent: Extent::Part,
+            extent: Extent::Partial,
             reconcile: None,
             removes_returned: false,
         }
@@ -83,37 +83,30 @@ impl Commits {
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
     if commits.of_joiners && !held.is_empty() {
-        run.joiner_failures.push(JoinerFailure { is_passing: false });
+        run.joiner_failures.push(JoinerFailure { keeps_job: false });
     }
     for of_type in received.types.values_mut() {
         run.seen_patients.append(&mut of_type.patients);
     }
     run.remember_seen_patients().await?;
     let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
-    let mut known = Known {
+    let mut known = TypeFacts {
         upsert: commits.instalment(run),
         absences: absences(run, commits, &received, &held).await,
         held,
         is_only_source,
         reload: run.syncer.export_state(run.export).reload.into_keys().collect(),
-        bad_elsewhere: received.elsewhere.bad,
+        bad_in_other_files: std::mem::take(&mut received.other_files.bad),
     };
-    reload_missed(run, received.elsewhere.missed).await?;
-    run.report.remarks.extend(received.remarks.into_iter().map(|remark| remark.text));
-    run.report.accepted.extend(received.accepted);
-    run.report.notes.extend(received.warning);
-    run.report.notes.extend(received.elsewhere.ignored);
-    // Once for a run, whichever of its exports shows it.
-    if !run.report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
-        run.report.notes.extend(received.note);
-    }
+    reload_missed(run, std::mem::take(&mut received.other_files.missed)).await?;
+    add_to_report(&mut run.report, &mut received);
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
             let commit = Commit::of(run, commits, &mut known, resource_type, &received);
-            run.report.notes.extend(not_looked_for(resource_type, &commit.upsert, commit.engine.is_elsewhere()));
+            run.report.notes.extend(note_of_unchecked_rows(resource_type, &commit.upsert, commit.engine.is_spark()));
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
@@ -142,6 +135,18 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
 }
 
+/// What the operator should know of the export, whatever its types become.
+fn add_to_report(report: &mut Report, received: &mut Received) {
+    report.remarks.extend(received.remarks.drain(..).map(|remark| remark.text));
+    report.accepted.append(&mut received.accepted);
+    report.notes.extend(received.warning.take());
+    report.notes.append(&mut received.other_files.ignored);
+    // Once for a run, whichever of its exports shows it.
+    if !report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
+        report.notes.extend(received.note.take());
+    }
+}
+
 /// Rows of types that an earlier run has settled were in files that only this run has read.
 async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Result<(), Error> {
     let reason = "rows of it were in files of other types, which were read later";
@@ -149,7 +154,7 @@ async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Res
         run.report.remarks.push(format!("{of} will be loaded in full: {reason}"));
     }
     let reasons = missed.into_iter().map(|of| (of, reason.to_owned())).collect();
-    run.syncer.remember_differences(run.export, reasons).await
+    run.syncer.remember_reload(run.export, reasons).await
 }
 
 /// What the types without a resource are, where their absence could become a watermark.
@@ -205,8 +210,7 @@ struct Done {
     /// Of the table.
     id: String,
     reach: Reach,
-    /// The export had a watermark in the table, and the table may have rows of it: of which source rows are, its log
-    /// does not say.
+    /// The table has a watermark of this export and may have rows. The log does not say which source they are from.
     had_rows: bool,
 }
 
@@ -222,16 +226,16 @@ enum Reach {
 }
 
 /// What is known of the types before their commits.
-struct Known {
+struct TypeFacts {
     /// Without a watermark.
     upsert: Upsert,
     held: BTreeSet<ResourceType>,
     is_only_source: bool,
     absences: BTreeMap<ResourceType, Absence>,
-    /// Loaded in full, because the table changed behind our back or something else was asked.
+    /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
     reload: BTreeSet<ResourceType>,
     /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
-    bad_elsewhere: BTreeSet<Option<ResourceType>>,
+    bad_in_other_files: BTreeSet<Option<ResourceType>>,
 }
 
 impl Commit {
@@ -239,7 +243,7 @@ impl Commit {
     fn of(
         run: &Run<'_>,
         commits: Commits,
-        known: &mut Known,
+        known: &mut TypeFacts,
         resource_type: ResourceType,
         received: &ReceivedType,
     ) -> Self {
@@ -251,7 +255,7 @@ impl Commit {
         let has_files = received.files > 0 || received.lines.unfiled > 0;
         let is_there = has_files || allow_empty || absence == Some(Absence::Empty);
         let is_held = known.held.contains(&resource_type);
-        // A table that changed behind our back may have rows that the server deleted long ago.
+        // A table that was restored or replaced since our last commit may have rows that the server deleted long ago.
         let is_reloaded = known.reload.contains(&resource_type);
         let is_everything = commits.everything || (commits.since.is_none() && is_reloaded && !commits.of_joiners);
         // An increment that was asked for before the table changed does not bring back what it lacks.
@@ -259,11 +263,11 @@ impl Commit {
         let absent = absence.and_then(Absence::end);
         // Only an export without a gap can show that a row was deleted: no file missing, no line in quarantine, no type
         // that the server left out (rules 21 and 98). With a gap, missing rows are counted and named.
-        let is_bad_elsewhere = [None, Some(resource_type)].iter().any(|of| known.bad_elsewhere.contains(of));
-        let gap = Gap::of(received, is_bad_elsewhere).filter(|_| !allow_empty);
+        let is_bad_in_other_files = [None, Some(resource_type)].iter().any(|of| known.bad_in_other_files.contains(of));
+        let gap = Gap::of(received, is_bad_in_other_files).filter(|_| !allow_empty);
         // What arrived is the truth, whatever became of other lines.
         let extent = match gap {
-            _ if !is_everything || is_held || !is_there => Extent::Part,
+            _ if !is_everything || is_held || !is_there => Extent::Partial,
             Some(_) => Extent::WithGap,
             None => Extent::Whole,
         };
@@ -395,8 +399,8 @@ impl Commit {
 }
 
 /// Another engine does not look for the rows of [`Upsert::removes_returned`]; where it reconciles, they are missing rows.
-fn not_looked_for(resource_type: ResourceType, upsert: &Upsert, is_elsewhere: bool) -> Option<String> {
-    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_elsewhere;
+fn note_of_unchecked_rows(resource_type: ResourceType, upsert: &Upsert, is_spark: bool) -> Option<String> {
+    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_spark;
     stay.then(|| {
         format!(
             "{resource_type} was loaded in full; where its table was restored, Spark does not look for rows whose deletion \
@@ -478,7 +482,7 @@ mod tests {
     #[test]
     fn the_report_names_a_restored_table_in_which_spark_does_not_look_for_deleted_rows() {
         let named =
-            |upsert: &Upsert, is_elsewhere| not_looked_for(ResourceType::PATIENT, upsert, is_elsewhere).is_some();
+            |upsert: &Upsert, is_spark| note_of_unchecked_rows(ResourceType::PATIENT, upsert, is_spark).is_some();
         let restored = Upsert { removes_returned: true, ..Upsert::default() };
         assert!(named(&restored, true));
         assert!(!named(&restored, false), "this program looks for them");

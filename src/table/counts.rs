@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fhir::TransactionTime;
 
-/// What a watermark becomes whose name has changed: no export goes back to 1970. A `txn` cannot be removed from a
-/// table, and a watermark under the earlier name must not be taken for one of another export later.
+/// The value of a watermark whose name has changed, under its old name. No export goes back to 1970. A `txn` cannot be
+/// removed from a table, and a watermark under the old name must not be taken for one of another export later.
 pub const ADOPTED: TransactionTime = TransactionTime::EPOCH;
 
 /// What a commit is for.
@@ -57,7 +57,7 @@ impl Upsert {
 pub enum Extent {
     /// What has changed, or a part of a load.
     #[default]
-    Part,
+    Partial,
     /// All that a full refresh has brought, but rows that the server has may be missing. What it has is the truth, and
     /// wins over versions and deletions of earlier snapshots, whatever their times; rows that a later export brought
     /// stay. A damaged data file is removed, because its rows come again, but for those in the gap.
@@ -69,7 +69,7 @@ pub enum Extent {
 impl Extent {
     /// Is what it has the truth?
     pub fn is_full(self) -> bool {
-        self != Self::Part
+        self != Self::Partial
     }
 }
 

@@ -71,7 +71,7 @@ pub enum Error {
     Spool(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The engine that writes the tables in our place has failed.
     #[error("the table {place} could not be read or written by Spark")]
-    Engine { place: String, is_passing: bool, source: Box<dyn std::error::Error + Send + Sync> },
+    Engine { place: String, is_transient: bool, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the table at {place} failed")]
     Delta { place: String, source: Box<DeltaTableError> },
     #[error("the counts of {table} do not add up: {counts}; this is a bug in fhir-sync, and nothing was committed")]

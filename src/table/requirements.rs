@@ -73,7 +73,7 @@ pub(super) fn check_features(table: &Table) -> Result<(), Error> {
     }
 }
 
-/// What the metadata of a column, or of a part of one, asks of writers.
+/// What the metadata of a column, or of a field of one, asks of writers.
 const DEMANDS: [&str; 3] = ["delta.invariants", "delta.generationExpression", "delta.identity.start"];
 
 fn is_demanding(field: &FieldRef) -> bool {

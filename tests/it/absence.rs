@@ -1,6 +1,6 @@
 use fhir_sync::{
     export::Level,
-    state::Store,
+    state::OpenState,
     sync::{Outcome, Report, TypeEnd},
 };
 use serde_json::json;
@@ -25,12 +25,12 @@ fn names(texts: &[String], what: &str) -> bool {
 
 /// What the state file knows of the last full load is this much older.
 fn time_passes(setup: &Setup, hours: i64) {
-    let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+    let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
     let age = chrono::TimeDelta::hours(hours);
     let export = |state: &mut fhir_sync::state::State| {
         state.exports.get_mut("all").unwrap().unconfirmed.values_mut().for_each(|asked_at| *asked_at -= age);
     };
-    store.update(export).unwrap();
+    open_state.update(export).unwrap();
 }
 
 async fn assert_repaired(setup: &Setup) -> Report {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use fhir_sync::{
     demo::{Server, World},
     export::Level,
-    state::{Store, peek},
+    state::{OpenState, peek},
     sync::{self, Chosen, Mode, Outcome, Report},
 };
 use serde_json::json;
@@ -129,13 +129,13 @@ async fn a_job_that_is_given_up_does_not_wait_for_a_server_that_is_gone() {
     setup.config.source_chosen = Chosen::ByOperator;
     stopped_while_waiting(&setup).await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let gone = "http://127.0.0.1:9/fhir".parse().unwrap();
         let change = |job: &mut fhir_sync::state::JobInFlight| {
             job.server = Some(gone);
             job.status_url = "http://127.0.0.1:9/status/1".parse().unwrap();
         };
-        store.update(|state| change(state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap())).unwrap();
+        open_state.update(|state| change(state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap())).unwrap();
     }
     setup.complete().await;
     setup.assert_same_as_server().await;

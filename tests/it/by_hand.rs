@@ -1,6 +1,6 @@
 use chrono::TimeDelta;
 use fhir_sync::{
-    state::{ExportState, Store, peek},
+    state::{ExportState, OpenState, peek},
     sync::{Mode, Outcome},
 };
 use serde_json::{Value, json};
@@ -45,11 +45,11 @@ fn jobs(setup: &Setup) -> usize {
 async fn the_exports_in_progress_are_shown_beside_a_daemon_without_a_key_and_without_the_query() {
     let setup = with_job().await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let job = |state: &mut fhir_sync::state::State| {
             state.exports.get_mut("all").unwrap().jobs[0].status_url.set_query(Some("sig=SECRET"));
         };
-        store.update(job).unwrap();
+        open_state.update(job).unwrap();
     }
     let daemon = Daemon::start(&setup, &[]).await;
     let ended = command(&setup, &["job", "show"], &KEY_ELSEWHERE).await;
@@ -87,11 +87,11 @@ async fn a_cancelled_export_is_deleted_on_the_server_and_the_next_sync_requests_
 async fn an_export_that_cannot_be_cancelled_is_kept_until_the_operator_says_to_forget_it() {
     let setup = with_job().await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let gone = |state: &mut fhir_sync::state::State| {
             state.exports.get_mut("all").unwrap().jobs[0].status_url = "http://127.0.0.1:1/job".parse().unwrap();
         };
-        store.update(gone).unwrap();
+        open_state.update(gone).unwrap();
     }
     let ended = command(&setup, &["job", "cancel"], &[]).await;
     assert_eq!((ended.code, jobs(&setup)), (Some(1), 1), "{}", ended.output());
@@ -181,8 +181,8 @@ async fn an_export_that_neither_the_configuration_nor_the_state_file_has_is_name
     let setup = Setup::new().await;
     setup.complete().await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
-        store.update(|state| drop(state.exports.insert("earlier".to_owned(), ExportState::default()))).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
+        open_state.update(|state| drop(state.exports.insert("earlier".to_owned(), ExportState::default()))).unwrap();
     }
     for words in [["job", "show", "typo"], ["job", "cancel", "typo"]] {
         let ended = command(&setup, &words, &[]).await;

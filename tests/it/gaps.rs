@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use fhir_sync::{
     demo::scenario::Alteration,
     fhir::ResourceType,
-    state::{ExportState, State, Store},
+    state::{ExportState, OpenState, State},
     sync::{Leavers, Level, Mode, Outcome, Report, TypeEnd},
 };
 use serde_json::{Value, json};
@@ -53,8 +53,8 @@ fn says(report: &Report, part: &str) -> bool {
 }
 
 fn change(setup: &Setup, change: impl FnOnce(&mut ExportState)) {
-    let (mut store, _) = Store::open(&setup.state_file()).unwrap();
-    store.update(|state: &mut State| change(state.exports.get_mut("all").unwrap())).unwrap();
+    let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
+    open_state.update(|state: &mut State| change(state.exports.get_mut("all").unwrap())).unwrap();
 }
 
 async fn ids(setup: &Setup, of: ResourceType) -> BTreeSet<String> {

@@ -1,7 +1,7 @@
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    state::Store,
+    state::OpenState,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -71,12 +71,12 @@ async fn data_are_as_old_as_the_kick_off_of_a_job_that_was_resumed() {
         syncer.close().await;
     }
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let hours_ago = |state: &mut fhir_sync::state::State| {
             let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
             job.polling_since -= TimeDelta::hours(3);
         };
-        store.update(hours_ago).unwrap();
+        open_state.update(hours_ago).unwrap();
     }
     setup.server.scenario(|scenario| scenario.hold = false);
     let daemon = Daemon::start(&setup, &[("FHIR_SYNC__HEALTH__MAX_AGE", "2h")]).await;

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    state::{ExportState, FinishedFiles, JobInFlight, Store, peek},
+    state::{ExportState, FinishedFiles, JobInFlight, OpenState, peek},
     sync::{Mode, Outcome, Report, TypeEnd},
 };
 use serde_json::{Value, json};
@@ -43,8 +43,8 @@ fn finished(setup: &Setup) -> Option<FinishedFiles> {
 }
 
 fn change_job(setup: &Setup, change: impl FnOnce(&mut JobInFlight)) {
-    let (mut store, _) = Store::open(&setup.state_file()).unwrap();
-    store.update(|state| change(state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap())).unwrap();
+    let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
+    open_state.update(|state| change(state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap())).unwrap();
 }
 
 /// How often each file was requested, by its number.

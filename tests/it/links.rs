@@ -1,7 +1,7 @@
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    state::{State, Store},
+    state::{LockedState, State},
     sync::Outcome,
 };
 
@@ -90,7 +90,7 @@ async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_ane
         });
         setup.sync().await;
         {
-            let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+            let (mut store, _) = LockedState::open(&setup.state_file()).unwrap();
             let change = |state: &mut State| {
                 let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
                 let since = job.unsettled_since.expect("the job is kept") - TimeDelta::days(days);

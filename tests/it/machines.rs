@@ -4,7 +4,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use fhir_sync::{state::HeldBy, table::LedgerRow};
+use fhir_sync::{state::LeasedBy, table::LedgerRow};
 use serde_json::json;
 
 use crate::harness::{CONDITION, Ended, HOUR, OBSERVATION, PATIENT, Process, Setup, eventually};
@@ -21,7 +21,7 @@ const TYPES: [fhir_sync::fhir::ResourceType; 3] = [PATIENT, OBSERVATION, CONDITI
 
 impl Site {
     async fn new(schedule: &'static str) -> Self {
-        let mut setup = Setup::new().await.with_state_held_by(HeldBy::Several);
+        let mut setup = Setup::new().await.with_state_leased_by(LeasedBy::Several);
         setup.schedule = schedule;
         setup.export.types = vec![PATIENT];
         let more = [("observations", OBSERVATION), ("conditions", CONDITION), ("again", CONDITION)].map(|(name, of)| {

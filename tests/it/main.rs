@@ -63,7 +63,7 @@ mod members;
 mod messages;
 /// The metrics: every series from the start, counters that agree with the runs, and what names them.
 mod metrics;
-/// Tables that changed behind our back: restored, gone, not mounted.
+/// Tables that are not as our last commit left them: restored, gone, not mounted.
 mod mirror;
 /// The network: what a run may take.
 mod network;

@@ -13,7 +13,7 @@ use axum::{
 };
 use fhir_sync::{
     fhir::ResourceType,
-    state::{JobInFlight, Store, peek},
+    state::{JobInFlight, OpenState, peek},
     sync::Outcome,
 };
 use serde_json::json;
@@ -60,9 +60,9 @@ async fn the_earliest_answer_still_bounds_the_watermark_when_the_job_is_resumed(
     for is_complete in [false, true] {
         let setup = Setup::new().await;
         waiting(&setup).await.kill().await;
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
-        store.update(|state| state.exports.get_mut("all").unwrap().jobs[0].kicked_off_at = None).unwrap();
-        drop(store);
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
+        open_state.update(|state| state.exports.get_mut("all").unwrap().jobs[0].kicked_off_at = None).unwrap();
+        drop(open_state);
         setup.server.scenario(|scenario| (scenario.hold, scenario.hold_files) = (!is_complete, true));
         let process = setup.start("sync", &[]);
         eventually("the first answer", async || job_in_flight(&setup)?.answered_at).await;
@@ -148,8 +148,8 @@ async fn a_job_that_the_server_lost_is_requested_again_with_the_same_since() {
     waiting(&setup).await.kill().await;
     {
         // A young job may be unknown for a minute (rule 45); this one is an hour old.
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
-        store
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
+        open_state
             .update(|state| {
                 let job = state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap();
                 job.polling_since -= chrono::TimeDelta::hours(1);

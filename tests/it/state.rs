@@ -1,7 +1,7 @@
 use std::fs;
 
 use fhir_sync::{
-    state::{Found, Store, peek},
+    state::{Found, OpenState, peek},
     sync::{Mode, Outcome},
 };
 use serde_json::json;
@@ -24,9 +24,9 @@ async fn assert_next_sync_is_incremental(setup: &Setup) {
     setup.complete().await;
     assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T00:55:00.000Z"));
     setup.assert_same_as_server().await;
-    let (store, found) = Store::open(&setup.state_file()).unwrap();
+    let (open_state, found) = OpenState::open(&setup.state_file()).unwrap();
     assert_eq!(found, Found::Whole);
-    assert_eq!(store.state().exports["all"].watermarks.get(&PATIENT).copied(), setup.watermark(PATIENT).await);
+    assert_eq!(open_state.state().exports["all"].watermarks.get(&PATIENT).copied(), setup.watermark(PATIENT).await);
 }
 
 fn previous(setup: &Setup) -> std::path::PathBuf {
@@ -122,9 +122,9 @@ async fn the_old_state_file_with_one_field_is_accepted_and_the_first_sync_loads_
 async fn where_tables_and_state_file_disagree_the_tables_decide() {
     let setup = synced().await;
     {
-        let (mut store, _) = Store::open(&setup.state_file()).unwrap();
+        let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let later = fhir_sync::fhir::parse_instant("2026-06-01T00:00:00Z").unwrap().into();
-        store.update(|state| _ = state.exports.get_mut("all").unwrap().watermarks.insert(PATIENT, later)).unwrap();
+        open_state.update(|state| _ = state.exports.get_mut("all").unwrap().watermarks.insert(PATIENT, later)).unwrap();
     }
     assert_next_sync_is_incremental(&setup).await;
 }
@@ -217,7 +217,7 @@ fn shared(setup: &Setup, name: &str) -> std::path::PathBuf {
 
 #[tokio::test]
 async fn a_process_on_another_machine_continues_with_the_state_that_a_killed_one_left_in_the_store() {
-    let setup = Setup::new().await.with_shared_state();
+    let setup = Setup::new().await.with_state_in_documents();
     setup.server.scenario(|scenario| scenario.hold = true);
     let [first, second] = ["first", "second"].map(|name| setup.folder.path().join(name));
     for folder in [&first, &second] {
@@ -240,7 +240,7 @@ async fn a_process_on_another_machine_continues_with_the_state_that_a_killed_one
 
 #[tokio::test]
 async fn commands_read_and_change_the_state_in_the_store_beside_a_daemon() {
-    let mut setup = Setup::new().await.with_shared_state();
+    let mut setup = Setup::new().await.with_state_in_documents();
     let spool = setup.folder.path().join("state").display().to_string();
     let settings = [("FHIR_SYNC__SYNC__SPOOL_FOLDER", spool.as_str())];
     setup.schedule = "0 0 5 29 2 *";
@@ -267,7 +267,7 @@ async fn commands_read_and_change_the_state_in_the_store_beside_a_daemon() {
 async fn a_lost_or_broken_state_in_the_store_is_recreated_from_the_tables() {
     for name in ["state.json", "exports/all.json"] {
         for text in [None, Some("garbage")] {
-            let setup = Setup::new().await.with_shared_state();
+            let setup = Setup::new().await.with_state_in_documents();
             setup.complete().await;
             for path in [shared(&setup, name), shared(&setup, &format!("{name}.previous"))] {
                 match text {
@@ -287,7 +287,7 @@ async fn a_lost_or_broken_state_in_the_store_is_recreated_from_the_tables() {
 
 #[tokio::test]
 async fn a_process_that_lost_the_state_to_another_one_asks_the_server_for_nothing() {
-    let setup = Setup::new().await.with_shared_state();
+    let setup = Setup::new().await.with_state_in_documents();
     setup.complete().await;
     let syncer = setup.open().await.unwrap();
     let mut taken: serde_json::Value =

@@ -84,9 +84,9 @@ async fn a_good_assertion_gets_a_token_with_either_algorithm() {
 
 #[test]
 fn an_assertion_of_another_key_is_refused() {
-    let (client, stranger) = (Client::new(Algorithm::ES384), Client::new(Algorithm::ES384));
+    let (client, other_client) = (Client::new(Algorithm::ES384), Client::new(Algorithm::ES384));
     let refusal = Tokens::default()
-        .grant(&client.auth, TOKEN_URL, &stranger.form(&client.claims(TOKEN_URL, "jti-1")))
+        .grant(&client.auth, TOKEN_URL, &other_client.form(&client.claims(TOKEN_URL, "jti-1")))
         .unwrap_err();
     assert_eq!(refusal, invalid_client("the signature is not the registered key's"));
 }

@@ -89,7 +89,7 @@ async fn a_server_with_an_older_tls_than_min_version_is_refused_and_the_setting_
 
 #[tokio::test]
 async fn a_server_that_asks_for_a_client_certificate_gets_ours_and_says_so_where_it_got_none_or_a_wrong_one() {
-    let (ours, stranger) = (Authority::new("ours"), Authority::new("stranger"));
+    let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
     let issued = ours.issue(Flaw::None);
     for versions in [BOTH_VERSIONS, &[&rustls::version::TLS12]] {
         let server = Server::start_tls(listener(&issued, versions, Some(&ours)), |_| accepted()).await;
@@ -101,7 +101,7 @@ async fn a_server_that_asks_for_a_client_certificate_gets_ours_and_says_so_where
         assert!(matches!(error, Error::Unreachable { attempts: 1, .. }), "{error}");
         assert!(error.to_string().contains("asks for a client certificate"), "{error}");
 
-        let wrong = with_certificate(&ours, &stranger.issue(Flaw::None));
+        let wrong = with_certificate(&ours, &foreign.issue(Flaw::None));
         let error = kicked_off(&server, wrong).await.unwrap_err();
         assert!(matches!(error, Error::Unreachable { attempts: 1, .. }), "{error}");
         assert!(error.to_string().contains("does not accept our client certificate"), "{error}");

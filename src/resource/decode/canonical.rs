@@ -31,7 +31,7 @@ impl Quantity<TokenIndex> {
         Self { system, value, code }
     }
 
-    pub fn planned(self, values: &OutlineValues) -> Quantity<usize> {
+    pub fn in_outline(self, values: &OutlineValues) -> Quantity<usize> {
         let number = |at: Option<TokenIndex>| at.and_then(|at| values.number(at));
         Quantity { system: number(self.system), value: number(self.value), code: number(self.code) }
     }
@@ -95,10 +95,10 @@ impl Canonical {
         let present = present.finish();
         let mantissas = Decimal128Array::new(self.mantissas.into(), present.clone()).with_precision_and_scale(38, 0)?;
         let scales = Int32Array::new(self.scales.into(), present.clone());
-        let DataType::Struct(parts) = value.data_type() else {
+        let DataType::Struct(fields) = value.data_type() else {
             return Err(ArrowError::SchemaError(format!("{} is not a struct", value.name())));
         };
-        let values = StructArray::try_new(parts.clone(), vec![Arc::new(mantissas), Arc::new(scales)], present)?;
+        let values = StructArray::try_new(fields.clone(), vec![Arc::new(mantissas), Arc::new(scales)], present)?;
         Ok(vec![Arc::new(values), Arc::new(self.codes.finish())])
     }
 }

@@ -9,12 +9,12 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
     leaf::{Appended, Leaf},
+    mapped_lines::MappedLines,
+    mapping::{ItemsMapping, MemberMapping, Repetition},
     offsets::Offsets,
-    plan::{ItemsPlan, ManyPlan, MemberPlan},
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{
@@ -100,29 +100,29 @@ impl<'shape> Column<'shape> {
         }
     }
 
-    /// Appends the values of a block of lines.
-    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &MemberPlan) {
-        match (&mut self.kind, &plan.many) {
-            (Many::One { len }, _) => *len += plan.items.count() * block.lines.len(),
-            (Many::List(lists), ManyPlan::Lists(lengths)) => {
-                for length in block.lines.iter().flat_map(|_| lengths) {
+    /// Appends the values of lines with the same mapping.
+    pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, mapping: &MemberMapping) {
+        match (&mut self.kind, &mapping.many) {
+            (Many::One { len }, _) => *len += mapping.items.count() * mapped.lines.len(),
+            (Many::List(lists), Repetition::Lists(lengths)) => {
+                for length in mapped.lines.iter().flat_map(|_| lengths) {
                     match length {
                         Some(length) => lists.append(*length),
                         None => lists.append_nulls(1),
                     }
                 }
             }
-            (Many::List(lists), ManyPlan::One) => {
-                debug_assert!(false, "a plan is made with the elements of its columns");
-                lists.append_nulls(plan.items.count() * block.lines.len());
+            (Many::List(lists), Repetition::One) => {
+                debug_assert!(false, "a mapping is made with the elements of its columns");
+                lists.append_nulls(mapping.items.count() * mapped.lines.len());
             }
         }
-        match (&mut self.items, &plan.items) {
-            (Items::Leaf(leaf), ItemsPlan::Leaf(values)) => leaf.append_block(block, values),
-            (Items::Complex(complex), ItemsPlan::Complex(plan)) => complex.append_block(block, plan),
-            (items, plan) => {
-                debug_assert!(false, "a plan is made with the elements of its columns");
-                items.append_nulls(plan.count() * block.lines.len());
+        match (&mut self.items, &mapping.items) {
+            (Items::Leaf(leaf), ItemsMapping::Leaf(values)) => leaf.append_mapped(mapped, values),
+            (Items::Complex(complex), ItemsMapping::Complex(mapping)) => complex.append_mapped(mapped, mapping),
+            (items, mapping) => {
+                debug_assert!(false, "a mapping is made with the elements of its columns");
+                items.append_nulls(mapping.count() * mapped.lines.len());
             }
         }
     }

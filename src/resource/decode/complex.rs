@@ -12,12 +12,12 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     canonical::{Canonical, Quantity},
     column::Column,
     issues::IssueCode,
+    mapped_lines::MappedLines,
+    mapping::StructuresMapping,
     nulls::Nulls,
-    plan::StructuresPlan,
     walk::{Walk, WriteExtensions},
 };
 use crate::resource::{
@@ -98,28 +98,28 @@ impl<'shape> ComplexColumn<'shape> {
         self.end();
     }
 
-    /// Appends the structures of a block of lines.
-    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &StructuresPlan) {
-        let structures = plan.fids.len() * block.lines.len();
-        if plan.present.is_empty() {
+    /// Appends the structures of lines with the same mapping.
+    pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, mapping: &StructuresMapping) {
+        let structures = mapping.fids.len() * mapped.lines.len();
+        if mapping.present.is_empty() {
             self.present.append_n_non_nulls(structures);
         }
-        for _ in block.lines {
-            self.fids.extend_from_slice(&plan.fids);
-            plan.present.iter().for_each(|is_present| self.present.append(*is_present));
+        for _ in mapped.lines {
+            self.fids.extend_from_slice(&mapping.fids);
+            mapping.present.iter().for_each(|is_present| self.present.append(*is_present));
         }
-        for member in &plan.members {
+        for member in &mapping.members {
             let element = &self.elements[member.element];
             let column = self.columns[member.element].get_or_insert_with(|| Box::new(Column::new(element)));
             column.append_nulls(self.len - column.len());
-            column.append_block(block, member);
+            column.append_mapped(mapped, member);
         }
-        for (line, of) in block.lines.iter().enumerate() {
-            for (place, quantity) in plan.quantities.iter().enumerate() {
-                let row = self.len + line * plan.fids.len() + place;
+        for (line, of) in mapped.lines.iter().enumerate() {
+            for (place, quantity) in mapping.quantities.iter().enumerate() {
+                let row = self.len + line * mapping.fids.len() + place;
                 if let Some(quantity) = *quantity {
-                    let value = |number| of.value(block.values, number);
-                    self.canonical.append(&mut block.batch.units, row, quantity, value);
+                    let value = |number| of.value(mapped.values, number);
+                    self.canonical.append(&mut mapped.batch.units, row, quantity, value);
                 }
             }
         }

@@ -5,10 +5,10 @@ use std::{borrow::Cow, sync::Arc};
 use arrow::array::{ArrayRef, StringBuilder, TimestampMicrosecondBuilder};
 
 use super::{
-    block::{Block, ValueIssue},
+    derived_from::DerivedInput,
     issues::IssueCode,
-    plan::DerivedPlan,
-    source::Source,
+    mapped_lines::{MappedLines, ValueIssue},
+    mapping::DerivedMapping,
 };
 use crate::resource::{
     element::{Derived, DerivedFrom, Element},
@@ -71,7 +71,7 @@ impl DerivedColumns {
         &mut self,
         row: usize,
         element: usize,
-        source: Source<At>,
+        input: DerivedInput<At>,
         scalar: impl Fn(At) -> Scalar<'line>,
     ) -> Result<(), NoBounds> {
         let mut appended = Ok(());
@@ -79,7 +79,7 @@ impl DerivedColumns {
         for (column, how) in &self.from[element] {
             match (&mut self.columns[*column], how) {
                 (ColumnPair::Bounds { starts, ends, len }, Derivation::Time(of)) => {
-                    let texts = [text(source.first), text(source.second)];
+                    let texts = [text(input.first), text(input.second)];
                     let (start, end) = bounds(*of, &texts);
                     if (start.is_none() || end.is_none()) && has_no_bounds(*of, &texts) {
                         appended = Err(NoBounds);
@@ -91,7 +91,7 @@ impl DerivedColumns {
                     *len = row + 1;
                 }
                 (ColumnPair::Reference { types, ids, len }, Derivation::Reference) => {
-                    let text = text(source.first);
+                    let text = text(input.first);
                     let target = text.as_deref().and_then(reference::target);
                     types.append_nulls(row - *len);
                     types.append_option(target.map(|target| target.resource_type.as_str()));
@@ -106,21 +106,21 @@ impl DerivedColumns {
         appended
     }
 
-    /// Appends what is derived from an element of each line of a block. `row` is that of its first line, `index` the
-    /// place of the plan among those of the line.
-    pub fn append_block(&mut self, block: &mut Block<'_>, row: usize, index: usize, plan: &DerivedPlan) {
-        if !self.has(plan.element) {
+    /// Appends what is derived from an element of each of these lines. `row` is that of the first line, `index` the
+    /// place of the mapping among those of the line.
+    pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, row: usize, index: usize, mapping: &DerivedMapping) {
+        if !self.has(mapping.element) {
             return;
         }
-        let without = plan.leaf.map(|leaf| block.invalid_lines(leaf)).unwrap_or_default();
-        for (line, of) in block.lines.iter().enumerate() {
+        let without = mapping.leaf.map(|leaf| mapped.invalid_lines(leaf)).unwrap_or_default();
+        for (line, of) in mapped.lines.iter().enumerate() {
             if without.binary_search(&line).is_ok() {
                 continue;
             }
-            let value = |number| of.value(block.values, number);
-            if self.append(row + line, plan.element, plan.source, value).is_err() {
+            let value = |number| of.value(mapped.values, number);
+            if self.append(row + line, mapping.element, mapping.input, value).is_err() {
                 let (code, derived) = (IssueCode::Invalid, Some(index));
-                block.issues.push(ValueIssue { line, code, value: plan.last, derived });
+                mapped.issues.push(ValueIssue { line, code, value: mapping.last, derived });
             }
         }
     }

@@ -13,11 +13,11 @@ use arrow::{
 };
 
 use super::{
-    block::Block,
     complex::ComplexColumn,
     issues::IssueCode,
+    mapped_lines::MappedLines,
+    mapping::LineMapping,
     offsets::Offsets,
-    plan::LinePlan,
     walk::{Carrier, Walk},
 };
 use crate::resource::{
@@ -69,18 +69,18 @@ impl<'shape> ExtensionColumn<'shape> {
         self.rows.end(self.fids.len());
     }
 
-    /// Appends the extensions of a block of lines.
-    pub fn append_block(&mut self, block: &mut Block<'_>, plan: &LinePlan) {
+    /// Appends the extensions of lines with the same mapping.
+    pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, mapping: &LineMapping) {
         let mut items = self.items.len();
-        for _ in block.lines {
-            for (fid, extensions) in &plan.carriers {
+        for _ in mapped.lines {
+            for (fid, extensions) in &mapping.carriers {
                 self.fids.push(*fid);
                 items += extensions;
                 self.lists.end(items);
             }
             self.rows.end(self.fids.len());
         }
-        self.items.append_block(block, &plan.extensions);
+        self.items.append_mapped(mapped, &mapping.extensions);
     }
 
     pub fn finish(self, field: &Field, digits: Digits) -> Result<ArrayRef, ArrowError> {

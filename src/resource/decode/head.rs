@@ -74,7 +74,7 @@ impl Meta<TokenIndex> {
     }
 
     /// The same for values of an outline. Objects, arrays and nulls are among no values, and say nothing here either.
-    pub fn planned(&self, values: &OutlineValues) -> Meta<usize> {
+    pub fn in_outline(&self, values: &OutlineValues) -> Meta<usize> {
         let number = |at: &TokenIndex| values.number(*at);
         Meta {
             version_id: self.version_id.as_ref().and_then(number),

@@ -11,9 +11,9 @@ use arrow::{
 };
 
 use super::{
-    block::{Block, ValueIssue},
     issues::IssueCode,
-    plan::ValueNumber,
+    mapped_lines::{MappedLines, ValueIssue},
+    mapping::ValueNumber,
 };
 use crate::resource::{
     element::{Digits, Primitive},
@@ -117,20 +117,20 @@ impl Leaf {
         Appended::Whole
     }
 
-    /// Appends these values of each line of a block, with nulls for `None`.
-    pub fn append_block(&mut self, block: &mut Block<'_>, values: &[Option<ValueNumber>]) {
-        let digits = block.batch.digits;
-        for (line, of) in block.lines.iter().enumerate() {
+    /// Appends these values of each of these lines, with nulls for `None`.
+    pub fn append_mapped(&mut self, mapped: &mut MappedLines<'_>, values: &[Option<ValueNumber>]) {
+        let digits = mapped.batch.digits;
+        for (line, of) in mapped.lines.iter().enumerate() {
             for value in values {
                 let Some(value) = *value else {
                     self.append_nulls(1);
                     continue;
                 };
-                let scalar = of.value(block.values, value);
+                let scalar = of.value(mapped.values, value);
                 if let (Self::Text(values), TokenKind::String) = (&mut *self, scalar.kind) {
                     values.append_value(scalar.text);
                 } else if let Some(code) = self.append(scalar, digits).issue() {
-                    block.issues.push(ValueIssue { line, code, value, derived: None });
+                    mapped.issues.push(ValueIssue { line, code, value, derived: None });
                 }
             }
         }

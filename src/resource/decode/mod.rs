@@ -4,22 +4,22 @@
 //! byte; what its typed columns do not hold is listed in `_sync_issues`. An invalid value is null in its column; the
 //! row stays.
 
-mod block;
 mod canonical;
 mod column;
 mod complex;
 mod derived;
+mod derived_from;
 mod extension;
 mod head;
 mod issues;
-mod known;
+mod learned;
 mod leaf;
+mod mapped_lines;
+mod mapper;
+mod mapping;
 mod nulls;
 mod offsets;
-mod plan;
-mod planner;
 mod rows;
-mod source;
 mod stages;
 mod string_columns;
 mod walk;
@@ -34,11 +34,11 @@ use arrow::{
 
 use self::{
     head::Head,
-    known::{Known, PlannedLine},
-    plan::LinePlan,
+    learned::{Learned, MappedLine},
+    mapping::LineMapping,
     rows::Rows,
 };
-pub use self::{known::Plans, stages::Stage};
+pub use self::{learned::MappingPool, stages::Stage};
 use super::{
     Line,
     json::{Document, SyntaxError, Tape, Value},
@@ -58,7 +58,7 @@ pub struct Decoder {
     pub transaction_time: Option<TransactionTime>,
     /// `_sync_job`
     pub job: Arc<str>,
-    pub plans: Plans,
+    pub mappings: MappingPool,
 }
 
 /// The rows and their keys, in the same order, which is not that of the lines; and the lines that became no row.
@@ -146,30 +146,31 @@ impl fmt::Display for Reason {
 }
 
 impl Decoder {
-    /// Decodes lines to rows, whose order is another one: rows of lines with the same members are neighbours. `Err` only
-    /// if the rows exceed what Arrow can hold in one batch (2 GiB of text), or if a line was lost.
+    /// Decodes lines to rows. The rows are not in the order of the lines: lines with the same members become
+    /// neighbours. `Err` only if the rows exceed what Arrow can hold in one batch (2 GiB of text), or if a line was
+    /// lost.
     pub fn decode(&self, lines: &[Line]) -> Result<Decoded, ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         self.check_size(lines.len(), lines_bytes)?;
         let mut rows = Rows::new(self, lines.len(), lines_bytes);
         let mut keys = Vec::with_capacity(lines.len());
         let mut reasons = Vec::new();
-        let mut known = self.plans.take();
-        for (first, part) in parts(lines) {
-            let sorted = self.plans.sort(&mut known, &self.shape, part);
-            for block in sorted.blocks() {
-                if let Some(plan) = known.plan(block) {
-                    keys.extend(self.planned(block, &sorted.values, plan, &mut rows)?);
+        let mut learned = self.mappings.take();
+        for (first, slice) in slices(lines) {
+            let sorted = self.mappings.sort(&mut learned, &self.shape, slice);
+            for lines in sorted.by_mapping() {
+                if let Some(mapping) = learned.mapping(lines) {
+                    keys.extend(self.append_mapped(lines, &sorted.values, mapping, &mut rows)?);
                 }
             }
-            for place in sorted.strangers {
-                match self.stranger(&part[place], &mut known, &mut rows)? {
+            for place in sorted.by_name {
+                match self.append_by_name(&slice[place], &mut learned, &mut rows)? {
                     Ok(key) => keys.push(key),
                     Err(reason) => reasons.push((first + place, reason)),
                 }
             }
         }
-        self.plans.give_back(known);
+        self.mappings.give_back(learned);
         let rows = rows.finish()?;
         if keys.len() + reasons.len() != lines.len() || rows.num_rows() != keys.len() {
             let text = format!("{} lines gave {} rows and {} bad lines", lines.len(), rows.num_rows(), reasons.len());
@@ -180,32 +181,32 @@ impl Decoder {
         Ok(Decoded { keys, rows, bad: bad.collect() })
     }
 
-    /// Appends the rows of a block; gives back their keys.
-    fn planned<'line>(
+    /// Appends the rows of lines with the same mapping; gives back their keys.
+    fn append_mapped<'line>(
         &self,
-        block: &'line [PlannedLine<'line>],
+        lines: &'line [MappedLine<'line>],
         values: &'line [Value],
-        plan: &LinePlan,
+        mapping: &LineMapping,
         rows: &mut Rows<'_>,
     ) -> Result<impl Iterator<Item = RowKey>, ArrowError> {
-        let heads: Vec<_> = block.iter().map(|line| plan.head(|number| line.value(values, number))).collect();
-        rows.append_block(block, values, plan, &heads)?;
+        let heads: Vec<_> = lines.iter().map(|line| mapping.head(|number| line.value(values, number))).collect();
+        rows.append_mapped(lines, values, mapping, &heads)?;
         let time = self.transaction_time;
-        Ok(block.iter().zip(heads).map(move |(line, head)| head.key(time, line.number, line.hash)))
+        Ok(lines.iter().zip(heads).map(move |(line, head)| head.key(time, line.number, line.hash)))
     }
 
-    /// Appends the row of a line without a plan; gives back its key.
-    fn stranger(
+    /// Appends the row of a line without a mapping; gives back its key.
+    fn append_by_name(
         &self,
         line: &Line,
-        known: &mut Known,
+        learned: &mut Learned,
         rows: &mut Rows<'_>,
     ) -> Result<Result<RowKey, Reason>, ArrowError> {
-        let read = match read(&mut known.tape, line, self.shape.resource_type) {
+        let read = match read(&mut learned.tape, line, self.shape.resource_type) {
             Ok(read) => read,
             Err(reason) => return Ok(Err(reason)),
         };
-        let hash = known.content_hash.of(read.document);
+        let hash = learned.content_hash.of(read.document);
         rows.append(read.document, read.text, &read.head, hash)?;
         Ok(Ok(read.head.key(self.transaction_time, line.number, hash)))
     }
@@ -219,23 +220,23 @@ impl Decoder {
 }
 
 /// As much text as the cache of a core holds beside other things.
-const PART_BYTES: usize = 512 << 10;
+const SLICE_BYTES: usize = 512 << 10;
 
-/// Neighbouring lines, about [`PART_BYTES`] each time, and the place of the first of them.
-fn parts(lines: &[Line]) -> impl Iterator<Item = (usize, &[Line])> {
+/// Neighbouring lines, about [`SLICE_BYTES`] each time, and the place of the first of them.
+fn slices(lines: &[Line]) -> impl Iterator<Item = (usize, &[Line])> {
     let mut rest = lines;
     std::iter::from_fn(move || {
         let first = lines.len() - rest.len();
         let mut bytes = 0;
         let fits = |line: &&Line| {
-            let fits = bytes < PART_BYTES;
+            let fits = bytes < SLICE_BYTES;
             bytes += line.bytes.len();
             fits
         };
         let count = rest.iter().take_while(fits).count();
-        let (part, after) = rest.split_at(count);
+        let (slice, after) = rest.split_at(count);
         rest = after;
-        (!part.is_empty()).then_some((first, part))
+        (!slice.is_empty()).then_some((first, slice))
     })
 }
 

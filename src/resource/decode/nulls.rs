@@ -1,4 +1,4 @@
-//! Null arrays: columns, and parts of columns, that no line of a batch fills.
+//! Null arrays: columns, and fields of columns, that no line of a batch fills.
 //!
 //! A resource type has hundreds of them in each batch, and all look into the same zeros. Fresh zeros for each would be
 //! new pages of memory, which the kernel has to provide: a fifth of the CPU time of a first load.
@@ -68,8 +68,8 @@ fn shared(data_type: &DataType, len: usize) -> Result<Option<ArrayRef>, ArrowErr
             Arc::new(values.with_timezone_opt(zone.clone()))
         }
         DataType::Struct(fields) => {
-            let mut parts = Nulls::of(len);
-            let columns = fields.iter().map(|field| parts.array(field)).collect();
+            let mut of_fields = Nulls::of(len);
+            let columns = fields.iter().map(|field| of_fields.array(field)).collect();
             Arc::new(StructArray::try_new(fields.clone(), columns, nulls)?)
         }
         DataType::List(item) => {

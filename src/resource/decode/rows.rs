@@ -13,16 +13,16 @@ use arrow::{
 
 use super::{
     Decoder,
-    block::{Block, ValueIssue},
     complex::ComplexColumn,
     derived::DerivedColumns,
+    derived_from::DerivedInput,
     extension::ExtensionColumn,
     head::Head,
     issues::{IssueCode, Issues},
-    known::PlannedLine,
+    learned::MappedLine,
+    mapped_lines::{MappedLines, ValueIssue},
+    mapping::LineMapping,
     nulls::Nulls,
-    plan::LinePlan,
-    source::Source,
     string_columns::{StringListColumn, StringMapColumn},
     walk::{Batch, Walk, WriteExtensions},
 };
@@ -105,12 +105,12 @@ impl<'shape> Rows<'shape> {
         Ok(())
     }
 
-    /// Appends one row for each line of a block; these are their heads.
-    pub fn append_block(
+    /// Appends one row for each of these lines, which have the same mapping; `heads` are theirs.
+    pub fn append_mapped(
         &mut self,
-        lines: &[PlannedLine<'_>],
+        lines: &[MappedLine<'_>],
         values: &[Value],
-        plan: &LinePlan,
+        mapping: &LineMapping,
         heads: &[Head<'_>],
     ) -> Result<(), ArrowError> {
         let shape = &self.decoder.shape;
@@ -122,43 +122,43 @@ impl<'shape> Rows<'shape> {
                 self.json.append_value(line.text);
             }
         }
-        let mut block = Block { lines, values, batch: &mut self.batch, issues: Vec::new() };
+        let mut mapped = MappedLines { lines, values, batch: &mut self.batch, issues: Vec::new() };
         let row = self.root.len();
-        self.root.append_block(&mut block, &plan.root);
-        for (index, derived) in plan.derived.iter().enumerate() {
-            self.derived.append_block(&mut block, row, index, derived);
+        self.root.append_mapped(&mut mapped, &mapping.root);
+        for (index, derived) in mapping.derived.iter().enumerate() {
+            self.derived.append_mapped(&mut mapped, row, index, derived);
         }
         if let Some(extensions) = &mut self.extensions {
-            extensions.append_block(&mut block, plan);
+            extensions.append_mapped(&mut mapped, mapping);
         }
-        let issues = block.issues(plan);
-        self.append_issues(lines.len(), &issues, plan)?;
-        match &plan.contained {
+        let issues = mapped.issues(mapping);
+        self.append_issues(lines.len(), &issues, mapping)?;
+        match &mapping.contained {
             None => self.contained.append_nulls(lines.len()),
-            Some(parts) => {
+            Some(resources) => {
                 for line in lines {
-                    self.contained.append(Some(parts.iter().map(|part| Some(line.part(values, *part)))))?;
+                    self.contained.append(Some(resources.iter().map(|json| Some(line.fragment(values, *json)))))?;
                 }
             }
         }
-        if plan.primitive_ext.is_empty() {
+        if mapping.primitive_ext.is_empty() {
             self.primitive_ext.append_nulls(lines.len());
             return Ok(());
         }
         for line in lines {
-            let of_line = plan.primitive_ext.iter().map(|(path, part)| (&**path, line.part(values, *part)));
+            let of_line = mapping.primitive_ext.iter().map(|(path, json)| (&**path, line.fragment(values, *json)));
             self.primitive_ext.append(of_line)?;
         }
         Ok(())
     }
 
-    fn append_issues(&mut self, lines: usize, issues: &[ValueIssue], plan: &LinePlan) -> Result<(), ArrowError> {
+    fn append_issues(&mut self, lines: usize, issues: &[ValueIssue], mapping: &LineMapping) -> Result<(), ArrowError> {
         let mut next = 0;
         for of_line in issues.chunk_by(|a, b| a.line == b.line) {
             let line = of_line[0].line;
             self.issues.append_nulls(line - next);
             for issue in of_line {
-                self.batch.issues.add_at(issue.code, || issue.path(plan).to_owned());
+                self.batch.issues.add_at(issue.code, || issue.path(mapping).to_owned());
             }
             let texts = self.batch.issues.take();
             self.issues.append(Some(texts.iter().map(|text| Some(text.as_str()))))?;
@@ -223,8 +223,8 @@ fn root_members(
             _ => {
                 if let Some(element) = root.member(walk, write_extensions, fid, (name, value))
                     && derived.has(element)
-                    && let source = Source::of(document, value, root.element(element))
-                    && derived.append(row, element, source, |at| document.scalar(at)).is_err()
+                    && let input = DerivedInput::of(document, value, root.element(element))
+                    && derived.append(row, element, input, |at| document.scalar(at)).is_err()
                     && let Some(name) = document.string(name)
                 {
                     walk.issue_of(IssueCode::Invalid, &name);

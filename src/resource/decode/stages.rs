@@ -2,13 +2,13 @@
 
 use arrow::error::ArrowError;
 
-use super::{Decoder, parts, rows::Rows};
+use super::{Decoder, rows::Rows, slices};
 use crate::resource::Line;
 
 /// How far a line is taken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Stage {
-    /// The values of lines with a plan, and their content hash.
+    /// The values of lines with a mapping, and their content hash.
     Values,
     /// These values in builders.
     Builders,
@@ -19,16 +19,16 @@ impl Decoder {
     pub fn until(&self, until: Stage, lines: &[Line]) -> Result<(), ArrowError> {
         let lines_bytes = lines.iter().map(|line| line.bytes.len()).sum();
         let mut rows = Rows::new(self, lines.len(), lines_bytes);
-        let mut known = self.plans.take();
-        for (_, part) in parts(lines) {
-            let sorted = std::hint::black_box(self.plans.sort(&mut known, &self.shape, part));
-            for block in sorted.blocks().filter(|_| until == Stage::Builders) {
-                if let Some(plan) = known.plan(block) {
-                    std::hint::black_box(self.planned(block, &sorted.values, plan, &mut rows)?.count());
+        let mut learned = self.mappings.take();
+        for (_, slice) in slices(lines) {
+            let sorted = std::hint::black_box(self.mappings.sort(&mut learned, &self.shape, slice));
+            for lines in sorted.by_mapping().filter(|_| until == Stage::Builders) {
+                if let Some(mapping) = learned.mapping(lines) {
+                    std::hint::black_box(self.append_mapped(lines, &sorted.values, mapping, &mut rows)?.count());
                 }
             }
         }
-        self.plans.give_back(known);
+        self.mappings.give_back(learned);
         std::hint::black_box(rows);
         Ok(())
     }

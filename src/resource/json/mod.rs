@@ -9,7 +9,7 @@ mod scan;
 
 use std::borrow::Cow;
 
-pub use self::outline::{Outline, OutlineValues, Outlines, Part, Value};
+pub use self::outline::{Fragment, Outline, OutlineValues, Outlines, Value};
 use self::scan::Scanner;
 
 /// At most this many objects and arrays inside each other.

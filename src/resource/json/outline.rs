@@ -31,7 +31,7 @@ pub struct Value {
 
 /// An object or array of each line of an outline.
 #[derive(Clone, Copy, Debug)]
-pub struct Part {
+pub struct Fragment {
     start: Place,
     end: Place,
 }
@@ -46,8 +46,8 @@ struct Place {
 /// The tokens of a document that are values of its outline, in the order of the line.
 pub struct OutlineValues(Vec<TokenIndex>);
 
-/// About how much memory a plan takes for each value.
-const PLAN_BYTES: usize = 240;
+/// About how much memory a mapping takes for each value.
+const MAPPING_BYTES: usize = 240;
 
 #[derive(Debug)]
 struct Node {
@@ -69,7 +69,7 @@ enum Then {
 }
 
 impl Outlines {
-    /// They, and the plans that are made for them, take about `max_bytes`.
+    /// They, and the mappings that are made for them, take about `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
         let root = Node { literal: Box::default(), then: Then::Text, next: Vec::new() };
         Self { nodes: vec![root], count: 0, bytes_left: max_bytes }
@@ -93,8 +93,8 @@ impl Outlines {
     /// Learns the outline of a document. `None` if there is no room for it.
     pub fn learn(&mut self, document: Document<'_>) -> Option<OutlineValues> {
         let values = OutlineValues::from(document);
-        let plan_bytes = document.text.len() + values.count() * PLAN_BYTES;
-        self.bytes_left = self.bytes_left.saturating_sub(plan_bytes);
+        let outline_bytes = document.text.len() + values.count() * MAPPING_BYTES;
+        self.bytes_left = self.bytes_left.saturating_sub(outline_bytes);
         if self.is_full() {
             return None;
         }
@@ -189,8 +189,8 @@ impl Value {
     }
 }
 
-impl Part {
-    /// The part, in a line with these values.
+impl Fragment {
+    /// Its text, in a line with these values.
     pub fn of<'line>(&self, line: &'line str, values: &[Value]) -> &'line str {
         let byte = |Place { after, bytes }| (after.map_or(0, |after: usize| values[after].end) + bytes) as usize;
         &line[byte(self.start)..byte(self.end)]
@@ -208,14 +208,14 @@ impl OutlineValues {
     }
 
     /// Where an object or array is in each line of the outline.
-    pub fn part(&self, document: Document<'_>, at: TokenIndex) -> Part {
+    pub fn fragment(&self, document: Document<'_>, at: TokenIndex) -> Fragment {
         let place = |byte: u32| {
             let before = self.0.partition_point(|value| document.tokens[*value].end <= byte).checked_sub(1);
             let end = before.map_or(0, |before| document.tokens[self.0[before]].end);
             Place { after: before, bytes: byte - end }
         };
         let Token { start, end, .. } = document.tokens[at];
-        Part { start: place(start), end: place(end) }
+        Fragment { start: place(start), end: place(end) }
     }
 
     /// Recursion ends: a document has a limited depth.

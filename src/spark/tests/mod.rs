@@ -10,7 +10,7 @@ use self::warehouse::Warehouse;
 use super::{Config, Spark, SparkTable};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{Decoder, Layout, Line, Options, Plans, Shape},
+    resource::{Decoder, Layout, Line, MappingPool, Options, Shape},
     table::{
         self, ChangeSet, Committed, Counts, Extent, Location, MemoryBudget, OutputIndex, Reconcile, Root,
         TableDefinition, Upsert,
@@ -75,7 +75,7 @@ impl Site {
     fn changes(&self, lines: &[String], deleted: &[&str], at: i64) -> ChangeSet {
         let changes = ChangeSet::new(&shape().schema(), MemoryBudget::alone(MEMORY_BYTES), self.folder.path());
         let decoder = Decoder {
-            plans: Plans::of(&shape()),
+            mappings: MappingPool::of(&shape()),
             shape: shape(),
             source: "hospital".into(),
             run_started_micros: 0,

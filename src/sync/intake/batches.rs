@@ -24,13 +24,13 @@ const MIN_BATCH_BYTES: usize = 256 * 1024;
 const ROWS_FOR_LINES: usize = 8;
 
 /// The room for the batches of all files: one for each core, and one that is ready when a core is free.
-pub struct Room {
+pub struct BatchSlots {
     batches: Arc<Semaphore>,
     /// How many bytes of lines make a batch.
     pub batch_bytes: usize,
 }
 
-impl Room {
+impl BatchSlots {
     /// `memory_bytes` are for all batches, with the rows that they become.
     pub fn new(memory_bytes: usize) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
@@ -49,7 +49,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    pub fn new(room: &Room) -> Self {
+    pub fn new(room: &BatchSlots) -> Self {
         Self { room: Arc::clone(&room.batches), running: JoinSet::new() }
     }
 
@@ -104,7 +104,7 @@ mod tests {
 
     #[tokio::test]
     async fn batches_of_one_file_are_taken_side_by_side() {
-        let mut batches = Batches::new(&Room::of(3, 0));
+        let mut batches = Batches::new(&BatchSlots::of(3, 0));
         // Each waits for the two others.
         let barrier = Arc::new(Barrier::new(3));
         for _ in 0..3 {
@@ -122,7 +122,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_batches_of_all_files_share_the_room() {
-        let room = Room::of(2, 0);
+        let room = BatchSlots::of(2, 0);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let file = async || {
             let mut batches = Batches::new(&room);
@@ -145,13 +145,13 @@ mod tests {
     #[test]
     fn with_many_cores_batches_are_smaller() {
         let memory_bytes = 96 << 20;
-        let bytes = [3, 6, 16].map(|batches| Room::of(batches, memory_bytes).batch_bytes);
+        let bytes = [3, 6, 16].map(|batches| BatchSlots::of(batches, memory_bytes).batch_bytes);
         assert_eq!(bytes, [4 << 20, 2 << 20, 768 << 10]);
     }
 
     #[tokio::test]
     async fn a_batch_that_fails_ends_the_file_when_all_others_have_ended() {
-        let mut batches = Batches::new(&Room::of(2, 0));
+        let mut batches = Batches::new(&BatchSlots::of(2, 0));
         let ended = Arc::new(AtomicUsize::new(0));
         let take = |result: Result<(), Error>| {
             let ended = Arc::clone(&ended);
@@ -172,7 +172,7 @@ mod tests {
     /// A file that ended sooner would be committed without the rows of its last batches.
     #[tokio::test]
     async fn a_file_does_not_end_before_its_last_batch_is_taken() {
-        let mut batches = Batches::new(&Room::of(2, 0));
+        let mut batches = Batches::new(&BatchSlots::of(2, 0));
         let (ended, is_released) = (Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
         let (release, released) = std::sync::mpsc::channel();
         let first = Arc::clone(&ended);

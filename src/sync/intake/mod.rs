@@ -32,30 +32,25 @@ use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    batches::MAX_BATCH_BYTES,
-    dates::IGNORES_SINCE,
-    instalments::Instalments,
-    tally::{Before, LineCounts},
-};
 use self::{
-    batches::Room,
+    batches::BatchSlots,
     dates::Dates,
     open::intakes,
     outcome::Warnings,
     queue::{Queued, queue, read_all},
     tally::Tally,
 };
-use super::{
-    Error, ProgressSender,
-    blocking::{blocking, unless_stopped},
-    gap::Gap,
-    quarantine::Quarantine,
+pub use self::{
+    batches::MAX_BATCH_BYTES,
+    dates::IGNORES_SINCE,
+    instalments::Instalments,
+    tally::{Before, LineCounts},
 };
+use super::{Error, ProgressSender, blocking::blocking, gap::Gap, quarantine::Quarantine, stop::unless_stopped};
 use crate::{
     export::{Client, Completed, File, FileId, Links, Manifest},
     fhir::{Deletion, ResourceType, RowKey, TransactionTime},
-    resource::{BadLine, Decoder, LineTooLong, Plans, Shape},
+    resource::{BadLine, Decoder, LineTooLong, MappingPool, Shape},
     table::{ChangeSet, LedgerFile, MemoryBudget, OutputIndex},
 };
 
@@ -74,8 +69,8 @@ pub struct ReceivedType {
     pub lines: LineCounts,
     /// In what the server reports as deleted; they are in `changes`, too.
     pub deletions: u64,
-    /// What files without a known type and accepted errors leave open: see [`Elsewhere`].
-    pub gap_elsewhere: Option<Gap>,
+    /// What files without a known type and accepted errors leave open: see [`OtherFiles`].
+    pub gap_of_other_files: Option<Gap>,
     /// The first error of one of its files.
     pub failure: Option<Error>,
     /// The ids of its resources, of the type Patient at the level group.
@@ -96,16 +91,16 @@ pub struct Received {
     pub remarks: Vec<Remark>,
     /// What the server reported as missing and `sync.accept_reported_errors` accepts.
     pub accepted: Vec<String>,
-    pub elsewhere: Elsewhere,
+    pub other_files: OtherFiles,
     /// What the operator should know, and what makes the run no less than complete.
     pub note: Option<String>,
-    /// The same of what the server warns of.
+    /// The same for the warnings of the server.
     pub warning: Option<String>,
 }
 
 /// What files had of types that are not theirs, besides rows.
 #[derive(Default)]
-pub struct Elsewhere {
+pub struct OtherFiles {
     /// Types that an earlier run has settled: the rows of them that were in files of this one are in no table.
     pub missed: BTreeSet<ResourceType>,
     /// Types with lines that are not resources; `None` if it is not known of which type such lines are.
@@ -119,7 +114,7 @@ pub struct Elsewhere {
     pub ignored: Vec<String>,
 }
 
-impl Elsewhere {
+impl OtherFiles {
     /// What leaves it open whether the rows of a type are all there.
     fn gap_of(&self, resource_type: ResourceType) -> Option<Gap> {
         let is_accepted = [None, Some(resource_type)].iter().any(|of| self.accepted.contains(of));
@@ -175,7 +170,7 @@ struct Context {
     transaction_time: Option<TransactionTime>,
     max_line_bytes: usize,
     /// For batches of lines that become rows.
-    room: Room,
+    room: BatchSlots,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
     warned: Mutex<Warnings>,
@@ -187,7 +182,7 @@ struct Context {
     has_unread: AtomicBool,
     /// Types of the job that need nothing more from it.
     settled: BTreeSet<ResourceType>,
-    elsewhere: Mutex<Elsewhere>,
+    other_files: Mutex<OtherFiles>,
     /// Of the files that may be remembered as finished.
     identities: BTreeMap<FileId, String>,
     subsetted: BTreeSet<ResourceType>,
@@ -247,14 +242,16 @@ pub async fn receive(
     let Some(context) = Arc::into_inner(context) else { return Err(Error::Stopped) };
     let (accepted, note, warning) = (context.accepted(), context.dates.note(), context.warned().note());
     context.dates.log();
-    let elsewhere = std::mem::take(&mut *context.elsewhere());
+    let other_files = std::mem::take(&mut *context.other_files());
     let types: BTreeMap<_, _> = context
         .intakes
         .into_iter()
-        .filter_map(|(resource_type, intake)| Some((resource_type, intake.complete(elsewhere.gap_of(resource_type))?)))
+        .filter_map(|(resource_type, intake)| {
+            Some((resource_type, intake.complete(other_files.gap_of(resource_type))?))
+        })
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
-    Ok(Received { types, remarks, accepted, elsewhere, note, warning })
+    Ok(Received { types, remarks, accepted, other_files, note, warning })
 }
 
 /// Streams the files that are ready, and commits them as instalments. What cannot be read now is left to the complete
@@ -298,7 +295,7 @@ impl Context {
             progress: instalments.progress().clone(),
             transaction_time: provenance.transaction_time,
             max_line_bytes: syncer.config.max_line_bytes,
-            room: Room::new(syncer.config.decoding_memory_bytes),
+            room: BatchSlots::new(syncer.config.decoding_memory_bytes),
             accepted_codes: syncer.config.accept_reported_errors.clone(),
             accepted: Mutex::default(),
             warned: Mutex::default(),
@@ -306,7 +303,7 @@ impl Context {
             states_types: manifest.output.iter().any(|file| file.kind.resource_type().is_some()),
             has_unread: AtomicBool::default(),
             settled: instalments.settled().clone(),
-            elsewhere: Mutex::default(),
+            other_files: Mutex::default(),
             identities: instalments.identities().clone(),
             subsetted: instalments.subsetted(types),
             dates: Dates::new(instalments.since()),
@@ -338,7 +335,7 @@ fn mostly_quarantined(resource_type: ResourceType, received: &ReceivedType) -> O
 impl Provenance {
     fn decoder(&self, shape: Arc<Shape>) -> Decoder {
         Decoder {
-            plans: Plans::of(&shape),
+            mappings: MappingPool::of(&shape),
             shape,
             source: Arc::clone(&self.source),
             run_started_micros: self.run_started_micros,
@@ -357,8 +354,8 @@ impl Context {
         intake.delete(deletion.id, at)
     }
 
-    fn elsewhere(&self) -> MutexGuard<'_, Elsewhere> {
-        self.elsewhere.lock().unwrap_or_else(PoisonError::into_inner)
+    fn other_files(&self) -> MutexGuard<'_, OtherFiles> {
+        self.other_files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing more is taken: what was not committed is discarded.
@@ -439,7 +436,7 @@ impl Intake {
     /// All files of the type have ended: finishes the open data files of a first load, and frees what only its lines
     /// need. An error is the type's. Blocks.
     fn flush(&self) {
-        self.decoder.plans.forget();
+        self.decoder.mappings.forget();
         let changes = self.changes();
         let Some(changes) = changes.as_ref() else { return };
         if let Err(error) = changes.flush() {
@@ -453,7 +450,7 @@ impl Intake {
         }
     }
 
-    fn complete(self, gap_elsewhere: Option<Gap>) -> Option<ReceivedType> {
+    fn complete(self, gap_of_other_files: Option<Gap>) -> Option<ReceivedType> {
         let tally = self.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
         let changes = self.changes.into_inner().unwrap_or_else(PoisonError::into_inner)?;
         let Tally { before, files, bytes, file_list, lines, deletions, failure, .. } = tally;
@@ -468,7 +465,7 @@ impl Intake {
             file_list,
             lines,
             deletions,
-            gap_elsewhere,
+            gap_of_other_files,
             failure,
             patients,
         })

@@ -1,4 +1,4 @@
-//! The beginning: a change set for each type, and their memory.
+//! Opening: each type gets a change set and its share of the memory.
 
 use std::{
     collections::BTreeMap,

@@ -115,7 +115,7 @@ impl Outcomes {
 
     /// What the operator accepts as missing is no proof that the server has deleted it.
     fn accept(&self, context: &Context, concerned: Option<BTreeSet<ResourceType>>) {
-        let accepted = &mut context.elsewhere().accepted;
+        let accepted = &mut context.other_files().accepted;
         match (concerned, self.held_by) {
             (Some(types), _) => accepted.extend(types.into_iter().map(Some)),
             (None, HeldBy::Errors) => accepted.extend([None]),

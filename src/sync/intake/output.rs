@@ -203,7 +203,7 @@ impl Output {
                     if let Reason::OtherType { found: Some(of) } = other.reason
                         && context.settled.contains(&of)
                     {
-                        context.elsewhere().missed.insert(of);
+                        context.other_files().missed.insert(of);
                         self.counts().has_wanted = true;
                     }
                 }
@@ -214,7 +214,7 @@ impl Output {
             bad.extend(self.reroute(context, file, of, lines)?);
         }
         if !bad.is_empty() && file.kind.resource_type().is_none() {
-            context.elsewhere().bad.insert(None);
+            context.other_files().bad.insert(None);
         }
         self.counts().lines.quarantined += bad.len() as u64;
         context.quarantine(file.kind.resource_type(), file, &bad)
@@ -248,7 +248,7 @@ impl Output {
             }
         };
         if !bad.is_empty() {
-            context.elsewhere().bad.insert(Some(of));
+            context.other_files().bad.insert(Some(of));
         }
         let rows = received - bad.len() as u64;
         let lines = &mut intake.tally().lines;
@@ -279,16 +279,16 @@ impl Output {
     ) -> Vec<Remark> {
         let is_ignored = self.is_ignored(file, failure);
         let has_errors = self.counts().lines.errors > 0;
-        let elsewhere = &mut *context.elsewhere();
+        let other_files = &mut *context.other_files();
         // What the outcomes name is concerned, wherever they are.
         let (holding, ignored): (Vec<_>, Vec<_>) =
             remarks.into_iter().partition(|remark| !is_ignored || matches!(remark.holds, Holds::Types(_)));
         if !ignored.is_empty() {
-            elsewhere.gap.get_or_insert(Gap::UnknownFile);
+            other_files.gap.get_or_insert(Gap::UnknownFile);
         } else if has_errors {
-            elsewhere.gap.get_or_insert(Gap::AcceptedErrors);
+            other_files.gap.get_or_insert(Gap::AcceptedErrors);
         }
-        elsewhere.ignored.extend(ignored.into_iter().map(|Remark { text, .. }| {
+        other_files.ignored.extend(ignored.into_iter().map(|Remark { text, .. }| {
             format!(
                 "{text}; FHIR does not know the type of the file, and it has nothing that was asked for: it holds \
                      no watermark"

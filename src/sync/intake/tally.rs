@@ -107,11 +107,11 @@ impl Tally {
     /// Whether what has ended, and the rows of the change set, may be committed as an instalment. A server that cannot
     /// be reached any more does not change what has arrived; any other error, and too many lines in quarantine, may.
     pub fn may_be_committed(&self, rows: u64, limit: QuarantineLimit) -> bool {
-        let is_passing = |error: &Error| matches!(error, Error::Export(_)) && recovery(error).job == JobFate::Kept;
+        let keeps_job = |error: &Error| matches!(error, Error::Export(_)) && recovery(error).job == JobFate::Kept;
         let quarantined = self.before.quarantined + self.lines.quarantined;
         let lines = self.before.lines + rows + self.lines.without_row();
         !self.finished.is_empty()
-            && self.failure.as_ref().is_none_or(is_passing)
+            && self.failure.as_ref().is_none_or(keeps_job)
             && !limit.is_exceeded(quarantined, lines)
     }
 

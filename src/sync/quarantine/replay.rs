@@ -17,13 +17,8 @@ use tokio::runtime::Handle;
 use super::Policy;
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{Decoder, Line, Lines, OverLines, Plans, Reason, Shape, stated_type},
-    sync::{
-        Error, Export, Syncer,
-        blocking::{blocking, now},
-        columns::definition,
-        intake::MAX_BATCH_BYTES,
-    },
+    resource::{Decoder, Line, Lines, MappingPool, OverLines, Reason, Shape, stated_type},
+    sync::{Error, Export, Syncer, blocking::blocking, clock::now, columns::definition, intake::MAX_BATCH_BYTES},
     table::{
         ChangeSet, Committed, LedgerRow, MemoryBudget, MemoryDemand, OutputIndex, QuarantineFate, QuarantineRow, Root,
         Upsert,
@@ -288,7 +283,7 @@ impl Replay {
         waiting.bytes = 0;
         for (transaction_time, lines) in std::mem::take(&mut waiting.lines) {
             let decoder = Decoder {
-                plans: Plans::of(shape),
+                mappings: MappingPool::of(shape),
                 shape: Arc::clone(shape),
                 source: Arc::clone(&self.source),
                 run_started_micros: self.started_at.timestamp_micros(),

@@ -1,8 +1,8 @@
 //! A spooled batch: some received rows as bytes, and back.
 //!
-//! Columns that are null in all rows of the batch are left out, and so are the parts of a column without any value,
+//! Columns that are null in all rows of the batch are left out, and so are the fields of a column without any value,
 //! which are most of the hundreds that a resource type may have. The schema is not written, because it would often be
-//! larger than the rows; the reader has it, and one bit for each part says whether it is there.
+//! larger than the rows; the reader has it, and one bit for each field says whether it is there.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,24 +19,24 @@ use arrow::{
 };
 use lz4_flex::block::{compress_prepend_size, decompress_into, uncompressed_size};
 
-use crate::table::data_file::fill::{fit, narrow, parts_of, with_parts};
+use crate::table::data_file::fill::{fields_of, fit, narrow, with_fields};
 
 pub struct SpooledBatch {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
-    /// The parts that are there: how many bytes of bits, and these. Then the length of the Arrow IPC message, the
+    /// The fields that are there: how many bytes of bits, and these. Then the length of the Arrow IPC message, the
     /// message, its buffers
     /// together by LZ4.
     pub block: Vec<u8>,
 }
 
 impl SpooledBatch {
-    /// The columns of `rows` are some of `schema`, perhaps without some of their parts; what they lack is null.
+    /// The columns of `rows` are some of `schema`, perhaps without some of their fields; what they lack is null.
     pub fn encode(schema: &SchemaRef, rows: &RecordBatch) -> Result<Self, ArrowError> {
         let rows = narrow(rows)?;
-        let bits = parts_of(schema.fields(), rows.schema().fields())?;
+        let bits = fields_of(schema.fields(), rows.schema().fields())?;
         // In the order of `schema`.
-        let ordered = with_parts(schema.fields(), &mut bits.iter().copied()).ok_or_else(cut)?;
+        let ordered = with_fields(schema.fields(), &mut bits.iter().copied()).ok_or_else(cut)?;
         let rows = fit(&rows, &Arc::new(Schema::new(ordered)))?;
         let is_there = |(index, name): (usize, &String)| rows.column_by_name(name).map(|_| index);
         let columns = schema.fields().iter().map(|field| field.name()).enumerate().filter_map(is_there).collect();
@@ -62,14 +62,14 @@ impl SpooledBatch {
         Ok(Self { columns, block })
     }
 
-    /// The rows of a block, with the columns and parts that it has, in the order of `schema`.
+    /// The rows of a block, with the columns and fields that it has, in the order of `schema`.
     pub fn decode(schema: &SchemaRef, block: &[u8]) -> Result<RecordBatch, ArrowError> {
         let mut rest = block;
         let count = number(&mut rest).ok_or_else(cut)?;
         let (bits, after) = rest.split_at_checked(count).ok_or_else(cut)?;
         rest = after;
         let mut bits = bits.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1));
-        let fields = with_parts(schema.fields(), &mut bits).ok_or_else(cut)?;
+        let fields = with_fields(schema.fields(), &mut bits).ok_or_else(cut)?;
         let bytes = number(&mut rest).ok_or_else(cut)?;
         let (message, buffers) = rest.split_at_checked(bytes).ok_or_else(cut)?;
         let message = root_as_message(message).map_err(|error| ArrowError::IpcError(error.to_string()))?;

@@ -45,7 +45,7 @@ use crate::table::{
     change_set::memory_budget::MemoryBudget,
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
-    change_set::window::{Part, Undivided, Window},
+    change_set::window::{DividedRows, Undivided, Window},
     data_file::fill::narrow,
     data_file::rolling::FileTarget,
     data_file::stored::StoredFile,
@@ -96,8 +96,8 @@ pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
 
 /// A larger window divides rows hardly faster.
 const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
-/// Each chunk says of every part of a column how long it is, which takes some KB.
-const MIN_PART_ROWS: usize = 32;
+/// Each chunk says of every field of a column how long it is, which takes some KB.
+const MIN_CHUNK_ROWS: usize = 32;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
 fn may_append(table: &Table) -> bool {
@@ -121,7 +121,7 @@ impl ChangeSet {
     /// The same for a table that has rows: those of the change set wait until the commit.
     pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
         let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
-        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_PART_ROWS);
+        let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_CHUNK_ROWS);
         Self::new(schema, budget, spool_folder).divided(window)
     }
 
@@ -203,8 +203,8 @@ impl ChangeSet {
     /// Keeps the rows of a full window, in chunks by their partitions.
     fn divide(&self, window: &Window, undivided: Undivided) -> Result<(), Error> {
         let chunks = self.read().chunks.len();
-        let parts = window.divide(&self.schema, undivided, chunks).map_err(Error::spool)?;
-        for Part { partitions, rows, entries } in parts {
+        let divided = window.divide(&self.schema, undivided, chunks).map_err(Error::spool)?;
+        for DividedRows { partitions, rows, entries } in divided {
             let first = self.spool(&rows, Some(partitions))?;
             self.index(first, entries)?;
         }

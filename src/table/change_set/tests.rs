@@ -102,7 +102,7 @@ fn line_at(changes: &ChangeSet, location: RowLocation) -> u64 {
     let line = batch.column_by_name("line").unwrap().as_primitive::<Int64Type>().value(row);
     let nested = batch.column_by_name("struct").unwrap().as_struct();
     assert_eq!(nested.column(0).as_primitive::<Int64Type>().value(row), line);
-    assert_eq!(nested.num_columns(), 1, "a part without values is left out");
+    assert_eq!(nested.num_columns(), 1, "a field without values is left out");
     let sometimes = batch.column_by_name("sometimes").map(AsArray::as_string::<i32>);
     let sometimes = sometimes.filter(|column| column.is_valid(row)).map(|column| column.value(row).to_owned());
     assert_eq!(sometimes, (line % 2 == 1).then(|| format!("line {line}")));

@@ -28,7 +28,7 @@ use crate::table::{
 pub struct Window {
     by: DatePartition,
     max_bytes: usize,
-    min_part_rows: usize,
+    min_chunk_rows: usize,
     waiting: [Mutex<Undivided>; HALVES],
     next: AtomicUsize,
 }
@@ -36,7 +36,7 @@ pub struct Window {
 /// One half fills while the other is divided. With more, memory would grow with the cores.
 pub const HALVES: usize = 2;
 
-/// A chunk takes about a KB of memory, so chunks get larger as they get more: with each 256 of them, a part has one row
+/// A chunk takes about a KB of memory, so chunks get larger as they get more: with each 256 of them, one has one row
 /// more. A hundred million rows have some 200,000 chunks.
 const CHUNKS_PER_ROW: usize = 256;
 
@@ -49,17 +49,17 @@ pub struct Undivided {
 }
 
 /// Rows that become a chunk of their own.
-pub struct Part {
+pub struct DividedRows {
     pub partitions: Vec<PartitionKey>,
     pub rows: RecordBatch,
     pub entries: Vec<(IdHash, NewEntry)>,
 }
 
 impl Window {
-    /// Each half waits for this many bytes of Arrow arrays. Partitions with fewer than `min_part_rows` rows share a
-    /// part.
-    pub fn new(by: DatePartition, max_bytes: usize, min_part_rows: usize) -> Self {
-        Self { by, max_bytes, min_part_rows, waiting: Default::default(), next: AtomicUsize::new(0) }
+    /// Each half waits for this many bytes of Arrow arrays. Partitions with fewer than `min_chunk_rows` rows share a
+    /// chunk.
+    pub fn new(by: DatePartition, max_bytes: usize, min_chunk_rows: usize) -> Self {
+        Self { by, max_bytes, min_chunk_rows, waiting: Default::default(), next: AtomicUsize::new(0) }
     }
 
     /// Adds [narrow](crate::table::data_file::fill::narrow) rows. Where there is no room for them, `divide` takes those
@@ -92,27 +92,32 @@ impl Window {
     }
 
     /// Divides rows by partition; there are `chunks` already.
-    pub fn divide(&self, schema: &SchemaRef, undivided: Undivided, chunks: usize) -> Result<Vec<Part>, ArrowError> {
+    pub fn divide(
+        &self,
+        schema: &SchemaRef,
+        undivided: Undivided,
+        chunks: usize,
+    ) -> Result<Vec<DividedRows>, ArrowError> {
         let Undivided { rows, entries, .. } = undivided;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
         let rows = joined(schema, rows)?;
-        let min_part_rows = self.min_part_rows.max(chunks / CHUNKS_PER_ROW);
-        let mut parts = Vec::new();
+        let min_chunk_rows = self.min_chunk_rows.max(chunks / CHUNKS_PER_ROW);
+        let mut divided = Vec::new();
         let (mut partitions, mut indices) = (Vec::new(), Vec::new());
         let mut of_partitions = rows_of_partitions(&rows, &self.by)?.into_iter().peekable();
         while let Some((partition, of_partition)) = of_partitions.next() {
             partitions.push(partition);
             indices.extend(of_partition);
-            if indices.len() >= min_part_rows || of_partitions.peek().is_none() {
+            if indices.len() >= min_chunk_rows || of_partitions.peek().is_none() {
                 let indices = UInt32Array::from(mem::take(&mut indices));
                 let entries = indices.values().iter().map(|row| entries[*row as usize]).collect();
                 let rows = take_record_batch(&rows, &indices)?;
-                parts.push(Part { partitions: mem::take(&mut partitions), rows, entries });
+                divided.push(DividedRows { partitions: mem::take(&mut partitions), rows, entries });
             }
         }
-        Ok(parts)
+        Ok(divided)
     }
 }
 
@@ -158,22 +163,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_row_is_in_one_part_beside_its_entry_and_only_small_partitions_share_one(
+        fn every_row_is_in_one_chunk_beside_its_entry_and_only_small_partitions_share_one(
             batches in proptest::collection::vec(proptest::collection::vec(0i64..5, 1..20), 1..6),
-            (max_bytes, min_part_rows) in (0usize..600, 1usize..5),
+            (max_bytes, min_chunk_rows) in (0usize..600, 1usize..5),
         ) {
             let by = DatePartition { date: "x".to_owned(), finest: DatePart::Year };
-            let window = Window::new(by.clone(), max_bytes, min_part_rows);
+            let window = Window::new(by.clone(), max_bytes, min_chunk_rows);
             let schema: SchemaRef = Arc::new(Schema::clone(&rows(0, &[0]).0.schema()));
             let (mut seen, mut pushed) = (Vec::new(), 0);
             let mut take = |waiting: Undivided| {
-                for Part { partitions, rows, entries } in window.divide(&schema, waiting, 0).unwrap() {
+                for DividedRows { partitions, rows, entries } in window.divide(&schema, waiting, 0).unwrap() {
                     let numbers = rows.column(0).as_primitive::<Int64Type>().values().to_vec();
                     assert_eq!(numbers, entries.iter().map(|(_, of)| of.hash.cast_signed()).collect::<Vec<_>>());
                     let of_rows = by.keys(&rows).unwrap();
                     assert_eq!(partitions, of_rows.chunk_by(|a, b| a == b).map(|same| same[0]).collect::<Vec<_>>());
                     let before_last = of_rows.iter().filter(|key| Some(*key) != partitions.last()).count();
-                    assert!(before_last < min_part_rows, "{partitions:?} {of_rows:?}");
+                    assert!(before_last < min_chunk_rows, "{partitions:?} {of_rows:?}");
                     seen.extend(numbers);
                 }
             };

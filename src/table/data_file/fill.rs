@@ -1,7 +1,7 @@
-//! What a column fills: which of its parts have something in some row.
+//! What a column fills: which of its fields have something in some row.
 //!
-//! Most parts of a resource type have nothing. Rows that wait for their commit are kept without those: they are
-//! [`narrow`]. A column of a data file has all parts again, see [`fitted`].
+//! Most fields of a resource type have nothing. Rows that wait for their commit are kept without those: they are
+//! [`narrow`]. A column of a data file has all fields again, see [`fitted`].
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use arrow::{
     error::ArrowError,
 };
 
-/// The parts of a column in their order, and whether any row until now has something there.
+/// The fields of a column in their order, and whether any row until now has something there.
 pub struct Fill {
     pub present: bool,
     pub children: Vec<Fill>,
 }
 
 impl Fill {
-    /// No part has anything.
+    /// No field has anything.
     pub fn of(data_type: &DataType) -> Self {
         let children = children(data_type).iter().map(|child| Self::of(child.data_type())).collect();
         Self { present: false, children }
@@ -76,16 +76,16 @@ pub fn leaves_of(data_type: &DataType) -> Option<usize> {
 }
 
 impl Fill {
-    /// The type without the parts that have nothing. A structure keeps one of them in any case, and a map both.
+    /// The type without the fields that have nothing. A structure keeps one of them in any case, and a map both.
     fn narrowed(&self, data_type: &DataType) -> DataType {
         let narrowed = |field: &FieldRef, fill: &Self| with_type(field, fill.narrowed(field.data_type()));
         match data_type {
             DataType::Struct(fields) => {
-                let parts = fields.iter().zip(&self.children);
-                let kept = parts.clone().filter(|(field, fill)| fill.present || !field.is_nullable());
+                let all = fields.iter().zip(&self.children);
+                let kept = all.clone().filter(|(field, fill)| fill.present || !field.is_nullable());
                 let mut kept: Vec<_> = kept.map(|(field, fill)| narrowed(field, fill)).collect();
                 if kept.is_empty() {
-                    kept.extend(parts.take(1).map(|(field, fill)| narrowed(field, fill)));
+                    kept.extend(all.take(1).map(|(field, fill)| narrowed(field, fill)));
                 }
                 DataType::Struct(kept.into())
             }
@@ -110,7 +110,7 @@ pub fn with_type(field: &FieldRef, data_type: DataType) -> FieldRef {
     Arc::new(field.as_ref().clone().with_data_type(data_type))
 }
 
-/// The rows without the columns, and without the parts of columns, that have nothing in any of them.
+/// The rows without the columns, and without the fields of columns, that have nothing in any of them.
 pub fn narrow(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = rows.schema();
     let filled = schema.fields().iter().zip(rows.columns()).filter(|(_, column)| column.null_count() < column.len());
@@ -122,8 +122,8 @@ pub fn narrow(rows: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     fit(rows, &Arc::new(Schema::new(fields.collect::<Vec<_>>())))
 }
 
-/// The rows with exactly these columns, in this order. A column or a part of one that they do not have is null. Whole
-/// columns that the schema lacks are left out; a part of a column that it lacks must have nothing.
+/// The rows with exactly these columns, in this order. A column or a field of one that they do not have is null. Whole
+/// columns that the schema lacks are left out; a field of a column that it lacks must have nothing.
 pub fn fit(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let mut nulls = Nulls::default();
     let columns = schema.fields().iter().map(|field| match rows.column_by_name(field.name()) {
@@ -156,11 +156,11 @@ fn fitted(array: &ArrayRef, to: &DataType, nulls: &mut Nulls) -> Result<ArrayRef
                     format!("the table has no place for {}; `fhir-sync maintain --rebuild` makes it", field.name());
                 return Err(ArrowError::SchemaError(what));
             }
-            let part = |field: &FieldRef| match structure.column_by_name(field.name()) {
+            let child = |field: &FieldRef| match structure.column_by_name(field.name()) {
                 Some(column) => fitted(column, field.data_type(), nulls),
                 None => Ok(nulls.array(field.data_type(), array.len())),
             };
-            let columns = fields.iter().map(part).collect::<Result<_, _>>()?;
+            let columns = fields.iter().map(child).collect::<Result<_, _>>()?;
             Arc::new(StructArray::try_new_with_length(fields.clone(), columns, own_nulls, array.len())?)
         }
         (DataType::List(_), DataType::List(item)) => {
@@ -196,7 +196,7 @@ fn with_fewer_digits(values: &Decimal128Array, precision: u8, scale: i8) -> Resu
     Ok(shorter)
 }
 
-/// Null arrays, each made once: rows have many parts of few types that none of them fills.
+/// Null arrays, each made once: rows have many fields of few types that none of them fills.
 #[derive(Default)]
 struct Nulls(Vec<ArrayRef>);
 
@@ -211,14 +211,14 @@ impl Nulls {
     }
 }
 
-/// Which parts of `all` are in `some`, as one bit for each part that is reached.
-pub fn parts_of(all: &Fields, some: &Fields) -> Result<Vec<bool>, ArrowError> {
+/// Which fields of `all` are in `some`, as one bit for each field that is reached.
+pub fn fields_of(all: &Fields, some: &Fields) -> Result<Vec<bool>, ArrowError> {
     let mut bits = Vec::new();
-    note_parts(all, some, &mut bits)?;
+    note_fields(all, some, &mut bits)?;
     Ok(bits)
 }
 
-fn note_parts(all: &Fields, some: &Fields, bits: &mut Vec<bool>) -> Result<(), ArrowError> {
+fn note_fields(all: &Fields, some: &Fields, bits: &mut Vec<bool>) -> Result<(), ArrowError> {
     if some.iter().any(|field| all.find(field.name()).is_none()) {
         return Err(other_schema());
     }
@@ -234,7 +234,7 @@ fn note_parts(all: &Fields, some: &Fields, bits: &mut Vec<bool>) -> Result<(), A
 
 fn note_type(all: &DataType, some: &DataType, bits: &mut Vec<bool>) -> Result<(), ArrowError> {
     match (all, some) {
-        (DataType::Struct(all), DataType::Struct(some)) => note_parts(all, some, bits),
+        (DataType::Struct(all), DataType::Struct(some)) => note_fields(all, some, bits),
         (DataType::List(all), DataType::List(some)) | (DataType::Map(all, _), DataType::Map(some, _)) => {
             note_type(all.data_type(), some.data_type(), bits)
         }
@@ -247,53 +247,53 @@ fn other_schema() -> ArrowError {
     ArrowError::SchemaError("the rows are of another schema than the change set".to_owned())
 }
 
-/// The parts of `all` that [`parts_of`] has found; `None` where there are too few bits.
-pub fn with_parts(all: &Fields, bits: &mut impl Iterator<Item = bool>) -> Option<Fields> {
+/// The fields of `all` that [`fields_of`] has found; `None` where there are too few bits.
+pub fn with_fields(all: &Fields, bits: &mut impl Iterator<Item = bool>) -> Option<Fields> {
     let mut fields = Vec::new();
     for field in all {
         if bits.next()? {
-            fields.push(with_type(field, type_with_parts(field.data_type(), bits)?));
+            fields.push(with_type(field, type_with_fields(field.data_type(), bits)?));
         }
     }
     Some(fields.into())
 }
 
-fn type_with_parts(data_type: &DataType, bits: &mut impl Iterator<Item = bool>) -> Option<DataType> {
+fn type_with_fields(data_type: &DataType, bits: &mut impl Iterator<Item = bool>) -> Option<DataType> {
     Some(match data_type {
-        DataType::Struct(fields) => DataType::Struct(with_parts(fields, bits)?),
-        DataType::List(item) => DataType::List(with_type(item, type_with_parts(item.data_type(), bits)?)),
+        DataType::Struct(fields) => DataType::Struct(with_fields(fields, bits)?),
+        DataType::List(item) => DataType::List(with_type(item, type_with_fields(item.data_type(), bits)?)),
         DataType::Map(entries, ordered) => {
-            DataType::Map(with_type(entries, type_with_parts(entries.data_type(), bits)?), *ordered)
+            DataType::Map(with_type(entries, type_with_fields(entries.data_type(), bits)?), *ordered)
         }
         flat => flat.clone(),
     })
 }
 
-/// The parts of `all` that at least one of these has.
-pub fn union(all: &Fields, parts: &[&Fields]) -> Fields {
+/// The fields of `all` that at least one of these has.
+pub fn union(all: &Fields, some: &[&Fields]) -> Fields {
     let fields = all.iter().filter_map(|field| {
-        let of: Vec<_> = parts.iter().filter_map(|fields| Some(fields.find(field.name())?.1.data_type())).collect();
+        let of: Vec<_> = some.iter().filter_map(|fields| Some(fields.find(field.name())?.1.data_type())).collect();
         (!of.is_empty()).then(|| with_type(field, union_of_types(field.data_type(), &of)))
     });
     fields.collect()
 }
 
-fn union_of_types(all: &DataType, parts: &[&DataType]) -> DataType {
+fn union_of_types(all: &DataType, some: &[&DataType]) -> DataType {
     let inner = |of: &DataType| children(of).first().map(|field| field.data_type().clone());
     match all {
         DataType::Struct(fields) => {
-            let parts: Vec<_> = parts
+            let some: Vec<_> = some
                 .iter()
                 .filter_map(|of| match of {
                     DataType::Struct(fields) => Some(fields),
                     _ => None,
                 })
                 .collect();
-            DataType::Struct(union(fields, &parts))
+            DataType::Struct(union(fields, &some))
         }
         DataType::List(item) | DataType::Map(item, _) => {
-            let parts: Vec<_> = parts.iter().filter_map(|of| inner(of)).collect();
-            let item = with_type(item, union_of_types(item.data_type(), &parts.iter().collect::<Vec<_>>()));
+            let some: Vec<_> = some.iter().filter_map(|of| inner(of)).collect();
+            let item = with_type(item, union_of_types(item.data_type(), &some.iter().collect::<Vec<_>>()));
             match all {
                 DataType::Map(_, ordered) => DataType::Map(item, *ordered),
                 _ => DataType::List(item),
@@ -378,7 +378,7 @@ mod tests {
         decoder.flush().unwrap().unwrap()
     }
 
-    /// Every part that is left has something, but for the one that a structure keeps in any case.
+    /// Every field that is left has something, but for the one that a structure keeps in any case.
     fn assert_narrow(array: &ArrayRef) {
         match array.data_type() {
             DataType::Struct(_) => {
@@ -394,7 +394,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn narrow_rows_have_no_empty_parts_and_become_the_same_rows_again(
+        fn narrow_rows_have_no_empty_fields_and_become_the_same_rows_again(
             values in proptest::collection::vec(row(), 1..6), begin in 0usize..3,
         ) {
             let all = rows(&values);
@@ -404,8 +404,8 @@ mod tests {
                 let narrow = narrow(&rows).unwrap();
                 narrow.columns().iter().for_each(assert_narrow);
                 prop_assert!(narrow.column_by_name("never").is_none());
-                let bits = parts_of(schema().fields(), narrow.schema().fields()).unwrap();
-                let again = with_parts(schema().fields(), &mut bits.into_iter()).unwrap();
+                let bits = fields_of(schema().fields(), narrow.schema().fields()).unwrap();
+                let again = with_fields(schema().fields(), &mut bits.into_iter()).unwrap();
                 let schema_of_narrow = narrow.schema();
                 prop_assert_eq!(&again, schema_of_narrow.fields());
                 prop_assert_eq!(fit(&narrow, &schema()).unwrap(), rows);
@@ -413,7 +413,7 @@ mod tests {
         }
 
         #[test]
-        fn rows_with_different_parts_fit_their_union(
+        fn rows_with_different_fields_fit_their_union(
             one in proptest::collection::vec(row(), 1..4), other in proptest::collection::vec(row(), 1..4),
         ) {
             let both = [rows(&one), rows(&other)];
@@ -438,7 +438,7 @@ mod tests {
         assert!(only("other").unwrap_err().to_string().contains("no place for flat"));
         assert!(only("x").is_err());
         let other = Schema::new(vec![field("id", DataType::Int64)]);
-        assert!(parts_of(schema().fields(), other.fields()).is_err());
-        assert!(parts_of(other.fields(), schema().fields()).is_err());
+        assert!(fields_of(schema().fields(), other.fields()).is_err());
+        assert!(fields_of(other.fields(), schema().fields()).is_err());
     }
 }

@@ -6,7 +6,7 @@ pub mod deletion_vector;
 pub mod durable;
 /// Rows become row groups.
 mod encoder;
-/// Which parts of a column have something.
+/// Which fields of a column have something.
 pub mod fill;
 /// Files side by side, one for each partition.
 pub mod partitioned;
@@ -115,7 +115,7 @@ impl DataFile {
         Ok((range, got.bytes().await?))
     }
 
-    /// The chunks of these columns in a row group, fetched; a reader of them waits for nothing.
+    /// The column chunks of these columns in a row group, fetched; a reader of them waits for nothing.
     pub async fn key_columns(&self, row_group: &RowGroupMetaData, columns: &ProjectionMask) -> Result<FetchedFile> {
         let chunks = row_group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
         let ranges: Vec<_> = chunks.map(|(_, chunk)| chunk_range(chunk)).collect();
@@ -133,7 +133,7 @@ impl DataFile {
     }
 }
 
-/// How many bytes the chunks of these columns have in a row group.
+/// How many bytes the column chunks of these columns have in a row group.
 pub fn bytes_of_columns(row_group: &RowGroupMetaData, columns: &ProjectionMask) -> u64 {
     let chunks = row_group.columns().iter().enumerate().filter(|(leaf, _)| columns.leaf_included(*leaf));
     chunks.map(|(_, chunk)| chunk_range(chunk)).map(|range| range.end - range.start).sum()

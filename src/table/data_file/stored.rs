@@ -110,8 +110,8 @@ fn in_micros(footer: ArrowReaderMetadata) -> Result<ArrowReaderMetadata, Parquet
 /// `are_int96` says it of each leaf from this field on, in the order of the file.
 fn field_in_micros(field: &FieldRef, are_int96: &mut impl Iterator<Item = bool>) -> FieldRef {
     let data_type = match field.data_type() {
-        DataType::Struct(parts) => {
-            DataType::Struct(parts.iter().map(|part| field_in_micros(part, are_int96)).collect())
+        DataType::Struct(fields) => {
+            DataType::Struct(fields.iter().map(|field| field_in_micros(field, are_int96)).collect())
         }
         DataType::List(item) => DataType::List(field_in_micros(item, are_int96)),
         DataType::Map(entries, ordered) => DataType::Map(field_in_micros(entries, are_int96), *ordered),

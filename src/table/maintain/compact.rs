@@ -18,8 +18,8 @@ use crate::table::{
     data_file::rolling::{DataFiles, FileTarget},
     data_file::stored::StoredFile,
     maintain::fold::fold,
+    maintain::groups::{CandidateFile, groups_to_compact, groups_to_fold},
     maintain::options::{DryRun, Maintained, MaintenanceOptions},
-    maintain::plan::{CandidateFile, groups_to_compact, groups_to_fold},
     tombstones,
 };
 

@@ -7,9 +7,9 @@
 
 mod compact;
 mod fold;
+mod groups;
 mod log;
 mod options;
-mod plan;
 mod vacuum;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};

@@ -268,17 +268,17 @@ async fn a_table_with_deletion_vectors_switched_off_is_rewritten_instead() {
     assert_eq!(lake.rows().await.len(), 9);
 }
 
-/// The definition without the part `period` of the names.
+/// The definition without the field `period` of the names.
 pub(super) fn without_periods_of_names() -> TableDefinition {
     let definition = definition_of(&shape());
     let fields = definition.schema.fields().iter().map(|field| {
         let DataType::List(item) = field.data_type() else { return Arc::clone(field) };
-        let DataType::Struct(parts) = item.data_type() else { return Arc::clone(field) };
+        let DataType::Struct(fields) = item.data_type() else { return Arc::clone(field) };
         if field.name() != "name" {
             return Arc::clone(field);
         }
-        let parts = parts.iter().filter(|part| part.name() != "period").cloned().collect();
-        let item = item.as_ref().clone().with_data_type(DataType::Struct(parts));
+        let fields = fields.iter().filter(|field| field.name() != "period").cloned().collect();
+        let item = item.as_ref().clone().with_data_type(DataType::Struct(fields));
         Arc::new(field.as_ref().clone().with_data_type(DataType::List(Arc::new(item))))
     });
     TableDefinition { schema: Arc::new(Schema::new(fields.collect::<Vec<_>>())), ..definition }

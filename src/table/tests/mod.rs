@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    resource::{self, Decoder, Line, Plans, Shape},
+    resource::{self, Decoder, Line, MappingPool, Shape},
 };
 
 mod bloom;
@@ -131,7 +131,7 @@ impl Lake {
 
     fn decoder(&self, transaction_time: i64) -> Decoder {
         Decoder {
-            plans: Plans::of(&self.shape()),
+            mappings: MappingPool::of(&self.shape()),
             shape: self.shape(),
             source: "hospital".into(),
             run_started_micros: 0,
@@ -208,7 +208,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
-        extent: Extent::Part,
+        extent: Extent::Partial,
         reconcile: None,
         removes_returned: false,
     }

@@ -80,7 +80,7 @@ async fn compare_rows(
     Ok(())
 }
 
-/// Do both rows hold the same in every column? A column, or a part of one, that one of them lacks counts as null.
+/// Do both rows hold the same in every column? A column, or a field of one, that one of them lacks counts as null.
 fn is_same(stored: &RecordBatch, stored_row: usize, received: &RecordBatch, received_row: usize) -> bool {
     let (stored, received) = (stored.slice(stored_row, 1), received.slice(received_row, 1));
     let names = |batch: &RecordBatch| -> Vec<String> {
@@ -120,38 +120,38 @@ mod tests {
 
     use super::*;
 
-    /// Rows with a list of structures of these parts.
-    fn lists(parts: &[(&str, [Option<&str>; 2])]) -> RecordBatch {
-        let parts = parts.iter().map(|(name, values)| {
+    /// Rows with a list of structures with these fields.
+    fn lists(fields: &[(&str, [Option<&str>; 2])]) -> RecordBatch {
+        let fields = fields.iter().map(|(name, values)| {
             let values: ArrayRef = Arc::new(StringArray::from(values.to_vec()));
             (Arc::new(Field::new(*name, DataType::Utf8, true)), values)
         });
-        let structure = StructArray::from(parts.collect::<Vec<_>>());
+        let structure = StructArray::from(fields.collect::<Vec<_>>());
         let item = Arc::new(Field::new_list_field(structure.data_type().clone(), true));
         let list = ListArray::new(item, OffsetBuffer::from_lengths([1, 1]), Arc::new(structure), None);
         RecordBatch::try_from_iter([("name", Arc::new(list) as ArrayRef)]).unwrap()
     }
 
     #[test]
-    fn a_part_that_another_row_has_in_its_list_makes_no_difference() {
+    fn a_field_that_another_row_has_in_its_list_makes_no_difference() {
         let stored = lists(&[("text", [Some("x"), Some("y")]), ("family", [None, Some("z")])]);
         let received = lists(&[("text", [Some("x"), Some("y")])]);
         assert!(is_same(&stored, 0, &received, 0));
         assert!(!is_same(&stored, 1, &received, 1));
     }
 
-    /// A row with a structure of these parts.
-    fn row(parts: &[(&str, Option<&str>)]) -> RecordBatch {
-        let parts = parts.iter().map(|(name, value)| {
+    /// A row with a structure with these fields.
+    fn row(fields: &[(&str, Option<&str>)]) -> RecordBatch {
+        let fields = fields.iter().map(|(name, value)| {
             let value: ArrayRef = Arc::new(StringArray::from(vec![*value]));
             (Arc::new(Field::new(*name, DataType::Utf8, true)), value)
         });
-        let structure: ArrayRef = Arc::new(StructArray::from(parts.collect::<Vec<_>>()));
+        let structure: ArrayRef = Arc::new(StructArray::from(fields.collect::<Vec<_>>()));
         RecordBatch::try_from_iter([("name", structure)]).unwrap()
     }
 
     #[test]
-    fn a_part_of_a_structure_that_one_row_lacks_is_compared_as_null() {
+    fn a_field_of_a_structure_that_one_row_lacks_is_compared_as_null() {
         let narrow = row(&[("text", Some("x"))]);
         let wide = |family| row(&[("family", family), ("text", Some("x"))]);
         for (one, other, same) in [

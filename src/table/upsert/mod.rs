@@ -64,8 +64,8 @@ impl Table {
             TombstoneTable::open(&self.root).await?
         };
         for _ in 0..MAX_ATTEMPTS {
-            // Counted in each attempt: commits that overtake one are before our commit, and the next run does not look
-            // there.
+            // Counted in each attempt: a commit that overtakes us is before our commit, and the next run looks only
+            // after it.
             foreign = commit::foreign_commits(self, upsert).await?.max(foreign);
             check_writable(self, changes.schema())?;
             let decision = decide(self, changes, upsert, &tombstones).await?;

@@ -21,7 +21,7 @@ use fhir_sync::{
     export::{self, Level, WaitRange},
     fhir::{ResourceType, TransactionTime},
     resource::{Layout, Options},
-    state::{HeldBy, StatePlace},
+    state::{LeasedBy, StatePlace},
     sync::{self, Export, Mode, Outcome, ProgressBoard, Report, Syncer, TypeEnd},
     table::{self, Location, QuarantineRow, Reconcile, Root},
 };
@@ -115,15 +115,15 @@ impl Setup {
     }
 
     /// Keeps the state in documents of a folder that several machines could share.
-    pub fn with_shared_state(self) -> Self {
-        self.with_state_held_by(HeldBy::One)
+    pub fn with_state_in_documents(self) -> Self {
+        self.with_state_leased_by(LeasedBy::One)
     }
 
-    pub fn with_state_held_by(mut self, held_by: HeldBy) -> Self {
+    pub fn with_state_leased_by(mut self, leased_by: LeasedBy) -> Self {
         fs::create_dir(self.folder.path().join("state")).unwrap();
         let location = Location::Folder(self.folder.path().join("shared"));
         let options = fhir_sync::store::Options::default();
-        self.state = StatePlace::Documents { location, options, held_by };
+        self.state = StatePlace::Documents { location, options, leased_by };
         self
     }
 

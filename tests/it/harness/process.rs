@@ -7,7 +7,7 @@ use std::{
 };
 
 use fhir_sync::{
-    state::{HeldBy, StatePlace},
+    state::{LeasedBy, StatePlace},
     sync::Level,
 };
 use serde_json::Value;
@@ -68,7 +68,7 @@ impl Setup {
             StatePlace::File(file) => format!("file = \"{}\"", file.display()),
             documents @ StatePlace::Documents { .. } => format!("url = \"file://{}\"", documents.shown()),
         };
-        let shares = matches!(self.state, StatePlace::Documents { held_by: HeldBy::Several, .. });
+        let shares = matches!(self.state, StatePlace::Documents { leased_by: LeasedBy::Several, .. });
         format!(
             "[server]\nurl = \"{}\"\nsource = \"hospital\"\n\
              poll = {{ min_interval = \"10ms\", max_interval = \"50ms\" }}\n\

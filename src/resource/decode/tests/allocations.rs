@@ -1,4 +1,4 @@
-//! Allocations: a row of a line with a plan costs one, that of its id; the rest are the arrays of its batch.
+//! Allocations: a row of a line with a mapping costs one, that of its id; the rest are the arrays of its batch.
 
 use super::*;
 

@@ -3,7 +3,7 @@
 mod allocations;
 mod inverse;
 mod mutated;
-mod plans;
+mod mappings;
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ use crate::{
 fn decoder(resource_type: &str, layout: Layout) -> Decoder {
     let shape = Shape::of(resource_type.parse().unwrap(), Options { layout, raw_json: true });
     Decoder {
-        plans: Plans::of(&shape),
+        mappings: MappingPool::of(&shape),
         shape,
         source: "hospital".into(),
         run_started_micros: 7,
@@ -420,7 +420,7 @@ async fn the_columns_of_real_data_have_the_values_of_their_lines() {
         let started = std::time::Instant::now();
         let mut seen = std::collections::BTreeMap::<String, usize>::new();
         for texts in texts.chunks(1000) {
-            plans::assert_same_both_ways(resource_type, Layout::Pathling, texts);
+            mappings::assert_same_both_ways(resource_type, Layout::Pathling, texts);
             for issue in assert_inverse(resource_type, Layout::Pathling, texts).into_iter().flatten() {
                 let generic: String = issue.chars().filter(|character| !character.is_ascii_digit()).collect();
                 *seen.entry(generic).or_default() += 1;

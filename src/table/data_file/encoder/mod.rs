@@ -6,7 +6,7 @@
 
 mod page;
 mod pages;
-mod plan;
+mod projection;
 mod texts;
 
 use std::{
@@ -41,7 +41,7 @@ use parquet::{
 use self::{
     page::{ChunkPages, Compressor},
     pages::{AllPages, Pages, WrittenLeaf, chunk},
-    plan::{Plan, Role},
+    projection::{Projection, Role},
     texts::{TextColumn, TextWriter},
 };
 use crate::table::data_file::fill::{Fill, leaves_of};
@@ -53,7 +53,7 @@ pub struct Encoder {
     properties: WriterProperties,
     compressor: Arc<Compressor>,
     columns: Vec<Column>,
-    plans: Plans,
+    projections: Projections,
     /// The open row group; empty between two of them.
     open: Vec<OpenColumn>,
     open_rows: usize,
@@ -81,8 +81,8 @@ impl Encoder {
         let pieces = Pieces::default();
         let file = SerializedFileWriter::new(pieces.clone(), leaves.root_schema_ptr(), Arc::new(with_schema))?;
         let columns = columns(schema, leaves.columns(), &properties)?;
-        let plans = Plans::new(&columns, leaves.columns(), &properties, &compressor)?;
-        Ok(Self { pieces, file, properties, compressor, columns, plans, open: Vec::new(), open_rows: 0 })
+        let projections = Projections::new(&columns, leaves.columns(), &properties, &compressor)?;
+        Ok(Self { pieces, file, properties, compressor, columns, projections, open: Vec::new(), open_rows: 0 })
     }
 
     /// How many more rows like the last ones the open row group takes.
@@ -101,16 +101,16 @@ impl Encoder {
     pub fn write(&mut self, rows: &RecordBatch) -> Result<()> {
         self.note(rows)?;
         if self.open.is_empty() {
-            let writers = self.plans.writers(self.file.flushed_row_groups().len())?;
-            let columns = self.plans.of.iter().zip(writers).zip(&self.columns);
-            let open = columns.map(|((plan, writers), of)| match &of.text {
+            let writers = self.projections.writers(self.file.flushed_row_groups().len())?;
+            let columns = self.projections.of.iter().zip(writers).zip(&self.columns);
+            let open = columns.map(|((projection, writers), of)| match &of.text {
                 Some(text) => OpenColumn::Text(TextWriter::new(text.clone(), Arc::clone(&self.compressor))),
-                None => OpenColumn::Leaves(OpenLeaves::new(plan, writers)),
+                None => OpenColumn::Leaves(OpenLeaves::new(projection, writers)),
             });
             self.open = open.collect();
         }
-        for ((plan, open), column) in self.plans.of.iter().zip(&mut self.open).zip(rows.columns()) {
-            open.write(plan, column)?;
+        for ((projection, open), column) in self.projections.of.iter().zip(&mut self.open).zip(rows.columns()) {
+            open.write(projection, column)?;
         }
         self.open_rows += rows.num_rows();
         Ok(())
@@ -126,17 +126,17 @@ impl Encoder {
             return Ok(());
         }
         let leaves = self.file.schema_descr().columns();
-        let plans = Plans::new(&self.columns, leaves, &self.properties, &self.compressor)?;
+        let projections = Projections::new(&self.columns, leaves, &self.properties, &self.compressor)?;
         if !self.open.is_empty() {
-            let writers = plans.writers(self.file.flushed_row_groups().len())?;
-            let all = self.open.iter_mut().zip(&self.plans.of).zip(&plans.of).zip(writers).zip(changed);
+            let writers = projections.writers(self.file.flushed_row_groups().len())?;
+            let all = self.open.iter_mut().zip(&self.projections.of).zip(&projections.of).zip(writers).zip(changed);
             for ((((open, from), to), writers), _) in all.filter(|(_, changed)| *changed) {
                 if let OpenColumn::Leaves(leaves) = open {
-                    leaves.replan(from, to, writers)?;
+                    leaves.change_projection(from, to, writers)?;
                 }
             }
         }
-        self.plans = plans;
+        self.projections = projections;
         Ok(())
     }
 
@@ -148,11 +148,11 @@ impl Encoder {
         self.open_rows = 0;
         let leaves = self.file.schema_descr().columns().to_vec();
         let mut row_group = self.file.next_row_group()?;
-        let all = std::mem::take(&mut self.open).into_iter().zip(&self.plans.of).zip(&self.columns);
-        for ((open, plan), column) in all {
-            let mut ended = open.ended(plan)?;
+        let all = std::mem::take(&mut self.open).into_iter().zip(&self.projections.of).zip(&self.columns);
+        for ((open, projection), column) in all {
+            let mut ended = open.ended(projection)?;
             for (at, leaf) in column.leaves.clone().enumerate() {
-                let (pages, close) = ended.chunk(plan, at, &leaves[leaf])?;
+                let (pages, close) = ended.chunk(projection, at, &leaves[leaf])?;
                 row_group.append_column(&pages, close)?;
                 drop(pages);
                 while let Some(piece) = self.pieces.full() {
@@ -180,7 +180,7 @@ impl Encoder {
 
     /// How large the open row group would be if it ended here; what is not encoded yet is an estimate.
     pub fn open_bytes(&self) -> usize {
-        self.plans.of.iter().zip(&self.open).map(|(plan, open)| open.bytes(plan)).sum()
+        self.projections.of.iter().zip(&self.open).map(|(projection, open)| open.bytes(projection)).sum()
     }
 }
 
@@ -203,30 +203,32 @@ fn columns(schema: &Schema, leaves: &[ColumnDescPtr], properties: &WriterPropert
 }
 
 /// What is written of each column.
-struct Plans {
-    of: Vec<Plan>,
+struct Projections {
+    of: Vec<Projection>,
     pages: Arc<AllPages>,
     factory: ArrowRowGroupWriterFactory,
 }
 
-impl Plans {
+impl Projections {
     fn new(
         columns: &[Column],
         leaves: &[ColumnDescPtr],
         properties: &WriterProperties,
         compressor: &Arc<Compressor>,
     ) -> Result<Self> {
-        let plan = |column: &Column| {
+        let projection = |column: &Column| {
             let leaves = &leaves[column.leaves.clone()];
             match &column.fill {
-                Some(fill) => Plan::new(&column.field, fill, leaves),
-                None => Plan::whole(&column.field, leaves.len()),
+                Some(fill) => Projection::new(&column.field, fill, leaves),
+                None => Projection::whole(&column.field, leaves.len()),
             }
         };
-        let of: Vec<_> = columns.iter().map(plan).collect();
-        let schema = Arc::new(Schema::new(of.iter().map(|plan| Arc::clone(plan.field())).collect::<Vec<_>>()));
+        let of: Vec<_> = columns.iter().map(projection).collect();
+        let schema =
+            Arc::new(Schema::new(of.iter().map(|projection| Arc::clone(projection.field())).collect::<Vec<_>>()));
         // With a dictionary, a page without values would differ from that of a type that has none.
-        let shared = columns.iter().zip(&of).flat_map(|(column, plan)| column.leaves.clone().zip(&plan.roles));
+        let shared =
+            columns.iter().zip(&of).flat_map(|(column, projection)| column.leaves.clone().zip(&projection.roles));
         let shared = shared.filter(|(_, role)| matches!(role, Role::Nulls(_)));
         let properties = shared.fold(properties.clone().into_builder(), |properties, (leaf, _)| {
             properties.set_column_dictionary_enabled(leaves[leaf].path().clone(), false)
@@ -244,8 +246,9 @@ impl Plans {
         let writers = self.factory.create_column_writers(row_group)?;
         let mut writers =
             writers.into_iter().zip(self.pages.take()).map(|(writer, pages)| LeafWriter { writer, pages });
-        let count = |plan: &Plan| plan.roles.iter().map(|role| role.writer() + 1).max().unwrap_or_default();
-        Ok(self.of.iter().map(|plan| writers.by_ref().take(count(plan)).collect()).collect())
+        let count =
+            |projection: &Projection| projection.roles.iter().map(|role| role.writer() + 1).max().unwrap_or_default();
+        Ok(self.of.iter().map(|projection| writers.by_ref().take(count(projection)).collect()).collect())
     }
 }
 
@@ -273,23 +276,23 @@ enum OpenColumn {
 }
 
 impl OpenColumn {
-    fn write(&mut self, plan: &Plan, column: &ArrayRef) -> Result<()> {
+    fn write(&mut self, projection: &Projection, column: &ArrayRef) -> Result<()> {
         match self {
-            Self::Leaves(leaves) => leaves.write(plan, column),
+            Self::Leaves(leaves) => leaves.write(projection, column),
             Self::Text(text) => text.write(column.as_string()),
         }
     }
 
-    fn bytes(&self, plan: &Plan) -> usize {
+    fn bytes(&self, projection: &Projection) -> usize {
         match self {
-            Self::Leaves(leaves) => leaves.bytes(plan),
+            Self::Leaves(leaves) => leaves.bytes(projection),
             Self::Text(text) => text.bytes(),
         }
     }
 
-    fn ended(self, plan: &Plan) -> Result<EndedColumn> {
+    fn ended(self, projection: &Projection) -> Result<EndedColumn> {
         Ok(match self {
-            Self::Leaves(leaves) => EndedColumn::Leaves(leaves.ended(plan)?),
+            Self::Leaves(leaves) => EndedColumn::Leaves(leaves.ended(projection)?),
             Self::Text(text) => EndedColumn::Text(Some(Box::new(text.close()?))),
         })
     }
@@ -303,17 +306,17 @@ struct OpenLeaves {
 }
 
 impl OpenLeaves {
-    fn new(plan: &Plan, writers: Vec<LeafWriter>) -> Self {
-        Self { writers, before: vec![Vec::new(); plan.roles.len()] }
+    fn new(projection: &Projection, writers: Vec<LeafWriter>) -> Self {
+        Self { writers, before: vec![Vec::new(); projection.roles.len()] }
     }
 
-    fn write(&mut self, plan: &Plan, column: &ArrayRef) -> Result<()> {
-        let leaves = compute_leaves(plan.field(), &plan.project(column)?)?;
+    fn write(&mut self, projection: &Projection, column: &ArrayRef) -> Result<()> {
+        let leaves = compute_leaves(projection.field(), &projection.project(column)?)?;
         self.writers.iter_mut().zip(&leaves).try_for_each(|(of, leaf)| of.writer.write(leaf))
     }
 
     /// Writers of values go on; all others end, and the leaves keep their pages.
-    fn replan(&mut self, from: &Plan, to: &Plan, fresh: Vec<LeafWriter>) -> Result<()> {
+    fn change_projection(&mut self, from: &Projection, to: &Projection, fresh: Vec<LeafWriter>) -> Result<()> {
         let mut ended = std::mem::replace(self, Self::new(to, fresh)).ended(from)?;
         self.before = std::mem::take(&mut ended.before);
         for (leaf, (from, to)) in from.roles.iter().zip(&to.roles).enumerate() {
@@ -329,11 +332,11 @@ impl OpenLeaves {
         Ok(())
     }
 
-    fn ended(self, plan: &Plan) -> Result<EndedLeaves> {
+    fn ended(self, projection: &Projection) -> Result<EndedLeaves> {
         let Self { writers, before } = self;
         let mut ended = EndedLeaves { values: Vec::new(), nulls: Vec::new(), before };
         for (at, writer) in writers.into_iter().enumerate() {
-            let has_values = plan.roles.contains(&Role::Values(at));
+            let has_values = projection.roles.contains(&Role::Values(at));
             let (values, nulls) = if has_values { (Some(writer), None) } else { (None, Some(writer.close()?)) };
             ended.values.push(values);
             ended.nulls.push(nulls.map(Arc::new));
@@ -341,25 +344,30 @@ impl OpenLeaves {
         Ok(ended)
     }
 
-    fn bytes(&self, plan: &Plan) -> usize {
+    fn bytes(&self, projection: &Projection) -> usize {
         let open: Vec<_> = self.writers.iter().map(LeafWriter::bytes).collect();
         let before = self.before.iter().flatten().map(|nulls| nulls.size_bytes()).sum::<usize>();
-        before + plan.roles.iter().map(|role| open[role.writer()]).sum::<usize>()
+        before + projection.roles.iter().map(|role| open[role.writer()]).sum::<usize>()
     }
 }
 
 /// A column of a row group that ends.
 enum EndedColumn {
     Leaves(EndedLeaves),
-    /// `None` when its chunk is made.
+    /// `None` when its column chunk is made.
     Text(Option<Box<WrittenLeaf>>),
 }
 
 impl EndedColumn {
-    /// The chunk of one of its leaves, which is number `at` in the column.
-    fn chunk(&mut self, plan: &Plan, at: usize, leaf: &ColumnDescPtr) -> Result<(ChunkPages, ColumnCloseResult)> {
+    /// The column chunk of one of its leaves, which is number `at` in the column.
+    fn chunk(
+        &mut self,
+        projection: &Projection,
+        at: usize,
+        leaf: &ColumnDescPtr,
+    ) -> Result<(ChunkPages, ColumnCloseResult)> {
         match self {
-            Self::Leaves(leaves) => leaves.chunk(plan.roles[at], at, leaf),
+            Self::Leaves(leaves) => leaves.chunk(projection.roles[at], at, leaf),
             Self::Text(text) => chunk(leaf, &[], text.take().as_deref()),
         }
     }

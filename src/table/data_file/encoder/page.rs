@@ -182,7 +182,8 @@ fn varint(bytes: &mut Bytes) -> Option<u64> {
     None
 }
 
-/// The pages of a chunk, in the order of the file. They can be read once, and each is freed when it has been read.
+/// The pages of a column chunk, in the order of the file. They can be read once, and each is freed when it has been
+/// read.
 pub struct ChunkPages(Mutex<VecDeque<Bytes>>);
 
 impl ChunkPages {
@@ -197,7 +198,7 @@ impl ChunkPages {
 
 impl Length for ChunkPages {
     fn len(&self) -> u64 {
-        self.lock().iter().map(|part| part.len() as u64).sum()
+        self.lock().iter().map(|bytes| bytes.len() as u64).sum()
     }
 }
 
@@ -224,9 +225,9 @@ impl Read for ChunkPagesReader {
         while self.0.front().is_some_and(Bytes::is_empty) {
             self.0.pop_front();
         }
-        let Some(part) = self.0.front_mut() else { return Ok(0) };
-        let count = part.len().min(to.len());
-        part.copy_to_slice(&mut to[..count]);
+        let Some(bytes) = self.0.front_mut() else { return Ok(0) };
+        let count = bytes.len().min(to.len());
+        bytes.copy_to_slice(&mut to[..count]);
         Ok(count)
     }
 }

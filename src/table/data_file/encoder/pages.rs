@@ -1,4 +1,4 @@
-//! Pages of a leaf, in memory until its row group ends, and the chunk that they become.
+//! Pages of a leaf, in memory until its row group ends, and the column chunk that they become.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -117,15 +117,15 @@ impl WrittenLeaf {
     }
 }
 
-/// The chunk of a leaf: pages without values, and then those of its own writer, if it has one. Pages without values are
-/// those of any leaf with the same levels, whatever its type: such a page has no bytes behind its levels.
+/// The column chunk of a leaf: pages without values, and then those of its own writer, if it has one. Pages without
+/// values are those of any leaf with the same levels, whatever its type: such a page has no bytes behind its levels.
 pub fn chunk(
     leaf: &ColumnDescPtr,
     nulls: &[Arc<WrittenLeaf>],
     own: Option<&WrittenLeaf>,
 ) -> Result<(ChunkPages, ColumnCloseResult)> {
-    let parts: Vec<_> = nulls.iter().map(AsRef::as_ref).chain(own).collect();
-    let pages = || parts.iter().flat_map(|part| &part.pages);
+    let written: Vec<_> = nulls.iter().map(AsRef::as_ref).chain(own).collect();
+    let pages = || written.iter().flat_map(|leaf| &leaf.pages);
     // A writer hands over its dictionary after pages that use it; in a file it comes first.
     let dictionary = || pages().filter(|page| page.is_dictionary);
     let in_order = || dictionary().chain(pages().filter(|page| !page.is_dictionary));
@@ -133,7 +133,7 @@ pub fn chunk(
     let dictionary_bytes = count(dictionary().map(Page::len).sum());
     let metadata = match (nulls, own) {
         ([], Some(own)) => own.close.metadata.clone().into_builder(),
-        _ => metadata(leaf, &parts),
+        _ => metadata(leaf, &written),
     };
     let metadata = metadata
         .set_compression(codec())
@@ -145,20 +145,20 @@ pub fn chunk(
     let alone = own.filter(|_| nulls.is_empty());
     let close = ColumnCloseResult {
         bytes_written: metadata.compressed_size().unsigned_abs(),
-        rows_written: parts.iter().map(|part| part.close.rows_written).sum(),
+        rows_written: written.iter().map(|leaf| leaf.close.rows_written).sum(),
         metadata,
         bloom_filter: alone.and_then(|own| own.close.bloom_filter.clone()),
         column_index: alone.and_then(|own| own.close.column_index.clone()),
-        offset_index: offset_index(leaf, &parts, dictionary_bytes),
+        offset_index: offset_index(leaf, &written, dictionary_bytes),
     };
     Ok((ChunkPages::new(in_order()), close))
 }
 
-fn metadata(leaf: &ColumnDescPtr, parts: &[&WrittenLeaf]) -> ColumnChunkMetaDataBuilder {
-    let of_parts = || parts.iter().map(|part| &part.close.metadata);
-    let encodings: Vec<_> = of_parts().flat_map(ColumnChunkMetaData::encodings).collect();
+fn metadata(leaf: &ColumnDescPtr, written: &[&WrittenLeaf]) -> ColumnChunkMetaDataBuilder {
+    let of_written = || written.iter().map(|leaf| &leaf.close.metadata);
+    let encodings: Vec<_> = of_written().flat_map(ColumnChunkMetaData::encodings).collect();
     let mut pages: Vec<PageEncodingStats> = Vec::new();
-    for of in of_parts().filter_map(ColumnChunkMetaData::page_encoding_stats).flatten() {
+    for of in of_written().filter_map(ColumnChunkMetaData::page_encoding_stats).flatten() {
         match pages.iter_mut().find(|known| known.page_type == of.page_type && known.encoding == of.encoding) {
             Some(known) => known.count += of.count,
             None => pages.push(of.clone()),
@@ -169,16 +169,16 @@ fn metadata(leaf: &ColumnDescPtr, parts: &[&WrittenLeaf]) -> ColumnChunkMetaData
     ColumnChunkMetaData::builder(Arc::clone(leaf))
         .set_encodings_mask(EncodingMask::new_from_encodings(encodings.iter()))
         .set_page_encoding_stats(pages)
-        .set_num_values(of_parts().map(ColumnChunkMetaData::num_values).sum())
+        .set_num_values(of_written().map(ColumnChunkMetaData::num_values).sum())
 }
 
-fn offset_index(leaf: &ColumnDescPtr, parts: &[&WrittenLeaf], begin: i64) -> Option<OffsetIndexMetaData> {
+fn offset_index(leaf: &ColumnDescPtr, written: &[&WrittenLeaf], begin: i64) -> Option<OffsetIndexMetaData> {
     let (mut page_locations, mut value_bytes) = (Vec::new(), Vec::new());
     let (mut offset, mut rows) = (begin, 0);
-    for part in parts {
-        let of_part = part.close.offset_index.as_ref()?;
-        let data_pages = part.pages.iter().filter(|page| !page.is_dictionary);
-        for (location, page) in of_part.page_locations.iter().zip(data_pages) {
+    for of in written {
+        let index = of.close.offset_index.as_ref()?;
+        let data_pages = of.pages.iter().filter(|page| !page.is_dictionary);
+        for (location, page) in index.page_locations.iter().zip(data_pages) {
             let compressed_page_size = i32::try_from(page.len()).ok()?;
             page_locations.push(PageLocation {
                 offset,
@@ -187,9 +187,9 @@ fn offset_index(leaf: &ColumnDescPtr, parts: &[&WrittenLeaf], begin: i64) -> Opt
             });
             offset += i64::from(compressed_page_size);
         }
-        let pages = of_part.page_locations.len();
-        value_bytes.extend(of_part.unencoded_byte_array_data_bytes.clone().unwrap_or_else(|| vec![0; pages]));
-        rows += i64::try_from(part.close.rows_written).ok()?;
+        let pages = index.page_locations.len();
+        value_bytes.extend(index.unencoded_byte_array_data_bytes.clone().unwrap_or_else(|| vec![0; pages]));
+        rows += i64::try_from(of.close.rows_written).ok()?;
     }
     let is_text = leaf.physical_type() == Type::BYTE_ARRAY;
     Some(OffsetIndexMetaData { page_locations, unencoded_byte_array_data_bytes: is_text.then_some(value_bytes) })

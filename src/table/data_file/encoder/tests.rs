@@ -57,24 +57,25 @@ fn schema() -> SchemaRef {
     Arc::new(Schema::new(fields.to_vec()))
 }
 
-/// Random rows. Each part has its first value in a batch of its own, or in none, so that leaves get values late.
+/// Random rows. Each field of a column has its first value in a batch of its own, or in none, so that leaves get values
+/// late.
 struct Rows {
     random: fastrand::Rng,
     begins: Vec<usize>,
     batch: usize,
-    part: usize,
+    field: usize,
 }
 
 impl Rows {
     fn batches(seed: u64, sizes: &[usize]) -> Vec<RecordBatch> {
         let mut random = fastrand::Rng::with_seed(seed);
         let begins = std::iter::repeat_with(|| random.usize(0..2 * sizes.len())).take(100).collect();
-        let mut rows = Self { random, begins, batch: 0, part: 0 };
+        let mut rows = Self { random, begins, batch: 0, field: 0 };
         sizes.iter().map(|size| rows.batch(*size)).collect()
     }
 
     fn batch(&mut self, size: usize) -> RecordBatch {
-        self.part = 0;
+        self.field = 0;
         let schema = schema();
         let columns = schema.fields().iter().map(|field| self.array(field, size)).collect();
         self.batch += 1;
@@ -103,8 +104,8 @@ impl Rows {
     }
 
     fn nulls(&mut self, field: &Field, size: usize) -> Option<NullBuffer> {
-        let begin = self.begins[self.part];
-        self.part += 1;
+        let begin = self.begins[self.field];
+        self.field += 1;
         field.is_nullable().then(|| (0..size).map(|_| self.batch >= begin && self.random.bool()).collect())
     }
 
@@ -179,7 +180,7 @@ fn of_parquet(batches: &[RecordBatch]) -> Bytes {
     writer.into_inner().unwrap().into()
 }
 
-/// Levels and values of each chunk, as a text, with what its metadata says of them.
+/// Levels and values of each column chunk, as a text, with what its metadata says of them.
 fn chunks(file: &Bytes) -> Vec<String> {
     fn read<T: data_type::DataType>(mut reader: ColumnReaderImpl<T>) -> String {
         let (mut def, mut rep, mut values) = (Vec::new(), Vec::new(), Vec::new());
@@ -224,7 +225,7 @@ fn selected(file: &Bytes, column: usize, rows: usize) -> Vec<RecordBatch> {
     reader.map(std::result::Result::unwrap).collect()
 }
 
-/// The pages of each chunk, as the page index has them, are all of it but its dictionary.
+/// The pages of each column chunk, as the page index has them, are all of it but its dictionary.
 fn assert_page_index(file: &Bytes) {
     let metadata =
         ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Required).parse_and_finish(file).unwrap();
@@ -269,7 +270,7 @@ proptest! {
 #[test]
 fn a_leaf_that_gets_values_late_and_then_gives_up_its_dictionary_is_read() {
     let begins = vec![1; 100];
-    let mut rows = Rows { random: fastrand::Rng::with_seed(7), begins, batch: 0, part: 0 };
+    let mut rows = Rows { random: fastrand::Rng::with_seed(7), begins, batch: 0, field: 0 };
     assert_as_parquet(&[rows.batch(10), rows.batch(35)], 0);
 }
 
@@ -295,8 +296,8 @@ fn only_one_of_the_leaves_without_values_below_a_structure_is_written() {
     let leaves = ArrowSchemaConverter::new().convert(&schema).unwrap();
     let columns = columns(&schema, leaves.columns(), &properties().build()).unwrap();
     let compressor = Arc::new(Compressor::new().unwrap());
-    let plans = Plans::new(&columns, leaves.columns(), &properties().build(), &compressor).unwrap();
-    let written: Vec<_> = plans.writers(0).unwrap().iter().map(Vec::len).collect();
+    let projections = Projections::new(&columns, leaves.columns(), &properties().build(), &compressor).unwrap();
+    let written: Vec<_> = projections.writers(0).unwrap().iter().map(Vec::len).collect();
     // The levels of deeper leaves have more bits; a map has a key and a value.
     assert_eq!((written, leaves.num_columns()), (vec![1, 1, 1, 2, 2, 1, 1], 18));
 }

@@ -1,8 +1,8 @@
-//! The plan: which data files of a partition are rewritten together, and which stay as they are.
+//! Groups: which data files of a partition are rewritten together, and which stay as they are.
 
 use crate::table::maintain::options::{MaintenanceOptions, MaintenanceStep};
 
-/// A data file as the plan sees it.
+/// A data file as the choice of groups sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CandidateFile {
     /// Its index among the table's files.

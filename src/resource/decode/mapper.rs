@@ -1,4 +1,4 @@
-//! A planner makes the plan of a document: it goes through it once as decoding by member names does, and notes where
+//! A mapper makes the mapping of a document: it goes through it once as decoding by member names does, and notes where
 //! each value ends up.
 
 use std::{
@@ -9,48 +9,48 @@ use std::{
 
 use super::{
     canonical::Quantity,
+    derived_from::DerivedInput,
     head::{Head, Meta},
-    plan::{DerivedPlan, ItemsPlan, LinePlan, ManyPlan, MemberPlan, StructuresPlan, ValuePlan},
-    source::Source,
+    mapping::{DerivedMapping, ItemsMapping, LineMapping, MemberMapping, Repetition, StructuresMapping, ValueInfo},
 };
 use crate::resource::{
     Shape,
-    content_hash::HashPlan,
+    content_hash::HashTemplate,
     element::{Complex, Element, ElementContent, Special},
-    json::{Document, OutlineValues, Part, TokenIndex, TokenKind},
+    json::{Document, Fragment, OutlineValues, TokenIndex, TokenKind},
 };
 
 /// `None` if the document is not a resource of the type, or if a member needs more than its column.
-pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<LinePlan> {
+pub fn mapping(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Option<LineMapping> {
     Head::read(document, shape.resource_type).ok()?;
     let extension = shape.extension.as_deref()?;
     let member = |name| document.member(Document::ROOT, name);
     let meta = member("meta").map(|at| Meta::of(document, at)).unwrap_or_default();
-    let way = Way::through(document, shape.resource_type.as_str())?;
+    let by_name = NameOrder::through(document, shape.resource_type.as_str())?;
     let slots_left = Cell::new(MAX_SLOTS_PER_VALUE * (values.count() + 1));
-    let planner = Planner { document, values, way: &way, slots_left };
-    let root = planner.structures(&[Some(Document::ROOT)], &shape.elements)?;
-    let derived = root.members.iter().map(|of| planner.derived(of.element, &shape.elements[of.element]));
-    let extensions: Vec<_> = way.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
+    let mapper = Mapper { document, values, by_name: &by_name, slots_left };
+    let root = mapper.structures(&[Some(Document::ROOT)], &shape.elements)?;
+    let derived = root.members.iter().map(|of| mapper.derived(of.element, &shape.elements[of.element]));
+    let extensions: Vec<_> = by_name.carriers.iter().flat_map(|(_, list)| document.items(*list)).map(Some).collect();
     let carrier = |(fid, list): &(i32, TokenIndex)| (*fid, document.items(*list).count());
-    let primitive_ext = way.primitive_ext.iter().map(|(path, at)| (path.clone(), values.part(document, *at)));
-    let mut of_values = vec![ValuePlan::default(); values.count()];
-    for (turn, (at, path)) in way.values.iter().enumerate() {
+    let primitive_ext = by_name.primitive_ext.iter().map(|(path, at)| (path.clone(), values.fragment(document, *at)));
+    let mut of_values = vec![ValueInfo::default(); values.count()];
+    for (order, (at, path)) in by_name.values.iter().enumerate() {
         if let Some(number) = values.number(*at) {
-            of_values[number] = ValuePlan { turn, path: path.clone() };
+            of_values[number] = ValueInfo { order, path: path.clone() };
         }
     }
-    Some(LinePlan {
+    Some(LineMapping {
         resource_type: values.number(member("resourceType")?)?,
         id: values.number(member("id")?)?,
-        meta: meta.planned(values),
-        hash: HashPlan::of(document, values),
+        meta: meta.in_outline(values),
+        hash: HashTemplate::of(document, values),
         derived: derived.collect::<Option<_>>()?,
         root,
-        extensions: planner.complex(extension, &extensions)?,
-        carriers: way.carriers.iter().map(carrier).collect(),
+        extensions: mapper.complex(extension, &extensions)?,
+        carriers: by_name.carriers.iter().map(carrier).collect(),
         contained: match member("contained") {
-            Some(list) => Some(planner.contained(list)?),
+            Some(list) => Some(mapper.contained(list)?),
             None => None,
         },
         primitive_ext: primitive_ext.collect(),
@@ -58,20 +58,20 @@ pub fn plan(document: Document<'_>, values: &OutlineValues, shape: &Shape) -> Op
     })
 }
 
-struct Planner<'line> {
+struct Mapper<'line> {
     document: Document<'line>,
     values: &'line OutlineValues,
-    way: &'line Way<'line>,
-    /// How many more values the plan may have, nulls included.
+    by_name: &'line NameOrder<'line>,
+    /// How many more values the mapping may have, nulls included.
     slots_left: Cell<usize>,
 }
 
 /// A structure of a list has a null for each member that only another one has. Lists of which that is nearly all would
-/// make plans that are much larger than their lines.
+/// make mappings that are much larger than their lines.
 const MAX_SLOTS_PER_VALUE: usize = 16;
 
-/// What decoding by member names meets of a document, in its order.
-struct Way<'line> {
+/// The structures and values of a document, in the order of decoding by member names.
+struct NameOrder<'line> {
     document: Document<'line>,
     /// Of the structure that it is in; at its end that of the resource.
     path: String,
@@ -91,9 +91,9 @@ struct Way<'line> {
 /// A path is longer only where a name is none of FHIR, and each value keeps its path.
 const MAX_PATH_BYTES: usize = 1024;
 
-impl Planner<'_> {
+impl Mapper<'_> {
     /// `objects` are the structures of a column, `None` for a null.
-    fn structures(&self, objects: &[Option<TokenIndex>], elements: &[Element]) -> Option<StructuresPlan> {
+    fn structures(&self, objects: &[Option<TokenIndex>], elements: &[Element]) -> Option<StructuresMapping> {
         let mut members: Vec<(usize, Vec<Option<TokenIndex>>)> = Vec::new();
         for (place, object) in objects.iter().enumerate() {
             let Some(object) = object else { continue };
@@ -110,9 +110,9 @@ impl Planner<'_> {
             }
         }
         let members = members.into_iter().map(|(index, values)| self.member(index, &elements[index], &values));
-        let fid = |object: &Option<TokenIndex>| object.map_or(0, |object| self.way.fids[&object]);
+        let fid = |object: &Option<TokenIndex>| object.map_or(0, |object| self.by_name.fids[&object]);
         let present: Vec<_> = objects.iter().map(Option::is_some).collect();
-        Some(StructuresPlan {
+        Some(StructuresMapping {
             fids: objects.iter().map(fid).collect(),
             present: if present.contains(&false) { present } else { Vec::new() },
             members: members.collect::<Option<_>>()?,
@@ -157,9 +157,9 @@ impl Planner<'_> {
         (is_list && self.document.items(list).all(is_object)).then_some(())
     }
 
-    fn member(&self, index: usize, element: &Element, values: &[Option<TokenIndex>]) -> Option<MemberPlan> {
+    fn member(&self, index: usize, element: &Element, values: &[Option<TokenIndex>]) -> Option<MemberMapping> {
         if !element.repeated {
-            return Some(MemberPlan { element: index, many: ManyPlan::One, items: self.items(element, values)? });
+            return Some(MemberMapping { element: index, many: Repetition::One, items: self.items(element, values)? });
         }
         let is_list = |value: &Option<TokenIndex>| value.is_none_or(|at| self.document.kind(at) == TokenKind::Array);
         if !values.iter().all(is_list) {
@@ -167,10 +167,10 @@ impl Planner<'_> {
         }
         let lengths = values.iter().map(|value| value.map(|at| self.document.items(at).count())).collect();
         let items: Vec<_> = values.iter().flatten().flat_map(|at| self.document.items(*at)).map(Some).collect();
-        Some(MemberPlan { element: index, many: ManyPlan::Lists(lengths), items: self.items(element, &items)? })
+        Some(MemberMapping { element: index, many: Repetition::Lists(lengths), items: self.items(element, &items)? })
     }
 
-    fn items(&self, element: &Element, values: &[Option<TokenIndex>]) -> Option<ItemsPlan> {
+    fn items(&self, element: &Element, values: &[Option<TokenIndex>]) -> Option<ItemsMapping> {
         match &element.content {
             ElementContent::Primitive(_) => {
                 let number = |value: &Option<TokenIndex>| match value {
@@ -179,47 +179,47 @@ impl Planner<'_> {
                     Some(at) => self.values.number(*at).map(Some),
                     None => Some(None),
                 };
-                values.iter().map(number).collect::<Option<_>>().map(ItemsPlan::Leaf)
+                values.iter().map(number).collect::<Option<_>>().map(ItemsMapping::Leaf)
             }
-            ElementContent::Complex(complex) => self.complex(complex, values).map(ItemsPlan::Complex),
+            ElementContent::Complex(complex) => self.complex(complex, values).map(ItemsMapping::Complex),
         }
     }
 
-    fn complex(&self, complex: &Complex, values: &[Option<TokenIndex>]) -> Option<StructuresPlan> {
+    fn complex(&self, complex: &Complex, values: &[Option<TokenIndex>]) -> Option<StructuresMapping> {
         if values.iter().flatten().any(|at| self.document.kind(*at) != TokenKind::Object) {
             return None;
         }
-        let mut plan = self.structures(values, &complex.elements)?;
+        let mut mapping = self.structures(values, &complex.elements)?;
         if complex.special == Special::Quantity {
-            let quantity = |at: TokenIndex| Quantity::of(self.document, at).planned(self.values);
-            plan.quantities = values.iter().map(|value| value.map(quantity)).collect();
+            let quantity = |at: TokenIndex| Quantity::of(self.document, at).in_outline(self.values);
+            mapping.quantities = values.iter().map(|value| value.map(quantity)).collect();
         }
-        Some(plan)
+        Some(mapping)
     }
 
-    fn contained(&self, list: TokenIndex) -> Option<Vec<Part>> {
+    fn contained(&self, list: TokenIndex) -> Option<Vec<Fragment>> {
         self.all_objects(list)?;
-        Some(self.document.items(list).map(|item| self.values.part(self.document, item)).collect())
+        Some(self.document.items(list).map(|item| self.values.fragment(self.document, item)).collect())
     }
 
-    fn derived(&self, index: usize, element: &Element) -> Option<DerivedPlan> {
+    fn derived(&self, index: usize, element: &Element) -> Option<DerivedMapping> {
         let at = self.document.member(Document::ROOT, element.name)?;
-        let values = self.way.values.iter().map(|(value, _)| *value);
+        let values = self.by_name.values.iter().map(|(value, _)| *value);
         let mut of_element = values.rev().filter(|value| self.document.is_in(*value, at));
-        Some(DerivedPlan {
+        Some(DerivedMapping {
             element: index,
-            path: format!("{}.{}", self.way.path, element.name),
-            source: Source::of(self.document, at, element).planned(self.values),
+            path: format!("{}.{}", self.by_name.path, element.name),
+            input: DerivedInput::of(self.document, at, element).in_outline(self.values),
             leaf: self.values.number(at),
             last: of_element.find_map(|value| self.values.number(value)).unwrap_or_default(),
         })
     }
 }
 
-impl<'line> Way<'line> {
+impl<'line> NameOrder<'line> {
     /// `None` if a path is too long.
     fn through(document: Document<'line>, root: &str) -> Option<Self> {
-        let mut way = Self {
+        let mut order = Self {
             document,
             path: root.to_owned(),
             fids: BTreeMap::new(),
@@ -229,8 +229,8 @@ impl<'line> Way<'line> {
             waiting: VecDeque::new(),
             is_too_long: false,
         };
-        way.structure(Document::ROOT, false);
-        (!way.is_too_long).then_some(way)
+        order.structure(Document::ROOT, false);
+        (!order.is_too_long).then_some(order)
     }
 
     /// Recursion ends: a document has a limited depth.
@@ -248,10 +248,10 @@ impl<'line> Way<'line> {
                     }
                 }
                 name => match name.strip_prefix('_') {
-                    Some(bare) => self.below(format_args!(".{bare}"), |way| {
-                        way.primitive_ext.push((way.path.clone(), value));
+                    Some(bare) => self.below(format_args!(".{bare}"), |order| {
+                        order.primitive_ext.push((order.path.clone(), value));
                     }),
-                    None => self.below(format_args!(".{name}"), |way| way.value(value, is_in_extension)),
+                    None => self.below(format_args!(".{name}"), |order| order.value(value, is_in_extension)),
                 },
             }
         }
@@ -262,7 +262,7 @@ impl<'line> Way<'line> {
         while let Some((fid, list, path)) = self.waiting.pop_front() {
             self.carriers.push((fid, list));
             let outside = std::mem::replace(&mut self.path, path);
-            self.below(format_args!(".extension"), |way| way.items(list, true));
+            self.below(format_args!(".extension"), |order| order.items(list, true));
             self.path = outside;
         }
     }
@@ -277,7 +277,7 @@ impl<'line> Way<'line> {
 
     fn items(&mut self, list: TokenIndex, is_in_extension: bool) {
         for (index, item) in self.document.items(list).enumerate() {
-            self.below(format_args!("[{index}]"), |way| way.value(item, is_in_extension));
+            self.below(format_args!("[{index}]"), |order| order.value(item, is_in_extension));
         }
     }
 

@@ -1,4 +1,4 @@
-//! The memory of a sync: what the state file says, and what the tables say when they are asked.
+//! The state of a sync: what the state file says, and what is written to it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,14 +7,12 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
-use futures::future::join_all;
 use url::Url;
 
-use super::{Error, Export, Mode, Outcome, Report, ResourceTable, Syncer, blocking::now};
+use super::{Error, Export, Mode, Outcome, Report, Syncer, clock::now};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{Asked, ExportState, FinishedFiles, JobInFlight, KeptRows, LastRun, State, Store},
-    table::{self, ADOPTED},
+    state::{Asked, ExportState, FinishedFiles, JobInFlight, KeptRows, LastRun, OpenState, State},
     telemetry::metrics::{self, RunOutcome},
 };
 
@@ -24,64 +22,27 @@ const GIVEN_UP: &str = "a full load of which a part is in the table was given up
 /// Why a type is loaded in full that had a watermark, and that a full load did not bring.
 pub const LEFT_OUT: &str = "the last full load brought none of it";
 
-/// Tables that are opened at the same time: in an object store the time is spent waiting.
-pub(super) const TABLES_AT_ONCE: usize = 16;
-
 /// A ledger that cannot be written for longer lacks the earlier runs for good.
 const MAX_UNRECORDED_RUNS: usize = 1000;
 
 impl Syncer {
     /// What the state file says now.
     pub fn state(&self) -> State {
-        State::clone(&self.shared_state())
+        State::clone(&self.current_state())
     }
 
-    /// How the last run of an export ended that was not stopped; see [`Freshness::outcome_before_a_stop`].
+    /// The outcome of the last run of an export that was not stopped; see [`Freshness::outcome_before_a_stop`].
     pub fn outcome_before(&self, export: &Export) -> Option<Outcome> {
         self.export_state(export).freshness.outcome_before_a_stop()
     }
 
-    /// The same without a copy, which may be large.
-    pub fn shared_state(&self) -> Arc<State> {
+    /// The state as it was last read or written, without a copy.
+    pub fn current_state(&self) -> Arc<State> {
         Arc::clone(&self.seen.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn export_state(&self, export: &Export) -> ExportState {
-        self.shared_state().exports.get(&export.name).cloned().unwrap_or_default()
-    }
-
-    /// The watermark of each table of an export, or why it cannot be read. The tables decide; the state file only
-    /// mirrors them.
-    pub(super) async fn watermarks(
-        &self,
-        export: &Export,
-    ) -> Vec<(ResourceType, Result<Option<TransactionTime>, Error>)> {
-        let reload = self.export_state(export).reload;
-        let mut watermarks = Vec::new();
-        for types in export.types.chunks(TABLES_AT_ONCE) {
-            let of_type = |resource_type: ResourceType| async move {
-                let watermark = self.watermark(export, resource_type).await;
-                (resource_type, watermark.map_err(|error| Error::of_opening(resource_type, error)))
-            };
-            let of_types = join_all(types.iter().copied().map(of_type)).await;
-            // What was asked before does not count.
-            watermarks.extend(of_types.into_iter().map(|(resource_type, watermark)| {
-                let is_reloaded = reload.contains_key(&resource_type);
-                (resource_type, watermark.map(|watermark| watermark.filter(|_| !is_reloaded)))
-            }));
-        }
-        watermarks
-    }
-
-    async fn watermark(
-        &self,
-        export: &Export,
-        resource_type: ResourceType,
-    ) -> Result<Option<TransactionTime>, table::Error> {
-        match self.engine.open(resource_type).await? {
-            Some(table) => watermark(&table, export, &self.config.source).await,
-            None => Ok(None),
-        }
+        self.current_state().exports.get(&export.name).cloned().unwrap_or_default()
     }
 
     /// What is asked from now on. With a reason, the watermarks of these types no longer count.
@@ -106,7 +67,7 @@ impl Syncer {
     }
 
     /// These types are loaded in full, each for its reason.
-    pub(super) async fn remember_differences(
+    pub(super) async fn remember_reload(
         &self,
         export: &Export,
         reasons: BTreeMap<ResourceType, String>,
@@ -128,7 +89,7 @@ impl Syncer {
     }
 
     /// Only these types may still come from a job.
-    pub(super) async fn remember_types(&self, export: &Export, narrowed: &JobInFlight) -> Result<(), Error> {
+    pub(super) async fn narrow_job(&self, export: &Export, narrowed: &JobInFlight) -> Result<(), Error> {
         let (status_url, types) = (narrowed.status_url.clone(), narrowed.types.clone());
         self.remember_export(export, move |state| {
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
@@ -199,7 +160,7 @@ impl Syncer {
         self.remember_export(export, move |state| state.watermarks.extend(watermarks)).await
     }
 
-    /// What the report of a job says, from which these types may still come.
+    /// Stores what the report says of a job. `left` are the types that may still come from it.
     pub(super) async fn remember_settled(
         &self,
         export: &Export,
@@ -258,7 +219,7 @@ impl Syncer {
     }
 
     /// The other exports load these types in full: damaged files that may have had their rows were removed.
-    pub(super) async fn reload_elsewhere(&self, export: &Export, types: Vec<ResourceType>) -> Result<(), Error> {
+    pub(super) async fn reload_in_other_exports(&self, export: &Export, types: Vec<ResourceType>) -> Result<(), Error> {
         if types.is_empty() {
             return Ok(());
         }
@@ -277,7 +238,7 @@ impl Syncer {
     pub(super) async fn next_run(&self) -> Result<u64, Error> {
         match &self.sharing {
             None => Ok(self.turns.next_run()),
-            Some(_) => self.with_store(|store| Ok(store.next_run()?)).await,
+            Some(_) => self.with_open_state(|state| Ok(state.next_run()?)).await,
         }
     }
 
@@ -369,19 +330,7 @@ impl Syncer {
 
     /// Changes the state file. It is on the disk when this returns.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
-        self.with_store(move |store| Ok(store.update(change)?)).await
-    }
-}
-
-/// A watermark of a version that did not record what was asked counts until the first commit of this version.
-pub async fn watermark(
-    table: &ResourceTable,
-    export: &Export,
-    source: &str,
-) -> Result<Option<TransactionTime>, table::Error> {
-    match table.watermark(&export.app_id(source)).await? {
-        Some(watermark) => Ok(Some(watermark)),
-        None => Ok(table.watermark(&export.app_id_before()).await?.filter(|watermark| *watermark > ADOPTED)),
+        self.with_open_state(move |state| Ok(state.update(change)?)).await
     }
 }
 
@@ -395,8 +344,8 @@ fn remember_kept(state: &mut ExportState, of: ResourceType, rows: u64, loaded_at
     }
 }
 
-/// Full loads have brought nothing of these types. Where the table has a watermark of before, nothing is asked from it any
-/// more: all of the type is, when it is asked for again.
+/// A full load brought nothing of these types. If the table has a watermark, it no longer counts: the next request for
+/// the type is a full load.
 fn remember_unconfirmed(state: &mut ExportState, types: Vec<ResourceType>, asked_at: DateTime<Utc>) {
     for of in types {
         state.unconfirmed.insert(of, asked_at);
@@ -418,6 +367,6 @@ fn given_up<'a>(
     leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.to_owned()))
 }
 
-pub(super) fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock(state: &Mutex<OpenState>) -> MutexGuard<'_, OpenState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
-//! Probes: whether a server can be reached and what it grants, one step at a time, for the person who sets it up.
+//! Checks: whether a server can be reached and what it grants, one step at a time, for the person who sets it up.
 //!
-//! What always holds: a probe changes nothing on the server but what [`Client::probe_export`] starts, which it cancels;
+//! What always holds: a check changes nothing on the server but what [`Client::check_export`] starts, which it cancels;
 //! and no step waits longer than a minute.
 
 use std::time::Duration;
@@ -25,16 +25,16 @@ use crate::{fhir::ResourceType, telemetry::metrics::Endpoint};
 
 /// One thing that was tried.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Probe {
+pub struct Check {
     /// What was tried, and on what.
     pub what: String,
-    pub verdict: ProbeVerdict,
+    pub verdict: CheckVerdict,
     /// What was found; of a failure also the way out.
     pub found: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum ProbeVerdict {
+pub enum CheckVerdict {
     Good,
     /// A sync may work, and something about it should be known.
     Doubtful,
@@ -47,17 +47,17 @@ const STEP_LIMIT: Duration = Duration::from_mins(1);
 /// What servers of the guide instantiate (rule 6); a version may follow.
 const BULK_DATA: &str = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data";
 
-impl Probe {
+impl Check {
     pub fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { what: what.into(), verdict: ProbeVerdict::Good, found: found.into() }
+        Self { what: what.into(), verdict: CheckVerdict::Good, found: found.into() }
     }
 
     pub fn doubtful(what: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { what: what.into(), verdict: ProbeVerdict::Doubtful, found: found.into() }
+        Self { what: what.into(), verdict: CheckVerdict::Doubtful, found: found.into() }
     }
 
     pub fn failed(what: impl Into<String>, found: impl Into<String>) -> Self {
-        Self { what: what.into(), verdict: ProbeVerdict::Failed, found: found.into() }
+        Self { what: what.into(), verdict: CheckVerdict::Failed, found: found.into() }
     }
 
     fn of(what: impl Into<String>, result: Result<String, String>) -> Self {
@@ -71,57 +71,57 @@ impl Probe {
 impl Client {
     /// The server, from its name to what it declares; then the token and its scopes. Steps that need one that failed
     /// are left out.
-    pub async fn probe(&self, exports: &[(Level, Vec<ResourceType>)]) -> Vec<Probe> {
-        let mut probes = Vec::from_iter(self.probe_name().await);
-        if probes.iter().any(|probe| probe.verdict == ProbeVerdict::Failed) {
-            return probes;
+    pub async fn check(&self, exports: &[(Level, Vec<ResourceType>)]) -> Vec<Check> {
+        let mut checks = Vec::from_iter(self.check_name().await);
+        if checks.iter().any(|check| check.verdict == CheckVerdict::Failed) {
+            return checks;
         }
         let url = under(&self.config.server, ["metadata"]);
         let what = format!("connection to {}", shown(&self.config.server));
         match self.capabilities(&url).await {
             Err(error) => {
-                probes.push(Probe::failed(what, error));
-                return probes;
+                checks.push(Check::failed(what, error));
+                return checks;
             }
             Ok((headers, statement)) => {
                 let how = if self.config.server.scheme() == "https" { "over TLS" } else { "without encryption" };
-                probes.push(Probe::good(what, format!("answers {how}")));
-                probes.extend(skew(&headers, local_now()));
-                probes.push(declared(statement.as_ref(), exports));
+                checks.push(Check::good(what, format!("answers {how}")));
+                checks.extend(skew(&headers, local_now()));
+                checks.push(declared(statement.as_ref(), exports));
             }
         }
-        let (token, has_token) = self.probe_token(exports).await;
-        probes.extend(token);
+        let (token, has_token) = self.check_token(exports).await;
+        checks.extend(token);
         if has_token {
             for group in exports.iter().filter_map(|(level, _)| level.group()) {
-                probes.push(self.probe_group(group).await);
+                checks.push(self.check_group(group).await);
             }
         }
-        probes.push(self.file_hosts());
-        probes
+        checks.push(self.file_hosts());
+        checks
     }
 
     /// Starts this export and cancels it at once.
-    pub async fn probe_export(&self, name: &str, request: &ExportRequest) -> Probe {
+    pub async fn check_export(&self, name: &str, request: &ExportRequest) -> Check {
         let what = format!("export {name}: kick-off");
         let job = match within_limit(self.kick_off(request)).await {
             Ok(job) => job,
-            Err(found) => return Probe::failed(what, found),
+            Err(found) => return Check::failed(what, found),
         };
         let url = shown(&job.status_url);
         match within_limit(job.delete(self)).await {
-            Ok(()) => Probe::good(what, "accepted, and cancelled again"),
+            Ok(()) => Check::good(what, "accepted, and cancelled again"),
             Err(found) => {
-                Probe::doubtful(what, format!("accepted, but {url} could not be cancelled and may go on: {found}"))
+                Check::doubtful(what, format!("accepted, but {url} could not be cancelled and may go on: {found}"))
             }
         }
     }
 
     /// `None` where a proxy resolves the name.
-    async fn probe_name(&self) -> Option<Probe> {
+    async fn check_name(&self) -> Option<Check> {
         let server = &self.config.server;
         if self.config.proxy != Proxy::None && !is_loopback(server) {
-            return Some(Probe::good("proxy", "the name of the server is resolved by the proxy, not here"));
+            return Some(Check::good("proxy", "the name of the server is resolved by the proxy, not here"));
         }
         let (host, port) = (server.host_str()?, server.port_or_known_default()?);
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -131,7 +131,7 @@ impl Client {
             Ok(Err(_)) => Err("cannot be resolved; check server.url and the DNS of this host".to_owned()),
             Err(_) => Err("the DNS of this host does not answer".to_owned()),
         };
-        Some(Probe::of(what, found))
+        Some(Check::of(what, found))
     }
 
     /// The CapabilityStatement, without a token: a server has to give it to everybody. `None` where it gives something
@@ -155,15 +155,15 @@ impl Client {
     }
 
     /// Whether there is a token, or none is needed.
-    async fn probe_token(&self, exports: &[(Level, Vec<ResourceType>)]) -> (Vec<Probe>, bool) {
+    async fn check_token(&self, exports: &[(Level, Vec<ResourceType>)]) -> (Vec<Check>, bool) {
         let Some(tokens) = &self.tokens else {
-            return (vec![Probe::doubtful("authorization", "none is configured: requests carry no token")], true);
+            return (vec![Check::doubtful("authorization", "none is configured: requests carry no token")], true);
         };
         let token = match within_limit(tokens.current(self)).await {
             Ok(token) => token,
-            Err(found) => return (vec![Probe::failed("token", found)], false),
+            Err(found) => return (vec![Check::failed("token", found)], false),
         };
-        let mut probes = vec![Probe::good("token", format!("received, with the scopes {:?}", token.scope))];
+        let mut checks = vec![Check::good("token", format!("received, with the scopes {:?}", token.scope))];
         let types = exports.iter().flat_map(|(_, types)| types.iter().copied());
         let mut missing: Vec<_> = types
             .filter_map(|of| match covers(&token.scope, of) {
@@ -176,35 +176,35 @@ impl Client {
         if !missing.is_empty() {
             let missing = missing.join(" ");
             let found = format!("not granted: {missing}; have the client registered with these scopes");
-            probes.push(Probe::failed("scopes", found));
+            checks.push(Check::failed("scopes", found));
         }
-        (probes, true)
+        (checks, true)
     }
 
     /// Some servers export an unknown group as an empty one.
-    async fn probe_group(&self, group: &str) -> Probe {
+    async fn check_group(&self, group: &str) -> Check {
         let url = under(&self.config.server, ["Group", group]);
         let (what, context) = (format!("Group/{group}"), format!("group at {}", shown(&url)));
         let spec = RequestSpec::get(Endpoint::Metadata, &url, "application/fhir+json", &context);
         let ask = || async { Ok::<_, Failure>(self.send(&spec).await?.status()) };
         match within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await {
-            Ok(status) if status.is_success() => Probe::good(what, "exists"),
+            Ok(status) if status.is_success() => Check::good(what, "exists"),
             Ok(StatusCode::NOT_FOUND | StatusCode::GONE) => {
-                Probe::failed(what, "does not exist; some servers export it as an empty group. Check `group`")
+                Check::failed(what, "does not exist; some servers export it as an empty group. Check `group`")
             }
-            Ok(status) => Probe::doubtful(what, format!("cannot be read ({status}), so it may not exist")),
-            Err(found) => Probe::doubtful(what, found),
+            Ok(status) => Check::doubtful(what, format!("cannot be read ({status}), so it may not exist")),
+            Err(found) => Check::doubtful(what, found),
         }
     }
 
-    fn file_hosts(&self) -> Probe {
+    fn file_hosts(&self) -> Check {
         let origins =
             self.origins.trusted().iter().map(url::Origin::ascii_serialization).collect::<Vec<_>>().join(", ");
         let found = match self.tokens {
             Some(_) => format!("files at {origins} are requested with the token, at other hosts without"),
             None => "files are requested without a token".to_owned(),
         };
-        Probe::good("files", found)
+        Check::good("files", found)
     }
 }
 
@@ -216,22 +216,22 @@ async fn within_limit<T>(step: impl Future<Output = Result<T, Error>>) -> Result
 }
 
 /// `None` where the server does not tell its time.
-fn skew(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Probe> {
+fn skew(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Check> {
     let seconds = (now - date(headers)?).num_seconds();
     Some(if seconds.abs() > CLOCK_SKEW_SECONDS {
         let found = format!("ours differs from the server's by {seconds} s; synchronize the clock of this host");
-        Probe::doubtful("clock", found)
+        Check::doubtful("clock", found)
     } else {
-        Probe::good("clock", "agrees with the server's")
+        Check::good("clock", "agrees with the server's")
     })
 }
 
 /// What the statement says about exports. Many servers declare little (rule 6), so nothing fails here.
-fn declared(statement: Option<&Value>, exports: &[(Level, Vec<ResourceType>)]) -> Probe {
+fn declared(statement: Option<&Value>, exports: &[(Level, Vec<ResourceType>)]) -> Check {
     let what = "capabilities";
     let Some(statement) = statement.filter(|statement| statement["resourceType"] == "CapabilityStatement") else {
         let found = "what `metadata` answers is not a CapabilityStatement; check that server.url is the FHIR base";
-        return Probe::doubtful(what, found);
+        return Check::doubtful(what, found);
     };
     let version = statement["fhirVersion"].as_str().unwrap_or("an unknown version");
     let mut found = format!("FHIR {version}");
@@ -244,12 +244,12 @@ fn declared(statement: Option<&Value>, exports: &[(Level, Vec<ResourceType>)]) -
     let undeclared: Vec<_> =
         exports.iter().map(|(level, _)| level).filter(|level| !declares(statement, level)).map(Level::word).collect();
     if undeclared.is_empty() {
-        Probe::good(what, found)
+        Check::good(what, found)
     } else if is_bulk_data {
-        Probe::good(what, format!("{found}; Bulk Data is declared"))
+        Check::good(what, format!("{found}; Bulk Data is declared"))
     } else {
         let levels = undeclared.join(", ");
-        Probe::doubtful(what, format!("{found}; no export is declared at the level {levels}, which may mean little"))
+        Check::doubtful(what, format!("{found}; no export is declared at the level {levels}, which may mean little"))
     }
 }
 

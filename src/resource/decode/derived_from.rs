@@ -1,4 +1,4 @@
-//! Sources: what of an element its derived columns are made from.
+//! Inputs: what of an element its derived columns are made from.
 
 use crate::resource::{
     element::{Element, ElementContent, Special},
@@ -8,12 +8,12 @@ use crate::resource::{
 /// What of an element is derived from: its own text, the `reference` of a reference, or `start` and `end` of a period;
 /// as tokens of a document or as values of an outline.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<At> {
+pub struct DerivedInput<At> {
     pub first: Option<At>,
     pub second: Option<At>,
 }
 
-impl Source<TokenIndex> {
+impl DerivedInput<TokenIndex> {
     pub fn of(document: Document<'_>, at: TokenIndex, element: &Element) -> Self {
         let special = match &element.content {
             ElementContent::Primitive(_) => return Self { first: Some(at), second: None },
@@ -27,8 +27,8 @@ impl Source<TokenIndex> {
         }
     }
 
-    pub fn planned(self, values: &OutlineValues) -> Source<usize> {
+    pub fn in_outline(self, values: &OutlineValues) -> DerivedInput<usize> {
         let number = |at: Option<TokenIndex>| at.and_then(|at| values.number(at));
-        Source { first: number(self.first), second: number(self.second) }
+        DerivedInput { first: number(self.first), second: number(self.second) }
     }
 }

@@ -1,4 +1,4 @@
-//! Plans: which leaves of a column are written.
+//! Projections: which leaves of a column are written.
 //!
 //! Leaves without values that are below the same present structure have the same levels, so one of them is written for
 //! all. The Dremel paper (Melnik et al., VLDB 2010) describes it: a writer of a field takes the levels of its parent
@@ -31,14 +31,14 @@ impl Role {
     }
 }
 
-/// The part of a column that is written.
-pub struct Plan {
+/// What is written of a column.
+pub struct Projection {
     written: Written,
     /// Of each leaf of the column.
     pub roles: Vec<Role>,
 }
 
-impl Plan {
+impl Projection {
     /// All leaves have writers of their own.
     pub fn whole(field: &FieldRef, leaves: usize) -> Self {
         Self { written: Written::whole(field), roles: (0..leaves).map(Role::Values).collect() }
@@ -46,9 +46,9 @@ impl Plan {
 
     /// `leaves` describes those of the column.
     pub fn new(field: &FieldRef, fill: &Fill, leaves: &[ColumnDescPtr]) -> Self {
-        let mut planner = Planner { leaves, parts: 0, groups: Vec::new(), roles: Vec::new(), writers: 0 };
-        let written = planner.part(field, fill, 0).unwrap_or_else(|| Written::whole(field));
-        Self { written, roles: planner.roles }
+        let mut projector = Projector { leaves, fields: 0, groups: Vec::new(), roles: Vec::new(), writers: 0 };
+        let written = projector.field(field, fill, 0).unwrap_or_else(|| Written::whole(field));
+        Self { written, roles: projector.roles }
     }
 
     pub fn field(&self) -> &FieldRef {
@@ -61,7 +61,7 @@ impl Plan {
     }
 }
 
-/// A part with those of its children that are written; `None` is all of them.
+/// A field with those of its children that are written; `None` is all of them.
 struct Written {
     field: FieldRef,
     children: Option<Vec<(usize, Written)>>,
@@ -102,39 +102,40 @@ impl Written {
 /// Leaves whose pages are equal as long as none of them has a value.
 #[derive(PartialEq)]
 struct Group {
-    /// The deepest present part above them decides the levels.
+    /// The deepest present field above them decides the levels.
     below: usize,
     /// How many bits a level has.
     level_bits: (u32, u32),
 }
 
-struct Planner<'leaves> {
+struct Projector<'leaves> {
     leaves: &'leaves [ColumnDescPtr],
-    parts: usize,
+    fields: usize,
     groups: Vec<(Group, usize)>,
     roles: Vec<Role>,
     writers: usize,
 }
 
-impl Planner<'_> {
-    /// What is written of a part that is below the present part `below`.
-    fn part(&mut self, field: &FieldRef, fill: &Fill, below: usize) -> Option<Written> {
-        self.parts += 1;
-        let below = if fill.present { self.parts } else { below };
+impl Projector<'_> {
+    /// What is written of a field that is below the present field `below`.
+    fn field(&mut self, field: &FieldRef, fill: &Fill, below: usize) -> Option<Written> {
+        self.fields += 1;
+        let below = if fill.present { self.fields } else { below };
         if fill.children.is_empty() && !field.data_type().is_nested() {
             return self.leaf(fill, below).then(|| Written::whole(field));
         }
         let is_entries = |field: &Field| matches!(field.data_type(), DataType::Map(..));
         let mut written = Vec::new();
         for (at, (child, fill)) in children(field.data_type()).iter().zip(&fill.children).enumerate() {
-            let part = if is_entries(field) { Some(self.entries(child, fill)) } else { self.part(child, fill, below) };
-            written.extend(part.map(|part| (at, part)));
+            let of_child =
+                if is_entries(field) { Some(self.entries(child, fill)) } else { self.field(child, fill, below) };
+            written.extend(of_child.map(|of_child| (at, of_child)));
         }
-        let fields = || written.iter().map(|(_, part)| Arc::clone(&part.field));
+        let fields = || written.iter().map(|(_, child)| Arc::clone(&child.field));
         let data_type = match (field.data_type(), written.first()) {
             (_, None) => return None,
-            (DataType::List(_), Some((_, part))) => DataType::List(Arc::clone(&part.field)),
-            (DataType::Map(_, ordered), Some((_, part))) => DataType::Map(Arc::clone(&part.field), *ordered),
+            (DataType::List(_), Some((_, child))) => DataType::List(Arc::clone(&child.field)),
+            (DataType::Map(_, ordered), Some((_, child))) => DataType::Map(Arc::clone(&child.field), *ordered),
             _ => DataType::Struct(fields().collect()),
         };
         let field = Arc::new(field.as_ref().clone().with_data_type(data_type));
@@ -146,12 +147,12 @@ impl Planner<'_> {
         let both = children(field.data_type()).iter().zip(&fill.children).enumerate();
         let both: Vec<_> = both
             .filter_map(|(at, (child, fill))| {
-                self.parts += 1;
-                let below = self.parts;
-                Some((at, self.part(child, fill, below)?))
+                self.fields += 1;
+                let below = self.fields;
+                Some((at, self.field(child, fill, below)?))
             })
             .collect();
-        let data_type = DataType::Struct(both.iter().map(|(_, part)| Arc::clone(&part.field)).collect());
+        let data_type = DataType::Struct(both.iter().map(|(_, child)| Arc::clone(&child.field)).collect());
         Written { field: Arc::new(field.as_ref().clone().with_data_type(data_type)), children: Some(both) }
     }
 

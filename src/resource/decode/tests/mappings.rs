@@ -1,30 +1,30 @@
-//! Plans: a line has the same row with a plan and by its member names.
+//! Mappings: a line has the same row with a mapping and by its member names.
 
 use super::*;
 
-/// With plans, which a second decoder has from other lines already; and by member names.
+/// With mappings, which a second decoder has from other lines already; and by member names.
 pub fn assert_same_both_ways(resource_type: &str, layout: Layout, texts: &[String]) {
-    let planned = decoder(resource_type, layout);
-    let walked = Decoder { plans: Plans::none(&planned.shape), ..planned.clone() };
+    let mapped = decoder(resource_type, layout);
+    let walked = Decoder { mappings: MappingPool::none(&mapped.shape), ..mapped.clone() };
     let walked = in_line_order(walked.decode(&lines(texts)).unwrap());
     for _ in 0..2 {
-        let planned = in_line_order(planned.decode(&lines(texts)).unwrap());
-        assert_eq!(planned.bad, walked.bad);
-        assert_eq!(planned.keys, walked.keys);
-        for (index, field) in planned.rows.schema().fields().iter().enumerate() {
-            let [planned, walked] = [&planned, &walked].map(|decoded| decoded.rows.column(index));
-            assert_eq!(planned, walked, "{}", field.name());
-            planned.to_data().validate_full().unwrap();
+        let mapped = in_line_order(mapped.decode(&lines(texts)).unwrap());
+        assert_eq!(mapped.bad, walked.bad);
+        assert_eq!(mapped.keys, walked.keys);
+        for (index, field) in mapped.rows.schema().fields().iter().enumerate() {
+            let [mapped, walked] = [&mapped, &walked].map(|decoded| decoded.rows.column(index));
+            assert_eq!(mapped, walked, "{}", field.name());
+            mapped.to_data().validate_full().unwrap();
         }
     }
 }
 
-/// How many of the lines have a plan.
-fn planned(resource_type: &str, texts: &[String]) -> usize {
+/// How many of the lines have a mapping.
+fn mapped(resource_type: &str, texts: &[String]) -> usize {
     let decoder = decoder(resource_type, Layout::Pathling);
     let lines = lines(texts);
-    let sorted = decoder.plans.sort(&mut decoder.plans.take(), &decoder.shape, &lines);
-    sorted.blocks().map(<[_]>::len).sum()
+    let sorted = decoder.mappings.sort(&mut decoder.mappings.take(), &decoder.shape, &lines);
+    sorted.by_mapping().map(<[_]>::len).sum()
 }
 
 /// Their names are compared with those that versions, references and units are found by.
@@ -49,7 +49,7 @@ fn a_line_with_escaped_names_has_the_row_of_the_same_line_without() {
     }
 }
 
-/// Each value of a plan keeps its path.
+/// Each value of a mapping keeps its path.
 #[test]
 fn a_line_with_a_long_name_takes_little_more_memory_than_it_has() {
     let values = vec!["1"; 2_000].join(",");
@@ -127,18 +127,18 @@ fn odd_lines_have_the_same_row_both_ways() {
 }
 
 #[test]
-fn lines_whose_members_all_have_a_column_have_a_plan() {
+fn lines_whose_members_all_have_a_column_have_a_mapping() {
     let observation = OBSERVATION.replace(r#""modifierExtension":[{"url":"m"}],"#, "");
-    assert_eq!(planned("Observation", &variants(&observation)), variants(&observation).len());
+    assert_eq!(mapped("Observation", &variants(&observation)), variants(&observation).len());
     for (resource_type, text, issues) in RESOURCES {
         if issues == 0 {
-            assert_eq!(planned(resource_type, &[text.to_owned(), text.to_owned()]), 2, "{resource_type}");
+            assert_eq!(mapped(resource_type, &[text.to_owned(), text.to_owned()]), 2, "{resource_type}");
         }
     }
 }
 
 #[test]
-fn more_lines_than_a_block_and_a_plan_for_each_keep_their_values() {
+fn more_lines_of_each_mapping_than_become_rows_together_keep_their_values() {
     let line = |number: usize| {
         let category = vec![format!(r#"{{"text":"c{number}"}}"#); number % 3].join(",");
         format!(r#"{{"resourceType":"Observation","id":"{number}","category":[{category}],"status":"s{number}"}}"#)
@@ -146,7 +146,7 @@ fn more_lines_than_a_block_and_a_plan_for_each_keep_their_values() {
     let texts: Vec<_> = (0..1000).map(line).collect();
     assert_same_both_ways("Observation", Layout::Pathling, &texts);
     assert_inverse("Observation", Layout::Pathling, &texts);
-    assert_eq!(planned("Observation", &texts), texts.len());
+    assert_eq!(mapped("Observation", &texts), texts.len());
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn lines_that_have_nothing_in_common_are_not_learned_for_ever() {
     };
     let texts: Vec<_> = (0..90).map(line).collect();
     assert_same_both_ways("Observation", Layout::Pathling, &texts);
-    assert!(planned("Observation", &texts) < texts.len());
+    assert!(mapped("Observation", &texts) < texts.len());
 }
 
 /// Lines of several files, as a replay of the quarantine has them.
@@ -175,7 +175,7 @@ fn lines_with_the_same_number_are_told_apart() {
 
 #[test]
 fn a_bad_line_is_given_back_from_any_part_of_a_batch() {
-    let long = "x".repeat(PART_BYTES / 2);
+    let long = "x".repeat(SLICE_BYTES / 2);
     let line = |number: u64| match number % 3 {
         0 => format!("{number} is not JSON {long}"),
         1 => format!(r#"{{"resourceType":"Patient","id":"{number}","language":"{long}"}}"#),
