@@ -1,7 +1,7 @@
 use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Fault, StatusCode},
-    state::{LockedState, State},
+    state::{OpenState, State},
     sync::Outcome,
 };
 
@@ -90,13 +90,13 @@ async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_ane
         });
         setup.sync().await;
         {
-            let (mut store, _) = LockedState::open(&setup.state_file()).unwrap();
+            let (mut open, _) = OpenState::open(&setup.state_file()).unwrap();
             let change = |state: &mut State| {
                 let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
                 let since = job.unsettled_since.expect("the job is kept") - TimeDelta::days(days);
                 job.unsettled_since = Some(since);
             };
-            store.update(change).unwrap();
+            open.update(change).unwrap();
         }
         setup.sync().await;
         assert_eq!(setup.server.jobs().len(), 1, "the same job");
