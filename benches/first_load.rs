@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use clap::Parser as _;
-use fhir_sync::{cli::Cli, demo::Server};
+use fhir_sync::{
+    cli::Cli,
+    demo::{Hold, Server},
+};
 use serde_json::Value;
 use tokio::runtime::{self, Runtime};
 
@@ -75,13 +78,18 @@ pub fn run(setup: &Setup) -> anyhow::Result<()> {
 
 /// Serves the files of a folder, and loads them.
 fn load(folder: &Path, out: &str, raw_json: &str) -> anyhow::Result<Figures> {
+    if Path::new(out).exists() {
+        fs::remove_dir_all(out)?;
+    }
+    fs::create_dir_all(out)?;
     let served = Served::start(folder)?;
     let types = served.types.iter().map(|of| format!("\"{of}\"")).collect::<Vec<_>>().join(", ");
     let (url, bytes) = (served.server.url().to_string(), served.bytes.to_string());
     child::measure("first-load/ours", &[&url, out, raw_json, &bytes, &types])
 }
 
-/// The embedded server, with the files of a folder.
+/// The embedded server, with the files of a folder in its memory: a real server is another machine, so this one takes as
+/// little of the two cores as it can.
 struct Served {
     server: Server,
     runtime: Runtime,
@@ -99,7 +107,8 @@ impl Served {
             types.insert(name.split('.').next().unwrap_or_default().to_owned());
         }
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let server = runtime.block_on(Server::start_folder(folder, SocketAddr::from(([127, 0, 0, 1], 0))))?;
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let server = runtime.block_on(Server::start_folder(folder, Hold::InMemory, any_port))?;
         // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
         server.scenario(|scenario| {
             scenario.gzip = false;
@@ -130,10 +139,6 @@ fn text(path: &Path) -> anyhow::Result<String> {
 /// URL, folder, `tables.raw_json`, bytes that the server has, its types as TOML writes them.
 pub fn ours(arguments: &[String]) -> anyhow::Result<Work> {
     let [url, folder, raw_json, bytes_in, types] = arguments else { anyhow::bail!("five arguments") };
-    if Path::new(folder).exists() {
-        fs::remove_dir_all(folder)?;
-    }
-    fs::create_dir_all(folder)?;
     let config = Path::new(folder).join("fhir-sync.toml");
     let text = format!(
         "[server]\nurl = \"{url}\"\n[tables]\nroot = \"{folder}/lake\"\nraw_json = {raw_json}\n\

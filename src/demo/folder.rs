@@ -1,7 +1,7 @@
 //! A folder of NDJSON files, served byte for byte, so that users can try fhir-sync with their own data.
 //!
 //! The resource type is the part of the file name before the first dot (`Organization.123.ndjson.gz`). The lines are
-//! counted once, at the start. No file is held in memory.
+//! counted once, at the start. No file is held in memory, unless the caller wants it.
 
 use std::{
     io,
@@ -10,7 +10,10 @@ use std::{
 
 use async_compression::tokio::bufread::GzipDecoder;
 use axum::body::Bytes;
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{
+    StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use tokio::{
     fs::File,
     io::{AsyncRead, BufReader},
@@ -29,6 +32,15 @@ pub(super) struct NdjsonFile {
     pub bytes: u64,
     path: PathBuf,
     compression: Compression,
+    /// The text of a file that is held.
+    held: Option<Vec<Bytes>>,
+}
+
+/// Whether files are read again for each answer, or held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hold {
+    OnDisk,
+    InMemory,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -38,13 +50,16 @@ enum Compression {
 }
 
 /// The NDJSON files of a folder, sorted by name. An error names the file or folder that cannot be read.
-pub(super) async fn files(folder: &Path) -> io::Result<Vec<NdjsonFile>> {
+pub(super) async fn files(folder: &Path, hold: Hold) -> io::Result<Vec<NdjsonFile>> {
     let mut entries = tokio::fs::read_dir(folder).await.map_err(|error| with_path(folder, &error))?;
     let mut files = Vec::new();
     while let Some(entry) = entries.next_entry().await.map_err(|error| with_path(folder, &error))? {
         let path = entry.path();
         let Some((resource_type, compression)) = name(&path) else { continue };
-        let file = NdjsonFile { resource_type, lines: 0, bytes: 0, path, compression };
+        let mut file = NdjsonFile { resource_type, lines: 0, bytes: 0, path, compression, held: None };
+        if hold == Hold::InMemory {
+            file.held = Some(file.text().await?.try_collect().await?);
+        }
         files.push(file.counted().await?);
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
@@ -54,6 +69,9 @@ pub(super) async fn files(folder: &Path) -> io::Result<Vec<NdjsonFile>> {
 impl NdjsonFile {
     /// The uncompressed text of the file, in pieces.
     pub(super) async fn text(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+        if let Some(held) = &self.held {
+            return Ok(stream::iter(held.clone()).map(Ok).boxed());
+        }
         let file = File::open(&self.path).await.map_err(|error| with_path(&self.path, &error))?;
         Ok(match self.compression {
             Compression::None => pieces(file),
@@ -128,14 +146,14 @@ mod tests {
         ] {
             std::fs::File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
         }
-        let files = files(folder.path()).await.unwrap();
+        let files = files(folder.path(), Hold::OnDisk).await.unwrap();
         let seen: Vec<_> = files.iter().map(|file| (file.resource_type.as_str(), file.lines)).collect();
         assert_eq!(seen, [("Organization", 1), ("Patient", 3)]);
     }
 
     #[tokio::test]
     async fn the_error_for_a_missing_folder_names_it() {
-        let error = files(Path::new("/nowhere/at/all")).await.unwrap_err();
+        let error = files(Path::new("/nowhere/at/all"), Hold::OnDisk).await.unwrap_err();
         assert!(error.to_string().starts_with("/nowhere/at/all: "), "{error}");
     }
 }
