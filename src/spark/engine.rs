@@ -38,9 +38,11 @@ pub struct Spark {
 pub(super) struct AnswerRows {
     /// Keys of stored rows, which are taken as they arrive.
     pub stored_rows: u64,
+    /// Ids of missing rows, which are in memory at the same time.
+    pub missing_rows: u64,
 }
 
-const ANSWER_ROWS: AnswerRows = AnswerRows { stored_rows: 1_000_000 };
+const ANSWER_ROWS: AnswerRows = AnswerRows { stored_rows: 1_000_000, missing_rows: 250_000 };
 
 /// The tables that were looked at, and when.
 type Known = BTreeMap<ResourceType, (Instant, Looked)>;

@@ -104,9 +104,18 @@ impl AtVersion<'_> {
         format!("SELECT count(*) AS rows FROM {} WHERE {}", self.from(), self.of_source())
     }
 
+    /// How many rows [`Self::missing`] has, as `rows`.
+    pub fn missing_count(self, staged_ids: Option<&str>, exported_at: Option<TransactionTime>) -> String {
+        format!("SELECT count(t.`id`) AS rows {}", self.rows_missing(staged_ids, exported_at))
+    }
+
     /// The ids that are not among the staged ids, without those of rows that a later export brought. Without staged ids
     /// all are missing.
-    pub fn missing(self, staged_ids: Option<&str>, exported_at: Option<TransactionTime>) -> String {
+    pub fn missing(self, staged_ids: Option<&str>, exported_at: Option<TransactionTime>, portion: Portion) -> String {
+        format!("SELECT t.`id` AS id {}{}", self.rows_missing(staged_ids, exported_at), portion.condition())
+    }
+
+    fn rows_missing(self, staged_ids: Option<&str>, exported_at: Option<TransactionTime>) -> String {
         let earlier = match exported_at {
             Some(at) => {
                 format!(
@@ -118,7 +127,7 @@ impl AtVersion<'_> {
         };
         let others = staged_ids.map(|ids| format!(" LEFT ANTI JOIN {ids} AS k ON t.`id` = k.`id`")).unwrap_or_default();
         let source = self.of_source();
-        format!("SELECT t.`id` AS id FROM {}{others} WHERE {source} AND t.`id` IS NOT NULL AND {earlier}", self.from())
+        format!("FROM {}{others} WHERE {source} AND t.`id` IS NOT NULL AND {earlier}", self.from())
     }
 }
 
@@ -279,19 +288,22 @@ mod tests {
     #[test]
     fn rows_that_a_later_export_brought_are_not_missing() {
         let at = TransactionTime::from_micros(5);
-        let some = AT.missing(Some("parquet.`/l/ids`"), at);
+        let [all] = portions(0, 5);
+        let some = AT.missing(Some("parquet.`/l/ids`"), at, all);
         assert!(some.contains("LEFT ANTI JOIN parquet.`/l/ids`") && some.ends_with("<= 5)"), "{some}");
-        let without_ids = AT.missing(None, None);
+        let without_ids = AT.missing(None, None, all);
         let ends = without_ids.ends_with("t.`_sync_transaction_time` IS NULL");
         assert!(!without_ids.contains("JOIN") && ends, "{without_ids}");
+        let counted = AT.missing_count(Some("parquet.`/l/ids`"), at);
+        assert_eq!(counted.split_once(" FROM ").unwrap().1, some.split_once(" FROM ").unwrap().1);
     }
 
     #[test]
     fn rows_that_are_too_many_for_one_answer_are_asked_for_in_portions_by_their_ids() {
         let [first, second] = portions(6, 5);
-        let of = |portion| AT.stored_rows(&schema(), "x", portion);
+        let of = |portion| AT.missing(None, None, portion);
         assert!(of(first).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 0"), "{}", of(first));
-        assert!(of(second).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 1"));
+        assert!(AT.stored_rows(&schema(), "x", second).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 1"));
     }
 
     #[test]

@@ -147,16 +147,36 @@ impl SparkTable {
         }
         staging.decide().await?;
         if upsert.reconcile.is_some() && !self.is_empty() {
-            let rows = count(session, "the number of rows", at.stored_count()).await?;
-            let what = "the missing rows";
-            let batches = session.query(what, at.missing(ids, upsert.exported_at)).await?;
-            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
-            let missing = missing.map_err(|source| Error::Answer { what, source })?;
-            staging.reconcile(rows, missing.into_iter().flatten().flatten().collect()).await?;
+            self.remove_missing(session, at, ids, upsert, &mut staging).await?;
         }
         let rows_directory = staging.rows_directory();
         let staged = staging.finish().await?;
         Ok(Stage { staged, rows_directory, columns: own_columns(&self.columns, changes.schema()) })
+    }
+
+    /// Stages the removal of the rows that a full refresh did not bring. They are counted first: a refresh that may not
+    /// remove them may lack all rows of the table.
+    async fn remove_missing(
+        &self,
+        session: &Session,
+        at: AtVersion<'_>,
+        ids: Option<&str>,
+        upsert: &Upsert,
+        staging: &mut Staging<'_>,
+    ) -> Result<(), Error> {
+        let what = "the missing rows";
+        let rows = count(session, "the number of rows", at.stored_count()).await?;
+        let missing = count(session, what, at.missing_count(ids, upsert.exported_at)).await?;
+        if missing == 0 || !staging.may_remove(rows, missing) {
+            return Ok(());
+        }
+        for portion in Portion::all(missing, self.spark.answers.missing_rows) {
+            let batches = session.query(what, at.missing(ids, upsert.exported_at, portion)).await?;
+            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
+            let missing = missing.map_err(|source| Error::Answer { what, source })?;
+            staging.remove(missing.into_iter().flatten().flatten().collect()).await?;
+        }
+        Ok(())
     }
 
     /// One MERGE. What its answer says does not count; the history of the table does.

@@ -197,8 +197,9 @@ async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
     site.assert_rows(&[("b", 1)]);
 }
 
-/// Statements that ask for the keys of stored rows.
+/// Statements that ask for the keys of stored rows, and for the ids of missing ones.
 const KEYS: &str = "SELECT t.`id` AS id, t.`_sync_hash`";
+const MISSING: &str = "SELECT t.`id` AS id FROM";
 
 fn patients(numbers: Range<u32>, version: u32) -> Vec<String> {
     numbers.map(|number| patient(&format!("p{number}"), version)).collect()
@@ -235,10 +236,50 @@ async fn stored_rows_that_are_too_many_for_one_answer_are_read_in_several() {
     let site = Site::new().await;
     site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
     let changes = site.tiny_changes(&patients(5..25, 2), &[], 2);
-    let answers = AnswerRows { stored_rows: 6 };
+    let answers = AnswerRows { stored_rows: 6, missing_rows: 6 };
     let committed = site.upsert_with(answers, &changes, &upsert(2)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 5, updated: 15, ..Counts::default() });
     assert_eq!(site.server.count(KEYS), 4);
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn missing_rows_that_may_not_be_removed_are_counted_and_not_fetched() {
+    let site = Site::new().await;
+    site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
+    let may_all = Reconcile { max_missing: 100, max_missing_percent: 100.0, allow_empty: false };
+    for (number, (lines, limits)) in [(vec![], may_all), (patients(0..2, 1), Reconcile::NONE)].into_iter().enumerate() {
+        let at = 2 + i64::try_from(number).unwrap();
+        let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(at) };
+        let committed = site.upsert(&site.changes(&lines, &[], at), &whole).await.unwrap();
+        let unchanged = lines.len() as u64;
+        assert_eq!(committed.counts, Counts { unchanged, missing: 20 - unchanged, ..Counts::default() });
+    }
+    assert_eq!(site.server.count(MISSING), 0);
+    assert!(!site.root.has_tombstones().await.unwrap());
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn missing_rows_are_removed_some_at_a_time_also_where_another_writer_has_doubled_one() {
+    let site = Site::new().await;
+    site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
+    {
+        let rows = &mut site.server.inner().warehouse.rows;
+        rows.push(rows[7].clone());
+    }
+    let limits = Reconcile { max_missing: 100, max_missing_percent: 0.0, allow_empty: false };
+    let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(2) };
+    let changes = site.changes(&patients(0..2, 1), &[], 2);
+    let answers = AnswerRows { stored_rows: 100, missing_rows: 5 };
+    let committed = site.upsert_with(answers, &changes, &whole).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 2, removed: 19, ..Counts::default() });
+    site.assert_rows(&[("p0", 1), ("p1", 1)]);
+    assert_eq!((site.server.count(MISSING), site.merges()), (4, (2, 2)));
+    let log = site.folder.path().join("lake/_fhir_sync/deleted/_delta_log");
+    let is_commit = |file: &std::fs::DirEntry| file.path().extension().is_some_and(|of| of == "json");
+    let commits = std::fs::read_dir(log).unwrap().map(Result::unwrap).filter(is_commit).count();
+    assert_eq!(commits, 1 + 4, "a commit of its own for each of them");
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ use crate::table::{
     data_file::deletion_vector::RowSet,
     data_file::stored::FileIndex,
     properties::CHECKPOINT_INTERVAL,
-    tombstones::TombstoneTable,
+    tombstones::{NewTombstone, TombstoneTable},
     upsert::decide::Decision,
     upsert::probe::{Hit, Probed},
 };
@@ -54,6 +54,8 @@ pub struct Staging<'a> {
     operations: Operations,
     rows: RowWriter,
     expected: Expected,
+    /// How many rows a full refresh removes, all of which are to be named.
+    to_remove: u64,
 }
 
 /// What the engine is to write.
@@ -123,6 +125,7 @@ impl<'a> Staging<'a> {
             operations: Operations::of(changes),
             rows,
             expected: Expected::default(),
+            to_remove: 0,
         })
     }
 
@@ -201,19 +204,36 @@ impl<'a> Staging<'a> {
         self.rows.write_removals(&removals).await
     }
 
-    /// Stages the removal of stored rows that a full refresh did not bring, unless they are too many; `stored_rows` is
-    /// how many rows of our source the table has.
-    pub async fn reconcile(&mut self, stored_rows: u64, missing: Vec<String>) -> Result<(), Error> {
-        let Some(limits) = self.upsert.reconcile else { return Ok(()) };
-        let removed = self.decision.reconcile_ids(stored_rows, missing, limits);
-        self.expected.deleted += removed.len() as u64;
-        let removals: Vec<_> = removed.into_iter().map(|id| Removal { id, seen: None }).collect();
+    /// May all rows be removed that a full refresh did not bring? So many of them are `missing`, of `stored_rows` of our
+    /// source. If they are too many they stay, and are counted; else [`Self::remove`] is to be called with their ids.
+    pub fn may_remove(&mut self, stored_rows: u64, missing: u64) -> bool {
+        let may = self.upsert.reconcile.is_some_and(|limits| self.decision.may_remove(stored_rows, missing, limits));
+        self.to_remove = if may { missing } else { 0 };
+        may
+    }
+
+    /// Stages the removal of some missing rows, and records their tombstones: there may be more of them than fit into
+    /// memory. An id is there as often as it has rows; all of them are here. Blocks on the disk.
+    pub async fn remove(&mut self, mut ids: Vec<String>) -> Result<(), Error> {
+        self.decision.counts.removed += ids.len() as u64;
+        self.expected.deleted += ids.len() as u64;
+        // A MERGE refuses two removals of one row.
+        ids.sort_unstable();
+        ids.dedup();
+        let tombstone = |id: &String| NewTombstone { id: id.clone(), deleted_at_micros: None };
+        let tombstones: Vec<_> = ids.iter().map(tombstone).collect();
+        self.tombstones.append(self.table, &tombstones, self.upsert).await?;
+        let removals: Vec<_> = ids.into_iter().map(|id| Removal { id, seen: None }).collect();
         self.rows.write_removals(&removals).await
     }
 
     /// Ends the files and records the tombstones. Afterwards the engine may write.
     pub async fn finish(mut self) -> Result<Staged, Error> {
         let counts = self.decision.counts;
+        if counts.removed != self.to_remove {
+            let counts = format!("{} rows were to be removed, and {} were named", self.to_remove, counts.removed);
+            return Err(Error::Unbalanced { table: self.table, counts });
+        }
         let (rows, columns) = self.rows.finish().await?;
         self.root.check_lease().await?;
         self.tombstones.append(self.table, &self.decision.tombstones, self.upsert).await?;
