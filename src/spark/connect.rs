@@ -52,7 +52,7 @@ const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
 const WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Spark sends batches of 4 MiB; a single row may be larger.
 const MAX_MESSAGE_BYTES: usize = 128 * 1024 * 1024;
-/// Ids and versions of the rows of one shard.
+/// Of one result, also where each of its batches is taken as it arrives.
 const MAX_RESULT_BYTES: usize = 2 * 1024 * 1024 * 1024;
 const CLIENT_TYPE: &str = concat!("fhir-sync/", env!("CARGO_PKG_VERSION"));
 
@@ -201,9 +201,11 @@ struct Running {
     last_response_id: Option<String>,
     /// The server knows it, or may know it.
     is_sent: bool,
-    data: Vec<Bytes>,
     bytes: usize,
 }
+
+/// Takes the parts of a result as they arrive, each of them once.
+type Take<'a> = &'a mut (dyn FnMut(Bytes) -> Result<(), Error> + Send);
 
 /// How a stream ended.
 enum StreamEnd {
@@ -242,15 +244,34 @@ impl Session {
 
     /// The result of a SELECT or a DESCRIBE; at least one batch, which may be empty.
     pub async fn query(&self, what: &'static str, sql: String) -> Result<Vec<RecordBatch>, Error> {
+        let mut all = Vec::new();
+        let keep = |batch| {
+            all.push(batch);
+            Ok(())
+        };
+        self.query_each(what, sql, keep).await?;
+        Ok(all)
+    }
+
+    /// The same, but each batch is handed over as it arrives. After an error some of them may have been.
+    pub async fn query_each(
+        &self,
+        what: &'static str,
+        sql: String,
+        mut take: impl FnMut(RecordBatch) -> Result<(), Error> + Send,
+    ) -> Result<(), Error> {
         let plan = Plan { root: Some(Relation { sql: Some(Sql { query: sql }) }), command: None };
-        let data = self.execute(what, plan).await?;
-        batches(&data).map_err(|source| Error::Answer { what, source })
+        let mut read = |part: Bytes| {
+            let batches = batches(&part).map_err(|source| Error::Answer { what, source })?;
+            batches.into_iter().try_for_each(&mut take)
+        };
+        self.execute(what, plan, &mut read).await
     }
 
     /// Carries out a statement, of which no result is read.
     pub async fn command(&self, what: &'static str, sql: String) -> Result<(), Error> {
         let command = Command { sql_command: Some(SqlCommand { sql }) };
-        self.execute(what, Plan { root: None, command: Some(command) }).await.map(|_| ())
+        self.execute(what, Plan { root: None, command: Some(command) }, &mut |_| Ok(())).await
     }
 
     /// Says goodbye. A server that does not hear it forgets the session later.
@@ -264,16 +285,16 @@ impl Session {
         let _ = timeout(RELEASE_PATIENCE, self.client.unary(path, request)).await;
     }
 
-    async fn execute(&self, what: &'static str, plan: Plan) -> Result<Vec<Bytes>, Error> {
+    async fn execute(&self, what: &'static str, plan: Plan, take: Take<'_>) -> Result<(), Error> {
         let id = Uuid::new_v4().to_string();
-        let mut running = Running { id, what, last_response_id: None, is_sent: false, data: Vec::new(), bytes: 0 };
+        let mut running = Running { id, what, last_response_id: None, is_sent: false, bytes: 0 };
         let limit = self.client.statement_timeout;
-        let executed = timeout(limit, self.follow(&plan, &mut running)).await;
+        let executed = timeout(limit, self.follow(&plan, &mut running, take)).await;
         let release = timeout(RELEASE_PATIENCE, self.release(&running.id));
         match executed {
             Ok(Ok(())) => {
                 let _ = release.await;
-                Ok(running.data)
+                Ok(())
             }
             Ok(Err(error)) => Err(error),
             Err(_) => {
@@ -284,12 +305,12 @@ impl Session {
     }
 
     /// Follows the statement until it is complete, in one stream after the other.
-    async fn follow(&self, plan: &Plan, running: &mut Running) -> Result<(), Error> {
+    async fn follow(&self, plan: &Plan, running: &mut Running, take: Take<'_>) -> Result<(), Error> {
         let mut retries = Retries::begin(self.client.outage_patience);
         loop {
             let received = running.last_response_id.clone();
             let ended = match self.attach(plan, running).await {
-                Ok(stream) => self.receive(stream, running).await,
+                Ok(stream) => self.receive(stream, running, take).await,
                 Err(failed) => Err(failed),
             };
             if running.last_response_id != received {
@@ -343,6 +364,7 @@ impl Session {
         &self,
         mut stream: Streaming<ExecutePlanResponse>,
         running: &mut Running,
+        take: Take<'_>,
     ) -> Result<StreamEnd, Failed> {
         loop {
             let Ok(message) = timeout(SILENCE_PATIENCE, stream.message()).await else {
@@ -351,11 +373,11 @@ impl Session {
             let Some(message) = message? else { return Ok(StreamEnd::Early) };
             if let Some(batch) = message.arrow_batch {
                 running.bytes += batch.data.len();
-                running.data.push(batch.data);
                 if running.bytes > MAX_RESULT_BYTES {
                     let (class, reason) = (TOO_LARGE.to_owned(), "its result is larger than 2 GiB".to_owned());
                     return Err(Error::Refused { what: running.what, class, reason }.into());
                 }
+                take(batch.data)?;
             }
             running.last_response_id = Some(message.response_id);
             if message.result_complete.is_some() {

@@ -28,8 +28,21 @@ pub struct Spark {
     pub(super) client: Client,
     pub(super) names: Names,
     pub(super) root: Root,
+    pub(super) answers: AnswerRows,
     known: Arc<Mutex<Known>>,
 }
+
+/// About how many rows an answer may have, whatever the table has. The server keeps an answer in its memory, and refuses
+/// one of more than `spark.driver.maxResultSize`, which is 1 GiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AnswerRows {
+    /// Keys of stored rows, which are taken as they arrive.
+    pub stored_rows: u64,
+    /// Ids of missing rows, which are in memory at the same time.
+    pub missing_rows: u64,
+}
+
+const ANSWER_ROWS: AnswerRows = AnswerRows { stored_rows: 1_000_000, missing_rows: 250_000 };
 
 /// The tables that were looked at, and when.
 type Known = BTreeMap<ResourceType, (Instant, Looked)>;
@@ -72,6 +85,7 @@ impl Spark {
             client: Client::new(config)?,
             names: Names::new(&config.tables, &root.place()),
             root: root.clone(),
+            answers: ANSWER_ROWS,
             known: Arc::default(),
         })
     }

@@ -7,22 +7,15 @@ use arrow::{
     error::ArrowError,
     ipc::reader::StreamReader,
 };
-use bytes::Bytes;
 
-/// The batches of the parts of a result, of which each is a stream of Arrow IPC.
-pub fn batches(parts: &[Bytes]) -> Result<Vec<RecordBatch>, ArrowError> {
-    let mut batches = Vec::new();
-    for part in parts {
-        let reader = StreamReader::try_new(part.as_ref(), None)?;
-        let schema = reader.schema();
-        let before = batches.len();
-        for batch in reader {
-            batches.push(batch?);
-        }
-        // A result without rows still says which columns it has.
-        if batches.len() == before {
-            batches.push(RecordBatch::new_empty(schema));
-        }
+/// The batches of a part of a result, which is a stream of Arrow IPC.
+pub fn batches(part: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
+    let reader = StreamReader::try_new(part, None)?;
+    let schema = reader.schema();
+    let mut batches = reader.collect::<Result<Vec<_>, _>>()?;
+    // A result without rows still says which columns it has.
+    if batches.is_empty() {
+        batches.push(RecordBatch::new_empty(schema));
     }
     Ok(batches)
 }

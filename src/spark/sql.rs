@@ -86,15 +86,16 @@ impl AtVersion<'_> {
         format!("t.`_sync_source` = {}", literal(self.source))
     }
 
-    /// The keys of the rows whose ids are in one shard of the staged ids. The columns of the result: `id`, `hash`,
+    /// The keys of the rows whose ids are staged, once for each row. The columns of the result: `id`, `hash`,
     /// `transaction_time`, and either `last_updated`, `version_id` and `subsetted`, or `meta` as JSON.
-    pub fn stored_rows(self, there: &Schema, staged_ids: &str, shard: u32) -> String {
+    pub fn stored_rows(self, there: &Schema, staged_ids: &str, portion: Portion) -> String {
         format!(
             "SELECT t.`id` AS id, t.`_sync_hash` AS hash, unix_micros(t.`_sync_transaction_time`) AS transaction_time, \
-             {} FROM {} JOIN {staged_ids} AS k ON t.`id` = k.`id` WHERE {} AND k.`shard` = {shard}",
+             {} FROM {} LEFT SEMI JOIN {staged_ids} AS k ON t.`id` = k.`id` WHERE {}{}",
             version(there),
             self.from(),
-            self.of_source()
+            self.of_source(),
+            portion.condition()
         )
     }
 
@@ -103,9 +104,23 @@ impl AtVersion<'_> {
         format!("SELECT count(*) AS rows FROM {} WHERE {}", self.from(), self.of_source())
     }
 
+    /// How many rows [`Self::missing`] has, as `rows`.
+    pub fn missing_count(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
+        format!("SELECT count(t.`id`) AS rows {}", self.rows_missing(staged_ids, compared_until))
+    }
+
     /// The ids that are not among the staged ids, without those of rows that a later export brought. Without staged ids
     /// all are missing.
-    pub fn missing(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
+    pub fn missing(
+        self,
+        staged_ids: Option<&str>,
+        compared_until: Option<TransactionTime>,
+        portion: Portion,
+    ) -> String {
+        format!("SELECT t.`id` AS id {}{}", self.rows_missing(staged_ids, compared_until), portion.condition())
+    }
+
+    fn rows_missing(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
         let earlier = match compared_until {
             Some(at) => {
                 format!(
@@ -117,7 +132,27 @@ impl AtVersion<'_> {
         };
         let others = staged_ids.map(|ids| format!(" LEFT ANTI JOIN {ids} AS k ON t.`id` = k.`id`")).unwrap_or_default();
         let source = self.of_source();
-        format!("SELECT t.`id` AS id FROM {}{others} WHERE {source} AND t.`id` IS NOT NULL AND {earlier}", self.from())
+        format!("FROM {}{others} WHERE {source} AND t.`id` IS NOT NULL AND {earlier}", self.from())
+    }
+}
+
+/// One of several portions of the rows, by the hash of their id: no answer of Spark should be too large. All rows of an
+/// id are in the same one.
+#[derive(Clone, Copy)]
+pub struct Portion {
+    number: u64,
+    of: u64,
+}
+
+impl Portion {
+    /// As many as are needed for `rows` where each has about `max_rows`; at least one.
+    pub fn all(rows: u64, max_rows: u64) -> impl Iterator<Item = Self> {
+        let of = rows.div_ceil(max_rows.max(1)).max(1);
+        (0..of).map(move |number| Self { number, of })
+    }
+
+    fn condition(self) -> String {
+        if self.of == 1 { String::new() } else { format!(" AND pmod(xxhash64(t.`id`), {}) = {}", self.of, self.number) }
     }
 }
 
@@ -208,6 +243,10 @@ mod tests {
 
     const AT: AtVersion<'_> = AtVersion { table: "delta.`/l/Patient.parquet`", version: 7, source: "o'hara" };
 
+    fn portions<const N: usize>(rows: u64, max_rows: u64) -> [Portion; N] {
+        Portion::all(rows, max_rows).collect::<Vec<_>>().try_into().ok().unwrap()
+    }
+
     #[test]
     fn a_merge_changes_only_the_rows_that_were_decided_about() {
         let columns = ["id", "_sync_hash", "gender", "birthDate"].map(str::to_owned);
@@ -235,28 +274,41 @@ mod tests {
 
     #[test]
     fn the_keys_of_stored_rows_are_read_from_the_columns_that_the_table_has() {
-        let typed = AT.stored_rows(&schema(), "parquet.`/l/ids`", 2);
+        let [all] = portions(5, 5);
+        let typed = AT.stored_rows(&schema(), "parquet.`/l/ids`", all);
         assert_eq!(
             typed,
             "SELECT t.`id` AS id, t.`_sync_hash` AS hash, unix_micros(t.`_sync_transaction_time`) AS transaction_time, \
              unix_micros(t.`meta`.`lastUpdated`) AS last_updated, t.`meta`.`versionId` AS version_id, \
              exists(t.`meta`.`tag`, tag -> tag.`code` = 'SUBSETTED') AS subsetted FROM delta.`/l/Patient.parquet` \
-             VERSION AS OF 7 AS t JOIN parquet.`/l/ids` AS k ON t.`id` = k.`id` WHERE t.`_sync_source` = 'o\\'hara' AND \
-             k.`shard` = 2"
+             VERSION AS OF 7 AS t LEFT SEMI JOIN parquet.`/l/ids` AS k ON t.`id` = k.`id` WHERE t.`_sync_source` = \
+             'o\\'hara'"
         );
         let lines = Schema::new(vec![Field::new("resource_json", DataType::Utf8, true)]);
-        let untyped = AT.stored_rows(&lines, "parquet.`/l/ids`", 0);
+        let untyped = AT.stored_rows(&lines, "parquet.`/l/ids`", all);
         assert!(untyped.contains("get_json_object(t.`resource_json`, '$.meta') AS meta"), "{untyped}");
-        assert!(AT.stored_rows(&Schema::empty(), "x", 0).contains("CAST(NULL AS STRING) AS meta"));
+        assert!(AT.stored_rows(&Schema::empty(), "x", all).contains("CAST(NULL AS STRING) AS meta"));
     }
 
     #[test]
     fn rows_that_a_later_export_brought_are_not_missing() {
         let at = TransactionTime::from_micros(5);
-        let some = AT.missing(Some("parquet.`/l/ids`"), at);
+        let [all] = portions(0, 5);
+        let some = AT.missing(Some("parquet.`/l/ids`"), at, all);
         assert!(some.contains("LEFT ANTI JOIN parquet.`/l/ids`") && some.ends_with("<= 5)"), "{some}");
-        let all = AT.missing(None, None);
-        assert!(!all.contains("JOIN") && all.ends_with("t.`_sync_transaction_time` IS NULL"), "{all}");
+        let without_ids = AT.missing(None, None, all);
+        let ends = without_ids.ends_with("t.`_sync_transaction_time` IS NULL");
+        assert!(!without_ids.contains("JOIN") && ends, "{without_ids}");
+        let counted = AT.missing_count(Some("parquet.`/l/ids`"), at);
+        assert_eq!(counted.split_once(" FROM ").unwrap().1, some.split_once(" FROM ").unwrap().1);
+    }
+
+    #[test]
+    fn rows_that_are_too_many_for_one_answer_are_asked_for_in_portions_by_their_ids() {
+        let [first, second] = portions(6, 5);
+        let of = |portion| AT.missing(None, None, portion);
+        assert!(of(first).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 0"), "{}", of(first));
+        assert!(AT.stored_rows(&schema(), "x", second).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 1"));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     error::Error,
     history::{Commit, Note, Ours},
     results::{numbers, texts, truths},
-    sql::{self, AtVersion},
+    sql::{self, AtVersion, Portion},
 };
 use crate::{
     fhir::{Meta, TransactionTime, Version},
@@ -132,32 +132,51 @@ impl SparkTable {
         let at = AtVersion { table: &self.name, version: self.version(), source: &upsert.source };
         let mut staging = Staging::begin(&self.spark.root, self.of, changes, upsert, trusts_hashes).await?;
         let ids = self.spark.names.files(&staging.ids_directory());
-        if !changes.is_empty() {
+        // Nothing is looked for in a table without rows.
+        let ids = (!changes.is_empty() && !self.is_empty()).then_some(ids.as_str());
+        if let Some(ids) = ids {
             staging.write_ids().await?;
-        }
-        for shard in staging.shards() {
-            let shard = shard?;
-            let stored = if changes.is_empty() || self.is_empty() {
-                Vec::new()
-            } else {
+            for portion in Portion::all(changes.received(), self.spark.answers.stored_rows) {
                 let what = "the versions of stored rows";
-                let batches = session.query(what, at.stored_rows(&self.columns, &ids, shard.number)).await?;
-                stored_rows(&batches).map_err(|source| Error::Answer { what, source })?
-            };
-            staging.decide(&shard, &stored).await?;
+                let keep = |batch: RecordBatch| {
+                    let stored = stored_rows(&batch).map_err(|source| Error::Answer { what, source })?;
+                    Ok(staging.keep(&stored)?)
+                };
+                session.query_each(what, at.stored_rows(&self.columns, ids, portion), keep).await?;
+            }
         }
-        if upsert.reconcile.is_some() {
-            let rows = count(session, "the number of rows", at.stored_count()).await?;
-            let ids = (!changes.is_empty()).then_some(ids.as_str());
-            let what = "the missing rows";
-            let batches = session.query(what, at.missing(ids, upsert.compared_until())).await?;
-            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
-            let missing = missing.map_err(|source| Error::Answer { what, source })?;
-            staging.reconcile(rows, missing.into_iter().flatten().flatten().collect()).await?;
+        staging.decide().await?;
+        if upsert.reconcile.is_some() && !self.is_empty() {
+            self.remove_missing(session, at, ids, upsert, &mut staging).await?;
         }
         let rows_directory = staging.rows_directory();
         let staged = staging.finish().await?;
         Ok(Stage { staged, rows_directory, columns: own_columns(&self.columns, changes.schema()) })
+    }
+
+    /// Stages the removal of the rows that a full refresh did not bring. They are counted first: a refresh that may not
+    /// remove them may lack all rows of the table.
+    async fn remove_missing(
+        &self,
+        session: &Session,
+        at: AtVersion<'_>,
+        ids: Option<&str>,
+        upsert: &Upsert,
+        staging: &mut Staging<'_>,
+    ) -> Result<(), Error> {
+        let what = "the missing rows";
+        let rows = count(session, "the number of rows", at.stored_count()).await?;
+        let missing = count(session, what, at.missing_count(ids, upsert.compared_until())).await?;
+        if missing == 0 || !staging.may_remove(rows, missing) {
+            return Ok(());
+        }
+        for portion in Portion::all(missing, self.spark.answers.missing_rows) {
+            let batches = session.query(what, at.missing(ids, upsert.compared_until(), portion)).await?;
+            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
+            let missing = missing.map_err(|source| Error::Answer { what, source })?;
+            staging.remove(missing.into_iter().flatten().flatten().collect()).await?;
+        }
+        Ok(())
     }
 
     /// One MERGE. What its answer says does not count; the history of the table does.
@@ -252,28 +271,26 @@ fn own_columns(there: &Schema, ours: &Schema) -> Vec<String> {
     fields.map(|field| field.name().clone()).collect()
 }
 
-fn stored_rows(batches: &[RecordBatch]) -> Result<Vec<StoredRow>, arrow::error::ArrowError> {
-    let mut rows = Vec::new();
-    for batch in batches {
-        let (ids, hashes, times) = (texts(batch, "id")?, numbers(batch, "hash")?, numbers(batch, "transaction_time")?);
-        let (last_updated, version_ids) = (numbers(batch, "last_updated")?, texts(batch, "version_id")?);
-        let (subsetted, metas) = (truths(batch, "subsetted")?, texts(batch, "meta")?);
-        for (row, id) in ids.into_iter().enumerate() {
-            let Some(id) = id else { continue };
-            // Of a table without columns of elements.
-            let meta: Option<Meta> = metas[row].as_deref().and_then(|json| serde_json::from_str(json).ok());
-            let version = match meta {
-                Some(meta) => Version::of(Some(&meta)),
-                None => Version {
-                    last_updated_micros: last_updated[row],
-                    version_id: version_ids[row].as_deref().and_then(|id| id.parse().ok()),
-                    transaction_time_micros: None,
-                    subsetted: subsetted[row],
-                },
-            };
-            let version = version.at(times[row].and_then(TransactionTime::from_micros));
-            rows.push(StoredRow { id, version, hash: hashes[row] });
-        }
+fn stored_rows(batch: &RecordBatch) -> Result<Vec<StoredRow>, arrow::error::ArrowError> {
+    let (ids, hashes, times) = (texts(batch, "id")?, numbers(batch, "hash")?, numbers(batch, "transaction_time")?);
+    let (last_updated, version_ids) = (numbers(batch, "last_updated")?, texts(batch, "version_id")?);
+    let (subsetted, metas) = (truths(batch, "subsetted")?, texts(batch, "meta")?);
+    let mut rows = Vec::with_capacity(batch.num_rows());
+    for (row, id) in ids.into_iter().enumerate() {
+        let Some(id) = id else { continue };
+        // Of a table without columns of elements.
+        let meta: Option<Meta> = metas[row].as_deref().and_then(|json| serde_json::from_str(json).ok());
+        let version = match meta {
+            Some(meta) => Version::of(Some(&meta)),
+            None => Version {
+                last_updated_micros: last_updated[row],
+                version_id: version_ids[row].as_deref().and_then(|id| id.parse().ok()),
+                transaction_time_micros: None,
+                subsetted: subsetted[row],
+            },
+        };
+        let version = version.at(times[row].and_then(TransactionTime::from_micros));
+        rows.push(StoredRow { id, version, hash: hashes[row] });
     }
     Ok(rows)
 }
@@ -299,7 +316,7 @@ mod tests {
             ("last_updated", Arc::new(Int64Array::from(vec![Some(5), None])) as ArrayRef),
             ("version_id", texts([Some("3"), Some("x")])),
         ]);
-        let rows = stored_rows(&[typed.unwrap()]).unwrap();
+        let rows = stored_rows(&typed.unwrap()).unwrap();
         let version = Version {
             last_updated_micros: Some(5),
             version_id: Some(3),
@@ -311,7 +328,7 @@ mod tests {
         let line = r#"{"versionId":"4","tag":[{"code":"SUBSETTED"}]}"#;
         let untyped =
             RecordBatch::try_from_iter([("id", texts([Some("a"), Some("b")])), ("meta", texts([Some(line), None]))]);
-        let rows = stored_rows(&[untyped.unwrap()]).unwrap();
+        let rows = stored_rows(&untyped.unwrap()).unwrap();
         assert_eq!((rows[0].version.version_id, rows[0].version.subsetted), (Some(4), true));
         assert_eq!(rows[1].version, Version::default());
     }

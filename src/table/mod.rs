@@ -80,8 +80,7 @@ pub use self::{
     rebuild::{DecodeLines, rebuild},
     root::{Root, Table, TableDefinition},
     staging::{
-        Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, StagedShard, Staging, StoredRow,
-        TARGET_ID,
+        Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, Staging, StoredRow, TARGET_ID,
     },
 };
 

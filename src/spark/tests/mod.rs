@@ -3,11 +3,16 @@
 mod server;
 mod warehouse;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 pub(crate) use self::server::{Fault, Server};
 use self::warehouse::Warehouse;
-use super::{Config, Spark, SparkTable};
+use super::{Config, Spark, SparkTable, engine::AnswerRows};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{Decoder, Layout, Line, MappingPool, Options, Shape},
@@ -74,6 +79,20 @@ impl Site {
 
     fn changes(&self, lines: &[String], deleted: &[&str], at: i64) -> ChangeSet {
         let changes = ChangeSet::new(&shape().schema(), MemoryBudget::alone(MEMORY_BYTES), self.folder.path());
+        Self::fill(&changes, lines, deleted, at);
+        changes
+    }
+
+    /// The same in chunks of three rows, and in shards of a few ids.
+    fn tiny_changes(&self, lines: &[String], deleted: &[&str], at: i64) -> ChangeSet {
+        let changes = ChangeSet::tiny(&shape().schema(), self.folder.path());
+        lines.chunks(3).for_each(|lines| Self::fill(&changes, lines, &[], at));
+        Self::fill(&changes, &[], deleted, at);
+        assert!(changes.shards().count() > 4 && changes.chunks().count() > 4);
+        changes
+    }
+
+    fn fill(changes: &ChangeSet, lines: &[String], deleted: &[&str], at: i64) {
         let decoder = Decoder {
             mappings: MappingPool::of(&shape()),
             shape: shape(),
@@ -88,7 +107,6 @@ impl Site {
         for id in deleted {
             changes.delete((*id).to_owned(), None).unwrap();
         }
-        changes
     }
 
     async fn table(&self, config: &Config) -> SparkTable {
@@ -105,6 +123,18 @@ impl Site {
 
     async fn upsert(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, table::Error> {
         self.table(&self.server.config()).await.upsert(changes, upsert).await
+    }
+
+    /// The same, with answers of so many rows.
+    async fn upsert_with(
+        &self,
+        answers: AnswerRows,
+        changes: &ChangeSet,
+        upsert: &Upsert,
+    ) -> Result<Committed, table::Error> {
+        let mut table = self.table(&self.server.config()).await;
+        table.spark.answers = answers;
+        table.upsert(changes, upsert).await
     }
 
     async fn watermark(&self) -> Option<TransactionTime> {
@@ -165,6 +195,91 @@ async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
     let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &whole).await.unwrap();
     assert_eq!(committed.counts, Counts { unchanged: 1, removed: 1, ..Counts::default() });
     site.assert_rows(&[("b", 1)]);
+}
+
+/// Statements that ask for the keys of stored rows, and for the ids of missing ones.
+const KEYS: &str = "SELECT t.`id` AS id, t.`_sync_hash`";
+const MISSING: &str = "SELECT t.`id` AS id FROM";
+
+fn patients(numbers: Range<u32>, version: u32) -> Vec<String> {
+    numbers.map(|number| patient(&format!("p{number}"), version)).collect()
+}
+
+#[tokio::test]
+async fn a_change_set_of_many_shards_is_decoded_twice_at_most_and_the_stored_rows_are_read_once() {
+    let (spilled, held) = (Site::new().await, Site::new().await);
+    let first = patients(0..40, 2);
+    let changes = spilled.tiny_changes(&first, &[], 1);
+    let chunks = changes.chunks().count() as u64;
+    spilled.upsert(&changes, &upsert(1)).await.unwrap();
+    let decoded = changes.decoded.load(Ordering::Relaxed);
+    assert_eq!((decoded, spilled.server.count(KEYS)), (chunks, 0), "a first load looks for nothing");
+    held.sync(&first, &[], 1).await.unwrap();
+    // Equal rows, newer ones, one of them twice, older ones, new ones, and rows that are deleted as well.
+    let second =
+        [patients(0..10, 2), patients(10..25, 3), patients(24..25, 4), patients(25..30, 1), patients(40..45, 1)];
+    let (second, deleted) = (second.concat(), ["p1", "p33", "p34", "p35", "nobody"]);
+    let changes = spilled.tiny_changes(&second, &deleted, 2);
+    let chunks = changes.chunks().count() as u64;
+    let by_spilled = spilled.upsert(&changes, &upsert(2)).await.unwrap();
+    let decoded = changes.decoded.load(Ordering::Relaxed);
+    assert!(decoded <= 2 * chunks, "{decoded} of {chunks}");
+    assert_eq!(spilled.server.count(KEYS), 1);
+    let by_held = held.sync(&second, &deleted, 2).await.unwrap();
+    assert_eq!(by_spilled.counts, by_held.counts);
+    assert_eq!((by_held.counts.updated, by_held.counts.deleted, by_held.counts.duplicate), (15, 3, 2));
+    assert_eq!(spilled.server.inner().warehouse.lines(), held.server.inner().warehouse.lines());
+}
+
+#[tokio::test]
+async fn stored_rows_that_are_too_many_for_one_answer_are_read_in_several() {
+    let site = Site::new().await;
+    site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
+    let changes = site.tiny_changes(&patients(5..25, 2), &[], 2);
+    let answers = AnswerRows { stored_rows: 6, missing_rows: 6 };
+    let committed = site.upsert_with(answers, &changes, &upsert(2)).await.unwrap();
+    assert_eq!(committed.counts, Counts { inserted: 5, updated: 15, ..Counts::default() });
+    assert_eq!(site.server.count(KEYS), 4);
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn missing_rows_that_may_not_be_removed_are_counted_and_not_fetched() {
+    let site = Site::new().await;
+    site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
+    let may_all = Reconcile { max_missing: 100, max_missing_percent: 100.0, allow_empty: false };
+    for (number, (lines, limits)) in [(vec![], may_all), (patients(0..2, 1), Reconcile::NONE)].into_iter().enumerate() {
+        let at = 2 + i64::try_from(number).unwrap();
+        let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(at) };
+        let committed = site.upsert(&site.changes(&lines, &[], at), &whole).await.unwrap();
+        let unchanged = lines.len() as u64;
+        assert_eq!(committed.counts, Counts { unchanged, missing: 20 - unchanged, ..Counts::default() });
+    }
+    assert_eq!(site.server.count(MISSING), 0);
+    assert!(!site.root.has_tombstones().await.unwrap());
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn missing_rows_are_removed_some_at_a_time_also_where_another_writer_has_doubled_one() {
+    let site = Site::new().await;
+    site.sync(&patients(0..20, 1), &[], 1).await.unwrap();
+    {
+        let rows = &mut site.server.inner().warehouse.rows;
+        rows.push(rows[7].clone());
+    }
+    let limits = Reconcile { max_missing: 100, max_missing_percent: 0.0, allow_empty: false };
+    let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(2) };
+    let changes = site.changes(&patients(0..2, 1), &[], 2);
+    let answers = AnswerRows { stored_rows: 100, missing_rows: 5 };
+    let committed = site.upsert_with(answers, &changes, &whole).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 2, removed: 19, ..Counts::default() });
+    site.assert_rows(&[("p0", 1), ("p1", 1)]);
+    assert_eq!((site.server.count(MISSING), site.merges()), (4, (2, 2)));
+    let log = site.folder.path().join("lake/_fhir_sync/deleted/_delta_log");
+    let is_commit = |file: &std::fs::DirEntry| file.path().extension().is_some_and(|of| of == "json");
+    let commits = std::fs::read_dir(log).unwrap().map(Result::unwrap).filter(is_commit).count();
+    assert_eq!(commits, 1 + 4, "a commit of its own for each of them");
 }
 
 #[tokio::test]

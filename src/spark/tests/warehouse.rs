@@ -101,6 +101,10 @@ impl Warehouse {
             _ if begins("DESCRIBE DETAIL") => Ok(vec![self.detail()]),
             _ if begins("DESCRIBE HISTORY") => Ok(vec![self.history()]),
             _ if begins("SELECT * FROM") => Ok(vec![RecordBatch::new_empty(Arc::clone(&self.schema))]),
+            _ if begins("SELECT count(t.`id`)") => {
+                let missing = self.missing(statement).num_rows();
+                Ok(vec![batch([("rows", numbers([i64::try_from(missing).ok()]))])])
+            }
             _ if begins("SELECT count(*)") => {
                 Ok(vec![batch([("rows", numbers([i64::try_from(self.rows.len()).ok()]))])])
             }
@@ -138,9 +142,11 @@ impl Warehouse {
 
     /// A batch for each row, as a large result arrives in several.
     fn stored_rows(&self, statement: &str) -> Outcome {
-        let shard: u32 = statement.rsplit("k.`shard` = ").next().unwrap().parse().unwrap();
+        // Any other join has a row for each of the staged ids, which are repeated.
+        assert!(statement.contains("LEFT SEMI JOIN"), "{statement}");
         let ids = staged_ids(statement);
-        let rows = self.rows.iter().filter(|row| ids.contains(&(shard, row.id.clone()))).map(|row| {
+        let is_asked_for = |row: &&Row| ids.contains(&row.id) && is_in_portion(statement, &row.id);
+        let rows = self.rows.iter().filter(is_asked_for).map(|row| {
             let meta = serde_json::from_str::<serde_json::Value>(&row.line).unwrap()["meta"].to_string();
             batch([
                 ("id", texts([Some(row.id.as_str())])),
@@ -153,11 +159,10 @@ impl Warehouse {
     }
 
     fn missing(&self, statement: &str) -> RecordBatch {
-        let there: BTreeSet<_> = staged_ids(statement).into_iter().map(|(_, id)| id).collect();
-        batch([(
-            "id",
-            texts(self.rows.iter().map(|row| &row.id).filter(|id| !there.contains(*id)).map(|id| Some(id.as_str()))),
-        )])
+        let there = if statement.contains("LEFT ANTI JOIN") { staged_ids(statement) } else { BTreeSet::new() };
+        let ids = self.rows.iter().map(|row| row.id.as_str());
+        let missing = ids.filter(|id| !there.contains(*id) && is_in_portion(statement, id));
+        batch([("id", texts(missing.map(Some)))])
     }
 
     fn merge(&mut self, statement: &str, conf: &Conf) -> Result<(), String> {
@@ -170,7 +175,7 @@ impl Warehouse {
         let mut rows = self.rows.clone();
         let mut metrics = [0; 3];
         if statement.contains("parquet.`") {
-            let staged = read(statement, "FROM parquet.`", "");
+            let staged = read(statement, "FROM parquet.`");
             let found = staged.num_rows() - std::mem::take(&mut self.unstaged_rows);
             let staged = staged.slice(staged.num_rows() - found, found);
             if !statement.contains(&format!("`) = {found} THEN true ELSE CAST(raise_error('{INCOMPLETE}')")) {
@@ -253,10 +258,10 @@ fn staged_rows(staged: &RecordBatch) -> Vec<StagedRow> {
     (0..staged.num_rows()).map(row).collect()
 }
 
-/// All rows of the Parquet files of the folder that a statement names behind these words, or of a folder in it.
-fn read(statement: &str, words: &str, below: &str) -> RecordBatch {
+/// All rows of the Parquet files of the folder that a statement names behind these words.
+fn read(statement: &str, words: &str) -> RecordBatch {
     let folder = statement.split_once(words).unwrap().1.split_once('`').unwrap().0;
-    let folder = PathBuf::from(folder.strip_prefix("file:").unwrap()).join(below);
+    let folder = PathBuf::from(folder.strip_prefix("file:").unwrap());
     let mut batches = Vec::new();
     for file in std::fs::read_dir(folder).unwrap() {
         let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(file.unwrap().path()).unwrap()).unwrap();
@@ -265,17 +270,16 @@ fn read(statement: &str, words: &str, below: &str) -> RecordBatch {
     concat_batches(&batches[0].schema(), &batches).unwrap()
 }
 
-/// The ids that are staged, each with its shard: the column of the partitions is in the names of their folders.
-fn staged_ids(statement: &str) -> BTreeSet<(u32, String)> {
-    let words = "JOIN parquet.`";
-    let folder = statement.split_once(words).unwrap().1.split_once('`').unwrap().0;
-    let mut ids = BTreeSet::new();
-    for partition in std::fs::read_dir(folder.strip_prefix("file:").unwrap()).unwrap() {
-        let name = partition.unwrap().file_name().into_string().unwrap();
-        let shard = name.strip_prefix("shard=").unwrap().parse().unwrap();
-        ids.extend(column(&read(statement, words, &name), "id").into_iter().flatten().map(|id| (shard, id)));
-    }
-    ids
+/// The ids that are staged.
+fn staged_ids(statement: &str) -> BTreeSet<String> {
+    column(&read(statement, "JOIN parquet.`"), "id").into_iter().flatten().collect()
+}
+
+/// Is the id in the portion that a statement asks for? Its hash is another one than Spark's.
+fn is_in_portion(statement: &str, id: &str) -> bool {
+    let Some((_, portion)) = statement.split_once("pmod(xxhash64(t.`id`), ") else { return true };
+    let (of, number) = portion.split_once(") = ").unwrap();
+    id.bytes().map(u64::from).sum::<u64>() % of.parse::<u64>().unwrap() == number.parse::<u64>().unwrap()
 }
 
 /// The texts of a column; none where there is no such column.

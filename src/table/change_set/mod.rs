@@ -43,6 +43,7 @@ use crate::table::{
     change_set::entry::{ChunkIndex, IdHash, IdHasher, IndexEntry, NewEntry, Position, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::memory_budget::MemoryBudget,
+    change_set::newest::buckets::{BUCKETS, Buckets},
     change_set::newest::{Index, Limits, Shard},
     change_set::spool::{Block, Spool},
     change_set::window::{DividedRows, Undivided, Window},
@@ -62,6 +63,9 @@ pub struct ChangeSet {
     /// Rows and deletions that were pushed.
     received: AtomicU64,
     held: RwLock<Held>,
+    /// How often a chunk was decoded.
+    #[cfg(test)]
+    pub decoded: AtomicU64,
 }
 
 /// Where the rows go.
@@ -163,7 +167,15 @@ impl ChangeSet {
     fn with(schema: &SchemaRef, limits: Limits, ids: Ids, spool: Spool) -> Self {
         let held = Held { spool, index: Index::new(limits), chunks: Vec::new(), filled: BTreeSet::new(), ids };
         let (hasher, received) = (IdHasher::new(), AtomicU64::new(0));
-        Self { schema: schema.clone(), hasher, rows: Rows::Spool, received, held: RwLock::new(held) }
+        Self {
+            schema: schema.clone(),
+            hasher,
+            rows: Rows::Spool,
+            received,
+            held: RwLock::new(held),
+            #[cfg(test)]
+            decoded: AtomicU64::new(0),
+        }
     }
 
     /// The same, but rows are written into data files at once, and only entries of the index are spooled.
@@ -319,9 +331,31 @@ impl ChangeSet {
         Ok(Some(Candidates::new(filter, held.spool.beside(), half_bytes)))
     }
 
+    /// The ids of the deletions, as often as they were taken, some at a time. Blocks on the disk.
+    pub fn deletions(&self) -> impl Iterator<Item = Result<Vec<Box<str>>, Error>> {
+        (0..BUCKETS).map(|bucket| {
+            let held = self.read();
+            held.index.deletions(&held.spool, bucket)
+        })
+    }
+
+    /// The hash by which a shard knows the id.
+    pub fn id_hash(&self, id: &str) -> IdHash {
+        self.hasher.of(id)
+    }
+
+    /// Empty buckets, with a spool of their own, for what waits while the change set is decided. They take a quarter
+    /// of the memory of a shard.
+    pub fn buckets(&self) -> (Buckets, Spool) {
+        let held = self.read();
+        (Buckets::new(held.index.shard_bytes() / 4), held.spool.beside())
+    }
+
     /// The rows of a spooled chunk, without the columns that are null in all of them. May be called in any
     /// order, repeatedly, and by several threads at the same time. Blocks on the disk.
     pub fn batch(&self, chunk: ChunkIndex) -> Result<RecordBatch, Error> {
+        #[cfg(test)]
+        self.decoded.fetch_add(1, Ordering::Relaxed);
         let block = {
             let held = self.read();
             let chunk = held

@@ -5,38 +5,40 @@
 //! below the root, with an [operation](rows::Operation) in each row, for one MERGE of the engine. Each staged row says
 //! which stored row it was decided for, so that the engine can refuse one that has changed since. Tombstones are
 //! recorded before the MERGE.
+//!
+//! Whatever the number of shards, the chunks of the change set are decoded at most twice: for the ids that the engine
+//! looks for, and, where something of a chunk is written, for its rows when all shards are decided.
 
+mod operations;
 mod place;
 mod rows;
+mod stored;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use self::{
+    operations::{Operation, Operations, Seen},
     place::{Place, place},
-    rows::{Operation, Removal, RowWriter, Seen, write_ids},
+    rows::{Removal, RowWriter, write_ids},
+    stored::StoredRows,
 };
-use crate::fhir::{ResourceType, Version};
+use crate::fhir::ResourceType;
 use crate::table::{
     ChangeSet, Counts, Error, Root, TableDefinition, TableName, Upsert,
-    change_set::entry::{ChunkIndex, RowLocation},
+    change_set::entry::RowLocation,
     change_set::newest::{Shard, Winner, WinnerIndex},
+    data_file::deletion_vector::RowSet,
     data_file::stored::FileIndex,
     properties::CHECKPOINT_INTERVAL,
-    tombstones::TombstoneTable,
+    tombstones::{NewTombstone, TombstoneTable},
     upsert::decide::Decision,
     upsert::probe::{Hit, Probed},
 };
 
-pub use self::rows::{OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID};
-
-/// A row of the table, as the engine has read it. Its id is one of the change set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRow {
-    pub id: String,
-    pub version: Version,
-    /// `_sync_hash`.
-    pub hash: Option<i64>,
-}
+pub use self::{
+    rows::{OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID},
+    stored::StoredRow,
+};
 
 /// An upsert that is being staged.
 pub struct Staging<'a> {
@@ -47,15 +49,13 @@ pub struct Staging<'a> {
     upsert: &'a Upsert,
     trusts_hashes: bool,
     tombstones: TombstoneTable,
+    stored: StoredRows<'a>,
     decision: Decision,
+    operations: Operations,
     rows: RowWriter,
     expected: Expected,
-}
-
-/// Some ids of the change set, as many as fit into memory.
-pub struct StagedShard {
-    pub number: u32,
-    shard: Shard,
+    /// How many rows a full refresh removes, all of which are to be named.
+    to_remove: u64,
 }
 
 /// What the engine is to write.
@@ -120,14 +120,16 @@ impl<'a> Staging<'a> {
             upsert,
             trusts_hashes,
             tombstones: TombstoneTable::open(root).await?,
+            stored: StoredRows::of(changes),
             decision: Decision::default(),
+            operations: Operations::of(changes),
             rows,
             expected: Expected::default(),
+            to_remove: 0,
         })
     }
 
-    /// The folder, below the root, of the files with the ids of the change set. Their column `shard` has the numbers of
-    /// [`Self::shards`].
+    /// The folder, below the root, of the files with the ids of the change set. An id may be in them several times.
     pub fn ids_directory(&self) -> String {
         self.place.directory_of("ids")
     }
@@ -137,26 +139,35 @@ impl<'a> Staging<'a> {
         self.place.directory_of("rows")
     }
 
-    /// Loading a shard blocks on the disk.
-    pub fn shards(&self) -> impl Iterator<Item = Result<StagedShard, Error>> + use<'a> {
-        (0..).zip(self.changes.shards()).map(|(number, shard)| Ok(StagedShard { number, shard: shard? }))
-    }
-
-    /// Writes the ids of all shards. Blocks on the disk.
+    /// Writes the ids of the change set, which must not be empty. Blocks on the disk.
     pub async fn write_ids(&self) -> Result<(), Error> {
-        let place = self.place.join("ids", &self.root)?;
-        for shard in self.shards() {
-            let StagedShard { number, shard } = shard?;
-            write_ids(&place, number, &shard, self.changes).await?;
-        }
-        Ok(())
+        write_ids(&self.place.join("ids", &self.root)?, self.changes).await
     }
 
-    /// Decides what happens to the rows and deletions of a shard, of which the table has `stored`, and stages what is
-    /// to be written. Blocks on the disk.
-    pub async fn decide(&mut self, shard: &StagedShard, stored: &[StoredRow]) -> Result<(), Error> {
-        let shard = &shard.shard;
-        let hits = hits(shard, stored, self.trusts_hashes);
+    /// Takes some of the stored rows whose ids are in the change set, each of them once. May block on the disk.
+    pub fn keep(&mut self, stored: &[StoredRow]) -> Result<(), Error> {
+        self.stored.keep(stored)
+    }
+
+    /// Decides what happens to the rows and deletions of the change set, of which the table has the rows that were
+    /// kept, and stages what is to be written. Blocks on the disk.
+    pub async fn decide(&mut self) -> Result<(), Error> {
+        for shard in self.changes.shards() {
+            self.decide_shard(&shard?).await?;
+        }
+        let counts = self.decision.counts;
+        if counts.total() != self.changes.received() {
+            let counts = format!("received {}, accounted for {counts:?}", self.changes.received());
+            return Err(Error::Unbalanced { table: self.table, counts });
+        }
+        let written: u64 = self.decision.chosen.values().map(RowSet::len).sum();
+        self.expected.inserted = written - self.expected.updated;
+        self.rows.write_chosen(self.changes, &self.decision.chosen, &self.operations).await
+    }
+
+    async fn decide_shard(&mut self, shard: &Shard) -> Result<(), Error> {
+        let stored = self.stored.of_shard(shard)?;
+        let hits = hits(shard, &stored, self.trusts_hashes);
         let mut copies: HashMap<WinnerIndex, Vec<usize>> = HashMap::new();
         for (row, hit) in hits.iter().enumerate() {
             copies.entry(hit.winner).or_default().push(row);
@@ -168,21 +179,20 @@ impl<'a> Staging<'a> {
         let probed = Probed { hits, ..Probed::default() };
         self.decision.settle(shard, probed, &equal, &tombstones, self.upsert);
         let dead = std::mem::take(&mut self.decision.dead).remove(&FileIndex(0)).unwrap_or_default();
-        let mut chosen = std::mem::take(&mut self.decision.chosen);
-        let mut operations = BTreeMap::new();
         let mut removals = Vec::new();
         // Several dead rows may have one winner.
         let winners: BTreeSet<_> = dead.iter().filter_map(|row| winner_of.get(row_index(row)).copied()).collect();
         for winner in winners {
             let Some(copies) = copies.get(&winner) else { continue };
             let dead: Vec<_> = copies.iter().copied().filter(|row| dead.contains(*row as u64)).collect();
-            let copies = Copies { all: copies, dead: &dead, stored, equal: &equal };
+            let copies = Copies { all: copies, dead: &dead, stored: &stored, equal: &equal };
             match copies.operation(shard.winner(winner)) {
                 Some(Write::Row { location, operation, removal }) => {
-                    chosen.entry(location.chunk).or_default().insert(location.row.into());
+                    self.decision.chosen.entry(location.chunk).or_default().insert(location.row.into());
                     self.expected.deleted += removal.as_ref().map_or(0, |_| copies.all.len() as u64);
                     removals.extend(removal);
-                    operations.insert((location.chunk, location.row), operation);
+                    self.expected.updated += u64::from(matches!(operation, Operation::Update(_)));
+                    self.operations.push(location, operation)?;
                 }
                 Some(Write::Nothing { removal }) => {
                     self.expected.deleted += copies.all.len() as u64;
@@ -191,29 +201,37 @@ impl<'a> Staging<'a> {
                 None => {}
             }
         }
-        let updated = operations.values().filter(|operation| matches!(operation, Operation::Update(_))).count() as u64;
-        let written: u64 = chosen.values().map(super::data_file::deletion_vector::RowSet::len).sum();
-        self.expected.updated += updated;
-        self.expected.inserted += written - updated;
-        self.rows.write_chosen(self.changes, &chosen, &operations).await?;
         self.rows.write_removals(&removals).await
     }
 
-    /// Stages the removal of stored rows that a full refresh did not bring, unless they are too many; `stored_rows` is
-    /// how many rows of our source the table has.
-    pub async fn reconcile(&mut self, stored_rows: u64, missing: Vec<String>) -> Result<(), Error> {
-        let Some(limits) = self.upsert.reconcile else { return Ok(()) };
-        let removed = self.decision.reconcile_ids(stored_rows, missing, limits);
-        self.expected.deleted += removed.len() as u64;
-        let removals: Vec<_> = removed.into_iter().map(|id| Removal { id, seen: None }).collect();
+    /// May all rows be removed that a full refresh did not bring? So many of them are `missing`, of `stored_rows` of our
+    /// source. If they are too many they stay, and are counted; else [`Self::remove`] is to be called with their ids.
+    pub fn may_remove(&mut self, stored_rows: u64, missing: u64) -> bool {
+        let may = self.upsert.reconcile.is_some_and(|limits| self.decision.may_remove(stored_rows, missing, limits));
+        self.to_remove = if may { missing } else { 0 };
+        may
+    }
+
+    /// Stages the removal of some missing rows, and records their tombstones: there may be more of them than fit into
+    /// memory. An id is there as often as it has rows; all of them are here. Blocks on the disk.
+    pub async fn remove(&mut self, mut ids: Vec<String>) -> Result<(), Error> {
+        self.decision.counts.removed += ids.len() as u64;
+        self.expected.deleted += ids.len() as u64;
+        // A MERGE refuses two removals of one row.
+        ids.sort_unstable();
+        ids.dedup();
+        let tombstone = |id: &String| NewTombstone { id: id.clone(), deleted_at_micros: None };
+        let tombstones: Vec<_> = ids.iter().map(tombstone).collect();
+        self.tombstones.append(self.table, &tombstones, self.upsert).await?;
+        let removals: Vec<_> = ids.into_iter().map(|id| Removal { id, seen: None }).collect();
         self.rows.write_removals(&removals).await
     }
 
     /// Ends the files and records the tombstones. Afterwards the engine may write.
     pub async fn finish(mut self) -> Result<Staged, Error> {
         let counts = self.decision.counts;
-        if counts.total() != self.changes.received() {
-            let counts = format!("received {}, accounted for {counts:?}", self.changes.received());
+        if counts.removed != self.to_remove {
+            let counts = format!("{} rows were to be removed, and {} were named", self.to_remove, counts.removed);
             return Err(Error::Unbalanced { table: self.table, counts });
         }
         let (rows, columns) = self.rows.finish().await?;
@@ -282,6 +300,3 @@ impl Copies<'_> {
         matches!((kept.next(), kept.next()), (Some(row), None) if self.equal[*row])
     }
 }
-
-/// The operations of staged rows that are not plain insertions.
-type Operations = BTreeMap<(ChunkIndex, u32), Operation>;

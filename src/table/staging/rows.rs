@@ -1,4 +1,5 @@
-//! Staged rows: the rows and removals that a MERGE is to apply, as Parquet files whose columns are all the same.
+//! Staged rows: the rows and removals that a MERGE is to apply, as Parquet files whose columns are all the same; and
+//! staged ids, by which the engine finds stored rows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,11 +13,13 @@ use arrow::{
     error::ArrowError,
 };
 
-use super::{Operations, place::Place};
+use super::{
+    operations::{Operation, Operations, Seen},
+    place::Place,
+};
 use crate::table::{
     ChangeSet, Error,
-    change_set::entry::{ChunkIndex, RowLocation},
-    change_set::newest::{Shard, Winner},
+    change_set::entry::ChunkIndex,
     data_file::deletion_vector::RowSet,
     data_file::rolling::{DataFiles, FileTarget},
 };
@@ -40,21 +43,6 @@ const DELETE_ALL: &str = "delete-all";
 
 /// How many rows are encoded at once.
 const BATCH_ROWS: usize = 8192;
-
-/// Which stored row was seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    pub hash: Option<i64>,
-    pub transaction_time_micros: Option<i64>,
-}
-
-/// What is done with a row of the change set that is not a plain insertion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    Update(Seen),
-    /// It is inserted, and a [`Removal`] removes all stored rows of its id.
-    InsertBeside,
-}
 
 /// A stored row that is removed; without `seen` all rows of the id are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,17 +72,19 @@ impl RowWriter {
         Self { files, schema, place: place.directory_of(""), written: 0 }
     }
 
-    /// Writes the chosen rows of the change set. Blocks on the disk.
+    /// Writes the chosen rows of the change set, and decodes each of its chunks once at most. Blocks on the disk.
     pub async fn write_chosen(
         &mut self,
         changes: &ChangeSet,
         chosen: &BTreeMap<ChunkIndex, RowSet>,
         operations: &Operations,
     ) -> Result<(), Error> {
+        let mut operations = operations.reader();
         for (chunk, rows) in chosen {
             let batch = changes.batch(*chunk)?;
             let indices: Vec<u32> = rows.iter().filter_map(|row| u32::try_from(row).ok()).collect();
-            let operations: Vec<_> = indices.iter().map(|row| operations.get(&(*chunk, *row)).copied()).collect();
+            let of_rows = operations.of(*chunk)?;
+            let operations: Vec<_> = indices.iter().map(|row| of_rows.get(&(*chunk, *row)).copied()).collect();
             let rows = take_record_batch(&batch, &UInt32Array::from(indices))
                 .and_then(|rows| with_operations(&rows, &operations))
                 .map_err(Error::spool)?;
@@ -130,44 +120,20 @@ impl RowWriter {
     }
 }
 
-/// Writes the ids of a shard into files of their own. Blocks on the disk.
-pub async fn write_ids(place: &Place, number: u32, shard: &Shard, changes: &ChangeSet) -> Result<(), Error> {
+/// Writes the ids of all rows and deletions of the change set, those of duplicates as well. Blocks on the disk.
+pub async fn write_ids(place: &Place, changes: &ChangeSet) -> Result<(), Error> {
     let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, true)]));
     let target = FileTarget::new(Arc::clone(&place.store), Arc::clone(&schema), None, 1);
-    let mut files = DataFiles::new(target, vec![("shard".to_owned(), Some(number.to_string()))], BTreeSet::new());
-    for chunk in changes.chunks() {
-        let batch = changes.batch(chunk)?;
-        let ids = ids_of_winners(&batch, chunk, shard);
-        let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids)]).map_err(Error::spool)?;
+    let mut files = DataFiles::new(target, Vec::new(), BTreeSet::new());
+    let of_rows = changes.chunks().map(|chunk| ids_of(&changes.batch(chunk)?).map_err(Error::spool));
+    let of_deletions = changes.deletions().map(|ids| Ok(StringArray::from_iter_values(ids?)));
+    for ids in of_rows.chain(of_deletions) {
+        let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids?)]).map_err(Error::spool)?;
         if rows.num_rows() > 0 {
             files.write(&rows).await.map_err(|error| place.failed(error))?;
         }
     }
-    let deleted: Vec<&str> = shard
-        .winners()
-        .filter_map(|(_, winner)| match winner {
-            Winner::Deleted { id, .. } => Some(&**id),
-            Winner::Row { .. } => None,
-        })
-        .collect();
-    for ids in deleted.chunks(BATCH_ROWS) {
-        let ids = Arc::new(StringArray::from(ids.to_vec()));
-        let rows = RecordBatch::try_new(Arc::clone(&schema), vec![ids]).map_err(Error::spool)?;
-        files.write(&rows).await.map_err(|error| place.failed(error))?;
-    }
     files.finish().await.map(|_| ()).map_err(|error| place.failed(error))
-}
-
-/// The ids of the rows of a chunk that are the newest of their ids.
-fn ids_of_winners(batch: &RecordBatch, chunk: ChunkIndex, shard: &Shard) -> StringArray {
-    let Some(ids) = batch.column_by_name("id").and_then(|column| column.as_string_opt::<i32>()) else {
-        return StringArray::from(Vec::<&str>::new());
-    };
-    let is_winner = |row: u32, id: &str| {
-        let winner = shard.get(id).map(|index| shard.winner(index));
-        matches!(winner, Some(Winner::Row { location, .. }) if *location == RowLocation { chunk, row })
-    };
-    (0..).zip(ids).filter_map(|(row, id)| id.filter(|id| is_winner(row, id))).map(Some).collect()
 }
 
 fn instant() -> DataType {
@@ -184,10 +150,15 @@ fn control_fields() -> Vec<FieldRef> {
     fields.into_iter().map(|(name, data_type)| Arc::new(Field::new(name, data_type, true))).collect()
 }
 
+/// The ids of rows of the change set, of which all have one.
+fn ids_of(rows: &RecordBatch) -> Result<StringArray, ArrowError> {
+    let ids = rows.column_by_name("id").and_then(|column| column.as_string_opt::<i32>());
+    ids.cloned().ok_or_else(|| ArrowError::SchemaError("received rows have no ids".to_owned()))
+}
+
 /// The rows of the change set, with what is to be done with each; `None` inserts it.
 fn with_operations(rows: &RecordBatch, operations: &[Option<Operation>]) -> Result<RecordBatch, ArrowError> {
-    let ids = rows.column_by_name("id").and_then(|column| column.as_string_opt::<i32>());
-    let ids = ids.ok_or_else(|| ArrowError::SchemaError("received rows have no ids".to_owned()))?;
+    let ids = ids_of(rows)?;
     let words = operations.iter().map(|operation| match operation {
         Some(Operation::Update(_)) => UPDATE,
         None | Some(Operation::InsertBeside) => INSERT,

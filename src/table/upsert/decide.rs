@@ -163,19 +163,15 @@ fn may_remove(missing: u64, decision: &Decision, limits: Reconcile) -> bool {
 }
 
 impl Decision {
-    /// The same as [`reconcile`] for rows that another engine has found missing, among this many stored rows of our
-    /// source; the ids whose rows are to be removed.
-    pub fn reconcile_ids(&mut self, stored_rows: u64, missing: Vec<String>, limits: Reconcile) -> Vec<String> {
+    /// The decision of [`reconcile`] for rows that another engine has counted, among this many stored rows of our
+    /// source: may they be removed? Those that stay are counted here, those that are removed by the caller.
+    pub fn may_remove(&mut self, stored_rows: u64, missing: u64, limits: Reconcile) -> bool {
         self.stored_rows = stored_rows;
-        let count = missing.len() as u64;
-        if !may_remove(count, self, limits) {
-            self.counts.missing = count;
-            return Vec::new();
+        let may = may_remove(missing, self, limits);
+        if !may {
+            self.counts.missing = missing;
         }
-        self.counts.removed = count;
-        let tombstones = missing.iter().map(|id| NewTombstone { id: id.clone(), deleted_at_micros: None });
-        self.tombstones.extend(tombstones);
-        missing
+        may
     }
 
     /// Does it record that resources were deleted?

@@ -44,7 +44,17 @@ impl Buckets {
     /// to the spool, which blocks on the disk. After an error of the spool, the entry is in its bucket all the same, and
     /// those that could not be spooled are still in memory.
     pub fn push(&mut self, spool: &mut Spool, id_hash: IdHash, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Error> {
-        let bucket = &mut self.of[bucket_of(id_hash)];
+        self.push_into(bucket_of(id_hash), spool, encode)
+    }
+
+    /// The same for an entry that is divided by something else than the hash of an id; there are [`BUCKETS`].
+    pub fn push_into(
+        &mut self,
+        bucket: usize,
+        spool: &mut Spool,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Error> {
+        let bucket = &mut self.of[bucket];
         self.recent_bytes -= bucket.recent.capacity();
         encode(&mut bucket.recent);
         self.recent_bytes += bucket.recent.capacity();

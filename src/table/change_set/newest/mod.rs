@@ -163,6 +163,21 @@ impl Index {
         IdFilter::of(self.buckets.all(), spool, hasher, max_bytes)
     }
 
+    /// The ids of the deletions in one of the buckets, as often as they were pushed. Blocks on the disk.
+    pub fn deletions(&self, spool: &Spool, bucket: usize) -> Result<Vec<Box<str>>, Error> {
+        let mut ids = Vec::new();
+        self.buckets.all()[bucket].read(spool, |mut bytes| {
+            while !bytes.is_empty() {
+                let (_, entry) = IndexEntry::decode(&mut bytes).ok_or_else(Error::unreadable_index)?;
+                if let IndexEntry::Deletion { id, .. } = entry {
+                    ids.push(id);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(ids)
+    }
+
     /// Divides all id hashes into spans whose shards fit into the budget. There is at least one span, and together they
     /// cover every id, pushed or not.
     pub fn spans(&self) -> Vec<Span> {
