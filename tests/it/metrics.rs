@@ -6,7 +6,7 @@ use std::{
 use fhir_sync::demo::{Fault, StatusCode};
 use serde_json::json;
 
-use crate::harness::{Daemon, PATIENT, Setup, eventually};
+use crate::harness::{CONDITION, Daemon, PATIENT, Setup, eventually};
 
 /// The series of one scrape, by name and labels as they are written.
 struct Scrape {
@@ -176,6 +176,30 @@ async fn failures_retries_and_requests_that_were_denied_are_counted() {
     assert_equal(after.value(r#"fhir_sync_consecutive_failures{export="all"}"#), 0.0, "the last run was complete");
     let (_, health) = daemon.health().await;
     assert_eq!(health["exports"]["all"]["failures_in_a_row"], json!(0));
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_is_healthy_in_the_metrics_exactly_while_health_says_so() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.world(|world| world.put(CONDITION, "c1", json!({})));
+    setup.export.types.push(CONDITION);
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let daemon = Daemon::start(&setup, &[]).await;
+    let healthy = async || Scrape::of(&daemon).await.value(r#"fhir_sync_healthy{export="all"}"#);
+    assert_eq!(daemon.health().await.0, 503);
+    assert_equal(healthy().await, 0.0, "a type was never loaded");
+    setup.server.scenario(|scenario| scenario.hold = false);
+    daemon.eventually_health("the type", |status, _| status == 200).await;
+    assert_equal(healthy().await, 1.0, "all data are fresh");
+    daemon.stop().await;
+    let other = setup.folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let daemon = Daemon::start(&setup, &[("FHIR_SYNC__TABLES__ROOT", other.to_str().unwrap())]).await;
+    let lost = Scrape::of(&daemon).await;
+    assert_equal(lost.value(r#"fhir_sync_healthy{export="all"}"#), 0.0, "the tables are gone");
+    assert!(lost.value(r#"fhir_sync_last_success_timestamp_seconds{export="all"}"#) > 1.7e9, "there was a sync");
     daemon.stop().await;
 }
 

@@ -331,6 +331,8 @@ metrics! {
         "The watermark of a type, by the server's clock; 0: none.";
     DATA_AS_OF = GAUGE, "data_as_of_timestamp_seconds", [EXPORT, RESOURCE_TYPE],
         "From when the data of a type are, by the local clock, as /health measures their age; 0: never loaded, or empty.";
+    HEALTHY = GAUGE, "healthy", [EXPORT],
+        "1 while /health calls the export healthy; 0 while data are too old, were never loaded, or are lost.";
     MAX_AGE = GAUGE, "max_age_seconds", [EXPORT], "How old the data may be before /health is unhealthy.";
     INTERVAL = GAUGE, "schedule_interval_seconds", [EXPORT],
         "The longest time between two scheduled runs; 0: there is no schedule.";

@@ -17,9 +17,9 @@ pub use self::{
     exposition::{CONTENT_TYPE, Exposition, Scope},
     record::{
         ByteCounter, ExportFigures, cache_asked, cache_size, clock_skew, commit_ended, config_read, downloads_allowed,
-        export, file_ended, job, lease_held, lease_shared, maintained, maintenance, notified, paused_until, polled,
-        quarantined, reach, received, rejected, request_interval, requested, retried, rows, run_began, run_ended,
-        spool_free, spool_grew, spool_removed, stalled, state_written, step_began, step_ended, store_read,
+        export, file_ended, healthy, job, lease_held, lease_shared, maintained, maintenance, notified, paused_until,
+        polled, quarantined, reach, received, rejected, request_interval, requested, retried, rows, run_began,
+        run_ended, spool_free, spool_grew, spool_removed, stalled, state_written, step_began, step_ended, store_read,
         store_requested, store_written, table, token_renewed_at, token_requested,
     },
 };

@@ -69,6 +69,11 @@ pub fn export(figures: &ExportFigures<'_>) {
     }
 }
 
+/// Whether `/health` calls an export healthy.
+pub fn healthy(export: &str, is_healthy: bool) {
+    metric::HEALTHY.set(f64::from(u8::from(is_healthy)), vec![export_label(export)]);
+}
+
 /// How far a type of an export goes, by the server's clock, and from when its data are, by the local one.
 pub fn reach(export: &str, of: ResourceType, watermark: Option<DateTime<Utc>>, data_as_of: Option<DateTime<Utc>>) {
     let labels = || vec![export_label(export), type_label(of)];
