@@ -1,7 +1,7 @@
 //! Settings: where the tables are, and how they are read and written.
 //!
-//! What may not be looked at is not absent: a folder that this user cannot enter is an error, and no table that does not
-//! exist yet.
+//! What may not be looked at is not absent: a folder that this user cannot enter is an error, and no table that does
+//! not exist yet.
 
 use std::{
     collections::BTreeMap,

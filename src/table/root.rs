@@ -446,8 +446,8 @@ impl Table {
 }
 
 /// The way out where every user may enter the folder of the tables.
-pub const CLOSE_IT: &str = "they are data of patients: take the rights of others away (chmod o= FOLDER), and put those who read \
-                            the tables into its group";
+pub const CLOSE_IT: &str = "they are data of patients: take the rights of others away (chmod o= FOLDER), and put those \
+                            who read the tables into its group";
 
 /// The document of the lease, in [`OWN_DIRECTORY`].
 const LEASE: &str = "lease.json";
