@@ -202,6 +202,8 @@ words! {
     TokenOutcome {
         Granted = "granted",
         Refused = "refused",
+        /// Our own key or secret could not be read or used.
+        NoCredential = "no_credential",
         Failed = "failed",
     }
 }
@@ -251,6 +253,8 @@ words! {
     Rejection {
         /// Unencrypted, or not HTTP.
         Scheme = "scheme",
+        /// A private one, or another that is not an ordinary one of the Internet.
+        Address = "address",
         Redirects = "redirects",
         /// A token would go to an origin that is not allowed.
         Origin = "origin",
