@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     table::{self, DryRun, Maintained, TableName},
-    telemetry::metrics,
+    telemetry::metrics::{self, MaintenanceOutcome},
 };
 
 /// One run of maintenance: what is done to the tables, and how long that may take.
@@ -112,8 +112,12 @@ impl Syncer {
             };
             held_elsewhere = 0;
             log(table, dry_run, &result);
-            if let (Ok(Some(_)), DryRun::No) = (&result, dry_run) {
-                metrics::maintained(table.as_str(), now());
+            let outcome = match &result {
+                Ok(done) => done.as_ref().map(|_| MaintenanceOutcome::Maintained),
+                Err(_) => Some(MaintenanceOutcome::Failed),
+            };
+            if let (Some(outcome), DryRun::No) = (outcome, dry_run) {
+                metrics::maintained(table.as_str(), outcome, now());
             }
             done.extend(result.transpose().map(|result| (table, result)));
         }

@@ -219,6 +219,13 @@ words! {
     }
 }
 words! {
+    /// How the maintenance of a table ended.
+    MaintenanceOutcome {
+        Maintained = "maintained",
+        Failed = "failed",
+    }
+}
+words! {
     /// A kind of request to an object store.
     StoreRequest {
         Get = "get",
@@ -314,6 +321,7 @@ const FILE_OUTCOME: Label = of("outcome", FileOutcome::WORDS);
 const STAGE: Label = of("stage", Stage::WORDS);
 const TOKEN_OUTCOME: Label = of("outcome", TokenOutcome::WORDS);
 const COMMIT_OUTCOME: Label = of("outcome", CommitOutcome::WORDS);
+const MAINTENANCE_OUTCOME: Label = of("outcome", MaintenanceOutcome::WORDS);
 const STORE_REQUEST: Label = of("kind", StoreRequest::WORDS);
 const CACHE_LOOKUP: Label = of("result", CacheLookup::WORDS);
 const WRITE_OUTCOME: Label = of("outcome", WriteOutcome::WORDS);
@@ -387,6 +395,8 @@ metrics! {
         "Size of these data files; 0: no commit since the start.";
     MAINTAINED = GAUGE, "last_maintenance_timestamp_seconds", [TABLE],
         "When a table was last maintained without an error; 0: not since the start.";
+    MAINTENANCES = COUNTER, "maintenance_total", [TABLE, MAINTENANCE_OUTCOME],
+        "How often a table was maintained, or was not because of an error.";
     STORE_REQUESTS = COUNTER, "store_requests_total", [STORE_REQUEST],
         "Requests to the object store of the tables, by kind; those that are repeated after an error count once.";
     STORE_READ = COUNTER, "store_read_bytes_total", [], "Bytes that were read from the object store.";

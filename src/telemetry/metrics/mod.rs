@@ -11,8 +11,8 @@ mod record;
 
 pub use self::{
     catalogue::{
-        CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Notification, Operation, Peer,
-        Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome, WriteOutcome,
+        CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, MaintenanceOutcome, Notification,
+        Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome, WriteOutcome,
     },
     exposition::{CONTENT_TYPE, Exposition, Scope},
     record::{

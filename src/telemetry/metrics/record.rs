@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use metrics::SharedString;
 
 use super::catalogue::{
-    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind, Metric,
-    Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome,
-    WriteOutcome,
+    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind,
+    MaintenanceOutcome, Metric, Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step,
+    StoreRequest, TokenOutcome, WriteOutcome,
 };
 use crate::fhir::ResourceType;
 
@@ -120,8 +120,12 @@ pub fn quarantined(of: ResourceType, lines: u64) {
     metric::QUARANTINED.add(lines, vec![type_label(of)]);
 }
 
-pub fn maintained(table: &str, at: DateTime<Utc>) {
-    metric::MAINTAINED.set(timestamp(Some(at)), vec![table_label(table)]);
+/// The maintenance of a table ended.
+pub fn maintained(table: &str, outcome: MaintenanceOutcome, at: DateTime<Utc>) {
+    metric::MAINTENANCES.add(1, vec![table_label(table), word("outcome", outcome.word())]);
+    if outcome == MaintenanceOutcome::Maintained {
+        metric::MAINTAINED.set(timestamp(Some(at)), vec![table_label(table)]);
+    }
 }
 
 /// Counts bytes of a file as they arrive. Cheap: it looks its series up once.
