@@ -102,6 +102,13 @@ async fn every_series_is_there_before_the_first_run_has_ended() {
         assert_equal(before.value(series), 0.0, series);
     }
     assert_equal(before.value("fhir_sync_lease_held"), 1.0, "the lease");
+    for of in ["spool", "tables", "state"] {
+        let free = async || {
+            let scrape = Scrape::of(&daemon).await;
+            (scrape.value(&format!("fhir_sync_spool_free_bytes{{of=\"{of}\"}}")) > 0.0).then_some(())
+        };
+        eventually("the free space of a disk", free).await;
+    }
     assert_equal(before.sum("fhir_sync_build_info", &[]), 1.0, "the version");
     assert!(before.value("process_resident_memory_bytes") > 1e6);
     let waits = r#"fhir_sync_run_step{export="all",step="waiting"}"#;

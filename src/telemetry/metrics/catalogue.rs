@@ -68,6 +68,8 @@ pub enum Values {
     ResourceTypes,
     /// Tables of resources, and our own.
     Tables,
+    /// What is in local folders.
+    Disks,
     Words(&'static [&'static str]),
 }
 
@@ -242,6 +244,15 @@ words! {
     }
 }
 words! {
+    /// What is on a disk.
+    Disk {
+        /// Received rows.
+        Spool = "spool",
+        Tables = "tables",
+        State = "state",
+    }
+}
+words! {
     WriteOutcome {
         Written = "written",
         Failed = "failed",
@@ -297,6 +308,7 @@ macro_rules! metrics {
 const EXPORT: Label = Label { name: "export", values: Values::Exports };
 const RESOURCE_TYPE: Label = Label { name: "resource_type", values: Values::ResourceTypes };
 const TABLE: Label = Label { name: "table", values: Values::Tables };
+const DISK: Label = Label { name: "of", values: Values::Disks };
 const VERSION: Label = Label { name: "version", values: Values::Words(&[env!("CARGO_PKG_VERSION")]) };
 
 const fn of(name: &'static str, words: &'static [&'static str]) -> Label {
@@ -408,7 +420,8 @@ metrics! {
     LEASE_HELD = GAUGE, "lease_held", [], "1 while this process may write the tables.";
     LEASE_SHARED = GAUGE, "lease_shared", [], "1 where several processes hold that lease together (daemon.share_exports).";
     SPOOL_BYTES = GAUGE, "spool_bytes", [], "Size of the temporary files for received rows.";
-    SPOOL_FREE = GAUGE, "spool_free_bytes", [], "Free space of the disk with the temporary files.";
+    DISK_FREE = GAUGE, "spool_free_bytes", [DISK],
+        "Free space of the disk with the temporary files, and of those with the tables and the state, if in folders.";
     CLOCK_SKEW = GAUGE, "clock_skew_seconds", [PEER],
         "The local clock minus the server's, by the last response with a Date; in whole seconds.";
     REJECTIONS = COUNTER, "security_rejections_total", [REJECTION],

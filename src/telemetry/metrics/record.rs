@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use metrics::SharedString;
 
 use super::catalogue::{
-    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind,
+    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Disk, Endpoint, FileOutcome, JobEvent, Kind,
     MaintenanceOutcome, Metric, Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step,
     StoreRequest, TokenOutcome, WriteOutcome,
 };
@@ -222,8 +222,8 @@ pub fn spool_removed(bytes: u64) {
     metrics::gauge!(metric::SPOOL_BYTES.name).decrement(float(bytes));
 }
 
-pub fn spool_free(bytes: u64) {
-    metric::SPOOL_FREE.set(float(bytes), Vec::new());
+pub fn disk_free(of: Disk, bytes: u64) {
+    metric::DISK_FREE.set(float(bytes), vec![word("of", of.word())]);
 }
 
 pub fn lease_held(is_held: bool) {
