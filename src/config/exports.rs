@@ -57,7 +57,8 @@ fn remark_ages(root: &Section, exports: &[Scheduled]) {
     }
     for (index, export) in exports.iter().enumerate() {
         if !export.has_schedule() && export.max_age.is_none() {
-            let what = "is not set, and the export has no schedule: two hours after each sync by hand /health is unhealthy";
+            let what =
+                "is not set, and the export has no schedule: two hours after each sync by hand /health is unhealthy";
             root.remark(&format!("export[{index}].max_age"), what);
         }
     }
