@@ -54,11 +54,11 @@ pub async fn run(arguments: Arguments) -> Result<(), Exit> {
     telemetry::start(&telemetry::Config::quiet());
     let tables = match arguments.delta_path {
         None => config::check(&config_path(arguments.config)).map_err(misconfigured)?.0.tables,
-        Some(folder) if folder.is_dir() => TablesConfig::new(Location::Folder(folder)),
-        Some(folder) => {
+        Some(folder) if matches!(folder.try_exists(), Ok(false)) || folder.is_file() => {
             eprintln!("fhir-sync: {} is not a folder", folder.display());
             return Err(CONFIGURATION);
         }
+        Some(folder) => TablesConfig::new(Location::Folder(folder)),
     };
     if arguments.format == Format::Parquet && arguments.output.is_none() && io::stdout().is_terminal() {
         return Err(failed("Parquet is not for a terminal; name a file with --output"));

@@ -115,7 +115,7 @@ impl Arguments {
         let Some(fhir_endpoint) = self.fhir_endpoint else {
             let is_given = self.config.is_some() || std::env::var_os("FHIR_SYNC_CONFIG").is_some();
             let path = config_path(self.config);
-            if !is_given && !path.exists() {
+            if !is_given && matches!(path.try_exists(), Ok(false)) {
                 let way_out = "give --config FILE, or --fhir-endpoint with --delta-path";
                 return Err(Mistakes(vec![format!("{} does not exist; {way_out}", path.display())]));
             }

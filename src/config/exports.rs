@@ -46,7 +46,22 @@ pub fn read(
     }
     let mut exports: Vec<Scheduled> = exports.into_iter().collect::<Option<_>>()?;
     keep_shared_types(&mut exports);
+    remark_ages(root, &exports);
     Some(exports)
+}
+
+/// Beside exports that the daemon syncs, one that it does not sync is still watched.
+fn remark_ages(root: &Section, exports: &[Scheduled]) {
+    if !exports.iter().any(Scheduled::has_schedule) {
+        return;
+    }
+    for (index, export) in exports.iter().enumerate() {
+        if !export.has_schedule() && export.max_age.is_none() {
+            let what =
+                "is not set, and the export has no schedule: two hours after each sync by hand /health is unhealthy";
+            root.remark(&format!("export[{index}].max_age"), what);
+        }
+    }
 }
 
 /// A row that is missing in one export may be in another: a type of several exports is not reconciled.

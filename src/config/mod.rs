@@ -98,7 +98,7 @@ impl Config {
 
     /// Does the daemon have anything to do?
     pub fn has_schedule(&self) -> bool {
-        self.exports.iter().any(|export| !(export.incremental.is_empty() && export.full_refresh.is_empty()))
+        self.exports.iter().any(Scheduled::has_schedule)
     }
 }
 
@@ -110,6 +110,12 @@ pub struct Scheduled {
     pub full_refresh: Vec<Pattern>,
     /// How old the data may be; without it two intervals of the schedule, and the longest of the last runs.
     pub max_age: Option<Duration>,
+}
+
+impl Scheduled {
+    fn has_schedule(&self) -> bool {
+        !(self.incremental.is_empty() && self.full_refresh.is_empty())
+    }
 }
 
 /// All mistakes of a configuration, one line each.

@@ -1,4 +1,4 @@
-//! Figures: what the daemon knows of its exports, as metrics; and the space of the disk that the spool is on.
+//! Figures: what the daemon knows of its exports, as metrics; and the space of the disks that it writes to.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -6,24 +6,40 @@ use tokio::{task::JoinSet, time::interval};
 
 use super::{now, views::Watched};
 use crate::{
+    config::Config,
     serve::ExportView,
     state::State,
-    sync::{Export, TableName},
-    telemetry::metrics::{self, ExportFigures, Exposition, Scope},
+    sync::{Export, Location, TableName},
+    telemetry::metrics::{self, Disk, ExportFigures, Exposition, Scope},
 };
 
-/// From now on the metrics of these exports are kept, and the disk of the spool is watched until the set is dropped.
-pub fn start(exports: &[Export], spool_folder: PathBuf) -> (Exposition, JoinSet<()>) {
+/// From now on the metrics of these exports are kept, and the disks are watched until the set is dropped.
+pub fn start(exports: &[Export], config: &Config) -> (Exposition, JoinSet<()>) {
     let tables = exports.iter().flat_map(|export| &export.types).copied().map(TableName::Resources);
     let mut tables: Vec<_> = tables.chain(TableName::OWN).map(|table| table.to_string()).collect();
     tables.sort();
     tables.dedup();
     let exports = exports.iter().map(|export| (export.name.clone(), export.types.clone())).collect();
-    let exposition = Exposition::start(&Scope { exports, tables });
+    let folders = folders(config);
+    let disks = folders.iter().map(|(disk, _)| *disk).collect();
+    let exposition = Exposition::start(&Scope { exports, tables, disks });
     metrics::config_read(true, now());
     let mut watchers = JoinSet::new();
-    watchers.spawn(watch_disk(spool_folder, exposition.clone()));
+    watchers.spawn(drain(exposition.clone()));
+    for (disk, folder) in folders {
+        watchers.spawn(watch_disk(disk, folder));
+    }
     (exposition, watchers)
+}
+
+/// The local folders that the daemon writes to.
+fn folders(config: &Config) -> Vec<(Disk, PathBuf)> {
+    let mut folders = vec![(Disk::Spool, config.sync.spool_folder.clone())];
+    if let Location::Folder(folder) = &config.tables.root {
+        folders.push((Disk::Tables, folder.clone()));
+    }
+    folders.extend(config.state.folder().map(|folder| (Disk::State, folder.to_owned())));
+    folders
 }
 
 /// How far the types of an export go.
@@ -50,17 +66,27 @@ pub fn export(view: &ExportView, watched: &Watched) {
 
 const LOOKED_AT_EVERY: Duration = Duration::from_secs(15);
 
-/// Looks at the free space of the disk with the spool, for ever. The disk may hang, so nobody else waits for it.
-async fn watch_disk(spool_folder: PathBuf, exposition: Exposition) {
+/// Empties the buffer of the histograms, for ever.
+async fn drain(exposition: Exposition) {
+    let mut every = interval(LOOKED_AT_EVERY);
+    loop {
+        every.tick().await;
+        exposition.drain();
+    }
+}
+
+/// Looks at the free space of the disk with a folder, for ever. The disk may hang, so nobody else waits for it.
+async fn watch_disk(disk: Disk, folder: PathBuf) {
     let mut every = interval(LOOKED_AT_EVERY);
     let mut reading = JoinSet::new();
     loop {
         every.tick().await;
-        exposition.drain();
-        let folder = spool_folder.clone();
+        let folder = folder.clone();
         reading.spawn_blocking(move || {
-            if let Ok(disk) = rustix::fs::statvfs(&folder) {
-                metrics::spool_free(disk.f_bavail.saturating_mul(disk.f_frsize));
+            // Before the first sync the folder may not be there.
+            let found = folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok());
+            if let Some(found) = found {
+                metrics::disk_free(disk, found.f_bavail.saturating_mul(found.f_frsize));
             }
         });
         while reading.join_next().await.is_some() {}

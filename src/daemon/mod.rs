@@ -103,7 +103,7 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
     let place = control::place_of(&config.tables.root);
     let recheck_absent = config.sync.recheck_absent.to_std().unwrap_or_default();
-    let (metrics, _watchers) = figures::start(&exports, config.sync.spool_folder.clone());
+    let (metrics, _watchers) = figures::start(&exports, &config);
     let Config { server, tables, state, sync, .. } = config.clone();
     let syncer = Syncer::open(server, tables, &state, sync, &exports, sender).await?;
     for export in &exports {

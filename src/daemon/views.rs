@@ -60,6 +60,7 @@ fn view(watched: &Watched, state: &State, recheck_absent: Duration, now: DateTim
     let mut view = ExportView {
         name: watched.name().to_owned(),
         last_complete: None,
+        before_migration: None,
         types: Vec::new(),
         max_age: Duration::ZERO,
         recheck_absent,
@@ -101,7 +102,8 @@ pub fn update(view: &mut ExportView, watched: &Watched, state: &State, history: 
         }
     });
     view.types = types.collect();
-    view.last_complete = moment(view.last_complete, known.last_complete_at.or(state.last_sync_before_migration));
+    view.last_complete = moment(view.last_complete, known.last_complete_at);
+    view.before_migration = moment(view.before_migration, state.last_sync_before_migration);
     view.max_age = watched.max_age(known);
     view.last_outcome = known.freshness.last_outcome;
     view.failures_in_a_row = known.freshness.failures_in_a_row;

@@ -94,9 +94,7 @@ impl Client {
         link: &Link,
         rest: Option<&Rest>,
     ) -> Result<Response, Failure> {
-        self.origins
-            .check(&link.url, &self.config.server)
-            .map_err(|reason| Error::UnusableUrl { context: file.name.clone(), reason })?;
+        self.origins.check(&link.url, &self.config.server, &file.name)?;
         let spec = RequestSpec {
             endpoint: Endpoint::File,
             method: Method::GET,

@@ -11,7 +11,10 @@ use reqwest::{
 };
 use url::Url;
 
-use super::failure::{Cause, Fault};
+use super::{
+    address::RefusedAddress,
+    failure::{Cause, Fault},
+};
 use crate::fhir::{self, Issue, ResourceType};
 
 /// `context` is what was asked for and where, such as `kick-off at https://ehr.example.org/fhir/$export`.
@@ -29,6 +32,9 @@ pub enum Error {
     /// A URL that no request is sent to: not HTTP, unencrypted, or a downgrade from https (rule 1).
     #[error("{context}: {reason}")]
     UnusableUrl { context: String, reason: String },
+    /// A URL with an address that no request is sent to. A name that has such an address is [`Fault::RefusedAddress`].
+    #[error("{context}: {refused}")]
+    RefusedAddress { context: String, refused: RefusedAddress },
     /// An origin requires a token and may not have it (rule 92).
     #[error(
         "{context}: {origin} requires an access token and is not allowed to receive it; if you trust it, add it to \
@@ -178,6 +184,9 @@ impl Error {
             Self::ForeignTokenEndpoint { origin } => Self::ForeignTokenEndpoint { origin: origin.clone() },
             Self::UnusableUrl { context, reason } => {
                 Self::UnusableUrl { context: context.clone(), reason: reason.clone() }
+            }
+            Self::RefusedAddress { context, refused } => {
+                Self::RefusedAddress { context: context.clone(), refused: refused.clone() }
             }
             Self::Unreachable { context, attempts, elapsed, source } => Self::Unreachable {
                 context: context.clone(),

@@ -177,9 +177,7 @@ impl Client {
             return Err(Error::NoStatusUrl { context });
         };
         let status_url = self.origins.rewrite().meant(status_url, kick_off);
-        if let Err(reason) = self.origins.check(&status_url, kick_off) {
-            return Err(Error::UnusableUrl { context, reason });
-        }
+        self.origins.check(&status_url, kick_off, &context)?;
         let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
         Ok(Job { status_url, kicked_off_at, polling_since: local_now() })
     }

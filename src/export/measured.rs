@@ -39,24 +39,39 @@ pub fn waited<T>(result: &Result<T, Error>) {
     checked(result);
 }
 
-/// Counts what was not followed, or not read, because of its address or size.
+/// Counts what was not followed, or not read, because of its URL, its address or its size.
 pub fn checked<T>(result: &Result<T, Error>) {
-    let rejection = match result {
-        Err(Error::UnusableUrl { .. }) => Rejection::Scheme,
-        Err(Error::TooManyRedirects { .. }) => Rejection::Redirects,
-        Err(Error::ForeignOrigin { .. } | Error::ForeignTokenEndpoint { .. }) => Rejection::Origin,
-        Err(Error::TooLarge { .. }) => Rejection::Size,
-        _ => return,
-    };
-    metrics::rejected(rejection);
+    if let Some(rejection) = result.as_ref().err().and_then(rejection) {
+        metrics::rejected(rejection);
+    }
+}
+
+fn rejection(error: &Error) -> Option<Rejection> {
+    match error {
+        Error::UnusableUrl { .. } => Some(Rejection::Scheme),
+        // Written in the URL, or found for its name.
+        Error::RefusedAddress { .. } | Error::Unreachable { source: Fault::RefusedAddress(_), .. } => {
+            Some(Rejection::Address)
+        }
+        Error::TooManyRedirects { .. } => Some(Rejection::Redirects),
+        Error::ForeignOrigin { .. } | Error::ForeignTokenEndpoint { .. } => Some(Rejection::Origin),
+        Error::TooLarge { .. } | Error::DecompressionRatio { .. } => Some(Rejection::Size),
+        _ => None,
+    }
 }
 
 pub fn token<T>(result: &Result<T, Failure>) {
-    metrics::token_requested(match result {
-        Ok(_) => TokenOutcome::Granted,
-        Err(Failure::Retry(_)) => TokenOutcome::Failed,
-        Err(Failure::Fatal(_)) => TokenOutcome::Refused,
-    });
+    metrics::token_requested(token_outcome(result.as_ref().err()));
+}
+
+fn token_outcome(failure: Option<&Failure>) -> TokenOutcome {
+    match failure {
+        None => TokenOutcome::Granted,
+        Some(Failure::Retry(_)) => TokenOutcome::Failed,
+        // Nothing was asked.
+        Some(Failure::Fatal(Error::Key { .. })) => TokenOutcome::NoCredential,
+        Some(Failure::Fatal(_)) => TokenOutcome::Refused,
+    }
 }
 
 /// How many files may be read from a server at the same time.
@@ -111,5 +126,40 @@ fn reason(fault: &Fault) -> RetryReason {
         Fault::GzipCut | Fault::FromTheBeginning => RetryReason::Truncated,
         Fault::TooSlow { .. } => RetryReason::Slow,
         Fault::Page | Fault::NotAManifest(_) => RetryReason::NotFhir,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::address::{RefusedAddress, Special};
+
+    fn refused() -> RefusedAddress {
+        let address = std::net::Ipv4Addr::new(169, 254, 169, 254).into();
+        RefusedAddress { host: "files.example.org".to_owned(), address, special: Special::LinkLocal }
+    }
+
+    #[test]
+    fn what_is_not_followed_or_not_read_is_counted_under_the_reason_that_the_runbook_has() {
+        let text = String::new;
+        let unreachable = |source| Error::Unreachable { context: text(), attempts: 1, elapsed: Duration::ZERO, source };
+        for (error, expected) in [
+            (Error::UnusableUrl { context: text(), reason: text() }, Some(Rejection::Scheme)),
+            (Error::RefusedAddress { context: text(), refused: refused() }, Some(Rejection::Address)),
+            (unreachable(Fault::RefusedAddress(refused())), Some(Rejection::Address)),
+            (unreachable(Fault::Page), None),
+            (Error::DecompressionRatio { file: text(), limit: 200 }, Some(Rejection::Size)),
+        ] {
+            assert_eq!(rejection(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_no_refusal_of_the_token_endpoint() {
+        let fatal = |error| token_outcome(Some(&Failure::Fatal(error)));
+        let text = String::new;
+        assert_eq!(fatal(Error::Key { holder: text(), reason: text() }), TokenOutcome::NoCredential);
+        assert_eq!(fatal(Error::TokenDenied { context: text(), code: text() }), TokenOutcome::Refused);
+        assert_eq!(token_outcome(Some(&Failure::Retry(Fault::Page))), TokenOutcome::Failed);
     }
 }

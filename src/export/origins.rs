@@ -8,7 +8,7 @@
 use url::{Origin, Url};
 
 use super::{
-    Config,
+    Config, Error,
     address::Addresses,
     error::shown,
     redirect::{check_url, secured},
@@ -65,14 +65,18 @@ impl Origins {
         &self.rewrite
     }
 
-    /// Whether a request may go to `url`, which was received from `from`; as [`check_url`], and by its address. The
-    /// reason if not.
-    pub fn check(&self, url: &Url, from: &Url) -> Result<(), String> {
+    /// Whether a request may go to `url`, which was received from `from`; as [`check_url`], and by its address.
+    ///
+    /// # Errors
+    /// [`Error::UnusableUrl`] and [`Error::RefusedAddress`], in this context.
+    pub fn check(&self, url: &Url, from: &Url, context: &str) -> Result<(), Error> {
         check_url(url, Some(from), self.allow_http).map_err(|reason| {
             let is_of_server = from.scheme() == "https" && url.scheme() == "http" && self.may_have_token(from);
-            if is_of_server { format!("{reason}{}", way_out(url)) } else { reason }
+            let reason = if is_of_server { format!("{reason}{}", way_out(url)) } else { reason };
+            Error::UnusableUrl { context: context.to_owned(), reason }
         })?;
-        self.addresses.check(url).map_err(|refused| refused.to_string())
+        let refused = |refused| Error::RefusedAddress { context: context.to_owned(), refused };
+        self.addresses.check(url).map_err(refused)
     }
 }
 

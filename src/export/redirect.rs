@@ -32,10 +32,8 @@ impl<'a> Redirects<'a> {
 
     /// Where the request goes now.
     pub fn url(&self) -> Result<&Url, Error> {
-        match self.origins.check(&self.url, &self.from) {
-            Ok(()) => Ok(&self.url),
-            Err(reason) => Err(Error::UnusableUrl { context: self.spec.context.to_owned(), reason }),
-        }
+        self.origins.check(&self.url, &self.from, self.spec.context)?;
+        Ok(&self.url)
     }
 
     /// Whether the answer is a redirect that is followed: then [`Redirects::url`] is another one.

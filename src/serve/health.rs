@@ -110,10 +110,11 @@ pub(super) fn export_health(export: &ExportView, bar: Bar, now: DateTime<Utc>, i
     let with_data = types.iter().filter(|(_, of)| of.data_age_seconds.is_some() || of.status == Status::Unhealthy);
     let rank = |of: &TypeHealth| (of.data_age_seconds.is_none(), of.data_age_seconds);
     let oldest = with_data.max_by_key(|(_, of)| rank(of));
-    let age = export.last_complete.and_then(|last| last.age(now, instant));
+    let last = export.last_complete.or(export.before_migration);
+    let age = last.and_then(|last| last.age(now, instant));
     ExportHealth {
         status: Status::of(types.values().all(|of| of.status == Status::Healthy)),
-        last_sync: export.last_complete.map(|last| text(last.at)),
+        last_sync: last.map(|last| text(last.at)),
         age_seconds: age.map(|age| age.as_secs()),
         max_age_seconds: max_age.as_secs(),
         data_age_seconds: oldest.and_then(|(_, of)| of.data_age_seconds),
@@ -181,6 +182,7 @@ mod tests {
                 .collect::<Option<Vec<_>>>()
                 .and_then(|all| all.into_iter().min())
                 .map(moment),
+            before_migration: None,
             types: types.iter().copied().enumerate().map(of_type).collect(),
             max_age: MAX_AGE,
             recheck_absent: Duration::from_hours(24),

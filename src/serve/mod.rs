@@ -107,8 +107,8 @@ fn router(views: Views, metrics: Exposition, jwks: PublicKeys) -> Router {
         .route("/health/{export}", get(health_of_export))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
-        .with_state(views)
-        .merge(Router::new().route("/metrics", get(text)).with_state(metrics))
+        .with_state(views.clone())
+        .merge(Router::new().route("/metrics", get(text)).with_state((views, metrics)))
         .merge(Router::new().route("/jwks.json", get(public_keys)).with_state(jwks))
         .layer(map_response(with_headers))
 }
@@ -170,10 +170,15 @@ async fn readyz(State(views): State<Views>) -> Response {
     respond(ready, if ready { "ready\n" } else { "starting or stopping\n" })
 }
 
-/// The series of the process, for Prometheus.
-async fn text(State(metrics): State<Exposition>) -> Response {
+/// The series of the process, for Prometheus. Whether an export is healthy is decided now, as for `/health`: data age
+/// while the daemon's loop hangs.
+async fn text(State((views, exposition)): State<(Views, Exposition)>) -> Response {
+    for export in &views.borrow().exports {
+        let health = health::export_health(export, Bar::OfExport, now(), Instant::now());
+        metrics::healthy(&export.name, health.status.is_healthy());
+    }
     let headers = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")];
-    (headers, metrics.text()).into_response()
+    (headers, exposition.text()).into_response()
 }
 
 /// For a server that fetches the keys of its clients (rule 117). A key is served for some minutes before it signs.

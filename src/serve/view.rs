@@ -23,6 +23,8 @@ pub struct ExportView {
     pub name: String,
     /// When the last complete sync ended.
     pub last_complete: Option<Moment>,
+    /// When the script that fhir-sync replaces last synced; until the first complete sync, and for `/health` alone.
+    pub before_migration: Option<Moment>,
     pub types: Vec<TypeView>,
     /// How old the data may be.
     pub max_age: Duration,

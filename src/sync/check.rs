@@ -10,7 +10,7 @@ use crate::{
     export::{self, Check, Client, ExportRequest},
     fhir::TransactionTime,
     spark,
-    table::{self, Exclusive, Location, Root},
+    table::{self, CLOSE_IT, Exclusive, Location, Root},
 };
 
 /// A person waits for the answers.
@@ -78,7 +78,7 @@ async fn of_export(client: &Client, export: &Export) -> Vec<Check> {
 async fn of_tables(config: table::Config) -> Check {
     let what = "tables";
     if let Location::Folder(folder) = &config.root
-        && !folder.is_dir()
+        && matches!(folder.try_exists(), Ok(false))
     {
         let found = format!("{} does not exist yet; the first sync creates it", folder.display());
         return Check::doubtful(what, found);
@@ -90,6 +90,9 @@ async fn of_tables(config: table::Config) -> Check {
     };
     let place = root.place();
     match root.probe().await {
+        Ok(Exclusive::Held) if root.is_open_to_all() => {
+            Check::doubtful(what, format!("every user of this machine may enter {place}; {CLOSE_IT}"))
+        }
         Ok(Exclusive::Held) => Check::good(what, format!("{place} can be written, and no file is created twice")),
         Ok(Exclusive::Ignored) => Check::failed(
             what,

@@ -194,6 +194,7 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
         | E::ForeignTokenEndpoint { .. } => (Operator, Kept),
         E::Config { .. } | E::Key { .. } | E::Setup { .. } | E::Algorithm { .. } => (Operator, Kept),
         E::UnusableUrl { .. }
+        | E::RefusedAddress { .. }
         | E::PostRefused { .. }
         | E::TooManyRedirects { .. }
         | E::Refused { .. }

@@ -187,6 +187,7 @@ fn concerns_all(error: &Error) -> bool {
                 | E::Algorithm { .. }
                 | E::Setup { .. }
                 | E::UnusableUrl { .. }
+                | E::RefusedAddress { .. }
         ),
         _ => false,
     }

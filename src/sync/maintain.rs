@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Activity, Error, ProgressSender, Step, Syncer, blocking::blocking, chain, clock::now, recovery};
 use crate::{
     table::{self, DryRun, Maintained, TableName},
-    telemetry::metrics,
+    telemetry::metrics::{self, MaintenanceOutcome},
 };
 
 /// One run of maintenance: what is done to the tables, and how long that may take.
@@ -108,8 +108,12 @@ impl Syncer {
             };
             leased_by_others = 0;
             log(table, dry_run, &result);
-            if let (Ok(Some(_)), DryRun::No) = (&result, dry_run) {
-                metrics::maintained(table.as_str(), now());
+            let outcome = match &result {
+                Ok(done) => done.as_ref().map(|_| MaintenanceOutcome::Maintained),
+                Err(_) => Some(MaintenanceOutcome::Failed),
+            };
+            if let (Some(outcome), DryRun::No) = (outcome, dry_run) {
+                metrics::maintained(table.as_str(), outcome, now());
             }
             done.extend(result.transpose().map(|result| (table, result)));
         }

@@ -8,7 +8,10 @@ use deltalake::Path;
 use futures::TryStreamExt as _;
 use object_store::{ObjectStoreExt as _, PutMode};
 
-use super::{Error, Root};
+use super::{
+    Error, Root,
+    config::{exists, reason},
+};
 use crate::store::{Cause, Failure};
 
 /// The folder of everything that is ours and not a table of resources.
@@ -56,7 +59,7 @@ impl Root {
     /// [`Error::Permissions`] with everything that the credentials may not do.
     pub async fn probe(&self) -> Result<Exclusive, Error> {
         if let Some(folder) = &self.folder {
-            let unusable = |error: std::io::Error| Error::Root { place: self.place(), reason: error.to_string() };
+            let unusable = |error: std::io::Error| Error::Root { place: self.place(), reason: reason(&error) };
             return tempfile::NamedTempFile::new_in(folder).map(|_| Exclusive::Held).map_err(unusable);
         }
         let (store, path) = (self.delta(FOLDER)?.object_store(), Path::from(PROBE));
@@ -85,7 +88,9 @@ impl Root {
 
     /// `None` where it was never written.
     pub async fn read_document(&self, name: &str) -> Result<Option<Bytes>, Error> {
-        if self.folder.as_ref().is_some_and(|folder| !folder.join(FOLDER).join(name).exists()) {
+        if let Some(folder) = &self.folder
+            && !exists(&folder.join(FOLDER).join(name))?
+        {
             return Ok(None);
         }
         let failed = |error| Error::delta(&self.place_of_document(name), error);

@@ -78,7 +78,7 @@ pub use self::{
     name::TableName,
     quarantine::{QuarantineFate, QuarantineRow},
     rebuild::{DecodeLines, rebuild},
-    root::{Root, Table, TableDefinition},
+    root::{CLOSE_IT, Root, Table, TableDefinition},
     staging::{
         Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, Staging, StoredRow, TARGET_ID,
     },

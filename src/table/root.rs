@@ -22,6 +22,7 @@ use url::Url;
 
 use super::{
     Config, Error, TableName,
+    config::{check_readable, exists, is_open_to_all},
     data_file::UpdateMode,
     data_file::rolling::FileTarget,
     data_file::stored::{DamagedFile, StoredFile, stored_files, whole_files},
@@ -72,9 +73,22 @@ pub struct Root {
 }
 
 impl Root {
-    /// Creates the folder if it is a local one, and checks that it can be written to. Blocks on the disk.
+    /// Creates the folder if it is a local one, for its owner only, and checks that it can be written to. Says so when
+    /// every user may enter it. Blocks on the disk.
     pub fn new(config: Config) -> Result<Self, Error> {
-        Self::with_folder(config, writable_folder)
+        let root = Self::with_folder(config, writable_folder)?;
+        if root.is_open_to_all() {
+            tracing::warn!(
+                place = root.place(),
+                "every user of this machine may enter the folder of the tables; {CLOSE_IT}"
+            );
+        }
+        Ok(root)
+    }
+
+    /// Whether every user of this machine may enter the folder. Analysts who read the tables are in its group.
+    pub fn is_open_to_all(&self) -> bool {
+        self.folder.as_deref().is_some_and(is_open_to_all)
     }
 
     fn with_folder(
@@ -126,11 +140,8 @@ impl Root {
 
     /// The same for commands that only read: nothing is created, and nothing is tried out.
     pub fn for_reading(config: Config) -> Result<Self, Error> {
-        if let Location::Folder(folder) = &config.root
-            && !folder.is_dir()
-        {
-            let reason = "there is no such folder; no sync has created it yet, or it is not mounted".to_owned();
-            return Err(Error::Root { place: folder.display().to_string(), reason });
+        if let Location::Folder(folder) = &config.root {
+            check_readable(folder)?;
         }
         // The folder of the cache is that of a process that writes.
         Self::with_folder(Config { cache: None, ..config }, std::path::Path::canonicalize)
@@ -199,7 +210,9 @@ impl Root {
     pub(super) async fn load(&self, name: TableName) -> Result<Option<Table>, Error> {
         let directory = name.directory();
         let place = self.place_of(&directory);
-        if self.folder.as_ref().is_some_and(|folder| !folder.join(&directory).join("_delta_log").exists()) {
+        if let Some(folder) = &self.folder
+            && !exists(&folder.join(&directory).join("_delta_log"))?
+        {
             return Ok(None);
         }
         let mut delta = self.delta(&directory)?;
@@ -432,6 +445,10 @@ impl Table {
     }
 }
 
+/// The way out where every user may enter the folder of the tables.
+pub const CLOSE_IT: &str = "they are data of patients: take the rights of others away (chmod o= FOLDER), and put those \
+                            who read the tables into its group";
+
 /// The document of the lease, in [`OWN_DIRECTORY`].
 const LEASE: &str = "lease.json";
 
@@ -454,7 +471,8 @@ pub(super) fn kernel_schema(schema: &Schema, place: &str) -> Result<StructType, 
 }
 
 fn writable_folder(folder: &std::path::Path) -> std::io::Result<PathBuf> {
-    std::fs::create_dir_all(folder)?;
+    // The tables are data of patients. A folder that is there keeps its mode: somebody has chosen it.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let folder = folder.canonicalize()?;
     tempfile::tempfile_in(&folder)?;
     Ok(folder)

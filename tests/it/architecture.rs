@@ -11,7 +11,7 @@ const MODULES_OF_TABLE: &[(&str, &[&str])] = &[
     ("lost_log", &[]),
     ("config", &["data_file"]),
     ("root", &["data_file", "lost_log", "config"]),
-    ("document", &["root"]),
+    ("document", &["config", "root"]),
     ("change_set", &["data_file", "root"]),
     ("requirements", &["data_file", "root"]),
     ("commit", &["data_file", "root", "requirements"]),

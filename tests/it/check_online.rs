@@ -1,4 +1,4 @@
-use std::net::TcpListener;
+use std::{net::TcpListener, os::unix::fs::DirBuilderExt as _};
 
 use fhir_sync::demo::{Fault, StatusCode};
 use serde_json::Value;
@@ -36,7 +36,7 @@ fn kick_offs(setup: &Setup) -> usize {
 #[tokio::test]
 async fn each_thing_that_a_sync_needs_is_tried_and_nothing_is_exported() {
     let setup = Setup::new().await;
-    std::fs::create_dir_all(setup.lake()).unwrap();
+    std::fs::DirBuilder::new().mode(0o750).create(setup.lake()).unwrap();
     let (code, lines) = tried(&setup, &[], &[]).await;
     assert_eq!(code, Some(0), "{lines:#?}");
     for parts in [

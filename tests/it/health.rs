@@ -145,6 +145,25 @@ async fn a_type_that_was_never_loaded_is_unhealthy_and_asked_for_at_once() {
 }
 
 #[tokio::test]
+async fn the_time_of_the_script_is_in_health_and_no_success_of_ours() {
+    let setup = Setup::new().await;
+    std::fs::create_dir_all(setup.folder.path().join("state")).unwrap();
+    std::fs::write(setup.state_file(), r#"{"last_sync_time": "2026-01-01T00:30:00+00:00"}"#).unwrap();
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let daemon = Daemon::start(&setup, &[]).await;
+    eventually("an export", async || (setup.server.jobs().len() == 1).then_some(())).await;
+    let loads = |_, body: &Value| body["exports"]["all"]["now"] != Value::Null;
+    let body = daemon.eventually_health("the first load", loads).await;
+    assert_eq!((&body["status"], &body["last_sync"]), (&json!("unhealthy"), &json!("2026-01-01T00:30:00Z")), "{body}");
+    let success = "fhir_sync_last_success_timestamp_seconds{export=\"all\"} 0\n";
+    assert!(daemon.get("/metrics").await.1.contains(success), "nothing of ours was complete");
+    let page = daemon.get("/").await.1;
+    assert!(page.contains("<h1>The first load is in progress</h1>"), "{page}");
+    setup.server.scenario(|scenario| scenario.hold = false);
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_line_in_quarantine_is_a_warning_and_the_data_are_fresh() {
     let setup = Setup::new().await;
     let patients: Vec<Value> = (1..=200).map(|id| json!({"resourceType": "Patient", "id": format!("p{id}")})).collect();

@@ -6,7 +6,7 @@ use std::{
 use fhir_sync::demo::{Fault, StatusCode};
 use serde_json::json;
 
-use crate::harness::{Daemon, PATIENT, Setup, eventually};
+use crate::harness::{CONDITION, Daemon, PATIENT, Setup, eventually};
 
 /// The series of one scrape, by name and labels as they are written.
 struct Scrape {
@@ -102,6 +102,13 @@ async fn every_series_is_there_before_the_first_run_has_ended() {
         assert_equal(before.value(series), 0.0, series);
     }
     assert_equal(before.value("fhir_sync_lease_held"), 1.0, "the lease");
+    for of in ["spool", "tables", "state"] {
+        let free = async || {
+            let scrape = Scrape::of(&daemon).await;
+            (scrape.value(&format!("fhir_sync_spool_free_bytes{{of=\"{of}\"}}")) > 0.0).then_some(())
+        };
+        eventually("the free space of a disk", free).await;
+    }
     assert_equal(before.sum("fhir_sync_build_info", &[]), 1.0, "the version");
     assert!(before.value("process_resident_memory_bytes") > 1e6);
     let waits = r#"fhir_sync_run_step{export="all",step="waiting"}"#;
@@ -179,6 +186,55 @@ async fn failures_retries_and_requests_that_were_denied_are_counted() {
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn an_address_that_is_refused_is_counted_as_one_wherever_it_was_found() {
+    let setup = Setup::new().await;
+    let (time, port) = (setup.server.world(|world| world.now().to_rfc3339()), setup.server.url().port().unwrap());
+    // The name has a loopback address, which the configuration does not name.
+    let urls = ["https://169.254.169.254/latest".to_owned(), format!("http://localhost:{port}/bulkfiles/1")];
+    let output = ["Patient", "Observation"].iter().zip(urls).map(|(of, url)| json!({"type": of, "url": url}));
+    let output: Vec<_> = output.collect();
+    let manifest =
+        json!({"transactionTime": time, "requiresAccessToken": false, "output": output, "deleted": [], "error": []});
+    let manifest = Fault::NotAManifest { body: manifest.to_string(), times: 1 };
+    setup.server.scenario(|scenario| scenario.faults = vec![manifest]);
+    let daemon = Daemon::start(&setup, &[]).await;
+    let rejections = |reason| format!("fhir_sync_security_rejections_total{{reason=\"{reason}\"}}");
+    let after = eventually("the end of the run", async || {
+        let scrape = Scrape::of(&daemon).await;
+        let ended = scrape.sum("fhir_sync_runs_total", &["export"]);
+        (ended > 0.5).then_some(scrape)
+    })
+    .await;
+    assert_equal(after.value(&rejections("address")), 2.0, "refused addresses");
+    assert_equal(after.value(&rejections("scheme")), 0.0, "URLs");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_is_healthy_in_the_metrics_exactly_while_health_says_so() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.world(|world| world.put(CONDITION, "c1", json!({})));
+    setup.export.types.push(CONDITION);
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let daemon = Daemon::start(&setup, &[]).await;
+    let healthy = async || Scrape::of(&daemon).await.value(r#"fhir_sync_healthy{export="all"}"#);
+    assert_eq!(daemon.health().await.0, 503);
+    assert_equal(healthy().await, 0.0, "a type was never loaded");
+    setup.server.scenario(|scenario| scenario.hold = false);
+    daemon.eventually_health("the type", |status, _| status == 200).await;
+    assert_equal(healthy().await, 1.0, "all data are fresh");
+    daemon.stop().await;
+    let other = setup.folder.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let daemon = Daemon::start(&setup, &[("FHIR_SYNC__TABLES__ROOT", other.to_str().unwrap())]).await;
+    let lost = Scrape::of(&daemon).await;
+    assert_equal(lost.value(r#"fhir_sync_healthy{export="all"}"#), 0.0, "the tables are gone");
+    assert!(lost.value(r#"fhir_sync_last_success_timestamp_seconds{export="all"}"#) > 1.7e9, "there was a sync");
+    daemon.stop().await;
+}
+
 /// (rule 78)
 #[tokio::test]
 async fn what_a_server_that_complains_is_asked_for_is_in_the_metrics() {
@@ -204,6 +260,37 @@ async fn what_a_server_that_complains_is_asked_for_is_in_the_metrics() {
     assert_equal(after.value(&paused("fhir_server")), 0.0, "only files were refused");
     assert_equal(after.value("fhir_sync_parallel_downloads_limit"), 1.0, "half of two");
     assert_equal(after.value(r#"fhir_sync_request_interval_seconds{peer="file_server"}"#), 0.0, "one is not a rate");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_maintenance_of_each_table_is_counted_by_its_end() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    // Its log asks to keep removed files for longer than the maintenance does.
+    let log = setup.table_folder(PATIENT).join("_delta_log/00000000000000000000.json");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let kept = text.replacen(
+        "\"configuration\":{",
+        r#""configuration":{"delta.deletedFileRetentionDuration":"interval 30 days","#,
+        1,
+    );
+    assert_ne!(kept, text);
+    std::fs::write(&log, kept).unwrap();
+    let daemon = Daemon::start(&setup, &[("FHIR_SYNC__MAINTENANCE__SCHEDULE", "* * * * * *")]).await;
+    let of = |scrape: &Scrape, table, outcome| {
+        scrape.value(&format!("fhir_sync_maintenance_total{{table=\"{table}\",outcome=\"{outcome}\"}}"))
+    };
+    let after = eventually("maintenance", async || {
+        Some(Scrape::of(&daemon).await).filter(|scrape| of(scrape, "Patient", "failed") > 0.5)
+    })
+    .await;
+    assert_equal(of(&after, "Patient", "maintained"), 0.0, "a vacuum that was refused");
+    assert_equal(of(&after, "Observation", "failed"), 0.0, "the others are not concerned");
+    eventually("the other table", async || {
+        Some(Scrape::of(&daemon).await).filter(|scrape| of(scrape, "Observation", "maintained") > 0.5)
+    })
+    .await;
     daemon.stop().await;
 }
 

@@ -218,6 +218,50 @@ async fn a_configuration_file_that_cannot_be_read_is_named_with_the_reason() {
     }
 }
 
+#[tokio::test]
+async fn tables_that_the_user_may_not_look_at_are_not_reported_as_missing() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let config = write(&setup.folder.path().join("fhir-sync.toml"), &setup.config(), 0o600);
+    let closed = setup.folder.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    let below = closed.join("lake");
+    fs::rename(setup.lake(), &below).unwrap();
+    for closed in [&closed, &below] {
+        let mode = |mode| fs::set_permissions(closed, fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o000);
+        for words in [&["status"][..], &["runs"], &["verify"], &["quarantine", "list"], &["check", "--online"]] {
+            let mut command = without_rights(&[words, &["--config", &config]].concat());
+            command.env("FHIR_SYNC__TABLES__ROOT", &below);
+            let ended = Process::spawn(command).end().await;
+            let output = ended.output().to_lowercase();
+            assert_eq!(ended.code, Some(1), "{words:?} {}", ended.output());
+            assert!(output.contains("permission denied") && output.contains("sudo"), "{words:?} {}", ended.output());
+            for wrong in ["no such folder", "mounted", "exist"] {
+                assert!(!output.contains(wrong), "{words:?} {}", ended.output());
+            }
+        }
+        mode(0o700);
+    }
+}
+
+#[tokio::test]
+async fn a_new_folder_of_tables_is_for_its_owner_only_and_one_that_all_may_enter_is_reported() {
+    let setup = Setup::new().await;
+    let is_said = |ended: &Ended| ended.output().contains("every user of this machine may enter");
+    let first = setup.process(&[]).await;
+    let mode = || fs::metadata(setup.lake()).unwrap().permissions().mode() & 0o777;
+    assert_eq!((first.code, mode(), is_said(&first)), (Some(0), 0o700, false), "{}", first.output());
+    fs::set_permissions(setup.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (of_lake, is_open) in [(0o755, true), (0o750, false)] {
+        fs::set_permissions(setup.lake(), fs::Permissions::from_mode(of_lake)).unwrap();
+        let again = setup.process(&[]).await;
+        assert_eq!((again.code, mode(), is_said(&again)), (Some(0), of_lake, is_open), "{}", again.output());
+        let checked = setup.command(&["check", "--online"], &[]).await;
+        assert_eq!((checked.code, is_said(&checked)), (Some(0), is_open), "{}", checked.output());
+    }
+}
+
 /// The program without root's right to read everything.
 fn without_rights(arguments: &[&str]) -> Command {
     let mut command = if rustix::process::geteuid().is_root() {

@@ -463,6 +463,10 @@ fn an_age_belongs_to_an_export_or_to_all_and_one_that_the_schedule_cannot_keep_i
     assert_eq!(max_age(of_all, of_export), (Some(Duration::from_hours(4)), Vec::new()));
     let (_, remarks) = max_age("", "max_age = \"10m\"");
     assert_eq!(remarks, ["export[0].max_age: 10m is less than 1h between two syncs: /health is unhealthy in between"]);
+    let by_hand = "[[export]]\nname = \"by-hand\"\ntypes = [\"Group\"]\n";
+    let (_, remarks) = max_age("", by_hand);
+    assert!(matches!(&remarks[..], [one] if one.starts_with("export[1].max_age: is not set, and")), "{remarks:?}");
+    assert_eq!(max_age("", &format!("{by_hand}max_age = \"9d\"")).1, Vec::<String>::new());
 }
 
 #[test]

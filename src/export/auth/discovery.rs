@@ -97,10 +97,11 @@ async fn document(client: &Client, url: &Url, accept: &'static str) -> Result<Op
 fn published_url(client: &Client, published: &str) -> Result<TokenUrl, Error> {
     let config = &client.config;
     let published = published.trim();
-    let unusable = |reason| Error::UnusableUrl { context: "published token endpoint".to_owned(), reason };
+    let context = "published token endpoint";
+    let unusable = |reason: String| Error::UnusableUrl { context: context.to_owned(), reason };
     let url = config.server.join(published).map_err(|error| unusable(error.to_string()))?;
     let url = client.origins.rewrite().meant(url, &config.server);
-    client.origins.check(&url, &config.server).map_err(unusable)?;
+    client.origins.check(&url, &config.server, context)?;
     if !client.may_have_token(&url) {
         return Err(Error::ForeignTokenEndpoint { origin: url.origin().ascii_serialization() });
     }

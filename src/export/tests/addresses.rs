@@ -99,7 +99,7 @@ async fn a_redirect_to_the_metadata_service_of_a_cloud_is_not_followed() {
         Server::start(|_| Answer::status(302).header("location", "http://169.254.169.254/latest/meta-data")).await;
     let client = Client::new(Config { allow_http: true, ..config(&server) }).unwrap();
     let error = read(&client, server.url("/file")).await.unwrap_err();
-    assert!(matches!(error, Error::UnusableUrl { .. }), "{error}");
+    assert!(matches!(error, Error::RefusedAddress { .. }), "{error}");
     assert!(error.to_string().contains("link-local address 169.254.169.254"), "{error}");
     assert_eq!(server.asked().len(), 1);
 }

@@ -346,6 +346,7 @@ mod tests {
         let export = ExportView {
             name: "all".to_owned(),
             last_complete: of.data,
+            before_migration: None,
             types: vec![of],
             max_age: Duration::from_hours(2),
             recheck_absent: Duration::from_hours(24),

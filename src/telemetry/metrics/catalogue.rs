@@ -68,6 +68,8 @@ pub enum Values {
     ResourceTypes,
     /// Tables of resources, and our own.
     Tables,
+    /// What is in local folders.
+    Disks,
     Words(&'static [&'static str]),
 }
 
@@ -202,6 +204,8 @@ words! {
     TokenOutcome {
         Granted = "granted",
         Refused = "refused",
+        /// Our own key or secret could not be read or used.
+        NoCredential = "no_credential",
         Failed = "failed",
     }
 }
@@ -213,6 +217,13 @@ words! {
         Overtaken = "overtaken",
         /// It landed although its answer was lost.
         Recovered = "recovered",
+        Failed = "failed",
+    }
+}
+words! {
+    /// How the maintenance of a table ended.
+    MaintenanceOutcome {
+        Maintained = "maintained",
         Failed = "failed",
     }
 }
@@ -230,6 +241,15 @@ words! {
     CacheLookup {
         Hit = "hit",
         Miss = "miss",
+    }
+}
+words! {
+    /// What is on a disk.
+    Disk {
+        /// Received rows.
+        Spool = "spool",
+        Tables = "tables",
+        State = "state",
     }
 }
 words! {
@@ -251,6 +271,8 @@ words! {
     Rejection {
         /// Unencrypted, or not HTTP.
         Scheme = "scheme",
+        /// A private one, or another that is not an ordinary one of the Internet.
+        Address = "address",
         Redirects = "redirects",
         /// A token would go to an origin that is not allowed.
         Origin = "origin",
@@ -286,6 +308,7 @@ macro_rules! metrics {
 const EXPORT: Label = Label { name: "export", values: Values::Exports };
 const RESOURCE_TYPE: Label = Label { name: "resource_type", values: Values::ResourceTypes };
 const TABLE: Label = Label { name: "table", values: Values::Tables };
+const DISK: Label = Label { name: "of", values: Values::Disks };
 const VERSION: Label = Label { name: "version", values: Values::Words(&[env!("CARGO_PKG_VERSION")]) };
 
 const fn of(name: &'static str, words: &'static [&'static str]) -> Label {
@@ -310,6 +333,7 @@ const FILE_OUTCOME: Label = of("outcome", FileOutcome::WORDS);
 const STAGE: Label = of("stage", Stage::WORDS);
 const TOKEN_OUTCOME: Label = of("outcome", TokenOutcome::WORDS);
 const COMMIT_OUTCOME: Label = of("outcome", CommitOutcome::WORDS);
+const MAINTENANCE_OUTCOME: Label = of("outcome", MaintenanceOutcome::WORDS);
 const STORE_REQUEST: Label = of("kind", StoreRequest::WORDS);
 const CACHE_LOOKUP: Label = of("result", CacheLookup::WORDS);
 const WRITE_OUTCOME: Label = of("outcome", WriteOutcome::WORDS);
@@ -331,6 +355,8 @@ metrics! {
         "The watermark of a type, by the server's clock; 0: none.";
     DATA_AS_OF = GAUGE, "data_as_of_timestamp_seconds", [EXPORT, RESOURCE_TYPE],
         "From when the data of a type are, by the local clock, as /health measures their age; 0: never loaded, or empty.";
+    HEALTHY = GAUGE, "healthy", [EXPORT],
+        "1 while /health calls the export healthy; 0 while data are too old, were never loaded, or are lost.";
     MAX_AGE = GAUGE, "max_age_seconds", [EXPORT], "How old the data may be before /health is unhealthy.";
     INTERVAL = GAUGE, "schedule_interval_seconds", [EXPORT],
         "The longest time between two scheduled runs; 0: there is no schedule.";
@@ -381,6 +407,8 @@ metrics! {
         "Size of these data files; 0: no commit since the start.";
     MAINTAINED = GAUGE, "last_maintenance_timestamp_seconds", [TABLE],
         "When a table was last maintained without an error; 0: not since the start.";
+    MAINTENANCES = COUNTER, "maintenance_total", [TABLE, MAINTENANCE_OUTCOME],
+        "How often a table was maintained, or was not because of an error.";
     STORE_REQUESTS = COUNTER, "store_requests_total", [STORE_REQUEST],
         "Requests to the object store of the tables, by kind; those that are repeated after an error count once.";
     STORE_READ = COUNTER, "store_read_bytes_total", [], "Bytes that were read from the object store.";
@@ -392,7 +420,8 @@ metrics! {
     LEASE_HELD = GAUGE, "lease_held", [], "1 while this process may write the tables.";
     LEASE_SHARED = GAUGE, "lease_shared", [], "1 where several processes hold that lease together (daemon.share_exports).";
     SPOOL_BYTES = GAUGE, "spool_bytes", [], "Size of the temporary files for received rows.";
-    SPOOL_FREE = GAUGE, "spool_free_bytes", [], "Free space of the disk with the temporary files.";
+    DISK_FREE = GAUGE, "spool_free_bytes", [DISK],
+        "Free space of the disk with the temporary files, and of those with the tables and the state, if in folders.";
     CLOCK_SKEW = GAUGE, "clock_skew_seconds", [PEER],
         "The local clock minus the server's, by the last response with a Date; in whole seconds.";
     REJECTIONS = COUNTER, "security_rejections_total", [REJECTION],

@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
 use super::{
-    catalogue::{ALL, BUILD_INFO, Kind, Label, Metric, Values},
+    catalogue::{ALL, BUILD_INFO, Disk, Kind, Label, Metric, Values},
     record::Labels,
 };
 use crate::fhir::ResourceType;
@@ -21,6 +21,8 @@ pub struct Scope {
     pub exports: Vec<(String, Vec<ResourceType>)>,
     /// The names of all tables.
     pub tables: Vec<String>,
+    /// What is in local folders.
+    pub disks: Vec<Disk>,
 }
 
 /// The series of this process. It exists once; all copies show the same.
@@ -113,6 +115,7 @@ fn values(label: &Label, before: &Labels, scope: &Scope) -> Vec<String> {
         Values::Words(words) => words.iter().map(|word| (*word).to_owned()).collect(),
         Values::Exports => scope.exports.iter().map(|(name, _)| name.clone()).collect(),
         Values::Tables => scope.tables.clone(),
+        Values::Disks => scope.disks.iter().map(|disk| disk.word().to_owned()).collect(),
         Values::ResourceTypes => {
             let export = before.iter().find(|(name, _)| *name == "export").map(|(_, export)| export);
             let exports = scope.exports.iter().filter(|(name, _)| export.is_none_or(|export| export == name));
@@ -127,12 +130,12 @@ fn values(label: &Label, before: &Labels, scope: &Scope) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::catalogue::{RECEIVED, RUNS, WATERMARK};
+    use crate::telemetry::metrics::catalogue::{DISK_FREE, RECEIVED, RUNS, WATERMARK};
 
     fn series(metric: &Metric) -> Vec<String> {
         let types = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
         let exports = vec![("a".to_owned(), types(&["Patient"])), ("b".to_owned(), types(&["Patient", "Group"]))];
-        let scope = Scope { exports, tables: vec!["Patient".to_owned()] };
+        let scope = Scope { exports, tables: vec!["Patient".to_owned()], disks: vec![Disk::Spool] };
         let text =
             |labels: Labels| labels.into_iter().map(|(_, value)| value.to_string()).collect::<Vec<_>>().join(" ");
         combinations(metric.labels, &scope).into_iter().map(text).collect()
@@ -143,5 +146,6 @@ mod tests {
         assert_eq!(series(&WATERMARK), ["a Patient", "b Group", "b Patient"]);
         assert_eq!(series(&RECEIVED), ["Group", "Patient"]);
         assert_eq!(series(&RUNS).len(), 8);
+        assert_eq!(series(&DISK_FREE), ["spool"], "the disk of a store would be full for ever");
     }
 }

@@ -11,15 +11,16 @@ mod record;
 
 pub use self::{
     catalogue::{
-        CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Notification, Operation, Peer,
-        Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome, WriteOutcome,
+        CacheLookup, Code, CommitOutcome, Delivery, Disk, Endpoint, FileOutcome, JobEvent, MaintenanceOutcome,
+        Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome,
+        WriteOutcome,
     },
     exposition::{CONTENT_TYPE, Exposition, Scope},
     record::{
-        ByteCounter, ExportFigures, cache_asked, cache_size, clock_skew, commit_ended, config_read, downloads_allowed,
-        export, file_ended, job, lease_held, lease_shared, maintained, maintenance, notified, paused_until, polled,
-        quarantined, reach, received, rejected, request_interval, requested, retried, rows, run_began, run_ended,
-        spool_free, spool_grew, spool_removed, stalled, state_written, step_began, step_ended, store_read,
-        store_requested, store_written, table, token_renewed_at, token_requested,
+        ByteCounter, ExportFigures, cache_asked, cache_size, clock_skew, commit_ended, config_read, disk_free,
+        downloads_allowed, export, file_ended, healthy, job, lease_held, lease_shared, maintained, maintenance,
+        notified, paused_until, polled, quarantined, reach, received, rejected, request_interval, requested, retried,
+        rows, run_began, run_ended, spool_grew, spool_removed, stalled, state_written, step_began, step_ended,
+        store_read, store_requested, store_written, table, token_renewed_at, token_requested,
     },
 };

@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use metrics::SharedString;
 
 use super::catalogue::{
-    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Endpoint, FileOutcome, JobEvent, Kind, Metric,
-    Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step, StoreRequest, TokenOutcome,
-    WriteOutcome,
+    self as metric, CacheLookup, Code, CommitOutcome, Delivery, Disk, Endpoint, FileOutcome, JobEvent, Kind,
+    MaintenanceOutcome, Metric, Notification, Operation, Peer, Rejection, RetryReason, RunOutcome, Stage, Step,
+    StoreRequest, TokenOutcome, WriteOutcome,
 };
 use crate::fhir::ResourceType;
 
@@ -69,6 +69,11 @@ pub fn export(figures: &ExportFigures<'_>) {
     }
 }
 
+/// Whether `/health` calls an export healthy.
+pub fn healthy(export: &str, is_healthy: bool) {
+    metric::HEALTHY.set(f64::from(u8::from(is_healthy)), vec![export_label(export)]);
+}
+
 /// How far a type of an export goes, by the server's clock, and from when its data are, by the local one.
 pub fn reach(export: &str, of: ResourceType, watermark: Option<DateTime<Utc>>, data_as_of: Option<DateTime<Utc>>) {
     let labels = || vec![export_label(export), type_label(of)];
@@ -115,8 +120,12 @@ pub fn quarantined(of: ResourceType, lines: u64) {
     metric::QUARANTINED.add(lines, vec![type_label(of)]);
 }
 
-pub fn maintained(table: &str, at: DateTime<Utc>) {
-    metric::MAINTAINED.set(timestamp(Some(at)), vec![table_label(table)]);
+/// The maintenance of a table ended.
+pub fn maintained(table: &str, outcome: MaintenanceOutcome, at: DateTime<Utc>) {
+    metric::MAINTENANCES.add(1, vec![table_label(table), word("outcome", outcome.word())]);
+    if outcome == MaintenanceOutcome::Maintained {
+        metric::MAINTAINED.set(timestamp(Some(at)), vec![table_label(table)]);
+    }
 }
 
 /// Counts bytes of a file as they arrive. Cheap: it looks its series up once.
@@ -213,8 +222,8 @@ pub fn spool_removed(bytes: u64) {
     metrics::gauge!(metric::SPOOL_BYTES.name).decrement(float(bytes));
 }
 
-pub fn spool_free(bytes: u64) {
-    metric::SPOOL_FREE.set(float(bytes), Vec::new());
+pub fn disk_free(of: Disk, bytes: u64) {
+    metric::DISK_FREE.set(float(bytes), vec![word("of", of.word())]);
 }
 
 pub fn lease_held(is_held: bool) {
