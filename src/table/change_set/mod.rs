@@ -9,6 +9,8 @@
 pub mod batch;
 /// Stored rows that may have an id of the change set.
 pub mod candidates;
+/// Stored rows that have the content of a received row.
+pub mod digests;
 /// What the index keeps of a row or a deletion.
 pub mod entry;
 /// Rows for an empty table, written into data files at once.
@@ -40,6 +42,7 @@ use crate::table::{
     Error, Table,
     change_set::batch::SpooledBatch,
     change_set::candidates::Candidates,
+    change_set::digests::Digests,
     change_set::entry::{ChunkIndex, IdHash, IdHasher, IndexEntry, NewEntry, Position, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::memory_budget::MemoryBudget,
@@ -62,6 +65,9 @@ pub struct ChangeSet {
     /// Rows and deletions that were pushed.
     received: AtomicU64,
     held: RwLock<Held>,
+    /// How often [`Self::batch`] was called.
+    #[cfg(test)]
+    pub batches_read: AtomicU64,
 }
 
 /// Where the rows go.
@@ -163,7 +169,15 @@ impl ChangeSet {
     fn with(schema: &SchemaRef, limits: Limits, ids: Ids, spool: Spool) -> Self {
         let held = Held { spool, index: Index::new(limits), chunks: Vec::new(), filled: BTreeSet::new(), ids };
         let (hasher, received) = (IdHasher::new(), AtomicU64::new(0));
-        Self { schema: schema.clone(), hasher, rows: Rows::Spool, received, held: RwLock::new(held) }
+        Self {
+            schema: schema.clone(),
+            hasher,
+            rows: Rows::Spool,
+            received,
+            held: RwLock::new(held),
+            #[cfg(test)]
+            batches_read: AtomicU64::new(0),
+        }
     }
 
     /// The same, but rows are written into data files at once, and only entries of the index are spooled.
@@ -319,9 +333,17 @@ impl ChangeSet {
         Ok(Some(Candidates::new(filter, held.spool.beside(), half_bytes)))
     }
 
+    /// What finds the stored rows that are the same as received ones. It takes as much memory as a quarter of a shard.
+    pub fn digests(&self) -> Digests {
+        let held = self.read();
+        Digests::new(held.spool.beside(), held.index.shard_bytes() / 4)
+    }
+
     /// The rows of a spooled chunk, without the columns that are null in all of them. May be called in any
     /// order, repeatedly, and by several threads at the same time. Blocks on the disk.
     pub fn batch(&self, chunk: ChunkIndex) -> Result<RecordBatch, Error> {
+        #[cfg(test)]
+        self.batches_read.fetch_add(1, Ordering::Relaxed);
         let block = {
             let held = self.read();
             let chunk = held
