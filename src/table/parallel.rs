@@ -79,7 +79,7 @@ pub(super) enum ReadFrom {
 
 /// With more requests at the same time a store would not send more.
 pub(super) const MAX_REQUESTS_IN_FLIGHT: usize = 32;
-/// What was requested of a store and is not worked on yet takes no more memory than this, unless a single unit does.
+/// What was read and is not worked on yet takes no more memory than this, unless a single unit does.
 const MAX_KIB_IN_FLIGHT: u32 = 64 * 1024;
 
 /// As [`in_parallel`], where a unit needs so many `bytes`, which `fetch` brings.
@@ -91,10 +91,14 @@ pub(super) fn in_parallel_with<Unit: Sync, Fetched: Send, Done: Send>(
     work: impl Fn(&Unit, Fetched) -> Result<Done, Error> + Sync,
 ) -> Result<Vec<Done>, Error> {
     let runtime = Handle::current();
-    if from == ReadFrom::Disk {
-        return in_parallel(units, |unit| work(unit, runtime.block_on(fetch(unit))?));
-    }
     let room = Semaphore::new(MAX_KIB_IN_FLIGHT as usize);
+    if from == ReadFrom::Disk {
+        return in_parallel(units, |unit| {
+            // Nobody closes it. It is given back when the work on the unit has ended.
+            let _room = runtime.block_on(room.acquire_many(kib(bytes(unit))));
+            work(unit, runtime.block_on(fetch(unit))?)
+        });
+    }
     let (arrive, arrived) = mpsc::channel();
     let arrived = Mutex::new(arrived);
     let one = || {
@@ -118,6 +122,11 @@ pub(super) fn in_parallel_with<Unit: Sync, Fetched: Send, Done: Send>(
         joined(workers)
     })?;
     Ok(in_order(done))
+}
+
+/// The room for so many bytes. A unit that is larger than all of the room is worked on alone.
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, MAX_KIB_IN_FLIGHT)
 }
 
 /// A unit with what it needs, and the room that this takes.
@@ -144,8 +153,7 @@ async fn request<'units, Unit, Fetched>(
     arrive: mpsc::Sender<Arrived<'units, Unit, Fetched>>,
 ) {
     let request = async |(index, unit)| {
-        let kib = u32::try_from(bytes(unit).div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, MAX_KIB_IN_FLIGHT);
-        let room = room.acquire_many(kib).await.ok()?;
+        let room = room.acquire_many(kib(bytes(unit))).await.ok()?;
         Some(Arrived { index, unit, fetched: fetch(unit).await, room })
     };
     let mut answers = stream::iter(units.iter().enumerate()).map(request).buffer_unordered(MAX_REQUESTS_IN_FLIGHT);
@@ -175,6 +183,26 @@ mod tests {
         let _entered = runtime.enter();
         // Each takes a fifth of the room.
         in_parallel_with(from, &ALL, |_| 13 * 1024 * 1024, fetch, work)
+    }
+
+    #[test]
+    fn what_is_read_from_a_disk_takes_no_more_than_the_room_either() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let _entered = runtime.enter();
+        let (in_memory, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let fetch = async |_: &u64| {
+            most.fetch_max(in_memory.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            Ok(())
+        };
+        let work = |_: &u64, ()| {
+            // Time for the other threads.
+            thread::yield_now();
+            in_memory.fetch_sub(1, Ordering::SeqCst);
+            Ok(())
+        };
+        // Two of them would be more than the room.
+        in_parallel_with(ReadFrom::Disk, &ALL, |_| 40 * 1024 * 1024, fetch, work).unwrap();
+        assert_eq!(most.load(Ordering::SeqCst), 1);
     }
 
     #[test]

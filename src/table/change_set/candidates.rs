@@ -26,7 +26,7 @@ pub struct Candidate {
     /// Its index in the file.
     pub row: u64,
     pub version: Version,
-    /// `None` where it is missing or cannot be trusted.
+    /// As the row carries it.
     pub hash: Option<u64>,
 }
 

@@ -9,6 +9,8 @@
 pub mod batch;
 /// Stored rows that may have an id of the change set.
 pub mod candidates;
+/// Stored rows that have the content of a received row.
+pub mod digests;
 /// What the index keeps of a row or a deletion.
 pub mod entry;
 /// Rows for an empty table, written into data files at once.
@@ -40,6 +42,7 @@ use crate::table::{
     Error, Table,
     change_set::batch::SpooledBatch,
     change_set::candidates::Candidates,
+    change_set::digests::Digests,
     change_set::entry::{ChunkIndex, IdHash, IdHasher, IndexEntry, NewEntry, Position, RowLocation},
     change_set::first_load::{FirstLoad, MIN_WRITER_BYTES},
     change_set::memory_budget::MemoryBudget,
@@ -349,6 +352,12 @@ impl ChangeSet {
     pub fn buckets(&self) -> (Buckets, Spool) {
         let held = self.read();
         (Buckets::new(held.index.shard_bytes() / 4), held.spool.beside())
+    }
+
+    /// What finds the stored rows that are the same as received ones. It takes as much memory as a quarter of a shard.
+    pub fn digests(&self) -> Digests {
+        let held = self.read();
+        Digests::new(held.spool.beside(), held.index.shard_bytes() / 4)
     }
 
     /// The rows of a spooled chunk, without the columns that are null in all of them. May be called in any

@@ -135,11 +135,6 @@ pub fn fit(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowE
     RecordBatch::try_new_with_options(Arc::clone(schema), columns, &length)
 }
 
-/// One column as one of this type: see [`fit`].
-pub fn fit_column(column: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
-    fitted(column, to, &mut Nulls::default())
-}
-
 /// The array as one of this type: see [`fit`].
 fn fitted(array: &ArrayRef, to: &DataType, nulls: &mut Nulls) -> Result<ArrayRef, ArrowError> {
     if array.data_type() == to {

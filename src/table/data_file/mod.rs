@@ -123,6 +123,13 @@ impl DataFile {
         Ok(FetchedFile { file: self.clone(), fetched: Fetched { parts } })
     }
 
+    /// The same of all columns. An upsert that reads them reads them once, so a cache does not keep them.
+    pub async fn all_columns(&self, row_group: &RowGroupMetaData) -> Result<FetchedFile> {
+        let ranges: Vec<_> = row_group.columns().iter().map(chunk_range).collect();
+        let parts = self.clone().get_byte_ranges(ranges.clone()).await?;
+        Ok(FetchedFile { file: self.clone(), fetched: Fetched { parts: ranges.into_iter().zip(parts).collect() } })
+    }
+
     /// Reads the footer from the file itself, whatever a cache has.
     pub async fn footer_as_stored(&self) -> Result<ParquetMetaData> {
         ParquetMetaDataReader::new().load_and_finish(AsStored(self), self.size_bytes).await

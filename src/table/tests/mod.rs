@@ -20,6 +20,7 @@ mod convergence;
 mod damage;
 mod deletions;
 mod features;
+mod foreign_files;
 mod change_feed;
 #[cfg(feature = "sql")]
 mod other_writers;

@@ -10,6 +10,7 @@ use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Extent, Reconcile, Table, Upsert,
     change_set::candidates::Kept,
+    change_set::digests::StoredRows,
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
@@ -17,7 +18,7 @@ use crate::table::{
     ids::Ids,
     properties::ENABLE_CHANGE_DATA_FEED,
     tombstones::{NewTombstone, Tombstone, TombstoneTable, Tombstones, TombstonesByWinner},
-    upsert::compare::compare,
+    upsert::compare::{Doubtful, compare},
     upsert::probe::{Hit, Probed, probe},
     upsert::probe_once::{probe_candidates, probe_once},
     upsert::returned::returned,
@@ -88,6 +89,10 @@ pub async fn decide(
     }
     let ids = changes.ids();
     let candidates = candidates(table, changes, &ids, upsert, &mut decision)?;
+    let mut same = match &candidates {
+        Some(candidates) => same_of_all_shards(table, changes, candidates, upsert, &decision.files)?,
+        None => StoredRows::new(),
+    };
     for shard in changes.shards() {
         let shard = shard?;
         let probed = match &candidates {
@@ -95,7 +100,12 @@ pub async fn decide(
             None => probe(table, &decision.files, &shard, &ids, upsert)?,
         };
         let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
-        let equal = compare(table, changes, &shard, &decision.files, &probed.hits).await?;
+        if candidates.is_none() {
+            let mut doubtful = Doubtful::default();
+            doubtful.note(&shard, &decision.files, &probed.hits);
+            same = doubtful.same(table, changes, &decision.files)?;
+        }
+        let equal = compare(&shard, &decision.files, &probed.hits, &same);
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
     if upsert.removes_returned {
@@ -124,6 +134,26 @@ fn candidates(
     decision.missing = missing;
     decision.stored_rows = stored_rows;
     Ok(Some(candidates.kept()?))
+}
+
+/// The doubtful rows that are the same as their received row, where there are several shards. Comparing them for each
+/// shard would read the files of other writers once for each.
+fn same_of_all_shards(
+    table: &Table,
+    changes: &ChangeSet,
+    candidates: &Kept,
+    upsert: &Upsert,
+    files: &[StoredFile],
+) -> Result<StoredRows, Error> {
+    let mut doubtful = Doubtful::default();
+    if files.iter().all(|file| file.own) {
+        return Ok(StoredRows::new());
+    }
+    for shard in changes.shards() {
+        let shard = shard?;
+        doubtful.note(&shard, files, &probe_candidates(&shard, candidates, upsert)?.hits);
+    }
+    doubtful.same(table, changes, files)
 }
 
 /// Does the table promise change files to its readers? Its own property decides, no matter who set it.

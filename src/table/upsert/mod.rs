@@ -13,6 +13,7 @@ pub mod decide;
 pub mod probe;
 mod probe_once;
 mod returned;
+mod row_digest;
 pub mod row_groups;
 mod scan;
 pub mod write;

@@ -28,7 +28,7 @@ pub struct Hit {
     /// Its row or deletion in the change set.
     pub winner: WinnerIndex,
     pub version: Version,
-    /// `None` where it is missing or cannot be trusted: then the columns are compared.
+    /// As the row carries it. Where another writer wrote the file, equal hashes do not mean equal rows.
     pub hash: Option<u64>,
 }
 

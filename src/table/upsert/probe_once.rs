@@ -17,7 +17,7 @@ use crate::table::{
     ids::Ids,
     parallel::in_parallel_with,
     upsert::probe::{FILES_AT_ONCE, Hit, Probed, may_have, scans_of},
-    upsert::scan::{Lookup, StoredVersion},
+    upsert::scan::{Lookup, RowGroupScan, StoredVersion},
 };
 
 /// Finds the candidates for all shards in `files`. What is returned has no hits, and as missing only the rows whose ids
@@ -31,27 +31,29 @@ pub fn probe_once(
 ) -> Result<Probed, Error> {
     let (runtime, from) = (Handle::current(), table.read_from());
     let failed = |error: DeltaTableError| table.failed(error);
+    // Something passes in nearly every row group, so ids and versions are requested together.
+    let columns = |scan: &RowGroupScan<'_>| [&scan.key_columns(upsert), scan.version_columns()].concat();
     let (indexed, ids) = may_have(files, ids, upsert);
     let mut all = Probed::default();
     for indexed in indexed.chunks(FILES_AT_ONCE) {
         let found = in_parallel_with(
             from,
             &scans_of(table, indexed, ids)?,
-            |scan| scan.bytes_of(&scan.key_columns(upsert)),
-            async |scan| scan.fetch(&scan.key_columns(upsert)).await.map_err(failed),
-            |scan, keys| {
+            |scan| scan.bytes_of(&columns(scan)),
+            async |scan| scan.fetch(&columns(scan)).await.map_err(failed),
+            |scan, fetched| {
+                let keys = fetched.clone();
                 let found = runtime.block_on(scan.find(keys, candidates.filter(), upsert)).map_err(failed)?;
                 if found.rows.is_empty() {
                     return Ok((scan.file, found.missing, found.stored_rows));
                 }
-                let versions = runtime.block_on(scan.fetch(scan.version_columns())).map_err(failed)?;
                 let mut kept = Ok(());
                 let keep = |some: Vec<_>| {
                     if kept.is_ok() {
                         kept = candidates.keep(&some.into_iter().map(Candidate::from).collect::<Vec<_>>());
                     }
                 };
-                runtime.block_on(scan.read_versions(versions, &found.rows, keep)).map_err(failed)?;
+                runtime.block_on(scan.read_versions(fetched, &found.rows, keep)).map_err(failed)?;
                 kept?;
                 Ok((scan.file, found.missing, found.stored_rows))
             },

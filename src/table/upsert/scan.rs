@@ -191,11 +191,38 @@ impl RowGroupScan<'_> {
                 row: self.first_row + index,
                 of: *of,
                 version: rows.version(row),
-                hash: rows.hash(row).filter(|_| self.stored.own),
+                hash: rows.hash(row),
             });
             take(versions.collect());
         }
         Ok(())
+    }
+
+    pub fn bytes_of_all_columns(&self) -> u64 {
+        bytes_of_columns(self.metadata(), &ProjectionMask::all())
+    }
+
+    pub async fn fetch_all_columns(&self) -> Result<FetchedFile, DeltaTableError> {
+        Ok(self.stored.file.all_columns(self.metadata()).await?)
+    }
+
+    /// Those of `rows`, which are rows of the file, that are in this row group.
+    pub fn rows_among(&self, rows: &RowSet) -> RowSet {
+        let mut among = RowSet::new();
+        let count = u64::try_from(self.metadata().num_rows()).unwrap_or_default();
+        among.insert_range(self.first_row..self.first_row + count);
+        among & rows
+    }
+
+    /// `rows` of [`Self::rows_among`], in order.
+    pub fn read_all_columns(
+        &self,
+        fetched: FetchedFile,
+        rows: &RowSet,
+    ) -> Result<ParquetRecordBatchStream<FetchedFile>, DeltaTableError> {
+        let rows = selection(rows.iter().map(|row| row - self.first_row));
+        let batch_rows = batch_rows(self.footer.metadata());
+        self.read_columns(fetched, ProjectionMask::all(), batch_rows, Some(rows))
     }
 
     /// All columns but the line are small.
@@ -209,11 +236,19 @@ impl RowGroupScan<'_> {
         columns: &[&str],
         selection: Option<RowSelection>,
     ) -> Result<ParquetRecordBatchStream<FetchedFile>, DeltaTableError> {
+        self.read_columns(file, self.mask(columns), self.batch_rows(columns), selection)
+    }
+
+    fn read_columns(
+        &self,
+        file: FetchedFile,
+        columns: ProjectionMask,
+        batch_rows: usize,
+        selection: Option<RowSelection>,
+    ) -> Result<ParquetRecordBatchStream<FetchedFile>, DeltaTableError> {
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file, self.footer.clone());
-        let mut builder = builder
-            .with_row_groups(vec![self.row_group])
-            .with_projection(self.mask(columns))
-            .with_batch_size(self.batch_rows(columns));
+        let mut builder =
+            builder.with_row_groups(vec![self.row_group]).with_projection(columns).with_batch_size(batch_rows);
         if let Some(selection) = selection {
             builder = builder.with_row_selection(selection);
         }
@@ -227,6 +262,7 @@ pub struct StoredVersion<Of> {
     pub row: u64,
     pub of: Of,
     pub version: Version,
+    /// As the row carries it, whoever wrote the file.
     pub hash: Option<u64>,
 }
 
