@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use clap::Parser as _;
 use fhir_sync::{
     cli::Cli,
-    demo::{Hold, Server},
+    demo::{Keep, Server},
 };
 use serde_json::Value;
 use tokio::runtime::{self, Runtime};
@@ -108,7 +108,7 @@ impl Served {
         }
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = runtime.block_on(Server::start_folder(folder, Hold::InMemory, any_port))?;
+        let server = runtime.block_on(Server::start_folder(folder, Keep::InMemory, any_port))?;
         // Compression would cost the two cores more than everything else, and waiting for a job is nobody's speed.
         server.scenario(|scenario| {
             scenario.gzip = false;

@@ -148,6 +148,7 @@ impl Bench {
             adopted_app_id: None,
             source: "bench".to_owned(),
             watermark,
+            lowers_watermark: false,
             set_back_from: None,
             exported_at: watermark,
             run_started_micros,

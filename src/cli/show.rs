@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_cause_of_a_type_that_failed_is_below_the_table_on_one_line() {
         let cause = "Patient file 1 of 1: 7 lines were announced and 5 received";
-        let failure = Failure { cause: cause.to_owned(), recovery: recovery(&Error::Stopped) };
+        let failure = Failure { cause: cause.to_owned(), recovery: recovery(&Error::Stopped), is_denied: false };
         let failed = TypeReport { end: TypeEnd::Failed(failure), ..TypeReport::default() };
         let mut report = report(vec![("Patient", failed), ("Observation", committed(5, 2))]);
         report.outcome = Outcome::Partial;

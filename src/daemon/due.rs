@@ -26,10 +26,11 @@ pub fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -
 
 /// The same where several processes share the exports, of an export that this process holds: what another one has run
 /// is not run again. A run that has not ended is one whose process was killed. `started_at` is the start of this
-/// process, which makes up for what was missed before.
+/// process, which makes up for what was missed before; `tick` is what its own schedule asks for now.
 pub fn due_here(
     scheduled: &Scheduled,
     known: &ExportState,
+    tick: Mode,
     started_at: DateTime<Utc>,
     now: DateTime<Utc>,
 ) -> Option<Mode> {
@@ -37,19 +38,22 @@ pub fn due_here(
     if !last.ended {
         return Some(if last.full_refresh { Mode::FullRefresh } else { Mode::Incremental });
     }
+    if is_of_the_future(last, now) {
+        return Some(tick);
+    }
     if next_after(&scheduled.full_refresh, last.full_refresh_begun_at).is_some_and(|at| at <= now) {
         return Some(Mode::FullRefresh);
     }
-    if is_of_the_future(last, now) || next_after(&scheduled.incremental, last.begun_at).is_some_and(|at| at <= now) {
+    if next_after(&scheduled.incremental, last.begun_at).is_some_and(|at| at <= now) {
         return Some(Mode::Incremental);
     }
     overdue(scheduled, known, now).filter(|_| last.begun_at < started_at)
 }
 
-/// Was the last run of a process whose clock is ahead? Until our clock has passed it, it says nothing about what is due,
-/// so that each tick of ours counts.
+/// Was the last run, or the last full refresh, of a process whose clock is ahead? Until our clock has passed it, it says
+/// nothing about what is due, so that each tick of ours counts.
 pub fn is_of_the_future(last: &LastRun, now: DateTime<Utc>) -> bool {
-    last.begun_at - now > MAX_AHEAD
+    last.begun_at.max(last.full_refresh_begun_at) - now > MAX_AHEAD
 }
 
 /// Clocks that are kept by a time service differ by less.
@@ -96,16 +100,19 @@ mod tests {
     fn what_another_process_has_run_is_not_due_again_and_a_run_that_was_killed_is() {
         let at = |text: &str| parse_instant(text).unwrap();
         let started_at = at("2026-11-20T08:00:00Z");
-        let due = |begun: &str, full_refresh: bool, ended: bool, now: &str| {
+        let due_after = |full_refresh_begun_at: &str, begun: &str, full_refresh: bool, ended: bool, now: &str| {
             let last = LastRun {
                 number: 7,
                 begun_at: at(begun),
                 full_refresh,
                 ended,
-                full_refresh_begun_at: at("2026-11-15T03:00:01Z"),
+                full_refresh_begun_at: at(full_refresh_begun_at),
             };
             let known = ExportState { last_run: Some(last), ..ExportState::default() };
-            due_here(&scheduled(), &known, started_at, at(now))
+            due_here(&scheduled(), &known, Mode::Incremental, started_at, at(now))
+        };
+        let due = |begun: &str, full_refresh: bool, ended: bool, now: &str| {
+            due_after("2026-11-15T03:00:01Z", begun, full_refresh, ended, now)
         };
         let (before, after) = ("2026-11-20T10:15:00Z", "2026-11-20T11:15:02Z");
         assert_eq!(due(before, false, true, "2026-11-20T10:15:03Z"), None, "the tick was served");
@@ -114,12 +121,15 @@ mod tests {
         assert_eq!(due(before, false, true, "2026-11-22T03:00:01Z"), Some(Mode::FullRefresh));
         assert_eq!(due(before, true, false, "2026-11-20T10:15:03Z"), Some(Mode::FullRefresh), "its process was killed");
         assert_eq!(due("2026-11-20T07:15:00Z", false, true, "2026-11-20T08:00:01Z"), Some(Mode::Incremental));
-        assert_eq!(due_here(&scheduled(), &ExportState::default(), started_at, at(after)), Some(Mode::Incremental));
+        let first = due_here(&scheduled(), &ExportState::default(), Mode::Incremental, started_at, at(after));
+        assert_eq!(first, Some(Mode::Incremental));
         assert_eq!(
             due("2027-02-20T10:15:00Z", false, true, after),
             Some(Mode::Incremental),
             "by a clock that is ahead"
         );
+        let refreshed_ahead = due_after("2026-11-21T03:00:00Z", before, false, true, "2026-11-20T10:15:03Z");
+        assert_eq!(refreshed_ahead, Some(Mode::Incremental), "the tick of this process, and no full refresh");
         assert_eq!(due("2026-11-20T11:17:00Z", false, true, after), None, "clocks differ a little");
     }
 

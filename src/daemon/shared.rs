@@ -76,7 +76,7 @@ impl Others {
 }
 
 impl Daemon {
-    /// Begins what is due as far as is known here, and not at work elsewhere. Whoever has its lease decides.
+    /// Begins what is due, as far as this process knows, and is not at work in another one. Taking the lease decides.
     pub(super) fn begin_due(&self) {
         let (state, other_holders) = (self.syncer.current_state(), self.syncer.other_holders());
         for watched in &self.exports {
@@ -86,7 +86,7 @@ impl Daemon {
             if known.last_run.as_ref().is_some_and(|last| last.ended && is_of_the_future(last, now())) {
                 continue;
             }
-            let due = due_here(&watched.scheduled, &known, self.others.started_at, now());
+            let due = due_here(&watched.scheduled, &known, Mode::Incremental, self.others.started_at, now());
             if let Some(mode) = due.filter(|_| !other_holders.contains_key(export)) {
                 self.ticks.tick(&Tick::Sync { export: export.to_owned(), mode });
             }
@@ -122,7 +122,7 @@ pub(super) async fn take_leases(
         return Some((leases, mode));
     }
     let known = syncer.current_state().exports.get(name).cloned().unwrap_or_default();
-    let Some(due) = due_here(scheduled, &known, started_at, now()) else {
+    let Some(due) = due_here(scheduled, &known, mode, started_at, now()) else {
         tracing::debug!(export = name, "another fhir-sync has run what was due");
         leases.release().await;
         return None;

@@ -33,7 +33,7 @@ impl Watched {
         &self.scheduled.export.name
     }
 
-    /// What the configuration says; else two intervals of the schedule, and how long the last runs have taken: one may
+    /// What the configuration says; else two intervals of the schedule and the time of a usual run, so that one run may
     /// fail.
     fn max_age(&self, known: &ExportState) -> Duration {
         let usual_run = known.freshness.usual_run(!self.scheduled.full_refresh.is_empty());

@@ -1,7 +1,7 @@
 //! A folder of NDJSON files, served byte for byte, so that users can try fhir-sync with their own data.
 //!
 //! The resource type is the part of the file name before the first dot (`Organization.123.ndjson.gz`). The lines are
-//! counted once, at the start. No file is held in memory, unless the caller wants it.
+//! counted once, at the start. No file is kept in memory, unless the caller wants it.
 
 use std::{
     io,
@@ -32,13 +32,13 @@ pub(super) struct NdjsonFile {
     pub bytes: u64,
     path: PathBuf,
     compression: Compression,
-    /// The text of a file that is held.
-    held: Option<Vec<Bytes>>,
+    /// The text of a file that is kept.
+    in_memory: Option<Vec<Bytes>>,
 }
 
-/// Whether files are read again for each answer, or held.
+/// Whether files are read again for each answer, or kept in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Hold {
+pub enum Keep {
     OnDisk,
     InMemory,
 }
@@ -50,15 +50,15 @@ enum Compression {
 }
 
 /// The NDJSON files of a folder, sorted by name. An error names the file or folder that cannot be read.
-pub(super) async fn files(folder: &Path, hold: Hold) -> io::Result<Vec<NdjsonFile>> {
+pub(super) async fn files(folder: &Path, keep: Keep) -> io::Result<Vec<NdjsonFile>> {
     let mut entries = tokio::fs::read_dir(folder).await.map_err(|error| with_path(folder, &error))?;
     let mut files = Vec::new();
     while let Some(entry) = entries.next_entry().await.map_err(|error| with_path(folder, &error))? {
         let path = entry.path();
         let Some((resource_type, compression)) = name(&path) else { continue };
-        let mut file = NdjsonFile { resource_type, lines: 0, bytes: 0, path, compression, held: None };
-        if hold == Hold::InMemory {
-            file.held = Some(file.text().await?.try_collect().await?);
+        let mut file = NdjsonFile { resource_type, lines: 0, bytes: 0, path, compression, in_memory: None };
+        if keep == Keep::InMemory {
+            file.in_memory = Some(file.text().await?.try_collect().await?);
         }
         files.push(file.counted().await?);
     }
@@ -69,8 +69,8 @@ pub(super) async fn files(folder: &Path, hold: Hold) -> io::Result<Vec<NdjsonFil
 impl NdjsonFile {
     /// The uncompressed text of the file, in pieces.
     pub(super) async fn text(&self) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
-        if let Some(held) = &self.held {
-            return Ok(stream::iter(held.clone()).map(Ok).boxed());
+        if let Some(pieces) = &self.in_memory {
+            return Ok(stream::iter(pieces.clone()).map(Ok).boxed());
         }
         let file = File::open(&self.path).await.map_err(|error| with_path(&self.path, &error))?;
         Ok(match self.compression {
@@ -146,14 +146,14 @@ mod tests {
         ] {
             std::fs::File::create(folder.path().join(name)).unwrap().write_all(text.as_bytes()).unwrap();
         }
-        let files = files(folder.path(), Hold::OnDisk).await.unwrap();
+        let files = files(folder.path(), Keep::OnDisk).await.unwrap();
         let seen: Vec<_> = files.iter().map(|file| (file.resource_type.as_str(), file.lines)).collect();
         assert_eq!(seen, [("Organization", 1), ("Patient", 3)]);
     }
 
     #[tokio::test]
     async fn the_error_for_a_missing_folder_names_it() {
-        let error = files(Path::new("/nowhere/at/all"), Hold::OnDisk).await.unwrap_err();
+        let error = files(Path::new("/nowhere/at/all"), Keep::OnDisk).await.unwrap_err();
         assert!(error.to_string().starts_with("/nowhere/at/all: "), "{error}");
     }
 }

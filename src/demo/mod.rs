@@ -15,7 +15,7 @@ pub mod world;
 pub use axum::http::StatusCode;
 
 pub use self::{
-    folder::Hold,
+    folder::Keep,
     json_object::JsonObject,
     scenario::{Alteration, Fault, RateLimit, Scenario},
     server::{JobView, RecordedRequest, Server},

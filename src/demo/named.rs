@@ -388,7 +388,7 @@ pub const NAMED: &[Named] = &[
         ..named(
             "clock-set-back",
             "The server's clock was two days fast, and is set right; a day of changes follows.",
-            "The types are behind: it says so, is partial, and loses nothing that changed on the corrected clock.",
+            "The types are set back: it says so, is partial, and the next sync loads all of them.",
             |_| {},
         )
         .partial()

@@ -252,6 +252,11 @@ impl SparkTable {
         &self.detail.id
     }
 
+    /// Somebody may have written rows since it was opened.
+    pub(super) fn forget_that_it_is_empty(&mut self) {
+        self.detail.is_empty = false;
+    }
+
     /// Has it no data file?
     pub fn is_empty(&self) -> bool {
         self.detail.is_empty

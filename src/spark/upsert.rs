@@ -89,6 +89,8 @@ impl SparkTable {
         let read = history(&session, &self.name).await;
         session.close().await;
         self.history = read?;
+        // A MERGE whose answer was lost may have written rows since.
+        self.forget_that_it_is_empty();
         Ok(())
     }
 
@@ -99,7 +101,7 @@ impl SparkTable {
         let Stage { staged, rows_directory, columns } = staged?;
         let before = self.history.watermark(&upsert.app_id).map(TransactionTime::as_micros);
         // A watermark never goes backwards by itself (rule 52).
-        let least = before.filter(|_| upsert.set_back_from.is_none()).unwrap_or(i64::MIN);
+        let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
         let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
         if staged.expected.is_nothing() && watermark.is_none_or(|watermark| Some(watermark) == before) {
             return Ok(Attempted::Unchanged(staged.counts));
@@ -147,7 +149,11 @@ impl SparkTable {
         }
         staging.decide().await?;
         if upsert.reconcile.is_some() && !self.is_empty() {
-            self.remove_missing(session, at, ids, upsert, &mut staging).await?;
+            // Staging may have taken longer than the server keeps an idle session.
+            let session = self.spark.client.session(&[]).await?;
+            let removed = self.remove_missing(&session, at, ids, upsert, &mut staging).await;
+            session.close().await;
+            removed?;
         }
         let rows_directory = staging.rows_directory();
         let staged = staging.finish().await?;

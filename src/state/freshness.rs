@@ -94,19 +94,17 @@ impl Freshness {
         durations.drain(..before);
     }
 
-    /// How long the last runs have taken, but for one that took longer than all others, such as one that waited for a
-    /// server; full refreshes count where the schedule has them.
+    /// How long the last runs have taken: of three incremental runs or more, the one that took longest does not count; it
+    /// may have waited for a server. Full refreshes count where the schedule has them.
     pub fn usual_run(&self, with_full_refresh: bool) -> Duration {
-        let full_refresh = if with_full_refresh { second_longest(&self.full_refresh_ms) } else { 0 };
-        Duration::from_millis(second_longest(&self.incremental_ms).max(full_refresh))
+        let mut incremental = self.incremental_ms.clone();
+        incremental.sort_unstable();
+        if incremental.len() > 2 {
+            incremental.pop();
+        }
+        let full_refresh = self.full_refresh_ms.iter().filter(|_| with_full_refresh);
+        Duration::from_millis(incremental.iter().chain(full_refresh).max().copied().unwrap_or_default())
     }
-}
-
-/// The only one, where there is no second.
-fn second_longest(durations_ms: &[u64]) -> u64 {
-    let mut longest = durations_ms.to_vec();
-    longest.sort_unstable_by(|a, b| b.cmp(a));
-    longest.get(1).or(longest.first()).copied().unwrap_or_default()
 }
 
 impl JobInFlight {
@@ -146,7 +144,7 @@ mod tests {
             status_url: "https://ehr.example.org/status/1".parse().unwrap(),
             kicked_off_at: kicked_off_at.and_then(parse_instant).map(TransactionTime::from),
             answered_at: None,
-            unsettled_since: None,
+            denied_since: None,
             polling_since: parse_instant("2026-11-20T10:00:00Z").unwrap(),
             types: Vec::new(),
             since: None,

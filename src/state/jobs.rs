@@ -19,9 +19,9 @@ pub struct JobInFlight {
     /// The same at the earliest later answer, where the one to the kick-off does not state it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answered_at: Option<TransactionTime>,
-    /// When a run first kept the job although it had failed, by the local clock.
+    /// Since when the server denies what is asked of the job, by the local clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub unsettled_since: Option<DateTime<Utc>>,
+    pub denied_since: Option<DateTime<Utc>>,
     /// The local time of the kick-off, for the deadline of the job and the age of its data.
     pub polling_since: DateTime<Utc>,
     pub types: Vec<ResourceType>,

@@ -181,9 +181,12 @@ pub struct ExportState {
     pub unrecorded_runs: BTreeSet<u64>,
     #[serde(default)]
     pub freshness: Freshness,
-    /// When the first run began, by the local clock, whose lines in quarantine no full refresh has made up for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quarantined_since: Option<DateTime<Utc>>,
+    /// A run brought lines for the quarantine, and no full refresh has made up for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_quarantined: bool,
+    /// The types that were loaded in full after the server's clock was set back, and how far it had gone before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set_back_from: BTreeMap<ResourceType, TransactionTime>,
     /// The types of the last run.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub types: BTreeSet<ResourceType>,

@@ -19,7 +19,7 @@ fn sample(run: u64) -> State {
         status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
         kicked_off_at: None,
         answered_at: None,
-        unsettled_since: None,
+        denied_since: None,
         polling_since: DateTime::UNIX_EPOCH,
         types: vec!["Patient".parse().unwrap()],
         since: Some("2026-01-01T00:00:00.000Z".to_owned()),

@@ -206,6 +206,11 @@ fn of_export(error: &export::Error) -> (Actor, JobFate) {
     }
 }
 
+/// Does the server deny what is asked of a job? A store may say no more than that of a file that it has deleted.
+pub fn is_denied(error: &Error) -> bool {
+    matches!(error, Error::Export(export::Error::FileDenied { .. } | export::Error::Denied { .. }))
+}
+
 /// An error and what caused it, in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Mode, Run, intake::ReceivedType};
-use crate::fhir::ResourceType;
+use crate::{fhir::ResourceType, table::Upsert};
 
 /// What a full load lacks, or may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +74,17 @@ pub fn way_out(of: ResourceType) -> String {
     format!("fhir-sync sync --full-refresh --allow-empty {of}")
 }
 
+/// Another engine does not look for the rows of [`Upsert::removes_returned`]; where it reconciles, they are missing rows.
+pub fn note_of_unchecked_rows(resource_type: ResourceType, upsert: &Upsert, is_spark: bool) -> Option<String> {
+    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_spark;
+    stay.then(|| {
+        format!(
+            "{resource_type} was loaded in full; where its table was restored, Spark does not look for rows whose deletion \
+             was reported since: compare it with _fhir_sync/deleted"
+        )
+    })
+}
+
 impl Run<'_> {
     /// Names the rows that an earlier load kept. From time to time the type is loaded in full again: the gap may be
     /// closed. A full refresh does that anyway.
@@ -103,5 +114,22 @@ impl Run<'_> {
             return Ok(());
         }
         self.syncer.remember_export(self.export, move |state| state.reload.extend(due)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Reconcile;
+
+    #[test]
+    fn the_report_names_a_restored_table_in_which_spark_does_not_look_for_deleted_rows() {
+        let named =
+            |upsert: &Upsert, is_spark| note_of_unchecked_rows(ResourceType::PATIENT, upsert, is_spark).is_some();
+        let restored = Upsert { removes_returned: true, ..Upsert::default() };
+        assert!(named(&restored, true));
+        assert!(!named(&restored, false), "this program looks for them");
+        assert!(!named(&Upsert { reconcile: Some(Reconcile::NONE), ..restored }, true), "they are missing rows");
+        assert!(!named(&Upsert::default(), true));
     }
 }

@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 
 use super::{
     CANCEL_PATIENCE, Error, Mode, REQUEST_PATIENCE, Run, Step, TypeEnd, blocking, chain,
-    error::{Actor, JobFate, Recovery},
+    error::{JobFate, is_denied},
     events, now, recovery, unless_stopped,
 };
 use crate::{
@@ -92,7 +92,7 @@ impl Run<'_> {
         job: Option<&JobInFlight>,
         error: Error,
     ) -> Result<(), Error> {
-        let kept = job.filter(|job| is_worth_keeping(job, recovery(&error)));
+        let kept = job.filter(|job| is_worth_keeping(job, recovery(&error).job, is_denied(&error)));
         if let (Some(job), None) = (job, kept) {
             self.give_up(job).await?;
         }
@@ -100,7 +100,7 @@ impl Run<'_> {
             return Err(error);
         }
         if let Some(job) = kept {
-            self.syncer.remember_unsettled(self.export, job).await?;
+            self.syncer.remember_denied(self.export, job, is_denied(&error)).await?;
         }
         tracing::error!(
             types = events::list(types),
@@ -153,20 +153,20 @@ impl Run<'_> {
 
     fn may_still_come(&self, job: &JobInFlight, resource_type: ResourceType) -> bool {
         match self.report.types.get(&resource_type).map(|report| &report.end) {
-            Some(TypeEnd::Failed(failure)) => is_worth_keeping(job, failure.recovery),
+            Some(TypeEnd::Failed(failure)) => is_worth_keeping(job, failure.recovery.job, failure.is_denied),
             _ => false,
         }
     }
 }
 
-/// How long the files of a job may wait for the operator. Afterwards they are asked for anew: servers and stores delete
-/// them some day, and some say no more about that than that access is denied.
-const MAX_WAIT_FOR_OPERATOR: TimeDelta = TimeDelta::days(3);
+/// How long the server may deny the files of a job. Afterwards they are asked for anew: servers and stores delete them
+/// some day, and some say no more about that than that access is denied.
+const MAX_DENIED: TimeDelta = TimeDelta::days(3);
 
 /// Whether the job is followed again by the next run.
-fn is_worth_keeping(job: &JobInFlight, recovery: Recovery) -> bool {
-    let has_waited = job.unsettled_since.is_some_and(|since| now() - since > MAX_WAIT_FOR_OPERATOR);
-    recovery.job == JobFate::Kept && !(has_waited && recovery.acts == Actor::Operator)
+pub fn is_worth_keeping(job: &JobInFlight, fate: JobFate, is_denied: bool) -> bool {
+    let is_over = job.denied_since.is_some_and(|since| now() - since > MAX_DENIED);
+    fate == JobFate::Kept && !(is_denied && is_over)
 }
 
 /// Whether every other request would fail for the same reason.

@@ -1,8 +1,8 @@
 //! Maintenance of all tables, one after the other. It sends no request to the server.
 //!
 //! It takes its turn at writing like an export, so it runs while exports wait for the server, and never while one
-//! streams or commits. Where several processes share the exports, one of them maintains at a time, and holds the leases
-//! of the exports that write a table while it maintains that. A table that fails does not stop the others.
+//! streams or commits. Where several processes share the exports, one of them maintains at a time. For each table it
+//! takes the leases of the exports that write it. A table that fails does not stop the others.
 
 use std::{
     collections::VecDeque,

@@ -13,10 +13,10 @@ use tokio::runtime::Handle;
 
 use super::{
     Error, Export, Joiners, Leavers, Mode, Run, TypeEnd, TypeReport, blocking::blocking, chain, clock::now,
-    error::JobFate, events, stop::unless_stopped,
+    error::JobFate, events, jobs::is_worth_keeping, stop::unless_stopped,
 };
 use crate::{
-    export::{self, Level, Members},
+    export::{self, Members},
     fhir::ResourceType,
     state::{ExportState, JobInFlight},
     table::MemberRow,
@@ -97,7 +97,7 @@ impl Run<'_> {
         if known.types == types {
             return Ok(());
         }
-        let is_of_group = matches!(self.export.level, Level::Group(_)) && !known.types.is_empty();
+        let is_of_group = compared_group(self.export).is_some() && !known.types.is_empty();
         let is_back = |of: &&ResourceType| !known.types.contains(of) && known.watermarks.contains_key(of);
         let back: Vec<_> = types.iter().filter(|of| is_of_group && is_back(of)).copied().collect();
         self.syncer
@@ -306,9 +306,10 @@ impl Run<'_> {
         let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
         let failures = std::mem::take(&mut self.joiner_failures);
-        if failures.iter().any(|failure| failure.keeps_job) {
+        let is_denied = failures.iter().any(|failure| failure.is_denied);
+        if failures.iter().any(|failure| failure.keeps_job) && is_worth_keeping(job, JobFate::Kept, is_denied) {
             // The next run follows the job again.
-            return Ok(());
+            return self.syncer.remember_denied(self.export, job, is_denied).await;
         }
         if let (true, Some(group)) = (failures.is_empty(), self.export.level.group()) {
             let joined = self.arrived_of(group, job.patients.clone()).await?;
@@ -326,9 +327,13 @@ impl Run<'_> {
     /// What became of one type of joiners. It is a part of the type, beside what the run asks for of all patients.
     pub(super) async fn add_of_joiners(&mut self, of: ResourceType, mut report: TypeReport) {
         if let TypeEnd::Failed(_) | TypeEnd::Denied { .. } = &report.end {
-            let is_kept =
-                |end: &TypeEnd| matches!(end, TypeEnd::Failed(failure) if failure.recovery.job == JobFate::Kept);
-            self.joiner_failures.push(JoinerFailure { keeps_job: is_kept(&report.end) });
+            let failure = match &report.end {
+                TypeEnd::Failed(of) => {
+                    JoinerFailure { keeps_job: of.recovery.job == JobFate::Kept, is_denied: of.is_denied }
+                }
+                _ => JoinerFailure::default(),
+            };
+            self.joiner_failures.push(failure);
             let cause = report.end.sentence().unwrap_or_default();
             self.report.remarks.push(format!("the history of patients who joined: {of}: {cause}"));
             return;
@@ -413,7 +418,10 @@ pub fn patients(count: usize) -> String {
 }
 
 /// What failed while the history of joiners was loaded.
+#[derive(Clone, Copy, Default)]
 pub struct JoinerFailure {
     /// The same job may still bring it.
     pub keeps_job: bool,
+    /// The server denies it.
+    pub is_denied: bool,
 }

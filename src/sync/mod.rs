@@ -265,6 +265,9 @@ impl<'a> Run<'a> {
 
     async fn write(&mut self, export: CompletedExport) -> Result<(), Error> {
         let received = self.stream_and_verify(&export).await?;
+        if self.quarantine.has_lines() {
+            self.syncer.remember_export(self.export, |state| state.has_quarantined = true).await?;
+        }
         let upserted = self.upsert(export, received).await?;
         if !upserted.patients.is_empty() {
             return self.settle_joiners(&upserted).await;
@@ -383,7 +386,7 @@ impl<'a> Run<'a> {
                 status_url: job.status_url,
                 kicked_off_at: job.kicked_off_at,
                 answered_at: None,
-                unsettled_since: None,
+                denied_since: None,
                 polling_since: job.polling_since,
                 types,
                 since,
@@ -441,8 +444,9 @@ impl<'a> Run<'a> {
         self.report.notes.extend(self.note_of_quarantine().await);
         self.report.end(error.as_ref(), &self.quarantine, now());
         let error = error.or(self.tolerated.take());
-        let remembered =
-            self.syncer.remember_end(&self.report, self.begun.elapsed(), self.quarantine.has_lines()).await;
+        let before = |of: &TypeReport| of.quarantined_before > 0;
+        let has_quarantined = self.quarantine.has_lines() || self.report.types.values().any(before);
+        let remembered = self.syncer.remember_end(&self.report, self.begun.elapsed(), has_quarantined).await;
         if let Err(error) = &remembered {
             self.report.fail(error);
         }

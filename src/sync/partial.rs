@@ -1,8 +1,8 @@
 //! Partial manifests: files that are ready are committed while the server still works on the export (rule 64).
 //!
-//! They are committed as instalments, without a watermark, and the job
-//! remembers them: they are not read again when the export is complete. Whatever goes wrong with them is left to the
-//! complete export, which is judged as if there had been no partial manifest.
+//! They are committed as instalments, without a watermark, and the job remembers them: they are not read again when the
+//! export is complete. Whatever goes wrong with them is left to the complete export, which is judged as if there had been
+//! no partial manifest.
 
 use super::{
     Error, Run, chain,

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Mode, Outcome, Recovery, chain, events, gap::Gap, quarantine::Quarantine, recovery};
+use super::{
+    Error, Mode, Outcome, Recovery, chain, error::is_denied, events, gap::Gap, quarantine::Quarantine, recovery,
+};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, KnownTable},
@@ -52,6 +54,9 @@ pub struct TypeReport {
     pub damaged_files: u64,
     /// The same as `quarantined`, of the files that were read before, by earlier instalments of the job.
     pub quarantined_before: u64,
+    /// The server's clock was set back from here: the load took what is stored up to here for older than itself.
+    #[serde(skip)]
+    pub set_back_from: Option<TransactionTime>,
     /// Lines of types that nobody asked for.
     pub not_wanted: u64,
     /// Lines that are what the server says about the file.
@@ -103,11 +108,14 @@ pub struct Failure {
     /// A sentence for the operator.
     pub cause: String,
     pub recovery: Recovery,
+    /// The server denies what is asked of the job.
+    #[serde(skip)]
+    pub is_denied: bool,
 }
 
 impl Failure {
     pub(super) fn of(error: &Error) -> Self {
-        Self { cause: chain(error), recovery: recovery(error) }
+        Self { cause: chain(error), recovery: recovery(error), is_denied: is_denied(error) }
     }
 }
 
@@ -264,7 +272,7 @@ impl Report {
     }
 
     /// From when the data are of the types of a job whose watermarks moved to where the job goes. A type that is behind
-    /// is not among them: what changed before its clock was set back may still be missing.
+    /// is not among them: what changed since its old export may be missing.
     pub fn data_as_of(&self, job: &JobInFlight) -> Vec<(ResourceType, DateTime<Utc>)> {
         let of_job = self.types.iter().filter(|(resource_type, _)| job.types.contains(resource_type));
         let committed = of_job.filter_map(|(resource_type, report)| match report.end {
@@ -315,6 +323,11 @@ impl Report {
     }
 
     /// The types whose export ends before it begins.
+    pub fn denied(&self) -> Vec<ResourceType> {
+        let is_denied = |report: &TypeReport| matches!(&report.end, TypeEnd::Failed(failure) if failure.is_denied);
+        self.types.iter().filter(|(_, report)| is_denied(report)).map(|(of, _)| *of).collect()
+    }
+
     pub fn set_back(&self) -> Vec<ResourceType> {
         let set_back = self.types.iter().filter(|(_, report)| matches!(report.end, TypeEnd::SetBack { .. }));
         set_back.map(|(resource_type, _)| *resource_type).collect()

@@ -179,6 +179,10 @@ impl Syncer {
         let left_out = if is_full { report.left_out() } else { Vec::new() };
         let kept_rows = if is_full { report.kept_rows(job) } else { Vec::new() };
         let has_tombstones = self.root.has_tombstones().await?;
+        let is_denied = report.denied().iter().any(|of| left.contains(of));
+        let set_back_from: Vec<_> =
+            report.types.iter().filter_map(|(of, report)| Some((*of, report.set_back_from?))).collect();
+        let loaded: Vec<_> = watermarks.iter().map(|(of, _)| *of).filter(|of| job.types.contains(of)).collect();
         self.remember_export(export, move |state| {
             state.unconfirmed.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.unconfirmed.retain(|of, _| !absent.contains(of) && !left_out.contains(of));
@@ -192,6 +196,11 @@ impl Syncer {
             }
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
             state.reload.extend(set_back.into_iter().map(|of| (of, "the server's clock was set back".to_owned())));
+            state.set_back_from.extend(set_back_from);
+            let is_passed = |of: &ResourceType, from: &TransactionTime| {
+                watermarks.iter().any(|(settled, watermark)| settled == of && watermark > from)
+            };
+            state.set_back_from.retain(|of, from| !is_passed(of, from));
             state.watermarks.extend(watermarks.iter().copied());
             state.tables.extend(tables);
             state.freshness.data_as_of.extend(data_as_of);
@@ -201,18 +210,28 @@ impl Syncer {
                 let given_up = given_up(job, &left);
                 state.reload.extend(given_up.filter(|(of, _)| watermarks.iter().all(|(settled, _)| settled != of)));
                 job.types.clone_from(&left);
-                job.unsettled_since.get_or_insert(asked_at);
+                job.denied_since = is_denied.then(|| job.denied_since.unwrap_or(asked_at));
+            }
+            // What an older increment has of a type that was loaded in full is older than that.
+            let is_increment = |job: &&mut JobInFlight| job.since.is_some() && job.patients.is_empty();
+            for job in state.jobs.iter_mut().filter(is_increment).filter(|_| is_full) {
+                job.types.retain(|of| !loaded.contains(of));
             }
         })
         .await
     }
 
-    /// The job has failed, and the next run follows it again.
-    pub(super) async fn remember_unsettled(&self, export: &Export, job: &JobInFlight) -> Result<(), Error> {
+    /// The job has failed, and the next run follows it again: because the server denied it, or for another reason.
+    pub(super) async fn remember_denied(
+        &self,
+        export: &Export,
+        job: &JobInFlight,
+        is_denied: bool,
+    ) -> Result<(), Error> {
         let (status_url, now) = (job.status_url.clone(), now());
         self.remember_export(export, move |state| {
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
-                job.unsettled_since.get_or_insert(now);
+                job.denied_since = is_denied.then(|| job.denied_since.unwrap_or(now));
             }
         })
         .await
@@ -250,8 +269,7 @@ impl Syncer {
             state.run = state.run.max(number);
             let export = state.exports.entry(name).or_default();
             let before = export.last_run.as_ref().filter(|_| !full_refresh).map(|last| last.full_refresh_begun_at);
-            // No later than now: it may be of a process whose clock was ahead.
-            let full_refresh_begun_at = before.map_or(begun_at, |before| before.min(begun_at));
+            let full_refresh_begun_at = before.unwrap_or(begun_at);
             export.last_run = Some(LastRun { number, begun_at, full_refresh, ended: false, full_refresh_begun_at });
             let unrecorded = &mut export.unrecorded_runs;
             unrecorded.insert(number);
@@ -275,7 +293,7 @@ impl Syncer {
         has_quarantined: bool,
     ) -> Result<(), Error> {
         let (name, ended_at, outcome) = (report.export.clone(), report.ended_at, report.outcome);
-        let (number, started_at) = (report.run, report.started_at);
+        let number = report.run;
         let ends = report.types.iter().map(|(of, report)| (*of, report.end.word().to_owned())).collect();
         let warnings = report.warnings();
         let is_full_refresh = report.mode == Mode::FullRefresh;
@@ -299,11 +317,10 @@ impl Syncer {
                 export.last_complete_at = Some(ended_at);
                 state.last_sync_before_migration = None;
             }
-            if has_quarantined {
-                export.quarantined_since.get_or_insert(started_at);
-            } else if outcome == Outcome::Complete && is_full_refresh {
-                export.quarantined_since = None;
+            if outcome == Outcome::Complete && is_full_refresh {
+                export.has_quarantined = false;
             }
+            export.has_quarantined |= has_quarantined;
         })
         .await
     }

@@ -16,7 +16,7 @@ use super::{
     CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
-    gap::{Gap, way_out},
+    gap::{Gap, note_of_unchecked_rows, way_out},
     intake::{IGNORES_SINCE, Received, ReceivedType},
     members::JoinerFailure,
     sources, watermark,
@@ -67,6 +67,7 @@ impl Commits {
             adopted_app_id: Some(run.export.app_id_before()),
             source: run.syncer.config.source.to_string(),
             watermark: None,
+            lowers_watermark: false,
             set_back_from: None,
             exported_at: self.watermark,
             run_started_micros: run.report.started_at.timestamp_micros(),
@@ -83,19 +84,21 @@ impl Commits {
 pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
     if commits.of_joiners && !held.is_empty() {
-        run.joiner_failures.push(JoinerFailure { keeps_job: false });
+        run.joiner_failures.push(JoinerFailure::default());
     }
     for of_type in received.types.values_mut() {
         run.seen_patients.append(&mut of_type.patients);
     }
     run.remember_seen_patients().await?;
     let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
+    let state = run.syncer.export_state(run.export);
     let mut known = TypeFacts {
         upsert: commits.instalment(run),
         absences: absences(run, commits, &received, &held).await,
         held,
         is_only_source,
-        reload: run.syncer.export_state(run.export).reload.into_keys().collect(),
+        reload: state.reload.into_keys().collect(),
+        set_back_from: state.set_back_from,
         bad_in_other_files: std::mem::take(&mut received.other_files.bad),
     };
     reload_missed(run, std::mem::take(&mut received.other_files.missed)).await?;
@@ -200,6 +203,8 @@ struct Commit {
     since: Option<TransactionTime>,
     server_time: Option<TransactionTime>,
     overlap: TimeDelta,
+    /// See [`TypeFacts::set_back_from`].
+    set_back_from: Option<TransactionTime>,
     limit: QuarantineLimit,
     quarantine: Arc<Quarantine>,
 }
@@ -218,7 +223,7 @@ struct Done {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reach {
     Further,
-    /// Not beyond it: the server's clock was set back, or it answered with an old export (Q-1).
+    /// Not beyond it: the server answered with an old export (Q-1).
     Behind,
     /// Not even to what the table has, or to the time from which it was asked: the server's clock was set back. What
     /// changed since then is not in it, or looks older than what is stored.
@@ -234,6 +239,8 @@ struct TypeFacts {
     absences: BTreeMap<ResourceType, Absence>,
     /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
     reload: BTreeSet<ResourceType>,
+    /// How far the server's clock had gone before it was set back, where a full load has lowered the watermark since.
+    set_back_from: BTreeMap<ResourceType, TransactionTime>,
     /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
     bad_in_other_files: BTreeSet<Option<ResourceType>>,
 }
@@ -292,6 +299,7 @@ impl Commit {
             since: commits.since,
             server_time: commits.server_time,
             overlap: config.overlap,
+            set_back_from: known.set_back_from.get(&resource_type).copied(),
             limit: config.quarantine,
             quarantine: Arc::clone(&run.quarantine),
         }
@@ -329,6 +337,7 @@ impl Commit {
                 // A load that reconciles has all rows of its own source.
                 let has_all = self.upsert.reconcile.is_some() && self.gap.is_none() && self.is_only_source;
                 report.gap = self.gap;
+                report.set_back_from = self.upsert.set_back_from;
                 report.damaged_files = if has_all { 0 } else { committed.damaged };
                 let version = committed.version;
                 report.end = match (self.absent.take(), self.upsert.watermark) {
@@ -367,18 +376,22 @@ impl Commit {
     /// `_since` the later watermark stays.
     fn reach(&mut self, known: TransactionTime) -> Reach {
         let Some(exported) = self.upsert.watermark else { return Reach::Further };
-        let is_set_back = exported.instant() + self.overlap < known.instant();
-        if self.since.is_some_and(|since| exported < since || is_set_back) {
+        let is_earlier = exported.instant() + self.overlap < known.instant();
+        if self.since.is_some_and(|since| exported < since || is_earlier) {
             self.upsert.watermark = None;
             return Reach::SetBack;
         }
+        let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // A full load has everything, whatever the clock was. From the later watermark, what changes on the corrected
         // clock would never be asked for.
-        self.upsert.set_back_from = is_set_back.then_some(known);
-        if !is_set_back {
+        self.upsert.lowers_watermark = is_earlier;
+        // Only where the server's own time agrees: else it may be an old export that comes again.
+        let is_of_now = self.server_time.is_some_and(|server_time| !is_old(server_time));
+        let former = self.set_back_from.filter(|from| exported < *from).max(is_earlier.then_some(known));
+        self.upsert.set_back_from = former.filter(|_| is_of_now && self.since.is_none());
+        if !is_earlier {
             self.upsert.watermark = Some(exported.max(known));
         }
-        let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
         let is_no_later = exported.instant() < known.instant() + TimeDelta::seconds(1);
         if is_no_later && self.server_time.is_none_or(is_old) { Reach::Behind } else { Reach::Further }
@@ -396,17 +409,6 @@ impl Commit {
         let resource_type = self.resource_type;
         self.limit.is_exceeded(bad, received).then_some(Error::TooManyBadLines { resource_type, bad, received })
     }
-}
-
-/// Another engine does not look for the rows of [`Upsert::removes_returned`]; where it reconciles, they are missing rows.
-fn note_of_unchecked_rows(resource_type: ResourceType, upsert: &Upsert, is_spark: bool) -> Option<String> {
-    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_spark;
-    stay.then(|| {
-        format!(
-            "{resource_type} was loaded in full; where its table was restored, Spark does not look for rows whose deletion \
-             was reported since: compare it with _fhir_sync/deleted"
-        )
-    })
 }
 
 /// What the operator should know of a type that did not fail.
@@ -473,20 +475,4 @@ pub fn note(resource_type: ResourceType, end: &TypeEnd) -> Option<String> {
              asked for in full again after sync.recheck_absent"
         )
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_report_names_a_restored_table_in_which_spark_does_not_look_for_deleted_rows() {
-        let named =
-            |upsert: &Upsert, is_spark| note_of_unchecked_rows(ResourceType::PATIENT, upsert, is_spark).is_some();
-        let restored = Upsert { removes_returned: true, ..Upsert::default() };
-        assert!(named(&restored, true));
-        assert!(!named(&restored, false), "this program looks for them");
-        assert!(!named(&Upsert { reconcile: Some(Reconcile::NONE), ..restored }, true), "they are missing rows");
-        assert!(!named(&Upsert::default(), true));
-    }
 }

@@ -51,7 +51,7 @@ pub(super) async fn commit(
 ) -> Result<CommitOutcome, Error> {
     let before = transaction_version(&table.delta, &upsert.app_id).await.map_err(|error| table.failed(error))?;
     // A watermark never goes backwards by itself (rule 52).
-    let least = before.filter(|_| upsert.set_back_from.is_none()).unwrap_or(i64::MIN);
+    let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
     let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
     if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
         return Ok(CommitOutcome::Committed { bytes_written: 0 });

@@ -20,8 +20,10 @@ pub struct Upsert {
     pub source: String,
     /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.
     pub watermark: Option<TransactionTime>,
-    /// The watermark goes back from here, because the server's clock was set back. Rows and deletions that were stored
-    /// up to here were there before the export, although their times are later. Else it never goes backwards.
+    /// The watermark is written as it is given, also if the table has a later one. Else it never goes backwards.
+    pub lowers_watermark: bool,
+    /// The server's clock was set back from here: rows and deletions that were stored up to here were there before the
+    /// export, although their times are later.
     pub set_back_from: Option<TransactionTime>,
     /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
@@ -44,6 +46,11 @@ impl Upsert {
     pub fn follows(&self, stored_micros: Option<i64>) -> bool {
         let is_set_back = self.set_back_from.is_some_and(|from| stored_micros <= Some(from.as_micros()));
         is_set_back || stored_micros < self.exported_at.map(TransactionTime::as_micros)
+    }
+
+    /// Was a row stored by a clock that has been set back since?
+    pub fn is_ahead(&self, stored_micros: Option<i64>) -> bool {
+        self.set_back_from.is_some() && stored_micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
     /// Stored rows with a transaction time up to here are missing, where the export lacks them.

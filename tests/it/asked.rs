@@ -3,13 +3,14 @@ use std::time::Duration;
 use fhir_sync::{
     demo::{Server, World},
     export::Level,
+    fhir::ResourceType,
     state::{OpenState, peek},
-    sync::{self, Chosen, Mode, Outcome, Report},
+    sync::{self, Chosen, Joiners, Mode, Outcome, Report},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{ANY_PORT, PATIENT, Process, Setup, eventually};
+use crate::harness::{ANY_PORT, OBSERVATION, PATIENT, Process, Setup, eventually};
 
 fn group(id: &str) -> Level {
     Level::Group(id.to_owned())
@@ -43,7 +44,7 @@ fn assert_says(report: &Report, what: &str) {
 async fn another_group_is_loaded_in_full_and_the_report_says_why() {
     let mut setup = Setup::new().await;
     setup.export.level = group("a");
-    setup.export.joiners = fhir_sync::sync::Joiners::Server;
+    setup.export.joiners = Joiners::Server;
     setup.complete().await;
     setup.export.level = group("b");
     let report = setup.complete().await;
@@ -59,10 +60,20 @@ async fn another_group_is_loaded_in_full_and_the_report_says_why() {
 /// Its watermark says nothing of what joiners had before. (rules 107 and 113)
 #[tokio::test]
 async fn a_type_that_comes_back_to_the_export_of_a_group_is_loaded_in_full() {
-    for (level, loaded) in [(group("a"), true), (Level::System, false)] {
+    for (level, joiners, loaded) in [
+        (group("a"), Joiners::AskFor, true),
+        (group("a"), Joiners::Server, false),
+        (Level::System, Joiners::AskFor, false),
+    ] {
         let mut setup = Setup::new().await;
-        setup.export.level = level;
-        setup.export.joiners = fhir_sync::sync::Joiners::Server;
+        let member = |number| json!({"entity": {"reference": format!("Patient/p{number}")}});
+        let members: Vec<_> = (1..=5).map(member).collect();
+        let of_group = json!({"type": "person", "actual": true, "member": members});
+        setup.server.world(|world| {
+            world.put(ResourceType::GROUP, "a", of_group);
+            world.put(OBSERVATION, "of-p1", json!({"status": "final", "subject": {"reference": "Patient/p1"}}));
+        });
+        (setup.export.level, setup.export.joiners) = (level, joiners);
         let both = setup.export.types.clone();
         setup.complete().await;
         setup.export.types = vec![PATIENT];

@@ -2,7 +2,7 @@ use chrono::TimeDelta;
 use fhir_sync::{
     demo::{Fault, StatusCode},
     state::{OpenState, State},
-    sync::Outcome,
+    sync::{Mode, Outcome},
 };
 
 use crate::harness::{Made, OBSERVATION, PATIENT, Setup, failure};
@@ -93,8 +93,8 @@ async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_ane
             let (mut open, _) = OpenState::open(&setup.state_file()).unwrap();
             let change = |state: &mut State| {
                 let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
-                let since = job.unsettled_since.expect("the job is kept") - TimeDelta::days(days);
-                job.unsettled_since = Some(since);
+                let since = job.denied_since.expect("the job is kept") - TimeDelta::days(days);
+                job.denied_since = Some(since);
             };
             open.update(change).unwrap();
         }
@@ -105,4 +105,28 @@ async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_ane
         setup.assert_same_as_server().await;
         assert_eq!(setup.server.jobs().len(), jobs, "after {days} days");
     }
+}
+
+/// What is in it is older than the full load. (rule 52)
+#[tokio::test]
+async fn an_increment_that_was_denied_is_not_followed_for_what_was_loaded_in_full_since() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.later(|world| _ = world.put(PATIENT, "n1", serde_json::json!({})));
+    let denied = Fault::Status {
+        path_contains: "/bulkfiles/2/".to_owned(),
+        status: StatusCode::FORBIDDEN,
+        times: 1000,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| scenario.faults = vec![denied]);
+    setup.sync().await;
+    setup.later(|_| ());
+    setup.run(Mode::FullRefresh).await;
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    setup.later(|_| ());
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+    assert!(setup.server.jobs().last().unwrap().since.is_some(), "no type is loaded in full again");
 }

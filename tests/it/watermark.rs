@@ -6,7 +6,7 @@ use fhir_sync::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{CONDITION, HOUR, OBSERVATION, PATIENT, Setup, end_of};
+use crate::harness::{CONDITION, HOUR, Made, OBSERVATION, PATIENT, Setup, end_of, ndjson};
 
 fn at(text: &str) -> Option<TransactionTime> {
     fhir_sync::fhir::parse_instant(text).map(TransactionTime::from)
@@ -93,6 +93,7 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
         world.advance(4 * HOUR);
         // Newer than anything on the corrected clock.
         world.put(PATIENT, "p1", json!({"gender": "unknown"}));
+        world.put(PATIENT, "p4", json!({"gender": "unknown"}));
     });
     setup.complete().await;
     setup.server.world(|world| {
@@ -107,12 +108,56 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T03:00:00Z"));
     assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("male")), "changed on the corrected clock");
     setup.assert_same_as_server().await;
+    // Still before the time that its former version states.
+    setup.later(|world| _ = world.put(PATIENT, "p4", json!({"gender": "male"})));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
     setup.later(|world| {
         world.advance(4 * HOUR);
         world.put(PATIENT, "p3", json!({"gender": "male"}));
     });
     setup.complete().await;
-    assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T02:55:00.000Z"));
+    assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T03:55:00.000Z"));
+}
+
+/// They were stored under the former clock, which the server has not reached again. (rule 52)
+#[tokio::test]
+async fn rows_that_a_load_has_kept_after_a_clock_was_set_back_are_removed_by_the_operator_s_word() {
+    let mut setup = Setup::new().await;
+    (setup.config.reconcile.max_missing, setup.config.reconcile.max_missing_percent) = (0, 0.0);
+    setup.server.world(|world| world.advance(4 * HOUR));
+    setup.complete().await;
+    setup.server.world(|world| {
+        world.set_back(4 * HOUR);
+        world.delete(PATIENT, "p2");
+        world.advance(HOUR);
+    });
+    setup.sync().await;
+    let report = setup.sync().await;
+    assert_eq!(report.types[&PATIENT].counts.missing, 1, "{report:#?}");
+    setup.later(|_| ());
+    setup.config.allow_empty = [PATIENT].into();
+    let report = setup.run(Mode::FullRefresh).await;
+    assert_eq!(report.types[&PATIENT].counts.removed, 1, "{report:#?}");
+    setup.assert_same_as_server().await;
+}
+
+/// A cache, or a copy of the server that lags: its clock is right, and its rows are old.
+#[tokio::test]
+async fn an_old_export_that_comes_again_in_a_full_refresh_wins_over_nothing_newer() {
+    let mut setup = Setup::new().await;
+    (setup.config.reconcile.max_missing, setup.config.reconcile.max_missing_percent) = (0, 0.0);
+    setup.complete().await;
+    for id in ["p1", "new"] {
+        setup.later(|world| _ = world.put(PATIENT, id, json!({"gender": "male"})));
+    }
+    setup.complete().await;
+    let before = setup.lines(PATIENT).await;
+    let old = json!({"resourceType": "Patient", "id": "p1", "meta": {"lastUpdated": "2026-01-01T00:00:00Z"}});
+    let made = Made::default().output("Patient", 1, &ndjson(&[old]));
+    made.serve_at(&setup, "2026-01-01T01:00:00Z");
+    setup.run(Mode::FullRefresh).await;
+    assert_eq!(setup.lines(PATIENT).await, before);
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config,
-    demo::{Hold, Registered, Server, generate, named},
+    demo::{Keep, Registered, Server, generate, named},
     fhir::ResourceType,
     sync::{Board, Chosen, Export, Level, Mode, ProgressBoard, Report, Syncer, chain},
     telemetry,
@@ -106,7 +106,7 @@ async fn start_server(arguments: &Arguments) -> Result<Server, Exit> {
     let server = match &arguments.data {
         Some(folder) => {
             say!("Serving the files of {} as a FHIR server …", folder.display());
-            Server::start_folder(folder, Hold::OnDisk, any_port).await
+            Server::start_folder(folder, Keep::OnDisk, any_port).await
         }
         None => {
             say!("Generating {} synthetic patients (seed {}) …", arguments.patients, arguments.seed);

@@ -34,7 +34,7 @@ pub use self::job::JobView;
 use self::{job::Jobs, middleware::Port};
 use super::{
     World,
-    folder::{self, Hold, NdjsonFile},
+    folder::{self, Keep, NdjsonFile},
     scenario::{Fault, RateLimit, Scenario},
     token::Tokens,
 };
@@ -72,8 +72,8 @@ impl Server {
 
     /// Serves the `*.ndjson` and `*.ndjson.gz` files of a folder as they are, all of them in every export: the lines
     /// need not have a `lastUpdated` (rule 17). The clock moves by a second at each kick-off.
-    pub async fn start_folder(folder: &Path, hold: Hold, listen: SocketAddr) -> io::Result<Self> {
-        Self::serve(World::new(), folder::files(folder, hold).await?, listen).await
+    pub async fn start_folder(folder: &Path, keep: Keep, listen: SocketAddr) -> io::Result<Self> {
+        Self::serve(World::new(), folder::files(folder, keep).await?, listen).await
     }
 
     /// The base of the FHIR server, `http://…/fhir`.

@@ -9,7 +9,7 @@ use crate::{
     table::LedgerFile,
 };
 
-/// The lines of a type's files that did not become its rows, and the rows that are from elsewhere.
+/// The lines of a type's files that did not become its rows, and its rows that were in other files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LineCounts {
     /// No resources: lines in quarantine.

@@ -10,7 +10,7 @@ mod replay;
 use std::{
     collections::HashSet,
     fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -39,6 +39,7 @@ pub struct Quarantine {
     kept: Mutex<Option<Kept>>,
     /// Lines that should have been resources.
     resources: AtomicU64,
+    has_lines: AtomicBool,
 }
 
 /// What is in the table, and what will be.
@@ -90,9 +91,11 @@ impl NotARow<'_> {
 impl Run<'_> {
     /// An increment does not bring again what was quarantined before it.
     pub(super) async fn note_of_quarantine(&self) -> Option<String> {
-        let since =
-            self.syncer.export_state(self.export).quarantined_since.filter(|_| self.mode == Mode::Incremental)?;
-        match self.quarantine.left_since(since).await {
+        let has_quarantined = self.syncer.export_state(self.export).has_quarantined;
+        if !has_quarantined || self.mode == Mode::FullRefresh {
+            return None;
+        }
+        match self.quarantine.left().await {
             Ok(0) => None,
             Ok(lines) => Some(format!(
                 "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
@@ -126,6 +129,7 @@ impl Quarantine {
             of_run,
             kept: Mutex::default(),
             resources: AtomicU64::new(0),
+            has_lines: AtomicBool::new(false),
         }
     }
 
@@ -138,19 +142,17 @@ impl Quarantine {
         })
     }
 
-    /// Did the run bring lines that should have been resources?
+    /// Did the run bring any line?
     pub fn has_lines(&self) -> bool {
-        self.resources.load(Ordering::Relaxed) > 0
+        self.has_lines.load(Ordering::Relaxed)
     }
 
-    /// The lines of earlier runs of the export, from this time on, that were not replayed.
-    async fn left_since(&self, since: DateTime<Utc>) -> Result<u64, table::Error> {
+    /// The lines of earlier runs of the export that were not replayed.
+    async fn left(&self) -> Result<u64, table::Error> {
         let rows = self.root.quarantine().await?;
         let is_left = |row: &&QuarantineRow| {
             let is_of_export = row.export == self.of_run.export && row.source == self.of_run.source;
-            // The table has microseconds.
-            let is_later = row.first_seen.is_some_and(|at| at.timestamp_micros() >= since.timestamp_micros());
-            is_of_export && is_later && row.run != self.of_run.run && row.replayed_at.is_none()
+            is_of_export && row.run != self.of_run.run && row.replayed_at.is_none()
         };
         Ok(rows.iter().filter(is_left).count() as u64)
     }
@@ -237,6 +239,7 @@ impl Quarantine {
         kept.contents.extend(contents);
         kept.waiting.append(&mut rows);
         kept.waiting_bytes += bytes;
+        self.has_lines.store(true, Ordering::Relaxed);
         if resource_type.is_some() {
             self.resources.fetch_add(received, Ordering::Relaxed);
         }

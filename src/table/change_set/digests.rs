@@ -27,7 +27,7 @@ pub struct RowDigest {
 }
 
 /// Rows of stored files.
-pub type StoredRows = BTreeMap<FileIndex, RowSet>;
+pub type RowsByFile = BTreeMap<FileIndex, RowSet>;
 
 /// Takes the digests of stored and of received rows.
 pub struct Digests {
@@ -69,14 +69,14 @@ impl Digests {
     }
 
     /// The stored rows whose digest is one of a received row. Blocks on the disk.
-    pub fn in_both(self) -> Result<StoredRows, Error> {
+    pub fn in_both(self) -> Result<RowsByFile, Error> {
         let Unmatched { mut received, mut stored, mut spool } =
             self.unmatched.into_inner().unwrap_or_else(PoisonError::into_inner);
         // Frees the memory: it is for those that are compared now.
         received.spill(&mut spool)?;
         stored.spill(&mut spool)?;
         let buckets: Vec<_> = received.all().iter().zip(stored.all()).collect();
-        let all = Mutex::new(StoredRows::new());
+        let all = Mutex::new(RowsByFile::new());
         in_parallel(&buckets, |(received, stored)| {
             let of_bucket = in_both(received, stored, &spool, self.max_compared)?;
             let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,8 +91,8 @@ impl Digests {
 
 /// The stored rows of a bucket whose digest is one of a received row. Where there are more received rows than may be in
 /// memory, the stored ones are read several times.
-fn in_both(received: &Bucket, stored: &Bucket, spool: &Spool, max_compared: usize) -> Result<StoredRows, Error> {
-    let mut found = StoredRows::new();
+fn in_both(received: &Bucket, stored: &Bucket, spool: &Spool, max_compared: usize) -> Result<RowsByFile, Error> {
+    let mut found = RowsByFile::new();
     if stored.count == 0 {
         return Ok(found);
     }
@@ -165,7 +165,7 @@ mod tests {
             // Some in one bucket, and some that differ in the lower half only.
             let digest = |of: u64| RowDigest { high: ((of % 7) << 61) | (of / 14), low: of };
             let digests = Digests::new(Spool::new(0, folder.path()), max_bytes);
-            let mut expected = StoredRows::new();
+            let mut expected = RowsByFile::new();
             for (row, (file, of)) in (0..).zip(&stored) {
                 digests.add_stored(FileIndex(*file), [(row, digest(*of))]).unwrap();
                 if received.contains(of) {

@@ -204,8 +204,8 @@ impl<'a> Staging<'a> {
         self.rows.write_removals(&removals).await
     }
 
-    /// May all rows be removed that a full refresh did not bring? So many of them are `missing`, of `stored_rows` of our
-    /// source. If they are too many they stay, and are counted; else [`Self::remove`] is to be called with their ids.
+    /// May the rows be removed that a full refresh did not bring? `missing` of the `stored_rows` of our source are
+    /// concerned. If they are too many they stay and are counted; else call [`Self::remove`] with their ids.
     pub fn may_remove(&mut self, stored_rows: u64, missing: u64) -> bool {
         let may = self.upsert.reconcile.is_some_and(|limits| self.decision.may_remove(stored_rows, missing, limits));
         self.to_remove = if may { missing } else { 0 };
@@ -217,6 +217,9 @@ impl<'a> Staging<'a> {
     pub async fn remove(&mut self, mut ids: Vec<String>) -> Result<(), Error> {
         self.decision.counts.removed += ids.len() as u64;
         self.expected.deleted += ids.len() as u64;
+        if self.decision.counts.removed > self.to_remove {
+            return Err(self.unbalanced());
+        }
         // A MERGE refuses two removals of one row.
         ids.sort_unstable();
         ids.dedup();
@@ -231,13 +234,19 @@ impl<'a> Staging<'a> {
     pub async fn finish(mut self) -> Result<Staged, Error> {
         let counts = self.decision.counts;
         if counts.removed != self.to_remove {
-            let counts = format!("{} rows were to be removed, and {} were named", self.to_remove, counts.removed);
-            return Err(Error::Unbalanced { table: self.table, counts });
+            return Err(self.unbalanced());
         }
         let (rows, columns) = self.rows.finish().await?;
         self.root.check_lease().await?;
         self.tombstones.append(self.table, &self.decision.tombstones, self.upsert).await?;
         Ok(Staged { counts, expected: self.expected, rows, columns })
+    }
+
+    /// Other rows than those that were counted would be removed.
+    fn unbalanced(&self) -> Error {
+        let counts =
+            format!("{} rows were to be removed, and {} were named", self.to_remove, self.decision.counts.removed);
+        Error::Unbalanced { table: self.table, counts }
     }
 }
 

@@ -125,7 +125,7 @@ pub async fn write_ids(place: &Place, changes: &ChangeSet) -> Result<(), Error> 
     let schema: SchemaRef = Arc::new(Schema::new(vec![Field::new("id", DataType::Utf8, true)]));
     let target = FileTarget::new(Arc::clone(&place.store), Arc::clone(&schema), None, 1);
     let mut files = DataFiles::new(target, Vec::new(), BTreeSet::new());
-    let of_rows = changes.chunks().map(|chunk| ids_of(&changes.batch(chunk)?).map_err(Error::spool));
+    let of_rows = changes.chunks().map(|chunk| copied_ids(&changes.batch(chunk)?).map_err(Error::spool));
     let of_deletions = changes.deletions().map(|ids| Ok(StringArray::from_iter_values(ids?)));
     for ids in of_rows.chain(of_deletions) {
         let rows = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(ids?)]).map_err(Error::spool)?;
@@ -150,7 +150,12 @@ fn control_fields() -> Vec<FieldRef> {
     fields.into_iter().map(|(name, data_type)| Arc::new(Field::new(name, data_type, true))).collect()
 }
 
-/// The ids of rows of the change set, of which all have one.
+/// The ids of rows of the change set, of which all have one. They are copied: the columns of a chunk share one buffer,
+/// and ids that wait to be written would keep it in memory.
+fn copied_ids(rows: &RecordBatch) -> Result<StringArray, ArrowError> {
+    Ok(ids_of(rows)?.iter().collect())
+}
+
 fn ids_of(rows: &RecordBatch) -> Result<StringArray, ArrowError> {
     let ids = rows.column_by_name("id").and_then(|column| column.as_string_opt::<i32>());
     ids.cloned().ok_or_else(|| ArrowError::SchemaError("received rows have no ids".to_owned()))

@@ -204,6 +204,7 @@ fn upsert(transaction_time: i64) -> Upsert {
         adopted_app_id: None,
         source: "hospital".to_owned(),
         watermark: Some(time(transaction_time)),
+        lowers_watermark: false,
         set_back_from: None,
         exported_at: Some(time(transaction_time)),
         run_started_micros: 0,
@@ -287,7 +288,7 @@ async fn a_watermark_is_set_back_only_by_the_operator() {
     assert_eq!((version, lake.watermark().await), (2, Some(time(2))));
     let table = lake.table().await;
     assert_eq!(table.row_count().await.unwrap(), Some(2));
-    let lowered = Upsert { set_back_from: Some(time(2)), ..upsert(1) };
+    let lowered = Upsert { lowers_watermark: true, ..upsert(1) };
     lake.table().await.upsert(&lake.change_set(&[], 1), &lowered).await.unwrap();
     assert_eq!(lake.watermark().await, Some(time(1)));
     lake.upsert(&[vec![line("a", 2, "")]], 6).await;

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 
 use crate::table::{
     ChangeSet, Error, Table,
-    change_set::digests::{Digests, StoredRows},
+    change_set::digests::{Digests, RowsByFile},
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
@@ -31,7 +31,7 @@ use crate::table::{
 
 /// For each hit, whether the stored row has the content of the received row; `same` are the doubtful rows that have. A
 /// deletion equals nothing.
-pub fn compare(shard: &Shard, files: &[StoredFile], hits: &[Hit], same: &StoredRows) -> Vec<bool> {
+pub fn compare(shard: &Shard, files: &[StoredFile], hits: &[Hit], same: &RowsByFile) -> Vec<bool> {
     let is_equal = |hit: &Hit| {
         let is_same = || same.get(&hit.file).is_some_and(|rows| rows.contains(hit.row));
         has_hash_of_winner(shard, hit).is_some() && (files[hit.file.0 as usize].own || is_same())
@@ -48,7 +48,7 @@ fn has_hash_of_winner<'shard>(shard: &'shard Shard, hit: &Hit) -> Option<&'shard
 /// The doubtful rows, and the received rows whose hashes they carry.
 #[derive(Default)]
 pub struct Doubtful {
-    stored: StoredRows,
+    stored: RowsByFile,
     received: BTreeMap<ChunkIndex, RowSet>,
 }
 
@@ -65,10 +65,10 @@ impl Doubtful {
 
     /// Those of the stored rows that are the same as their received row: it has the same id, so if another row of the
     /// change set were the same it would be noted in its place. Blocks.
-    pub fn same(self, table: &Table, changes: &ChangeSet, files: &[StoredFile]) -> Result<StoredRows, Error> {
+    pub fn same(self, table: &Table, changes: &ChangeSet, files: &[StoredFile]) -> Result<RowsByFile, Error> {
         // The rows of a first load are not in the spool any more. They count as different.
         if self.stored.is_empty() || changes.is_first_load() {
-            return Ok(StoredRows::new());
+            return Ok(RowsByFile::new());
         }
         let (digester, digests) = (RowDigester::new(changes.schema()), changes.digests());
         let received: Vec<_> = self.received.into_iter().collect();
@@ -94,7 +94,7 @@ fn rows_among(rows: &RecordBatch, chosen: &RowSet) -> Result<RecordBatch, ArrowE
 fn digest_stored(
     table: &Table,
     files: &[StoredFile],
-    rows: &StoredRows,
+    rows: &RowsByFile,
     digester: &RowDigester,
     digests: &Digests,
 ) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Extent, Reconcile, Table, Upsert,
     change_set::candidates::Kept,
-    change_set::digests::StoredRows,
+    change_set::digests::RowsByFile,
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
     data_file::deletion_vector::RowSet,
@@ -91,7 +91,7 @@ pub async fn decide(
     let candidates = candidates(table, changes, &ids, upsert, &mut decision)?;
     let mut same = match &candidates {
         Some(candidates) => same_of_all_shards(table, changes, candidates, upsert, &decision.files)?,
-        None => StoredRows::new(),
+        None => RowsByFile::new(),
     };
     for shard in changes.shards() {
         let shard = shard?;
@@ -144,10 +144,10 @@ fn same_of_all_shards(
     candidates: &Kept,
     upsert: &Upsert,
     files: &[StoredFile],
-) -> Result<StoredRows, Error> {
+) -> Result<RowsByFile, Error> {
     let mut doubtful = Doubtful::default();
     if files.iter().all(|file| file.own) {
-        return Ok(StoredRows::new());
+        return Ok(RowsByFile::new());
     }
     for shard in changes.shards() {
         let shard = shard?;
@@ -343,6 +343,8 @@ fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombston
         |known: &Tombstones| known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert);
     match winner {
         Winner::Row { .. } if equal && upsert.extent.is_full() && tombstones.is_some_and(is_back) => Fate::Update,
+        // Else its time, by the former clock, would be later than that of each change to come.
+        Winner::Row { .. } if equal && upsert.is_ahead(stored.version.transaction_time_micros) => Fate::Update,
         Winner::Row { .. } if equal => Fate::Unchanged,
         _ if loses_by_its_times(winner, stored, upsert) && !overrules(winner, stored, upsert) => Fate::Stale,
         Winner::Row { .. } => Fate::Update,

@@ -2,7 +2,7 @@
 //!
 //! Two rows have the same digest if all these columns are equal, as Arrow compares them, and else not, but for a chance
 //! of one in 2^128: the hash is keyed at random, so nobody can choose rows that collide. What is null is not written,
-//! so a column, or a part of one, that a row lacks counts as null. Arrow's own row format would write every part that
+//! so a column, or a field of one, that a row lacks counts as null. Arrow's own row format would write every field that
 //! is null, and a resource has hundreds of them.
 
 use std::{
@@ -98,14 +98,14 @@ fn is_all_null(array: &dyn Array) -> bool {
     array.null_count() == array.len()
 }
 
-/// The values of a column, or of a part of one.
+/// The values of a column, or of a field of one.
 struct Values {
     nulls: Option<NullBuffer>,
     of: Kind,
 }
 
 enum Kind {
-    /// The parts that are not null in all rows, by their number.
+    /// The fields that are not null in all rows, by their number.
     Structure(Vec<(u32, Values)>),
     List(OffsetBuffer<i32>, Box<Values>),
     Bytes(OffsetBuffer<i32>, Buffer),
@@ -114,7 +114,7 @@ enum Kind {
     Numbers(usize, Buffer),
 }
 
-/// No part of a structure has this number.
+/// No field of a structure has this number.
 const NO_MORE_PARTS: u32 = u32::MAX;
 
 impl Values {
@@ -124,9 +124,9 @@ impl Values {
         };
         let of = match array.data_type() {
             DataType::Struct(_) => {
-                let parts = (0..).zip(array.as_struct().columns()).filter(|(_, part)| !is_all_null(part));
+                let fields = (0..).zip(array.as_struct().columns()).filter(|(_, field)| !is_all_null(field));
                 Kind::Structure(
-                    parts.map(|(number, part)| Ok((number, Self::of(part)?))).collect::<Result<_, ArrowError>>()?,
+                    fields.map(|(number, field)| Ok((number, Self::of(field)?))).collect::<Result<_, ArrowError>>()?,
                 )
             }
             DataType::List(_) => list(array.as_list::<i32>().offsets(), array.as_list::<i32>().values())?,
@@ -159,10 +159,10 @@ impl Values {
     /// Writes the value of a row that has one, so that its end can be told from what follows.
     fn write(&self, row: usize, into: &mut impl Hasher) {
         match &self.of {
-            Kind::Structure(parts) => {
-                for (number, part) in parts.iter().filter(|(_, part)| part.has(row)) {
+            Kind::Structure(fields) => {
+                for (number, field) in fields.iter().filter(|(_, field)| field.has(row)) {
                     into.write_u32(*number);
-                    part.write(row, into);
+                    field.write(row, into);
                 }
                 into.write_u32(NO_MORE_PARTS);
             }
@@ -231,13 +231,13 @@ mod tests {
         })
     }
 
-    /// Rows with a list of structures of these parts.
-    fn lists(parts: &[(&str, [Option<&str>; 2])]) -> RecordBatch {
-        let parts = parts.iter().map(|(name, values)| {
+    /// Rows with a list of structures of these fields.
+    fn lists(fields: &[(&str, [Option<&str>; 2])]) -> RecordBatch {
+        let fields = fields.iter().map(|(name, values)| {
             let values: ArrayRef = Arc::new(StringArray::from(values.to_vec()));
             (Arc::new(Field::new(*name, DataType::Utf8, true)), values)
         });
-        let structure = StructArray::from(parts.collect::<Vec<_>>());
+        let structure = StructArray::from(fields.collect::<Vec<_>>());
         let item = Arc::new(Field::new_list_field(structure.data_type().clone(), true));
         let list = ListArray::new(item, OffsetBuffer::from_lengths([1, 1]), Arc::new(structure), None);
         RecordBatch::try_from_iter([("name", Arc::new(list) as ArrayRef)]).unwrap()
@@ -251,13 +251,13 @@ mod tests {
         assert!(!is_same(&stored, 1, &received, 1));
     }
 
-    /// A row with a structure of these parts.
-    fn row(parts: &[(&str, Option<&str>)]) -> RecordBatch {
-        let parts = parts.iter().map(|(name, value)| {
+    /// A row with a structure of these fields.
+    fn row(fields: &[(&str, Option<&str>)]) -> RecordBatch {
+        let fields = fields.iter().map(|(name, value)| {
             let value: ArrayRef = Arc::new(StringArray::from(vec![*value]));
             (Arc::new(Field::new(*name, DataType::Utf8, true)), value)
         });
-        let structure: ArrayRef = Arc::new(StructArray::from(parts.collect::<Vec<_>>()));
+        let structure: ArrayRef = Arc::new(StructArray::from(fields.collect::<Vec<_>>()));
         RecordBatch::try_from_iter([("name", structure)]).unwrap()
     }
 
@@ -331,9 +331,9 @@ mod tests {
     }
 
     fn schema() -> SchemaRef {
-        let parts =
+        let fields =
             vec![field("text", DataType::Utf8), field("flag", DataType::Boolean), field("number", DataType::Int32)];
-        let flat = DataType::Struct(parts.into());
+        let flat = DataType::Struct(fields.into());
         let list = |of| DataType::List(Arc::new(field("element", of)));
         let nested = DataType::Struct(vec![field("flat", flat.clone()), field("all", list(flat))].into());
         let entry = vec![Field::new("key", DataType::Utf8, false), field("value", list(DataType::Utf8))];
@@ -352,14 +352,14 @@ mod tests {
     fn row_of_schema() -> impl Strategy<Value = Value> {
         let or_null = |value: Value| prop_oneof![Just(Value::Null), Just(value)];
         let flat = move || {
-            let parts = (or_null(json!("a")), or_null(json!(true)), or_null(json!(0)));
-            let flat = parts.prop_map(|(text, flag, number)| json!({ "text": text, "flag": flag, "number": number }));
+            let fields = (or_null(json!("a")), or_null(json!(true)), or_null(json!(0)));
+            let flat = fields.prop_map(|(text, flag, number)| json!({ "text": text, "flag": flag, "number": number }));
             prop_oneof![1 => Just(Value::Null), 1 => flat]
         };
         let many = |of: BoxedStrategy<Value>| prop_oneof![1 => Just(Value::Null), 2 => proptest::collection::vec(of, 0..3).prop_map(Value::from)];
         let nested = move || {
-            let parts = (flat(), many(flat().boxed()));
-            let nested = parts.prop_map(|(flat, all)| json!({ "flat": flat, "all": all }));
+            let fields = (flat(), many(flat().boxed()));
+            let nested = fields.prop_map(|(flat, all)| json!({ "flat": flat, "all": all }));
             prop_oneof![1 => Just(Value::Null), 1 => nested]
         };
         let map =

@@ -449,8 +449,8 @@ async fn a_folder_is_served_byte_for_byte_in_every_export() {
     packed.shutdown().await.unwrap();
     std::fs::write(folder.path().join("Organization.123.ndjson.gz"), packed.into_inner()).unwrap();
     std::fs::write(folder.path().join("Patient.ndjson"), "{}\n").unwrap();
-    for hold in [Hold::OnDisk, Hold::InMemory] {
-        let server = Server::start_folder(folder.path(), hold, ANY_PORT.parse().unwrap()).await.unwrap();
+    for keep in [Keep::OnDisk, Keep::InMemory] {
+        let server = Server::start_folder(folder.path(), keep, ANY_PORT.parse().unwrap()).await.unwrap();
         server.scenario(|scenario| scenario.polls_before_done = 0);
         for (query, time) in [("", "00.000Z"), ("?_since=2027-01-01T00:00:00Z", "01.000Z")] {
             let manifest = manifest(&server, query).await;
