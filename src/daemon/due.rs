@@ -38,7 +38,7 @@ pub fn due_here(
     if !last.ended {
         return Some(if last.full_refresh { Mode::FullRefresh } else { Mode::Incremental });
     }
-    if is_of_the_future(last, now) {
+    if is_of_the_future(scheduled, last, now) {
         return Some(tick);
     }
     if next_after(&scheduled.full_refresh, last.full_refresh_begun_at).is_some_and(|at| at <= now) {
@@ -52,8 +52,9 @@ pub fn due_here(
 
 /// Was the last run, or the last full refresh, of a process whose clock is ahead? Until our clock has passed it, it says
 /// nothing about what is due, so that each tick of ours counts.
-pub fn is_of_the_future(last: &LastRun, now: DateTime<Utc>) -> bool {
-    last.begun_at.max(last.full_refresh_begun_at) - now > MAX_AHEAD
+pub fn is_of_the_future(scheduled: &Scheduled, last: &LastRun, now: DateTime<Utc>) -> bool {
+    let is_ahead = |at: DateTime<Utc>| at - now > MAX_AHEAD;
+    is_ahead(last.begun_at) || (!scheduled.full_refresh.is_empty() && is_ahead(last.full_refresh_begun_at))
 }
 
 /// Clocks that are kept by a time service differ by less.

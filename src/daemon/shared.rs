@@ -83,7 +83,11 @@ impl Daemon {
             let export = watched.name();
             let known = state.exports.get(export).cloned().unwrap_or_default();
             // Then the ticks of this process decide: two clocks would else take turns without end.
-            if known.last_run.as_ref().is_some_and(|last| last.ended && is_of_the_future(last, now())) {
+            if known
+                .last_run
+                .as_ref()
+                .is_some_and(|last| last.ended && is_of_the_future(&watched.scheduled, last, now()))
+            {
                 continue;
             }
             let due = due_here(&watched.scheduled, &known, Mode::Incremental, self.others.started_at, now());

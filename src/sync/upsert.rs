@@ -239,7 +239,7 @@ struct TypeFacts {
     absences: BTreeMap<ResourceType, Absence>,
     /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
     reload: BTreeSet<ResourceType>,
-    /// How far the server's clock had gone before it was set back, where a full load has lowered the watermark since.
+    /// How far the server's clock had gone before it was set back.
     set_back_from: BTreeMap<ResourceType, TransactionTime>,
     /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
     bad_in_other_files: BTreeSet<Option<ResourceType>>,
@@ -377,18 +377,18 @@ impl Commit {
     fn reach(&mut self, known: TransactionTime) -> Reach {
         let Some(exported) = self.upsert.watermark else { return Reach::Further };
         let is_earlier = exported.instant() + self.overlap < known.instant();
+        let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
+        // Only where the server's own time agrees: else it may be an old export that comes again.
+        let is_of_now = self.server_time.is_some_and(|server_time| !is_old(server_time));
+        let former = self.set_back_from.filter(|from| exported < *from).max(is_earlier.then_some(known));
+        self.upsert.set_back_from = former.filter(|_| is_of_now);
         if self.since.is_some_and(|since| exported < since || is_earlier) {
             self.upsert.watermark = None;
             return Reach::SetBack;
         }
-        let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // A full load has everything, whatever the clock was. From the later watermark, what changes on the corrected
         // clock would never be asked for.
         self.upsert.lowers_watermark = is_earlier;
-        // Only where the server's own time agrees: else it may be an old export that comes again.
-        let is_of_now = self.server_time.is_some_and(|server_time| !is_old(server_time));
-        let former = self.set_back_from.filter(|from| exported < *from).max(is_earlier.then_some(known));
-        self.upsert.set_back_from = former.filter(|_| is_of_now && self.since.is_none());
         if !is_earlier {
             self.upsert.watermark = Some(exported.max(known));
         }

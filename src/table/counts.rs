@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::fhir::TransactionTime;
+use crate::fhir::{TransactionTime, Version};
 
 /// The value of a watermark whose name has changed, under its old name. No export goes back to 1970. A `txn` cannot be
 /// removed from a table, and a watermark under the old name must not be taken for one of another export later.
@@ -23,7 +23,7 @@ pub struct Upsert {
     /// The watermark is written as it is given, also if the table has a later one. Else it never goes backwards.
     pub lowers_watermark: bool,
     /// The server's clock was set back from here: rows and deletions that were stored up to here were there before the
-    /// export, although their times are later.
+    /// export, although their times are later. That is known until an export goes further.
     pub set_back_from: Option<TransactionTime>,
     /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
@@ -48,9 +48,16 @@ impl Upsert {
         is_set_back || stored_micros < self.exported_at.map(TransactionTime::as_micros)
     }
 
-    /// Was a row stored by a clock that has been set back since?
-    pub fn is_ahead(&self, stored_micros: Option<i64>) -> bool {
-        self.set_back_from.is_some() && stored_micros > self.exported_at.map(TransactionTime::as_micros)
+    /// Is this time of a clock that has been set back since?
+    pub fn is_ahead(&self, micros: Option<i64>) -> bool {
+        let is_of_former = self.set_back_from.is_some_and(|from| micros <= Some(from.as_micros()));
+        is_of_former && micros > self.exported_at.map(TransactionTime::as_micros)
+    }
+
+    /// A stored version without a `lastUpdated` of such a clock: nothing would be newer than that.
+    pub fn without_former_clock(&self, stored: Version) -> Version {
+        let is_ahead = self.is_ahead(stored.last_updated_micros);
+        Version { last_updated_micros: stored.last_updated_micros.filter(|_| !is_ahead), ..stored }
     }
 
     /// Stored rows with a transaction time up to here are missing, where the export lacks them.

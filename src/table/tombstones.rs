@@ -111,6 +111,14 @@ impl Tombstones {
         stored.is_some() && [self.timed, self.untimed].iter().any(follows)
     }
 
+    /// The same without those of a clock that has been set back since: nothing would be newer than them.
+    pub fn without_former_clock(self, upsert: &Upsert) -> Self {
+        let of_now = |known: Tombstone| {
+            if upsert.is_ahead(known.transaction_time_micros) { Tombstone::default() } else { known }
+        };
+        Self { timed: of_now(self.timed), untimed: of_now(self.untimed) }
+    }
+
     /// Are all deletions of which one covers the row from exports before this one?
     pub fn covers_only_before(&self, row: &Version, upsert: &Upsert) -> bool {
         let covering = [self.timed, self.untimed].into_iter().filter(|tombstone| tombstone.covers(row));

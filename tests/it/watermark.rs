@@ -94,7 +94,10 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
         // Newer than anything on the corrected clock.
         world.put(PATIENT, "p1", json!({"gender": "unknown"}));
         world.put(PATIENT, "p4", json!({"gender": "unknown"}));
+        world.put(PATIENT, "p5", json!({"gender": "unknown"}));
     });
+    setup.complete().await;
+    setup.server.world(|world| world.delete(PATIENT, "p3"));
     setup.complete().await;
     setup.server.world(|world| {
         world.set_back(4 * HOUR);
@@ -108,13 +111,17 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
     assert_eq!(setup.watermark(PATIENT).await, at("2026-01-01T03:00:00Z"));
     assert!(setup.lines(PATIENT).await.iter().any(|line| line.contains("male")), "changed on the corrected clock");
     setup.assert_same_as_server().await;
-    // Still before the time that its former version states.
-    setup.later(|world| _ = world.put(PATIENT, "p4", json!({"gender": "male"})));
+    // Still before the times that the former versions, and a deletion, state.
+    setup.later(|world| {
+        world.put(PATIENT, "p4", json!({"gender": "male"}));
+        world.delete(PATIENT, "p5");
+        world.put(PATIENT, "p3", json!({"gender": "male"}));
+    });
     setup.complete().await;
     setup.assert_same_as_server().await;
     setup.later(|world| {
         world.advance(4 * HOUR);
-        world.put(PATIENT, "p3", json!({"gender": "male"}));
+        world.put(PATIENT, "p3", json!({"gender": "female"}));
     });
     setup.complete().await;
     assert_eq!(setup.server.jobs().last().unwrap().since.as_deref(), Some("2026-01-01T03:55:00.000Z"));

@@ -250,11 +250,12 @@ impl Decision {
             let copies = hits.partition_point(|(hit, _)| hit.winner == index);
             let (copies, rest) = hits.split_at(copies);
             hits = rest;
-            let fate = self.settle_one(winner, copies, tombstones.get(&index), upsert);
+            let known = tombstones.get(&index).map(|known| known.without_former_clock(upsert));
+            let fate = self.settle_one(winner, copies, known.as_ref(), upsert);
             self.count(winner, fate);
             if let Winner::Deleted { id, at } = winner
                 && fate != Fate::Stale
-                && tombstones.get(&index).is_none_or(|known| !known.includes(tombstone(*at, upsert)))
+                && known.is_none_or(|known| !known.includes(tombstone(*at, upsert)))
             {
                 self.tombstones.push(NewTombstone {
                     id: id.to_string(),
@@ -341,10 +342,11 @@ fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombston
     // The resource is there again. With its old time the row would still be one that was deleted since it was stored.
     let is_back =
         |known: &Tombstones| known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert);
+    let is_ahead = upsert.extent.is_full() && upsert.is_ahead(stored.version.transaction_time_micros);
     match winner {
         Winner::Row { .. } if equal && upsert.extent.is_full() && tombstones.is_some_and(is_back) => Fate::Update,
         // Else its time, by the former clock, would be later than that of each change to come.
-        Winner::Row { .. } if equal && upsert.is_ahead(stored.version.transaction_time_micros) => Fate::Update,
+        Winner::Row { .. } if equal && is_ahead => Fate::Update,
         Winner::Row { .. } if equal => Fate::Unchanged,
         _ if loses_by_its_times(winner, stored, upsert) && !overrules(winner, stored, upsert) => Fate::Stale,
         Winner::Row { .. } => Fate::Update,
@@ -354,10 +356,11 @@ fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombston
 
 /// Is the stored copy newer, by the times and numbers that both state?
 fn loses_by_its_times(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
+    let stored = upsert.without_former_clock(stored.version);
     match winner {
-        Winner::Row { version, .. } => !version.may_replace(&stored.version),
+        Winner::Row { version, .. } => !version.may_replace(&stored),
         // A deletion that arrives late must not remove a resource that was recreated since (rule 97).
-        Winner::Deleted { at, .. } => tombstone(*at, upsert).is_older_than(&stored.version),
+        Winner::Deleted { at, .. } => tombstone(*at, upsert).is_older_than(&stored),
     }
 }
 

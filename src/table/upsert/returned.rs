@@ -89,7 +89,9 @@ async fn among(
         let probed = probe(table, files, &shard, &ids, &upsert)?;
         let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
         for hit in probed.hits {
-            let is_later = tombstones.get(&hit.winner).is_some_and(|known| known.follow(&hit.version));
+            let is_later = tombstones
+                .get(&hit.winner)
+                .is_some_and(|known| known.without_former_clock(&upsert).follow(&hit.version));
             if let (true, Winner::Deleted { id, .. }) = (is_later, shard.winner(hit.winner)) {
                 found.push((id.clone(), (hit.file, hit.row)));
             }
