@@ -131,6 +131,16 @@ mod tests {
         );
         let refreshed_ahead = due_after("2026-11-21T03:00:00Z", before, false, true, "2026-11-20T10:15:03Z");
         assert_eq!(refreshed_ahead, Some(Mode::Incremental), "the tick of this process, and no full refresh");
+        let without_full_refresh = Scheduled { full_refresh: Vec::new(), ..scheduled() };
+        let last = LastRun {
+            number: 1,
+            begun_at: at(before),
+            full_refresh: false,
+            ended: true,
+            full_refresh_begun_at: at("2027-11-20T03:00:00Z"),
+        };
+        assert!(is_of_the_future(&scheduled(), &last, at(after)));
+        assert!(!is_of_the_future(&without_full_refresh, &last, at(after)), "no schedule asks for a full refresh");
         assert_eq!(due("2026-11-20T11:17:00Z", false, true, after), None, "clocks differ a little");
     }
 
