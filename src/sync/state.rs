@@ -168,7 +168,7 @@ impl Syncer {
         job: &JobInFlight,
         left: Vec<ResourceType>,
     ) -> Result<(), Error> {
-        let (asked_at, asked_for_at, status_url) = (now(), job.polling_since, job.status_url.clone());
+        let (asked_at, status_url) = (now(), job.status_url.clone());
         let (watermarks, tables) = (report.watermarks(), report.tables());
         let set_back = report.set_back();
         let data_as_of = report.data_as_of(job);
@@ -213,9 +213,10 @@ impl Syncer {
                 job.denied_since = is_denied.then(|| job.denied_since.unwrap_or(asked_at));
             }
             // What an older job has of a type that was loaded in full is older than that.
-            let is_older = |job: &&mut JobInFlight| job.polling_since < asked_for_at && job.patients.is_empty();
-            for job in state.jobs.iter_mut().filter(is_older).filter(|_| is_full) {
+            let older = state.jobs.iter_mut().take_while(|job| job.status_url != status_url);
+            for job in older.filter(|job| is_full && job.patients.is_empty()) {
                 job.types.retain(|of| !loaded.contains(of));
+                job.finished.retain(|of, _| !loaded.contains(of));
             }
         })
         .await

@@ -54,9 +54,11 @@ impl Upsert {
         is_of_former && micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
-    /// A stored version without a `lastUpdated` of such a clock: nothing would be newer than that.
+    /// A stored version without a `lastUpdated` of such a clock: nothing would be newer than that. It may be later than
+    /// the last export by that clock.
     pub fn without_former_clock(&self, stored: Version) -> Version {
-        let is_ahead = self.is_ahead(stored.last_updated_micros);
+        let exported_micros = self.exported_at.map(TransactionTime::as_micros);
+        let is_ahead = self.set_back_from.is_some() && stored.last_updated_micros > exported_micros;
         Version { last_updated_micros: stored.last_updated_micros.filter(|_| !is_ahead), ..stored }
     }
 

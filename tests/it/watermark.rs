@@ -100,7 +100,10 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
     setup.server.world(|world| world.delete(PATIENT, "p3"));
     setup.complete().await;
     setup.server.world(|world| {
-        world.set_back(4 * HOUR);
+        // No export by the former clock has it.
+        world.advance(HOUR);
+        world.put(PATIENT, "p6", json!({"gender": "unknown"}));
+        world.set_back(5 * HOUR);
         world.put(PATIENT, "p1", json!({"gender": "male"}));
         world.advance(HOUR);
         world.delete(PATIENT, "p2");
@@ -115,6 +118,7 @@ async fn what_changes_after_a_clock_was_set_back_is_not_lost_and_the_watermark_f
     setup.later(|world| {
         world.put(PATIENT, "p4", json!({"gender": "male"}));
         world.delete(PATIENT, "p5");
+        world.delete(PATIENT, "p6");
         world.put(PATIENT, "p3", json!({"gender": "male"}));
     });
     setup.complete().await;

@@ -17,7 +17,7 @@ use super::{Before, Context, Intake, tally::Tally};
 use crate::{
     export::{File, FileId, Manifest},
     fhir::{ResourceType, TransactionTime, parse_instant},
-    state::{FinishedFiles, JobInFlight, KnownTable},
+    state::{ExportState, FinishedFiles, JobInFlight, KnownTable},
     sync::{
         Engine, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking,
         columns, events, members::compared_group,
@@ -87,7 +87,7 @@ impl<'a> Instalments<'a> {
     }
 
     fn new(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, upsert: Upsert) -> Self {
-        let reload = run.syncer.export_state(run.export).reload;
+        let ExportState { reload, set_back_from, .. } = run.syncer.export_state(run.export);
         // An id that is both in `deleted` and in `output` is judged by both together (rule 96).
         let has_deletions = !manifest.deleted.is_empty();
         let is_everything = job.full_refresh && job.since.is_none();
@@ -95,7 +95,9 @@ impl<'a> Instalments<'a> {
         // The Patients of a group show who has joined or is missing, when all of them have arrived.
         let shows_joiners = compared_group(run.export).is_some();
         let tells_members = |of: ResourceType| of == ResourceType::PATIENT && shows_joiners;
-        let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !tells_members(*of);
+        // How they compare with what is stored is known with the watermark of their table.
+        let is_set_back = |of: &ResourceType| set_back_from.contains_key(of);
+        let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !is_set_back(of) && !tells_members(*of);
         let types = job.types.iter().copied().filter(has_some).collect();
         Self {
             run,
