@@ -107,26 +107,33 @@ async fn a_job_whose_files_are_denied_is_kept_for_the_operator_and_asked_for_ane
     }
 }
 
-/// What is in it is older than the full load. (rule 52)
+/// What is in it is older than the full load: of an increment, and of a first load. (rule 52)
 #[tokio::test]
-async fn an_increment_that_was_denied_is_not_followed_for_what_was_loaded_in_full_since() {
-    let setup = Setup::new().await;
-    setup.complete().await;
-    setup.later(|world| _ = world.put(PATIENT, "n1", serde_json::json!({})));
-    let denied = Fault::Status {
-        path_contains: "/bulkfiles/2/".to_owned(),
-        status: StatusCode::FORBIDDEN,
-        times: 1000,
-        retry_after: None,
-        body: String::new(),
-    };
-    setup.server.scenario(|scenario| scenario.faults = vec![denied]);
-    setup.sync().await;
-    setup.later(|_| ());
-    setup.run(Mode::FullRefresh).await;
-    setup.server.scenario(|scenario| scenario.faults.clear());
-    setup.later(|_| ());
-    setup.complete().await;
-    setup.assert_same_as_server().await;
-    assert!(setup.server.jobs().last().unwrap().since.is_some(), "no type is loaded in full again");
+async fn a_job_that_was_denied_is_not_followed_for_what_was_loaded_in_full_since() {
+    for is_increment in [true, false] {
+        let setup = Setup::new().await;
+        if is_increment {
+            setup.complete().await;
+        }
+        setup.later(|world| _ = world.put(PATIENT, "n1", serde_json::json!({})));
+        let job = setup.server.jobs().len() + 1;
+        let denied = Fault::Status {
+            path_contains: format!("/bulkfiles/{job}/"),
+            status: StatusCode::FORBIDDEN,
+            times: 1000,
+            retry_after: None,
+            body: String::new(),
+        };
+        setup.server.scenario(|scenario| scenario.faults = vec![denied]);
+        setup.sync().await;
+        setup.later(|_| ());
+        setup.run(Mode::FullRefresh).await;
+        setup.server.scenario(|scenario| scenario.faults.clear());
+        setup.later(|_| ());
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+        let jobs = setup.server.jobs();
+        assert_eq!(jobs.len(), job + 2, "{jobs:?}");
+        assert!(jobs.last().unwrap().since.is_some(), "no type is loaded in full again");
+    }
 }
