@@ -322,12 +322,13 @@ impl Report {
         damaged.map(|(resource_type, _)| *resource_type).collect()
     }
 
-    /// The types whose export ends before it begins.
+    /// The types that failed because the server denies what was asked of the job.
     pub fn denied(&self) -> Vec<ResourceType> {
         let is_denied = |report: &TypeReport| matches!(&report.end, TypeEnd::Failed(failure) if failure.is_denied);
         self.types.iter().filter(|(_, report)| is_denied(report)).map(|(of, _)| *of).collect()
     }
 
+    /// The types whose export ends before the one before it.
     pub fn set_back(&self) -> Vec<ResourceType> {
         let set_back = self.types.iter().filter(|(_, report)| matches!(report.end, TypeEnd::SetBack { .. }));
         set_back.map(|(resource_type, _)| *resource_type).collect()

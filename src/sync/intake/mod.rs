@@ -374,6 +374,7 @@ impl Context {
         Handle::current().block_on(self.quarantine.keep_places(of, &file.name, self.transaction_time, lines))
     }
 
+    /// Also a type that an earlier run has settled.
     fn is_of_job(&self, resource_type: ResourceType) -> bool {
         self.intakes.contains_key(&resource_type) || self.settled.contains(&resource_type)
     }
