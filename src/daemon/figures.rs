@@ -75,7 +75,8 @@ async fn drain(exposition: Exposition) {
     }
 }
 
-/// Looks at the free space of the disk with a folder, for ever. The disk may hang, so nobody else waits for it.
+/// Measures again and again how much space is free on the disk of a folder. That disk may hang, so no other task waits
+/// for it.
 async fn watch_disk(disk: Disk, folder: PathBuf) {
     let mut every = interval(LOOKED_AT_EVERY);
     let mut reading = JoinSet::new();

@@ -441,8 +441,8 @@ impl<'a> Run<'a> {
     /// Decides how the run ended.
     async fn end(mut self, result: Result<(), Error>) -> Report {
         let error = result.err();
-        self.report.notes.extend(self.note_of_quarantine().await);
         self.report.end(error.as_ref(), &self.quarantine, now());
+        self.report.notes.extend(self.note_of_quarantine().await);
         let error = error.or(self.tolerated.take());
         let before = |of: &TypeReport| of.quarantined_before > 0;
         let has_quarantined = self.quarantine.has_lines() || self.report.types.values().any(before);

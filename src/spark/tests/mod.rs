@@ -125,7 +125,7 @@ impl Site {
         self.table(&self.server.config()).await.upsert(changes, upsert).await
     }
 
-    /// The same, with answers of so many rows.
+    /// The same, where an answer of Spark has at most so many rows.
     async fn upsert_with(
         &self,
         answers: AnswerRows,

@@ -1,7 +1,7 @@
 //! The batches of one file that are being taken: lines that arrived together, each batch on a thread of its own.
 //!
-//! All files share the room for batches, so memory and threads are bounded however many files arrive. A file waits for
-//! room before it hands over its next batch; meanwhile it receives no more than its channel holds.
+//! All files share the slots for batches, so memory and threads are bounded however many files arrive. A file waits for
+//! a slot before it hands over its next batch; meanwhile it receives no more than its channel holds.
 
 use std::{sync::Arc, thread};
 
@@ -23,7 +23,7 @@ const MIN_BATCH_BYTES: usize = 256 * 1024;
 /// A batch takes this many times the memory of its lines while they become rows.
 const ROWS_FOR_LINES: usize = 8;
 
-/// The room for the batches of all files: one for each core, and one that is ready when a core is free.
+/// The slots for the batches of all files: one for each core, and one that is ready when a core is free.
 pub struct BatchSlots {
     batches: Arc<Semaphore>,
     /// How many bytes of lines make a batch.
@@ -44,28 +44,28 @@ impl BatchSlots {
 }
 
 pub struct Batches {
-    room: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     running: JoinSet<Result<(), Error>>,
 }
 
 impl Batches {
-    pub fn new(room: &BatchSlots) -> Self {
-        Self { room: Arc::clone(&room.batches), running: JoinSet::new() }
+    pub fn new(slots: &BatchSlots) -> Self {
+        Self { slots: Arc::clone(&slots.batches), running: JoinSet::new() }
     }
 
-    /// Begins to take a batch when there is room, and returns before it is taken. `take` may block.
+    /// Begins to take a batch when a slot is free, and returns before it is taken. `take` may block.
     ///
     /// # Errors
     /// That of an earlier batch; this one is not taken then.
     pub async fn begin(&mut self, take: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
-        let room = Arc::clone(&self.room).acquire_owned().await.map_err(|_| Error::Stopped)?;
+        let slot = Arc::clone(&self.slots).acquire_owned().await.map_err(|_| Error::Stopped)?;
         while let Some(ended) = self.running.try_join_next() {
             taken(ended)?;
         }
         let span = Span::current();
         self.running.spawn_blocking(move || {
             let taken = span.in_scope(take);
-            drop(room);
+            drop(slot);
             taken
         });
         Ok(())
@@ -122,10 +122,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_batches_of_all_files_share_the_room() {
-        let room = BatchSlots::of(2, 0);
+        let slots = BatchSlots::of(2, 0);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let file = async || {
-            let mut batches = Batches::new(&room);
+            let mut batches = Batches::new(&slots);
             for _ in 0..20 {
                 let (running, most) = (Arc::clone(&running), Arc::clone(&most));
                 let take = move || {

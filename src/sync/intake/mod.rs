@@ -170,7 +170,7 @@ struct Context {
     transaction_time: Option<TransactionTime>,
     max_line_bytes: usize,
     /// For batches of lines that become rows.
-    room: BatchSlots,
+    slots: BatchSlots,
     accepted_codes: BTreeSet<String>,
     accepted: Mutex<BTreeMap<(String, String), u64>>,
     warned: Mutex<Warnings>,
@@ -295,7 +295,7 @@ impl Context {
             progress: instalments.progress().clone(),
             transaction_time: provenance.transaction_time,
             max_line_bytes: syncer.config.max_line_bytes,
-            room: BatchSlots::new(syncer.config.decoding_memory_bytes),
+            slots: BatchSlots::new(syncer.config.decoding_memory_bytes),
             accepted_codes: syncer.config.accept_reported_errors.clone(),
             accepted: Mutex::default(),
             warned: Mutex::default(),

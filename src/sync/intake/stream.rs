@@ -108,7 +108,7 @@ async fn consume(
     reader: &Arc<impl Reader>,
     taken: &mut Taken,
 ) -> Result<Consumed, Error> {
-    let mut batches = Batches::new(&context.room);
+    let mut batches = Batches::new(&context.slots);
     let split = split(context, file, &mut chunks, reader, &mut batches, taken).await;
     // Every line is taken before the file has ended, or is read again. What a batch failed by comes first.
     batches.end().await.and(split)
@@ -132,7 +132,7 @@ async fn split(
         waiting_bytes += chunk.len();
         context.progress.update(|progress| progress.bytes += chunk.len() as u64);
         splitter.push(chunk, &mut lines);
-        if waiting_bytes >= context.room.batch_bytes {
+        if waiting_bytes >= context.slots.batch_bytes {
             waiting_bytes = 0;
             let new = again.new_lines(file, taken, over_lines.join(std::mem::take(&mut lines)))?;
             hand_over(context, file, new, reader, batches).await?;

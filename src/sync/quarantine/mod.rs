@@ -22,7 +22,7 @@ pub use self::{
     form::{Policy, QuarantineKey},
     replay::{Purge, ReplayOf, Replayed},
 };
-use super::{Config, Error, Mode, Run, chain};
+use super::{Config, Error, Mode, Outcome, Run, chain};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{BadLine, Line, LineTooLong},
@@ -89,10 +89,11 @@ impl NotARow<'_> {
 }
 
 impl Run<'_> {
-    /// An increment does not bring again what was quarantined before it.
+    /// An increment does not bring again what was quarantined before it; a complete full refresh does.
     pub(super) async fn note_of_quarantine(&self) -> Option<String> {
         let has_quarantined = self.syncer.export_state(self.export).has_quarantined;
-        if !has_quarantined || self.mode == Mode::FullRefresh {
+        let is_made_up_for = self.mode == Mode::FullRefresh && self.report.outcome == Outcome::Complete;
+        if !has_quarantined || is_made_up_for {
             return None;
         }
         match self.quarantine.left().await {
