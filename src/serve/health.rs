@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
-    question::Bar,
+    question::AllowedAge,
     view::{ExportView, TypeView, View},
 };
 use crate::sync::Step;
@@ -82,8 +82,8 @@ impl Status {
 }
 
 /// As healthy as the least healthy export.
-pub(super) fn health(view: &View, bar: Bar, now: DateTime<Utc>, instant: Instant) -> Health {
-    let of = |export| (export, export_health(export, bar, now, instant));
+pub(super) fn health(view: &View, allowed: AllowedAge, now: DateTime<Utc>, instant: Instant) -> Health {
+    let of = |export| (export, export_health(export, allowed, now, instant));
     let exports: Vec<_> = view.exports.iter().map(of).collect();
     // The oldest; one that was never complete, because "never" is older than any age.
     let rank = |health: &ExportHealth| (health.age_seconds.is_none(), health.age_seconds);
@@ -101,8 +101,13 @@ pub(super) fn health(view: &View, bar: Bar, now: DateTime<Utc>, instant: Instant
     }
 }
 
-pub(super) fn export_health(export: &ExportView, bar: Bar, now: DateTime<Utc>, instant: Instant) -> ExportHealth {
-    let max_age = bar.max_age(export.max_age);
+pub(super) fn export_health(
+    export: &ExportView,
+    allowed: AllowedAge,
+    now: DateTime<Utc>,
+    instant: Instant,
+) -> ExportHealth {
+    let max_age = allowed.max_age(export.max_age);
     let recheck_after = max_age.saturating_add(export.recheck_absent);
     let health = |of: &TypeView| (of.name.clone(), type_health(of, max_age, recheck_after, now, instant));
     let types: BTreeMap<_, _> = export.types.iter().map(health).collect();
@@ -202,7 +207,7 @@ mod tests {
 
     /// Healthy or not, and the body as it is sent.
     fn health(view: &View, now: DateTime<Utc>, instant: Instant) -> (bool, Value) {
-        let health = super::health(view, Bar::OfExport, now, instant);
+        let health = super::health(view, AllowedAge::OfExport, now, instant);
         (health.status.is_healthy(), serde_json::to_value(&health).unwrap())
     }
 
@@ -258,8 +263,8 @@ mod tests {
     fn a_checker_may_set_its_own_bar() {
         let start = Instant::now();
         let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
-        let at_most = |minutes| Bar::AtMost(Duration::from_mins(minutes));
-        let health = |bar, now| super::health(&view, bar, at(now), start);
+        let at_most = |minutes| AllowedAge::AtMost(Duration::from_mins(minutes));
+        let health = |allowed, now| super::health(&view, allowed, at(now), start);
         let strict = health(at_most(30), "2026-11-20T10:45:00Z");
         assert_eq!((strict.status, strict.max_age_seconds), (Status::Unhealthy, Some(1800)));
         assert_eq!(strict.exports["export-0"].max_age_seconds, 1800);

@@ -26,7 +26,7 @@ use tokio::{runtime, sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::view::{ExportView, Moment, TypeView, View};
-use self::{connections::Connections, page::Refresh, question::Bar};
+use self::{connections::Connections, page::Refresh, question::AllowedAge};
 use crate::telemetry::metrics::{self, Exposition};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,17 +133,17 @@ async fn icon(Path(name): Path<String>) -> Response {
 }
 
 async fn health(State(views): State<Views>, RawQuery(query): RawQuery) -> Response {
-    let bar = match Bar::parse(query.as_deref()) {
-        Ok(bar) => bar,
+    let allowed = match AllowedAge::parse(query.as_deref()) {
+        Ok(allowed) => allowed,
         Err(sentence) => return refuse(StatusCode::BAD_REQUEST, sentence),
     };
-    let health = health::health(&views.borrow(), bar, now(), Instant::now());
+    let health = health::health(&views.borrow(), allowed, now(), Instant::now());
     respond(health.status.is_healthy(), Json(health))
 }
 
 async fn health_of_export(State(views): State<Views>, name: Path<String>, RawQuery(query): RawQuery) -> Response {
-    let bar = match Bar::parse(query.as_deref()) {
-        Ok(bar) => bar,
+    let allowed = match AllowedAge::parse(query.as_deref()) {
+        Ok(allowed) => allowed,
         Err(sentence) => return refuse(StatusCode::BAD_REQUEST, sentence),
     };
     let view = views.borrow();
@@ -154,7 +154,7 @@ async fn health_of_export(State(views): State<Views>, name: Path<String>, RawQue
             &format!("there is no such export; the exports are {}", names.join(", ")),
         );
     };
-    let health = health::export_health(export, bar, now(), Instant::now());
+    let health = health::export_health(export, allowed, now(), Instant::now());
     respond(health.status.is_healthy(), Json(health))
 }
 
@@ -174,7 +174,7 @@ async fn readyz(State(views): State<Views>) -> Response {
 /// while the daemon's loop hangs.
 async fn text(State((views, exposition)): State<(Views, Exposition)>) -> Response {
     for export in &views.borrow().exports {
-        let health = health::export_health(export, Bar::OfExport, now(), Instant::now());
+        let health = health::export_health(export, AllowedAge::OfExport, now(), Instant::now());
         metrics::healthy(&export.name, health.status.is_healthy());
     }
     let headers = [(header::CONTENT_TYPE, metrics::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")];

@@ -21,7 +21,7 @@ use self::{
 };
 use super::{
     health::{self, ExportHealth, TypeHealth},
-    question::Bar,
+    question::AllowedAge,
     view::{ExportView, TypeView, View},
 };
 use crate::sync::{Progress, Step};
@@ -52,7 +52,7 @@ impl Refresh {
 
 /// The page as of now; `instant` is now on the monotonic clock.
 pub fn page(view: &View, refresh: Refresh, now: DateTime<Utc>, instant: Instant) -> Markup {
-    let health = health::health(view, Bar::OfExport, now, instant);
+    let health = health::health(view, AllowedAge::OfExport, now, instant);
     let verdict = verdict::of_all(view, &health, health::is_alive(view, instant));
     let exports: Vec<_> = view.exports.iter().filter_map(|of| Some((of, health.exports.get(&of.name)?))).collect();
     html! {
