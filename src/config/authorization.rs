@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use super::{
     Section, positive_duration,
-    secrets::{self, Kept, Reported},
+    secrets::{self, KeyedSecret, Reported},
     text, url,
 };
 use crate::export::{
@@ -47,12 +47,12 @@ const METHODS: [(&str, Method); 5] = [
 /// All keys, before it is known which of them count.
 struct Keys {
     client_id: Option<String>,
-    private_key: Option<Kept>,
+    private_key: Option<KeyedSecret>,
     key_id: Option<String>,
     jwks_url: Option<String>,
     audience: Option<String>,
-    client_secret: Option<Kept>,
-    token: Option<Kept>,
+    client_secret: Option<KeyedSecret>,
+    token: Option<KeyedSecret>,
     token_lifetime: Option<std::time::Duration>,
     endpoint: TokenEndpoint,
 }
@@ -62,12 +62,12 @@ pub fn read(section: &mut Section, key_file: &KeyFile, allow_http: Option<bool>)
     let method = section.optional_choice("auth", &METHODS);
     let mut keys = read_keys(section, allow_http)?;
     if let KeyFile::Given(text) = key_file {
-        if let Some(kept) = &keys.private_key {
-            section.mistake(&kept.key, "is set, and FHIR_PRIVATE_KEY too; remove one of them");
+        if let Some(keyed) = &keys.private_key {
+            section.mistake(&keyed.key, "is set, and FHIR_PRIVATE_KEY too; remove one of them");
             return None;
         }
         let secret = crate::secret::Secret::given(text.clone());
-        keys.private_key = Some(Kept { secret, key: "private_key_file".to_owned() });
+        keys.private_key = Some(KeyedSecret { secret, key: "private_key_file".to_owned() });
     }
     let is_smart = keys.client_id.is_some() || keys.private_key.is_some();
     let method = method.unwrap_or(if is_smart { Method::Smart } else { Method::None });
@@ -113,13 +113,13 @@ fn read_keys(section: &mut Section, allow_http: Option<bool>) -> Option<Keys> {
 fn contradictions(section: &Section, keys: &Keys, method: Method) -> Result<(), Reported> {
     let is_secret = matches!(method, Method::ClientSecret(_));
     let mut result = Ok(());
-    for (kept, is_used, of) in [
+    for (keyed, is_used, of) in [
         (&keys.private_key, method == Method::Smart, "\"smart\""),
         (&keys.client_secret, is_secret, "\"client-secret-basic\" or \"client-secret-post\""),
         (&keys.token, method == Method::Token, "\"token\""),
     ] {
-        if let Some(kept) = kept.as_ref().filter(|_| !is_used) {
-            section.mistake(&kept.key, &format!("is set, and auth is not {of}; remove one of them, or set auth"));
+        if let Some(keyed) = keyed.as_ref().filter(|_| !is_used) {
+            section.mistake(&keyed.key, &format!("is set, and auth is not {of}; remove one of them, or set auth"));
             result = Err(Reported);
         }
     }
@@ -128,50 +128,50 @@ fn contradictions(section: &Section, keys: &Keys, method: Method) -> Result<(), 
 
 fn smart(section: &Section, key_file: &KeyFile, keys: Keys) -> Result<AuthConfig, Reported> {
     let missing = "is missing; client_id needs its private key";
-    let (client_id, kept) = client(section, keys.client_id, keys.private_key, ("private_key_file", missing))?;
+    let (client_id, keyed) = client(section, keys.client_id, keys.private_key, ("private_key_file", missing))?;
     // A command runs when a token is needed: a vault that is out of reach fails a run, and not the start.
-    if !kept.is_command()
-        && let Some(text) = kept.text(section, key_file)?
+    if !keyed.is_command()
+        && let Some(text) = keyed.text(section, key_file)?
         && let Err(what) = SigningKey::chosen(text.expose_secret(), keys.key_id.as_deref())
     {
-        section.mistake(&kept.key, &format!("{}: {what}", kept.secret.place()));
+        section.mistake(&keyed.key, &format!("{}: {what}", keyed.secret.place()));
         return Err(Reported);
     }
     let (key_id, jwks_url, audience) = (keys.key_id, keys.jwks_url, keys.audience);
-    Ok(Smart { client_id, key: kept.secret, key_id, jwks_url, audience, endpoint: keys.endpoint }.into())
+    Ok(Smart { client_id, key: keyed.secret, key_id, jwks_url, audience, endpoint: keys.endpoint }.into())
 }
 
 fn client_secret(section: &Section, key_file: &KeyFile, keys: Keys, sent_in: SentIn) -> Result<AuthConfig, Reported> {
     let missing = "is missing; auth needs the secret of the client";
-    let (client_id, kept) = client(section, keys.client_id, keys.client_secret, ("client_secret_file", missing))?;
-    if !kept.is_command() {
-        kept.text(section, key_file)?;
+    let (client_id, keyed) = client(section, keys.client_id, keys.client_secret, ("client_secret_file", missing))?;
+    if !keyed.is_command() {
+        keyed.text(section, key_file)?;
     }
     let endpoint = keys.endpoint;
-    Ok(AuthConfig::ClientSecret(ClientSecret { client_id, secret: kept.secret, sent_in, endpoint }))
+    Ok(AuthConfig::ClientSecret(ClientSecret { client_id, secret: keyed.secret, sent_in, endpoint }))
 }
 
 fn token(section: &Section, key_file: &KeyFile, keys: Keys) -> Result<AuthConfig, Reported> {
-    let Some(kept) = keys.token else {
+    let Some(keyed) = keys.token else {
         section.mistake("token_file", "is missing; auth = \"token\" needs the access token, or token_exec");
         return Err(Reported);
     };
-    if !kept.is_command() {
-        kept.text(section, key_file)?;
+    if !keyed.is_command() {
+        keyed.text(section, key_file)?;
     }
     let lifetime = keys.token_lifetime.ok_or(Reported)?;
-    Ok(AuthConfig::Token(BearerToken { token: kept.secret, lifetime }))
+    Ok(AuthConfig::Token(BearerToken { token: keyed.secret, lifetime }))
 }
 
 /// Both halves of what a client proves itself with.
 fn client(
     section: &Section,
     client_id: Option<String>,
-    kept: Option<Kept>,
+    keyed: Option<KeyedSecret>,
     (key, missing): (&str, &str),
-) -> Result<(String, Kept), Reported> {
-    match (client_id, kept) {
-        (Some(client_id), Some(kept)) => Ok((client_id, kept)),
+) -> Result<(String, KeyedSecret), Reported> {
+    match (client_id, keyed) {
+        (Some(client_id), Some(keyed)) => Ok((client_id, keyed)),
         (None, Some(_)) => {
             let of = if key == "private_key_file" { "private key" } else { "secret of the client" };
             section.mistake("client_id", &format!("is missing; the {of} needs it"));

@@ -34,8 +34,8 @@ pub(super) fn read(
 
 /// The URL that is kept where one of the keys of `name` says.
 pub(super) fn secret_url(section: &mut Section, name: &str, key_file: &KeyFile) -> Option<SecretUrl> {
-    let kept = secrets::read(section, name).ok()??;
-    let text = kept.text(section, key_file).ok()??;
+    let keyed = secrets::read(section, name).ok()??;
+    let text = keyed.text(section, key_file).ok()??;
     let url = SecretUrl::parse(text.expose_secret());
-    url.map_err(|what| section.mistake(&kept.key, &format!("holds a text that {what}"))).ok()
+    url.map_err(|what| section.mistake(&keyed.key, &format!("holds a text that {what}"))).ok()
 }

@@ -7,7 +7,7 @@ use super::{KeyFile, Section, path, text};
 use crate::secret::{self, Place, Secret, is_secret_itself};
 
 /// A secret, and the key that says where it is kept.
-pub struct Kept {
+pub struct KeyedSecret {
     pub secret: Secret,
     pub key: String,
 }
@@ -29,7 +29,7 @@ pub fn other_form(key: &str) -> Option<String> {
 }
 
 /// The place that one of `NAME_file`, `NAME_credential`, `NAME_env` and `NAME_exec` says.
-pub fn read(section: &mut Section, name: &str) -> Result<Option<Kept>, Reported> {
+pub fn read(section: &mut Section, name: &str) -> Result<Option<KeyedSecret>, Reported> {
     let keys = ["_file", "_credential", "_env", "_exec"].map(|form| format!("{name}{form}"));
     let is_set: Vec<_> = keys.iter().filter(|key| section.has(key)).cloned().collect();
     let inline = section.has(name);
@@ -58,14 +58,14 @@ pub fn read(section: &mut Section, name: &str) -> Result<Option<Kept>, Reported>
     }
     let place = file.or(credential).or(variable).or(command);
     match (is_set.into_iter().next(), place, given) {
-        (_, _, Some(text)) => Ok(Some(Kept { secret: Secret::given(text), key: name.to_owned() })),
-        (Some(key), Some(place), None) => Ok(Some(Kept { secret: Secret::at(place), key })),
+        (_, _, Some(text)) => Ok(Some(KeyedSecret { secret: Secret::given(text), key: name.to_owned() })),
+        (Some(key), Some(place), None) => Ok(Some(KeyedSecret { secret: Secret::at(place), key })),
         (None, None, None) if !inline => Ok(None),
         _ => Err(Reported),
     }
 }
 
-impl Kept {
+impl KeyedSecret {
     /// The text as it is now. `Ok(None)` where only who speaks to the server has it. Blocks, also on a command.
     pub fn text(&self, section: &Section, key_file: &KeyFile) -> Result<Option<SecretString>, Reported> {
         let may_be_elsewhere = matches!(key_file, KeyFile::MayBeElsewhere);

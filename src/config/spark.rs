@@ -2,7 +2,7 @@
 
 use super::{
     Section, duration_text, positive_duration,
-    secrets::{self, Kept},
+    secrets::{self, KeyedSecret},
     text,
 };
 use crate::spark::{Address, Config, IS_BUILT_IN, Tables};
@@ -76,7 +76,7 @@ fn read_section(section: &mut Section, is_missing: bool) -> Option<Config> {
             return None;
         }
     }
-    let token = token.ok()?.map(|Kept { secret, .. }| secret);
+    let token = token.ok()?.map(|KeyedSecret { secret, .. }| secret);
     if is_missing {
         section.mistake("url", "is missing; it is the address of the Spark Connect server, sc://host:port");
     }

@@ -260,11 +260,12 @@ pub enum Found {
 #[derive(Debug)]
 pub struct OpenState {
     state: State,
-    kept: Kept,
+    storage: Storage,
 }
 
+/// Where the state is kept, as this process holds it.
 #[derive(Debug)]
-enum Kept {
+enum Storage {
     File(StateFile),
     Documents(Box<StateDocuments>),
     Shared(Box<SharedState>),
@@ -341,20 +342,20 @@ impl OpenState {
             }
             StatePlace::Documents { location, options, leased_by: LeasedBy::Several } => {
                 let (kept, state, found) = SharedState::open(StatePlace::documents(location, options)?).await?;
-                Ok((Self { state, kept: Kept::Shared(Box::new(kept)) }, found))
+                Ok((Self { state, storage: Storage::Shared(Box::new(kept)) }, found))
             }
         }
     }
 
     async fn open_documents(documents: Documents) -> Result<(Self, Found), Error> {
         let (kept, state, found) = StateDocuments::open(documents).await?;
-        Ok((Self { state, kept: Kept::Documents(Box::new(kept)) }, found))
+        Ok((Self { state, storage: Storage::Documents(Box::new(kept)) }, found))
     }
 
     /// Opens a state file and locks it; creates the folder if it does not exist.
     pub fn open(path: &Path) -> Result<(Self, Found), Error> {
         let (kept, state, found) = StateFile::open(path)?;
-        Ok((Self { state, kept: Kept::File(kept) }, found))
+        Ok((Self { state, storage: Storage::File(kept) }, found))
     }
 
     pub fn state(&self) -> &State {
@@ -363,27 +364,27 @@ impl OpenState {
 
     /// Names whoever holds this state, in this process or a later one: no other process that is alive has this name.
     pub fn holder(&self) -> &str {
-        match &self.kept {
-            Kept::File(file) => &file.holder,
-            Kept::Documents(documents) => &documents.holder,
-            Kept::Shared(shared) => &shared.holder,
+        match &self.storage {
+            Storage::File(file) => &file.holder,
+            Storage::Documents(documents) => &documents.holder,
+            Storage::Shared(shared) => &shared.holder,
         }
     }
 
     /// The name of the holder before us, where it differs from ours: it has ended.
     pub fn predecessor(&self) -> Option<&str> {
-        match &self.kept {
-            Kept::File(_) | Kept::Shared(_) => None,
-            Kept::Documents(documents) => documents.lease.predecessor(),
+        match &self.storage {
+            Storage::File(_) | Storage::Shared(_) => None,
+            Storage::Documents(documents) => documents.lease.predecessor(),
         }
     }
 
     /// The lease by which this process holds the state; a file has a lock instead.
     pub fn lease(&self) -> Option<Arc<Lease>> {
-        match &self.kept {
-            Kept::File(_) => None,
-            Kept::Documents(documents) => Some(Arc::clone(&documents.lease)),
-            Kept::Shared(shared) => Some(Arc::clone(&shared.lease)),
+        match &self.storage {
+            Storage::File(_) => None,
+            Storage::Documents(documents) => Some(Arc::clone(&documents.lease)),
+            Storage::Shared(shared) => Some(Arc::clone(&shared.lease)),
         }
     }
 
@@ -392,10 +393,10 @@ impl OpenState {
     pub fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
         let mut state = self.state.clone();
         change(&mut state);
-        let written = match &mut self.kept {
-            Kept::File(file) => file.write(&state),
-            Kept::Documents(documents) => Handle::current().block_on(documents.write(&state)),
-            Kept::Shared(shared) => Handle::current().block_on(shared.write(&self.state, &mut state)),
+        let written = match &mut self.storage {
+            Storage::File(file) => file.write(&state),
+            Storage::Documents(documents) => Handle::current().block_on(documents.write(&state)),
+            Storage::Shared(shared) => Handle::current().block_on(shared.write(&self.state, &mut state)),
         };
         metrics::state_written(if written.is_ok() { WriteOutcome::Written } else { WriteOutcome::Failed });
         written?;
@@ -407,16 +408,16 @@ impl OpenState {
 impl OpenState {
     /// The documents that several processes share; `None` where this process has the state alone.
     pub fn shared_documents(&self) -> Option<&Documents> {
-        match &self.kept {
-            Kept::Shared(shared) => Some(&shared.documents),
+        match &self.storage {
+            Storage::Shared(shared) => Some(&shared.documents),
             _ => None,
         }
     }
 
     /// A number that no other run has, of whatever process. Blocks, and needs a runtime.
     pub fn next_run(&mut self) -> Result<u64, Error> {
-        match &mut self.kept {
-            Kept::Shared(shared) => self.state.run = Handle::current().block_on(shared.next_run())?,
+        match &mut self.storage {
+            Storage::Shared(shared) => self.state.run = Handle::current().block_on(shared.next_run())?,
             _ => self.update(|state| state.run += 1)?,
         }
         Ok(self.state.run)
@@ -425,7 +426,7 @@ impl OpenState {
     /// Reads what other processes have kept of an export, whose lease is ours now, and keeps them from writing more.
     /// Blocks, and needs a runtime.
     pub fn claim(&mut self, export: &str) -> Result<(), Error> {
-        if let Kept::Shared(shared) = &mut self.kept {
+        if let Storage::Shared(shared) = &mut self.storage {
             let known = Handle::current().block_on(shared.claim(export))?;
             self.state.exports.insert(export.to_owned(), known);
         }
@@ -434,14 +435,14 @@ impl OpenState {
 
     /// The lease of an export is given back.
     pub fn give_back(&mut self, export: &str) {
-        if let Kept::Shared(shared) = &mut self.kept {
+        if let Storage::Shared(shared) = &mut self.storage {
             shared.give_back(export);
         }
     }
 
     /// Takes over what was read of the exports that other processes hold.
     pub fn adopt(&mut self, read: State) {
-        let Kept::Shared(shared) = &self.kept else { return };
+        let Storage::Shared(shared) = &self.storage else { return };
         self.state.run = self.state.run.max(read.run);
         self.state.maintained_at = read.maintained_at;
         let others = read.exports.into_iter().filter(|(export, _)| !shared.holds(export));

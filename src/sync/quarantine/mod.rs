@@ -36,7 +36,7 @@ pub struct Quarantine {
     /// What all lines of the run have in common.
     of_run: QuarantineRow,
     /// Read with the first bad line.
-    kept: Mutex<Option<Kept>>,
+    contents: Mutex<Option<Contents>>,
     /// Lines that should have been resources.
     resources: AtomicU64,
     has_lines: AtomicBool,
@@ -44,8 +44,8 @@ pub struct Quarantine {
 
 /// What is in the table, and what will be.
 #[derive(Default)]
-struct Kept {
-    contents: HashSet<ContentId>,
+struct Contents {
+    lines: HashSet<ContentId>,
     bytes: u64,
     /// Not in the table yet.
     waiting: Vec<QuarantineRow>,
@@ -128,7 +128,7 @@ impl Quarantine {
             policy: config.quarantine_policy.clone(),
             max_bytes: config.max_quarantine_bytes,
             of_run,
-            kept: Mutex::default(),
+            contents: Mutex::default(),
             resources: AtomicU64::new(0),
             has_lines: AtomicBool::new(false),
         }
@@ -212,12 +212,12 @@ impl Quarantine {
         if lines.is_empty() {
             return Ok(());
         }
-        let mut kept = self.kept.lock().await;
-        if kept.is_none() {
-            *kept = Some(read(&self.root, &self.of_run.source).await?);
+        let mut contents = self.contents.lock().await;
+        if contents.is_none() {
+            *contents = Some(read(&self.root, &self.of_run.source).await?);
         }
-        let Some(kept) = kept.as_mut() else { return Ok(()) };
-        let (received, mut rows, mut bytes, mut contents) = (lines.len() as u64, Vec::new(), 0, HashSet::new());
+        let Some(contents) = contents.as_mut() else { return Ok(()) };
+        let (received, mut rows, mut bytes, mut new) = (lines.len() as u64, Vec::new(), 0, HashSet::new());
         let of_file = QuarantineRow {
             resource_type: resource_type.map(|of| of.to_string()),
             transaction_time: exported_at.and_then(|at| DateTime::from_timestamp_micros(at.as_micros())),
@@ -225,26 +225,26 @@ impl Quarantine {
             ..self.of_run.clone()
         };
         for line in lines {
-            if kept.contents.contains(&line.id) || !contents.insert(line.id) {
+            if contents.lines.contains(&line.id) || !new.insert(line.id) {
                 continue;
             }
             let row = line.row(&self.policy, &of_file)?;
             bytes += ROW_BYTES + row.content.as_ref().map_or(0, |content| content.len() as u64);
             rows.push(row);
         }
-        if bytes > 0 && kept.bytes + bytes > self.max_bytes {
+        if bytes > 0 && contents.bytes + bytes > self.max_bytes {
             let place = self.root.place_of_table(TableName::Quarantine);
             return Err(Error::QuarantineFull { place, max_bytes: self.max_bytes });
         }
-        kept.bytes += bytes;
-        kept.contents.extend(contents);
-        kept.waiting.append(&mut rows);
-        kept.waiting_bytes += bytes;
+        contents.bytes += bytes;
+        contents.lines.extend(new);
+        contents.waiting.append(&mut rows);
+        contents.waiting_bytes += bytes;
         self.has_lines.store(true, Ordering::Relaxed);
         if resource_type.is_some() {
             self.resources.fetch_add(received, Ordering::Relaxed);
         }
-        if kept.waiting_bytes > MAX_WAITING_BYTES { self.write(kept).await } else { Ok(()) }
+        if contents.waiting_bytes > MAX_WAITING_BYTES { self.write(contents).await } else { Ok(()) }
     }
 
     /// Brings to the disk what waits, before the commit of a type. What cannot be written waits on, for the commits of
@@ -253,11 +253,11 @@ impl Quarantine {
     /// # Errors
     /// Lines of this type, or of a file without a type, could not be written.
     pub async fn flush(&self, resource_type: ResourceType) -> Result<(), Error> {
-        let mut kept = self.kept.lock().await;
-        let Some(kept) = kept.as_mut() else { return Ok(()) };
+        let mut contents = self.contents.lock().await;
+        let Some(contents) = contents.as_mut() else { return Ok(()) };
         let concerns = |row: &QuarantineRow| row.resource_type.as_ref().is_none_or(|of| of == resource_type.as_str());
-        let is_concerned = kept.waiting.iter().any(concerns);
-        match self.write(kept).await {
+        let is_concerned = contents.waiting.iter().any(concerns);
+        match self.write(contents).await {
             Err(error) if is_concerned => Err(error),
             _ => Ok(()),
         }
@@ -266,29 +266,29 @@ impl Quarantine {
     /// Brings to the disk what still waits at the end of an export: lines of types that failed. The next export reads
     /// the table again, because another run may have written to it.
     pub async fn close(&self) -> Result<(), Error> {
-        let mut of_export = self.kept.lock().await;
-        if let Some(kept) = of_export.as_mut() {
-            self.write(kept).await?;
+        let mut of_export = self.contents.lock().await;
+        if let Some(contents) = of_export.as_mut() {
+            self.write(contents).await?;
         }
         *of_export = None;
         Ok(())
     }
 
-    async fn write(&self, kept: &mut Kept) -> Result<(), Error> {
-        self.root.append_to_quarantine(&kept.waiting).await.map_err(Error::Quarantine)?;
-        (kept.waiting, kept.waiting_bytes) = (Vec::new(), 0);
+    async fn write(&self, contents: &mut Contents) -> Result<(), Error> {
+        self.root.append_to_quarantine(&contents.waiting).await.map_err(Error::Quarantine)?;
+        (contents.waiting, contents.waiting_bytes) = (Vec::new(), 0);
         Ok(())
     }
 }
 
-/// What earlier runs have kept.
-/// The lines of this source: the same line of another one is a line of its own.
-async fn read(root: &Root, source: &str) -> Result<Kept, Error> {
+/// What earlier runs have kept: the lines of this source, because the same line of another one is a line of its own, and
+/// the bytes of all sources.
+async fn read(root: &Root, source: &str) -> Result<Contents, Error> {
     let rows = root.quarantine().await.map_err(Error::Quarantine)?;
     let bytes = |row: &QuarantineRow| ROW_BYTES + if row.has_line() { row.bytes } else { 0 };
     let of_source = rows.iter().filter(|row| row.source == source);
-    let contents = of_source.filter_map(|row| from_hex(row.id.as_bytes())).collect();
-    Ok(Kept { contents, bytes: rows.iter().map(bytes).sum(), ..Kept::default() })
+    let lines = of_source.filter_map(|row| from_hex(row.id.as_bytes())).collect();
+    Ok(Contents { lines, bytes: rows.iter().map(bytes).sum(), ..Contents::default() })
 }
 
 fn content_id(line: &[u8]) -> ContentId {

@@ -33,11 +33,11 @@ pub struct Candidate {
 /// Takes candidates while the stored rows are read.
 pub struct Candidates {
     filter: IdFilter,
-    kept: Mutex<Kept>,
+    taken: Mutex<AllCandidates>,
 }
 
 /// All candidates, when the stored rows have been read.
-pub struct Kept {
+pub struct AllCandidates {
     buckets: Buckets,
     spool: Spool,
 }
@@ -45,7 +45,7 @@ pub struct Kept {
 impl Candidates {
     /// Candidates take at most `max_bytes` of memory; the others are in the spool.
     pub fn new(filter: IdFilter, spool: Spool, max_bytes: usize) -> Self {
-        Self { filter, kept: Mutex::new(Kept { buckets: Buckets::new(max_bytes), spool }) }
+        Self { filter, taken: Mutex::new(AllCandidates { buckets: Buckets::new(max_bytes), spool }) }
     }
 
     pub fn filter(&self) -> &IdFilter {
@@ -54,19 +54,19 @@ impl Candidates {
 
     /// Takes some candidates. May block on the disk.
     pub fn keep(&self, candidates: &[Candidate]) -> Result<(), Error> {
-        let Kept { buckets, spool } = &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let AllCandidates { buckets, spool } = &mut *self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         candidates.iter().try_for_each(|of| buckets.push(spool, of.id_hash, |out| of.encode(out)))
     }
 
     /// Frees the memory: shards need it now. Blocks on the disk.
-    pub fn kept(self) -> Result<Kept, Error> {
-        let Kept { mut buckets, mut spool } = self.kept.into_inner().unwrap_or_else(PoisonError::into_inner);
+    pub fn all(self) -> Result<AllCandidates, Error> {
+        let AllCandidates { mut buckets, mut spool } = self.taken.into_inner().unwrap_or_else(PoisonError::into_inner);
         buckets.spill(&mut spool)?;
-        Ok(Kept { buckets, spool })
+        Ok(AllCandidates { buckets, spool })
     }
 }
 
-impl Kept {
+impl AllCandidates {
     /// Gives the candidates of the shard to `take`, one by one and in any order: there may be more of them than fit into
     /// memory. Blocks on the disk.
     pub fn read(&self, shard: &Shard, mut take: impl FnMut(Candidate)) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use crate::fhir::TransactionTime;
 use crate::table::{
     ChangeSet, Counts, Error, Extent, Reconcile, Table, Upsert,
-    change_set::candidates::Kept,
+    change_set::candidates::AllCandidates,
     change_set::digests::RowsByFile,
     change_set::entry::ChunkIndex,
     change_set::newest::{Shard, Winner},
@@ -125,7 +125,7 @@ fn candidates(
     ids: &Ids,
     upsert: &Upsert,
     decision: &mut Decision,
-) -> Result<Option<Kept>, Error> {
+) -> Result<Option<AllCandidates>, Error> {
     if decision.files.is_empty() {
         return Ok(None);
     }
@@ -133,7 +133,7 @@ fn candidates(
     let Probed { missing, stored_rows, .. } = probe_once(table, &decision.files, &candidates, ids, upsert)?;
     decision.missing = missing;
     decision.stored_rows = stored_rows;
-    Ok(Some(candidates.kept()?))
+    Ok(Some(candidates.all()?))
 }
 
 /// The doubtful rows that are the same as their received row, where there are several shards. Comparing them for each
@@ -141,7 +141,7 @@ fn candidates(
 fn same_of_all_shards(
     table: &Table,
     changes: &ChangeSet,
-    candidates: &Kept,
+    candidates: &AllCandidates,
     upsert: &Upsert,
     files: &[StoredFile],
 ) -> Result<RowsByFile, Error> {

@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use crate::fhir::TransactionTime;
 use crate::table::{
     Error, Table, Upsert,
-    change_set::candidates::{Candidate, Candidates, Kept},
+    change_set::candidates::{AllCandidates, Candidate, Candidates},
     change_set::entry::IdHash,
     change_set::newest::Shard,
     change_set::newest::filter::IdFilter,
@@ -69,7 +69,7 @@ pub fn probe_once(
 }
 
 /// Which candidates of a shard are hits, and which are rows that a full refresh did not bring. Blocks on the disk.
-pub fn probe_candidates(shard: &Shard, candidates: &Kept, upsert: &Upsert) -> Result<Probed, Error> {
+pub fn probe_candidates(shard: &Shard, candidates: &AllCandidates, upsert: &Upsert) -> Result<Probed, Error> {
     let compared_until_micros = upsert.compared_until().map(TransactionTime::as_micros);
     let mut probed = Probed::default();
     candidates.read(shard, |Candidate { id_hash, file, row, version, hash }| match shard.by_hash(id_hash) {

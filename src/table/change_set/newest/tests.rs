@@ -208,7 +208,7 @@ fn each_candidate_is_in_exactly_one_shard_and_as_it_was_kept() {
     };
     let all: Vec<_> = (0..2_000).map(candidate).collect();
     all.chunks(100).for_each(|some| candidates.keep(some).unwrap());
-    let kept = candidates.kept().unwrap();
+    let kept = candidates.all().unwrap();
     let mut found = Vec::new();
     for span in index.spans() {
         let shard = index.load(&spool, &hasher, &span).unwrap();
