@@ -401,7 +401,7 @@ impl Daemon {
                 export.progress = match other_holders.get(&export.name) {
                     _ if at_work.contains(&sync) => progress(&sync),
                     Some(holder) => {
-                        Progress { step: Step::Elsewhere { holder: holder.clone() }, ..Progress::default() }
+                        Progress { step: Step::InAnotherProcess { holder: holder.clone() }, ..Progress::default() }
                     }
                     None => Progress::default(),
                 };

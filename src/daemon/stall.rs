@@ -75,7 +75,9 @@ impl Seen {
 /// that of whoever holds it.
 fn waits(step: &Step) -> bool {
     match step {
-        Step::Idle | Step::KickingOff | Step::Waiting { .. } | Step::WaitingForTurn | Step::Elsewhere { .. } => true,
+        Step::Idle | Step::KickingOff | Step::Waiting { .. } | Step::WaitingForTurn | Step::InAnotherProcess { .. } => {
+            true
+        }
         Step::Planning
         | Step::Streaming
         | Step::Upserting(_)

@@ -61,7 +61,7 @@ pub enum Step {
     /// What somebody has asked for by a command.
     ByHand,
     /// Another process works on the export.
-    Elsewhere {
+    InAnotherProcess {
         holder: String,
     },
 }
@@ -70,7 +70,7 @@ impl Step {
     /// As metrics name it; `None` for what is no step of a sync or of maintenance.
     pub fn word(&self) -> Option<metrics::Step> {
         Some(match self {
-            Self::Idle | Self::ByHand | Self::Elsewhere { .. } => return None,
+            Self::Idle | Self::ByHand | Self::InAnotherProcess { .. } => return None,
             Self::Planning => metrics::Step::Planning,
             Self::KickingOff => metrics::Step::KickingOff,
             Self::Waiting { .. } => metrics::Step::Waiting,
@@ -99,7 +99,7 @@ impl fmt::Display for Step {
             Self::Settling => out.write_str("settling"),
             Self::Maintaining(table) => write!(out, "maintaining the table {table}"),
             Self::ByHand => out.write_str("doing what a command asked for"),
-            Self::Elsewhere { holder } => write!(out, "at work in another fhir-sync, {holder}"),
+            Self::InAnotherProcess { holder } => write!(out, "at work in another fhir-sync, {holder}"),
         }
     }
 }
