@@ -47,7 +47,7 @@ mod quarantine;
 /// Who joined and left the groups of exports.
 mod members;
 
-/// The engine: a change set and a table become one commit.
+/// The upsert: a change set and a table become one commit.
 mod upsert;
 /// An upsert whose rows another engine writes.
 mod staging;

@@ -1,4 +1,4 @@
-//! Advance: a count of work that was done, by which work that takes long is told from work that hangs.
+//! Advance: a counter of finished pieces of work. While it rises, long work is not taken for work that hangs.
 //!
 //! A row group that was read, rows that were written, an attempt at a request: each is noted where it happens, for the
 //! whole process.

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_batches_of_all_files_share_the_room() {
+    async fn the_batches_of_all_files_share_the_slots() {
         let slots = BatchSlots::of(2, 0);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let file = async || {
