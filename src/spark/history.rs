@@ -19,12 +19,12 @@ use crate::{
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Ours {
     #[serde(rename = "fhirSync")]
-    pub note: Note,
+    pub metadata: CommitMetadata,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Note {
+pub struct CommitMetadata {
     /// Names the export.
     pub app_id: String,
     /// Absent where no run made the commit.
@@ -51,7 +51,7 @@ pub struct Commit {
     pub at_micros: Option<i64>,
     pub operation: String,
     pub metrics: BTreeMap<String, String>,
-    pub note: Option<Note>,
+    pub metadata: Option<CommitMetadata>,
 }
 
 /// The newest commits of a table, newest first.
@@ -87,7 +87,7 @@ const WITHOUT_CHANGES: [&str; 21] = [
 
 impl Commit {
     fn is_foreign_change(&self) -> bool {
-        self.note.is_none() && !WITHOUT_CHANGES.contains(&self.operation.as_str())
+        self.metadata.is_none() && !WITHOUT_CHANGES.contains(&self.operation.as_str())
     }
 
     pub fn metric(&self, name: &str) -> Option<u64> {
@@ -108,18 +108,18 @@ impl History {
         let mut commits = Vec::new();
         for batch in batches {
             let (versions, at) = (numbers(batch, "version")?, numbers(batch, "timestamp")?);
-            let (operations, notes) = (texts(batch, "operation")?, texts(batch, "userMetadata")?);
+            let (operations, documents) = (texts(batch, "operation")?, texts(batch, "userMetadata")?);
             let mut metrics = maps(batch, "operationMetrics")?.into_iter();
             for (index, version) in versions.into_iter().enumerate() {
                 let metrics = metrics.next().unwrap_or_default().into_iter().collect();
                 let Some(version) = version.and_then(|version| u64::try_from(version).ok()) else { continue };
-                let note = notes[index].as_deref().and_then(|text| serde_json::from_str::<Ours>(text).ok());
+                let metadata = documents[index].as_deref().and_then(|text| serde_json::from_str::<Ours>(text).ok());
                 commits.push(Commit {
                     version,
                     at_micros: at[index],
                     operation: operations[index].clone().unwrap_or_default(),
                     metrics,
-                    note: note.map(|ours| ours.note),
+                    metadata: metadata.map(|ours| ours.metadata),
                 });
             }
         }
@@ -134,34 +134,34 @@ impl History {
 
     /// Has it our newest commit, or all commits that are left?
     pub fn is_enough(&self, limit: usize) -> bool {
-        self.commits.len() < limit || self.last_note().is_some()
+        self.commits.len() < limit || self.last_metadata().is_some()
     }
 
-    pub fn last_note(&self) -> Option<&Note> {
-        self.commits.iter().find_map(|commit| commit.note.as_ref())
+    pub fn last_metadata(&self) -> Option<&CommitMetadata> {
+        self.commits.iter().find_map(|commit| commit.metadata.as_ref())
     }
 
     /// How far an export has brought the table: what its own newest commit says, else what a newer commit of another
     /// export has repeated.
     pub fn watermark(&self, app_id: &str) -> Option<TransactionTime> {
-        let mut notes = self.commits.iter().filter_map(|commit| commit.note.as_ref());
-        let own = notes.find(|note| note.app_id == app_id);
-        let note = own.or_else(|| self.last_note())?;
-        note.watermarks.get(app_id).copied().and_then(TransactionTime::from_micros)
+        let mut ours = self.commits.iter().filter_map(|commit| commit.metadata.as_ref());
+        let own = ours.find(|of| of.app_id == app_id);
+        let metadata = own.or_else(|| self.last_metadata())?;
+        metadata.watermarks.get(app_id).copied().and_then(TransactionTime::from_micros)
     }
 
     /// The watermarks of all exports.
     pub fn watermarks(&self) -> BTreeMap<String, i64> {
-        let notes = self.commits.iter().filter_map(|commit| commit.note.as_ref());
-        let mut names: BTreeSet<_> = notes.map(|note| note.app_id.clone()).collect();
-        names.extend(self.last_note().into_iter().flat_map(|note| note.watermarks.keys().cloned()));
+        let ours = self.commits.iter().filter_map(|commit| commit.metadata.as_ref());
+        let mut names: BTreeSet<_> = ours.map(|of| of.app_id.clone()).collect();
+        names.extend(self.last_metadata().into_iter().flat_map(|of| of.watermarks.keys().cloned()));
         let watermark = |name: String| Some((name.clone(), self.watermark(&name)?.as_micros()));
         names.into_iter().filter_map(watermark).collect()
     }
 
     /// How many commits of other writers changed rows since our last one was decided.
     pub fn foreign(&self) -> u64 {
-        let decided_at = self.last_note().map(|note| note.decided_at);
+        let decided_at = self.last_metadata().map(|of| of.decided_at);
         let is_since = |commit: &&Commit| decided_at.is_none_or(|decided_at| commit.version > decided_at);
         self.commits.iter().filter(is_since).filter(|commit| commit.is_foreign_change()).count() as u64
     }
@@ -169,11 +169,11 @@ impl History {
     /// May rows have been changed without their hashes since the last whole load? Before our first commit everything
     /// is of other writers.
     pub fn is_changed_by_others(&self) -> bool {
-        self.foreign() > 0 || self.last_note().is_some_and(|note| note.changed_by_others)
+        self.foreign() > 0 || self.last_metadata().is_some_and(|of| of.changed_by_others)
     }
 
     pub fn find(&self, commit: &str) -> Option<&Commit> {
-        self.commits.iter().find(|known| known.note.as_ref().is_some_and(|note| note.commit == commit))
+        self.commits.iter().find(|known| known.metadata.as_ref().is_some_and(|of| of.commit == commit))
     }
 
     pub fn restored_since(&self, version: u64) -> bool {
@@ -183,13 +183,13 @@ impl History {
     /// What these runs committed.
     pub fn commits_of(&self, runs: &BTreeSet<u64>) -> Vec<RunCommit> {
         let of_run = |commit: &Commit| {
-            let note = commit.note.as_ref()?;
+            let metadata = commit.metadata.as_ref()?;
             Some(RunCommit {
-                run: note.run.filter(|run| runs.contains(run))?,
+                run: metadata.run.filter(|run| runs.contains(run))?,
                 version: commit.version,
                 at: commit.at_micros.and_then(DateTime::from_timestamp_micros),
-                watermark: note.transaction_time.and_then(TransactionTime::from_micros),
-                counts: note.counts,
+                watermark: metadata.transaction_time.and_then(TransactionTime::from_micros),
+                counts: metadata.counts,
             })
         };
         self.commits.iter().filter_map(of_run).collect()
@@ -200,13 +200,13 @@ impl History {
 mod tests {
     use super::*;
 
-    fn commit(version: u64, operation: &str, note: impl Into<Option<Note>>) -> Commit {
-        let (operation, note) = (operation.to_owned(), note.into());
-        Commit { version, at_micros: None, operation, metrics: BTreeMap::new(), note }
+    fn commit(version: u64, operation: &str, metadata: impl Into<Option<CommitMetadata>>) -> Commit {
+        let (operation, metadata) = (operation.to_owned(), metadata.into());
+        Commit { version, at_micros: None, operation, metrics: BTreeMap::new(), metadata }
     }
 
-    fn note(app_id: &str, watermarks: &[(&str, i64)]) -> Note {
-        Note {
+    fn metadata(app_id: &str, watermarks: &[(&str, i64)]) -> CommitMetadata {
+        CommitMetadata {
             app_id: app_id.to_owned(),
             run: Some(1),
             commit: "c".to_owned(),
@@ -227,9 +227,9 @@ mod tests {
         let history = History {
             commits: vec![
                 commit(9, "OPTIMIZE", None),
-                commit(8, "MERGE", note("b", &[("a", 1), ("b", 5), ("old", 3)])),
+                commit(8, "MERGE", metadata("b", &[("a", 1), ("b", 5), ("old", 3)])),
                 // Both began at the same version, so the later one repeats an earlier watermark of the other.
-                commit(7, "MERGE", note("a", &[("a", 2)])),
+                commit(7, "MERGE", metadata("a", &[("a", 2)])),
             ],
         };
         assert_eq!((micros(&history, "a"), micros(&history, "b")), (Some(2), Some(5)));
@@ -239,21 +239,21 @@ mod tests {
 
     #[test]
     fn only_commits_that_change_rows_make_hashes_doubtful() {
-        let quiet = History { commits: vec![commit(3, "OPTIMIZE", None), commit(2, "MERGE", note("a", &[]))] };
+        let quiet = History { commits: vec![commit(3, "OPTIMIZE", None), commit(2, "MERGE", metadata("a", &[]))] };
         assert!(!quiet.is_changed_by_others());
-        let changed = History { commits: vec![commit(3, "UPDATE", None), commit(2, "MERGE", note("a", &[]))] };
+        let changed = History { commits: vec![commit(3, "UPDATE", None), commit(2, "MERGE", metadata("a", &[]))] };
         assert_eq!((changed.is_changed_by_others(), changed.foreign()), (true, 1));
         // The UPDATE was before our commit and after what it was decided about.
-        let between = [commit(3, "MERGE", note("a", &[])), commit(2, "UPDATE", None), commit(1, "WRITE", None)];
+        let between = [commit(3, "MERGE", metadata("a", &[])), commit(2, "UPDATE", None), commit(1, "WRITE", None)];
         assert_eq!(History { commits: between.to_vec() }.foreign(), 1);
-        let remembered = Note { changed_by_others: true, ..note("a", &[]) };
+        let remembered = CommitMetadata { changed_by_others: true, ..metadata("a", &[]) };
         assert!(History { commits: vec![commit(2, "MERGE", remembered)] }.is_changed_by_others());
     }
 
     #[test]
     fn a_document_of_another_writer_is_not_ours() {
         assert!(serde_json::from_str::<Ours>(r#"{"pipeline":"x"}"#).is_err());
-        let text = serde_json::to_string(&Ours { note: note("a", &[("a", 2)]) }).unwrap();
-        assert_eq!(serde_json::from_str::<Ours>(&text).unwrap().note.watermarks["a"], 2);
+        let text = serde_json::to_string(&Ours { metadata: metadata("a", &[("a", 2)]) }).unwrap();
+        assert_eq!(serde_json::from_str::<Ours>(&text).unwrap().metadata.watermarks["a"], 2);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     connect::Session,
     engine::{SparkTable, count, history},
     error::Error,
-    history::{Commit, Note, Ours},
+    history::{Commit, CommitMetadata, Ours},
     results::{numbers, texts, truths},
     sql::{self, AtVersion, Portion},
 };
@@ -108,7 +108,7 @@ impl SparkTable {
         }
         let mut watermarks = self.history.watermarks();
         watermarks.extend(watermark.map(|watermark| (upsert.app_id.clone(), watermark)));
-        let note = Note {
+        let metadata = CommitMetadata {
             app_id: upsert.app_id.clone(),
             run: Some(upsert.run),
             commit: Uuid::new_v4().to_string(),
@@ -124,7 +124,7 @@ impl SparkTable {
             let rows = self.spark.names.files(&rows_directory);
             sql::merge(&self.name, &upsert.source, &rows, &columns, &staged)
         };
-        Ok(Attempted::Merged(self.merge(merge, note).await?, staged))
+        Ok(Attempted::Merged(self.merge(merge, metadata).await?, staged))
     }
 
     /// Decides about all rows of the change set, and stages what is to be written.
@@ -186,15 +186,15 @@ impl SparkTable {
     }
 
     /// One MERGE. What its answer says does not count; the history of the table does.
-    async fn merge(&self, statement: String, note: Note) -> Result<Merged, Error> {
-        let (version, commit) = (self.version() + 1, note.commit.clone());
-        let app_id = note.app_id.clone();
-        let metadata = serde_json::to_string(&Ours { note }).unwrap_or_default();
+    async fn merge(&self, statement: String, metadata: CommitMetadata) -> Result<Merged, Error> {
+        let (version, commit) = (self.version() + 1, metadata.commit.clone());
+        let app_id = metadata.app_id.clone();
+        let document = serde_json::to_string(&Ours { metadata }).unwrap_or_default();
         self.spark.root.check_lease().await?;
         let settings = [
             ("spark.databricks.delta.write.txnAppId", app_id),
             ("spark.databricks.delta.write.txnVersion", version.to_string()),
-            ("spark.databricks.delta.commitInfo.userMetadata", metadata),
+            ("spark.databricks.delta.commitInfo.userMetadata", document),
         ];
         let session = self.spark.client.session(&settings).await?;
         let answered = session.command("the MERGE", statement).await;
@@ -234,7 +234,7 @@ impl SparkTable {
             for _ in 0..MAX_ATTEMPTS {
                 let mut watermarks: BTreeMap<_, _> = self.history.watermarks();
                 watermarks.insert(app_id.to_owned(), watermark.as_micros());
-                let note = Note {
+                let metadata = CommitMetadata {
                     app_id: app_id.to_owned(),
                     run: None,
                     commit: Uuid::new_v4().to_string(),
@@ -244,7 +244,7 @@ impl SparkTable {
                     counts: Counts::default(),
                     changed_by_others: self.history.is_changed_by_others(),
                 };
-                if let Merged::Committed(commit) = self.merge(sql::merge_of_nothing(&self.name), note).await? {
+                if let Merged::Committed(commit) = self.merge(sql::merge_of_nothing(&self.name), metadata).await? {
                     return Ok(commit.version);
                 }
                 self.reload().await?;

@@ -155,7 +155,7 @@ impl Site {
 
     /// MERGEs that arrived, and those that became a commit.
     fn merges(&self) -> (usize, usize) {
-        (self.server.count("MERGE INTO"), self.server.inner().warehouse.notes().len())
+        (self.server.count("MERGE INTO"), self.server.inner().warehouse.commit_metadata().len())
     }
 }
 

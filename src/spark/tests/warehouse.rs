@@ -61,8 +61,8 @@ impl Warehouse {
         Self { schema, is_created: false, rows, commits, unstaged_rows: 0, versions: BTreeMap::new() }
     }
 
-    /// The notes of our own commits.
-    pub fn notes(&self) -> Vec<&str> {
+    /// The metadata of our own commits.
+    pub fn commit_metadata(&self) -> Vec<&str> {
         self.commits.iter().filter_map(|commit| commit.metadata.as_deref()).collect()
     }
 
