@@ -89,7 +89,7 @@ async fn of_tables(config: table::Config) -> Check {
         Err(error) => return Check::failed(what, chain(&error)),
     };
     let place = root.place();
-    match root.probe().await {
+    match root.try_permissions().await {
         Ok(Exclusive::Held) if root.is_open_to_all() => {
             Check::doubtful(what, format!("every user of this machine may enter {place}; {CLOSE_IT}"))
         }

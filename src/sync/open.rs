@@ -10,7 +10,7 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     lease::Lease,
     state::{Found, OpenState, StatePlace},
-    table::{self, Root, probe_spool_folder},
+    table::{self, Root, try_spool_folder},
 };
 
 impl Syncer {
@@ -24,7 +24,7 @@ impl Syncer {
         progress: ProgressBoard,
     ) -> Result<Self, Error> {
         let (open_state, found) = OpenState::open_at(state).await?;
-        probe_spool_folder(&config.spool_folder)
+        try_spool_folder(&config.spool_folder)
             .map_err(|source| Error::SpoolFolder { place: config.spool_folder.display().to_string(), source })?;
         let url = server.server.clone();
         let client = Arc::new(Client::new(server)?);

@@ -16,7 +16,8 @@ use crate::store::{Cause, Failure};
 
 /// The folder of everything that is ours and not a table of resources.
 const FOLDER: &str = "_fhir_sync";
-const PROBE: &str = "probe";
+/// The document by which permissions are tried.
+const TRIAL: &str = "trial";
 
 /// Whether a store keeps two writers from creating the same file: the order of commits relies on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,17 +58,17 @@ impl Root {
     ///
     /// # Errors
     /// [`Error::Permissions`] with everything that the credentials may not do.
-    pub async fn probe(&self) -> Result<Exclusive, Error> {
+    pub async fn try_permissions(&self) -> Result<Exclusive, Error> {
         if let Some(folder) = &self.folder {
             let unusable = |error: std::io::Error| Error::Root { place: self.place(), reason: reason(&error) };
             return tempfile::NamedTempFile::new_in(folder).map(|_| Exclusive::Held).map_err(unusable);
         }
-        let (store, path) = (self.delta(FOLDER)?.object_store(), Path::from(PROBE));
-        let mut tried = Tried { place: self.place_of_document(PROBE), missing: Vec::new() };
+        let (store, path) = (self.delta(FOLDER)?.object_store(), Path::from(TRIAL));
+        let mut tried = Tried { place: self.place_of_document(TRIAL), missing: Vec::new() };
         tried.note("list", store.list(None).try_next().await)?;
         // One that was left behind by a process that was killed.
         tried.note("delete", store.delete(&path).await)?;
-        let create = || store.put_opts(&path, Bytes::from_static(b"probe").into(), PutMode::Create.into());
+        let create = || store.put_opts(&path, Bytes::from_static(b"trial").into(), PutMode::Create.into());
         let mut exclusive = Exclusive::Held;
         if tried.note("write", create().await)? {
             tried.note("read", store.get(&path).await)?;

@@ -63,7 +63,7 @@ mod value_counts;
 
 pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
-    change_set::{ChangeSet, OutputIndex, is_first_load, probe_spool_folder},
+    change_set::{ChangeSet, OutputIndex, is_first_load, try_spool_folder},
     config::Config,
     counts::{ADOPTED, Amount, Committed, Counts, Extent, Reconcile, RunCommit, Upsert},
     data_file::UpdateMode,

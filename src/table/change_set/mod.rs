@@ -396,8 +396,8 @@ impl ChangeSet {
     }
 }
 
-/// Can temporary files be created in the folder? Checked once, before anything is downloaded.
-pub fn probe_spool_folder(folder: &Path) -> std::io::Result<File> {
+/// Can temporary files be created in the folder? Tried once, before anything is downloaded.
+pub fn try_spool_folder(folder: &Path) -> std::io::Result<File> {
     tempfile::tempfile_in(folder)
 }
 

@@ -81,18 +81,18 @@ async fn a_table_whose_store_says_no_is_never_taken_for_a_table_that_is_not_ther
 }
 
 #[tokio::test]
-async fn a_probe_names_all_permissions_that_are_missing_and_whether_two_writers_exclude_each_other() {
+async fn a_trial_names_all_permissions_that_are_missing_and_whether_two_writers_exclude_each_other() {
     let server = Server::start().await;
-    assert_eq!(root(&server).probe().await.unwrap(), Exclusive::Held);
+    assert_eq!(root(&server).try_permissions().await.unwrap(), Exclusive::Held);
     let denied = |seen: &Seen, _| {
         matches!(seen.operation(), "PutObject" | "DeleteObjects").then(|| refusal(403, "AccessDenied"))
     };
     let server = Server::failing(denied).await;
-    let error = root(&server).probe().await.unwrap_err();
-    let sentence = "s3://lake/tables/_fhir_sync/probe: the credentials may not delete, write files; docs/stores.md";
+    let error = root(&server).try_permissions().await.unwrap_err();
+    let sentence = "s3://lake/tables/_fhir_sync/trial: the credentials may not delete, write files; docs/stores.md";
     assert!(error.to_string().starts_with(sentence), "{error}");
     let unconditional =
         |seen: &Seen, _| (seen.operation() == "PutObject").then(|| ([("etag", "\"1\"")], "").into_response());
     let server = Server::failing(unconditional).await;
-    assert_eq!(root(&server).probe().await.unwrap(), Exclusive::Ignored);
+    assert_eq!(root(&server).try_permissions().await.unwrap(), Exclusive::Ignored);
 }
