@@ -52,9 +52,8 @@ pub(super) fn check_features(table: &Table) -> Result<(), Error> {
         ));
     }
     let properties = snapshot.metadata().configuration();
-    let is = |name: &str, value: &str| properties.get(name).is_some_and(|found| found.eq_ignore_ascii_case(value));
     let unset = "unset that table property, or move the table away, so that it is recreated";
-    if is(APPEND_ONLY, "true") {
+    if table.property_is_true(APPEND_ONLY)? {
         return Err(unsupported(table, APPEND_ONLY, unset));
     }
     if properties.get(COLUMN_MAPPING_MODE).is_some_and(|mode| mode != "none") {

@@ -373,6 +373,10 @@ impl Table {
         Ok(self.snapshot()?.metadata().configuration().get(name).map(String::as_str))
     }
 
+    pub(super) fn property_is_true(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.property(name)?.is_some_and(|value| value.eq_ignore_ascii_case("true")))
+    }
+
     /// What the table requires of writers, by the protocol's names of features.
     pub(super) fn features(&self) -> Result<Vec<String>, Error> {
         let protocol = self.snapshot()?.protocol();

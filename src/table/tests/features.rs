@@ -255,17 +255,18 @@ async fn a_numbered_protocol_is_read_as_the_features_that_it_implies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_with_deletion_vectors_switched_off_is_rewritten_instead() {
-    let lake = Lake::new();
-    lake.upsert(&[(0..9).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
-    let mut metadata = lake.actions(0).into_iter().find(|action| !action["metaData"].is_null()).unwrap();
-    metadata["metaData"]["configuration"]["delta.enableDeletionVectors"] = "false".into();
-    let info = json!({"commitInfo": {"timestamp": 1_700_000_000_000_i64, "operation": "SET TBLPROPERTIES"}});
-    lake.commit(2, &[info, metadata]);
-    let committed = lake.upsert(&[vec![line("id1", 2, "new")]], 6).await;
-    assert_eq!(committed.counts.updated, 1);
-    let adds = lake.actions(3).into_iter().filter(|action| !action["add"].is_null());
-    assert!(adds.into_iter().all(|action| action["add"]["deletionVector"].is_null()));
-    assert_eq!(lake.rows().await.len(), 9);
+    for (stated, is_on) in [("false", false), ("TRUE", true)] {
+        let lake = Lake::new();
+        lake.upsert(&[(0..9).map(|id| line(&format!("id{id}"), 1, "")).collect()], 5).await;
+        require(&lake.table_folder(), None, |metadata| {
+            metadata["configuration"]["delta.enableDeletionVectors"] = stated.into();
+        });
+        let committed = lake.upsert(&[vec![line("id1", 2, "new")]], 6).await;
+        assert_eq!(committed.counts.updated, 1);
+        let actions = lake.actions(3);
+        assert_eq!(actions.iter().any(|action| !action["add"]["deletionVector"].is_null()), is_on, "{stated}");
+        assert_eq!(lake.rows().await.len(), 9);
+    }
 }
 
 /// The definition without the field `period` of the names.

@@ -77,7 +77,9 @@ pub async fn decide(
     upsert: &Upsert,
     tombstone_table: &TombstoneTable,
 ) -> Result<Decision, Error> {
-    let mut decision = Decision { feed: records_changes(table)?.then(Feed::default), ..Decision::default() };
+    // The table's own property decides, no matter who set it: it promises change files to its readers.
+    let records_changes = table.property_is_true(ENABLE_CHANGE_DATA_FEED)?;
+    let mut decision = Decision { feed: records_changes.then(Feed::default), ..Decision::default() };
     if upsert.extent.is_full() {
         (decision.files, decision.damaged) = table.whole_files().await?;
         for file in &decision.damaged {
@@ -154,13 +156,6 @@ fn same_of_all_shards(
         doubtful.note(&shard, files, &probe_candidates(&shard, candidates, upsert)?.hits);
     }
     doubtful.same(table, changes, files)
-}
-
-/// Does the table promise change files to its readers? Its own property decides, no matter who set it.
-fn records_changes(table: &Table) -> Result<bool, Error> {
-    let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
-    let stated = snapshot.metadata().configuration().get(ENABLE_CHANGE_DATA_FEED);
-    Ok(stated.is_some_and(|stated| stated.eq_ignore_ascii_case("true")))
 }
 
 /// Removes the rows that a full refresh did not bring, unless they are too many.

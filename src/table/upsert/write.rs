@@ -143,9 +143,8 @@ async fn touched_files<'files>(
 /// Are deleted rows marked in deletion vectors? Only if the configuration asks for it and the table still allows it:
 /// somebody else may have switched its property off.
 fn may_mark_deleted(table: &Table) -> Result<bool, Error> {
-    let snapshot = table.delta.snapshot().map_err(|error| table.failed(error))?;
-    let enabled = snapshot.metadata().configuration().get(ENABLE_DELETION_VECTORS).is_some_and(|on| on == "true");
-    Ok(table.root.update_mode == UpdateMode::DeletionVectors && enabled)
+    let is_wanted = table.root.update_mode == UpdateMode::DeletionVectors;
+    Ok(is_wanted && table.property_is_true(ENABLE_DELETION_VECTORS)?)
 }
 
 impl TouchedFile<'_> {
