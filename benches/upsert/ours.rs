@@ -16,8 +16,8 @@ use fhir_sync::{
     resource::{self, Decoder, Line, MappingPool, Options, Shape},
     sync::MAX_BATCH_BYTES,
     table::{
-        ChangeSet, Committed, Config, Extent, Location, MemoryBudget, OutputIndex, Root, TableDefinition, UpdateMode,
-        Upsert,
+        ChangeSet, Committed, Config, Extent, Location, MemoryBudget, NewWatermark, OutputIndex, Root, TableDefinition,
+        UpdateMode, Upsert, is_first_load,
     },
 };
 use tokio::runtime::Runtime;
@@ -147,8 +147,7 @@ impl Bench {
             app_id: "fhir-sync/bench".to_owned(),
             adopted_app_id: None,
             source: "bench".to_owned(),
-            watermark,
-            lowers_watermark: false,
+            watermark: watermark.map_or(NewWatermark::Stays, NewWatermark::Raised),
             set_back_from: None,
             exported_at: watermark,
             run_started_micros,
@@ -156,7 +155,6 @@ impl Bench {
             run: 1,
             extent: Extent::Partial,
             reconcile: None,
-            removes_returned: false,
         };
         Ok(self.runtime.block_on(open()?.upsert(&changes, &upsert))?)
     }

@@ -100,9 +100,7 @@ impl SparkTable {
         session.close().await;
         let Stage { staged, rows_directory, columns } = staged?;
         let before = self.history.watermark(&upsert.app_id).map(TransactionTime::as_micros);
-        // A watermark never goes backwards by itself (rule 52).
-        let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
-        let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
+        let watermark = upsert.watermark.micros_after(before);
         if staged.expected.is_nothing() && watermark.is_none_or(|watermark| Some(watermark) == before) {
             return Ok(Attempted::Unchanged(staged.counts));
         }
@@ -113,7 +111,7 @@ impl SparkTable {
             run: Some(upsert.run),
             commit: Uuid::new_v4().to_string(),
             decided_at: self.version(),
-            transaction_time: upsert.watermark.map(TransactionTime::as_micros),
+            transaction_time: upsert.watermark.time().map(TransactionTime::as_micros),
             watermarks,
             counts: staged.counts,
             changed_by_others: !upsert.extent.is_full() && self.history.is_changed_by_others(),

@@ -74,9 +74,9 @@ pub fn way_out(of: ResourceType) -> String {
     format!("fhir-sync sync --full-refresh --allow-empty {of}")
 }
 
-/// Another engine does not look for the rows of [`Upsert::removes_returned`]; where it reconciles, they are missing rows.
+/// Another engine does not look for the returned rows; where it reconciles, they are missing rows.
 pub fn note_of_unchecked_rows(resource_type: ResourceType, upsert: &Upsert, is_spark: bool) -> Option<String> {
-    let stay = upsert.removes_returned && upsert.reconcile.is_none() && is_spark;
+    let stay = upsert.extent.removes_returned() && upsert.reconcile.is_none() && is_spark;
     stay.then(|| {
         format!(
             "{resource_type} was loaded in full; where its table was restored, Spark does not look for rows whose deletion \
@@ -120,13 +120,13 @@ impl Run<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Reconcile;
+    use crate::table::{Extent, Reconcile};
 
     #[test]
     fn the_report_names_a_restored_table_in_which_spark_does_not_look_for_deleted_rows() {
         let named =
             |upsert: &Upsert, is_spark| note_of_unchecked_rows(ResourceType::PATIENT, upsert, is_spark).is_some();
-        let restored = Upsert { removes_returned: true, ..Upsert::default() };
+        let restored = Upsert { extent: Extent::Whole { removes_returned: true }, ..Upsert::default() };
         assert!(named(&restored, true));
         assert!(!named(&restored, false), "this program looks for them");
         assert!(!named(&Upsert { reconcile: Some(Reconcile::NONE), ..restored }, true), "they are missing rows");

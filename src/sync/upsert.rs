@@ -25,7 +25,7 @@ use crate::{
     export::Manifest,
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{JobInFlight, KnownTable},
-    table::{self, ADOPTED, Extent, Reconcile, Upsert},
+    table::{self, ADOPTED, Extent, NewWatermark, Reconcile, Upsert},
 };
 
 /// What the commits of an export have in common.
@@ -66,8 +66,7 @@ impl Commits {
             app_id: run.export.app_id(&run.syncer.config.source),
             adopted_app_id: Some(run.export.app_id_before()),
             source: run.syncer.config.source.to_string(),
-            watermark: None,
-            lowers_watermark: false,
+            watermark: NewWatermark::Stays,
             set_back_from: None,
             exported_at: self.watermark,
             run_started_micros: run.report.started_at.timestamp_micros(),
@@ -75,7 +74,6 @@ impl Commits {
             run: run.report.run,
             extent: Extent::Partial,
             reconcile: None,
-            removes_returned: false,
         }
     }
 }
@@ -276,17 +274,17 @@ impl Commit {
         let extent = match gap {
             _ if !is_everything || is_held || !is_there => Extent::Partial,
             Some(_) => Extent::WithGap,
-            None => Extent::Whole,
+            None => Extent::Whole { removes_returned: is_reloaded && absent.is_none() },
         };
         let compares = is_everything && !is_held && (is_there || (gap.is_some() && absent.is_none()));
         let limits = if gap.is_some() { Reconcile::NONE } else { Reconcile { allow_empty, ..config.reconcile } };
         let upsert = Upsert {
             extent,
-            removes_returned: extent == Extent::Whole && is_reloaded && absent.is_none(),
             reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
             watermark: commits
                 .watermark
-                .filter(|_| !is_held && !is_to_reload && absent.is_none() && !commits.of_joiners),
+                .filter(|_| !is_held && !is_to_reload && absent.is_none() && !commits.of_joiners)
+                .map_or(NewWatermark::Stays, NewWatermark::Raised),
             ..known.upsert.clone()
         };
         Self {
@@ -340,7 +338,7 @@ impl Commit {
                 report.set_back_from = self.upsert.set_back_from;
                 report.damaged_files = if has_all { 0 } else { committed.damaged };
                 let version = committed.version;
-                report.end = match (self.absent.take(), self.upsert.watermark) {
+                report.end = match (self.absent.take(), self.upsert.watermark.time()) {
                     (Some(TypeEnd::Unconfirmed), _) if had_rows => TypeEnd::LeftOut,
                     (Some(absent), _) => absent,
                     (None, _) if reach == Reach::SetBack => TypeEnd::SetBack { version },
@@ -363,7 +361,9 @@ impl Commit {
         if let (None, Some(before)) = (known, &self.upsert.adopted_app_id) {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
         }
-        self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
+        if self.since.is_some_and(|since| known < Some(since)) {
+            self.upsert.watermark = NewWatermark::Stays;
+        }
         let reach = known.map_or(Reach::Further, |known| self.reach(known));
         let id = table.id()?;
         let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);
@@ -375,7 +375,7 @@ impl Commit {
     /// Whether the export reaches what the table has, and from where the next one has to ask. Within the overlap of
     /// `_since` the later watermark stays.
     fn reach(&mut self, known: TransactionTime) -> Reach {
-        let Some(exported) = self.upsert.watermark else { return Reach::Further };
+        let Some(exported) = self.upsert.watermark.time() else { return Reach::Further };
         let is_earlier = exported.instant() + self.overlap < known.instant();
         let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // Only where the server's own time agrees: else it may be an old export that comes again.
@@ -383,15 +383,13 @@ impl Commit {
         let former = self.set_back_from.filter(|from| exported < *from).max(is_earlier.then_some(known));
         self.upsert.set_back_from = former.filter(|_| is_of_now);
         if self.since.is_some_and(|since| exported < since || is_earlier) {
-            self.upsert.watermark = None;
+            self.upsert.watermark = NewWatermark::Stays;
             return Reach::SetBack;
         }
         // A full load has everything, whatever the clock was. From the later watermark, what changes on the corrected
         // clock would never be asked for.
-        self.upsert.lowers_watermark = is_earlier;
-        if !is_earlier {
-            self.upsert.watermark = Some(exported.max(known));
-        }
+        self.upsert.watermark =
+            if is_earlier { NewWatermark::Exactly(exported) } else { NewWatermark::Raised(exported.max(known)) };
         // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
         let is_no_later = exported.instant() < known.instant() + TimeDelta::seconds(1);
         if is_no_later && self.server_time.is_none_or(is_old) { Reach::Behind } else { Reach::Further }

@@ -50,9 +50,7 @@ pub(super) async fn commit(
     upsert: &Upsert,
 ) -> Result<CommitOutcome, Error> {
     let before = transaction_version(&table.delta, &upsert.app_id).await.map_err(|error| table.failed(error))?;
-    // A watermark never goes backwards by itself (rule 52).
-    let least = before.filter(|_| !upsert.lowers_watermark).unwrap_or(i64::MIN);
-    let watermark = upsert.watermark.map(|watermark| watermark.as_micros().max(least));
+    let watermark = upsert.watermark.micros_after(before);
     if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
         return Ok(CommitOutcome::Committed { bytes_written: 0 });
     }
@@ -362,7 +360,7 @@ fn metadata(counts: &Counts, actions: &[Action], upsert: &Upsert) -> BTreeMap<St
     }
     let run = json!({
         "run": upsert.run,
-        "transactionTime": upsert.watermark.map(TransactionTime::as_micros),
+        "transactionTime": upsert.watermark.time().map(TransactionTime::as_micros),
         "counts": counts,
     });
     BTreeMap::from([("operationMetrics".to_owned(), metrics), (OURS.to_owned(), run)])

@@ -18,10 +18,7 @@ pub struct Upsert {
     pub adopted_app_id: Option<String>,
     /// Rows with another `_sync_source` are neither read nor changed.
     pub source: String,
-    /// The watermark of the table after the commit; `None` where rows are upserted and the watermark stays.
-    pub watermark: Option<TransactionTime>,
-    /// The watermark is written as it is given, also if the table has a later one. Else it never goes backwards.
-    pub lowers_watermark: bool,
+    pub watermark: NewWatermark,
     /// The server's clock was set back from here: rows and deletions that were stored up to here were there before the
     /// export, although their times are later. That is known until an export goes further.
     pub set_back_from: Option<TransactionTime>,
@@ -35,10 +32,6 @@ pub struct Upsert {
     pub extent: Extent,
     /// Set where the change set is everything that the server has: stored rows that it lacks are removed.
     pub reconcile: Option<Reconcile>,
-    /// Only with [`Extent::Whole`]. The table may have been restored to an earlier version: stored rows that the change
-    /// set lacks, and whose deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`]
-    /// says. Another engine does not look for them.
-    pub removes_returned: bool,
 }
 
 impl Upsert {
@@ -48,14 +41,14 @@ impl Upsert {
         is_set_back || stored_micros < self.exported_at.map(TransactionTime::as_micros)
     }
 
-    /// Is this time of a clock that has been set back since?
+    /// Is this time from before the clock was set back, and later than this export?
     pub fn is_ahead(&self, micros: Option<i64>) -> bool {
-        let is_of_former = self.set_back_from.is_some_and(|from| micros <= Some(from.as_micros()));
-        is_of_former && micros > self.exported_at.map(TransactionTime::as_micros)
+        let is_before = self.set_back_from.is_some_and(|from| micros <= Some(from.as_micros()));
+        is_before && micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
-    /// A stored version without a `lastUpdated` of such a clock: nothing would be newer than that. It may be later than
-    /// the last export by that clock.
+    /// The stored version, without a `lastUpdated` that is later than this export where the clock was set back:
+    /// otherwise no later change would look newer.
     pub fn without_former_clock(&self, stored: Version) -> Version {
         let exported_micros = self.exported_at.map(TransactionTime::as_micros);
         let is_ahead = self.set_back_from.is_some() && stored.last_updated_micros > exported_micros;
@@ -65,6 +58,37 @@ impl Upsert {
     /// Stored rows with a transaction time up to here are missing, where the export lacks them.
     pub fn compared_until(&self) -> Option<TransactionTime> {
         self.exported_at.max(self.set_back_from)
+    }
+}
+
+/// The watermark of the table after the commit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum NewWatermark {
+    /// It stays as it is: rows are upserted, and nothing is said of how far the table is.
+    #[default]
+    Stays,
+    /// It becomes this, unless the table has a later one: a watermark never goes backwards by itself (rule 52).
+    Raised(TransactionTime),
+    /// It becomes this, also if the table has a later one.
+    Exactly(TransactionTime),
+}
+
+impl NewWatermark {
+    /// As it is asked for; `None` where the watermark stays.
+    pub fn time(self) -> Option<TransactionTime> {
+        match self {
+            Self::Stays => None,
+            Self::Raised(time) | Self::Exactly(time) => Some(time),
+        }
+    }
+
+    /// What the commit writes where the table has `before`; `None` where the watermark stays.
+    pub fn micros_after(self, before: Option<i64>) -> Option<i64> {
+        match self {
+            Self::Stays => None,
+            Self::Raised(time) => before.max(Some(time.as_micros())),
+            Self::Exactly(time) => Some(time.as_micros()),
+        }
     }
 }
 
@@ -79,13 +103,26 @@ pub enum Extent {
     /// stay. A damaged data file is removed, because its rows come again, but for those in the gap.
     WithGap,
     /// The same without a gap. Its deletions are the truth as well.
-    Whole,
+    Whole {
+        /// The table may have been restored to an earlier version: stored rows that the change set lacks, and whose
+        /// deletion was reported after they were stored, are removed, whatever [`Upsert::reconcile`] says. Another
+        /// engine does not look for them.
+        removes_returned: bool,
+    },
 }
 
 impl Extent {
     /// Is what it has the truth?
     pub fn is_full(self) -> bool {
         self != Self::Partial
+    }
+
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Whole { .. })
+    }
+
+    pub fn removes_returned(self) -> bool {
+        self == Self::Whole { removes_returned: true }
     }
 }
 

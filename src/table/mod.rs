@@ -65,7 +65,7 @@ pub use self::{
     change_set::memory_budget::{MemoryBudget, MemoryDemand},
     change_set::{ChangeSet, OutputIndex, is_first_load, try_spool_folder},
     config::Config,
-    counts::{ADOPTED, Amount, Committed, Counts, Extent, Reconcile, RunCommit, Upsert},
+    counts::{ADOPTED, Amount, Committed, Counts, Extent, NewWatermark, Reconcile, RunCommit, Upsert},
     data_file::UpdateMode,
     data_file::properties::writer_properties,
     data_file::rolling::{DataFiles, FileTarget},

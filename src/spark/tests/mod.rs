@@ -17,7 +17,7 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{Decoder, Layout, Line, MappingPool, Options, Shape},
     table::{
-        self, ChangeSet, Committed, Counts, Extent, Location, MemoryBudget, OutputIndex, Reconcile, Root,
+        self, ChangeSet, Committed, Counts, Extent, Location, MemoryBudget, NewWatermark, OutputIndex, Reconcile, Root,
         TableDefinition, Upsert,
     },
 };
@@ -55,7 +55,7 @@ fn upsert(at: i64) -> Upsert {
     Upsert {
         app_id: APP_ID.to_owned(),
         source: "hospital".to_owned(),
-        watermark: Some(time(at)),
+        watermark: NewWatermark::Raised(time(at)),
         exported_at: Some(time(at)),
         job: "all#1".to_owned(),
         run: 7,
@@ -191,7 +191,7 @@ async fn the_same_export_again_sends_no_merge() {
 async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
     let site = Site::loaded().await;
     let limits = Reconcile { max_missing: 1, max_missing_percent: 0.0, allow_empty: false };
-    let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(2) };
+    let whole = Upsert { extent: Extent::Whole { removes_returned: false }, reconcile: Some(limits), ..upsert(2) };
     let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &whole).await.unwrap();
     assert_eq!(committed.counts, Counts { unchanged: 1, removed: 1, ..Counts::default() });
     site.assert_rows(&[("b", 1)]);
@@ -250,7 +250,7 @@ async fn missing_rows_that_may_not_be_removed_are_counted_and_not_fetched() {
     let may_all = Reconcile { max_missing: 100, max_missing_percent: 100.0, allow_empty: false };
     for (number, (lines, limits)) in [(vec![], may_all), (patients(0..2, 1), Reconcile::NONE)].into_iter().enumerate() {
         let at = 2 + i64::try_from(number).unwrap();
-        let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(at) };
+        let whole = Upsert { extent: Extent::Whole { removes_returned: false }, reconcile: Some(limits), ..upsert(at) };
         let committed = site.upsert(&site.changes(&lines, &[], at), &whole).await.unwrap();
         let unchanged = lines.len() as u64;
         assert_eq!(committed.counts, Counts { unchanged, missing: 20 - unchanged, ..Counts::default() });
@@ -269,7 +269,7 @@ async fn missing_rows_are_removed_some_at_a_time_also_where_another_writer_has_d
         rows.push(rows[7].clone());
     }
     let limits = Reconcile { max_missing: 100, max_missing_percent: 0.0, allow_empty: false };
-    let whole = Upsert { extent: Extent::Whole, reconcile: Some(limits), ..upsert(2) };
+    let whole = Upsert { extent: Extent::Whole { removes_returned: false }, reconcile: Some(limits), ..upsert(2) };
     let changes = site.changes(&patients(0..2, 1), &[], 2);
     let answers = AnswerRows { stored_rows: 100, missing_rows: 5 };
     let committed = site.upsert_with(answers, &changes, &whole).await.unwrap();

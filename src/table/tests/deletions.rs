@@ -323,7 +323,7 @@ async fn rows_whose_deletion_was_reported_after_they_were_stored_are_removed_whe
     // Reported twice, as by an export that repeats them.
     deleted.append(lake.table().await.name, &untimed, &upsert(5)).await.unwrap();
     deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
-    let again = Upsert { removes_returned: true, extent: Extent::Whole, ..upsert(7) };
+    let again = Upsert { extent: Extent::Whole { removes_returned: true }, ..upsert(7) };
     // The server has b, and has gone back to k, whose version is older than its deletion.
     let changes = lake.change_set(&[vec![line("b", 1, ""), line("k", 1, "")]], 7);
     let committed = lake.table().await.upsert(&changes, &again).await.unwrap();
@@ -347,7 +347,7 @@ async fn rows_that_are_removed_as_deleted_before_do_not_make_the_others_few() {
     let untimed = |id: &&str| NewTombstone { id: (*id).to_owned(), deleted_at_micros: None };
     let untimed: Vec<_> = ids[..8].iter().map(untimed).collect();
     deleted.append(lake.table().await.name, &untimed, &upsert(6)).await.unwrap();
-    let reload = Upsert { removes_returned: true, ..full_refresh(7, 30.0) };
+    let reload = Upsert { extent: Extent::Whole { removes_returned: true }, ..full_refresh(7, 30.0) };
     let changes = lake.change_set(&[vec![line("new", 1, "")]], 7);
     let counts = lake.table().await.upsert(&changes, &reload).await.unwrap().counts;
     assert_eq!(counts, Counts { inserted: 1, removed: 8, missing: 2, ..Counts::default() });
@@ -370,7 +370,7 @@ async fn a_deletion_wins_over_a_newer_row_in_a_full_refresh_without_a_gap_only()
     lake.upsert(&[vec![line("a", 50, ""), line("b", 50, ""), line("c", 1, "")]], micros(5)).await;
     for (id, second, extent, counts) in [
         ("a", 6, Extent::WithGap, Counts { stale: 1, unchanged: 1, ..Counts::default() }),
-        ("b", 7, Extent::Whole, Counts { deleted: 1, unchanged: 1, overruled: 1, ..Counts::default() }),
+        ("b", 7, WHOLE, Counts { deleted: 1, unchanged: 1, overruled: 1, ..Counts::default() }),
     ] {
         let changes = lake.change_set(&[vec![deletion(id, Some(&at(2))), line("c", 1, "")]], micros(second));
         let refresh = Upsert { extent, reconcile: Some(Reconcile::NONE), ..full_refresh(micros(second), 0.0) };

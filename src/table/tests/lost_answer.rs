@@ -42,14 +42,14 @@ async fn assert_applied(lake: &Lake) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_landed_although_its_answer_was_lost_counts_once() {
     for fault in [Fault::AnswerLost, Fault::AnswerLostAndAskedAgain] {
-        for watermark in [Some(time(6)), None] {
+        for watermark in [NewWatermark::Raised(time(6)), NewWatermark::Stays] {
             let lake = lake().await;
             let table = unreliable(&lake, std::slice::from_ref(&fault)).await;
             let changes = lake.change_set(&[received()], 6);
             let committed = table.upsert(&changes, &Upsert { watermark, ..upsert(6) }).await.unwrap();
             assert_eq!((committed.version, committed.counts), (2, COUNTS), "{fault:?} {watermark:?}");
             assert_eq!(lake.root.open(patient()).await.unwrap().unwrap().version(), 2);
-            assert_eq!(lake.watermark().await, Some(watermark.unwrap_or(time(5))));
+            assert_eq!(lake.watermark().await, Some(watermark.time().unwrap_or(time(5))));
             assert_applied(&lake).await;
             let again = lake.upsert(&[received()], 6).await;
             assert_eq!((again.counts.unchanged, again.bytes_written), (3, 0));
@@ -59,7 +59,7 @@ async fn a_commit_that_landed_although_its_answer_was_lost_counts_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_commit_is_an_error_and_the_next_upsert_succeeds() {
-    for watermark in [Some(time(6)), None] {
+    for watermark in [NewWatermark::Raised(time(6)), NewWatermark::Stays] {
         let lake = lake().await;
         let before = lake.rows().await;
         let table = unreliable(&lake, &[Fault::Refused]).await;

@@ -42,6 +42,7 @@ mod traced;
 mod unreliable;
 
 const APP_ID: &str = "fhir-sync/all";
+const WHOLE: Extent = Extent::Whole { removes_returned: false };
 
 /// Tables in a folder of their own, and the type that the test is about.
 struct Lake {
@@ -203,21 +204,17 @@ fn upsert(transaction_time: i64) -> Upsert {
         app_id: APP_ID.to_owned(),
         adopted_app_id: None,
         source: "hospital".to_owned(),
-        watermark: Some(time(transaction_time)),
-        lowers_watermark: false,
-        set_back_from: None,
+        watermark: NewWatermark::Raised(time(transaction_time)),
         exported_at: Some(time(transaction_time)),
         run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
-        extent: Extent::Partial,
-        reconcile: None,
-        removes_returned: false,
+        ..Upsert::default()
     }
 }
 
 fn full_refresh(transaction_time: i64, max_missing_percent: f64) -> Upsert {
-    Upsert { extent: Extent::Whole, reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
+    Upsert { extent: WHOLE, reconcile: Some(limits(max_missing_percent)), ..upsert(transaction_time) }
 }
 
 fn limits(max_missing_percent: f64) -> Reconcile {
@@ -262,7 +259,7 @@ async fn an_empty_change_set_moves_the_watermark() {
 async fn a_run_that_changes_nothing_and_holds_its_watermark_makes_no_commit() {
     let lake = Lake::new();
     let first = lake.upsert(&[vec![line("a", 1, "")]], 5).await;
-    let held = Upsert { watermark: None, ..upsert(6) };
+    let held = Upsert { watermark: NewWatermark::Stays, ..upsert(6) };
     let changes = lake.change_set(&[vec![line("a", 1, "")]], 6);
     let committed = lake.table().await.upsert(&changes, &held).await.unwrap();
     assert_eq!((committed.counts.unchanged, committed.version), (1, first.version));
@@ -288,7 +285,7 @@ async fn a_watermark_is_set_back_only_by_the_operator() {
     assert_eq!((version, lake.watermark().await), (2, Some(time(2))));
     let table = lake.table().await;
     assert_eq!(table.row_count().await.unwrap(), Some(2));
-    let lowered = Upsert { lowers_watermark: true, ..upsert(1) };
+    let lowered = Upsert { watermark: NewWatermark::Exactly(time(1)), ..upsert(1) };
     lake.table().await.upsert(&lake.change_set(&[], 1), &lowered).await.unwrap();
     assert_eq!(lake.watermark().await, Some(time(1)));
     lake.upsert(&[vec![line("a", 2, "")]], 6).await;

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use crate::fhir::TransactionTime;
 use crate::table::{
-    ChangeSet, Counts, Error, Extent, Reconcile, Table, Upsert,
+    ChangeSet, Counts, Error, Reconcile, Table, Upsert,
     change_set::candidates::AllCandidates,
     change_set::digests::RowsByFile,
     change_set::entry::ChunkIndex,
@@ -110,7 +110,7 @@ pub async fn decide(
         let equal = compare(&shard, &decision.files, &probed.hits, &same);
         decision.settle(&shard, probed, &equal, &tombstones, upsert);
     }
-    if upsert.removes_returned {
+    if upsert.extent.removes_returned() {
         let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
         decision.remove_again(returned);
     }
@@ -334,7 +334,8 @@ impl Decision {
 
 /// What a row or deletion does to one stored copy.
 fn fate(winner: &Winner, stored: &Hit, equal: bool, tombstones: Option<&Tombstones>, upsert: &Upsert) -> Fate {
-    // The resource is there again. With its old time the row would still be one that was deleted since it was stored.
+    // The server has the resource again. The row is written with the new transaction time; with the old one its
+    // tombstone would still be later.
     let is_back =
         |known: &Tombstones| known.follow(&stored.version) && known.covers_only_before(&stored.version, upsert);
     let is_ahead = upsert.extent.is_full() && upsert.is_ahead(stored.version.transaction_time_micros);
@@ -367,7 +368,7 @@ fn overrules(winner: &Winner, stored: &Hit, upsert: &Upsert) -> bool {
     let may = match winner {
         Winner::Row { version, .. } => upsert.extent.is_full() && (!version.subsetted || stored.version.subsetted),
         // Without the right to reconcile, the row may be one that another export brings.
-        Winner::Deleted { .. } => upsert.extent == Extent::Whole && upsert.reconcile.is_some(),
+        Winner::Deleted { .. } => upsert.extent.is_whole() && upsert.reconcile.is_some(),
     };
     is_earlier && may
 }

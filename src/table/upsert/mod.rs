@@ -59,7 +59,7 @@ impl Table {
 
     async fn try_upsert(&mut self, changes: &ChangeSet, upsert: &Upsert) -> Result<Committed, Error> {
         let mut foreign = 0;
-        let mut tombstones = if changes.is_empty() && !upsert.removes_returned {
+        let mut tombstones = if changes.is_empty() && !upsert.extent.removes_returned() {
             TombstoneTable::not_opened(&self.root)
         } else {
             TombstoneTable::open(&self.root).await?

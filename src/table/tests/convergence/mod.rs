@@ -117,7 +117,7 @@ impl Export {
 
     fn upsert(&self) -> Upsert {
         let reconcile = self.refresh.map(limits);
-        let extent = if reconcile.is_some() { Extent::Whole } else { Extent::Partial };
+        let extent = if reconcile.is_some() { WHOLE } else { Extent::Partial };
         Upsert { extent, reconcile, ..upsert(micros(self.transaction_time)) }
     }
 }
