@@ -129,12 +129,12 @@ impl Bench {
         let definition =
             TableDefinition { schema: shape.schema(), leading: shape.leading(), properties: shape.properties() };
         let open = || self.runtime.block_on(self.root.open_or_create(ResourceType::OBSERVATION, &definition));
-        let changes = self.runtime.block_on(ChangeSet::for_table(
-            &open()?,
-            &definition.schema,
-            MemoryBudget::alone(MEMORY_BYTES),
-            self.spool.path(),
-        ))?;
+        let (table, budget) = (open()?, MemoryBudget::alone(MEMORY_BYTES));
+        let changes = if self.runtime.block_on(is_first_load(&table))? {
+            ChangeSet::for_first_load(&table, &definition.schema, budget, self.spool.path())?
+        } else {
+            ChangeSet::for_rows(&table, &definition.schema, budget, self.spool.path())
+        };
         let batches = Mutex::new(Batches { lines, reader: None, ids, number: 0 });
         let pushed: anyhow::Result<Vec<()>> = std::thread::scope(|scope| {
             let threads: Vec<_> =

@@ -27,6 +27,21 @@ pub enum ResourceTable {
     Spark(Box<SparkTable>),
 }
 
+/// Where received rows go while they arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RowsGo {
+    /// They become part of the table when its commit names the files: a first load.
+    IntoDataFiles,
+    /// They wait for the commit.
+    IntoSpool,
+}
+
+impl RowsGo {
+    pub fn on(is_first_load: bool) -> Self {
+        if is_first_load { Self::IntoDataFiles } else { Self::IntoSpool }
+    }
+}
+
 impl Engine {
     /// Without settings of Spark, this program writes the tables itself.
     pub fn of(root: &Root, config: Option<&spark::Config>) -> Result<Self, table::Error> {
@@ -177,27 +192,28 @@ impl ResourceTable {
         }
     }
 
-    /// Are received rows written into data files while they arrive, instead of waiting for the commit? `continues` says
-    /// that earlier instalments of the same load were.
-    pub async fn appends(&self, continues: bool) -> Result<bool, table::Error> {
+    /// Where the rows of the next change set go; `continues_first_load` says that earlier instalments were a first load.
+    pub async fn rows_go(&self, continues_first_load: bool) -> Result<RowsGo, table::Error> {
         match self {
-            Self::Delta(table) => Ok(continues || is_first_load(table).await?),
+            Self::Delta(table) => Ok(RowsGo::on(continues_first_load || is_first_load(table).await?)),
             #[cfg(feature = "spark")]
-            Self::Spark(_) => Ok(false),
+            Self::Spark(_) => Ok(RowsGo::IntoSpool),
         }
     }
 
     /// An empty change set for the table.
     pub fn change_set(
         &self,
-        appends: bool,
+        rows_go: RowsGo,
         schema: &SchemaRef,
         budget: MemoryBudget,
         spool_folder: &Path,
     ) -> Result<ChangeSet, table::Error> {
         match self {
-            Self::Delta(table) if appends => ChangeSet::for_first_load(table, schema, budget, spool_folder),
-            Self::Delta(table) => Ok(ChangeSet::for_rows(table, schema, budget, spool_folder)),
+            Self::Delta(table) => match rows_go {
+                RowsGo::IntoDataFiles => ChangeSet::for_first_load(table, schema, budget, spool_folder),
+                RowsGo::IntoSpool => Ok(ChangeSet::for_rows(table, schema, budget, spool_folder)),
+            },
             #[cfg(feature = "spark")]
             Self::Spark(_) => Ok(ChangeSet::new(schema, budget, spool_folder)),
         }

@@ -61,7 +61,7 @@ use self::{
     blocking::blocking,
     clock::now,
     columns::FhirRelease,
-    engine::ResourceTable,
+    engine::{ResourceTable, RowsGo},
     intake::{Holds, Instalments, Provenance, Received, Remark},
     ledger::Ledger,
     members::JoinerFailure,

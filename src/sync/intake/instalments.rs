@@ -19,8 +19,8 @@ use crate::{
     fhir::{ResourceType, TransactionTime, parse_instant},
     state::{ExportState, FinishedFiles, JobInFlight, KnownTable},
     sync::{
-        Engine, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking,
-        columns, events, members::compared_group,
+        Engine, Error, ProgressSender, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd, TypeReport,
+        blocking::blocking, columns, events, members::compared_group,
     },
     table::{ChangeSet, Committed, Upsert},
 };
@@ -313,7 +313,9 @@ impl Intake {
         let tally = self.tally().settle(rows);
         *changes = None;
         let table = runtime.block_on(engine.open_or_create(of, &definition));
-        match table.and_then(|table| table.change_set(is_first_load, &schema, self.budget, &self.spool_folder)) {
+        match table
+            .and_then(|table| table.change_set(RowsGo::on(is_first_load), &schema, self.budget, &self.spool_folder))
+        {
             Ok(next) => *changes = Some(next),
             // Its rows are divided by partition at the commit.
             Err(_) if !is_first_load => {

@@ -10,7 +10,7 @@ use crate::{
     export::{File, FileKind, Manifest},
     fhir::ResourceType,
     resource::Shape,
-    sync::{Error, ResourceTable, columns},
+    sync::{Error, ResourceTable, RowsGo, columns},
     table::{self, ChangeSet, MemoryBudget, MemoryDemand},
 };
 
@@ -28,7 +28,7 @@ pub async fn intakes(
     let mut demand = MemoryDemand {
         types: types.len(),
         waiting: 0,
-        appending: 0,
+        first_loads: 0,
         at_once: syncer.config.parallel_downloads,
         read_at_once: syncer.config.parallel_upserts,
     };
@@ -40,8 +40,8 @@ pub async fn intakes(
         let table =
             if files == 0 && !has_mixed { None } else { Some(table(instalments, *resource_type, &shape).await) };
         match &table {
-            Some(Ok((_, FirstLoad(true)))) => demand.appending += 1,
-            Some(Ok((_, FirstLoad(false))) | Err(_)) => demand.waiting += 1,
+            Some(Ok((_, RowsGo::IntoDataFiles))) => demand.first_loads += 1,
+            Some(Ok((_, RowsGo::IntoSpool)) | Err(_)) => demand.waiting += 1,
             None => {}
         }
         opened.push((*resource_type, shape, files as u64, table));
@@ -52,7 +52,7 @@ pub async fn intakes(
     for (resource_type, shape, files_left, table) in opened {
         let schema = shape.schema();
         let changes = match table {
-            Some(Ok((table, FirstLoad(is_one)))) => table.change_set(is_one, &schema, budget, spool_folder),
+            Some(Ok((table, rows_go))) => table.change_set(rows_go, &schema, budget, spool_folder),
             Some(Err(error)) => Err(error),
             None => Ok(ChangeSet::new(&schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder)),
         };
@@ -71,17 +71,15 @@ pub async fn intakes(
     Ok(intakes)
 }
 
-/// Whether a table has no rows, or none but those of earlier instalments of its first load: then its rows are written
-/// while they arrive, instead of waiting for the commit.
-struct FirstLoad(bool);
-
+/// Opens the table. If it has no rows, or none but those of earlier instalments of its first load, rows become data files
+/// while they arrive.
 async fn table(
     instalments: &Instalments<'_>,
     resource_type: ResourceType,
     shape: &Shape,
-) -> Result<(ResourceTable, FirstLoad), table::Error> {
+) -> Result<(ResourceTable, RowsGo), table::Error> {
     let engine = &instalments.syncer().engine;
     let table = engine.open_or_create(resource_type, &columns::definition(shape)).await?;
-    let first_load = FirstLoad(table.appends(instalments.continues_first_load(resource_type)).await?);
-    Ok((table, first_load))
+    let rows_go = table.rows_go(instalments.continues_first_load(resource_type)).await?;
+    Ok((table, rows_go))
 }

@@ -163,7 +163,7 @@ impl Replay {
         let of_rows = exports.iter().filter(|export| named.contains(export.name.as_str()));
         let types: Vec<_> = of_rows.flat_map(|export| export.types.iter().copied()).collect();
         let demand =
-            MemoryDemand { types: types.len(), waiting: types.len(), appending: 0, at_once: 1, read_at_once: 1 };
+            MemoryDemand { types: types.len(), waiting: types.len(), first_loads: 0, at_once: 1, read_at_once: 1 };
         let mut shapes = BTreeMap::new();
         for resource_type in types {
             shapes.insert(resource_type, syncer.shape(resource_type).await?);

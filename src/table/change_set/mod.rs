@@ -98,7 +98,7 @@ struct Chunk {
 /// Does a change set for this table write its rows into data files as they arrive? Yes while the table is empty and not
 /// partitioned: then most of what is received becomes part of it.
 pub async fn is_first_load(table: &Table) -> Result<bool, Error> {
-    Ok(may_append(table) && table.files().await?.is_empty())
+    Ok(may_be_first_load(table) && table.files().await?.is_empty())
 }
 
 /// A larger window divides rows hardly faster.
@@ -107,25 +107,13 @@ const MAX_WINDOW_BYTES: usize = 32 * 1024 * 1024;
 const MIN_CHUNK_ROWS: usize = 32;
 
 /// Each partition has files of its own, and too many of them would be open at the same time.
-fn may_append(table: &Table) -> bool {
+fn may_be_first_load(table: &Table) -> bool {
     table.partitioned_by().is_none()
 }
 
 impl ChangeSet {
-    /// An empty change set for this table, of rows with `schema`. See [`ChangeSet::new`].
-    pub async fn for_table(
-        table: &Table,
-        schema: &SchemaRef,
-        budget: MemoryBudget,
-        spool_folder: &Path,
-    ) -> Result<Self, Error> {
-        if is_first_load(table).await? {
-            return Self::for_first_load(table, schema, budget, spool_folder);
-        }
-        Ok(Self::for_rows(table, schema, budget, spool_folder))
-    }
-
-    /// The same for a table that has rows: those of the change set wait until the commit.
+    /// An empty change set for a table that has rows: those of the change set, which have `schema`, wait until the
+    /// commit. See [`ChangeSet::new`].
     pub fn for_rows(table: &Table, schema: &SchemaRef, budget: MemoryBudget, spool_folder: &Path) -> Self {
         let Some(by) = table.partitioned_by() else { return Self::new(schema, budget, spool_folder) };
         let window = Window::new(by.clone(), budget.window_bytes.min(MAX_WINDOW_BYTES), MIN_CHUNK_ROWS);
@@ -146,11 +134,11 @@ impl ChangeSet {
         budget: MemoryBudget,
         spool_folder: &Path,
     ) -> Result<Self, Error> {
-        if budget.appending_bytes < MIN_WRITER_BYTES || !may_append(table) {
+        if budget.first_load_bytes < MIN_WRITER_BYTES || !may_be_first_load(table) {
             return Ok(Self::for_rows(table, schema, budget, spool_folder));
         }
         let changes = Self::new(schema, MemoryBudget { waiting_bytes: 0, ..budget }, spool_folder);
-        Ok(changes.appending(table.target()?, budget.appending_bytes))
+        Ok(changes.of_first_load(table.target()?, budget.first_load_bytes))
     }
 
     /// An empty change set whose rows have `schema`. What its budget has no room for goes, encrypted, to an unnamed
@@ -183,7 +171,7 @@ impl ChangeSet {
 
     /// The same, but rows are written into data files at once, and only entries of the index are spooled.
     #[must_use]
-    pub fn appending(self, target: FileTarget, memory_bytes: usize) -> Self {
+    pub fn of_first_load(self, target: FileTarget, memory_bytes: usize) -> Self {
         Self { rows: Rows::DataFiles(FirstLoad::new(target, memory_bytes)), ..self }
     }
 

@@ -286,7 +286,7 @@ async fn filters_are_together_between_the_rows_and_the_footer() {
     let table = lake.table().await;
     let target = FileTarget { row_group_bytes: 1 << 20, ..table.target().unwrap() };
     let changes = ChangeSet::new(&lake.shape().schema(), MemoryBudget::alone(1 << 26), lake.folder.path())
-        .appending(target, 1 << 26);
+        .of_first_load(target, 1 << 26);
     tokio::task::block_in_place(|| lake.fill(&changes, &[binaries(0..3 * ROWS, 1)], 5));
     lake.table().await.upsert(&changes, &upsert(5)).await.unwrap();
     for stored in lake.table().await.stored_files().await.unwrap() {

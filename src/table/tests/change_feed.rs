@@ -48,15 +48,6 @@ impl Lake {
     fn change_files(&self, version: u64) -> usize {
         self.actions(version).iter().filter(|action| !action["cdc"].is_null()).count()
     }
-
-    /// A first load as the daemon does it: rows become data files as they arrive.
-    async fn appending(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
-        let changes = ChangeSet::for_table(table, &shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
-            .await
-            .unwrap();
-        tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
-        changes
-    }
 }
 
 fn pairs(changes: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -118,7 +109,7 @@ async fn the_data_files_of_a_first_load_have_no_superseded_rows_that_readers_tak
     let table = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let mut file: Vec<_> = (0..20).map(|id| line(&format!("id{id}"), 2, "")).collect();
     file.push(line("id7", 1, "superseded"));
-    let changes = lake.appending(&table, &[file], 5).await;
+    let changes = lake.first_load(&table, &[file], 5);
     let committed = table.upsert(&changes, &upsert(5)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 20, duplicate: 1, ..Counts::default() });
     let actions = lake.actions(committed.version);
@@ -137,7 +128,7 @@ async fn a_first_load_that_another_one_overtook_reports_its_updates() {
     let lake = Lake::with(with_feed);
     let late = lake.root.open_or_create(patient(), &definition_of(&shape_of(patient()))).await.unwrap();
     let file = vec![line("a", 2, "late"), line("a", 1, ""), line("c", 1, "")];
-    let changes = lake.appending(&late, &[file], 7).await;
+    let changes = lake.first_load(&late, &[file], 7);
     lake.upsert(&[vec![line("a", 1, "first"), line("b", 1, "")]], 6).await;
     let committed = late.upsert(&changes, &upsert(7)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 1, updated: 1, duplicate: 1, ..Counts::default() });

@@ -116,12 +116,8 @@ async fn large_rows_are_read_a_few_at_a_time() {
 async fn a_first_load_marks_its_superseded_rows_in_its_own_commit() {
     let lake = Lake::new();
     let table = lake.table().await;
-    let changes =
-        ChangeSet::for_table(&table, &lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path())
-            .await
-            .unwrap();
     let files = [rows(10, 2), rows(2, 1), vec![line("id0", 3, "newest")]];
-    tokio::task::block_in_place(|| lake.fill(&changes, &files, 5));
+    let changes = lake.first_load(&table, &files, 5);
     let committed = table.upsert(&changes, &upsert(5)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 10, duplicate: 3, ..Counts::default() });
     let actions = lake.actions(1);

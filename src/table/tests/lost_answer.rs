@@ -88,12 +88,8 @@ async fn a_first_load_keeps_its_files_when_its_answer_is_lost_or_its_commit_refu
     for faults in [[Fault::AnswerLost], [Fault::Refused]] {
         let lake = Lake::new();
         let table = unreliable(&lake, &faults).await;
-        let changes =
-            ChangeSet::for_table(&table, &lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path())
-                .await
-                .unwrap();
         let file = vec![line("a", 1, "old"), line("b", 1, ""), line("a", 2, "new")];
-        tokio::task::block_in_place(|| lake.fill(&changes, &[file], 5));
+        let changes = lake.first_load(&table, &[file], 5);
         let counts = match table.upsert(&changes, &upsert(5)).await {
             Ok(committed) => committed.counts,
             Err(error) => {
@@ -112,9 +108,7 @@ async fn a_first_load_keeps_its_files_when_its_answer_is_lost_or_its_commit_refu
 async fn a_first_load_without_a_file_that_could_not_be_finished_is_refused() {
     let lake = Lake::new();
     let (table, folder) = (lake.table().await, lake.table_folder());
-    let (schema, budget) = (lake.shape().schema(), MemoryBudget::alone(1 << 20));
-    let changes = ChangeSet::for_table(&table, &schema, budget, lake.folder.path()).await.unwrap();
-    tokio::task::block_in_place(|| lake.fill(&changes, &[vec![line("a", 1, "")]], 5));
+    let changes = lake.first_load(&table, &[vec![line("a", 1, "")]], 5);
     let elsewhere = folder.with_extension("elsewhere");
     std::fs::rename(&folder, &elsewhere).unwrap();
     std::fs::write(&folder, "not a folder").unwrap();

@@ -131,6 +131,14 @@ impl Lake {
         changes
     }
 
+    /// The same for a table that is empty: rows become data files as they arrive.
+    fn first_load(&self, table: &Table, files: &[Vec<Change>], transaction_time: i64) -> ChangeSet {
+        let (schema, budget) = (self.shape().schema(), MemoryBudget::alone(1 << 20));
+        let changes = ChangeSet::for_first_load(table, &schema, budget, self.folder.path()).unwrap();
+        tokio::task::block_in_place(|| self.fill(&changes, files, transaction_time));
+        changes
+    }
+
     fn decoder(&self, transaction_time: i64) -> Decoder {
         Decoder {
             mappings: MappingPool::of(&self.shape()),
@@ -202,11 +210,9 @@ impl Lake {
 fn upsert(transaction_time: i64) -> Upsert {
     Upsert {
         app_id: APP_ID.to_owned(),
-        adopted_app_id: None,
         source: "hospital".to_owned(),
         watermark: NewWatermark::Raised(time(transaction_time)),
         exported_at: Some(time(transaction_time)),
-        run_started_micros: 0,
         job: "all#1".to_owned(),
         run: 1,
         ..Upsert::default()

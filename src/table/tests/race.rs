@@ -222,12 +222,8 @@ async fn upserts_at_the_same_time_lose_and_double_no_row() {
 async fn a_first_load_becomes_an_upsert_if_another_writer_fills_the_table_meanwhile() {
     let lake = Lake::new();
     let table = lake.table().await;
-    let changes =
-        ChangeSet::for_table(&table, &lake.shape().schema(), MemoryBudget::alone(1 << 20), lake.folder.path())
-            .await
-            .unwrap();
     let file = vec![line("a", 1, "late"), line("b", 2, "ours"), line("b", 1, "older"), line("c", 1, "ours")];
-    tokio::task::block_in_place(|| lake.fill(&changes, &[file], 7));
+    let changes = lake.first_load(&table, &[file], 7);
     lake.upsert(&[vec![line("a", 2, "other"), line("b", 1, "other"), line("d", 1, "other")]], 6).await;
     let committed = table.upsert(&changes, &upsert(7)).await.unwrap();
     assert_eq!(committed.counts, Counts { inserted: 1, updated: 1, stale: 1, duplicate: 1, ..Counts::default() });

@@ -25,7 +25,7 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 const BUDGET: MemoryBudget = MemoryBudget {
     waiting_bytes: 0,
     window_bytes: 0,
-    appending_bytes: 0,
+    first_load_bytes: 0,
     entries_bytes: usize::MAX,
     shard_bytes: usize::MAX,
     ids_bytes: usize::MAX,

@@ -158,20 +158,13 @@ impl Lake {
     async fn bring(&self, export: &Export) -> Committed {
         let table = self.table().await;
         let transaction_time = micros(export.transaction_time);
-        let changes = if self.appends(&table).await {
-            ChangeSet::for_table(&table, &self.shape().schema(), MemoryBudget::alone(1 << 20), self.folder.path())
-                .await
-                .unwrap()
+        let changes = if table.files().await.unwrap().is_empty() {
+            self.first_load(&table, &export.changes(), transaction_time)
         } else {
-            ChangeSet::tiny(&self.shape().schema(), self.folder.path())
+            tokio::task::block_in_place(|| self.change_set(&export.changes(), transaction_time))
         };
-        tokio::task::block_in_place(|| self.fill(&changes, &export.changes(), transaction_time));
         assert_eq!(changes.received(), export.received());
         table.upsert(&changes, &export.upsert()).await.unwrap()
-    }
-
-    async fn appends(&self, table: &Table) -> bool {
-        table.files().await.unwrap().is_empty()
     }
 
     /// The number of live rows that the log states.
