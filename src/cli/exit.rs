@@ -32,7 +32,8 @@ Exit codes:
        differs
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
-  11   another fhir-sync holds the state file or the tables
+  11   another fhir-sync holds the state file or the tables, or works on the
+       export
   75   not possible now: an address is taken, or a disk, folder or object store
        cannot be used; try again
   78   the configuration is wrong, and stays wrong until somebody corrects it
