@@ -24,9 +24,8 @@ use crate::table::data_file::fill::{fields_of, fit, narrow, with_fields};
 pub struct SpooledBatch {
     /// Indices of the columns that are not null in all rows, ascending.
     pub columns: Vec<usize>,
-    /// The fields that are there: how many bytes of bits, and these. Then the length of the Arrow IPC message, the
-    /// message, its buffers
-    /// together by LZ4.
+    /// One after the other: how many bytes the bits take, the bits, the length of the Arrow IPC message, the message, and
+    /// its buffers, all compressed together by LZ4.
     pub block: Vec<u8>,
 }
 

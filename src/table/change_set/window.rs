@@ -36,8 +36,8 @@ pub struct Window {
 /// One half fills while the other is divided. With more, memory would grow with the cores.
 pub const HALVES: usize = 2;
 
-/// A chunk takes about a KB of memory, so chunks get larger as they get more: with each 256 of them, one has one row
-/// more. A hundred million rows have some 200,000 chunks.
+/// A chunk takes about a KB of memory. So the more chunks there are, the more rows a new one has: at least one for every
+/// 256 chunks. A hundred million rows have some 200,000 chunks.
 const CHUNKS_PER_ROW: usize = 256;
 
 /// Rows and what the index is to know of each.

@@ -34,13 +34,13 @@ use crate::table::{
 pub fn compare(shard: &Shard, files: &[StoredFile], hits: &[Hit], same: &RowsByFile) -> Vec<bool> {
     let is_equal = |hit: &Hit| {
         let is_same = || same.get(&hit.file).is_some_and(|rows| rows.contains(hit.row));
-        has_hash_of_winner(shard, hit).is_some() && (files[hit.file.0 as usize].own || is_same())
+        winner_with_its_hash(shard, hit).is_some() && (files[hit.file.0 as usize].own || is_same())
     };
     hits.iter().map(is_equal).collect()
 }
 
 /// The row of the change set whose hash the stored row carries.
-fn has_hash_of_winner<'shard>(shard: &'shard Shard, hit: &Hit) -> Option<&'shard Winner> {
+fn winner_with_its_hash<'shard>(shard: &'shard Shard, hit: &Hit) -> Option<&'shard Winner> {
     let winner = shard.winner(hit.winner);
     matches!(winner, Winner::Row { hash, .. } if hit.hash == Some(*hash)).then_some(winner)
 }
@@ -56,15 +56,15 @@ impl Doubtful {
     /// Notes which hits of a shard are doubtful.
     pub fn note(&mut self, shard: &Shard, files: &[StoredFile], hits: &[Hit]) {
         for hit in hits.iter().filter(|hit| !files[hit.file.0 as usize].own) {
-            if let Some(Winner::Row { location, .. }) = has_hash_of_winner(shard, hit) {
+            if let Some(Winner::Row { location, .. }) = winner_with_its_hash(shard, hit) {
                 self.stored.entry(hit.file).or_default().insert(hit.row);
                 self.received.entry(location.chunk).or_default().insert(location.row.into());
             }
         }
     }
 
-    /// Those of the stored rows that are the same as their received row: it has the same id, so if another row of the
-    /// change set were the same it would be noted in its place. Blocks.
+    /// The stored rows that are the same as their received row. Digests are compared without regard to which row belongs
+    /// to which: rows with the same digest have the same id, because a digest is of the id, too. Blocks.
     pub fn same(self, table: &Table, changes: &ChangeSet, files: &[StoredFile]) -> Result<RowsByFile, Error> {
         // The rows of a first load are not in the spool any more. They count as different.
         if self.stored.is_empty() || changes.is_first_load() {

@@ -27,7 +27,7 @@ use crate::table::{
 /// Which stored rows are deleted, which rows of the change set are written, and how all of them count.
 #[derive(Default)]
 pub struct Decision {
-    /// The files of the table's version; [`FileIndex`] counts them.
+    /// The files of the table at its version; a [`FileIndex`] is a place in this list.
     pub files: Vec<StoredFile>,
     /// Files that a full refresh removes, because their rows cannot be read; it brings them again.
     pub damaged: Vec<DamagedFile>,
@@ -112,7 +112,7 @@ pub async fn decide(
     }
     if upsert.extent.removes_returned() {
         let returned = returned(table, &decision.files, changes, upsert, tombstone_table).await?;
-        decision.remove_again(returned);
+        decision.remove_returned(returned);
     }
     if let Some(limits) = upsert.reconcile {
         reconcile(&mut decision, limits);
@@ -188,8 +188,9 @@ fn may_remove(missing: u64, decision: &Decision, limits: Reconcile) -> bool {
 }
 
 impl Decision {
-    /// The decision of [`reconcile`] for rows that another engine has counted, among this many stored rows of our
-    /// source: may they be removed? Those that stay are counted here, those that are removed by the caller.
+    /// May the rows be removed that a full refresh did not bring? As [`reconcile`] decides, but another engine has counted
+    /// them: so many are `missing` among the `stored_rows` of our source. Rows that stay are counted as missing here; the
+    /// caller counts those that it removes.
     pub fn may_remove(&mut self, stored_rows: u64, missing: u64, limits: Reconcile) -> bool {
         self.stored_rows = stored_rows;
         let may = may_remove(missing, self, limits);
@@ -204,8 +205,8 @@ impl Decision {
         !self.tombstones.is_empty() || !self.removed.is_empty()
     }
 
-    /// Removes rows that have a tombstone already. They count for no limit.
-    fn remove_again(&mut self, returned: BTreeMap<FileIndex, RowSet>) {
+    /// Removes returned rows. They have their tombstones already, and count for no limit of [`Reconcile`].
+    fn remove_returned(&mut self, returned: BTreeMap<FileIndex, RowSet>) {
         for (file, rows) in returned {
             self.counts.removed += rows.len();
             // They were not there before the table was restored: what is left is judged without them.

@@ -42,7 +42,7 @@ pub async fn returned(
 ) -> Result<BTreeMap<FileIndex, RowSet>, Error> {
     let mut found: BTreeMap<_, RowSet> = BTreeMap::new();
     let Some(tombstones) = &tombstone_table.table else { return Ok(found) };
-    // An id whose deletion was reported several times may be looked for as often.
+    // An id whose deletion was reported several times may be looked for several times. Its rows count once.
     let mut add = |rows: Vec<(FileIndex, u64)>| {
         for (file, row) in rows {
             found.entry(file).or_default().insert(row);

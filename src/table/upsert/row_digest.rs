@@ -1,9 +1,9 @@
 //! A row digest: it stands for what a row holds in every column, except in those that describe the run.
 //!
-//! Two rows have the same digest if all these columns are equal, as Arrow compares them, and else not, but for a chance
-//! of one in 2^128: the hash is keyed at random, so nobody can choose rows that collide. What is null is not written,
-//! so a column, or a field of one, that a row lacks counts as null. Arrow's own row format would write every field that
-//! is null, and a resource has hundreds of them.
+//! Rows that are equal in all these columns, as Arrow compares them, have the same digest. Other rows have different
+//! ones, but for a chance of one in 2^128: the hash is keyed at random, so nobody can choose rows that collide. What is
+//! null is not written, so a column, or a field of one, that a row lacks counts as null. Arrow's own row format would
+//! write every field that is null, and a resource has hundreds of them.
 
 use std::{
     hash::{BuildHasher as _, Hasher, RandomState},

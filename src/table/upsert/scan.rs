@@ -55,7 +55,7 @@ pub trait Lookup: Sync {
 
     fn find(&self, id: &str) -> Option<Self::Found>;
 
-    /// Is an id that is not found certainly not in the change set?
+    /// If the id is not found: is it certainly not in the change set?
     fn decides_on(&self, id: &str) -> bool;
 }
 
