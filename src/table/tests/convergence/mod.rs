@@ -1,7 +1,7 @@
 //! Any sequence of exports, full refreshes, maintenance and update modes ends in the table that a plain model
 //! describes.
 //!
-//! The model is written from the rules, not from the engine: it has no files, deletion vectors or hashes. All times are
+//! The model is written from the rules, not from the upsert: it has no files, deletion vectors or hashes. All times are
 //! seconds of one minute.
 
 mod model;
