@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use deltalake::DeltaTable;
@@ -13,15 +13,21 @@ use object_store::path::Path;
 
 use super::Error;
 
-/// The folders that were seen without a log. What was never there cannot be lost, so a store is asked once for each.
+/// The folders that were seen without a log, and not with one since. What was never there cannot be lost, so a store is
+/// asked once for each.
 #[derive(Debug, Default)]
 pub struct NoLogs(Mutex<BTreeSet<String>>);
 
 impl NoLogs {
+    /// Told of each table that has a log.
+    pub fn has_log(&self, place: &str) {
+        self.lock().remove(place);
+    }
+
     /// Asked of a table that has no commit. A creation that was killed leaves an empty folder, or a commit that did not
     /// get its name.
     pub async fn check(&self, table: &DeltaTable, place: &str) -> Result<(), Error> {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(place) {
+        if self.lock().contains(place) {
             return Ok(());
         }
         let store = table.object_store();
@@ -31,7 +37,7 @@ impl NoLogs {
         });
         match files.next().await {
             None => {
-                self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place.to_owned());
+                self.lock().insert(place.to_owned());
                 Ok(())
             }
             Some(Ok(file)) => {
@@ -40,6 +46,10 @@ impl NoLogs {
             }
             Some(Err(error)) => Err(Error::delta(place, error)),
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -217,7 +217,10 @@ impl Root {
         }
         let mut delta = self.delta(&directory)?;
         match delta.load().await {
-            Ok(()) => Ok(Some(Table { name, place, delta, root: self.clone() })),
+            Ok(()) => {
+                self.no_logs.has_log(&place);
+                Ok(Some(Table { name, place, delta, root: self.clone() }))
+            }
             // Asking whether it exists before loading it would list the whole log.
             Err(DeltaTableError::NotATable(_)) => self.no_logs.check(&delta, &place).await.map(|()| None),
             Err(error) => Err(Error::delta(&place, error)),

@@ -109,6 +109,18 @@ async fn a_log_of_which_only_checksums_are_left_is_named_and_no_table_is_created
     assert_eq!(fs::read_dir(log).unwrap().count(), 1);
 }
 
+/// The daemon that created the table has seen its folder without a log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_lost_later_is_missed_by_the_process_that_created_the_table_too() {
+    let lake = Lake::new();
+    fs::create_dir_all(lake.table_folder().join("_delta_log")).unwrap();
+    assert!(lake.root.open(patient()).await.unwrap().is_none());
+    lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    lose(&lake.table_folder().join("_delta_log"));
+    let error = lake.root.open(patient()).await.map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::LogLost { .. }), "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_creation_leaves_of_a_log_is_no_table_and_no_error() {
     let lake = Lake::new();
