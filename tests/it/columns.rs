@@ -150,6 +150,31 @@ async fn untyped_tables_get_their_columns_when_typed_is_switched_on() {
     assert_eq!(setup.complete().await.changed(), 0);
 }
 
+/// In one data file, the rows of before have no `meta`.
+#[tokio::test]
+async fn rows_of_before_typed_was_switched_on_keep_their_versions_when_they_are_compacted_with_others() {
+    let mut setup = Setup::new().await;
+    setup.config.typed = false;
+    let old = setup.server.world(|world| world.line(PATIENT, "p2").unwrap().to_owned());
+    setup.later(|world| {
+        world.put(PATIENT, "p2", json!({"gender": "male"}));
+        world.advance(crate::harness::HOUR);
+    });
+    setup.complete().await;
+    setup.config.typed = true;
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "female"}));
+    });
+    setup.complete().await;
+    let ended = setup.command(&["maintain"], &[]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.output());
+    setup.later(|world| world.push_line(PATIENT, old));
+    let report = setup.complete().await;
+    assert_eq!((report.types[&PATIENT].counts.stale, report.changed()), (1, 0));
+    setup.server.world(|world| world.clear_pushed_lines());
+    setup.assert_same_as_server().await;
+}
+
 /// The decoder makes neighbours of rows with the same members; the rows of a compacted file are in another order.
 #[tokio::test]
 async fn a_rebuild_of_resources_with_different_members_keeps_each_in_its_row() {

@@ -1,6 +1,6 @@
 //! A scan: one row group whose ids, and then the versions of some rows, are read for an upsert.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use arrow::{
     array::{Array, ArrayRef, AsArray, RecordBatch, StructArray, new_null_array},
@@ -182,20 +182,58 @@ impl RowGroupScan<'_> {
     ) -> Result<(), DeltaTableError> {
         let rows = selection(found.iter().map(|(index, _)| *index));
         let mut batches = self.read(versions, self.version_columns(), Some(rows))?;
-        let mut next = found.iter();
+        let (mut found, mut lines) = (found, None);
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
-            let versions = (0..batch.num_rows()).zip(&mut next).map(|(row, (index, of))| StoredVersion {
-                file: self.file,
-                row: self.first_row + index,
-                of: *of,
-                version: rows.version(row),
-                hash: rows.hash(row),
+            let (of_batch, rest) = found.split_at(batch.num_rows().min(found.len()));
+            found = rest;
+            let untyped = of_batch.iter().enumerate().filter(|(row, _)| self.is_untyped(&rows, *row));
+            let untyped: Vec<_> = untyped.map(|(_, (index, _))| *index).collect();
+            let mut of_lines = self.versions_of_lines(&untyped, &mut lines).await?;
+            let versions = of_batch.iter().enumerate().map(|(row, (index, of))| {
+                let of_line = if self.is_untyped(&rows, row) { of_lines.pop_front() } else { None };
+                StoredVersion {
+                    file: self.file,
+                    row: self.first_row + index,
+                    of: *of,
+                    version: of_line.unwrap_or_else(|| rows.version(row)),
+                    hash: rows.hash(row),
+                }
             });
             take(versions.collect());
         }
         Ok(())
+    }
+
+    /// May the row be one of before its table had columns of elements? Compacted with others, it is in a file with
+    /// `meta`, which is null for it, and its version is in the line alone.
+    fn is_untyped(&self, rows: &VersionRows, row: usize) -> bool {
+        rows.meta.as_ref().is_some_and(|meta| meta.is_null(row))
+            && self.footer.schema().index_of("resource_json").is_ok()
+    }
+
+    /// The versions of these rows of the row group by their lines; `lines` is fetched once.
+    async fn versions_of_lines(
+        &self,
+        rows: &[u64],
+        lines: &mut Option<FetchedFile>,
+    ) -> Result<VecDeque<Version>, DeltaTableError> {
+        let mut versions = VecDeque::with_capacity(rows.len());
+        if rows.is_empty() {
+            return Ok(versions);
+        }
+        let lines = match lines {
+            Some(lines) => lines.clone(),
+            None => lines.insert(self.fetch(&RAW_VERSION_COLUMNS).await?).clone(),
+        };
+        let mut batches = self.read(lines, &RAW_VERSION_COLUMNS, Some(selection(rows.iter().copied())))?;
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            let rows = VersionRows::try_new(&batch)?;
+            versions.extend((0..batch.num_rows()).map(|row| rows.version(row)));
+        }
+        Ok(versions)
     }
 
     pub fn bytes_of_all_columns(&self) -> u64 {
