@@ -4,7 +4,10 @@ use arrow::{array::RecordBatch, datatypes::SchemaRef};
 use parquet::{
     arrow::ArrowSchemaConverter,
     errors::ParquetError,
-    file::properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+    file::{
+        metadata::KeyValue,
+        properties::{BloomFilterPosition, EnabledStatistics, WriterProperties, WriterPropertiesBuilder},
+    },
     schema::types::ColumnPath,
 };
 
@@ -16,6 +19,11 @@ pub const ROW_GROUP_BYTES: usize = 64 * 1024 * 1024;
 /// More rows than this in a row group serve no reader: most of them work through one row group at a time.
 const MAX_ROW_GROUP_ROWS: usize = 256 * 1024;
 
+/// Says that dates and times follow today's calendar throughout. Without it Spark 3 refuses to read a time before 1900,
+/// such as the year of a birth, because Spark 2 might have written it in the calendar of that time
+/// (<https://spark.apache.org/docs/3.5.7/sql-data-sources-parquet.html>, `datetimeRebaseModeInRead`).
+const SPARK_VERSION: (&str, &str) = ("org.apache.spark.version", "3.1.0");
+
 /// How the columns of a data file are encoded, before the encoder compresses their pages; `leading` of them from the left
 /// get statistics.
 pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties {
@@ -23,6 +31,7 @@ pub fn writer_properties(schema: &SchemaRef, leading: usize) -> WriterProperties
         // Rows differ in size a thousandfold, so bytes bound a row group, not only rows.
         .set_max_row_group_row_count(Some(MAX_ROW_GROUP_ROWS))
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_key_value_metadata(Some(vec![KeyValue::new(SPARK_VERSION.0.to_owned(), SPARK_VERSION.1.to_owned())]))
         // With statistics for each of a thousand leaves, reading the footer costs more than reading the ids.
         .set_statistics_enabled(EnabledStatistics::None);
     // Nearly all values of these columns are different, so a dictionary would only cost time.
