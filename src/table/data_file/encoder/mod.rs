@@ -406,7 +406,7 @@ struct Waiting {
     open: Vec<u8>,
 }
 
-/// Much smaller than a part of an upload, and large enough to be few.
+/// No piece is larger, unless it was written at once. Much smaller than a part of an upload, and large enough to be few.
 const PIECE_BYTES: usize = 1024 * 1024;
 
 impl Pieces {
@@ -427,11 +427,13 @@ impl Pieces {
 impl Write for Pieces {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut waiting = self.lock();
-        waiting.open.extend_from_slice(bytes);
-        if waiting.open.len() >= PIECE_BYTES {
-            let full = std::mem::take(&mut waiting.open);
+        if waiting.open.len() + bytes.len() > PIECE_BYTES && !waiting.open.is_empty() {
+            let mut full = std::mem::take(&mut waiting.open);
+            // A vector that grew may have room for twice what it holds, and a column chunk becomes many pieces at once.
+            full.shrink_to_fit();
             waiting.full.push_back(full.into());
         }
+        waiting.open.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
