@@ -10,7 +10,7 @@ use arrow::{
 use parquet::{
     column::writer::ColumnWriter,
     data_type::{ByteArray, Int96},
-    file::writer::SerializedFileWriter,
+    file::{reader::FileReader as _, serialized_reader::SerializedFileReader, writer::SerializedFileWriter},
     schema::parser::parse_message_type,
 };
 use serde_json::json;
@@ -132,6 +132,22 @@ fn born(id: &str, second: u32, birth_date: &str) -> Change {
     Change::Line(format!(
         r#"{{"resourceType":"Patient","id":"{id}","meta":{{"versionId":"x","lastUpdated":"2026-01-01T00:00:{second:02}Z"}},"name":[{{"family":"Doe"}}],"birthDate":"{birth_date}"}}"#
     ))
+}
+
+/// Spark 3 reads the birth of 1899 only where the footer says so; seen with Spark 3.5.7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_file_says_that_its_times_follow_todays_calendar() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, r#"","birthDate":"1899-05-01"#)]], 5).await;
+    let mut files = fs::read_dir(lake.table_folder()).unwrap().map(|entry| entry.unwrap().path());
+    let path = files.find(|path| path.extension().is_some_and(|extension| extension == "parquet")).unwrap();
+    let file = fs::File::open(path).unwrap();
+    let footer = SerializedFileReader::new(file).unwrap().metadata().file_metadata().key_value_metadata().cloned();
+    let value =
+        |key: &str| footer.iter().flatten().find(|entry| entry.key == key).and_then(|entry| entry.value.clone());
+    assert_eq!(value("org.apache.spark.version").as_deref(), Some("3.1.0"));
+    assert_eq!(value("org.apache.spark.legacyDateTime"), None);
+    assert!(value("ARROW:schema").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
