@@ -59,7 +59,8 @@ pub struct Replayed {
 impl Syncer {
     /// Upserts what the lines hold, and marks those whose resources are in their tables.
     pub async fn replay(&self, exports: &[Export], of: ReplayOf) -> Result<Replayed, Error> {
-        let (run, started_at) = (self.turns.next_run(), now());
+        let (run, started_at) = (self.next_run().await?, now());
+        // Alone, the number is in no state until then: it must not be given again after a restart.
         self.remember(move |state| state.run = state.run.max(run)).await?;
         let mut rows = self.root.quarantine().await.map_err(Error::Quarantine)?;
         rows.retain(|row| row.replayed_at.is_none() && of.includes(&row.id));
