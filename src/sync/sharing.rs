@@ -202,7 +202,7 @@ impl Syncer {
     }
 
     /// Reads what other processes have done since: the state of their exports, and who holds them.
-    pub async fn look_at_the_others(&self) -> Result<(), Error> {
+    pub async fn read_shared_state(&self) -> Result<(), Error> {
         let Some(sharing) = &self.sharing else { return Ok(()) };
         for (name, _) in &sharing.exports {
             let mut leases = sharing.leases.lock().await;

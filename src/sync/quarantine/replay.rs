@@ -329,10 +329,14 @@ impl Replay {
     }
 
     async fn upsert(&self, syncer: &Syncer, target: &Target, changes: ChangeSet) -> Result<Committed, Error> {
-        let (export, resource_type) = target.clone();
-        let Some(shape) = self.shapes.get(&resource_type).cloned() else { return Err(Error::Stopped) };
+        let (name, resource_type) = target;
+        let export = self.exports.iter().find(|export| export.name == *name);
+        let (Some(export), Some(shape)) = (export, self.shapes.get(resource_type).cloned()) else {
+            return Err(Error::Stopped);
+        };
+        let resource_type = *resource_type;
         let upsert = Upsert {
-            app_id: format!("fhir-sync/{export}"),
+            app_id: export.app_id_before(),
             source: self.source.to_string(),
             run_started_micros: self.started_at.timestamp_micros(),
             job: job(target, self.run),
