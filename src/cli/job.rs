@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config,
     control::{Answer, CancelledJob, Work},
+    fhir::TransactionTime,
     state::{JobInFlight, State},
     sync::chain,
     telemetry,
@@ -60,7 +61,7 @@ struct ShownJob {
     /// By the local clock.
     kicked_off_at: DateTime<Utc>,
     types: Vec<String>,
-    /// `_since` as it was sent; `null` in a full load.
+    /// `_since` as planned; `null` in a full load.
     since: Option<String>,
     full_refresh: bool,
     /// Without its query.
@@ -71,9 +72,9 @@ impl ShownJob {
     fn new(export: &str, job: &JobInFlight) -> Self {
         Self {
             export: export.to_owned(),
-            kicked_off_at: job.polling_since,
+            kicked_off_at: job.kicked_off_locally_at,
             types: job.types.iter().map(ToString::to_string).collect(),
-            since: job.since.clone(),
+            since: job.since.map(TransactionTime::as_since),
             full_refresh: job.full_refresh,
             status_url: job.place(),
         }

@@ -133,7 +133,7 @@ fn shown(name: String, known: ExportState) -> ShownExport {
         data_as_of: freshness.data_as_of.get(of).copied(),
         table_version: known.tables.get(of).map(|table| table.version),
         last_end: freshness.ends.get(of).cloned(),
-        reload: known.reload.get(of).cloned(),
+        reload: known.reload.get(of).map(ToString::to_string),
         unconfirmed_since: known.unconfirmed.get(of).copied(),
     };
     ShownExport {

@@ -71,7 +71,7 @@ pub(super) async fn run(looking: Looking) -> Result<(), Exit> {
         });
         let types = types.collect();
         let ExportState { last_complete_at, last_full_refresh_at, jobs, .. } = known;
-        let job_since = jobs.iter().map(|job| job.polling_since).min();
+        let job_since = jobs.iter().map(|job| job.kicked_off_locally_at).min();
         let held_by = holders.remove(&export.name);
         ExportStatus { name: export.name, last_complete_at, last_full_refresh_at, job_since, held_by, types }
     });

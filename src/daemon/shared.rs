@@ -52,7 +52,7 @@ impl Others {
         let syncer = Arc::clone(syncer);
         self.looking.spawn(async move {
             tokio::time::sleep(LOOKED_AT_EVERY).await;
-            if let Err(error) = syncer.look_at_the_others().await {
+            if let Err(error) = syncer.read_shared_state().await {
                 tracing::warn!(error = chain(&error), "what other processes do could not be read; trying again");
             }
         });
@@ -146,7 +146,7 @@ pub(super) async fn maintenance_is_due(syncer: &Syncer, maintenance: &Maintenanc
     if !syncer.shares_exports() {
         return true;
     }
-    if let Err(error) = syncer.look_at_the_others().await {
+    if let Err(error) = syncer.read_shared_state().await {
         tracing::warn!(error = chain(&error), "what other processes do could not be read");
     }
     let patterns: Vec<_> = maintenance.schedule.iter().cloned().collect();

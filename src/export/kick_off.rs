@@ -178,8 +178,8 @@ impl Client {
         };
         let status_url = self.origins.rewrite().meant(status_url, kick_off);
         self.origins.check(&status_url, kick_off, &context)?;
-        let kicked_off_at = retry::date(response.headers()).map(TransactionTime::from);
-        Ok(Job { status_url, kicked_off_at, polling_since: local_now() })
+        let server_time = retry::date(response.headers()).map(TransactionTime::from);
+        Ok(Job { status_url, server_time, kicked_off_locally_at: local_now() })
     }
 }
 

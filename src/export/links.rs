@@ -163,8 +163,10 @@ impl Current {
 
 /// The files of the fresh manifest under the ids of the known ones; or what differs.
 fn same_files(known: &Completed, fresh: Manifest) -> Result<BTreeMap<FileId, File>, String> {
-    // Where a server states the time of the poll, the watermark is the bound all the same.
-    let reach = |time: Option<TransactionTime>| time.map(|time| known.bound.map_or(time, |bound| time.min(bound)));
+    // Where a server states the time of the poll, the watermark ends at its time at the kick-off all the same.
+    let reach = |time: Option<TransactionTime>| {
+        time.map(|time| known.server_time.map_or(time, |server_time| time.min(server_time)))
+    };
     if reach(known.manifest.transaction_time) != reach(fresh.transaction_time) {
         return Err("it has another transactionTime".to_owned());
     }

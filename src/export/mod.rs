@@ -97,10 +97,12 @@ pub struct Client {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Job {
     pub status_url: Url,
-    /// The `Date` of the kick-off's answer: the **server's** clock (rule 51).
-    pub kicked_off_at: Option<TransactionTime>,
-    /// Our clock at kick-off: for `poll.deadline` alone, never for data (rule 131).
-    pub polling_since: DateTime<Utc>,
+    /// The **server's** clock at the kick-off, by the `Date` of its answer, or of a job that is resumed, at the earliest
+    /// answer that had one (rule 51).
+    pub server_time: Option<TransactionTime>,
+    /// Our clock at the kick-off: for `poll.deadline`, and for how old the data are that people see; no watermark and no
+    /// row follows from it (rule 131).
+    pub kicked_off_locally_at: DateTime<Utc>,
 }
 
 /// A complete export: every page of its manifest has been read.
@@ -110,7 +112,7 @@ pub struct Completed {
     pub manifest: Arc<Manifest>,
     /// The server's clock at the kick-off, or where that had no `Date`, at its earliest later answer: the export holds
     /// nothing that is newer (rule 51).
-    pub bound: Option<TransactionTime>,
+    pub server_time: Option<TransactionTime>,
 }
 
 impl Client {
@@ -272,8 +274,8 @@ impl fmt::Debug for Job {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.debug_struct("Job")
             .field("status_url", &shown(&self.status_url))
-            .field("kicked_off_at", &self.kicked_off_at)
-            .field("polling_since", &self.polling_since)
+            .field("server_time", &self.server_time)
+            .field("kicked_off_locally_at", &self.kicked_off_locally_at)
             .finish()
     }
 }

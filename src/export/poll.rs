@@ -60,7 +60,7 @@ impl Job {
         let manifest = wait.manifest_of(&self).await;
         measured::waited(&manifest);
         let manifest = Arc::new(manifest?);
-        Ok(Completed { manifest, bound: self.kicked_off_at.or(wait.date), job: self })
+        Ok(Completed { manifest, server_time: self.server_time.or(wait.server_time), job: self })
     }
 
     /// Waits as [`Job::wait`] does, and for partial manifests too (rule 64).
@@ -101,8 +101,8 @@ pub enum Waited {
 /// The files of an export that are ready while the server still works on it.
 pub struct PartialExport {
     pub manifest: Manifest,
-    /// As [`Completed::bound`].
-    pub bound: Option<TransactionTime>,
+    /// As [`Completed::server_time`].
+    pub server_time: Option<TransactionTime>,
 }
 
 impl Following<'_> {
@@ -112,15 +112,15 @@ impl Following<'_> {
     /// As [`Job::wait`].
     pub async fn next(&mut self) -> Result<Waited, Error> {
         let found = self.wait.find(&self.job).await;
-        let bound = self.job.kicked_off_at.or(self.wait.date);
+        let server_time = self.job.server_time.or(self.wait.server_time);
         self.wait.partial_from = Some(Instant::now() + self.partial_interval);
         if !matches!(found, Ok(Found::Partial(_))) {
             measured::waited(&found);
         }
         Ok(match found? {
-            Found::Partial(manifest) => Waited::Partial(PartialExport { manifest, bound }),
+            Found::Partial(manifest) => Waited::Partial(PartialExport { manifest, server_time }),
             Found::Whole(manifest) => {
-                Waited::Complete(Completed { manifest: Arc::new(manifest), bound, job: self.job.clone() })
+                Waited::Complete(Completed { manifest: Arc::new(manifest), server_time, job: self.job.clone() })
             }
         })
     }
@@ -139,7 +139,7 @@ struct Wait<'a> {
     polls: u32,
     bytes_left: u64,
     /// The server's clock at its first answer that had a `Date`.
-    date: Option<TransactionTime>,
+    server_time: Option<TransactionTime>,
     log: WaitLog,
     unchanged: Unchanged,
     /// From then on a partial manifest ends the wait.
@@ -186,11 +186,11 @@ impl<'a> Wait<'a> {
             unknown_grace,
             context: format!("export status at {}", shown(&job.status_url)),
             // When our clock was set back, the job has no age: rather too young than too old.
-            age: (local_now() - job.polling_since).to_std().unwrap_or_default(),
+            age: (local_now() - job.kicked_off_locally_at).to_std().unwrap_or_default(),
             started: Instant::now(),
             polls: 0,
             bytes_left: client.config.limits.max_manifest_bytes,
-            date: None,
+            server_time: None,
             log: WaitLog::default(),
             unchanged: Unchanged::default(),
             partial_from: None,
@@ -261,7 +261,7 @@ impl<'a> Wait<'a> {
                 Polled::Failed(fault) => (failures.failed(&self.context, fault)?, None),
             };
             self.before_deadline()?;
-            let (polls, server_time) = (self.polls, self.date);
+            let (polls, server_time) = (self.polls, self.server_time);
             (self.on_progress)(PollProgress { polls, x_progress, retry_in, server_time });
             sleep(retry_in).await;
         }
@@ -287,7 +287,7 @@ impl<'a> Wait<'a> {
             Err(Failure::Retry(fault)) => return Ok(Polled::Failed(fault)),
             Err(Failure::Fatal(error)) => return Err(self.or_deadline(error)),
         };
-        self.date = self.date.or_else(|| date(response.headers()).map(TransactionTime::from));
+        self.server_time = self.server_time.or_else(|| date(response.headers()).map(TransactionTime::from));
         let retry_after = retry_after(response.headers());
         match export_status(&response) {
             StatusCode::OK => self.manifest(response, pages).await,

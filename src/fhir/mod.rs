@@ -35,11 +35,17 @@ impl TransactionTime {
         self.0
     }
 
-    /// The value of `_since`: UTC, three digits of the second, rounded **down**, so that nothing falls between two
-    /// exports (rules 15 and 16: servers read "after" as `>` or `>=`, and some compare text).
-    pub fn since(self, overlap: TimeDelta) -> String {
+    /// From where the next export is asked for: so much earlier, in whole milliseconds and rounded **down**, so that
+    /// nothing falls between two exports (rules 15 and 16: servers read "after" as `>` or `>=`).
+    #[must_use]
+    pub fn since(self, overlap: TimeDelta) -> Self {
         let since = self.0.checked_sub_signed(overlap).unwrap_or(DateTime::UNIX_EPOCH);
-        since.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+        Self(since.trunc_subsecs(3))
+    }
+
+    /// The value of `_since`: UTC, three digits of the second, because some servers compare text.
+    pub fn as_since(self) -> String {
+        self.0.format("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
     }
 }
 
@@ -265,8 +271,9 @@ mod tests {
     #[test]
     fn since_is_in_milliseconds_and_never_rounded_up() {
         let time = TransactionTime::from(parse_instant("2026-11-20T10:00:00.999999999+02:00").unwrap());
-        assert_eq!(time.since(TimeDelta::zero()), "2026-11-20T08:00:00.999Z");
-        assert_eq!(time.since(TimeDelta::minutes(5)), "2026-11-20T07:55:00.999Z");
+        assert_eq!(time.since(TimeDelta::zero()).as_since(), "2026-11-20T08:00:00.999Z");
+        assert_eq!(time.since(TimeDelta::minutes(5)).as_since(), "2026-11-20T07:55:00.999Z");
+        assert_eq!(time.since(TimeDelta::zero()).as_micros() % 1000, 0, "what is compared is what was sent");
     }
 
     /// (rules 81 and 82, Q-51)

@@ -115,9 +115,9 @@ impl JobInFlight {
     /// server's own clock says. So a server clock that is off, or jumps between two runs, makes data neither younger
     /// nor older.
     pub fn data_as_of(&self, watermark: TransactionTime) -> DateTime<Utc> {
-        let Some(kicked_off_at) = self.kicked_off_at else { return self.polling_since };
-        let lag = (kicked_off_at.instant() - watermark.instant()).max(chrono::TimeDelta::zero());
-        self.polling_since.checked_sub_signed(lag).unwrap_or(DateTime::UNIX_EPOCH)
+        let Some(server_time) = self.server_time_at_kick_off else { return self.kicked_off_locally_at };
+        let lag = (server_time.instant() - watermark.instant()).max(chrono::TimeDelta::zero());
+        self.kicked_off_locally_at.checked_sub_signed(lag).unwrap_or(DateTime::UNIX_EPOCH)
     }
 }
 
@@ -139,13 +139,13 @@ mod tests {
     use super::*;
     use crate::fhir::parse_instant;
 
-    fn job(kicked_off_at: Option<&str>) -> JobInFlight {
+    fn job(server_time: Option<&str>) -> JobInFlight {
         JobInFlight {
             status_url: "https://ehr.example.org/status/1".parse().unwrap(),
-            kicked_off_at: kicked_off_at.and_then(parse_instant).map(TransactionTime::from),
-            answered_at: None,
+            server_time_at_kick_off: server_time.and_then(parse_instant).map(TransactionTime::from),
+            server_time_later: None,
             denied_since: None,
-            polling_since: parse_instant("2026-11-20T10:00:00Z").unwrap(),
+            kicked_off_locally_at: parse_instant("2026-11-20T10:00:00Z").unwrap(),
             types: Vec::new(),
             since: None,
             full_refresh: false,
@@ -157,8 +157,8 @@ mod tests {
         }
     }
 
-    fn as_of(kicked_off_at: Option<&str>, watermark: &str) -> String {
-        job(kicked_off_at).data_as_of(parse_instant(watermark).unwrap().into()).format("%H:%M").to_string()
+    fn as_of(server_time: Option<&str>, watermark: &str) -> String {
+        job(server_time).data_as_of(parse_instant(watermark).unwrap().into()).format("%H:%M").to_string()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use url::Url;
 
 use super::{Asked, KnownTable};
@@ -14,20 +14,21 @@ use crate::fhir::{ResourceType, TransactionTime};
 pub struct JobInFlight {
     pub status_url: Url,
     /// The server's own time when it accepted the job.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kicked_off_at: Option<TransactionTime>,
+    #[serde(rename = "kicked_off_at", default, skip_serializing_if = "Option::is_none")]
+    pub server_time_at_kick_off: Option<TransactionTime>,
     /// The same at the earliest later answer, where the one to the kick-off does not state it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answered_at: Option<TransactionTime>,
+    #[serde(rename = "answered_at", default, skip_serializing_if = "Option::is_none")]
+    pub server_time_later: Option<TransactionTime>,
     /// Since when the server denies what is asked of the job, by the local clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied_since: Option<DateTime<Utc>>,
     /// The local time of the kick-off, for the deadline of the job and the age of its data.
-    pub polling_since: DateTime<Utc>,
+    #[serde(rename = "polling_since")]
+    pub kicked_off_locally_at: DateTime<Utc>,
     pub types: Vec<ResourceType>,
-    /// `_since` as it was sent; absent in a full load.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub since: Option<String>,
+    /// `_since` as planned; absent in a full load, even one that sends `initial_since`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "as_since")]
+    pub since: Option<TransactionTime>,
     /// The run was a full refresh.
     pub full_refresh: bool,
     /// What was asked, and of which server; absent in a state file of an earlier version.
@@ -44,6 +45,34 @@ pub struct JobInFlight {
     /// It is about these patients alone, who joined the group; of all of the export, if there are none.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub patients: BTreeSet<String>,
+}
+
+/// What a job brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobKind {
+    /// What has changed since then.
+    Increment(TransactionTime),
+    /// Everything, in an incremental run: of types that have no watermark, or whose watermark does not count.
+    FullLoad,
+    /// Everything, in a run that is a full refresh: a row that it lacks was deleted on the server.
+    FullRefresh,
+    /// Everything of some patients, who joined the group: it says nothing about how far its types are.
+    Joiners,
+}
+
+impl JobKind {
+    /// Whether it brings everything of its types.
+    pub fn is_full(self) -> bool {
+        matches!(self, Self::FullLoad | Self::FullRefresh)
+    }
+
+    /// From where it goes.
+    pub fn since(self) -> Option<TransactionTime> {
+        match self {
+            Self::Increment(since) => Some(since),
+            Self::FullLoad | Self::FullRefresh | Self::Joiners => None,
+        }
+    }
 }
 
 /// The files of one type whose rows are in its table, committed in instalments: they need not be read again.
@@ -63,14 +92,38 @@ pub struct FinishedFiles {
 }
 
 impl JobInFlight {
-    /// The job brings nothing that changed later than this, by the server's own clock.
-    pub fn bound(&self) -> Option<TransactionTime> {
-        self.kicked_off_at.or(self.answered_at)
+    /// The server's own time at the kick-off, or else the earliest later one: the job brings nothing that changed later.
+    pub fn server_time(&self) -> Option<TransactionTime> {
+        self.server_time_at_kick_off.or(self.server_time_later)
+    }
+
+    pub fn kind(&self) -> JobKind {
+        match self.since {
+            _ if !self.patients.is_empty() => JobKind::Joiners,
+            Some(since) => JobKind::Increment(since),
+            None if self.full_refresh => JobKind::FullRefresh,
+            None => JobKind::FullLoad,
+        }
     }
 
     /// The status URL as it is shown: its query may hold a secret.
     pub fn place(&self) -> String {
         format!("{}{}", self.status_url.origin().ascii_serialization(), self.status_url.path())
+    }
+}
+
+/// `_since` in the file, as it is sent. A text that is no instant breaks the file: without its `_since`, the job of an
+/// increment would look like one that brings everything.
+mod as_since {
+    use super::{DateTime, Deserialize, Deserializer, Serialize, Serializer, TransactionTime, Utc};
+
+    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
+    pub fn serialize<S: Serializer>(since: &Option<TransactionTime>, serializer: S) -> Result<S::Ok, S::Error> {
+        since.map(TransactionTime::as_since).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TransactionTime>, D::Error> {
+        Ok(Option::<DateTime<Utc>>::deserialize(deserializer)?.map(TransactionTime::from))
     }
 }
 

@@ -12,6 +12,7 @@ mod file;
 mod freshness;
 mod jobs;
 mod place;
+mod reload;
 mod shared;
 
 use std::{
@@ -28,7 +29,8 @@ pub use self::{
     asked::Asked,
     envelope::FORMAT,
     freshness::{Freshness, Outcome},
-    jobs::{FinishedFiles, JobInFlight},
+    jobs::{FinishedFiles, JobInFlight, JobKind},
+    reload::ReloadReason,
 };
 use self::{documents::StateDocuments, file::StateFile, shared::SharedState};
 use crate::{
@@ -159,7 +161,7 @@ pub struct ExportState {
     pub tables: BTreeMap<ResourceType, KnownTable>,
     /// The types whose watermark no longer counts, each with the reason: they are loaded in full.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub reload: BTreeMap<ResourceType, String>,
+    pub reload: BTreeMap<ResourceType, ReloadReason>,
     /// The types that were loaded in full for such a reason, and kept rows that they should perhaps have removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kept_rows: BTreeMap<ResourceType, KeptRows>,

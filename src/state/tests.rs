@@ -17,12 +17,12 @@ fn sample(run: u64) -> State {
     export.freshness.failures_in_a_row = u32::try_from(run).unwrap();
     export.jobs.push(JobInFlight {
         status_url: "https://ehr.example.org/status/1?secret=x".parse().unwrap(),
-        kicked_off_at: None,
-        answered_at: None,
+        server_time_at_kick_off: None,
+        server_time_later: None,
         denied_since: None,
-        polling_since: DateTime::UNIX_EPOCH,
+        kicked_off_locally_at: DateTime::UNIX_EPOCH,
         types: vec!["Patient".parse().unwrap()],
-        since: Some("2026-01-01T00:00:00.000Z".to_owned()),
+        since: parse_instant("2026-01-01T00:00:00Z").map(TransactionTime::from),
         full_refresh: false,
         asked: None,
         server: None,
@@ -106,6 +106,24 @@ fn a_file_of_a_newer_format_stops_the_start() {
     let path = folder.path().join("state.json");
     fs::write(&path, r#"{"format": 2, "checksum": "", "state": {}}"#).unwrap();
     assert!(matches!(OpenState::open(&path), Err(Error::Newer { found: 2, .. })));
+}
+
+#[test]
+fn the_since_of_a_job_is_stored_as_it_was_sent_and_a_text_that_is_no_instant_is_refused() {
+    let job = sample(1).exports["all"].jobs[0].clone();
+    let json = serde_json::to_value(&job).unwrap();
+    assert_eq!(json["since"], "2026-01-01T00:00:00.000Z");
+    assert_eq!(serde_json::from_value::<JobInFlight>(json.clone()).unwrap(), job);
+    let with = |since: &str| {
+        let mut json = json.clone();
+        json["since"] = since.into();
+        serde_json::from_value::<JobInFlight>(json).map(|job| job.kind())
+    };
+    // An overlap from before the first year of the calendar is still an increment.
+    assert!(matches!(with("0000-12-31T23:55:00.000Z"), Ok(JobKind::Increment(_))));
+    for text in ["", "2026-01-01", "yesterday"] {
+        assert!(with(text).is_err(), "{text}");
+    }
 }
 
 #[test]

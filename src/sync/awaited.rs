@@ -44,13 +44,13 @@ impl Run<'_> {
             return std::mem::take(patients);
         }
         let seen_before = self.syncer.export_state(self.export).seen_patients.remove(group).unwrap_or_default();
-        patients.extract_if(.., |id| self.seen_patients.contains(id) || seen_before.contains(id)).collect()
+        patients.extract_if(.., |id| self.members.seen.contains(id) || seen_before.contains(id)).collect()
     }
 
     /// A full load has brought the Patients of the group: those of its members who are not among them are awaited. An
     /// awaited patient whose Patient arrived stays awaited until the other types have arrived, too.
     pub(super) async fn await_missing_members(&mut self, job: &JobInFlight) -> Result<(), Error> {
-        let Some(group) = self.export.level.group().filter(|_| job.since.is_none()).map(str::to_owned) else {
+        let Some(group) = self.export.level.group().filter(|_| job.kind().is_full()).map(str::to_owned) else {
             return Ok(());
         };
         if self.export.types.iter().all(|of| job.types.contains(of)) && self.is_all_committed() {
@@ -59,15 +59,15 @@ impl Run<'_> {
         if !(job.types.contains(&ResourceType::PATIENT) && self.has_all_patients() && self.tells_who_is_missing()) {
             return Ok(());
         }
-        let mut missing = self.members.clone();
+        let mut missing = self.members.known.clone();
         self.extract_arrived(&group, &mut missing);
         // Where a Group has ids of its own, or most of its members are not for this client, nobody is asked for alone.
-        if missing.len() > PATIENTS_PER_REQUEST && missing.len() * 2 > self.members.len() {
+        if missing.len() > PATIENTS_PER_REQUEST && missing.len() * 2 > self.members.known.len() {
             self.report.notes.push(format!(
                 "{} of the {} whom Group/{group} lists did not arrive with everything of the group: too many to ask for \
                  them alone; a full refresh loads those who appear later",
                 patients(missing.len()),
-                self.members.len()
+                self.members.known.len()
             ));
             return Ok(());
         }
@@ -81,11 +81,10 @@ impl Run<'_> {
         self.remember_awaited(group, arrived, BTreeSet::new()).await
     }
 
-    /// Exports know them now. Until all of their data have arrived as well, each sync asks for them, however often it
-    /// was in vain before.
+    /// Sets the attempts of awaited patients whose Patient has arrived to 0: each sync asks for the rest of their data.
     pub(super) async fn expect_seen_patients(&self, group: &str) -> Result<(), Error> {
         let awaited = self.syncer.export_state(self.export).awaited_patients.remove(group).unwrap_or_default();
-        let is_seen = |id: &String, awaited: &AwaitedPatient| awaited.attempts > 0 && self.seen_patients.contains(id);
+        let is_seen = |id: &String, awaited: &AwaitedPatient| awaited.attempts > 0 && self.members.seen.contains(id);
         let seen: BTreeSet<_> = awaited.into_iter().filter(|(id, of)| is_seen(id, of)).map(|(id, _)| id).collect();
         if seen.is_empty() {
             return Ok(());

@@ -7,10 +7,9 @@ use std::{collections::BTreeSet, future::Future};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::{Activity, Config, Error, Export, Step, Syncer, watermarks::watermark};
+use super::{Activity, Config, Error, Export, Step, Syncer, jobs::on_server, watermarks::watermark};
 use crate::{
-    export::Job,
-    fhir::{ResourceType, TransactionTime, parse_instant},
+    fhir::{ResourceType, TransactionTime},
     state::{ExportState, JobInFlight},
 };
 
@@ -60,7 +59,7 @@ impl Syncer {
                 continue;
             }
             for job in known.jobs {
-                let result = job_of(&job).delete(&self.client).await.map_err(Error::from);
+                let result = on_server(&job).delete(&self.client).await.map_err(Error::from);
                 if forget || result.is_ok() {
                     self.forget_job_of(name.clone(), job.status_url.clone()).await?;
                 }
@@ -69,11 +68,6 @@ impl Syncer {
         }
         Ok(cancelled)
     }
-}
-
-fn job_of(job: &JobInFlight) -> Job {
-    let JobInFlight { status_url, kicked_off_at, polling_since, .. } = job.clone();
-    Job { status_url, kicked_off_at, polling_since }
 }
 
 /// What became of a watermark that was to be lowered.
@@ -154,6 +148,5 @@ impl Syncer {
 
 /// Whether the watermark moves from this instant when the job's export is read: see `known` in `sync/upsert.rs`.
 fn moves_watermark(job: &JobInFlight, of: ResourceType, since: TransactionTime) -> bool {
-    let asked_since = job.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
-    job.types.contains(&of) && asked_since.is_none_or(|asked| asked <= since)
+    job.types.contains(&of) && job.since.is_none_or(|of_job| of_job <= since)
 }

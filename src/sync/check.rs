@@ -64,7 +64,11 @@ async fn of_server(mut server: export::Config, exports: &[Export], kick_off: boo
 async fn of_export(client: &Client, export: &Export) -> Vec<Check> {
     let request = |types| ExportRequest {
         parameters: export.parameters.clone(),
-        ..ExportRequest::new(export.level.clone(), types, Some(TransactionTime::from(now()).since(ASKED_FOR)))
+        ..ExportRequest::new(
+            export.level.clone(),
+            types,
+            Some(TransactionTime::from(now()).since(ASKED_FOR).as_since()),
+        )
     };
     let all = client.check_export(&export.name, &request(export.types.clone())).await;
     let is_refused = all.verdict == export::CheckVerdict::Failed && export.types.len() > 1;

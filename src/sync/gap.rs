@@ -99,7 +99,7 @@ impl Run<'_> {
                 continue;
             }
             if !self.is_recent(kept.loaded_at) {
-                due.insert(of, kept.reason);
+                due.insert(of, kept.reason.into());
                 continue;
             }
             self.report.remarks.push(format!(

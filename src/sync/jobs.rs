@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     export::{self, Job},
-    fhir::ResourceType,
-    state::JobInFlight,
+    fhir::{ResourceType, TransactionTime},
+    state::{JobInFlight, JobKind},
 };
 
 impl Run<'_> {
@@ -23,25 +23,28 @@ impl Run<'_> {
     pub(super) async fn resume(&mut self) -> Result<Vec<ResourceType>, Error> {
         let mut resumed = Vec::new();
         for mut job in self.syncer.export_state(self.export).jobs {
-            if let Some(reason) = self.is_foreign(&job) {
+            if let Some(reason) = self.why_not_followed(&job) {
                 tracing::warn!(reason, "the export in progress is not the one that is asked for now; it is cancelled");
-                self.give_up(&job).await?;
+                self.delete_job(&job).await?;
                 continue;
             }
             self.narrow(&mut job).await?;
             if job.types.is_empty() {
                 // Settled, but the process ended before the DELETE; or nobody wants one of its types any more.
-                self.give_up(&job).await?;
+                self.delete_job(&job).await?;
                 continue;
             }
             tracing::info!(
-                since = job.since,
+                since = job.since.map(TransactionTime::as_since),
                 types = events::list(&job.types),
                 "resuming the export in progress on the server"
             );
-            let types = job.types.clone();
-            // What an incremental run asked for does not make a full refresh.
-            let is_enough = (self.mode == Mode::Incremental || job.full_refresh) && job.patients.is_empty();
+            // A job of an incremental run does not replace the full refresh of this run.
+            let is_enough = match job.kind() {
+                JobKind::Increment(_) | JobKind::FullLoad => self.mode == Mode::Incremental,
+                JobKind::FullRefresh => true,
+                JobKind::Joiners => false,
+            };
             match self.follow(job.clone()).await {
                 // The tables still have their old watermarks, so a new export loses nothing.
                 Err(Error::Export(export::Error::JobLost { .. })) => {
@@ -49,11 +52,11 @@ impl Run<'_> {
                     self.syncer.forget_job(self.export, job.status_url).await?;
                     continue;
                 }
-                Err(error) => self.failed(&types, Some(&job), error).await?,
+                Err(error) => self.job_failed(&job, error).await?,
                 Ok(()) => {}
             }
             if is_enough {
-                resumed.extend(types);
+                resumed.extend(job.types);
             }
         }
         Ok(resumed)
@@ -63,7 +66,8 @@ impl Run<'_> {
     /// full: what changed since then does not bring back what their tables lack.
     async fn narrow(&self, job: &mut JobInFlight) -> Result<(), Error> {
         let reload = self.syncer.export_state(self.export).reload;
-        let is_replaced = |of: &ResourceType| job.since.is_some() && reload.contains_key(of);
+        let is_increment = matches!(job.kind(), JobKind::Increment(_));
+        let is_replaced = |of: &ResourceType| is_increment && reload.contains_key(of);
         let types = job.types.iter().copied().filter(|of| self.export.types.contains(of) && !is_replaced(of)).collect();
         if job.types != types {
             job.types = types;
@@ -73,7 +77,7 @@ impl Run<'_> {
     }
 
     /// Why a job cannot be followed: it is another server's, or it does not bring what is asked for now.
-    fn is_foreign(&self, job: &JobInFlight) -> Option<String> {
+    fn why_not_followed(&self, job: &JobInFlight) -> Option<String> {
         let here = &self.syncer.server;
         match &job.server {
             Some(server) if server != here => return Some("server.url has changed".to_owned()),
@@ -84,24 +88,34 @@ impl Run<'_> {
         job.asked.as_ref()?.change_to(&self.export.asked(&self.syncer.config.source))
     }
 
-    /// A request, or the job that it became, has failed. Decides what becomes of the job, and whether the other
-    /// requests are still sent: an error that each of them would meet ends the run.
-    pub(super) async fn failed(
-        &mut self,
-        types: &[ResourceType],
-        job: Option<&JobInFlight>,
-        error: Error,
-    ) -> Result<(), Error> {
-        let kept = job.filter(|job| is_worth_keeping(job, recovery(&error).job, is_denied(&error)));
-        if let (Some(job), None) = (job, kept) {
-            self.give_up(job).await?;
+    /// A request was refused, or not answered. Decides whether the other requests are still sent: an error that each of
+    /// them would meet ends the run.
+    pub(super) fn kick_off_failed(&mut self, types: &[ResourceType], error: Error) -> Result<(), Error> {
+        if concerns_all(&error) {
+            return Err(error);
+        }
+        self.tolerate(types, error);
+        Ok(())
+    }
+
+    /// A job has failed. Decides the same, and what becomes of the job.
+    pub(super) async fn job_failed(&mut self, job: &JobInFlight, error: Error) -> Result<(), Error> {
+        let is_kept = is_worth_keeping(job, recovery(&error).job, is_denied(&error));
+        if !is_kept {
+            self.delete_job(job).await?;
         }
         if concerns_all(&error) {
             return Err(error);
         }
-        if let Some(job) = kept {
-            self.syncer.remember_denied(self.export, job, is_denied(&error)).await?;
+        if is_kept {
+            self.syncer.remember_whether_denied(self.export, job, is_denied(&error)).await?;
         }
+        self.tolerate(&job.types, error);
+        Ok(())
+    }
+
+    /// The error ends neither the run nor the other exports.
+    fn tolerate(&mut self, types: &[ResourceType], error: Error) {
         tracing::error!(
             types = events::list(types),
             error = chain(&error),
@@ -112,19 +126,16 @@ impl Run<'_> {
             self.report.remarks.push(remark);
         }
         self.tolerated.get_or_insert(error);
-        Ok(())
     }
 
-    /// Cancels a job that nobody will follow, then forgets it.
-    pub(super) async fn give_up(&self, job: &JobInFlight) -> Result<(), Error> {
-        self.delete(job, CANCEL_PATIENCE).await;
+    /// Deletes the job on the server, then removes it from the state.
+    pub(super) async fn delete_job(&self, job: &JobInFlight) -> Result<(), Error> {
+        self.delete_on_server(job, CANCEL_PATIENCE).await;
         self.syncer.forget_job(self.export, job.status_url.clone()).await
     }
 
-    async fn delete(&self, job: &JobInFlight, patience: Duration) {
-        let at = job.status_url.clone();
-        let on_server = Job { status_url: at, kicked_off_at: job.kicked_off_at, polling_since: job.polling_since };
-        let deleted = async { Ok(on_server.delete(&self.syncer.client).await?) };
+    async fn delete_on_server(&self, job: &JobInFlight, patience: Duration) {
+        let deleted = async { Ok(on_server(job).delete(&self.syncer.client).await?) };
         match tokio::time::timeout(patience, unless_stopped(self.stop, REQUEST_PATIENCE, deleted)).await {
             Ok(Ok(())) => tracing::debug!("the export was deleted on the server"),
             Ok(Err(error)) => {
@@ -148,7 +159,7 @@ impl Run<'_> {
         }
         self.syncer.reload_in_other_exports(self.export, self.report.damaged()).await?;
         self.syncer.remember_settled(self.export, &self.report, job, left).await?;
-        if is_done { self.give_up(job).await } else { Ok(()) }
+        if is_done { self.delete_job(job).await } else { Ok(()) }
     }
 
     fn may_still_come(&self, job: &JobInFlight, resource_type: ResourceType) -> bool {
@@ -156,6 +167,15 @@ impl Run<'_> {
             Some(TypeEnd::Failed(failure)) => is_worth_keeping(job, failure.recovery.job, failure.is_denied),
             _ => false,
         }
+    }
+}
+
+/// The job as its server knows it.
+pub fn on_server(job: &JobInFlight) -> Job {
+    Job {
+        status_url: job.status_url.clone(),
+        server_time: job.server_time(),
+        kicked_off_locally_at: job.kicked_off_locally_at,
     }
 }
 

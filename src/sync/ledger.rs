@@ -5,13 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::runtime::Handle;
 
-use super::{
-    CompletedExport, Error, Export, Report, Run, Syncer, TypeEnd, TypeReport, blocking::blocking, chain, clock::now,
-    events,
-};
+use super::{Error, Export, Report, Run, Syncer, TypeEnd, TypeReport, blocking::blocking, chain, clock::now, events};
 use crate::{
-    export::{File, FileKind, Level},
+    export::{File, FileKind, Level, Manifest},
     fhir::{ResourceType, TransactionTime},
+    state::JobInFlight,
     table::{LedgerRow, Requests, Root, RunCommit},
 };
 
@@ -49,13 +47,13 @@ impl Ledger {
     }
 
     /// The server has completed an export.
-    pub fn completed(&mut self, export: &CompletedExport) {
-        for resource_type in &export.asked.types {
+    pub fn completed(&mut self, job: &JobInFlight, manifest: &Manifest) {
+        for resource_type in &job.types {
             let of_type = |file: &&File| file.kind == FileKind::Of(*resource_type);
-            let files: Vec<_> = export.completed.manifest.output.iter().filter(of_type).collect();
+            let files: Vec<_> = manifest.output.iter().filter(of_type).collect();
             let requested = Requested {
-                types: events::list(&export.asked.types),
-                since: export.asked.since.clone(),
+                types: events::list(&job.types),
+                since: job.since.map(TransactionTime::as_since),
                 files_announced: files.len() as u64,
                 lines_announced: files.iter().map(|file| file.count).sum(),
             };

@@ -28,6 +28,19 @@ const TAKEN_OUT: &str = "it was not asked for meanwhile, and what joiners of its
 /// The members are no data: no run waits long for them.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a run knows of the members of its group while it goes on.
+#[derive(Default)]
+pub struct MembersOfRun {
+    /// The patients that arrived, where they tell who is a member.
+    pub seen: BTreeSet<String>,
+    /// Set while the Group cannot be read: a Patient that arrives and is not in this set is a new member.
+    pub recorded: Option<BTreeSet<String>>,
+    /// Members that were listed and recorded before the run asked for anything; empty where that is unknown.
+    pub known: BTreeSet<String>,
+    /// Of the job that is read.
+    pub joiner_failures: Vec<JoinerFailure>,
+}
+
 /// The members of a group, as they were recorded and as they are now.
 pub struct Membership {
     recorded: Option<BTreeSet<String>>,
@@ -52,7 +65,7 @@ impl Run<'_> {
         let Some(group) = compared_group(self.export) else { return Ok(None) };
         let recorded = self.recorded_members(group).await?;
         // Where the members cannot be read now, who arrives may be one.
-        self.recorded_members.clone_from(&recorded);
+        self.members.recorded.clone_from(&recorded);
         let listed = async { Ok(tokio::time::timeout(PATIENCE, self.syncer.client.members(group)).await) };
         let now = match unless_stopped(self.stop, Duration::ZERO, listed).await? {
             Ok(Ok(Members::Listed(listed))) => Now::Listed(listed),
@@ -83,8 +96,8 @@ impl Run<'_> {
         self.begin_recording(group, &mut membership).await?;
         self.note_leavers(group, &membership).await?;
         if let (Now::Listed(listed), Some(recorded)) = (&membership.now, &membership.recorded) {
-            self.recorded_members = None;
-            self.members = listed & recorded;
+            self.members.recorded = None;
+            self.members.known = listed & recorded;
         }
         Ok(Some(membership))
     }
@@ -103,7 +116,7 @@ impl Run<'_> {
         self.syncer
             .remember_export(self.export, move |state| {
                 for of in back {
-                    state.reload.entry(of).or_insert_with(|| TAKEN_OUT.to_owned());
+                    state.reload.entry(of).or_insert_with(|| TAKEN_OUT.into());
                 }
                 state.types = types;
             })
@@ -113,7 +126,7 @@ impl Run<'_> {
     /// Nothing is lost: the next run compares with the same record. If the server is away, the kick-off says it.
     fn not_compared(&mut self, group: &str, error: &str) -> Option<Membership> {
         tracing::warn!(group, error, "the members of the group could not be read; the next sync compares them");
-        self.members = self.recorded_members.clone().unwrap_or_default();
+        self.members.known = self.members.recorded.clone().unwrap_or_default();
         self.report.notes.push(format!(
             "the members of Group/{group} could not be read; the history of who has joined is asked for by the next sync"
         ));
@@ -165,8 +178,8 @@ impl Run<'_> {
     pub(super) async fn remember_seen_patients(&self) -> Result<(), Error> {
         let Some(group) = compared_group(self.export) else { return Ok(()) };
         self.expect_seen_patients(group).await?;
-        let Some(recorded) = &self.recorded_members else { return Ok(()) };
-        let seen: BTreeSet<_> = self.seen_patients.difference(recorded).cloned().collect();
+        let Some(recorded) = &self.members.recorded else { return Ok(()) };
+        let seen: BTreeSet<_> = self.members.seen.difference(recorded).cloned().collect();
         if seen.is_empty() {
             return Ok(());
         }
@@ -182,7 +195,7 @@ impl Run<'_> {
         let (members, is_listed) = match now {
             Now::Listed(listed) => (listed, true),
             Now::Seen => {
-                let mut seen = self.seen_patients.clone();
+                let mut seen = self.members.seen.clone();
                 let ExportState { mut seen_patients, mut awaited_patients, .. } = self.syncer.export_state(self.export);
                 seen.extend(seen_patients.remove(&group).unwrap_or_default());
                 seen.extend(awaited_patients.remove(&group).unwrap_or_default().into_keys());
@@ -297,7 +310,7 @@ impl Run<'_> {
         let job = self.kick_off_for(types, None, patients).await?;
         match self.follow(job.clone()).await {
             Ok(()) => Ok(()),
-            Err(error) => self.failed(types, Some(&job), error).await,
+            Err(error) => self.job_failed(&job, error).await,
         }
     }
 
@@ -305,11 +318,11 @@ impl Run<'_> {
     pub(super) async fn settle_joiners(&mut self, job: &JobInFlight) -> Result<(), Error> {
         let root = self.syncer.root.clone();
         blocking(move || root.sync_to_disk()).await?;
-        let failures = std::mem::take(&mut self.joiner_failures);
+        let failures = std::mem::take(&mut self.members.joiner_failures);
         let is_denied = failures.iter().any(|failure| failure.is_denied);
         if failures.iter().any(|failure| failure.keeps_job) && is_worth_keeping(job, JobFate::Kept, is_denied) {
             // The next run follows the job again.
-            return self.syncer.remember_denied(self.export, job, is_denied).await;
+            return self.syncer.remember_whether_denied(self.export, job, is_denied).await;
         }
         if let (true, Some(group)) = (failures.is_empty(), self.export.level.group()) {
             let joined = self.arrived_of(group, job.patients.clone()).await?;
@@ -317,7 +330,7 @@ impl Run<'_> {
             let recorded = self.recorded_members(group).await?.unwrap_or_default();
             self.record_joined(group, &joined - &recorded).await?;
         }
-        self.give_up(job).await
+        self.delete_job(job).await
     }
 
     async fn record_joined(&self, group: &str, joined: BTreeSet<String>) -> Result<(), Error> {
@@ -333,7 +346,7 @@ impl Run<'_> {
                 }
                 _ => JoinerFailure::default(),
             };
-            self.joiner_failures.push(failure);
+            self.members.joiner_failures.push(failure);
             let cause = report.end.sentence().unwrap_or_default();
             self.report.remarks.push(format!("the history of patients who joined: {of}: {cause}"));
             return;
@@ -353,7 +366,7 @@ impl Run<'_> {
     async fn load_again(&self, types: BTreeSet<ResourceType>, reason: &str) -> Result<(), Error> {
         for job in self.syncer.export_state(self.export).jobs {
             if job.types.iter().any(|of| types.contains(of)) {
-                self.give_up(&job).await?;
+                self.delete_job(&job).await?;
             }
         }
         let reasons: BTreeMap<_, _> = types.into_iter().map(|of| (of, reason.to_owned())).collect();

@@ -16,10 +16,12 @@ mod check;
 mod clock;
 mod columns;
 mod config;
+mod coverage;
 mod engine;
 mod error;
 mod events;
 mod gap;
+mod hex;
 mod history;
 mod intake;
 mod jobs;
@@ -61,16 +63,15 @@ use self::{
     blocking::blocking,
     clock::now,
     columns::FhirRelease,
+    coverage::{CompletedJob, Coverage},
     engine::{ResourceTable, RowsGo},
-    intake::{Holds, Instalments, Provenance, Received, Remark},
+    intake::{Instalments, Provenance, Received},
     ledger::Ledger,
-    members::JoinerFailure,
+    members::MembersOfRun,
     quarantine::Quarantine,
     sharing::Sharing,
-    state::LEFT_OUT,
     stop::{CANCEL_PATIENCE, REQUEST_PATIENCE, unless_stopped, within},
     turn::Turns,
-    upsert::Commits,
 };
 pub use self::{
     by_hand::{Cancelled, SinceSet},
@@ -89,10 +90,10 @@ pub use self::{
     sharing::Leases,
 };
 use crate::{
-    export::{Client, Completed, ExportRequest, Manifest, followed},
+    export::{Client, ExportRequest, followed},
     fhir::{ResourceType, TransactionTime},
     lease::Lease,
-    state::{JobInFlight, OpenState, State},
+    state::{JobInFlight, JobKind, OpenState, ReloadReason, State},
 };
 
 // Exported again for the commands, which may not name these rooms.
@@ -186,23 +187,13 @@ struct Run<'a> {
     ledger: Ledger,
     progress: ProgressSender,
     report: Report,
-    /// By the clock that nobody sets.
+    /// Monotonic: no clock change affects the duration.
     begun: Instant,
     /// The first error of a request that did not stop the run.
     tolerated: Option<Error>,
-    /// The patients that arrived, where they tell who is a member of the group.
-    seen_patients: BTreeSet<String>,
-    /// The members that are recorded, where who arrives tells who else is one.
-    recorded_members: Option<BTreeSet<String>>,
-    joiner_failures: Vec<JoinerFailure>,
-    /// Who is a member of the group, and was recorded as one before the run asked for anything; none if that is unknown.
-    members: BTreeSet<String>,
-}
-
-/// An export that the server has completed: what was asked for, and what the server made of it.
-struct CompletedExport {
-    asked: JobInFlight,
-    completed: Completed,
+    members: MembersOfRun,
+    /// The report has the note that the server seems to ignore `_since`.
+    noted_ignored_since: bool,
 }
 
 impl<'a> Run<'a> {
@@ -223,10 +214,8 @@ impl<'a> Run<'a> {
             report,
             begun: Instant::now(),
             tolerated: None,
-            seen_patients: BTreeSet::new(),
-            recorded_members: None,
-            joiner_failures: Vec::new(),
-            members: BTreeSet::new(),
+            members: MembersOfRun::default(),
+            noted_ignored_since: false,
         }
     }
 
@@ -237,13 +226,15 @@ impl<'a> Run<'a> {
         let membership = self.compare_members().await?;
         self.name_kept_rows().await?;
         self.compare_with_what_was_asked().await?;
+        self.compare_types().await?;
+        self.name_reloaded_types();
         let resumed = self.resume().await?;
         let mut requests = VecDeque::from(self.plan(&resumed).await?);
         while let Some(request) = requests.pop_front() {
             match self.kick_off(&request).await {
                 Ok(job) => {
                     if let Err(error) = self.follow(job.clone()).await {
-                        self.failed(&request.types, Some(&job), error).await?;
+                        self.job_failed(&job, error).await?;
                     }
                 }
                 Err(error) => {
@@ -256,24 +247,25 @@ impl<'a> Run<'a> {
     }
 
     async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
-        let export = self.wait(job).await?;
+        let completed = self.wait(job).await?;
         let _turn = self.syncer.turns.take(&self.progress, self.stop).await?;
-        let written = self.write(export).await;
+        let written = self.write(completed).await;
         self.close_quarantine().await;
         written
     }
 
-    async fn write(&mut self, export: CompletedExport) -> Result<(), Error> {
-        let received = self.stream_and_verify(&export).await?;
+    async fn write(&mut self, mut completed: CompletedJob) -> Result<(), Error> {
+        let received = self.stream_and_verify(&mut completed).await?;
         if self.quarantine.has_lines() {
             self.syncer.remember_export(self.export, |state| state.has_quarantined = true).await?;
         }
-        let upserted = self.upsert(export, received).await?;
-        if !upserted.patients.is_empty() {
-            return self.settle_joiners(&upserted).await;
+        let CompletedJob { job, coverage, .. } = completed;
+        upsert::upsert(self, coverage, received).await?;
+        if coverage.kind == JobKind::Joiners {
+            return self.settle_joiners(&job).await;
         }
-        self.await_missing_members(&upserted).await?;
-        self.settle(&upserted).await
+        self.await_missing_members(&job).await?;
+        self.settle(&job).await
     }
 
     /// The lines of types that failed are kept as well. Then another run may write to the quarantine.
@@ -283,7 +275,7 @@ impl<'a> Run<'a> {
         self.report.remarks.extend(closed.err().map(|error| chain(&error)));
     }
 
-    /// Stores the number of the run first, so that no other run gets it, however this one ends.
+    /// Stores the number of the run before anything is requested, so that no other run gets it.
     async fn begin(&self) -> Result<(), Error> {
         self.progress.step(Step::Planning);
         events::began(&self.report);
@@ -304,11 +296,15 @@ impl<'a> Run<'a> {
             let types = self.export.types.clone();
             self.syncer.remember_asked(self.export, asked, change.map(|reason| (reason, types))).await?;
         }
-        self.compare_types().await?;
+        Ok(())
+    }
+
+    /// The types that this run loads in full because their watermarks do not count.
+    fn name_reloaded_types(&mut self) {
         let mut by_reason = BTreeMap::<_, Vec<ResourceType>>::new();
         for (resource_type, reason) in self.syncer.export_state(self.export).reload {
             if self.export.types.contains(&resource_type) && !self.was_just_absent(resource_type) {
-                by_reason.entry(reason).or_default().push(resource_type);
+                by_reason.entry(reason.to_string()).or_default().push(resource_type);
             }
         }
         for (reason, types) in by_reason {
@@ -316,7 +312,6 @@ impl<'a> Run<'a> {
             tracing::warn!(types, reason, "the watermarks no longer count; loading everything");
             self.report.notes.push(format!("{types}: loaded in full, because {reason}"));
         }
-        Ok(())
     }
 
     /// A type whose table cannot be opened fails alone, before anything is asked for it.
@@ -335,6 +330,7 @@ impl<'a> Run<'a> {
         }
         let requests = requests(&watermarks, self.mode, self.syncer.config.overlap);
         for PlannedRequest { types, since } in &requests {
+            let since = since.map(TransactionTime::as_since);
             tracing::debug!(types = events::list(types), since, "export planned");
         }
         Ok(requests)
@@ -345,7 +341,7 @@ impl<'a> Run<'a> {
         let known = self.syncer.export_state(self.export);
         let is_recent = |asked_at: &DateTime<Utc>| self.is_recent(*asked_at);
         // Another reason is newer than that load.
-        let is_no_news = known.reload.get(&resource_type).is_none_or(|reason| reason == LEFT_OUT);
+        let is_no_news = known.reload.get(&resource_type).is_none_or(|reason| *reason == ReloadReason::LeftOut);
         self.mode == Mode::Incremental && is_no_news && known.unconfirmed.get(&resource_type).is_some_and(is_recent)
     }
 
@@ -358,20 +354,20 @@ impl<'a> Run<'a> {
 
     /// Requests an export. Its status URL is in the state file before the first poll, so that a crash does not lose it.
     async fn kick_off(&self, request: &PlannedRequest) -> Result<JobInFlight, Error> {
-        self.kick_off_for(&request.types, request.since.clone(), &BTreeSet::new()).await
+        self.kick_off_for(&request.types, request.since, &BTreeSet::new()).await
     }
 
     /// The same for these patients only, if there are any: they joined the group.
     async fn kick_off_for(
         &self,
         types: &[ResourceType],
-        since: Option<String>,
+        since: Option<TransactionTime>,
         patients: &BTreeSet<String>,
     ) -> Result<JobInFlight, Error> {
         self.progress.step(Step::KickingOff);
         let types = types.to_vec();
         // A full load stays one, whatever `_since` it has to send (Q-2).
-        let sent_since = since.clone().or_else(|| self.export.initial_since.clone());
+        let sent_since = since.map(TransactionTime::as_since).or_else(|| self.export.initial_since.clone());
         let mut parameters = self.export.parameters.clone();
         parameters.patients.extend(patients.iter().cloned());
         let request = ExportRequest {
@@ -381,13 +377,14 @@ impl<'a> Run<'a> {
         };
         let kicked_off = async {
             let job = self.syncer.client.kick_off(&request).await?;
-            tracing::info!(types = events::list(&types), since, "export requested");
+            let planned_since = since.map(TransactionTime::as_since);
+            tracing::info!(types = events::list(&types), since = planned_since, "export requested");
             let job = JobInFlight {
                 status_url: job.status_url,
-                kicked_off_at: job.kicked_off_at,
-                answered_at: None,
+                server_time_at_kick_off: job.server_time,
+                server_time_later: None,
                 denied_since: None,
-                polling_since: job.polling_since,
+                kicked_off_locally_at: job.kicked_off_locally_at,
                 types,
                 since,
                 full_refresh: self.mode == Mode::FullRefresh && patients.is_empty(),
@@ -405,37 +402,28 @@ impl<'a> Run<'a> {
 
     /// Downloads every file of the export into change sets, and checks that each file is whole. What is larger than an
     /// instalment is committed in between.
-    async fn stream_and_verify(&mut self, export: &CompletedExport) -> Result<Received, Error> {
-        if export.asked.patients.is_empty() {
-            self.ledger.completed(export);
+    async fn stream_and_verify(&mut self, completed: &mut CompletedJob) -> Result<Received, Error> {
+        let CompletedJob { job, completed, coverage, clock_ahead } = completed;
+        if coverage.kind != JobKind::Joiners {
+            self.ledger.completed(job, &completed.manifest);
         }
-        let provenance = self.provenance(&export.completed.manifest, export.completed.bound);
-        let types = &export.asked.types;
-        let upsert = Commits::of(export).instalment(self);
-        let completed = &export.completed;
-        let mut instalments = Instalments::begin(self, &export.asked, &completed.manifest, upsert).await?;
-        let received =
-            intake::receive(&mut instalments, completed, types, provenance, &self.quarantine, self.stop).await;
+        let provenance = self.provenance(*coverage);
+        let mut instalments = Instalments::begin(self, job, &completed.manifest, *coverage).await?;
+        let received = intake::receive(&mut instalments, completed, provenance).await;
         let made = instalments.made();
         self.report.instalments.extend(made);
         let mut received = received?;
-        received.remarks.extend(clock_ahead(export_end(&completed.manifest, completed.bound), now()));
+        received.remarks.extend(clock_ahead.take());
         Ok(received)
     }
 
-    fn provenance(&self, manifest: &Manifest, bound: Option<TransactionTime>) -> Provenance {
+    fn provenance(&self, coverage: Coverage) -> Provenance {
         Provenance {
             source: Arc::clone(&self.syncer.config.source),
             run_started_micros: self.report.started_at.timestamp_micros(),
-            transaction_time: watermark(manifest, bound),
+            transaction_time: coverage.watermark,
             job: self.report.job().into(),
         }
-    }
-
-    /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
-    async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<JobInFlight, Error> {
-        upsert::upsert(self, Commits::of(&export), received).await?;
-        Ok(export.asked)
     }
 
     /// Decides how the run ended.
@@ -463,33 +451,4 @@ fn not_begun(export: &Export, mode: Mode, error: &Error) -> Report {
     let mut report = Report::begin(&export.name, 0, mode, &export.types, now());
     report.fail(error);
     report
-}
-
-/// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it
-/// would win over each later export.
-fn watermark(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
-    export_end(manifest, bound).filter(|end| clock_ahead(Some(*end), now()).is_none())
-}
-
-/// The manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers state the end of the
-/// job, or the time of the poll; what changed in between would never be asked for again (Q-31).
-fn export_end(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
-    let transaction_time = manifest.transaction_time?;
-    Some(bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
-}
-
-/// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small
-/// one.
-const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
-
-/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds
-/// one.
-fn clock_ahead(watermark: Option<TransactionTime>, now: DateTime<Utc>) -> Option<Remark> {
-    let watermark = watermark.filter(|watermark| watermark.instant() - now > MAX_AHEAD)?;
-    let text = format!(
-        "the export's transactionTime {watermark} is more than a day ahead of the local clock, {}: rows are written and \
-         no watermark moves until the clocks agree; correct the wrong one of the two",
-        TransactionTime::from(now)
-    );
-    Some(Remark { text, holds: Holds::Everything })
 }

@@ -5,16 +5,16 @@
 //! no partial manifest.
 
 use super::{
-    Error, Run, chain,
+    Coverage, Error, Run, chain,
+    clock::now,
     intake::{self, Instalments},
-    upsert::Commits,
 };
 use crate::{export::PartialExport, state::JobInFlight};
 
 impl Run<'_> {
     /// Reads the files that are ready and have not been read. Only a request to stop ends the run here.
-    pub(super) async fn read_early(&mut self, asked: &mut JobInFlight, partial: &PartialExport) -> Result<(), Error> {
-        match self.commit_early(asked, partial).await {
+    pub(super) async fn read_early(&mut self, job: &mut JobInFlight, partial: &PartialExport) -> Result<(), Error> {
+        match self.commit_early(job, partial).await {
             Err(Error::Stopped) => return Err(Error::Stopped),
             Err(error) => tracing::warn!(
                 error = chain(&error),
@@ -23,24 +23,24 @@ impl Run<'_> {
             Ok(()) => {}
         }
         let jobs = self.syncer.export_state(self.export).jobs;
-        if let Some(job) = jobs.into_iter().find(|job| job.status_url == asked.status_url) {
-            *asked = job;
+        if let Some(known) = jobs.into_iter().find(|known| known.status_url == job.status_url) {
+            *job = known;
         }
         Ok(())
     }
 
-    async fn commit_early(&mut self, asked: &JobInFlight, partial: &PartialExport) -> Result<(), Error> {
-        let PartialExport { manifest, bound } = partial;
-        let upsert = Commits::of_job(asked, manifest, *bound).instalment(self);
-        let mut instalments = Instalments::begin_early(self, asked, manifest, upsert).await;
+    async fn commit_early(&mut self, job: &JobInFlight, partial: &PartialExport) -> Result<(), Error> {
+        let PartialExport { manifest, server_time } = partial;
+        // Where the server's clock is ahead of ours, there is nothing to read: the complete export says so.
+        let (coverage, _) = Coverage::of(job, manifest, *server_time, now());
+        let mut instalments = Instalments::begin_early(self, job, manifest, coverage).await;
         let types = instalments.types_to_read(manifest);
         if types.is_empty() {
             return Ok(());
         }
-        let provenance = self.provenance(manifest, *bound);
+        let provenance = self.provenance(coverage);
         let turn = self.syncer.turns.take(&self.progress, self.stop).await?;
-        let (quarantine, stop) = (&self.quarantine, self.stop);
-        let read = intake::receive_early(&mut instalments, manifest, &types, provenance, quarantine, stop).await;
+        let read = intake::receive_early(&mut instalments, manifest, &types, provenance).await;
         let made = instalments.made();
         self.report.instalments.extend(made);
         self.close_quarantine().await;

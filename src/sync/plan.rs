@@ -19,7 +19,7 @@ use crate::{
 pub struct PlannedRequest {
     pub types: Vec<ResourceType>,
     /// `_since`; absent in a full load.
-    pub since: Option<String>,
+    pub since: Option<TransactionTime>,
 }
 
 /// Whether a run asks for what changed or for everything.
@@ -56,7 +56,7 @@ impl PlannedRequest {
         }
         let named = issues.types_named(&self.types);
         let others: Vec<_> = self.types.iter().copied().filter(|of| !named.contains(of)).collect();
-        let only = |types: &[ResourceType]| Self { types: types.to_vec(), since: self.since.clone() };
+        let only = |types: &[ResourceType]| Self { types: types.to_vec(), since: self.since };
         let (again, unsupported) = match named.as_slice() {
             [of] => (vec![only(&others)], Some((*of, issues.to_string()))),
             // The words may also name the types that are supported.
@@ -145,7 +145,10 @@ mod tests {
     fn planned(of: &[(&str, Option<i64>)], mode: Mode) -> Vec<(Vec<&'static str>, Option<String>)> {
         requests(&watermarks(of), mode, TimeDelta::seconds(5))
             .into_iter()
-            .map(|request| (request.types.into_iter().map(ResourceType::as_str).collect(), request.since))
+            .map(|request| {
+                let types = request.types.into_iter().map(ResourceType::as_str).collect();
+                (types, request.since.map(TransactionTime::as_since))
+            })
             .collect()
     }
 

@@ -15,14 +15,14 @@ impl Run<'_> {
         error: Error,
     ) -> Result<Vec<PlannedRequest>, Error> {
         let Some(AfterRefusal { again, unsupported }) = request.after_refusal(&error) else {
-            self.failed(&request.types, None, error).await?;
+            self.kick_off_failed(&request.types, error)?;
             return Ok(Vec::new());
         };
         if let Some((of, words)) = unsupported {
             if self.syncer.config.drop_unsupported_types {
                 self.mark_unsupported(of, words).await?;
             } else {
-                self.failed(&[of], None, error).await?;
+                self.kick_off_failed(&[of], error)?;
             }
         }
         Ok(again)

@@ -295,7 +295,7 @@ impl Report {
     }
 
     /// The types that were absent from a full load, and are known to be more than that.
-    pub fn absent(&self) -> Vec<ResourceType> {
+    pub fn known_absent(&self) -> Vec<ResourceType> {
         let is_known = |end: &TypeEnd| {
             matches!(end, TypeEnd::Denied { .. } | TypeEnd::Unsupported { .. } | TypeEnd::Missing { .. })
         };
@@ -304,7 +304,7 @@ impl Report {
     }
 
     /// The types that a full load should have brought, as far as anybody knows.
-    pub fn left_out(&self) -> Vec<ResourceType> {
+    pub fn to_load_again(&self) -> Vec<ResourceType> {
         let is_left_out = |end: &TypeEnd| matches!(end, TypeEnd::LeftOut | TypeEnd::Missing { .. });
         let left_out = self.types.iter().filter(|(_, report)| is_left_out(&report.end));
         left_out.map(|(resource_type, _)| *resource_type).collect()
@@ -323,7 +323,7 @@ impl Report {
     }
 
     /// The types that failed because the server denies what was asked of the job.
-    pub fn denied(&self) -> Vec<ResourceType> {
+    pub fn files_denied(&self) -> Vec<ResourceType> {
         let is_denied = |report: &TypeReport| matches!(&report.end, TypeEnd::Failed(failure) if failure.is_denied);
         self.types.iter().filter(|(_, report)| is_denied(report)).map(|(of, _)| *of).collect()
     }

@@ -29,9 +29,22 @@ pub(super) struct Sharing {
     us: Holder,
     /// The configured exports, and the types of each.
     exports: Vec<(String, BTreeSet<ResourceType>)>,
-    leases: Mutex<BTreeMap<String, KnownLease>>,
+    leases: Mutex<BTreeMap<Leased, KnownLease>>,
     /// Who holds the exports that this process does not.
     others: RwLock<BTreeMap<String, String>>,
+}
+
+/// What a lease is of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Leased {
+    Export(String),
+    Maintenance,
+}
+
+/// What became of an attempt to take a lease.
+enum LeaseAttempt {
+    Ours(Arc<OwnLease>),
+    HeldBy(String),
 }
 
 /// What this process knows of one lease.
@@ -45,7 +58,7 @@ struct KnownLease {
 /// A lease of ours, renewed as long as this exists.
 #[derive(Debug)]
 struct OwnLease {
-    name: String,
+    of: Leased,
     lease: Arc<Lease>,
     _keeper: JoinSet<()>,
 }
@@ -85,25 +98,21 @@ impl Sharing {
         }
     }
 
-    fn subject(name: &str) -> Subject {
-        if name == MAINTENANCE { Subject::Maintenance } else { Subject::Export(name.to_owned()) }
-    }
-
     /// Takes a lease, unless it is ours or somebody else's.
-    async fn attempt(&self, known: &mut KnownLease, name: &str) -> Result<Result<Arc<OwnLease>, String>, Error> {
+    async fn attempt(&self, known: &mut KnownLease, of: &Leased) -> Result<LeaseAttempt, Error> {
         if let Some(own) = known.own.upgrade() {
-            return Ok(Ok(own));
+            return Ok(LeaseAttempt::Ours(own));
         }
-        let document = state::lease_of(&self.documents, name);
-        match Lease::attempt(Self::subject(name), &document, &self.us, &mut known.watch).await? {
-            Attempt::Held { holder } => Ok(Err(holder)),
+        let document = state::lease_of(&self.documents, of.name());
+        match Lease::attempt(of.subject(), &document, &self.us, &mut known.watch).await? {
+            Attempt::Held { holder } => Ok(LeaseAttempt::HeldBy(holder)),
             Attempt::Taken(lease) => {
                 let lease = Arc::new(*lease);
                 let mut keeper = JoinSet::new();
                 keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
-                let own = Arc::new(OwnLease { name: name.to_owned(), lease, _keeper: keeper });
+                let own = Arc::new(OwnLease { of: of.clone(), lease, _keeper: keeper });
                 known.own = Arc::downgrade(&own);
-                Ok(Ok(own))
+                Ok(LeaseAttempt::Ours(own))
             }
         }
     }
@@ -117,8 +126,22 @@ impl Sharing {
     }
 }
 
-/// The name of the lease of maintenance. An export cannot have it, because its name would begin with a dot.
-const MAINTENANCE: &str = ".maintenance";
+impl Leased {
+    /// Of its document, and in errors. An export cannot have the name of maintenance, because it would begin with a dot.
+    fn name(&self) -> &str {
+        match self {
+            Self::Export(name) => name,
+            Self::Maintenance => ".maintenance",
+        }
+    }
+
+    fn subject(&self) -> Subject {
+        match self {
+            Self::Export(name) => Subject::Export(name.clone()),
+            Self::Maintenance => Subject::Maintenance,
+        }
+    }
+}
 
 impl Syncer {
     /// Whether other processes work on exports as well.
@@ -132,7 +155,10 @@ impl Syncer {
     /// [`Error::LeasedByOther`] where another process works on one of them.
     pub async fn take_leases(&self, exports: &[String]) -> Result<Leases, Error> {
         match &self.sharing {
-            Some(sharing) => self.take_all(sharing, sharing.with_common_types(exports)).await,
+            Some(sharing) => {
+                let exports = sharing.with_common_types(exports).into_iter().map(Leased::Export);
+                self.take_all(sharing, exports.collect()).await
+            }
             None => Ok(Leases { syncer: self.clone(), own: Vec::new() }),
         }
     }
@@ -147,27 +173,30 @@ impl Syncer {
     /// The lease of maintenance: one process maintains at a time.
     pub(super) async fn take_lease_of_maintenance(&self) -> Result<Leases, Error> {
         match &self.sharing {
-            Some(sharing) => self.take_all(sharing, BTreeSet::from([MAINTENANCE.to_owned()])).await,
+            Some(sharing) => self.take_all(sharing, BTreeSet::from([Leased::Maintenance])).await,
             None => Ok(Leases { syncer: self.clone(), own: Vec::new() }),
         }
     }
 
-    async fn take_all(&self, sharing: &Arc<Sharing>, names: BTreeSet<String>) -> Result<Leases, Error> {
+    async fn take_all(&self, sharing: &Arc<Sharing>, wanted: BTreeSet<Leased>) -> Result<Leases, Error> {
         let mut leases = sharing.leases.lock().await;
         let mut own = Vec::new();
         // Always in the same order: of two processes that want the same ones, one gets all.
-        for name in names {
-            let known = leases.entry(name.clone()).or_default();
+        for of in wanted {
+            let known = leases.entry(of.clone()).or_default();
             let is_new = known.own.strong_count() == 0;
-            let taken = match sharing.attempt(known, &name).await {
-                Ok(Ok(lease)) => {
-                    sharing.note(&name, None);
+            let taken = match sharing.attempt(known, &of).await {
+                Ok(LeaseAttempt::Ours(lease)) => {
+                    sharing.note(of.name(), None);
                     own.push(lease);
-                    if is_new && name != MAINTENANCE { self.claim(name).await } else { Ok(()) }
+                    match of {
+                        Leased::Export(name) if is_new => self.claim(name).await,
+                        Leased::Export(_) | Leased::Maintenance => Ok(()),
+                    }
                 }
-                Ok(Err(holder)) => {
-                    sharing.note(&name, Some(holder.clone()));
-                    Err(Error::LeasedByOther { export: name, holder })
+                Ok(LeaseAttempt::HeldBy(holder)) => {
+                    sharing.note(of.name(), Some(holder.clone()));
+                    Err(Error::LeasedByOther { export: of.name().to_owned(), holder })
                 }
                 Err(error) => Err(error),
             };
@@ -187,10 +216,10 @@ impl Syncer {
     }
 
     /// Gives back the leases that nobody else in this process uses.
-    async fn give_back(&self, own: Vec<Arc<OwnLease>>, _locked: &MutexGuard<'_, BTreeMap<String, KnownLease>>) {
+    async fn give_back(&self, own: Vec<Arc<OwnLease>>, _locked: &MutexGuard<'_, BTreeMap<Leased, KnownLease>>) {
         for own in own {
             let Some(own) = Arc::into_inner(own) else { continue };
-            let name = own.name.clone();
+            let name = own.of.name().to_owned();
             let given_back = self.with_open_state(move |state| {
                 state.give_back(&name);
                 Ok(())
@@ -202,11 +231,11 @@ impl Syncer {
     }
 
     /// Reads what other processes have done since: the state of their exports, and who holds them.
-    pub async fn look_at_the_others(&self) -> Result<(), Error> {
+    pub async fn read_shared_state(&self) -> Result<(), Error> {
         let Some(sharing) = &self.sharing else { return Ok(()) };
         for (name, _) in &sharing.exports {
             let mut leases = sharing.leases.lock().await;
-            let known = leases.entry(name.clone()).or_default();
+            let known = leases.entry(Leased::Export(name.clone())).or_default();
             if known.own.strong_count() == 0 {
                 let document = state::lease_of(&sharing.documents, name);
                 let holder = known.watch.holder(&document, &sharing.us).await?;

@@ -12,15 +12,14 @@ use url::Url;
 use super::{Error, Export, Mode, Outcome, Report, Syncer, clock::now};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{Asked, ExportState, FinishedFiles, JobInFlight, KeptRows, LastRun, OpenState, State},
+    state::{
+        Asked, ExportState, FinishedFiles, JobInFlight, JobKind, KeptRows, LastRun, OpenState, ReloadReason, State,
+    },
     telemetry::metrics::{self, RunOutcome},
 };
 
 /// Why a type is loaded in full whose first load ended before its end.
 const GIVEN_UP: &str = "a full load of which a part is in the table was given up";
-
-/// Why a type is loaded in full that had a watermark, and that a full load did not bring.
-pub const LEFT_OUT: &str = "the last full load brought none of it";
 
 /// A ledger that cannot be written for longer lacks the earlier runs for good.
 const MAX_UNRECORDED_RUNS: usize = 1000;
@@ -60,7 +59,7 @@ impl Syncer {
             if let Some((reason, types)) = reload {
                 state.watermarks.retain(|resource_type, _| !types.contains(resource_type));
                 state.freshness.data_as_of.retain(|resource_type, _| !types.contains(resource_type));
-                state.reload.extend(types.into_iter().map(|resource_type| (resource_type, reason.clone())));
+                state.reload.extend(types.into_iter().map(|resource_type| (resource_type, reason.clone().into())));
             }
         })
         .await
@@ -79,7 +78,7 @@ impl Syncer {
             state.watermarks.retain(|resource_type, _| !reasons.contains_key(resource_type));
             state.tables.retain(|resource_type, _| !reasons.contains_key(resource_type));
             state.freshness.data_as_of.retain(|resource_type, _| !reasons.contains_key(resource_type));
-            state.reload.extend(reasons);
+            state.reload.extend(reasons.into_iter().map(|(of, reason)| (of, reason.into())));
         })
         .await
     }
@@ -144,8 +143,8 @@ impl Syncer {
         self.remember_export(export, move |state| {
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 job.finished.remove(&of);
-                if job.since.is_none() {
-                    state.reload.entry(of).or_insert_with(|| reason.clone());
+                if !matches!(job.kind(), JobKind::Increment(_)) {
+                    state.reload.entry(of).or_insert_with(|| reason.clone().into());
                 }
             }
         })
@@ -172,14 +171,14 @@ impl Syncer {
         let (watermarks, tables) = (report.watermarks(), report.tables());
         let set_back = report.set_back();
         let data_as_of = report.data_as_of(job);
-        let absent = report.absent();
+        let absent = report.known_absent();
         let mut unconfirmed = report.unconfirmed();
         unconfirmed.retain(|resource_type| job.types.contains(resource_type));
-        let is_full = job.since.is_none() && job.patients.is_empty();
-        let left_out = if is_full { report.left_out() } else { Vec::new() };
+        let is_full = job.kind().is_full();
+        let left_out = if is_full { report.to_load_again() } else { Vec::new() };
         let kept_rows = if is_full { report.kept_rows(job) } else { Vec::new() };
         let has_tombstones = self.root.has_tombstones().await?;
-        let is_denied = report.denied().iter().any(|of| left.contains(of));
+        let is_denied = report.files_denied().iter().any(|of| left.contains(of));
         let set_back_from: Vec<_> =
             report.types.iter().filter_map(|(of, report)| Some((*of, report.set_back_from?))).collect();
         let loaded: Vec<_> = watermarks.iter().map(|(of, _)| *of).filter(|of| job.types.contains(of)).collect();
@@ -192,10 +191,10 @@ impl Syncer {
             }
             // Only where it was loaded before is there something that an increment would not bring.
             for of in left_out.into_iter().filter(|of| state.watermarks.contains_key(of)) {
-                state.reload.entry(of).or_insert_with(|| LEFT_OUT.to_owned());
+                state.reload.entry(of).or_insert(ReloadReason::LeftOut);
             }
             state.reload.retain(|resource_type, _| watermarks.iter().all(|(settled, _)| settled != resource_type));
-            state.reload.extend(set_back.into_iter().map(|of| (of, "the server's clock was set back".to_owned())));
+            state.reload.extend(set_back.into_iter().map(|of| (of, "the server's clock was set back".into())));
             state.set_back_from.extend(set_back_from);
             let is_passed = |of: &ResourceType, from: &TransactionTime| {
                 watermarks.iter().any(|(settled, watermark)| settled == of && watermark > from)
@@ -214,7 +213,7 @@ impl Syncer {
             }
             // What an older job has of a type that was loaded in full is older than that.
             let older = state.jobs.iter_mut().take_while(|job| job.status_url != status_url);
-            for job in older.filter(|job| is_full && job.patients.is_empty()) {
+            for job in older.filter(|job| is_full && job.kind() != JobKind::Joiners) {
                 job.types.retain(|of| !loaded.contains(of));
                 job.finished.retain(|of, _| !loaded.contains(of));
             }
@@ -222,8 +221,8 @@ impl Syncer {
         .await
     }
 
-    /// The job has failed, and the next run follows it again: because the server denied it, or for another reason.
-    pub(super) async fn remember_denied(
+    /// The job has failed, and the next run follows it again. Since when the server denies it, or that it no longer does.
+    pub(super) async fn remember_whether_denied(
         &self,
         export: &Export,
         job: &JobInFlight,
@@ -247,7 +246,7 @@ impl Syncer {
         self.remember(move |state| {
             for other in state.exports.iter_mut().filter(|(other, _)| **other != name).map(|(_, state)| state) {
                 for of in types.iter().filter(|of| other.watermarks.remove(of).is_some()) {
-                    other.reload.insert(*of, "damaged data files were removed by another export".to_owned());
+                    other.reload.insert(*of, "damaged data files were removed by another export".into());
                 }
             }
         })
@@ -352,11 +351,11 @@ impl Syncer {
     }
 }
 
-/// A full load of a type has settled and kept so many rows that it lacks. They are remembered where the load was to
-/// make up for a table that could not be counted on.
+/// A full load lacked this many rows of a type, and they were kept. They are remembered if the load replaced a table that
+/// could not be trusted.
 fn remember_kept(state: &mut ExportState, of: ResourceType, rows: u64, loaded_at: DateTime<Utc>) {
     let before = state.kept_rows.remove(&of).map(|kept| kept.reason);
-    let reason = state.reload.get(&of).cloned().or(before);
+    let reason = state.reload.get(&of).map(ToString::to_string).or(before);
     if let (1.., Some(reason)) = (rows, reason) {
         state.kept_rows.insert(of, KeptRows { rows, reason, loaded_at });
     }
@@ -370,7 +369,7 @@ fn remember_unconfirmed(state: &mut ExportState, types: Vec<ResourceType>, asked
         if state.watermarks.remove(&of).is_some() || state.reload.contains_key(&of) {
             state.tables.remove(&of);
             state.freshness.data_as_of.remove(&of);
-            state.reload.insert(of, LEFT_OUT.to_owned());
+            state.reload.insert(of, ReloadReason::LeftOut);
         }
     }
 }
@@ -379,10 +378,10 @@ fn remember_unconfirmed(state: &mut ExportState, types: Vec<ResourceType>, asked
 fn given_up<'a>(
     job: &'a mut JobInFlight,
     stay: &'a [ResourceType],
-) -> impl Iterator<Item = (ResourceType, String)> + 'a {
-    let is_full = job.since.is_none() && job.patients.is_empty();
+) -> impl Iterator<Item = (ResourceType, ReloadReason)> + 'a {
+    let is_full = job.kind().is_full();
     let leave = job.finished.extract_if(.., |of, _| !stay.contains(of));
-    leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.to_owned()))
+    leave.filter(move |_| is_full).map(|(of, _)| (of, GIVEN_UP.into()))
 }
 
 pub(super) fn lock(state: &Mutex<OpenState>) -> MutexGuard<'_, OpenState> {

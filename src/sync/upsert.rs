@@ -13,86 +13,36 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, Run, Step, TypeEnd, TypeReport,
+    Coverage, Engine, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     gap::{Gap, note_of_unchecked_rows, way_out},
-    intake::{IGNORES_SINCE, Received, ReceivedType},
+    intake::{Received, ReceivedType},
     members::JoinerFailure,
-    sources, watermark,
+    sources,
 };
 use crate::{
-    export::Manifest,
-    fhir::{ResourceType, TransactionTime, parse_instant},
-    state::{JobInFlight, KnownTable},
+    fhir::{ResourceType, TransactionTime},
+    state::{JobKind, KnownTable},
     table::{self, ADOPTED, Extent, NewWatermark, Reconcile, Upsert},
 };
 
-/// What the commits of an export have in common.
-#[derive(Clone, Copy)]
-pub struct Commits {
-    /// How far the export goes.
-    pub watermark: Option<TransactionTime>,
-    /// The server's own time at the kick-off, or else the earliest later one.
-    pub server_time: Option<TransactionTime>,
-    /// From where it goes: `_since`.
-    pub since: Option<TransactionTime>,
-    /// It is a full export: a row that it lacks was deleted on the server.
-    pub everything: bool,
-    /// It is about some patients of the group only: it says nothing about how far its types are.
-    pub of_joiners: bool,
-}
-
-impl Commits {
-    pub fn of(export: &CompletedExport) -> Self {
-        Self::of_job(&export.asked, &export.completed.manifest, export.completed.bound)
-    }
-
-    /// Of an export that may still be in progress.
-    pub fn of_job(asked: &JobInFlight, manifest: &Manifest, bound: Option<TransactionTime>) -> Self {
-        let since = asked.since.as_deref().and_then(parse_instant).map(TransactionTime::from);
-        Self {
-            watermark: watermark(manifest, bound),
-            server_time: bound,
-            since,
-            everything: asked.full_refresh && since.is_none(),
-            of_joiners: !asked.patients.is_empty(),
-        }
-    }
-
-    /// The commit of a part, without a watermark.
-    pub fn instalment(self, run: &Run<'_>) -> Upsert {
-        Upsert {
-            app_id: run.export.app_id(&run.syncer.config.source),
-            adopted_app_id: Some(run.export.app_id_before()),
-            source: run.syncer.config.source.to_string(),
-            watermark: NewWatermark::Stays,
-            set_back_from: None,
-            exported_at: self.watermark,
-            run_started_micros: run.report.started_at.timestamp_micros(),
-            job: run.report.job(),
-            run: run.report.run,
-            extent: Extent::Partial,
-            reconcile: None,
-        }
-    }
-}
-
 /// Commits what was received. [`Error::Stopped`] where types were left to the next run.
-pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received) -> Result<(), Error> {
+pub async fn upsert(run: &mut Run<'_>, coverage: Coverage, mut received: Received) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
-    if commits.of_joiners && !held.is_empty() {
-        run.joiner_failures.push(JoinerFailure::default());
+    let is_of_joiners = coverage.kind == JobKind::Joiners;
+    if is_of_joiners && !held.is_empty() {
+        run.members.joiner_failures.push(JoinerFailure::default());
     }
     for of_type in received.types.values_mut() {
-        run.seen_patients.append(&mut of_type.patients);
+        run.members.seen.append(&mut of_type.patients);
     }
     run.remember_seen_patients().await?;
     let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
     let state = run.syncer.export_state(run.export);
     let mut known = TypeFacts {
-        upsert: commits.instalment(run),
-        absences: absences(run, commits, &received, &held).await,
+        upsert: coverage.without_watermark(run),
+        absences: absences(run, coverage, &received, &held).await,
         held,
         is_only_source,
         reload: state.reload.into_keys().collect(),
@@ -100,13 +50,13 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
         bad_in_other_files: std::mem::take(&mut received.other_files.bad),
     };
     reload_missed(run, std::mem::take(&mut received.other_files.missed)).await?;
-    add_to_report(&mut run.report, &mut received);
+    add_to_report(run, &mut received);
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
     loop {
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
-            let commit = Commit::of(run, commits, &mut known, resource_type, &received);
+            let commit = Commit::of(run, coverage, &mut known, resource_type, &received);
             run.report.notes.extend(note_of_unchecked_rows(resource_type, &commit.upsert, commit.engine.is_spark()));
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
@@ -117,7 +67,7 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
             });
         }
         match running.join_next().await {
-            Some(Ok((resource_type, report))) if commits.of_joiners => {
+            Some(Ok((resource_type, report))) if is_of_joiners => {
                 run.add_of_joiners(resource_type, report).await;
             }
             Some(Ok((resource_type, report))) => {
@@ -137,14 +87,16 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
 }
 
 /// What the operator should know of the export, whatever its types become.
-fn add_to_report(report: &mut Report, received: &mut Received) {
+fn add_to_report(run: &mut Run<'_>, received: &mut Received) {
+    let report = &mut run.report;
     report.remarks.extend(received.remarks.drain(..).map(|remark| remark.text));
     report.accepted.append(&mut received.accepted);
-    report.notes.extend(received.warning.take());
+    report.notes.extend(received.server_warnings.take());
     report.notes.append(&mut received.other_files.ignored);
     // Once for a run, whichever of its exports shows it.
-    if !report.notes.iter().any(|note| note.contains(IGNORES_SINCE)) {
-        report.notes.extend(received.note.take());
+    if let (Some(note), false) = (received.ignored_since.take(), run.noted_ignored_since) {
+        report.notes.push(note);
+        run.noted_ignored_since = true;
     }
 }
 
@@ -161,12 +113,12 @@ async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Res
 /// What the types without a resource are, where their absence could become a watermark.
 async fn absences(
     run: &Run<'_>,
-    commits: Commits,
+    coverage: Coverage,
     received: &Received,
     held: &BTreeSet<ResourceType>,
 ) -> BTreeMap<ResourceType, Absence> {
     let mut absences = BTreeMap::new();
-    if commits.watermark.is_none() {
+    if coverage.watermark.is_none() {
         return absences;
     }
     for (resource_type, of_type) in &received.types {
@@ -177,10 +129,10 @@ async fn absences(
         }
         // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
         // narrowed speak against it.
-        let absence = if commits.since.is_some() || commits.of_joiners {
-            run.denied(*resource_type).await
-        } else {
+        let absence = if coverage.kind.is_full() {
             Some(run.absence(*resource_type).await)
+        } else {
+            run.denied(*resource_type).await
         };
         absences.extend(absence.map(|absence| (*resource_type, absence)));
     }
@@ -228,6 +180,13 @@ enum Reach {
     SetBack,
 }
 
+/// What follows for the commit.
+struct Compared {
+    reach: Reach,
+    watermark: NewWatermark,
+    set_back_from: Option<TransactionTime>,
+}
+
 /// What is known of the types before their commits.
 struct TypeFacts {
     /// Without a watermark.
@@ -247,7 +206,7 @@ impl Commit {
     /// The commit of one type, with what its rows may stand for.
     fn of(
         run: &Run<'_>,
-        commits: Commits,
+        coverage: Coverage,
         known: &mut TypeFacts,
         resource_type: ResourceType,
         received: &ReceivedType,
@@ -262,9 +221,7 @@ impl Commit {
         let is_held = known.held.contains(&resource_type);
         // A table that was restored or replaced since our last commit may have rows that the server deleted long ago.
         let is_reloaded = known.reload.contains(&resource_type);
-        let is_everything = commits.everything || (commits.since.is_none() && is_reloaded && !commits.of_joiners);
-        // An increment that was asked for before the table changed does not bring back what it lacks.
-        let is_to_reload = commits.since.is_some() && is_reloaded;
+        let is_everything = coverage.is_everything(is_reloaded);
         let absent = absence.and_then(Absence::end);
         // Only an export without a gap can show that a row was deleted: no file missing, no line in quarantine, no type
         // that the server left out (rules 21 and 98). With a gap, missing rows are counted and named.
@@ -281,9 +238,9 @@ impl Commit {
         let upsert = Upsert {
             extent,
             reconcile: (compares && run.export.reconciled.contains(&resource_type)).then_some(limits),
-            watermark: commits
-                .watermark
-                .filter(|_| !is_held && !is_to_reload && absent.is_none() && !commits.of_joiners)
+            watermark: coverage
+                .watermark_of(is_reloaded)
+                .filter(|_| !is_held && absent.is_none())
                 .map_or(NewWatermark::Stays, NewWatermark::Raised),
             ..known.upsert.clone()
         };
@@ -294,8 +251,8 @@ impl Commit {
             absent,
             gap,
             is_only_source: known.is_only_source,
-            since: commits.since,
-            server_time: commits.server_time,
+            since: coverage.kind.since(),
+            server_time: coverage.server_time,
             overlap: config.overlap,
             set_back_from: known.set_back_from.get(&resource_type).copied(),
             limit: config.quarantine,
@@ -364,7 +321,14 @@ impl Commit {
         if self.since.is_some_and(|since| known < Some(since)) {
             self.upsert.watermark = NewWatermark::Stays;
         }
-        let reach = known.map_or(Reach::Further, |known| self.reach(known));
+        let reach = match known.and_then(|known| self.compared_with(known)) {
+            Some(Compared { reach, watermark, set_back_from }) => {
+                self.upsert.watermark = watermark;
+                self.upsert.set_back_from = set_back_from;
+                reach
+            }
+            None => Reach::Further,
+        };
         let id = table.id()?;
         let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);
         let had_rows = is_unconfirmed && known.is_some() && table.row_count().await? != Some(0);
@@ -373,26 +337,26 @@ impl Commit {
     }
 
     /// Whether the export reaches what the table has, and from where the next one has to ask. Within the overlap of
-    /// `_since` the later watermark stays.
-    fn reach(&mut self, known: TransactionTime) -> Reach {
-        let Some(exported) = self.upsert.watermark.time() else { return Reach::Further };
+    /// `_since` the later watermark stays. `None` where no watermark moves anyway.
+    fn compared_with(&self, known: TransactionTime) -> Option<Compared> {
+        let exported = self.upsert.watermark.time()?;
         let is_earlier = exported.instant() + self.overlap < known.instant();
         let is_old = |server_time: TransactionTime| exported.instant() + self.overlap < server_time.instant();
         // Only where the server's own time agrees: else it may be an old export that comes again.
         let is_of_now = self.server_time.is_some_and(|server_time| !is_old(server_time));
         let former = self.set_back_from.filter(|from| exported < *from).max(is_earlier.then_some(known));
-        self.upsert.set_back_from = former.filter(|_| is_of_now);
+        let set_back_from = former.filter(|_| is_of_now);
         if self.since.is_some_and(|since| exported < since || is_earlier) {
-            self.upsert.watermark = NewWatermark::Stays;
-            return Reach::SetBack;
+            return Some(Compared { reach: Reach::SetBack, watermark: NewWatermark::Stays, set_back_from });
         }
         // A full load has everything, whatever the clock was. From the later watermark, what changes on the corrected
         // clock would never be asked for.
-        self.upsert.watermark =
+        let watermark =
             if is_earlier { NewWatermark::Exactly(exported) } else { NewWatermark::Raised(exported.max(known)) };
         // The watermark may be the whole second of a `Date`, and the transactionTime the instant within it.
         let is_no_later = exported.instant() < known.instant() + TimeDelta::seconds(1);
-        if is_no_later && self.server_time.is_none_or(is_old) { Reach::Behind } else { Reach::Further }
+        let is_behind = is_no_later && self.server_time.is_none_or(is_old);
+        Some(Compared { reach: if is_behind { Reach::Behind } else { Reach::Further }, watermark, set_back_from })
     }
 
     fn failed(&self, mut report: TypeReport, error: &Error) -> TypeReport {
@@ -465,7 +429,7 @@ fn remark(resource_type: ResourceType, report: &TypeReport) -> Option<String> {
     }
 }
 
-/// What makes a run no less than complete, and should be known.
+/// A note for the operator; the run still counts as complete.
 pub fn note(resource_type: ResourceType, end: &TypeEnd) -> Option<String> {
     (*end == TypeEnd::Unconfirmed).then(|| {
         format!(

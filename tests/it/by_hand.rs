@@ -119,7 +119,7 @@ async fn a_watermark_that_is_set_to_an_earlier_time_makes_the_next_sync_ask_from
     assert_eq!(age, TimeDelta::minutes(40), "the data are older now");
     setup.complete().await;
     let since = setup.server.jobs()[1].since.clone().unwrap();
-    assert_eq!(since, fhir_sync::fhir::TransactionTime::from(earlier).since(TimeDelta::minutes(5)));
+    assert_eq!(since, fhir_sync::fhir::TransactionTime::from(earlier).since(TimeDelta::minutes(5)).as_since());
     assert_eq!(setup.watermark(PATIENT).await, Some(watermark));
     setup.assert_same_as_server().await;
 }

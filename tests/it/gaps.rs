@@ -232,7 +232,7 @@ async fn rows_that_a_load_in_full_has_kept_are_named_until_one_without_a_gap() {
     let mut setup = loaded().await;
     setup.export.types = vec![PATIENT];
     let kept = "Patient was loaded in full, because its table was restored, and kept 1 rows";
-    change(&setup, |state| _ = state.reload.insert(PATIENT, "its table was restored".to_owned()));
+    change(&setup, |state| _ = state.reload.insert(PATIENT, "its table was restored".into()));
     patients(&[broken()]).serve(&setup);
     assert!(says(&setup.sync().await, "lines in quarantine may be theirs"));
     for _ in 0..2 {

@@ -74,7 +74,7 @@ async fn data_are_as_old_as_the_kick_off_of_a_job_that_was_resumed() {
         let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
         let hours_ago = |state: &mut fhir_sync::state::State| {
             let job = &mut state.exports.get_mut("all").unwrap().jobs[0];
-            job.polling_since -= TimeDelta::hours(3);
+            job.kicked_off_locally_at -= TimeDelta::hours(3);
         };
         open_state.update(hours_ago).unwrap();
     }

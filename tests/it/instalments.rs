@@ -243,7 +243,7 @@ async fn rows_of_a_load_that_was_given_up_and_that_the_server_deleted_meanwhile_
     let mut setup = five_files().await;
     setup.config.reconcile.max_missing = 5;
     killed(&setup).await;
-    change_job(&setup, |job| job.polling_since -= chrono::TimeDelta::hours(1));
+    change_job(&setup, |job| job.kicked_off_locally_at -= chrono::TimeDelta::hours(1));
     setup.later(|world| {
         world.delete(PATIENT, "p1");
     });

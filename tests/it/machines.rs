@@ -4,8 +4,13 @@ use std::{
 };
 
 use fastrand::Rng;
-use fhir_sync::{state::LeasedBy, table::LedgerRow};
+use fhir_sync::{
+    state::LeasedBy,
+    sync::{Mode, ReplayOf},
+    table::LedgerRow,
+};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{CONDITION, Ended, HOUR, OBSERVATION, PATIENT, Process, Setup, eventually};
 
@@ -141,6 +146,28 @@ async fn three_processes_that_are_killed_at_random_lose_nothing_and_do_nothing_t
     assert_ledger_has_each_commit_once(&site.setup, &runs).await;
     let at_work = site.ended.iter().filter(|ended| !ended.logged("sync begins").is_empty()).count();
     assert!(at_work > 3, "only {at_work} processes did something");
+}
+
+#[tokio::test]
+async fn a_replay_has_a_number_that_no_run_of_another_process_has() {
+    let setup = Setup::new().await.with_state_leased_by(LeasedBy::Several);
+    setup.server.world(|world| world.push_line(PATIENT, json!({"resourceType": "Patient"}).to_string()));
+    let (first, second) = (setup.open().await.unwrap(), setup.open().await.unwrap());
+    let stop = CancellationToken::new();
+    for process in [&second, &first, &second] {
+        process.run(&setup.export, Mode::Incremental, &stop).await;
+    }
+    let exports = [setup.export.clone()];
+    let corrected = json!({"resourceType": "Patient", "id": "x"}).to_string().into_bytes();
+    let of = ReplayOf::Corrected { id: setup.quarantine().await.remove(0).id, text: corrected };
+    let leases = first.take_leases(&["all".to_owned()]).await.unwrap();
+    let replayed = leases.syncer.replay(&exports, of).await.unwrap();
+    leases.release().await;
+    assert_eq!(replayed.lines, 1, "{replayed:?}");
+    let last = second.run(&setup.export, Mode::Incremental, &stop).await;
+    let ledger = setup.root().ledger().await.unwrap();
+    let of_replay: Vec<_> = ledger.iter().filter(|row| row.mode == "replay").map(|row| row.run).collect();
+    assert_eq!((of_replay, last.run), (vec![4], 5), "{ledger:#?}");
 }
 
 #[tokio::test]

@@ -61,11 +61,13 @@ async fn the_earliest_answer_still_bounds_the_watermark_when_the_job_is_resumed(
         let setup = Setup::new().await;
         waiting(&setup).await.kill().await;
         let (mut open_state, _) = OpenState::open(&setup.state_file()).unwrap();
-        open_state.update(|state| state.exports.get_mut("all").unwrap().jobs[0].kicked_off_at = None).unwrap();
+        open_state
+            .update(|state| state.exports.get_mut("all").unwrap().jobs[0].server_time_at_kick_off = None)
+            .unwrap();
         drop(open_state);
         setup.server.scenario(|scenario| (scenario.hold, scenario.hold_files) = (!is_complete, true));
         let process = setup.start("sync", &[]);
-        eventually("the first answer", async || job_in_flight(&setup)?.answered_at).await;
+        eventually("the first answer", async || job_in_flight(&setup)?.server_time_later).await;
         process.kill().await;
         setup.server.world(|world| {
             world.advance(HOUR / 2);
@@ -152,7 +154,7 @@ async fn a_job_that_the_server_lost_is_requested_again_with_the_same_since() {
         open_state
             .update(|state| {
                 let job = state.exports.get_mut("all").unwrap().jobs.first_mut().unwrap();
-                job.polling_since -= chrono::TimeDelta::hours(1);
+                job.kicked_off_locally_at -= chrono::TimeDelta::hours(1);
             })
             .unwrap();
     }

@@ -244,6 +244,19 @@ async fn a_clock_more_than_a_day_ahead_of_ours_writes_rows_and_holds_every_water
     setup.assert_same_as_server().await;
 }
 
+/// A later run, whose clock agrees, would take them for rows with the time of their export.
+#[tokio::test]
+async fn an_export_that_is_more_than_a_day_ahead_of_ours_has_no_instalments() {
+    let mut setup = Setup::new().await;
+    (setup.config.instalment_bytes, setup.config.parallel_downloads) = (1, 1);
+    setup.server.scenario(|scenario| scenario.lines_per_file = 1);
+    let behind = setup.server.world(|world| (local_now() - world.now()).to_std().unwrap());
+    setup.server.world(|world| world.advance(behind + 25 * HOUR));
+    let report = setup.sync().await;
+    assert!(report.instalments.is_empty(), "{report:#?}");
+    assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
+}
+
 /// (rule 131)
 #[tokio::test]
 async fn a_clock_less_than_a_day_ahead_of_ours_holds_nothing() {

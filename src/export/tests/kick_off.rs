@@ -64,7 +64,7 @@ async fn a_relative_content_location_is_resolved_against_the_kick_off() {
 async fn a_job_carries_the_clock_of_the_server() {
     let server = Server::start(|_| accepted("/status/1")).await;
     let job = client(&server).kick_off(&request(&[])).await.unwrap();
-    assert_eq!(job.kicked_off_at.unwrap().to_string(), "2026-11-20T10:00:07Z");
+    assert_eq!(job.server_time.unwrap().to_string(), "2026-11-20T10:00:07Z");
 }
 
 /// (rule 32)

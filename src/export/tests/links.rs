@@ -22,7 +22,7 @@ fn body(time: &str, files: &[(&str, u64)]) -> String {
 fn completed(server: &Server, body: &str) -> Completed {
     let mut pages = Pages::default();
     pages.add(body.as_bytes(), &server.url("/status")).unwrap();
-    Completed { job: job(server), manifest: Arc::new(pages.manifest(false)), bound: None }
+    Completed { job: job(server), manifest: Arc::new(pages.manifest(false)), server_time: None }
 }
 
 /// A server whose files are at `answer`, and the downloads of all files of `first` while later manifests are `later`.
@@ -333,7 +333,7 @@ async fn files_that_nothing_names_or_that_two_parts_name_differently_are_others(
 async fn a_transaction_time_beyond_the_bound_may_differ() {
     let (first, later) = (body(TIME, &[("/1?old", 2)]), body("2026-11-20T10:30:00Z", &[("/1?new", 2)]));
     let mut case = Case::new(&first, &later, old_links_are_refused(403)).await;
-    case.completed.bound = parse_instant("2026-11-20T09:00:00Z").map(Into::into);
+    case.completed.server_time = parse_instant("2026-11-20T09:00:00Z").map(Into::into);
     case.links = Links::new(case.completed.clone());
     assert_eq!(case.download(&case.completed.manifest.output[0]).await.unwrap(), LINES);
 }

@@ -74,7 +74,7 @@ fn request(types: &[&str]) -> ExportRequest {
 }
 
 fn job(server: &Server) -> Job {
-    Job { status_url: server.url("/status"), kicked_off_at: None, polling_since: local_now() }
+    Job { status_url: server.url("/status"), server_time: None, kicked_off_locally_at: local_now() }
 }
 
 async fn wait(job: Job, client: &Client) -> Result<Completed, Error> {
@@ -108,7 +108,7 @@ async fn read_by(client: &Client, file: &File, links: &Links) -> (Vec<u8>, Resul
 /// The links of an export of this one file; the status URL is `/status` of the same origin.
 fn links(file: &File) -> Links {
     let status_url = file.url.join("/status").unwrap_or_else(|_| "http://localhost/status".parse().unwrap());
-    let job = Job { status_url, kicked_off_at: None, polling_since: local_now() };
+    let job = Job { status_url, server_time: None, kicked_off_locally_at: local_now() };
     let manifest = Manifest {
         transaction_time: None,
         output: vec![file.clone()],
@@ -116,7 +116,7 @@ fn links(file: &File) -> Links {
         outcomes: Vec::new(),
         issues: Issues::default(),
     };
-    Links::new(Completed { job, manifest: Arc::new(manifest), bound: None })
+    Links::new(Completed { job, manifest: Arc::new(manifest), server_time: None })
 }
 
 async fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -140,8 +140,8 @@ fn futures_can_be_moved_between_threads() {
     let client = Client::new(Config::new("http://localhost/".parse().unwrap())).unwrap();
     let job = Job {
         status_url: "http://localhost/status?signature=s3cret".parse().unwrap(),
-        kicked_off_at: None,
-        polling_since: local_now(),
+        server_time: None,
+        kicked_off_locally_at: local_now(),
     };
     let file = file("http://localhost/file?signature=s3cret".parse().unwrap());
     assert!(!format!("{client:?} {job:?} {file:?}").contains("s3cret"), "and nothing prints a query");

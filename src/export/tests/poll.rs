@@ -23,7 +23,7 @@ async fn answering(answers: Vec<fn() -> Answer>) -> Server {
 }
 
 fn old_job(server: &Server, minutes: i64) -> Job {
-    Job { polling_since: local_now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
+    Job { kicked_off_locally_at: local_now() - chrono::TimeDelta::minutes(minutes), ..job(server) }
 }
 
 /// (rules 38 to 42, Q-20, Q-80)
@@ -370,11 +370,11 @@ async fn an_export_is_bound_by_the_date_of_its_kick_off_or_of_the_earliest_later
     })
     .await;
     let client = client(&server);
-    let bound = wait(job(&server), &client).await.unwrap().bound.unwrap();
-    assert_eq!(bound.to_string(), "2026-11-20T10:01:00Z");
-    let kicked_off_at = Some(TransactionTime::from_micros(0).unwrap());
-    let job = Job { kicked_off_at, ..job(&server) };
-    assert_eq!(wait(job, &client).await.unwrap().bound, kicked_off_at);
+    let server_time = wait(job(&server), &client).await.unwrap().server_time.unwrap();
+    assert_eq!(server_time.to_string(), "2026-11-20T10:01:00Z");
+    let server_time = Some(TransactionTime::from_micros(0).unwrap());
+    let job = Job { server_time, ..job(&server) };
+    assert_eq!(wait(job, &client).await.unwrap().server_time, server_time);
 }
 
 /// A run that resumes the job can know it (rule 51).

@@ -9,7 +9,7 @@ use std::{
 use crate::fhir::{ResourceType, RowKey, TransactionTime};
 
 pub struct Dates {
-    /// As it was sent; `None` in a full load.
+    /// As planned; `None` in a full load.
     since: Option<TransactionTime>,
     of_types: Mutex<BTreeMap<ResourceType, Span>>,
 }
@@ -23,9 +23,6 @@ struct Span {
     first_micros: i64,
     last_micros: i64,
 }
-
-/// What a note begins with that says this, after its numbers.
-pub const IGNORES_SINCE: &str = "the server seems to ignore _since at this level";
 
 /// Of fewer rows nothing follows: resources that others refer to may be sent whatever `_since` says (rule 17).
 const MIN_ROWS: u64 = 10;
@@ -55,8 +52,9 @@ impl Dates {
         let (rows, older) = (sum(|span| span.rows), sum(|span| span.older));
         let since = self.since.filter(|_| rows >= MIN_ROWS && older * 2 > rows)?;
         Some(format!(
-            "{older} of {rows} rows were last updated before {since}, from which was asked: {IGNORES_SINCE}, so each \
-             sync transfers everything; the tables are right, and unchanged rows were not written again"
+            "{older} of {rows} rows were last updated before {since}, from which was asked: the server seems to \
+             ignore _since at this level, so each sync transfers everything; the tables are right, and unchanged rows \
+             were not written again"
         ))
     }
 

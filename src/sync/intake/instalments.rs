@@ -6,21 +6,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
     sync::Arc,
 };
 
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use super::{Before, Context, Intake, tally::Tally};
 use crate::{
     export::{File, FileId, Manifest},
-    fhir::{ResourceType, TransactionTime, parse_instant},
-    state::{ExportState, FinishedFiles, JobInFlight, KnownTable},
+    fhir::{ResourceType, TransactionTime},
+    state::{ExportState, FinishedFiles, JobInFlight, JobKind, KnownTable},
     sync::{
-        Engine, Error, ProgressSender, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd, TypeReport,
-        blocking::blocking, columns, events, members::compared_group,
+        Coverage, Engine, Error, ProgressSender, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd, TypeReport,
+        blocking::blocking, columns, events, hex::hex, members::compared_group,
     },
     table::{ChangeSet, Committed, Upsert},
 };
@@ -53,14 +53,14 @@ struct Instalment {
 }
 
 impl<'a> Instalments<'a> {
-    /// Of an export that is complete, asked for now or by an earlier run. `upsert` has no watermark.
+    /// Of an export that is complete, asked for now or by an earlier run.
     pub async fn begin(
         run: &'a Run<'a>,
         job: &'a JobInFlight,
         manifest: &Manifest,
-        upsert: Upsert,
+        coverage: Coverage,
     ) -> Result<Self, Error> {
-        let mut instalments = Self::new(run, job, manifest, upsert);
+        let mut instalments = Self::new(run, job, manifest, coverage);
         for (of, difference) in instalments.compare_with_the_manifest(manifest).await {
             tracing::warn!(
                 resource_type = %of, reason = difference,
@@ -68,7 +68,7 @@ impl<'a> Instalments<'a> {
             );
             run.syncer.forget_finished(run.export, job.status_url.clone(), of, difference).await?;
             // The rows of a full load that was given up are judged by all others of the load that begins again.
-            if job.since.is_none() {
+            if !matches!(coverage.kind, JobKind::Increment(_)) {
                 instalments.types.remove(&of);
             }
         }
@@ -77,8 +77,8 @@ impl<'a> Instalments<'a> {
 
     /// Of an export that is in progress. A type whose files that were read are not in this partial manifest waits for
     /// the whole one.
-    pub async fn begin_early(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, upsert: Upsert) -> Self {
-        let mut instalments = Self::new(run, job, manifest, upsert);
+    pub async fn begin_early(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, coverage: Coverage) -> Self {
+        let mut instalments = Self::new(run, job, manifest, coverage);
         for (of, difference) in instalments.compare_with_the_manifest(manifest).await {
             tracing::debug!(resource_type = %of, reason = difference, "the type is read when the export is complete");
             instalments.types.remove(&of);
@@ -86,12 +86,12 @@ impl<'a> Instalments<'a> {
         instalments
     }
 
-    fn new(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, upsert: Upsert) -> Self {
+    fn new(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, coverage: Coverage) -> Self {
         let ExportState { reload, set_back_from, .. } = run.syncer.export_state(run.export);
         // An id that is both in `deleted` and in `output` is judged by both together (rule 96).
         let has_deletions = !manifest.deleted.is_empty();
-        let is_everything = job.full_refresh && job.since.is_none();
-        let may = manifest.transaction_time.is_some() && !has_deletions && !is_everything;
+        // Rows without a time must not be there already when a later run believes that of the same export.
+        let may = coverage.watermark.is_some() && !has_deletions && coverage.kind != JobKind::FullRefresh;
         // The Patients of a group show who has joined or is missing, when all of them have arrived.
         let shows_joiners = compared_group(run.export).is_some();
         let tells_members = |of: ResourceType| of == ResourceType::PATIENT && shows_joiners;
@@ -102,7 +102,7 @@ impl<'a> Instalments<'a> {
         Self {
             run,
             job,
-            upsert,
+            upsert: coverage.without_watermark(run),
             transaction_time: manifest.transaction_time,
             identities: identities(manifest, &types),
             types,
@@ -161,11 +161,23 @@ impl<'a> Instalments<'a> {
 
     /// As it was planned: a full load has none.
     pub fn since(&self) -> Option<TransactionTime> {
-        self.job.since.as_deref().and_then(parse_instant).map(TransactionTime::from)
+        self.job.since
     }
 
     pub fn progress(&self) -> &'a ProgressSender {
         &self.run.progress
+    }
+
+    pub fn quarantine(&self) -> &'a Arc<Quarantine> {
+        &self.run.quarantine
+    }
+
+    pub fn stop(&self) -> &'a CancellationToken {
+        self.run.stop
+    }
+
+    pub fn types_of_job(&self) -> &'a [ResourceType] {
+        &self.job.types
     }
 
     pub fn made(self) -> Vec<(ResourceType, TypeReport)> {
@@ -369,15 +381,12 @@ fn identities(manifest: &Manifest, types: &BTreeSet<ResourceType>) -> BTreeMap<F
         let is_alone = files_at.get(&address(file)) == Some(&1);
         let query = file.url.query().filter(|_| !is_alone).unwrap_or_default();
         let identity = format!("{of}\n{}\n{query}\n{:?}", file.id, file.count);
-        let mut hash = String::new();
-        for byte in digest(&SHA256, identity.as_bytes()).as_ref().iter().take(IDENTITY_BYTES) {
-            // Writing to a String cannot fail.
-            let _ = write!(hash, "{byte:02x}");
-        }
+        let mut hash = hex(digest(&SHA256, identity.as_bytes()).as_ref());
+        hash.truncate(IDENTITY_DIGITS);
         Some((file.id.clone(), hash))
     });
     of_types.collect()
 }
 
 /// Of a file; so that no two files of an export have the same.
-const IDENTITY_BYTES: usize = 16;
+const IDENTITY_DIGITS: usize = 32;

@@ -30,7 +30,6 @@ use std::{
 use arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
 
 use self::{
     batches::BatchSlots,
@@ -42,7 +41,6 @@ use self::{
 };
 pub use self::{
     batches::MAX_BATCH_BYTES,
-    dates::IGNORES_SINCE,
     instalments::Instalments,
     tally::{Before, LineCounts},
 };
@@ -92,10 +90,10 @@ pub struct Received {
     /// What the server reported as missing and `sync.accept_reported_errors` accepts.
     pub accepted: Vec<String>,
     pub other_files: OtherFiles,
-    /// What the operator should know, and what makes the run no less than complete.
-    pub note: Option<String>,
-    /// The same for the warnings of the server.
-    pub warning: Option<String>,
+    /// A note for the operator that the server seems to ignore `_since`.
+    pub ignored_since: Option<String>,
+    /// The same of the warnings of the server.
+    pub server_warnings: Option<String>,
 }
 
 /// What files had of types that are not theirs, besides rows.
@@ -213,24 +211,20 @@ pub struct Provenance {
     pub job: Arc<str>,
 }
 
-/// Streams every file of the manifest into the change sets of `types`. [`Error::Stopped`] where it was asked to stop;
-/// then what had ended is committed as instalments.
+/// Streams every file of the manifest into the change sets of the job's types. [`Error::Stopped`] where it was asked to
+/// stop; then what had ended is committed as instalments.
 pub async fn receive(
     instalments: &mut Instalments<'_>,
     completed: &Completed,
-    types: &[ResourceType],
     provenance: Provenance,
-    quarantine: &Arc<Quarantine>,
-    stop: &CancellationToken,
 ) -> Result<Received, Error> {
     let manifest = &completed.manifest;
-    let (syncer, progress) = (instalments.syncer(), instalments.progress());
     let links = Links::new(completed.clone());
-    let context = Context::begin(instalments, manifest, links, types, provenance, quarantine, stop).await?;
+    let context = Context::begin(instalments, manifest, links, instalments.types_of_job(), provenance).await?;
     let queue = queue(&context, manifest, instalments);
-    progress.streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
+    instalments.progress().streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
     let mut remarks = Vec::from_iter(outcome::in_manifest(&context, &manifest.issues.0));
-    remarks.extend(read_all(&context, queue, syncer.config.parallel_downloads, instalments, stop).await?);
+    remarks.extend(read_all(&context, queue, instalments).await?);
     remarks.extend(context.unread_mixed());
     let flushing = Arc::clone(&context);
     // Lines in files of other types may have arrived after the last file of their own type.
@@ -240,7 +234,8 @@ pub async fn receive(
         remarks.push(Remark::hold(Holds::Everything, reason.to_owned()));
     }
     let Some(context) = Arc::into_inner(context) else { return Err(Error::Stopped) };
-    let (accepted, note, warning) = (context.accepted(), context.dates.note(), context.warned().note());
+    let (accepted, server_warnings) = (context.accepted(), context.warned().note());
+    let ignored_since = context.dates.note();
     context.dates.log();
     let other_files = std::mem::take(&mut *context.other_files());
     let types: BTreeMap<_, _> = context
@@ -251,7 +246,7 @@ pub async fn receive(
         })
         .collect();
     remarks.extend(types.iter().filter_map(|(resource_type, received)| mostly_quarantined(*resource_type, received)));
-    Ok(Received { types, remarks, accepted, other_files, note, warning })
+    Ok(Received { types, remarks, accepted, other_files, ignored_since, server_warnings })
 }
 
 /// Streams the files that are ready, and commits them as instalments. What cannot be read now is left to the complete
@@ -261,15 +256,12 @@ pub async fn receive_early(
     manifest: &Manifest,
     types: &[ResourceType],
     provenance: Provenance,
-    quarantine: &Arc<Quarantine>,
-    stop: &CancellationToken,
 ) -> Result<(), Error> {
     let links = Links::of_partial();
-    let context = Context::begin(instalments, manifest, links, types, provenance, quarantine, stop).await?;
+    let context = Context::begin(instalments, manifest, links, types, provenance).await?;
     let queue = queue(&context, manifest, instalments);
     instalments.progress().streaming(queue.len() as u64, queue.iter().map(Queued::count).sum());
-    let workers = instalments.syncer().config.parallel_downloads;
-    read_all(&context, queue, workers, instalments, stop).await?;
+    read_all(&context, queue, instalments).await?;
     instalments.commit_finished(&context).await;
     context.close().await;
     Ok(())
@@ -282,16 +274,14 @@ impl Context {
         links: Links,
         types: &[ResourceType],
         provenance: Provenance,
-        quarantine: &Arc<Quarantine>,
-        stop: &CancellationToken,
     ) -> Result<Arc<Self>, Error> {
         let syncer = instalments.syncer();
         let intakes = intakes(instalments, types, manifest, &provenance);
         Ok(Arc::new(Self {
             client: Arc::clone(&syncer.client),
             links,
-            intakes: unless_stopped(stop, Duration::ZERO, intakes).await?,
-            quarantine: Arc::clone(quarantine),
+            intakes: unless_stopped(instalments.stop(), Duration::ZERO, intakes).await?,
+            quarantine: Arc::clone(instalments.quarantine()),
             progress: instalments.progress().clone(),
             transaction_time: provenance.transaction_time,
             max_line_bytes: syncer.config.max_line_bytes,

@@ -6,7 +6,6 @@ use std::{
 };
 
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{Context, Intake, Remark, deleted, instalments::Instalments, outcome, output};
@@ -68,10 +67,9 @@ pub fn queue(context: &Context, manifest: &Manifest, instalments: &Instalments<'
 pub async fn read_all(
     context: &Arc<Context>,
     mut queue: VecDeque<Queued>,
-    workers: usize,
     instalments: &mut Instalments<'_>,
-    stop: &CancellationToken,
 ) -> Result<Vec<Remark>, Error> {
+    let (workers, stop) = (instalments.syncer().config.parallel_downloads, instalments.stop());
     let mut remarks = Vec::new();
     let mut tasks = JoinSet::new();
     let mut first_loads = FirstLoads::default();

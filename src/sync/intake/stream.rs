@@ -16,7 +16,7 @@ use super::{Context, batches::Batches};
 use crate::{
     export::{File, followed},
     resource::{Line, LineTooLong, Lines, OverLines},
-    sync::{Error, blocking::blocking, chain},
+    sync::{Error, blocking::blocking, chain, hex::hex},
 };
 
 /// Chunks between the network and the decoder, for each file.
@@ -89,7 +89,7 @@ async fn read_once(
     if !is_whole {
         return Err(Error::CutLine { file: file.name.clone() });
     }
-    let sha256 = receipt.sha256.map(|sha256| sha256.map(|byte| format!("{byte:02x}")).concat());
+    let sha256 = receipt.sha256.map(|sha256| hex(&sha256));
     Ok(Streamed { bytes: receipt.bytes, sha256, name: file.name.clone(), too_long })
 }
 

@@ -8,7 +8,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKe
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use secrecy::zeroize::Zeroizing;
 
-use crate::{resource::Line, table::QuarantineRow};
+use crate::{resource::Line, sync::hex::from_hex, table::QuarantineRow};
 
 /// How the lines of the quarantine are kept.
 #[derive(Clone, Debug)]
@@ -100,15 +100,6 @@ impl fmt::Debug for QuarantineKey {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str("QuarantineKey")
     }
-}
-
-/// 64 hexadecimal digits.
-pub(super) fn from_hex(text: &[u8]) -> Option<[u8; 32]> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let pair = |[high, low]: &[u8; 2]| Some(digit(*high)? << 4 | digit(*low)?);
-    let (pairs, rest) = text.as_chunks::<2>();
-    let bytes: Option<Vec<u8>> = pairs.iter().map(pair).collect();
-    bytes?.try_into().ok().filter(|_| rest.is_empty())
 }
 
 #[cfg(test)]

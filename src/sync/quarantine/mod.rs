@@ -9,7 +9,6 @@ mod replay;
 
 use std::{
     collections::HashSet,
-    fmt::Write as _,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -17,12 +16,14 @@ use aws_lc_rs::digest::{SHA256, digest};
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
 
-use self::form::from_hex;
 pub use self::{
     form::{Policy, QuarantineKey},
     replay::{Purge, ReplayOf, Replayed},
 };
-use super::{Config, Error, Mode, Outcome, Run, chain};
+use super::{
+    Config, Error, Mode, Outcome, Run, chain,
+    hex::{from_hex, hex},
+};
 use crate::{
     fhir::{ResourceType, TransactionTime},
     resource::{BadLine, Line, LineTooLong},
@@ -295,12 +296,4 @@ fn content_id(line: &[u8]) -> ContentId {
     let mut id = ContentId::default();
     id.copy_from_slice(digest(&SHA256, line).as_ref());
     id
-}
-
-fn hex(id: &ContentId) -> String {
-    id.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

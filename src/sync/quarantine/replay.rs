@@ -59,7 +59,8 @@ pub struct Replayed {
 impl Syncer {
     /// Upserts what the lines hold, and marks those whose resources are in their tables.
     pub async fn replay(&self, exports: &[Export], of: ReplayOf) -> Result<Replayed, Error> {
-        let (run, started_at) = (self.turns.next_run(), now());
+        let (run, started_at) = (self.next_run().await?, now());
+        // Alone, the number is in no state until then: it must not be given again after a restart.
         self.remember(move |state| state.run = state.run.max(run)).await?;
         let mut rows = self.root.quarantine().await.map_err(Error::Quarantine)?;
         rows.retain(|row| row.replayed_at.is_none() && of.includes(&row.id));
@@ -328,10 +329,14 @@ impl Replay {
     }
 
     async fn upsert(&self, syncer: &Syncer, target: &Target, changes: ChangeSet) -> Result<Committed, Error> {
-        let (export, resource_type) = target.clone();
-        let Some(shape) = self.shapes.get(&resource_type).cloned() else { return Err(Error::Stopped) };
+        let (name, resource_type) = target;
+        let export = self.exports.iter().find(|export| export.name == *name);
+        let (Some(export), Some(shape)) = (export, self.shapes.get(resource_type).cloned()) else {
+            return Err(Error::Stopped);
+        };
+        let resource_type = *resource_type;
         let upsert = Upsert {
-            app_id: format!("fhir-sync/{export}"),
+            app_id: export.app_id_before(),
             source: self.source.to_string(),
             run_started_micros: self.started_at.timestamp_micros(),
             job: job(target, self.run),

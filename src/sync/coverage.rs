@@ -1,0 +1,149 @@
+//! The coverage of an export: from where to where it goes, and of what.
+//!
+//! It is decided once for a manifest, when that has arrived. The local clock has a say in it, and may be set during the
+//! hours in which the files are read: a watermark must not move past rows that were written without it.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{
+    Run,
+    clock::now,
+    intake::{Holds, Remark},
+};
+use crate::{
+    export::{Completed, Manifest},
+    fhir::TransactionTime,
+    state::{JobInFlight, JobKind},
+    table::{Extent, NewWatermark, Upsert},
+};
+
+/// A job that the server has completed: what was asked for, what the server made of it, and what that covers.
+pub struct CompletedJob {
+    pub job: JobInFlight,
+    pub completed: Completed,
+    pub coverage: Coverage,
+    /// Why no watermark moves, where the server's clock is ahead of ours.
+    pub clock_ahead: Option<Remark>,
+}
+
+impl CompletedJob {
+    pub fn new(job: JobInFlight, completed: Completed) -> Self {
+        let (coverage, clock_ahead) = Coverage::of(&job, &completed.manifest, completed.server_time, now());
+        Self { job, completed, coverage, clock_ahead }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Coverage {
+    /// How far the export goes, where that can be believed. A time of the future is no time at all: rows that carried it
+    /// would win over each later export.
+    pub watermark: Option<TransactionTime>,
+    /// The server's own time at the kick-off, or else the earliest later one.
+    pub server_time: Option<TransactionTime>,
+    pub kind: JobKind,
+}
+
+impl Coverage {
+    /// Of an export that is complete, or of what is ready of it. `now` is the local time.
+    pub fn of(
+        job: &JobInFlight,
+        manifest: &Manifest,
+        server_time: Option<TransactionTime>,
+        now: DateTime<Utc>,
+    ) -> (Self, Option<Remark>) {
+        let end = export_end(manifest, server_time);
+        let clock_ahead = end.and_then(|end| clock_ahead(end, now));
+        let watermark = end.filter(|_| clock_ahead.is_none());
+        (Self { watermark, server_time, kind: job.kind() }, clock_ahead)
+    }
+
+    /// Whether a row that the export lacks may go. `is_reloaded`: the type is loaded in full although it had a watermark.
+    pub fn is_everything(self, is_reloaded: bool) -> bool {
+        match self.kind {
+            JobKind::FullRefresh => true,
+            JobKind::FullLoad => is_reloaded,
+            JobKind::Increment(_) | JobKind::Joiners => false,
+        }
+    }
+
+    /// The watermark for the table of a type.
+    pub fn watermark_of(self, is_reloaded: bool) -> Option<TransactionTime> {
+        match self.kind {
+            // It was asked for before the table changed, and does not bring back what that lacks.
+            JobKind::Increment(_) if is_reloaded => None,
+            JobKind::Increment(_) | JobKind::FullLoad | JobKind::FullRefresh => self.watermark,
+            JobKind::Joiners => None,
+        }
+    }
+
+    /// What all commits of the export have in common. Only the last one of a type has the watermark.
+    pub fn without_watermark(self, run: &Run<'_>) -> Upsert {
+        Upsert {
+            app_id: run.export.app_id(&run.syncer.config.source),
+            adopted_app_id: Some(run.export.app_id_before()),
+            source: run.syncer.config.source.to_string(),
+            watermark: NewWatermark::Stays,
+            set_back_from: None,
+            exported_at: self.watermark,
+            run_started_micros: run.report.started_at.timestamp_micros(),
+            job: run.report.job(),
+            run: run.report.run,
+            extent: Extent::Partial,
+            reconcile: None,
+        }
+    }
+}
+
+/// The manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers state the end of the
+/// job, or the time of the poll; what changed in between would never be asked for again (Q-31).
+fn export_end(manifest: &Manifest, server_time: Option<TransactionTime>) -> Option<TransactionTime> {
+    let transaction_time = manifest.transaction_time?;
+    Some(server_time.map_or(transaction_time, |server_time| transaction_time.min(server_time)))
+}
+
+/// How far the server's clock may be ahead of ours. A wrong time zone is less than a day.
+const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
+
+/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds
+/// one.
+fn clock_ahead(end: TransactionTime, now: DateTime<Utc>) -> Option<Remark> {
+    if end.instant() - now <= MAX_AHEAD {
+        return None;
+    }
+    let text = format!(
+        "the export's transactionTime {end} is more than a day ahead of the local clock, {}: rows are written and no \
+         watermark moves until the clocks agree; correct the wrong one of the two",
+        TransactionTime::from(now)
+    );
+    Some(Remark { text, holds: Holds::Everything })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{export::Issues, fhir::parse_instant};
+
+    #[test]
+    fn a_watermark_is_left_out_exactly_where_the_remark_says_so() {
+        let at = |text: &str| TransactionTime::from(parse_instant(text).unwrap());
+        let (now, late) = (at("2026-01-01T00:00:00Z").instant(), at("2026-01-02T00:00:00.001Z"));
+        let job: JobInFlight = serde_json::from_value(serde_json::json!({
+            "status_url": "https://ehr.example.org/1", "polling_since": now, "types": [], "full_refresh": false
+        }))
+        .unwrap();
+        for (transaction_time, server_time, expected) in [
+            (None, None, None),
+            (None, Some(late), None),
+            (Some(at("2026-01-02T00:00:00Z")), None, Some(at("2026-01-02T00:00:00Z"))),
+            (Some(late), None, None),
+            (Some(late), Some(at("2026-01-01T00:00:00Z")), Some(at("2026-01-01T00:00:00Z"))),
+        ] {
+            let files = Vec::new;
+            let issues = Issues::default();
+            let manifest = Manifest { transaction_time, output: files(), deleted: files(), outcomes: files(), issues };
+            let (coverage, clock_ahead) = Coverage::of(&job, &manifest, server_time, now);
+            assert_eq!(coverage.watermark, expected);
+            assert_eq!(clock_ahead.is_some(), transaction_time.is_some() && expected.is_none());
+        }
+    }
+}
