@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn mistakes(root: &str, tables: &str) -> Vec<String> {
-        parse(&smallest(root, tables), &[]).0.unwrap_err().0
+        parse(&smallest(root, tables), &[]).0.unwrap_err().lines
     }
 
     const S3: &str = "s3://lake/tables";

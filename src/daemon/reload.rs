@@ -38,7 +38,7 @@ impl Daemon {
         let applied = match loaded {
             Ok(Ok(config)) if !config.has_schedule() => Err(Error::NoSchedule.to_string()),
             Ok(Ok(config)) => self.apply(config).await.map_err(|error| chain(&error)),
-            Ok(Err(Mistakes(mistakes))) => Err(mistakes.join("; ")),
+            Ok(Err(mistakes)) => Err(mistakes.lines.join("; ")),
             Err(panic) => Err(panic.to_string()),
         };
         self.reload_refused = applied.is_err();

@@ -168,3 +168,16 @@ async fn the_daemon_serves_the_public_keys_where_it_is_told_to() {
         daemon.stop().await;
     }
 }
+
+/// Shows (rule 129).
+#[tokio::test]
+async fn a_configuration_that_cannot_be_parsed_is_refused_without_its_text() {
+    let setup = Setup::new().await;
+    let config = configured(&setup, &format!("proxy = \"http://user:{CANARY}@proxy:3128"));
+    for words in [&["run"][..], &["sync"], &["check"], &["status"], &["healthcheck"], &["config", "print"]] {
+        let ended = run(words, &config, &[]).await;
+        assert_eq!(ended.code, Some(78), "{words:?}: {}", ended.output());
+        assert!(ended.output().contains("secrets.toml: line "), "{}", ended.output());
+        assert_silent(&ended, &[CANARY]);
+    }
+}
