@@ -26,6 +26,7 @@ mod shared;
 mod signals;
 mod stall;
 mod views;
+mod wall_clock;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -54,6 +55,7 @@ use self::{
     signals::{Request, Requests},
     stall::Stalls,
     views::{Watched, next_run_at},
+    wall_clock::WallClock,
 };
 use crate::{
     config::Config,
@@ -143,6 +145,7 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         stalls: Stalls::default(),
         others,
     };
+        wall_clock: WallClock::at(now(), Instant::now()),
     daemon.catch_up();
     daemon.publish(true);
     tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
@@ -196,6 +199,7 @@ struct Daemon {
 }
 
 /// What a task does.
+    wall_clock: WallClock,
 struct AtWork {
     activity: Activity,
     /// What must not begin meanwhile; the activity itself is among it.
@@ -264,7 +268,10 @@ impl Daemon {
                     tracing::warn!(%grace_period, "daemon.grace_period is over: ending at once; nothing is lost");
                     return Ended::AtOnce;
                 }
-                _ = heartbeat.tick() => self.publish(!self.stop.is_cancelled()),
+                _ = heartbeat.tick() => {
+                    self.follow_clock(now(), Instant::now()).await;
+                    self.publish(!self.stop.is_cancelled());
+                }
             }
         }
     }
