@@ -67,7 +67,7 @@ use crate::{
     sync::{
         self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Step, Syncer, TableName, TablesMaintained,
     },
-    telemetry::{advance, metrics},
+    telemetry::{advance, metrics, panics},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -372,7 +372,8 @@ impl Daemon {
             }
             Err(error) => {
                 let run = activity.as_ref().map(tracing::field::display);
-                tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
+                let error = panics::of_task(&error);
+                tracing::error!(run, error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
                 if let Some(Activity::Sync { export }) = activity {
                     if let Err(error) = self.syncer.remember_panic(&export).await {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");

@@ -14,7 +14,7 @@ use crate::{
     config::{self, Config, Mistakes, Scheduled},
     notify as notifications, schedule,
     sync::{self, chain},
-    telemetry::{self, metrics},
+    telemetry::{self, metrics, panics},
 };
 
 /// A configuration that is being read.
@@ -39,7 +39,7 @@ impl Daemon {
             Ok(Ok(config)) if !config.has_schedule() => Err(Error::NoSchedule.to_string()),
             Ok(Ok(config)) => self.apply(config).await.map_err(|error| chain(&error)),
             Ok(Err(mistakes)) => Err(mistakes.lines.join("; ")),
-            Err(panic) => Err(panic.to_string()),
+            Err(error) => Err(panics::of_task(&error).to_owned()),
         };
         self.reload_refused = applied.is_err();
         metrics::config_read(applied.is_ok(), now());
