@@ -141,8 +141,13 @@ pub async fn carry_out(
 ) -> Result<Answer, Error> {
     match work {
         Work::Sync { export, mode, allow_empty } => {
+            // Another process may have run it; if that cannot be read now, neither can the run begin.
+            if let Err(error) = syncer.look_at_the_others().await {
+                tracing::warn!(error = chain(&error), "what other processes do could not be read");
+            }
+            let before = syncer.outcome_before(&export.name);
             let syncer = syncer.allowing_empty(allow_empty);
-            let report = notifier.around(&export.name, syncer.run(&export, mode, stop)).await;
+            let report = notifier.around(&export.name, before, syncer.run(&export, mode, stop)).await;
             Ok(Answer::Synced(Box::new(report)))
         }
         Work::Maintain { tables, maintenance, dry_run } => {

@@ -112,8 +112,8 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         syncer.forget_lost_data(export).await?;
     }
     let stop = CancellationToken::new();
-    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
-    let (notifier, couriers) = notify::start(config.notify.clone(), before, &stop)?;
+    let names = exports.iter().map(|export| export.name.clone());
+    let (notifier, couriers) = notify::start(config.notify.clone(), names, &stop)?;
     let exports: Vec<_> = config.exports.iter().map(|scheduled| Watched::new(scheduled.clone(), now())).collect();
     let (views, seen) = watch::channel(views::first(&exports, &syncer.state(), recheck_absent, now()));
     let (jwks, _readers) = public_keys::start(&config);
@@ -348,9 +348,10 @@ impl Daemon {
                     };
                     let export = &scheduled.export;
                     let run = leases.syncer.run_leased(export, mode, &stop);
-                    let report = notifier.around(&export.name, run).await;
+                    let report = notifier.around(&export.name, before, run).await;
                     leases.release().await;
                     Done::Sync(Box::new(report))
+                    let before = leases.syncer.outcome_before(&export.name);
                 })
             }
         };
@@ -378,7 +379,8 @@ impl Daemon {
                     if let Err(error) = self.syncer.remember_panic(&export).await {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
                     }
-                    self.notifier.panicked(&export);
+                    self.notifier.panicked(&export, before);
+                    let before = self.syncer.outcome_before(&export);
                 }
             }
         }

@@ -55,11 +55,8 @@ impl Daemon {
         let exports = exports(&self.exports, &config.exports);
         let schedules = schedules(&exports, &config.maintenance);
         let scheduler = schedule::start(&schedules, &self.ticks).await?;
-        let before = exports.iter().map(|scheduled| {
-            let export = &scheduled.export;
-            (export.name.clone(), self.syncer.outcome_before(export))
-        });
-        let (notifier, couriers) = notifications::start(config.notify.clone(), before, &self.stop)?;
+        let names = exports.iter().map(|scheduled| scheduled.export.name.clone());
+        let (notifier, couriers) = notifications::start(config.notify.clone(), names, &self.stop)?;
         if let Err(error) = std::mem::replace(&mut self.scheduler, scheduler).shutdown().await {
             tracing::warn!(%error, "the scheduler of before did not shut down cleanly");
         }
