@@ -151,7 +151,7 @@ pub async fn carry_out(
             Ok(Answer::Synced(Box::new(report)))
         }
         Work::Maintain { tables, maintenance, dry_run } => {
-            let done = syncer.maintain(&tables, &maintenance, dry_run, stop).await;
+            let done = syncer.maintain(&tables, &maintenance, dry_run, stop).await.map_err(not_maintained)?;
             let done = done.into_iter().map(|(table, result)| (table, result.map_err(|error| chain(&error))));
             Ok(Answer::Maintained(done.collect()))
         }
@@ -218,6 +218,16 @@ async fn carry_out_leased(
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 fn failed(error: sync::Error) -> Error {
     if matches!(error, sync::Error::Stopped) { Error::Stopped } else { Error::Failed(chain(&error)) }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
+fn not_maintained(error: sync::Error) -> Error {
+    Error::Busy(match error {
+        sync::Error::LeasedByOther { holder, .. } => {
+            format!("another fhir-sync, {holder}, maintains the tables; wait until it has ended")
+        }
+        error => format!("maintenance could not begin: {}", chain(&error)),
+    })
 }
 
 fn cancelled_jobs(cancelled: Vec<sync::Cancelled>) -> Answer {

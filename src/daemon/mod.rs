@@ -335,7 +335,8 @@ impl Daemon {
                         return Done::NotHere;
                     }
                     tracing::info!(tables = tables.len(), "maintenance begins");
-                    Done::Maintenance(syncer.maintain(&tables, &maintenance.of_tables, DryRun::No, &stop).await)
+                    let maintained = syncer.maintain(&tables, &maintenance.of_tables, DryRun::No, &stop).await;
+                    maintained.map_or(Done::NotHere, Done::Maintenance)
                 })
             }
             Tick::Sync { export, mode } => {
