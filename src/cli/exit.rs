@@ -29,7 +29,7 @@ pub const HELP: &str = "\
 Exit codes:
   0    success; of a sync: complete; of a healthcheck: healthy
   1    failed; of a healthcheck: unhealthy or no response; of verify: something
-       differs
+       differs; of status with --max-age: data are older
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
   11   another fhir-sync holds the state file or the tables

@@ -88,7 +88,7 @@ enum Command {
     /// Shows the ledger: what each run brought, type by type
     Runs(runs::Arguments),
     /// Shows how each export and type stands, also beside a running daemon
-    Status(look::Looking),
+    Status(status::Arguments),
     /// Shows or cancels the exports that the server works on for us
     #[command(subcommand)]
     Job(job::JobCommand),
