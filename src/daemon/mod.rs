@@ -141,11 +141,12 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         at_work: HashMap::new(),
         orders: VecDeque::new(),
         loading: Loading::new(),
+        reload_again: false,
         reload_refused: false,
         stalls: Stalls::default(),
         others,
-    };
         wall_clock: WallClock::at(now(), Instant::now()),
+    };
     daemon.catch_up();
     daemon.publish(true);
     tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
@@ -192,14 +193,16 @@ struct Daemon {
     /// Commands that have not begun.
     orders: VecDeque<Order>,
     loading: Loading,
+    /// Whether somebody asked for a reload during one.
+    reload_again: bool,
     /// Whether the last reload was refused.
     reload_refused: bool,
     stalls: Stalls,
     others: Others,
+    wall_clock: WallClock,
 }
 
 /// What a task does.
-    wall_clock: WallClock,
 struct AtWork {
     activity: Activity,
     /// What must not begin meanwhile; the activity itself is among it.
@@ -348,11 +351,11 @@ impl Daemon {
                         return Done::NotHere;
                     };
                     let export = &scheduled.export;
+                    let before = leases.syncer.outcome_before(&export.name);
                     let run = leases.syncer.run_leased(export, mode, &stop);
                     let report = notifier.around(&export.name, before, run).await;
                     leases.release().await;
                     Done::Sync(Box::new(report))
-                    let before = leases.syncer.outcome_before(&export.name);
                 })
             }
         };
@@ -377,11 +380,11 @@ impl Daemon {
                 let error = panics::of_task(&error);
                 tracing::error!(run, error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
                 if let Some(Activity::Sync { export }) = activity {
+                    let before = self.syncer.outcome_before(&export);
                     if let Err(error) = self.syncer.remember_panic(&export).await {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
                     }
                     self.notifier.panicked(&export, before);
-                    let before = self.syncer.outcome_before(&export);
                 }
             }
         }

@@ -21,9 +21,12 @@ use crate::{
 pub(super) type Loading = JoinSet<Result<Config, Mistakes>>;
 
 impl Daemon {
-    /// Reads the configuration on a thread that may block. A reload that is under way is enough.
+    /// Reads the configuration on a thread that may block; after a reload that is under way, which may have read an
+    /// earlier text of it.
     pub(super) fn begin_reload(&mut self) {
-        if !self.loading.is_empty() {
+        self.reload_again = !self.loading.is_empty();
+        if self.reload_again {
+            tracing::info!("SIGHUP: the configuration is being read; it is read once more afterwards");
             return;
         }
         tracing::info!(config = %self.path.display(), "SIGHUP: reading the configuration again");
@@ -48,6 +51,9 @@ impl Daemon {
         }
         notify(&[NotifyState::Ready]);
         self.publish(!self.stop.is_cancelled());
+        if self.reload_again && !self.stop.is_cancelled() {
+            self.begin_reload();
+        }
     }
 
     /// Nothing has changed if this fails.
