@@ -99,8 +99,8 @@ async fn ourselves(
 ) -> Result<Doer, Exit> {
     let Config { server, tables, state, sync, notify, .. } = config;
     let syncer = Syncer::open(server, tables, &state, sync, exports, board).await.map_err(not_opened_by_hand)?;
-    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
-    let (notifier, couriers) = notify::start(notify, before, stop).map_err(|error| failed(&chain(&error)))?;
+    let names = exports.iter().map(|export| export.name.clone());
+    let (notifier, couriers) = notify::start(notify, names, stop).map_err(|error| failed(&chain(&error)))?;
     Ok(Doer::Ourselves { syncer: Box::new(syncer), notifier, couriers })
 }
 

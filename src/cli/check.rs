@@ -61,7 +61,7 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     };
     let has_failed = tried.iter().flatten().any(|tried| tried.verdict == word(CheckVerdict::Failed));
     if arguments.json {
-        as_json(checked.map_err(|mistakes| mistakes.0), tried)?;
+        as_json(checked.map_err(|mistakes| mistakes.lines), tried)?;
     } else {
         let (config, remarks) = checked.map_err(misconfigured)?;
         for remark in remarks {

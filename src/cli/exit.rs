@@ -29,13 +29,13 @@ pub const HELP: &str = "\
 Exit codes:
   0    success; of a sync: complete; of a healthcheck: healthy
   1    failed; of a healthcheck: unhealthy or no response; of verify: something
-       differs
+       differs; of status with --max-age: data are older
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
   11   another fhir-sync holds the state file or the tables, or works on the
        export
-  75   not possible now: an address is taken, or a disk, folder or object store
-       cannot be used; try again
+  75   not possible now: an address is taken, a disk, folder or object store
+       cannot be used, or the command of a secret fails; try again
   78   the configuration is wrong, and stays wrong until somebody corrects it
   130  stopped by a signal; the next run continues";
 
@@ -68,11 +68,11 @@ pub fn failed(reason: &str) -> Exit {
     FAILED
 }
 
-/// Prints the mistakes of a configuration.
+/// Prints the mistakes of a configuration. Where all of them may pass, a service manager tries again.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 pub fn misconfigured(mistakes: Mistakes) -> Exit {
     eprint!("fhir-sync: {mistakes}");
-    CONFIGURATION
+    if mistakes.may_pass { TEMPORARY } else { CONFIGURATION }
 }
 
 /// Prints why nothing could be opened.

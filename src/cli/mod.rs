@@ -51,6 +51,7 @@ use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 use crate::{
     config::{self, Config},
     sync::Location,
+    telemetry::panics,
 };
 
 /// Keeps a Delta Lake copy of a FHIR server.
@@ -87,7 +88,7 @@ enum Command {
     /// Shows the ledger: what each run brought, type by type
     Runs(runs::Arguments),
     /// Shows how each export and type stands, also beside a running daemon
-    Status(look::Looking),
+    Status(status::Arguments),
     /// Shows or cancels the exports that the server works on for us
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -123,6 +124,7 @@ struct ConfigFile {
 impl Cli {
     /// Of this process. Ends it after `--help`, `--version` and mistakes.
     pub fn of_process() -> Self {
+        panics::log_places();
         let color = paint::When::of_help(std::env::args_os().filter_map(|word| word.into_string().ok()));
         let matches = help::command_for_terminal().color(color).get_matches();
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())

@@ -117,7 +117,7 @@ impl Arguments {
             let path = config_path(self.config);
             if !is_given && matches!(path.try_exists(), Ok(false)) {
                 let way_out = "give --config FILE, or --fhir-endpoint with --delta-path";
-                return Err(Mistakes(vec![format!("{} does not exist; {way_out}", path.display())]));
+                return Err(Mistakes::of(format!("{} does not exist; {way_out}", path.display())));
             }
             // Where the service does the work, it has the key.
             return config::check(&path).map(|(config, _)| config);

@@ -9,13 +9,13 @@ use super::{
     Findings, KeyFile, Mistakes, read,
     secrets::other_form,
     section::{Asked, Form},
-    table,
+    sources,
     values::without_secrets,
 };
 
 /// Of a file and the environment of the process. The private key may be missing.
 pub fn effective(path: &Path) -> Result<String, Mistakes> {
-    let (config, findings) = read(table(path)?, &KeyFile::MayBeElsewhere);
+    let (config, findings) = read(sources::of_file(path)?, &KeyFile::MayBeElsewhere);
     config?;
     Ok(rendered(&findings))
 }

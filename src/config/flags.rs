@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use config::{Map, Value, ValueKind};
 
-use super::{Config, KeyFile, Mistakes, environment, read};
+use super::{Config, KeyFile, Mistakes, read, sources};
 
 /// The drop-in flags of `fhir-sync sync`. They win over the environment.
 pub struct Flags {
@@ -26,9 +26,7 @@ pub enum Key {
 
 impl Flags {
     pub fn load(self) -> Result<Config, Mistakes> {
-        let unusable = |error: config::ConfigError| Mistakes(vec![error.to_string()]);
-        let settings = config::Config::builder().add_source(environment()).build().map_err(unusable)?;
-        self.over(settings.cache.into_table().map_err(unusable)?)
+        self.over(sources::of_environment()?)
     }
 
     /// Adds the flags to the settings of the environment. Mistakes name the flags.
@@ -37,8 +35,10 @@ impl Flags {
             Some(Key::Text(_)) => "FHIR_PRIVATE_KEY",
             Some(Key::File(_)) | None => "--auth-private-key",
         };
-        let by_flags = |mistakes: Vec<String>| mistakes.into_iter().map(|mistake| by_flag(mistake, key_flag)).collect();
-        self.read_over(settings).map_err(|Mistakes(mistakes)| Mistakes(by_flags(mistakes)))
+        self.read_over(settings).map_err(|Mistakes { lines, may_pass }| {
+            let lines = lines.into_iter().map(|mistake| by_flag(mistake, key_flag)).collect();
+            Mistakes { lines, may_pass }
+        })
     }
 
     fn read_over(self, mut settings: Map<String, Value>) -> Result<Config, Mistakes> {

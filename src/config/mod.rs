@@ -19,6 +19,7 @@ mod schema;
 mod secrets;
 mod section;
 mod server;
+mod sources;
 mod spark;
 mod stores;
 mod values;
@@ -26,14 +27,14 @@ mod values;
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
 
 use chrono::TimeDelta;
-use config::{Environment, File, FileFormat, Map, Value};
+use config::{Map, Value};
 
 use self::{
     authorization::KeyFile,
@@ -120,12 +121,23 @@ impl Scheduled {
 
 /// All mistakes of a configuration, one line each.
 #[derive(Debug)]
-pub struct Mistakes(pub Vec<String>);
+pub struct Mistakes {
+    pub lines: Vec<String>,
+    /// None of them is one of the configuration itself: what it names may answer later.
+    pub may_pass: bool,
+}
+
+impl Mistakes {
+    /// One that only somebody who corrects the configuration can end.
+    pub fn of(line: String) -> Self {
+        Self { lines: vec![line], may_pass: false }
+    }
+}
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "the configuration cannot be used:")?;
-        self.0.iter().try_for_each(|mistake| writeln!(out, "  {mistake}"))
+        writeln!(out, "the configuration cannot be used{}:", if self.may_pass { " now" } else { "" })?;
+        self.lines.iter().try_for_each(|mistake| writeln!(out, "  {mistake}"))
     }
 }
 
@@ -133,7 +145,7 @@ impl std::error::Error for Mistakes {}
 
 /// Reads a file, then the environment, which wins over it: `FHIR_SYNC__SECTION__KEY`.
 pub fn load(path: &Path) -> Result<Config, Mistakes> {
-    read(table(path)?, &KeyFile::MustExist).0
+    read(sources::of_file(path)?, &KeyFile::MustExist).0
 }
 
 /// As [`load`], on a machine where the private key may be missing: a systemd credential exists only while the service
@@ -148,7 +160,7 @@ pub fn check_with_key(path: &Path) -> Result<(Config, Vec<String>), Mistakes> {
 }
 
 fn with_remarks(path: &Path, key_file: &KeyFile) -> Result<(Config, Vec<String>), Mistakes> {
-    let (config, mut findings) = read(table(path)?, key_file);
+    let (config, mut findings) = read(sources::of_file(path)?, key_file);
     let config = config?;
     if !config.has_schedule() {
         findings.remarks.push("export: none has a schedule, so `fhir-sync run` will refuse to start".to_owned());
@@ -170,43 +182,16 @@ fn with_one_underscore(names: impl Iterator<Item = String>) -> Vec<String> {
 /// Only where the listener is, for those who ask it: a mistake in another section does not concern them.
 pub fn health(path: &Path) -> Result<serve::Config, Mistakes> {
     let findings = Rc::new(RefCell::new(Findings::default()));
-    let health = read_health(Section::root(table(path)?, Rc::clone(&findings)).section("health"));
-    health.map(|(config, _)| config).ok_or_else(|| Mistakes(findings.take().mistakes))
-}
-
-fn table(path: &Path) -> Result<Map<String, Value>, Mistakes> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        let path = path.display();
-        Mistakes(vec![match error.kind() {
-            io::ErrorKind::NotFound => format!("{path} does not exist"),
-            io::ErrorKind::IsADirectory => format!("{path} is a directory"),
-            io::ErrorKind::PermissionDenied => format!("cannot read {path}: permission denied"),
-            _ => format!("cannot read {path}: {error}"),
-        }])
-    })?;
-    let unusable = |error: config::ConfigError| Mistakes(vec![format!("{}: {error}", path.display())]);
-    let file = File::from_str(&text, FileFormat::Toml);
-    let settings = config::Config::builder().add_source(file).add_source(environment()).build().map_err(unusable)?;
-    settings.cache.into_table().map_err(unusable)
+    let health = read_health(Section::root(sources::of_file(path)?, Rc::clone(&findings)).section("health"));
+    health.map(|(config, _)| config).ok_or_else(|| findings.take().mistakes())
 }
 
 /// Reads a text as if it were a file. `environment_of` replaces the environment of the process.
 pub fn parse(text: &str, environment_of: &[(&str, &str)]) -> (Result<Config, Mistakes>, Findings) {
-    let given = environment_of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let settings = config::Config::builder()
-        .add_source(File::from_str(text, FileFormat::Toml))
-        .add_source(environment().source(Some(given)))
-        .build()
-        .and_then(|settings| settings.cache.into_table());
-    match settings {
+    match sources::of_text_and(text, environment_of) {
         Ok(table) => read(table, &KeyFile::MustExist),
-        Err(error) => (Err(Mistakes(vec![error.to_string()])), Findings::default()),
+        Err(mistakes) => (Err(mistakes), Findings::default()),
     }
-}
-
-fn environment() -> Environment {
-    // Without its own separator the prefix would take the one of the sections (config#291).
-    Environment::with_prefix("FHIR_SYNC").prefix_separator("__").separator("__")
 }
 
 fn read(mut table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mistakes>, Findings) {
@@ -217,7 +202,7 @@ fn read(mut table: Map<String, Value>, key_file: &KeyFile) -> (Result<Config, Mi
     let findings = findings.take();
     match config {
         Some(config) if findings.mistakes.is_empty() => (Ok(config), findings),
-        _ => (Err(Mistakes(findings.mistakes.clone())), findings),
+        _ => (Err(findings.mistakes()), findings),
     }
 }
 

@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn mistakes(server: &str) -> Vec<String> {
-        parse(&smallest(server), &[]).0.unwrap_err().0
+        parse(&smallest(server), &[]).0.unwrap_err().lines
     }
 
     #[test]

@@ -155,7 +155,7 @@ mod tests {
             "[server]\nurl = \"https://ehr.example.org/fhir\"\n{server}\n[tables]\nroot = \"/srv/lake\"\n[[export]]\n\
              name = \"all\"\ntypes = [\"Patient\", \"Observation\"]\n{keys}"
         );
-        let config = config::parse(&text, &[]).0.map_err(|mistakes| mistakes.0)?;
+        let config = config::parse(&text, &[]).0.map_err(|mistakes| mistakes.lines)?;
         Ok(config.exports.into_iter().next().unwrap().export)
     }
 

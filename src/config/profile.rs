@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn an_unknown_profile_is_a_mistake_that_names_the_one_that_was_meant() {
         let (read, _) = parse(&config("profile = \"epci\""), &[]);
-        let mistakes = read.unwrap_err().0.join("\n");
+        let mistakes = read.unwrap_err().lines.join("\n");
         assert!(mistakes.contains("server.profile") && mistakes.contains("epic"), "{mistakes}");
         assert_eq!(mistakes.matches("server.profile").count(), 1, "{mistakes}");
     }
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn without_an_export_the_mistake_is_that_it_is_missing() {
         let text = "[server]\nurl = \"https://a\"\nprofile = \"smile\"\n[tables]\nroot = \"/a\"\n";
-        let mistakes = parse(text, &[]).0.unwrap_err().0;
+        let mistakes = parse(text, &[]).0.unwrap_err().lines;
         assert_eq!(mistakes, ["export: is missing; name what to sync in [[export]]"]);
     }
 

@@ -80,7 +80,11 @@ impl KeyedSecret {
                 Ok(None)
             }
             Err(error) => {
-                section.mistake(&self.key, &format!("{}: {error}", self.secret.place()));
+                let what = format!("{}: {error}", self.secret.place());
+                match error {
+                    secret::Error::NotNow(_) => section.passing_mistake(&self.key, &what),
+                    secret::Error::Absent(_) | secret::Error::Unusable(_) => section.mistake(&self.key, &what),
+                }
                 Err(Reported)
             }
         }
@@ -104,4 +108,44 @@ fn path_of_secret(text: &str) -> Result<std::path::PathBuf, String> {
 fn name_of_credential(text: &str) -> Result<String, String> {
     let is_name = !text.is_empty() && !text.contains('/') && !text.starts_with('.');
     is_name.then(|| text.to_owned()).ok_or_else(|| "is not the name of a credential of systemd".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Mistakes, parse};
+
+    fn mistakes(settings: &str) -> Mistakes {
+        let root = if settings.starts_with("storage_options") { "s3://lake" } else { "/srv/lake" };
+        let text = format!(
+            "[[export]]\nname = \"all\"\ntypes = [\"Patient\"]\n[server]\nurl = \"https://ehr.example.org/fhir\"\n\
+             [tables]\nroot = \"{root}\"\n{settings}"
+        );
+        parse(&text, &[]).0.unwrap_err()
+    }
+
+    #[test]
+    fn a_command_that_fails_may_answer_later_and_any_other_mistake_stays() {
+        let webhook = |line: &str| format!("[notify]\nwebhook_url_exec = {line}\n");
+        let key = |line: &str| format!("[sync.quarantine]\npolicy = \"encrypted\"\nkey_exec = {line}\n");
+        let failing = webhook("[\"false\"]") + &key("[\"sh\", \"-c\", \"exit 2\"]");
+        for (settings, lines, may_pass) in [
+            (webhook("[\"false\"]"), 1, true),
+            (failing.clone(), 2, true),
+            (failing + "[health]\nmax_age = \"a day\"\n", 3, false),
+            (webhook("[\"echo\", \"not a URL\"]"), 1, false),
+            (webhook("[\"/there/is/no/such/program\"]"), 1, false),
+            (key("[\"true\"]"), 1, false),
+        ] {
+            let found = mistakes(&settings);
+            assert_eq!((found.lines.len(), found.may_pass), (lines, may_pass), "{found:?}");
+        }
+    }
+
+    #[cfg(feature = "s3")]
+    #[test]
+    fn the_credential_of_a_store_whose_command_fails_is_the_only_mistake() {
+        let settings = "storage_options = { aws_access_key_id = \"a\", aws_secret_access_key_exec = [\"false\"] }\n";
+        let found = mistakes(settings).lines;
+        assert!(matches!(found.as_slice(), [only] if only.contains("aws_secret_access_key_exec")), "{found:?}");
+    }
 }

@@ -7,19 +7,27 @@ use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use config::{Map, Value, ValueKind};
 
-use super::values::boolean;
+use super::{Mistakes, values::boolean};
 use crate::spelling::did_you_mean;
 
 /// What was found while reading.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub mistakes: Vec<String>,
+    /// How many of the mistakes may pass by themselves: a command that did not answer may do so later.
+    passing: usize,
     /// What is worth knowing and not a mistake.
     pub remarks: Vec<String>,
     /// Every key that was read, in the order of reading.
     pub asked: Vec<Asked>,
     /// The keys whose values may be secrets.
     pub secret: BTreeSet<String>,
+}
+
+impl Findings {
+    pub fn mistakes(&self) -> Mistakes {
+        Mistakes { lines: self.mistakes.clone(), may_pass: self.passing > 0 && self.passing == self.mistakes.len() }
+    }
 }
 
 /// A key that was read.
@@ -312,6 +320,12 @@ impl Section {
     /// Reports that a value contradicts another, or cannot be used.
     pub fn mistake(&self, key: &str, what: &str) {
         self.findings.borrow_mut().mistakes.push(format!("{}: {what}", self.path_of(key)));
+    }
+
+    /// Reports that a value cannot be used now, and perhaps later.
+    pub fn passing_mistake(&self, key: &str, what: &str) {
+        self.mistake(key, what);
+        self.findings.borrow_mut().passing += 1;
     }
 
     /// Reports what is worth knowing and not a mistake.

@@ -98,10 +98,9 @@ fn read_names(mut section: Section, service: Service, options: &mut Options, key
 
 fn read_secret(section: &mut Section, name: &Name, base: &str, options: &mut Options, key_file: &KeyFile) {
     let Ok(Some(kept)) = secrets::read(section, base) else { return };
-    // What is wrong with it is known before the first request.
-    if kept.text(section, key_file).is_ok() {
-        options.keep(name, kept.secret);
-    }
+    // What is wrong with it is known before the first request, and reported; it is set all the same.
+    let _ = kept.text(section, key_file);
+    options.keep(name, kept.secret);
 }
 
 /// The setting of a key, and the key without the form of a secret. `azure_federated_token_file` is a name of its own.
@@ -144,7 +143,7 @@ mod tests {
     }
 
     fn mistakes(root: &str, tables: &str) -> Vec<String> {
-        parse(&smallest(root, tables), &[]).0.unwrap_err().0
+        parse(&smallest(root, tables), &[]).0.unwrap_err().lines
     }
 
     const S3: &str = "s3://lake/tables";

@@ -132,7 +132,12 @@ pub fn proxy(text: &str) -> Result<Proxy, String> {
 
 /// A text that should be a URL, for people: without user, password, query and fragment, which may be secrets.
 pub fn without_secrets(text: &str) -> String {
-    let text = text.split(['?', '#']).next().unwrap_or_default();
+    let whole = text;
+    let text = whole.split(['?', '#']).next().unwrap_or_default();
+    // A password may hold these as well, in a text that is not a URL because of that.
+    if whole.contains('@') && !text.contains('@') {
+        return whole.split_once("://").map_or("…".to_owned(), |(scheme, _)| format!("{scheme}://…"));
+    }
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
         (None, Some((_, rest))) => format!("…@{rest}"),
@@ -153,4 +158,24 @@ pub fn location(text: &str) -> Result<Location, String> {
     }
     let built_for = if store::SCHEMES.is_empty() { "none".to_owned() } else { store::SCHEMES.join(", ") };
     Err(format!("{shown:?}: this binary was not built for {scheme}:// (object stores built in: {built_for})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_text_that_should_be_a_url_neither_user_nor_password_is_shown() {
+        for (text, shown) in [
+            ("https://user:SECRET@host/path?SECRET#SECRET", "https://…@host/path"),
+            ("http://user:SEC/RET@host", "http://…@host"),
+            ("http://user:SECRET?more@host", "http://…"),
+            ("http://user:SECRET#more@host", "http://…"),
+            ("user:SECRET@host", "…@host"),
+            ("user:SECRET?@host", "…"),
+            ("https://host/path?key=SECRET", "https://host/path"),
+        ] {
+            assert_eq!(without_secrets(text), shown);
+        }
+    }
 }

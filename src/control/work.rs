@@ -141,12 +141,17 @@ pub async fn carry_out(
 ) -> Result<Answer, Error> {
     match work {
         Work::Sync { export, mode, allow_empty } => {
+            // Another process may have run it; if that cannot be read now, neither can the run begin.
+            if let Err(error) = syncer.look_at_the_others().await {
+                tracing::warn!(error = chain(&error), "what other processes do could not be read");
+            }
+            let before = syncer.outcome_before(&export.name);
             let syncer = syncer.allowing_empty(allow_empty);
-            let report = notifier.around(&export.name, syncer.run(&export, mode, stop)).await;
+            let report = notifier.around(&export.name, before, syncer.run(&export, mode, stop)).await;
             Ok(Answer::Synced(Box::new(report)))
         }
         Work::Maintain { tables, maintenance, dry_run } => {
-            let done = syncer.maintain(&tables, &maintenance, dry_run, stop).await;
+            let done = syncer.maintain(&tables, &maintenance, dry_run, stop).await.map_err(not_maintained)?;
             let done = done.into_iter().map(|(table, result)| (table, result.map_err(|error| chain(&error))));
             Ok(Answer::Maintained(done.collect()))
         }
@@ -213,6 +218,16 @@ async fn carry_out_leased(
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 fn failed(error: sync::Error) -> Error {
     if matches!(error, sync::Error::Stopped) { Error::Stopped } else { Error::Failed(chain(&error)) }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
+fn not_maintained(error: sync::Error) -> Error {
+    Error::Busy(match error {
+        sync::Error::LeasedByOther { holder, .. } => {
+            format!("another fhir-sync, {holder}, maintains the tables; wait until it has ended")
+        }
+        error => format!("maintenance could not begin: {}", chain(&error)),
+    })
 }
 
 fn cancelled_jobs(cancelled: Vec<sync::Cancelled>) -> Answer {

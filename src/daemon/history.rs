@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use crate::{
     fhir::ResourceType,
     sync::{self, PastRuns, Report, Syncer, TypeReport, chain},
+    telemetry::panics,
 };
 
 #[derive(Default)]
@@ -67,7 +68,8 @@ impl History {
                 self.is_counting = false;
             }
             Some(Err(error)) => {
-                tracing::error!(%error, "reading for the status page panicked; this is a bug in fhir-sync");
+                let error = panics::of_task(&error);
+                tracing::error!(error, "reading for the status page panicked; this is a bug in fhir-sync");
                 self.is_counting = false;
             }
         }

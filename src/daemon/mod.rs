@@ -26,6 +26,7 @@ mod shared;
 mod signals;
 mod stall;
 mod views;
+mod wall_clock;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -54,6 +55,7 @@ use self::{
     signals::{Request, Requests},
     stall::Stalls,
     views::{Watched, next_run_at},
+    wall_clock::WallClock,
 };
 use crate::{
     config::Config,
@@ -65,7 +67,7 @@ use crate::{
     sync::{
         self, Activity, Board, DryRun, Mode, Progress, ProgressBoard, Report, Step, Syncer, TableName, TablesMaintained,
     },
-    telemetry::{advance, metrics},
+    telemetry::{advance, metrics, panics},
 };
 
 #[derive(thiserror::Error, Debug)]
@@ -110,8 +112,8 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         syncer.forget_lost_data(export).await?;
     }
     let stop = CancellationToken::new();
-    let before = exports.iter().map(|export| (export.name.clone(), syncer.outcome_before(export)));
-    let (notifier, couriers) = notify::start(config.notify.clone(), before, &stop)?;
+    let names = exports.iter().map(|export| export.name.clone());
+    let (notifier, couriers) = notify::start(config.notify.clone(), names, &stop)?;
     let exports: Vec<_> = config.exports.iter().map(|scheduled| Watched::new(scheduled.clone(), now())).collect();
     let (views, seen) = watch::channel(views::first(&exports, &syncer.state(), recheck_absent, now()));
     let (jwks, _readers) = public_keys::start(&config);
@@ -139,9 +141,11 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
         at_work: HashMap::new(),
         orders: VecDeque::new(),
         loading: Loading::new(),
+        reload_again: false,
         reload_refused: false,
         stalls: Stalls::default(),
         others,
+        wall_clock: WallClock::at(now(), Instant::now()),
     };
     daemon.catch_up();
     daemon.publish(true);
@@ -189,10 +193,13 @@ struct Daemon {
     /// Commands that have not begun.
     orders: VecDeque<Order>,
     loading: Loading,
+    /// Whether somebody asked for a reload during one.
+    reload_again: bool,
     /// Whether the last reload was refused.
     reload_refused: bool,
     stalls: Stalls,
     others: Others,
+    wall_clock: WallClock,
 }
 
 /// What a task does.
@@ -264,7 +271,10 @@ impl Daemon {
                     tracing::warn!(%grace_period, "daemon.grace_period is over: ending at once; nothing is lost");
                     return Ended::AtOnce;
                 }
-                _ = heartbeat.tick() => self.publish(!self.stop.is_cancelled()),
+                _ = heartbeat.tick() => {
+                    self.follow_clock(now(), Instant::now()).await;
+                    self.publish(!self.stop.is_cancelled());
+                }
             }
         }
     }
@@ -328,7 +338,8 @@ impl Daemon {
                         return Done::NotHere;
                     }
                     tracing::info!(tables = tables.len(), "maintenance begins");
-                    Done::Maintenance(syncer.maintain(&tables, &maintenance.of_tables, DryRun::No, &stop).await)
+                    let maintained = syncer.maintain(&tables, &maintenance.of_tables, DryRun::No, &stop).await;
+                    maintained.map_or(Done::NotHere, Done::Maintenance)
                 })
             }
             Tick::Sync { export, mode } => {
@@ -340,8 +351,9 @@ impl Daemon {
                         return Done::NotHere;
                     };
                     let export = &scheduled.export;
+                    let before = leases.syncer.outcome_before(&export.name);
                     let run = leases.syncer.run_leased(export, mode, &stop);
-                    let report = notifier.around(&export.name, run).await;
+                    let report = notifier.around(&export.name, before, run).await;
                     leases.release().await;
                     Done::Sync(Box::new(report))
                 })
@@ -365,12 +377,14 @@ impl Daemon {
             }
             Err(error) => {
                 let run = activity.as_ref().map(tracing::field::display);
-                tracing::error!(run, %error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
+                let error = panics::of_task(&error);
+                tracing::error!(run, error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
                 if let Some(Activity::Sync { export }) = activity {
+                    let before = self.syncer.outcome_before(&export);
                     if let Err(error) = self.syncer.remember_panic(&export).await {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
                     }
-                    self.notifier.panicked(&export);
+                    self.notifier.panicked(&export, before);
                 }
             }
         }

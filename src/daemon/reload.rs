@@ -14,16 +14,19 @@ use crate::{
     config::{self, Config, Mistakes, Scheduled},
     notify as notifications, schedule,
     sync::{self, chain},
-    telemetry::{self, metrics},
+    telemetry::{self, metrics, panics},
 };
 
 /// A configuration that is being read.
 pub(super) type Loading = JoinSet<Result<Config, Mistakes>>;
 
 impl Daemon {
-    /// Reads the configuration on a thread that may block. A reload that is under way is enough.
+    /// Reads the configuration on a thread that may block; after a reload that is under way, which may have read an
+    /// earlier text of it.
     pub(super) fn begin_reload(&mut self) {
-        if !self.loading.is_empty() {
+        self.reload_again = !self.loading.is_empty();
+        if self.reload_again {
+            tracing::info!("SIGHUP: the configuration is being read; it is read once more afterwards");
             return;
         }
         tracing::info!(config = %self.path.display(), "SIGHUP: reading the configuration again");
@@ -38,8 +41,8 @@ impl Daemon {
         let applied = match loaded {
             Ok(Ok(config)) if !config.has_schedule() => Err(Error::NoSchedule.to_string()),
             Ok(Ok(config)) => self.apply(config).await.map_err(|error| chain(&error)),
-            Ok(Err(Mistakes(mistakes))) => Err(mistakes.join("; ")),
-            Err(panic) => Err(panic.to_string()),
+            Ok(Err(mistakes)) => Err(mistakes.lines.join("; ")),
+            Err(error) => Err(panics::of_task(&error).to_owned()),
         };
         self.reload_refused = applied.is_err();
         metrics::config_read(applied.is_ok(), now());
@@ -48,6 +51,9 @@ impl Daemon {
         }
         notify(&[NotifyState::Ready]);
         self.publish(!self.stop.is_cancelled());
+        if self.reload_again && !self.stop.is_cancelled() {
+            self.begin_reload();
+        }
     }
 
     /// Nothing has changed if this fails.
@@ -55,11 +61,8 @@ impl Daemon {
         let exports = exports(&self.exports, &config.exports);
         let schedules = schedules(&exports, &config.maintenance);
         let scheduler = schedule::start(&schedules, &self.ticks).await?;
-        let before = exports.iter().map(|scheduled| {
-            let export = &scheduled.export;
-            (export.name.clone(), self.syncer.outcome_before(export))
-        });
-        let (notifier, couriers) = notifications::start(config.notify.clone(), before, &self.stop)?;
+        let names = exports.iter().map(|scheduled| scheduled.export.name.clone());
+        let (notifier, couriers) = notifications::start(config.notify.clone(), names, &self.stop)?;
         if let Err(error) = std::mem::replace(&mut self.scheduler, scheduler).shutdown().await {
             tracing::warn!(%error, "the scheduler of before did not shut down cleanly");
         }

@@ -19,10 +19,13 @@ use crate::{
     telemetry::metrics::{self, Delivery, Notification},
 };
 
+/// The outcome of the run before that was not stopped, in whatever process it was; `None` where it is unknown.
+pub type Before = Option<Outcome>;
+
 #[derive(Debug)]
 pub enum Event {
     Began,
-    Ended(Box<Message>),
+    Ended(Box<Message>, Before),
 }
 
 pub struct Courier {
@@ -30,14 +33,12 @@ pub struct Courier {
     pub sender: Sender,
     pub heartbeat: Option<Heartbeat>,
     pub webhook: Option<Webhook>,
-    /// Of the last run that was not stopped.
-    pub before: Option<Outcome>,
     pub stop: CancellationToken,
 }
 
 impl Courier {
     /// Until the queue is empty and `closing` is cancelled.
-    pub async fn deliver_all(mut self, mut events: mpsc::Receiver<Event>, closing: CancellationToken) {
+    pub async fn deliver_all(self, mut events: mpsc::Receiver<Event>, closing: CancellationToken) {
         loop {
             let event = tokio::select! {
                 biased;
@@ -46,22 +47,19 @@ impl Courier {
             };
             match event {
                 Some(Event::Began) => self.ping(Ping::Start).await,
-                Some(Event::Ended(message)) => self.report(&message).await,
+                Some(Event::Ended(message, before)) => self.report(&message, before).await,
                 None => return,
             }
         }
     }
 
-    async fn report(&mut self, message: &Message) {
+    async fn report(&self, message: &Message, before: Before) {
         let ping = async {
             if let Some(ping) = message.ping {
                 self.ping(ping).await;
             }
         };
-        tokio::join!(ping, self.post(message));
-        if message.outcome != Outcome::Stopped {
-            self.before = Some(message.outcome);
-        }
+        tokio::join!(ping, self.post(message, before));
     }
 
     async fn ping(&self, ping: Ping) {
@@ -71,10 +69,10 @@ impl Courier {
         self.deliver(Notification::Heartbeat, &url, None, attempts).await;
     }
 
-    async fn post(&self, message: &Message) {
-        let asked = |webhook: &&Webhook| webhook.on.asks_for(message.outcome, self.before);
+    async fn post(&self, message: &Message, before: Before) {
+        let asked = |webhook: &&Webhook| webhook.on.asks_for(message.outcome, before);
         let Some(webhook) = self.webhook.as_ref().filter(asked) else { return };
-        let body = message.body(webhook.format, self.before);
+        let body = message.body(webhook.format, before);
         self.deliver(Notification::Webhook, webhook.url.url(), Some(&body), Attempts::All).await;
     }
 

@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    courier::{Courier, Event, Sender},
+    courier::{Before, Courier, Event, Sender},
     heartbeat::Heartbeat,
     message::Message,
 };
@@ -28,10 +28,7 @@ pub use self::{
     message::{Webhook, WebhookFormat, WebhookOn},
     secret_url::SecretUrl,
 };
-use crate::{
-    export::Proxy,
-    sync::{Outcome, Report},
-};
+use crate::{export::Proxy, sync::Report};
 
 /// Whom to notify, and how.
 #[derive(Clone, Debug)]
@@ -94,11 +91,10 @@ pub struct Couriers {
 /// How many events of one export may wait for its courier: those of some runs.
 const MAX_QUEUED: usize = 16;
 
-/// Starts the couriers. `exports` are their names, each with the outcome of its last run that was not stopped. After
-/// `stop`, nothing is attempted again.
+/// Starts the couriers of these exports. After `stop`, nothing is attempted again.
 pub fn start(
     config: Config,
-    exports: impl IntoIterator<Item = (String, Option<Outcome>)>,
+    exports: impl IntoIterator<Item = String>,
     stop: &CancellationToken,
 ) -> Result<(Notifier, Couriers), Error> {
     let mut couriers = Couriers {
@@ -109,7 +105,7 @@ pub fn start(
     };
     let mut queues = HashMap::new();
     let sender = Sender::new(&config.proxy, config.patience).map_err(Error)?;
-    for (export, before) in exports {
+    for export in exports {
         let url = config.heartbeats.get(&export).or(config.heartbeat.as_ref()).cloned();
         let heartbeat = url.map(|url| Heartbeat { url, style: config.heartbeat_style });
         if heartbeat.is_none() && config.webhook.is_none() {
@@ -121,7 +117,6 @@ pub fn start(
             sender: sender.clone(),
             heartbeat,
             webhook: config.webhook.clone(),
-            before,
             stop: stop.clone(),
         };
         couriers.tasks.spawn(courier.deliver_all(events, couriers.closing.clone()));
@@ -131,17 +126,18 @@ pub fn start(
 }
 
 impl Notifier {
-    /// A run of an export, and the notifications before and after it. When `run` ends, the state file has its end.
-    pub async fn around(&self, export: &str, run: impl Future<Output = Report>) -> Report {
+    /// A run of an export, and the notifications before and after it. When `run` ends, the state has its end; `before`
+    /// is what the state had when nobody else could run the export any more.
+    pub async fn around(&self, export: &str, before: Before, run: impl Future<Output = Report>) -> Report {
         self.queue(export, Event::Began);
         let report = run.await;
-        self.queue(export, Event::Ended(Box::new(Message::of(&report))));
+        self.queue(export, Event::Ended(Box::new(Message::of(&report)), before));
         report
     }
 
-    /// A run of the export has panicked, which the state file knows.
-    pub fn panicked(&self, export: &str) {
-        self.queue(export, Event::Ended(Box::new(Message::of_panic(export))));
+    /// A run of the export has panicked, which the state knows.
+    pub fn panicked(&self, export: &str, before: Before) {
+        self.queue(export, Event::Ended(Box::new(Message::of_panic(export)), before));
     }
 
     fn queue(&self, export: &str, event: Event) {

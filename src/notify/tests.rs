@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use super::{heartbeat::Ping, *};
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    sync::{Mode, TypeEnd},
+    sync::{Mode, Outcome, TypeEnd},
 };
 
 /// A receiver of notifications on a real port: what it received, and what it answers.
@@ -103,12 +103,14 @@ fn complete() -> Report {
 }
 
 /// Runs one after the other, and everything about them delivered or given up.
-async fn notified(config: Config, before: Option<Outcome>, reports: Vec<Report>) {
+async fn notified(config: Config, mut before: Option<Outcome>, reports: Vec<Report>) {
     let stop = CancellationToken::new();
     install_crypto();
-    let (notifier, couriers) = start(config, [("all".to_owned(), before)], &stop).unwrap();
+    let (notifier, couriers) = start(config, ["all".to_owned()], &stop).unwrap();
     for report in reports {
-        notifier.around("all", async { report }).await;
+        let outcome = report.outcome;
+        notifier.around("all", before, async { report }).await;
+        before = Some(outcome).filter(|outcome| *outcome != Outcome::Stopped).or(before);
     }
     couriers.finish().await;
 }
@@ -241,10 +243,10 @@ async fn a_receiver_that_never_answers_delays_no_run_and_a_stop_ends_the_wait() 
     config.patience.answer = Duration::from_hours(1);
     install_crypto();
     let stop = CancellationToken::new();
-    let (notifier, couriers) = start(config, [("all".to_owned(), None)], &stop).unwrap();
+    let (notifier, couriers) = start(config, ["all".to_owned()], &stop).unwrap();
     // More than the queue holds: the rest is dropped.
     for _ in 0..2 * MAX_QUEUED {
-        notifier.around("all", async { complete() }).await;
+        notifier.around("all", None, async { complete() }).await;
     }
     stop.cancel();
     couriers.finish().await;

@@ -45,7 +45,7 @@ pub fn run(line: &[String], time_limit: Duration) -> Result<SecretString, Error>
     let Some((bytes, status)) = finished else {
         end(&mut child);
         let seconds = time_limit.as_secs_f64();
-        return Err(Error::Unusable(format!("{program} did not end within {seconds} s and was stopped")));
+        return Err(Error::NotNow(format!("{program} did not end within {seconds} s and was stopped")));
     };
     if bytes.len() as u64 > MAX_BYTES {
         end(&mut child);
@@ -53,7 +53,7 @@ pub fn run(line: &[String], time_limit: Duration) -> Result<SecretString, Error>
     }
     if !status.is_some_and(|status| status.success()) {
         let status = status.map_or("without a status".to_owned(), |status| status.to_string());
-        return Err(Error::Unusable(format!(
+        return Err(Error::NotNow(format!(
             "{program} failed: {status}; run it by hand as the same user to see its messages"
         )));
     }

@@ -44,6 +44,9 @@ pub enum Error {
     Absent(String),
     #[error("{0}")]
     Unusable(String),
+    /// Its command did not answer; it may do so later, such as a vault that starts with this machine.
+    #[error("{0}")]
+    NotNow(String),
 }
 
 /// The text of a secret, and the number of the reading that brought it.

@@ -94,17 +94,18 @@ impl Freshness {
         durations.drain(..before);
     }
 
-    /// How long the last runs have taken: of three incremental runs or more, the one that took longest does not count; it
-    /// may have waited for a server. Full refreshes count where the schedule has them.
+    /// How long the last runs have taken. Full refreshes count where the schedule has them.
     pub fn usual_run(&self, with_full_refresh: bool) -> Duration {
-        let mut incremental = self.incremental_ms.clone();
-        incremental.sort_unstable();
-        if incremental.len() > 2 {
-            incremental.pop();
-        }
-        let full_refresh = self.full_refresh_ms.iter().filter(|_| with_full_refresh);
-        Duration::from_millis(incremental.iter().chain(full_refresh).max().copied().unwrap_or_default())
+        let full_refresh = longest(&self.full_refresh_ms).filter(|_| with_full_refresh);
+        Duration::from_millis(longest(&self.incremental_ms).max(full_refresh).unwrap_or_default())
     }
+}
+
+/// The longest; of three or more, the second longest: one may have waited for a server.
+fn longest(durations_ms: &[u64]) -> Option<u64> {
+    let mut durations = durations_ms.to_vec();
+    durations.sort_unstable_by(|one, other| other.cmp(one));
+    durations.get(usize::from(durations.len() > 2)).copied()
 }
 
 impl JobInFlight {
@@ -190,5 +191,16 @@ mod tests {
             freshness.took(Duration::from_mins(minutes), false);
         }
         assert_eq!(freshness.usual_run(true), Duration::from_mins(20));
+    }
+
+    #[test]
+    fn one_full_refresh_that_took_days_counts_until_two_others_have_been_shorter() {
+        let mut freshness = Freshness::default();
+        let mut usual = Vec::new();
+        for hours in [5 * 24, 6, 4] {
+            freshness.took(Duration::from_hours(hours), true);
+            usual.push(freshness.usual_run(true));
+        }
+        assert_eq!(usual, [5 * 24, 5 * 24, 6].map(Duration::from_hours));
     }
 }

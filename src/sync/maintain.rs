@@ -28,37 +28,32 @@ pub struct MaintenanceRun {
     pub time_limit: Duration,
 }
 
-/// The result for each table that exists.
+/// The result for each table that exists, and for each that another process did not leave to this one.
 pub type TablesMaintained = Vec<(TableName, Result<Maintained, Error>)>;
 
 impl Syncer {
     /// Maintains these tables, until `stop` is cancelled. The time limit begins with its turn.
+    ///
+    /// # Errors
+    /// [`Error::LeasedByOther`] where another process maintains; and where it cannot be known whether one does.
     pub async fn maintain(
         &self,
         tables: &[TableName],
         maintenance: &MaintenanceRun,
         dry_run: DryRun,
         stop: &CancellationToken,
-    ) -> TablesMaintained {
-        match self.take_lease_of_maintenance().await {
-            Ok(leases) => {
-                let begun_at = now();
-                let done = leases.syncer.maintain_leased(tables, maintenance, dry_run, stop).await;
-                if self.shares_exports() && dry_run == DryRun::No && !stop.is_cancelled() {
-                    self.remember_maintenance(begun_at).await;
-                }
-                leases.release().await;
-                done
-            }
-            Err(Error::LeasedByOther { holder, .. }) => {
-                tracing::info!(holder, "another fhir-sync maintains the tables");
-                Vec::new()
-            }
-            Err(error) => {
-                tracing::error!(error = chain(&error), "maintenance could not begin; the next one tries again");
-                Vec::new()
-            }
+    ) -> Result<TablesMaintained, Error> {
+        let leases = self.take_lease_of_maintenance().await.inspect_err(|error| match error {
+            Error::LeasedByOther { holder, .. } => tracing::info!(holder, "another fhir-sync maintains the tables"),
+            error => tracing::error!(error = chain(error), "maintenance could not begin; the next one tries again"),
+        })?;
+        let begun_at = now();
+        let done = leases.syncer.maintain_leased(tables, maintenance, dry_run, stop).await;
+        if self.shares_exports() && dry_run == DryRun::No && !stop.is_cancelled() {
+            self.remember_maintenance(begun_at).await;
         }
+        leases.release().await;
+        Ok(done)
     }
 
     /// So that no other process does it for the same tick.
@@ -96,12 +91,15 @@ impl Syncer {
                     leased_by_others += 1;
                     if leased_by_others >= left.len() {
                         leased_by_others = 0;
-                        wait(LOOKED_AT_EVERY, stop).await;
+                        // A step that waits for others does not hang.
+                        progress.step(Step::WaitingForTurn);
+                        wait(LOOKED_AT_EVERY.min(ends_at.saturating_duration_since(Instant::now())), stop).await;
                     }
                     continue;
                 }
-                Err(Error::LeasedByOther { holder, .. }) => {
+                Err(Error::LeasedByOther { export, holder }) => {
                     tracing::info!(%table, holder, "another fhir-sync writes the table; the next maintenance tries again");
+                    done.push((table, Err(Error::LeasedByOther { export, holder })));
                     continue;
                 }
                 result => result,

@@ -31,8 +31,8 @@ impl Syncer {
     }
 
     /// The outcome of the last run of an export that was not stopped; see [`Freshness::outcome_before_a_stop`].
-    pub fn outcome_before(&self, export: &Export) -> Option<Outcome> {
-        self.export_state(export).freshness.outcome_before_a_stop()
+    pub fn outcome_before(&self, export: &str) -> Option<Outcome> {
+        self.current_state().exports.get(export)?.freshness.outcome_before_a_stop()
     }
 
     /// The state as it was last read or written, without a copy.

@@ -3,6 +3,7 @@
 pub mod advance;
 pub mod color;
 pub mod metrics;
+pub mod panics;
 mod progress_line;
 
 use std::{io::IsTerminal as _, str::FromStr, sync::OnceLock};

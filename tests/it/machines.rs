@@ -42,14 +42,15 @@ impl Site {
     }
 
     fn command(&self, command: &str, machine: usize) -> Process {
+        self.command_with(command, machine, &[("FHIR_SYNC__MAINTENANCE__SCHEDULE", "*/3 * * * * *")])
+    }
+
+    fn command_with(&self, command: &str, machine: usize, settings: &[(&str, &str)]) -> Process {
         let folder = self.setup.folder.path().join(format!("machine-{machine}"));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join("fhir-sync.toml");
         fs::write(&path, &self.config).unwrap();
-        let settings = [
-            ("FHIR_SYNC__SYNC__SPOOL_FOLDER", folder.to_str().unwrap()),
-            ("FHIR_SYNC__MAINTENANCE__SCHEDULE", "*/3 * * * * *"),
-        ];
+        let settings = [&[("FHIR_SYNC__SYNC__SPOOL_FOLDER", folder.to_str().unwrap())], settings].concat();
         Process::start(&[command, "--config", path.to_str().unwrap()], &settings)
     }
 
@@ -237,4 +238,28 @@ async fn processes_that_share_the_exports_and_one_that_does_not_keep_each_other_
     assert!(alone.stderr.contains("holds the tables"), "{}", alone.output());
     sharing.terminate().await;
     assert_eq!(sharing.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn maintenance_that_another_process_prevents_is_no_success() {
+    let site = Site::new("0 0 5 29 2 *").await;
+    site.setup.server.scenario(|scenario| scenario.hold = true);
+    let syncs = site.command_with("run", 0, &[("FHIR_SYNC__MAINTENANCE__SCHEDULE", "0 0 5 29 2 *")]);
+    eventually("all jobs", async || (site.setup.server.jobs().len() == 4).then_some(())).await;
+    let maintains = site.command_with("maintain", 1, &[]);
+    maintains.logged("another fhir-sync writes the table; later").await;
+    let second = site.command_with("maintain", 2, &[]).end().await;
+    assert_eq!(second.code, Some(75), "{}", second.output());
+    assert!(second.stderr.contains("maintains the tables; wait until it has ended"), "{}", second.output());
+    maintains.terminate().await;
+    assert_eq!(maintains.end().await.code, Some(130));
+    let limited = site.command_with("maintain", 2, &[("FHIR_SYNC__MAINTENANCE__TIME_LIMIT", "100ms")]).end().await;
+    assert_eq!(limited.code, Some(1), "{}", limited.output());
+    for of in TYPES {
+        let row = format!("! {of}: another fhir-sync, process ");
+        assert!(limited.stdout.lines().any(|line| line.starts_with(&row)), "{}", limited.output());
+    }
+    site.setup.server.scenario(|scenario| scenario.hold = false);
+    syncs.terminate().await;
+    assert_eq!(syncs.end().await.code, Some(0));
 }

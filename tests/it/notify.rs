@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::{Router, extract::Request, http::StatusCode};
-use fhir_sync::demo::Fault;
+use fhir_sync::{demo::Fault, state::LeasedBy};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
@@ -170,6 +170,34 @@ async fn an_export_that_loses_a_type_is_reported_by_the_daemon() {
     let daemon = Daemon::start(&setup, &[(HEARTBEAT, &receiver.url("beat"))]).await;
     eventually("two pings", async || (receiver.paths().len() == 2).then_some(())).await;
     assert_eq!(receiver.paths(), ["/beat/secret/start", "/beat/secret/fail"]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn the_recovery_from_an_outage_that_another_process_had_is_reported() {
+    let setup = Setup::new().await.with_state_leased_by(LeasedBy::Several);
+    let receiver = Receiver::start(&setup, Some(StatusCode::OK)).await;
+    let daemon = Daemon::start(&setup, &[(WEBHOOK, &receiver.url("hook"))]).await;
+    eventually("the first message", async || (receiver.received().len() == 1).then_some(())).await;
+    let down = Fault::Status {
+        path_contains: "$export".to_owned(),
+        status: StatusCode::BAD_GATEWAY,
+        times: u32::MAX,
+        retry_after: None,
+        body: String::new(),
+    };
+    setup.server.scenario(|scenario| scenario.faults.push(down));
+    let elsewhere = setup.folder.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let ended = setup.process(&[("FHIR_SYNC__SYNC__SPOOL_FOLDER", elsewhere.to_str().unwrap())]).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    setup.server.scenario(|scenario| scenario.faults.clear());
+    daemon.process.signal("USR1").await;
+    eventually("the second message", async || (receiver.received().len() == 2).then_some(())).await;
+    let messages: Vec<_> = receiver.received().into_iter().map(|received| received.body).collect();
+    let outcomes = messages.iter().map(|message| (&message["outcome"], &message["outcome_before"]));
+    let (complete, failed) = (json!("complete"), json!("failed"));
+    assert_eq!(outcomes.collect::<Vec<_>>(), [(&complete, &Value::Null), (&complete, &failed)]);
     daemon.stop().await;
 }
 

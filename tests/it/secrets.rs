@@ -168,3 +168,31 @@ async fn the_daemon_serves_the_public_keys_where_it_is_told_to() {
         daemon.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_vault_that_is_down_ends_the_service_for_now_and_a_wrong_secret_for_good() {
+    let setup = Setup::new().await;
+    let path = setup.folder.path().join("vault.toml");
+    let config = path.to_str().unwrap();
+    for (line, code) in [("[\"false\"]", 75), ("[\"echo\", \"no URL\"]", 78)] {
+        fs::write(&path, format!("{}\n[notify]\nwebhook_url_exec = {line}\n", setup.config())).unwrap();
+        for words in [&["run"][..], &["sync"]] {
+            let ended = run(words, config, &[("PATH", "/usr/bin:/bin")]).await;
+            assert_eq!(ended.code, Some(code), "{words:?}, {line}: {}", ended.output());
+            assert!(ended.output().contains("notify.webhook_url_exec: "), "{}", ended.output());
+        }
+    }
+}
+
+/// Shows (rule 129).
+#[tokio::test]
+async fn a_configuration_that_cannot_be_parsed_is_refused_without_its_text() {
+    let setup = Setup::new().await;
+    let config = configured(&setup, &format!("proxy = \"http://user:{CANARY}@proxy:3128"));
+    for words in [&["run"][..], &["sync"], &["check"], &["status"], &["healthcheck"], &["config", "print"]] {
+        let ended = run(words, &config, &[]).await;
+        assert_eq!(ended.code, Some(78), "{words:?}: {}", ended.output());
+        assert!(ended.output().contains("secrets.toml: line "), "{}", ended.output());
+        assert_silent(&ended, &[CANARY]);
+    }
+}

@@ -60,6 +60,28 @@ async fn a_configuration_that_cannot_be_used_changes_nothing_and_what_needs_a_re
 }
 
 #[tokio::test]
+async fn a_hangup_during_a_reload_has_the_configuration_read_once_more() {
+    let setup = Setup::new().await;
+    let daemon = Daemon::with_config(&setup, &setup.config(), &[("PATH", "/usr/bin:/bin")]).await;
+    let pipe = setup.folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let waits = format!("{}[notify]\nwebhook_url_exec = [\"cat\", \"{}\"]\n", setup.config(), pipe.display());
+    fs::write(file(&setup), waits).unwrap();
+    daemon.process.signal("HUP").await;
+    // Opening the pipe waits for the command that reads it.
+    let into = pipe.clone();
+    let mut writer = tokio::task::spawn_blocking(move || fs::File::create(into).unwrap()).await.unwrap();
+    fs::write(file(&setup), setup.config().replace("hospital", "clinic")).unwrap();
+    daemon.process.signal("HUP").await;
+    daemon.process.logged("SIGHUP: the configuration is being read; it is read once more afterwards").await;
+    std::io::Write::write_all(&mut writer, b"http://127.0.0.1:9/hook").unwrap();
+    drop(writer);
+    let named = daemon.process.logged("these changes take effect after a restart of the service only").await;
+    assert_eq!(named["keys"], json!("server.source"));
+    daemon.stop().await;
+}
+
+#[tokio::test]
 async fn a_signal_syncs_every_export_now() {
     let setup = Setup::new().await;
     setup.complete().await;

@@ -207,7 +207,7 @@ async fn a_configuration_file_that_cannot_be_read_is_named_with_the_reason() {
     }
     let broken = write(&setup.folder.path().join("broken.toml"), "[server]\nurl =\n", 0o600);
     let ended = Process::start(&["check", "--config", &broken], &[]).end().await;
-    assert_said("not TOML", &ended, 78, &[&broken, "TOML parse error at line 2"]);
+    assert_said("not TOML", &ended, 78, &[&broken, "line 2, column "]);
     let exports = [("patient", "did you mean \"Patient\"?"), ("Observatoin", "did you mean \"Observation\"?")];
     for (word, meant) in exports {
         let text = setup.config().replace("\"Patient\"", &format!("\"{word}\""));

@@ -27,7 +27,7 @@ const SMALLEST: &str = r#"
 "#;
 
 fn mistakes(text: &str) -> Vec<String> {
-    parse(text, &[]).0.unwrap_err().0
+    parse(text, &[]).0.unwrap_err().lines
 }
 
 /// `key = value` lines of a TOML text by their full key, those behind "# " included.
@@ -158,7 +158,7 @@ fn maintenance_can_be_off_or_less_than_all_of_it() {
     assert!(of("schedule = \"off\"").unwrap().maintenance.schedule.is_none());
     let some = of("steps = [\"vacuum\", \"compact\"]").unwrap().maintenance;
     assert_eq!(some.of_tables.tables.steps, [MaintenanceStep::Compact, MaintenanceStep::Vacuum].into());
-    let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().0;
+    let found = of("log_retention = \"6days\"\nsteps = [\"optimize\"]\nschedule = \"nightly\"").unwrap_err().lines;
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.log_retention: is shorter")), "{found:?}");
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.steps: \"optimize\": is not one of compact")));
     assert!(found.iter().any(|mistake| mistake.starts_with("maintenance.schedule: \"nightly\" has 1 field;")));
@@ -179,7 +179,7 @@ fn a_shortest_wait_above_the_longest_is_a_mistake() {
 
 #[test]
 fn an_unknown_key_in_the_environment_is_a_mistake_too() {
-    let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().0;
+    let found = parse(SMALLEST, &[("FHIR_SYNC__HEALTH__MAXAGE", "90m")]).0.unwrap_err().lines;
     assert_eq!(found, ["health.maxage: is not a key that fhir-sync knows; did you mean \"max_age\"?"]);
 }
 
@@ -197,7 +197,7 @@ fn a_key_or_a_word_with_a_slip_is_a_mistake_that_names_what_was_meant() {
         ("colour.red = 1", "colour: is not a key that fhir-sync knows"),
     ] {
         let (key, value) = setting.split_once(" = ").unwrap();
-        let found = parse_with(key, value).0.unwrap_err().0;
+        let found = parse_with(key, value).0.unwrap_err().lines;
         assert!(found.len() == 1 && found[0].starts_with(expected), "{setting}: {}", found.join("\n"));
     }
 }
@@ -265,7 +265,7 @@ fn partitions_are_by_a_date_that_the_type_has() {
             "tables.Observation.bucket: is not a key",
         ),
     ] {
-        let found = of(settings).unwrap_err().0;
+        let found = of(settings).unwrap_err().lines;
         assert!(found.iter().any(|mistake| mistake.starts_with(expected)), "{expected}\nnot in\n{}", found.join("\n"));
     }
 }
@@ -327,7 +327,7 @@ fn a_check_does_not_need_the_private_key_but_a_start_does() {
     std::fs::write(&path, SMALLEST.replace("[tables]", key)).unwrap();
     let (_, remarks) = check(&path).unwrap();
     assert_eq!(remarks, ["server.private_key_file: cannot be read here; it is read when a sync starts"]);
-    let found = load(&path).unwrap_err().0;
+    let found = load(&path).unwrap_err().lines;
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("server.private_key_file: /run/credentials/key: cannot be read"), "{found:?}");
 }
@@ -350,7 +350,7 @@ fn what_a_start_would_refuse_is_a_mistake_of_the_file() {
         ("log.filter = \"loud===\"", "log.filter: \"loud===\""),
     ] {
         let (key, value) = setting.split_once(" = ").unwrap();
-        let found = parse_with(key, value).0.unwrap_err().0;
+        let found = parse_with(key, value).0.unwrap_err().lines;
         assert_eq!(found.len(), 1, "{setting}: {}", found.join("\n"));
         assert!(found[0].starts_with(expected), "{setting}: {}", found[0]);
         assert!(!found[0].contains("secret"), "{}", found[0]);
@@ -396,7 +396,7 @@ fn a_size_has_a_binary_or_a_decimal_unit() {
         assert_eq!(size(text).unwrap(), bytes, "{text}");
     }
     for text in ["0", "0MiB", "-1MiB", "MiB", "64Mib/s", "1e3", "lots"] {
-        assert!(size(text).unwrap_err().0[0].starts_with("sync.max_quarantine_size: "), "{text}");
+        assert!(size(text).unwrap_err().lines[0].starts_with("sync.max_quarantine_size: "), "{text}");
     }
 }
 
@@ -407,7 +407,7 @@ fn a_line_has_at_most_one_gibibyte() {
     };
     assert_eq!(size("1GiB").unwrap(), 1 << 30);
     for text in ["1073741825", "1.1GiB", "2GiB"] {
-        let mistakes = size(text).unwrap_err().0.concat();
+        let mistakes = size(text).unwrap_err().lines.concat();
         assert!(mistakes.contains("sync.max_line_size: ") && mistakes.contains("more than 1GiB"), "{mistakes}");
     }
     assert!(size("0").is_err());
@@ -417,10 +417,10 @@ fn a_line_has_at_most_one_gibibyte() {
 fn a_file_that_cannot_be_read_is_named_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("fhir-sync.toml");
-    assert_eq!(load(&missing).unwrap_err().0, [format!("{} does not exist", missing.display())]);
-    assert_eq!(load(folder.path()).unwrap_err().0, [format!("{} is a directory", folder.path().display())]);
+    assert_eq!(load(&missing).unwrap_err().lines, [format!("{} does not exist", missing.display())]);
+    assert_eq!(load(folder.path()).unwrap_err().lines, [format!("{} is a directory", folder.path().display())]);
     std::fs::write(&missing, "[server\nurl").unwrap();
-    let found = load(&missing).unwrap_err().0.concat();
+    let found = load(&missing).unwrap_err().lines.concat();
     assert!(found.starts_with(&format!("{}: ", missing.display())) && found.contains("line 1"), "{found}");
 }
 
@@ -435,7 +435,7 @@ fn mistakes_of_the_drop_in_flags_name_the_flags() {
         client_id: None,
         key: None,
     };
-    let found = flags.over(Map::new()).unwrap_err().0;
+    let found = flags.over(Map::new()).unwrap_err().lines;
     let named: Vec<_> = found.iter().map(|mistake| mistake.split(':').next().unwrap()).collect();
     assert_eq!(named, ["--fhir-endpoint", "--delta-path", "--resource-types", "--group-id"], "{found:?}");
 }
@@ -487,7 +487,7 @@ fn settings_of_groups_and_times_that_contradict_each_other_are_mistakes() {
             "export[0].initial_since: is not before until",
         ),
     ] {
-        let mistakes = parse(&config(&export), &[]).0.unwrap_err().0;
+        let mistakes = parse(&config(&export), &[]).0.unwrap_err().lines;
         assert!(mistakes.iter().any(|found| found.starts_with(mistake)), "{mistake}: {mistakes:?}");
     }
     assert!(parse(&config(&format!("{group}leavers = \"remove\"")), &[]).0.is_ok());

@@ -26,7 +26,7 @@ fn a_program_without_the_client_of_spark_says_how_to_build_it() {
             assert_eq!(spark.address.place(), "sc://spark.example.org:15002");
             assert_eq!(spark.tables.schema.unwrap(), ["main", "fhir"]);
         }
-        Err(Mistakes(mistakes)) => {
+        Err(Mistakes { lines: mistakes, .. }) => {
             assert!(mistakes.iter().any(|mistake| mistake.contains("--features spark")), "{mistakes:?}");
         }
     }

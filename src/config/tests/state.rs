@@ -20,9 +20,9 @@ fn a_state_in_a_store_is_reached_as_the_tables_are_unless_it_has_options_of_its_
     let config = with("url = \"s3://lake/state\"").unwrap();
     assert_eq!(config.state.folder(), None);
     assert!(config.control().starts_with(&config.sync.spool_folder), "the socket is on this machine");
-    assert!(with("url = \"s3://a/b\"\nfile = \"/c\"").unwrap_err().0[0].starts_with("state.url: and state.file"));
-    let shared = with("[daemon]\nshare_exports = true").unwrap_err().0;
+    assert!(with("url = \"s3://a/b\"\nfile = \"/c\"").unwrap_err().lines[0].starts_with("state.url: and state.file"));
+    let shared = with("[daemon]\nshare_exports = true").unwrap_err().lines;
     assert!(shared[0].starts_with("daemon.share_exports: is true, and state.url is not set"), "{shared:?}");
-    let alone = with("storage_options = { aws_region = \"eu-west-1\" }").unwrap_err().0;
+    let alone = with("storage_options = { aws_region = \"eu-west-1\" }").unwrap_err().lines;
     assert!(alone[0].starts_with("state.storage_options: are for state.url"), "{alone:?}");
 }
