@@ -188,11 +188,11 @@ impl SparkTable {
     /// One MERGE. What its answer says does not count; the history of the table does.
     async fn merge(&self, statement: String, note: Note) -> Result<Merged, Error> {
         let (version, commit) = (self.version() + 1, note.commit.clone());
-        let app_id = note.app_id.clone();
+        let transaction = transaction(&note.app_id);
         let metadata = serde_json::to_string(&Ours { note }).unwrap_or_default();
         self.spark.root.check_lease().await?;
         let settings = [
-            ("spark.databricks.delta.write.txnAppId", app_id),
+            ("spark.databricks.delta.write.txnAppId", transaction),
             ("spark.databricks.delta.write.txnVersion", version.to_string()),
             ("spark.databricks.delta.commitInfo.userMetadata", metadata),
         ];
@@ -255,6 +255,12 @@ impl SparkTable {
         self.spark.forget(self.of);
         set.map_err(|error| error.of_table(&self.name))
     }
+}
+
+/// The name of the transactions of an export's MERGEs. Its own name has the watermarks of our own engine, as microseconds:
+/// Delta would take a MERGE with the version of a table for one that was carried out long ago.
+fn transaction(app_id: &str) -> String {
+    format!("{app_id}#merge")
 }
 
 /// How an attempt ended.

@@ -1,5 +1,6 @@
 //! An upsert by Spark, without a Spark: what is staged, what is sent, and what follows from an answer that is lost.
 
+mod other_writers;
 mod server;
 mod warehouse;
 

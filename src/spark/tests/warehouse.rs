@@ -79,6 +79,12 @@ impl Warehouse {
         self.commit("UPDATE", None, [0, 1, 0]);
     }
 
+    /// As our own engine leaves the table: without a note, and with the watermark of an export as its transaction.
+    pub fn hand_over(&mut self, app_id: &str, watermark_micros: i64) {
+        self.commits.iter_mut().for_each(|commit| commit.metadata = None);
+        self.versions = BTreeMap::from([(app_id.to_owned(), watermark_micros)]);
+    }
+
     fn commit(&mut self, operation: &'static str, metadata: Option<String>, metrics: [u64; 3]) {
         self.commits.push(Commit { operation, metadata, metrics });
     }
