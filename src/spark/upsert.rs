@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     fhir::{Meta, TransactionTime, Version},
-    table::{self, ChangeSet, Committed, Counts, Expected, Staged, Staging, StoredRow, TableName, Upsert},
+    table::{self, ChangeSet, Committed, Counts, Expected, Extent, Staged, Staging, StoredRow, TableName, Upsert},
     telemetry::metrics::{self, CommitOutcome},
 };
 
@@ -116,7 +116,7 @@ impl SparkTable {
             transaction_time: upsert.watermark.map(TransactionTime::as_micros),
             watermarks,
             counts: staged.counts,
-            changed_by_others: !upsert.extent.is_full() && self.history.is_changed_by_others(),
+            hash_trust: self.history.hash_trust_after(&upsert.app_id, upsert.extent),
         };
         let merge = if staged.expected.is_nothing() {
             sql::merge_of_nothing(&self.name)
@@ -130,7 +130,7 @@ impl SparkTable {
     /// Decides about all rows of the change set, and stages what is to be written.
     async fn stage(&self, session: &Session, changes: &ChangeSet, upsert: &Upsert) -> Result<Stage, Error> {
         // What others have changed cannot be told from its hash; a whole load writes such rows again.
-        let trusts_hashes = !upsert.extent.is_full() || !self.history.is_changed_by_others();
+        let trusts_hashes = !upsert.extent.is_full() || self.history.trusts_hashes(&upsert.app_id);
         let at = AtVersion { table: &self.name, version: self.version(), source: &upsert.source };
         let mut staging = Staging::begin(&self.spark.root, self.of, changes, upsert, trusts_hashes).await?;
         let ids = self.spark.names.files(&staging.ids_directory());
@@ -242,7 +242,7 @@ impl SparkTable {
                     transaction_time: Some(watermark.as_micros()),
                     watermarks,
                     counts: Counts::default(),
-                    changed_by_others: self.history.is_changed_by_others(),
+                    hash_trust: self.history.hash_trust_after(app_id, Extent::Partial),
                 };
                 if let Merged::Committed(commit) = self.merge(sql::merge_of_nothing(&self.name), note).await? {
                     return Ok(commit.version);

@@ -2,6 +2,56 @@
 
 use super::*;
 
+fn whole(app_id: &str, at: i64) -> Upsert {
+    Upsert { app_id: app_id.to_owned(), extent: Extent::Whole, ..upsert(at) }
+}
+
+impl Site {
+    /// How many of the patients `a` and `b` are written again, by an export that brings these.
+    async fn written_again(&self, upsert: &Upsert, ids: &[&str]) -> u64 {
+        let at = upsert.watermark.unwrap().as_micros() - time(0).as_micros();
+        let lines: Vec<_> = ids.iter().map(|id| patient(id, 1)).collect();
+        let committed = self.upsert(&self.changes(&lines, &[], at), upsert).await.unwrap();
+        assert_eq!(committed.counts.unchanged + committed.counts.updated, ids.len() as u64);
+        committed.counts.updated
+    }
+
+    fn somebody_changes_all_lines(&self) {
+        self.server.inner().warehouse.change_lines_by_somebody_else();
+    }
+}
+
+#[tokio::test]
+async fn a_full_refresh_of_one_export_does_not_make_the_hashes_of_another_right() {
+    let site = Site::loaded().await;
+    site.somebody_changes_all_lines();
+    assert_eq!(site.written_again(&whole("of-a", 2), &["a"]).await, 1);
+    assert_eq!(site.written_again(&whole("of-a", 3), &["a"]).await, 0);
+    assert_eq!(site.written_again(&whole("of-b", 4), &["b"]).await, 1);
+    site.assert_rows(&[("a", 1), ("b", 1)]);
+    for (at, app_id) in [(5, "of-a"), (6, "of-b")] {
+        assert_eq!(site.written_again(&whole(app_id, at), &["a", "b"]).await, 0, "{app_id}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_refresh_with_a_gap_leaves_hashes_doubtful_until_one_is_whole() {
+    let site = Site::loaded().await;
+    site.somebody_changes_all_lines();
+    let with_gap = Upsert { extent: Extent::WithGap, ..upsert(2) };
+    assert_eq!(site.written_again(&with_gap, &["a"]).await, 1);
+    assert_eq!(site.written_again(&whole(APP_ID, 3), &["a", "b"]).await, 2);
+    site.assert_rows(&[("a", 1), ("b", 1)]);
+    assert_eq!(site.written_again(&whole(APP_ID, 4), &["a", "b"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_table_that_nobody_else_has_changed_is_not_written_again_by_a_full_refresh() {
+    let site = Site::loaded().await;
+    assert_eq!(site.written_again(&whole(APP_ID, 2), &["a", "b"]).await, 0);
+    assert_eq!(site.written_again(&whole("another", 3), &["a", "b"]).await, 0);
+}
+
 #[tokio::test]
 async fn a_table_of_our_own_engine_is_handed_over_to_spark() {
     let site = Site::loaded().await;
