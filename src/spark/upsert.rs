@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     fhir::{Meta, TransactionTime, Version},
-    table::{self, ChangeSet, Committed, Counts, Expected, Extent, Staged, Staging, StoredRow, TableName, Upsert},
+    table::{
+        self, ChangeSet, Committed, Counts, Expected, Extent, MissingId, Seen, Staged, Staging, StoredRow, TableName,
+        Upsert,
+    },
     telemetry::metrics::{self, CommitOutcome},
 };
 
@@ -178,9 +181,9 @@ impl SparkTable {
         }
         for portion in Portion::all(missing, self.spark.answers.missing_rows) {
             let batches = session.query(what, at.missing(ids, upsert.compared_until(), portion)).await?;
-            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
+            let missing: Result<Vec<_>, _> = batches.iter().map(missing_ids).collect();
             let missing = missing.map_err(|source| Error::Answer { what, source })?;
-            staging.remove(missing.into_iter().flatten().flatten().collect()).await?;
+            staging.remove(&missing.concat()).await?;
         }
         Ok(())
     }
@@ -281,6 +284,16 @@ struct Stage {
 fn own_columns(there: &Schema, ours: &Schema) -> Vec<String> {
     let fields = there.fields().iter().filter(|field| ours.field_with_name(field.name()).is_ok());
     fields.map(|field| field.name().clone()).collect()
+}
+
+fn missing_ids(batch: &RecordBatch) -> Result<Vec<MissingId>, arrow::error::ArrowError> {
+    let (ids, hashes, times) = (texts(batch, "id")?, numbers(batch, "hash")?, numbers(batch, "transaction_time")?);
+    let copies = numbers(batch, "copies")?;
+    let of_row = |(row, id): (usize, Option<String>)| {
+        let seen = Seen { hash: hashes[row], transaction_time_micros: times[row] };
+        Some(MissingId { id: id?, copies: copies[row].and_then(|copies| copies.try_into().ok()).unwrap_or(1), seen })
+    };
+    Ok(ids.into_iter().enumerate().filter_map(of_row).collect())
 }
 
 fn stored_rows(batch: &RecordBatch) -> Result<Vec<StoredRow>, arrow::error::ArrowError> {

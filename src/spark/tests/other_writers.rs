@@ -64,3 +64,29 @@ async fn a_table_of_our_own_engine_is_handed_over_to_spark() {
     site.table(&site.server.config()).await.set_watermark(APP_ID, time(1)).await.unwrap();
     assert_eq!(site.watermark().await, Some(time(1)));
 }
+
+/// (rule 98)
+#[tokio::test]
+async fn a_missing_row_that_another_writer_changes_before_the_merge_is_decided_about_again() {
+    let site = Site::loaded().await;
+    site.server.fail("MERGE INTO", Fault::Overtaken);
+    let limits = Reconcile { max_missing: 1, max_missing_percent: 0.0, allow_empty: false };
+    let refresh = Upsert { reconcile: Some(limits), ..whole(APP_ID, 2) };
+    let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &refresh).await.unwrap();
+    assert_eq!((committed.counts.removed, committed.foreign), (1, 1));
+    site.assert_rows(&[("b", 1)]);
+    assert_eq!(site.merges(), (3, 2));
+}
+
+/// (rule 98)
+#[tokio::test]
+async fn a_doubled_row_is_not_missing_where_a_later_export_brought_one_of_its_copies() {
+    let site = Site::loaded().await;
+    site.server.inner().warehouse.double_the_first_row_later();
+    let limits = Reconcile { max_missing: 1, max_missing_percent: 0.0, allow_empty: false };
+    let refresh = Upsert { reconcile: Some(limits), ..whole(APP_ID, 2) };
+    let committed = site.upsert(&site.changes(&[patient("b", 1)], &[], 2), &refresh).await.unwrap();
+    assert_eq!(committed.counts, Counts { unchanged: 1, ..Counts::default() });
+    assert_eq!(site.server.inner().warehouse.rows.len(), 3);
+    assert_eq!(site.merges(), (2, 2));
+}
