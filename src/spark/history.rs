@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::results::{maps, numbers, texts};
 use crate::{
     fhir::TransactionTime,
-    table::{Counts, Expected, RunCommit},
+    table::{Counts, Expected, Extent, RunCommit},
 };
 
 /// The document in the `userMetadata` of our commits.
@@ -39,9 +39,49 @@ pub struct CommitMetadata {
     pub watermarks: BTreeMap<String, i64>,
     #[serde(default)]
     pub counts: Counts,
-    /// Other writers have changed rows since the last whole load, so hashes may be wrong.
-    #[serde(default)]
-    pub changed_by_others: bool,
+    /// Earlier builds kept one word for all exports, which the full refresh of one of them made good for all.
+    #[serde(default = "HashTrust::nobody")]
+    pub hash_trust: HashTrust,
+}
+
+/// Which exports may take a stored hash for the content of its row. Other writers change rows and leave their hashes.
+/// An export sets right only the rows that it brings, so each has to bring all of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HashTrust {
+    /// No other writer has ever changed a row.
+    Everybody,
+    /// Those that have brought all of their rows, without a gap, since another writer changed some.
+    Only(BTreeSet<String>),
+}
+
+/// How many exports are known to trust hashes. What was asked is in the name of an export, so names come and go; those
+/// that are forgotten write their rows once more.
+const MAX_TRUSTING: usize = 100;
+
+impl HashTrust {
+    fn nobody() -> Self {
+        Self::Only(BTreeSet::new())
+    }
+
+    fn includes(&self, app_id: &str) -> bool {
+        match self {
+            Self::Everybody => true,
+            Self::Only(trusting) => trusting.contains(app_id),
+        }
+    }
+
+    /// After a load of this export.
+    fn with(mut self, app_id: &str, extent: Extent) -> Self {
+        if let (Self::Only(trusting), Extent::Whole { .. }) = (&mut self, extent) {
+            trusting.insert(app_id.to_owned());
+            while trusting.len() > MAX_TRUSTING {
+                let forgotten = trusting.iter().find(|name| *name != app_id).cloned();
+                forgotten.map(|name| trusting.remove(&name));
+            }
+        }
+        self
+    }
 }
 
 /// One commit, newest first in a history.
@@ -166,10 +206,26 @@ impl History {
         self.commits.iter().filter(is_since).filter(|commit| commit.is_foreign_change()).count() as u64
     }
 
-    /// May rows have been changed without their hashes since the last whole load? Before our first commit everything
-    /// is of other writers.
-    pub fn is_changed_by_others(&self) -> bool {
-        self.foreign() > 0 || self.last_metadata().is_some_and(|of| of.changed_by_others)
+    /// Who trusts hashes, as the table is now. Before our first commit everything is of other writers, and so is what
+    /// the history no longer has.
+    fn hash_trust(&self) -> HashTrust {
+        let is_since_creation = || self.commits.last().is_some_and(|commit| commit.version == 0);
+        match self.last_metadata() {
+            _ if self.foreign() > 0 => HashTrust::nobody(),
+            Some(metadata) => metadata.hash_trust.clone(),
+            None if is_since_creation() => HashTrust::Everybody,
+            None => HashTrust::nobody(),
+        }
+    }
+
+    /// Do the hashes of the rows that this export brings say what is in them?
+    pub fn trusts_hashes(&self, app_id: &str) -> bool {
+        self.hash_trust().includes(app_id)
+    }
+
+    /// Who trusts hashes after the next commit, which is of this export.
+    pub fn hash_trust_after(&self, app_id: &str, extent: Extent) -> HashTrust {
+        self.hash_trust().with(app_id, extent)
     }
 
     pub fn find(&self, commit: &str) -> Option<&Commit> {
@@ -200,6 +256,8 @@ impl History {
 mod tests {
     use super::*;
 
+    const WHOLE: Extent = Extent::Whole { removes_returned: false };
+
     fn commit(version: u64, operation: &str, metadata: impl Into<Option<CommitMetadata>>) -> Commit {
         let (operation, metadata) = (operation.to_owned(), metadata.into());
         Commit { version, at_micros: None, operation, metrics: BTreeMap::new(), metadata }
@@ -214,7 +272,7 @@ mod tests {
             transaction_time: None,
             watermarks: watermarks.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
             counts: Counts::default(),
-            changed_by_others: false,
+            hash_trust: HashTrust::Everybody,
         }
     }
 
@@ -240,14 +298,49 @@ mod tests {
     #[test]
     fn only_commits_that_change_rows_make_hashes_doubtful() {
         let quiet = History { commits: vec![commit(3, "OPTIMIZE", None), commit(2, "MERGE", metadata("a", &[]))] };
-        assert!(!quiet.is_changed_by_others());
+        assert!(quiet.trusts_hashes("a") && quiet.trusts_hashes("b"));
         let changed = History { commits: vec![commit(3, "UPDATE", None), commit(2, "MERGE", metadata("a", &[]))] };
-        assert_eq!((changed.is_changed_by_others(), changed.foreign()), (true, 1));
+        assert_eq!((changed.trusts_hashes("a"), changed.foreign()), (false, 1));
         // The UPDATE was before our commit and after what it was decided about.
         let between = [commit(3, "MERGE", metadata("a", &[])), commit(2, "UPDATE", None), commit(1, "WRITE", None)];
         assert_eq!(History { commits: between.to_vec() }.foreign(), 1);
-        let remembered = CommitMetadata { changed_by_others: true, ..metadata("a", &[]) };
-        assert!(History { commits: vec![commit(2, "MERGE", remembered)] }.is_changed_by_others());
+        let remembered = CommitMetadata { hash_trust: HashTrust::nobody(), ..metadata("a", &[]) };
+        assert!(!History { commits: vec![commit(2, "MERGE", remembered)] }.trusts_hashes("a"));
+    }
+
+    #[test]
+    fn each_export_trusts_hashes_again_when_it_has_brought_all_its_rows_without_a_gap() {
+        let after = |trust: &HashTrust, app_id: &str, extent| {
+            let last = CommitMetadata { hash_trust: trust.clone(), ..metadata(app_id, &[]) };
+            History { commits: vec![commit(2, "MERGE", last)] }.hash_trust_after(app_id, extent)
+        };
+        let none = HashTrust::nobody();
+        assert_eq!(after(&none, "a", Extent::Partial), none);
+        assert_eq!(after(&none, "a", Extent::WithGap), none);
+        let a = after(&none, "a", WHOLE);
+        assert!(a.includes("a") && !a.includes("b"));
+        let both = after(&after(&a, "b", Extent::WithGap), "b", WHOLE);
+        assert!(both.includes("a") && both.includes("b"));
+        let changed = CommitMetadata { hash_trust: both, ..metadata("a", &[]) };
+        let changed = History { commits: vec![commit(3, "DELETE", None), commit(2, "MERGE", changed)] };
+        assert_eq!(changed.hash_trust_after("b", Extent::Partial), none);
+        assert_eq!(after(&HashTrust::Everybody, "new", Extent::Partial), HashTrust::Everybody);
+        let many = (0..500).fold(none, |trust, number| trust.with(&format!("{number:03}"), WHOLE));
+        let HashTrust::Only(trusting) = many.with("", WHOLE) else { panic!("some are forgotten") };
+        assert!(trusting.len() == MAX_TRUSTING && trusting.contains("") && trusting.contains("499"));
+    }
+
+    #[test]
+    fn hashes_are_doubtful_where_the_history_does_not_say_who_changed_rows() {
+        let created = History { commits: vec![commit(1, "OPTIMIZE", None), commit(0, "CREATE TABLE", None)] };
+        assert!(created.trusts_hashes("a"));
+        let cut_off = History { commits: vec![commit(70, "OPTIMIZE", None)] };
+        assert!(!cut_off.trusts_hashes("a"));
+        let text = serde_json::to_string(&Ours { metadata: metadata("a", &[]) }).unwrap();
+        let earlier = text.replace(r#""hashTrust":"everybody""#, r#""changedByOthers":false"#);
+        assert_ne!(earlier, text);
+        let earlier: Ours = serde_json::from_str(&earlier).unwrap();
+        assert!(!History { commits: vec![commit(2, "MERGE", earlier.metadata)] }.trusts_hashes("a"));
     }
 
     #[test]

@@ -104,35 +104,38 @@ impl AtVersion<'_> {
         format!("SELECT count(*) AS rows FROM {} WHERE {}", self.from(), self.of_source())
     }
 
-    /// How many rows [`Self::missing`] has, as `rows`.
+    /// How many rows the ids of [`Self::missing`] have, as `rows`.
     pub fn missing_count(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
-        format!("SELECT count(t.`id`) AS rows {}", self.rows_missing(staged_ids, compared_until))
+        let ids = self.missing_ids(staged_ids, compared_until, "");
+        format!("SELECT sum(copies) AS rows FROM (SELECT count(*) AS copies {ids})")
     }
 
-    /// The ids that are not among the staged ids, without those of rows that a later export brought. Without staged ids
-    /// all are missing.
+    /// The ids that are not among the staged ids, without those of which a later export brought a row. Without staged ids
+    /// all are missing. The columns of the result: `copies`, the number of rows, and what a single one has, `hash` and
+    /// `transaction_time`; `id`.
     pub fn missing(
         self,
         staged_ids: Option<&str>,
         compared_until: Option<TransactionTime>,
         portion: Portion,
     ) -> String {
-        format!("SELECT t.`id` AS id {}{}", self.rows_missing(staged_ids, compared_until), portion.condition())
+        format!(
+            "SELECT count(*) AS copies, min(t.`_sync_hash`) AS hash, unix_micros(min(t.`_sync_transaction_time`)) AS \
+             transaction_time, t.`id` AS id {}",
+            self.missing_ids(staged_ids, compared_until, &portion.condition())
+        )
     }
 
-    fn rows_missing(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>) -> String {
-        let earlier = match compared_until {
-            Some(at) => {
-                format!(
-                    "(t.`_sync_transaction_time` IS NULL OR unix_micros(t.`_sync_transaction_time`) <= {})",
-                    at.as_micros()
-                )
-            }
-            None => "t.`_sync_transaction_time` IS NULL".to_owned(),
-        };
+    fn missing_ids(self, staged_ids: Option<&str>, compared_until: Option<TransactionTime>, portion: &str) -> String {
+        let newest = "max(t.`_sync_transaction_time`)";
+        let or_earlier = compared_until.map(|at| format!(" OR unix_micros({newest}) <= {}", at.as_micros()));
+        let or_earlier = or_earlier.unwrap_or_default();
         let others = staged_ids.map(|ids| format!(" LEFT ANTI JOIN {ids} AS k ON t.`id` = k.`id`")).unwrap_or_default();
-        let source = self.of_source();
-        format!("FROM {}{others} WHERE {source} AND t.`id` IS NOT NULL AND {earlier}", self.from())
+        format!(
+            "FROM {}{others} WHERE {} AND t.`id` IS NOT NULL{portion} GROUP BY t.`id` HAVING {newest} IS NULL{or_earlier}",
+            self.from(),
+            self.of_source()
+        )
     }
 }
 
@@ -295,19 +298,19 @@ mod tests {
         let at = TransactionTime::from_micros(5);
         let [all] = portions(0, 5);
         let some = AT.missing(Some("parquet.`/l/ids`"), at, all);
-        assert!(some.contains("LEFT ANTI JOIN parquet.`/l/ids`") && some.ends_with("<= 5)"), "{some}");
+        assert!(some.contains("LEFT ANTI JOIN parquet.`/l/ids`") && some.ends_with("<= 5"), "{some}");
         let without_ids = AT.missing(None, None, all);
-        let ends = without_ids.ends_with("t.`_sync_transaction_time` IS NULL");
+        let ends = without_ids.ends_with("HAVING max(t.`_sync_transaction_time`) IS NULL");
         assert!(!without_ids.contains("JOIN") && ends, "{without_ids}");
         let counted = AT.missing_count(Some("parquet.`/l/ids`"), at);
-        assert_eq!(counted.split_once(" FROM ").unwrap().1, some.split_once(" FROM ").unwrap().1);
+        assert!(counted.ends_with(&format!(" FROM {})", some.split_once(" FROM ").unwrap().1)), "{counted}");
     }
 
     #[test]
     fn rows_that_are_too_many_for_one_answer_are_asked_for_in_portions_by_their_ids() {
         let [first, second] = portions(6, 5);
         let of = |portion| AT.missing(None, None, portion);
-        assert!(of(first).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 0"), "{}", of(first));
+        assert!(of(first).contains(" AND pmod(xxhash64(t.`id`), 2) = 0 GROUP BY "), "{}", of(first));
         assert!(AT.stored_rows(&schema(), "x", second).ends_with(" AND pmod(xxhash64(t.`id`), 2) = 1"));
     }
 

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     fhir::{Meta, TransactionTime, Version},
-    table::{self, ChangeSet, Committed, Counts, Expected, Staged, Staging, StoredRow, TableName, Upsert},
+    table::{
+        self, ChangeSet, Committed, Counts, Expected, Extent, MissingId, Seen, Staged, Staging, StoredRow, TableName,
+        Upsert,
+    },
     telemetry::metrics::{self, CommitOutcome},
 };
 
@@ -114,7 +117,7 @@ impl SparkTable {
             transaction_time: upsert.watermark.time().map(TransactionTime::as_micros),
             watermarks,
             counts: staged.counts,
-            changed_by_others: !upsert.extent.is_full() && self.history.is_changed_by_others(),
+            hash_trust: self.history.hash_trust_after(&upsert.app_id, upsert.extent),
         };
         let merge = if staged.expected.is_nothing() {
             sql::merge_of_nothing(&self.name)
@@ -128,7 +131,7 @@ impl SparkTable {
     /// Decides about all rows of the change set, and stages what is to be written.
     async fn stage(&self, session: &Session, changes: &ChangeSet, upsert: &Upsert) -> Result<Stage, Error> {
         // What others have changed cannot be told from its hash; a whole load writes such rows again.
-        let trusts_hashes = !upsert.extent.is_full() || !self.history.is_changed_by_others();
+        let trusts_hashes = !upsert.extent.is_full() || self.history.trusts_hashes(&upsert.app_id);
         let at = AtVersion { table: &self.name, version: self.version(), source: &upsert.source };
         let mut staging = Staging::begin(&self.spark.root, self.of, changes, upsert, trusts_hashes).await?;
         let ids = self.spark.names.files(&staging.ids_directory());
@@ -176,9 +179,9 @@ impl SparkTable {
         }
         for portion in Portion::all(missing, self.spark.answers.missing_rows) {
             let batches = session.query(what, at.missing(ids, upsert.compared_until(), portion)).await?;
-            let missing: Result<Vec<_>, _> = batches.iter().map(|batch| texts(batch, "id")).collect();
+            let missing: Result<Vec<_>, _> = batches.iter().map(missing_ids).collect();
             let missing = missing.map_err(|source| Error::Answer { what, source })?;
-            staging.remove(missing.into_iter().flatten().flatten().collect()).await?;
+            staging.remove(&missing.concat()).await?;
         }
         Ok(())
     }
@@ -186,11 +189,11 @@ impl SparkTable {
     /// One MERGE. What its answer says does not count; the history of the table does.
     async fn merge(&self, statement: String, metadata: CommitMetadata) -> Result<Merged, Error> {
         let (version, commit) = (self.version() + 1, metadata.commit.clone());
-        let app_id = metadata.app_id.clone();
+        let transaction = transaction(&metadata.app_id);
         let document = serde_json::to_string(&Ours { metadata }).unwrap_or_default();
         self.spark.root.check_lease().await?;
         let settings = [
-            ("spark.databricks.delta.write.txnAppId", app_id),
+            ("spark.databricks.delta.write.txnAppId", transaction),
             ("spark.databricks.delta.write.txnVersion", version.to_string()),
             ("spark.databricks.delta.commitInfo.userMetadata", document),
         ];
@@ -240,7 +243,7 @@ impl SparkTable {
                     transaction_time: Some(watermark.as_micros()),
                     watermarks,
                     counts: Counts::default(),
-                    changed_by_others: self.history.is_changed_by_others(),
+                    hash_trust: self.history.hash_trust_after(app_id, Extent::Partial),
                 };
                 if let Merged::Committed(commit) = self.merge(sql::merge_of_nothing(&self.name), metadata).await? {
                     return Ok(commit.version);
@@ -253,6 +256,12 @@ impl SparkTable {
         self.spark.forget(self.of);
         set.map_err(|error| error.of_table(&self.name))
     }
+}
+
+/// The name of the transactions of an export's MERGEs. Its own name has the watermarks of our own engine, as microseconds:
+/// Delta would take a MERGE with the version of a table for one that was carried out long ago.
+fn transaction(app_id: &str) -> String {
+    format!("{app_id}#merge")
 }
 
 /// How an attempt ended.
@@ -273,6 +282,16 @@ struct Stage {
 fn own_columns(there: &Schema, ours: &Schema) -> Vec<String> {
     let fields = there.fields().iter().filter(|field| ours.field_with_name(field.name()).is_ok());
     fields.map(|field| field.name().clone()).collect()
+}
+
+fn missing_ids(batch: &RecordBatch) -> Result<Vec<MissingId>, arrow::error::ArrowError> {
+    let (ids, hashes, times) = (texts(batch, "id")?, numbers(batch, "hash")?, numbers(batch, "transaction_time")?);
+    let copies = numbers(batch, "copies")?;
+    let of_row = |(row, id): (usize, Option<String>)| {
+        let seen = Seen { hash: hashes[row], transaction_time_micros: times[row] };
+        Some(MissingId { id: id?, copies: copies[row].and_then(|copies| copies.try_into().ok()).unwrap_or(1), seen })
+    };
+    Ok(ids.into_iter().enumerate().filter_map(of_row).collect())
 }
 
 fn stored_rows(batch: &RecordBatch) -> Result<Vec<StoredRow>, arrow::error::ArrowError> {

@@ -49,7 +49,7 @@ pub(super) async fn commit(
     counts: &Counts,
     upsert: &Upsert,
 ) -> Result<CommitOutcome, Error> {
-    let before = transaction_version(&table.delta, &upsert.app_id).await.map_err(|error| table.failed(error))?;
+    let before = table.watermark(&upsert.app_id).await?.map(TransactionTime::as_micros);
     let watermark = upsert.watermark.micros_after(before);
     if actions.is_empty() && watermark.is_none_or(|watermark| Some(watermark) == before) {
         return Ok(CommitOutcome::Committed { bytes_written: 0 });
@@ -58,8 +58,7 @@ pub(super) async fn commit(
     let mut transactions: Vec<_> =
         watermark.map(|version| Transaction::new(&upsert.app_id, version)).into_iter().collect();
     if let (Some(_), Some(adopted)) = (watermark, &upsert.adopted_app_id) {
-        let known = transaction_version(&table.delta, adopted).await.map_err(|error| table.failed(error))?;
-        if known.is_some_and(|known| known > ADOPTED.as_micros()) {
+        if table.watermark(adopted).await?.is_some_and(|known| known > ADOPTED) {
             transactions.push(Transaction::new(adopted, ADOPTED.as_micros()));
         }
     }
@@ -80,6 +79,13 @@ pub(super) async fn give_way() {
 }
 
 impl Table {
+    /// How far the export with this application id has brought the table.
+    pub async fn watermark(&self, app_id: &str) -> Result<Option<TransactionTime>, Error> {
+        let log_store = self.delta.log_store();
+        let version = self.snapshot()?.transaction_version(log_store.as_ref(), app_id).await;
+        Ok(version.map_err(|error| self.failed(error))?.and_then(watermark_of))
+    }
+
     /// Sets the watermark of an export to exactly this instant, also to an earlier one, in a commit of its own.
     /// Afterwards the next sync asks for everything since then. The version of the commit.
     pub async fn set_watermark(&mut self, app_id: &str, watermark: TransactionTime) -> Result<u64, Error> {
@@ -277,8 +283,9 @@ pub(super) async fn newest_watermark(table: &Table) -> Result<Option<Transaction
         let entries = entries(&table.delta, version).await.map_err(|error| table.failed(error))?;
         let ours = entries.iter().map(|entry| &entry["txn"]);
         let ours = ours.filter(|txn| txn["appId"].as_str().is_some_and(|app_id| app_id.starts_with("fhir-sync/")));
-        if let Some(micros) = ours.filter_map(|txn| txn["version"].as_i64()).max() {
-            return Ok(TransactionTime::from_micros(micros));
+        let watermarks = ours.filter_map(|txn| watermark_of(txn["version"].as_i64()?));
+        if let Some(newest) = watermarks.max() {
+            return Ok(Some(newest));
         }
     }
     Ok(None)
@@ -324,8 +331,13 @@ fn check_is_whole(table: &Table, version: u64, info: &Value, entries: &[Value]) 
 /// The member of `commitInfo` that is ours.
 pub(super) const OURS: &str = "fhirSync";
 
-async fn transaction_version(delta: &DeltaTable, app_id: &str) -> Result<Option<i64>, DeltaTableError> {
-    delta.snapshot()?.transaction_version(delta.log_store().as_ref(), app_id).await
+/// The watermark in a `txn` of ours; `None` where it is none. The MERGEs of Spark have the version of the table there,
+/// earlier ones under the name of the export itself. No export goes back to the first day of 1970, and no table has as
+/// many versions as that day has microseconds.
+fn watermark_of(version: i64) -> Option<TransactionTime> {
+    const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
+    let is_of_table = (1..DAY_MICROS).contains(&version);
+    TransactionTime::from_micros(version).filter(|_| !is_of_table)
 }
 
 /// Always MERGE, also for a first load: it is the operation that other writers check for conflicts in full.

@@ -80,7 +80,8 @@ pub use self::{
     rebuild::{DecodeLines, rebuild},
     root::{CLOSE_IT, Root, Table, TableDefinition},
     staging::{
-        Expected, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Staged, Staging, StoredRow, TARGET_ID,
+        Expected, MissingId, OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, Seen, Staged, Staging, StoredRow,
+        TARGET_ID,
     },
 };
 

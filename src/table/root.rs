@@ -32,7 +32,7 @@ use super::{
     properties::{CHECKPOINT_INTERVAL, ENABLE_CHANGE_DATA_FEED, ENABLE_DELETION_VECTORS, INDEXED_COLUMNS},
 };
 use crate::{
-    fhir::{ResourceType, TransactionTime},
+    fhir::ResourceType,
     lease::{self, Holder, Lease, Subject},
     store::{
         self, Document, Documents, Location, Readers,
@@ -442,13 +442,6 @@ impl Table {
     ) -> Result<impl Stream<Item = Result<RecordBatch, Error>> + use<'_>, Error> {
         let rows = stored.rows().await.map_err(|error| self.failed(error))?;
         Ok(rows.map_err(|error| self.failed(error)))
-    }
-
-    /// How far the export with this application id has brought the table.
-    pub async fn watermark(&self, app_id: &str) -> Result<Option<TransactionTime>, Error> {
-        let log_store = self.delta.log_store();
-        let micros = self.snapshot()?.transaction_version(log_store.as_ref(), app_id).await;
-        Ok(micros.map_err(|error| self.failed(error))?.and_then(TransactionTime::from_micros))
     }
 }
 

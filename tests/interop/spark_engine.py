@@ -5,8 +5,9 @@
 PROGRAM is built with the feature spark. It runs in the Python of `install.sh connect`. A server changes at random, and
 after each step both programs sync from it. The rows, the tombstones and the counts of the ledger must be the same, and
 after a full refresh those of the server. Then the Spark server is killed in the middle of a MERGE, connections are cut,
-fhir-sync is killed, and its staged rows are removed; and tables have row tracking, liquid clustering, column mapping, a
-constraint, a column of somebody else, and names in a catalog.
+fhir-sync is killed, and its staged rows are removed; tables are handed over from one engine to the other and back; and
+tables have row tracking, liquid clustering, column mapping, a constraint, a column of somebody else, and names in a
+catalog.
 """
 
 import json
@@ -430,6 +431,34 @@ def changed_by_spark(program: str, spark: spark_connect.Server, folder: pathlib.
     return history.differences
 
 
+def handed_over(program: str, spark: spark_connect.Server, folder: pathlib.Path, seed: int) -> int:
+    print("tables are handed over from our own engine to Spark and back, twice", flush=True)
+    folder = folder / "handed-over"
+    history = History(program, spark, folder, seed, False)
+    address = f'url = "sc://127.0.0.1:{spark.port}"'
+    many(history, 500)
+    history.theirs = Site(program, history.server.url, folder, "spark", False)
+    history.both()
+    for time_ in range(2):
+        for engine, name in ((address, "Spark"), ("", "our own engine")):
+            history.theirs = Site(program, history.server.url, folder, "spark", False, engine)
+            for sync in range(2):
+                what = f"handed over to {name}, round {time_ + 1}, sync {sync + 1}"
+                history.put_new()
+                history.put("Patient", f"m-{2 * time_ + sync}")
+                history.server.delete("Patient", f"m-{100 + history.next}")
+                history.server.advance(hours=2)
+                history.both()
+                history.as_the_server(what, history.theirs, history.ours)
+                received = sum(row[1] for row in history.theirs.counts())
+                print(f"  {what}: {received} received", flush=True)
+                # The first sync of an engine asks for all, or since its own watermark of before.
+                history.expect(f"{what} is no full load: {received} received", sync == 0 or received < 20)
+    history.both("--full-refresh")
+    history.as_the_server("a full refresh after all", history.theirs, history.ours)
+    return history.differences
+
+
 def in_a_catalog(program: str, spark: spark_connect.Server, folder: pathlib.Path, seed: int) -> int:
     print("tables with names in a catalog", flush=True)
     history = History(program, spark, folder / "catalog", seed, True)
@@ -453,6 +482,7 @@ def main(program: str, steps: int = STEPS, seed: int = SEED) -> int:
         "features": features,
         "catalog": in_a_catalog,
         "changed": changed_by_spark,
+        "handed": handed_over,
         "cut": cut_connections,
         "server": lambda *of: killed_server(*of, 5),
         "unstaged": unstaged,

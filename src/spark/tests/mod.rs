@@ -1,5 +1,6 @@
 //! An upsert by Spark, without a Spark: what is staged, what is sent, and what follows from an answer that is lost.
 
+mod other_writers;
 mod server;
 mod warehouse;
 
@@ -197,9 +198,9 @@ async fn a_full_refresh_removes_rows_that_the_server_no_longer_has() {
     site.assert_rows(&[("b", 1)]);
 }
 
-/// Statements that ask for the keys of stored rows, and for the ids of missing ones.
+/// Statements that ask for the keys of stored rows, and for missing ids.
 const KEYS: &str = "SELECT t.`id` AS id, t.`_sync_hash`";
-const MISSING: &str = "SELECT t.`id` AS id FROM";
+const MISSING: &str = "SELECT count(*) AS copies, ";
 
 fn patients(numbers: Range<u32>, version: u32) -> Vec<String> {
     numbers.map(|number| patient(&format!("p{number}"), version)).collect()

@@ -79,6 +79,26 @@ impl Warehouse {
         self.commit("UPDATE", None, [0, 1, 0]);
     }
 
+    /// The same, of a writer that leaves our columns as they were.
+    pub fn change_lines_by_somebody_else(&mut self) {
+        self.rows.iter_mut().for_each(|row| row.line.push(' '));
+        let rows = self.rows.len() as u64;
+        self.commit("UPDATE", None, [0, rows, 0]);
+    }
+
+    /// Doubles the first row, as if a later export had brought the copy.
+    pub fn double_the_first_row_later(&mut self) {
+        let mut copy = self.rows[0].clone();
+        copy.transaction_time = copy.transaction_time.map(|micros| micros + 1_000_000);
+        self.rows.push(copy);
+    }
+
+    /// As our own engine leaves the table: without a note, and with the watermark of an export as its transaction.
+    pub fn hand_over(&mut self, app_id: &str, watermark_micros: i64) {
+        self.commits.iter_mut().for_each(|commit| commit.metadata = None);
+        self.versions = BTreeMap::from([(app_id.to_owned(), watermark_micros)]);
+    }
+
     fn commit(&mut self, operation: &'static str, metadata: Option<String>, metrics: [u64; 3]) {
         self.commits.push(Commit { operation, metadata, metrics });
     }
@@ -101,15 +121,16 @@ impl Warehouse {
             _ if begins("DESCRIBE DETAIL") => Ok(vec![self.detail()]),
             _ if begins("DESCRIBE HISTORY") => Ok(vec![self.history()]),
             _ if begins("SELECT * FROM") => Ok(vec![RecordBatch::new_empty(Arc::clone(&self.schema))]),
-            _ if begins("SELECT count(t.`id`)") => {
-                let missing = self.missing(statement).num_rows();
-                Ok(vec![batch([("rows", numbers([i64::try_from(missing).ok()]))])])
+            _ if begins("SELECT sum(copies) AS rows") => {
+                let missing = self.missing(statement);
+                let copies = missing["copies"].as_primitive::<Int64Type>();
+                Ok(vec![batch([("rows", numbers([arrow::compute::sum(copies)]))])])
             }
-            _ if begins("SELECT count(*)") => {
+            _ if begins("SELECT count(*) AS rows") => {
                 Ok(vec![batch([("rows", numbers([i64::try_from(self.rows.len()).ok()]))])])
             }
             _ if begins("SELECT t.`id` AS id, t.`_sync_hash`") => Ok(self.stored_rows(statement)),
-            _ if begins("SELECT t.`id` AS id FROM") => Ok(vec![self.missing(statement)]),
+            _ if begins("SELECT count(*) AS copies, ") => Ok(vec![self.missing(statement)]),
             _ if begins("MERGE INTO") => self.merge(statement, conf).map(|()| Vec::new()),
             _ => Err(format!("[PARSE_SYNTAX_ERROR] {statement}")),
         }
@@ -160,9 +181,18 @@ impl Warehouse {
 
     fn missing(&self, statement: &str) -> RecordBatch {
         let there = if statement.contains("LEFT ANTI JOIN") { staged_ids(statement) } else { BTreeSet::new() };
-        let ids = self.rows.iter().map(|row| row.id.as_str());
-        let missing = ids.filter(|id| !there.contains(*id) && is_in_portion(statement, id));
-        batch([("id", texts(missing.map(Some)))])
+        let until = statement.split_once("<= ").map(|(_, until)| until.trim_end_matches(')').parse::<i64>().unwrap());
+        let mut missing: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+        let others = self.rows.iter().filter(|row| !there.contains(&row.id) && is_in_portion(statement, &row.id));
+        others.for_each(|row| missing.entry(&row.id).or_default().push(row));
+        missing.retain(|_, copies| copies.iter().map(|row| row.transaction_time).max().flatten() <= until);
+        let of = |value: fn(&Row) -> Option<i64>| numbers(missing.values().map(move |copies| value(copies[0])));
+        batch([
+            ("copies", numbers(missing.values().map(|copies| i64::try_from(copies.len()).ok()))),
+            ("hash", of(|row| row.hash)),
+            ("transaction_time", of(|row| row.transaction_time)),
+            ("id", texts(missing.keys().copied().map(Some))),
+        ])
     }
 
     fn merge(&mut self, statement: &str, conf: &Conf) -> Result<(), String> {
@@ -279,6 +309,7 @@ fn staged_ids(statement: &str) -> BTreeSet<String> {
 fn is_in_portion(statement: &str, id: &str) -> bool {
     let Some((_, portion)) = statement.split_once("pmod(xxhash64(t.`id`), ") else { return true };
     let (of, number) = portion.split_once(") = ").unwrap();
+    let number = number.split(' ').next().unwrap();
     id.bytes().map(u64::from).sum::<u64>() % of.parse::<u64>().unwrap() == number.parse::<u64>().unwrap()
 }
 

@@ -17,7 +17,7 @@ mod stored;
 use std::collections::{BTreeSet, HashMap};
 
 use self::{
-    operations::{Operation, Operations, Seen},
+    operations::{Operation, Operations},
     place::{Place, place},
     rows::{Removal, RowWriter, write_ids},
     stored::StoredRows,
@@ -36,6 +36,7 @@ use crate::table::{
 };
 
 pub use self::{
+    operations::Seen,
     rows::{OPERATION, OPERATIONS, SEEN_HASH, SEEN_TRANSACTION_TIME, TARGET_ID},
     stored::StoredRow,
 };
@@ -75,6 +76,16 @@ pub struct Expected {
     pub inserted: u64,
     pub updated: u64,
     pub deleted: u64,
+}
+
+/// An id of which a full refresh brought no row.
+#[derive(Clone, Debug)]
+pub struct MissingId {
+    pub id: String,
+    /// How many rows it has: more than one where another writer has doubled it.
+    pub copies: u64,
+    /// What a single row has.
+    pub seen: Seen,
 }
 
 impl Expected {
@@ -212,21 +223,23 @@ impl<'a> Staging<'a> {
         may
     }
 
-    /// Stages the removal of some missing rows, and records their tombstones: there may be more of them than fit into
-    /// memory. An id is there as often as it has rows; all of them are here. Blocks on the disk.
-    pub async fn remove(&mut self, mut ids: Vec<String>) -> Result<(), Error> {
-        self.decision.counts.removed += ids.len() as u64;
-        self.expected.deleted += ids.len() as u64;
+    /// Stages the removal of some missing ids, each of which is there once, and records their tombstones: there may be
+    /// more of them than fit into memory. Blocks on the disk.
+    pub async fn remove(&mut self, missing: &[MissingId]) -> Result<(), Error> {
+        let rows: u64 = missing.iter().map(|missing| missing.copies).sum();
+        self.decision.counts.removed += rows;
+        self.expected.deleted += rows;
         if self.decision.counts.removed > self.to_remove {
             return Err(self.unbalanced());
         }
-        // A MERGE refuses two removals of one row.
-        ids.sort_unstable();
-        ids.dedup();
-        let tombstone = |id: &String| NewTombstone { id: id.clone(), deleted_at_micros: None };
-        let tombstones: Vec<_> = ids.iter().map(tombstone).collect();
+        let tombstone = |missing: &MissingId| NewTombstone { id: missing.id.clone(), deleted_at_micros: None };
+        let tombstones: Vec<_> = missing.iter().map(tombstone).collect();
         self.tombstones.append(self.table, &tombstones, self.upsert).await?;
-        let removals: Vec<_> = ids.into_iter().map(|id| Removal { id, seen: None }).collect();
+        let removal = |missing: &MissingId| {
+            let seen = (missing.copies == 1).then_some(missing.seen);
+            Removal { id: missing.id.clone(), seen }
+        };
+        let removals: Vec<_> = missing.iter().map(removal).collect();
         self.rows.write_removals(&removals).await
     }
 

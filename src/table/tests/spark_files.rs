@@ -15,7 +15,7 @@ use parquet::{
 };
 use serde_json::json;
 
-use super::{features::without_periods_of_names, *};
+use super::{commit::newest_watermark, features::without_periods_of_names, *};
 
 /// Some columns of a Patient, as Spark writes them by default.
 const SCHEMA: &str = "message spark_schema {
@@ -202,4 +202,20 @@ async fn rows_that_spark_moved_in_a_table_of_an_older_program_are_compared_by_co
     assert_eq!((again.counts, again.bytes_written), (Counts { unchanged: 3, ..Counts::default() }, 0));
     let changed = lake.upsert(&[vec![born("a", 1, "1970"), born("b", 2, "1971")]], 7).await;
     assert_eq!(changed.counts, Counts { unchanged: 1, updated: 1, ..Counts::default() });
+}
+
+#[tokio::test]
+async fn the_version_of_a_table_that_spark_left_as_a_transaction_is_no_watermark() {
+    let lake = Lake::new();
+    lake.upsert(&[vec![line("a", 1, "")]], 5).await;
+    let version = |version| TransactionTime::from_micros(version).unwrap();
+    lake.table().await.set_watermark("fhir-sync/all#merge", version(2)).await.unwrap();
+    assert_eq!(lake.watermark().await, Some(time(5)));
+    assert_eq!(newest_watermark(&lake.table().await).await.unwrap(), Some(time(5)));
+    // As earlier builds let Spark write it.
+    lake.table().await.set_watermark(APP_ID, version(3)).await.unwrap();
+    assert_eq!(lake.watermark().await, None);
+    assert_eq!(newest_watermark(&lake.table().await).await.unwrap(), Some(time(5)));
+    lake.upsert(&[vec![line("a", 2, "")]], 6).await;
+    assert_eq!(lake.watermark().await, Some(time(6)));
 }
