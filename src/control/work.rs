@@ -142,7 +142,7 @@ pub async fn carry_out(
     match work {
         Work::Sync { export, mode, allow_empty } => {
             // Another process may have run it; if that cannot be read now, neither can the run begin.
-            if let Err(error) = syncer.look_at_the_others().await {
+            if let Err(error) = syncer.read_shared_state().await {
                 tracing::warn!(error = chain(&error), "what other processes do could not be read");
             }
             let before = syncer.outcome_before(&export.name);

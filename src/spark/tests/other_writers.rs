@@ -9,7 +9,7 @@ fn whole(app_id: &str, at: i64) -> Upsert {
 impl Site {
     /// How many of the patients `a` and `b` are written again, by an export that brings these.
     async fn written_again(&self, upsert: &Upsert, ids: &[&str]) -> u64 {
-        let at = upsert.watermark.unwrap().as_micros() - time(0).as_micros();
+        let at = upsert.watermark.time().unwrap().as_micros() - time(0).as_micros();
         let lines: Vec<_> = ids.iter().map(|id| patient(id, 1)).collect();
         let committed = self.upsert(&self.changes(&lines, &[], at), upsert).await.unwrap();
         assert_eq!(committed.counts.unchanged + committed.counts.updated, ids.len() as u64);

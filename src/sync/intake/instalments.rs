@@ -19,8 +19,8 @@ use crate::{
     fhir::{ResourceType, TransactionTime},
     state::{ExportState, FinishedFiles, JobInFlight, JobKind, KnownTable},
     sync::{
-        Coverage, Engine, Error, ProgressSender, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd, TypeReport,
-        blocking::blocking, columns, events, hex::hex, members::compared_group,
+        Coverage, Engine, Error, ProgressSender, Quarantine, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd,
+        TypeReport, blocking::blocking, columns, events, hex::hex, members::compared_group,
     },
     table::{ChangeSet, Committed, Upsert},
 };
