@@ -57,10 +57,10 @@ pub(super) async fn commit(
     let metadata = metadata(counts, &actions, upsert);
     let mut transactions: Vec<_> =
         watermark.map(|version| Transaction::new(&upsert.app_id, version)).into_iter().collect();
-    if let (Some(_), Some(adopted)) = (watermark, &upsert.adopted_app_id) {
-        if table.watermark(adopted).await?.is_some_and(|known| known > ADOPTED) {
-            transactions.push(Transaction::new(adopted, ADOPTED.as_micros()));
-        }
+    if let (Some(_), Some(adopted)) = (watermark, &upsert.adopted_app_id)
+        && table.watermark(adopted).await?.is_some_and(|known| known > ADOPTED)
+    {
+        transactions.push(Transaction::new(adopted, ADOPTED.as_micros()));
     }
     attempt(table, actions, operation(), transactions, metadata).await
 }
