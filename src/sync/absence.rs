@@ -4,9 +4,12 @@
 //! not in this group, and says nothing (rule 21). If the type got a watermark, its history would never be asked for. So
 //! a type is empty only where the scopes cover it and the server's own count is zero.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use super::{Run, TypeEnd};
+use super::{Run, TypeEnd, intake::Received, upsert::Commits};
 use crate::{
     export::{Granted, Level},
     fhir::ResourceType,
@@ -23,6 +26,35 @@ pub enum Absence {
     Missing { on_server: u64 },
     /// Unknown.
     Unconfirmed,
+}
+
+/// What the types without a resource are, where their absence could become a watermark.
+pub async fn absences(
+    run: &Run<'_>,
+    commits: Commits,
+    received: &Received,
+    held: &BTreeSet<ResourceType>,
+) -> BTreeMap<ResourceType, Absence> {
+    let mut absences = BTreeMap::new();
+    if commits.watermark.is_none() {
+        return absences;
+    }
+    for (resource_type, of_type) in &received.types {
+        // The operator's word is the evidence.
+        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
+        if !of_type.is_absent() || allow_empty || held.contains(resource_type) {
+            continue;
+        }
+        // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
+        // narrowed speak against it.
+        let absence = if commits.since.is_some() || commits.of_joiners {
+            run.denied(*resource_type).await
+        } else {
+            Some(run.absence(*resource_type).await)
+        };
+        absences.extend(absence.map(|absence| (*resource_type, absence)));
+    }
+    absences
 }
 
 /// A count is evidence, not data: no run waits long for it.

@@ -434,7 +434,7 @@ impl<'a> Run<'a> {
 
     /// Commits what was received, type by type. Afterwards the server's job is no longer needed.
     async fn upsert(&mut self, export: CompletedExport, received: Received) -> Result<JobInFlight, Error> {
-        upsert::upsert(self, Commits::of(&export), received).await?;
+        upsert::upsert(self, &export.asked, Commits::of(&export), received).await?;
         Ok(export.asked)
     }
 

@@ -13,13 +13,14 @@ use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, Run, Step, TypeEnd, TypeReport,
-    absence::Absence,
+    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, ResourceTable, Run, Step, TypeEnd,
+    TypeReport,
+    absence::{Absence, absences},
     columns, events,
     gap::{Gap, note_of_unchecked_rows, way_out},
     intake::{IGNORES_SINCE, Received, ReceivedType},
     members::JoinerFailure,
-    sources, watermark,
+    mirror, sources, watermark,
 };
 use crate::{
     export::Manifest,
@@ -80,8 +81,13 @@ impl Commits {
     }
 }
 
-/// Commits what was received. [`Error::Stopped`] where types were left to the next run.
-pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received) -> Result<(), Error> {
+/// Commits what a job has brought. [`Error::Stopped`] where types were left to the next run.
+pub async fn upsert(
+    run: &mut Run<'_>,
+    job: &JobInFlight,
+    commits: Commits,
+    mut received: Received,
+) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
     if commits.of_joiners && !held.is_empty() {
         run.joiner_failures.push(JoinerFailure::default());
@@ -92,12 +98,15 @@ pub async fn upsert(run: &mut Run<'_>, commits: Commits, mut received: Received)
     run.remember_seen_patients().await?;
     let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
     let state = run.syncer.export_state(run.export);
+    let finished = state.jobs.into_iter().find(|known| known.status_url == job.status_url).map(|known| known.finished);
     let mut known = TypeFacts {
         upsert: commits.instalment(run),
         absences: absences(run, commits, &received, &held).await,
         held,
         is_only_source,
         reload: state.reload.into_keys().collect(),
+        tables: state.tables,
+        finished: finished.into_iter().flatten().map(|(of, finished)| (of, finished.table)).collect(),
         set_back_from: state.set_back_from,
         bad_in_other_files: std::mem::take(&mut received.other_files.bad),
     };
@@ -160,35 +169,6 @@ async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Res
     run.syncer.remember_reload(run.export, reasons).await
 }
 
-/// What the types without a resource are, where their absence could become a watermark.
-async fn absences(
-    run: &Run<'_>,
-    commits: Commits,
-    received: &Received,
-    held: &BTreeSet<ResourceType>,
-) -> BTreeMap<ResourceType, Absence> {
-    let mut absences = BTreeMap::new();
-    if commits.watermark.is_none() {
-        return absences;
-    }
-    for (resource_type, of_type) in &received.types {
-        // The operator's word is the evidence.
-        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
-        if !of_type.is_absent() || allow_empty || held.contains(resource_type) {
-            continue;
-        }
-        // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
-        // narrowed speak against it.
-        let absence = if commits.since.is_some() || commits.of_joiners {
-            run.denied(*resource_type).await
-        } else {
-            Some(run.absence(*resource_type).await)
-        };
-        absences.extend(absence.map(|absence| (*resource_type, absence)));
-    }
-    absences
-}
-
 /// The commit of one type.
 struct Commit {
     engine: Engine,
@@ -200,6 +180,10 @@ struct Commit {
     gap: Option<Gap>,
     /// No other source has rows below the root.
     is_only_source: bool,
+    /// The table as the last sync left it.
+    last: Option<KnownTable>,
+    /// The table as the last instalment of the job left it.
+    finished: Option<KnownTable>,
     since: Option<TransactionTime>,
     server_time: Option<TransactionTime>,
     overlap: TimeDelta,
@@ -239,6 +223,10 @@ struct TypeFacts {
     absences: BTreeMap<ResourceType, Absence>,
     /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
     reload: BTreeSet<ResourceType>,
+    /// The tables as the last sync left them.
+    tables: BTreeMap<ResourceType, KnownTable>,
+    /// The tables as the last instalments of the job left them.
+    finished: BTreeMap<ResourceType, KnownTable>,
     /// How far the server's clock had gone before it was set back.
     set_back_from: BTreeMap<ResourceType, TransactionTime>,
     /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
@@ -296,6 +284,8 @@ impl Commit {
             absent,
             gap,
             is_only_source: known.is_only_source,
+            last: known.tables.remove(&resource_type),
+            finished: known.finished.remove(&resource_type),
             since: commits.since,
             server_time: commits.server_time,
             overlap: config.overlap,
@@ -351,17 +341,23 @@ impl Commit {
                 events::committed(self.resource_type, &report);
                 report
             }
-            Err(error) => self.failed(report, &error.into()),
+            Err(error) => self.failed(report, &error),
         }
     }
 
-    async fn commit(&mut self, received: &ReceivedType) -> Result<Done, table::Error> {
+    async fn commit(&mut self, received: &ReceivedType) -> Result<Done, Error> {
         let table = self.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
         let mut known = table.watermark(&self.upsert.app_id).await?;
         if let (None, Some(before)) = (known, &self.upsert.adopted_app_id) {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
+        }
+        // A new table has no watermark, and a full load brings it everything but the rows of files that were read before.
+        let last = self.last.iter().filter(|_| known.is_some());
+        if let Err(error) = mirror::check_is_unchanged(&table, last.chain(&self.finished)).await {
+            received.changes.abandon().await;
+            return Err(error);
         }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
         let reach = known.map_or(Reach::Further, |known| self.reach(known));
