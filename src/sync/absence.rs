@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Run, TypeEnd, intake::Received, upsert::Commits};
+use super::{Error, Run, TypeEnd, intake::Received, upsert::Commits};
 use crate::{
     export::{Granted, Level},
     fhir::ResourceType,
+    state::{ExportState, JobInFlight},
 };
 
 /// What an absent type is.
@@ -31,6 +32,7 @@ pub enum Absence {
 /// What the types without a resource are, where their absence could become a watermark.
 pub async fn absences(
     run: &Run<'_>,
+    job: &JobInFlight,
     commits: Commits,
     received: &Received,
     held: &BTreeSet<ResourceType>,
@@ -47,10 +49,11 @@ pub async fn absences(
         }
         // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
         // narrowed speak against it.
-        let absence = if commits.since.is_some() || commits.of_joiners {
-            run.denied(*resource_type).await
-        } else {
-            Some(run.absence(*resource_type).await)
+        let absence = match job.not_granted.get(resource_type) {
+            // What the token covers now says nothing about an export that was asked for with another one.
+            Some(scope) => Some(Absence::Denied { missing_scope: scope.clone() }),
+            None if commits.since.is_some() || commits.of_joiners => run.denied(*resource_type).await,
+            None => Some(run.absence(*resource_type).await),
         };
         absences.extend(absence.map(|absence| (*resource_type, absence)));
     }
@@ -86,6 +89,32 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
+    /// Keeps with a job that was just asked for what its token does not cover. The job is in the state file already: a
+    /// token endpoint that does not answer must not lose it.
+    pub(super) async fn remember_not_granted(&self, job: &mut JobInFlight) -> Result<(), Error> {
+        let asked = async {
+            let mut not_granted = BTreeMap::new();
+            for of in &job.types {
+                if let Granted::No { missing } = self.syncer.client.granted(*of).await {
+                    not_granted.insert(*of, missing);
+                }
+            }
+            not_granted
+        };
+        let not_granted = tokio::time::timeout(PATIENCE, asked).await.unwrap_or_default();
+        if not_granted.is_empty() {
+            return Ok(());
+        }
+        job.not_granted.clone_from(&not_granted);
+        let status_url = job.status_url.clone();
+        let remember = move |state: &mut ExportState| {
+            for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
+                job.not_granted.clone_from(&not_granted);
+            }
+        };
+        self.syncer.remember_export(self.export, remember).await
+    }
+
     /// Whether the token no longer covers a type.
     pub(super) async fn denied(&self, resource_type: ResourceType) -> Option<Absence> {
         match self.syncer.client.granted(resource_type).await {

@@ -382,7 +382,7 @@ impl<'a> Run<'a> {
         let kicked_off = async {
             let job = self.syncer.client.kick_off(&request).await?;
             tracing::info!(types = events::list(&types), since, "export requested");
-            let job = JobInFlight {
+            let mut job = JobInFlight {
                 status_url: job.status_url,
                 kicked_off_at: job.kicked_off_at,
                 answered_at: None,
@@ -393,11 +393,13 @@ impl<'a> Run<'a> {
                 full_refresh: self.mode == Mode::FullRefresh && patients.is_empty(),
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
+                not_granted: BTreeMap::new(),
                 settled: BTreeSet::new(),
                 finished: BTreeMap::new(),
                 patients: patients.clone(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;
+            self.remember_not_granted(&mut job).await?;
             Ok(job)
         };
         unless_stopped(self.stop, REQUEST_PATIENCE, kicked_off).await

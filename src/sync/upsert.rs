@@ -101,7 +101,7 @@ pub async fn upsert(
     let finished = state.jobs.into_iter().find(|known| known.status_url == job.status_url).map(|known| known.finished);
     let mut known = TypeFacts {
         upsert: commits.instalment(run),
-        absences: absences(run, commits, &received, &held).await,
+        absences: absences(run, job, commits, &received, &held).await,
         held,
         is_only_source,
         reload: state.reload.into_keys().collect(),
