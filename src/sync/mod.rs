@@ -59,10 +59,10 @@ use url::Url;
 
 use self::{
     blocking::blocking,
-    clock::now,
+    clock::{clock_ahead, export_end, now, watermark},
     columns::FhirRelease,
     engine::ResourceTable,
-    intake::{Holds, Instalments, Provenance, Received, Remark},
+    intake::{Instalments, Provenance, Received},
     ledger::Ledger,
     members::JoinerFailure,
     quarantine::Quarantine,
@@ -416,12 +416,17 @@ impl<'a> Run<'a> {
         let upsert = Commits::of(export).instalment(self);
         let completed = &export.completed;
         let mut instalments = Instalments::begin(self, &export.asked, &completed.manifest, upsert).await?;
+        let end = export_end(&completed.manifest, completed.bound);
+        let ahead = clock_ahead(end, now());
+        if let (Some(end), Some(_)) = (end, &ahead) {
+            self.syncer.remember_former_clock(self.export, types.clone(), end).await?;
+        }
         let received =
             intake::receive(&mut instalments, completed, types, provenance, &self.quarantine, self.stop).await;
         let made = instalments.made();
         self.report.instalments.extend(made);
         let mut received = received?;
-        received.remarks.extend(clock_ahead(export_end(&completed.manifest, completed.bound), now()));
+        received.remarks.extend(ahead);
         Ok(received)
     }
 
@@ -465,33 +470,4 @@ fn not_begun(export: &Export, mode: Mode, error: &Error) -> Report {
     let mut report = Report::begin(&export.name, 0, mode, &export.types, now());
     report.fail(error);
     report
-}
-
-/// How far an export goes, where that can be believed. A time of the future is no time at all: rows that carried it
-/// would win over each later export.
-fn watermark(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
-    export_end(manifest, bound).filter(|end| clock_ahead(Some(*end), now()).is_none())
-}
-
-/// The manifest's transactionTime, but not beyond the server's own time at kick-off. Some servers state the end of the
-/// job, or the time of the poll; what changed in between would never be asked for again (Q-31).
-fn export_end(manifest: &Manifest, bound: Option<TransactionTime>) -> Option<TransactionTime> {
-    let transaction_time = manifest.transaction_time?;
-    Some(bound.map_or(transaction_time, |bound| transaction_time.min(bound)))
-}
-
-/// How far the server's clock may be ahead of ours: no time zone is further, and a wrong clock of a day is no small
-/// one.
-const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
-
-/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds
-/// one.
-fn clock_ahead(watermark: Option<TransactionTime>, now: DateTime<Utc>) -> Option<Remark> {
-    let watermark = watermark.filter(|watermark| watermark.instant() - now > MAX_AHEAD)?;
-    let text = format!(
-        "the export's transactionTime {watermark} is more than a day ahead of the local clock, {}: rows are written and \
-         no watermark moves until the clocks agree; correct the wrong one of the two",
-        TransactionTime::from(now)
-    );
-    Some(Remark { text, holds: Holds::Everything })
 }

@@ -152,6 +152,23 @@ impl Syncer {
         .await
     }
 
+    /// Rows of these types are stored with times up to here, of a clock that was set back, or will be: what comes by the
+    /// right one looks older.
+    pub(super) async fn remember_former_clock(
+        &self,
+        export: &Export,
+        types: Vec<ResourceType>,
+        until: TransactionTime,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            for of in types {
+                let from = state.set_back_from.entry(of).or_insert(until);
+                *from = until.max(*from);
+            }
+        })
+        .await
+    }
+
     pub(super) async fn remember_watermarks(
         &self,
         export: &Export,

@@ -387,8 +387,7 @@ async fn a_type_that_the_scopes_did_not_cover_when_an_export_was_asked_for_is_de
     let stop = CancellationToken::new();
     let syncer = setup.open().await.unwrap();
     let polled = async || setup.server.jobs().get(1).filter(|job| job.polls > 0).map(|_| stop.cancel());
-    let (report, ()) =
-        tokio::join!(syncer.run(&setup.export, Mode::Incremental, &stop), eventually("a poll", polled));
+    let (report, ()) = tokio::join!(syncer.run(&setup.export, Mode::Incremental, &stop), eventually("a poll", polled));
     assert_eq!(report.outcome, Outcome::Stopped);
     syncer.close().await;
     drop(syncer);

@@ -20,9 +20,7 @@ use crate::{
     state::{ExportState, FinishedFiles, JobInFlight, KnownTable},
     sync::{
         Engine, Error, ProgressSender, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport, blocking::blocking,
-        columns, events,
-        members::compared_group,
-        mirror::check_is_unchanged,
+        columns, events, members::compared_group, mirror::check_is_unchanged,
     },
     table::{ChangeSet, Committed, Upsert},
 };
