@@ -30,7 +30,7 @@ impl Run<'_> {
             }
             self.narrow(&mut job).await?;
             if job.types.is_empty() {
-                // Settled, but the process ended before the DELETE; or nobody wants one of its types any more.
+                // Settled or given up, but the process ended before the DELETE; or nobody wants one of its types any more.
                 self.give_up(&job).await?;
                 continue;
             }
@@ -117,6 +117,7 @@ impl Run<'_> {
 
     /// Cancels a job that nobody will follow, then forgets it.
     pub(super) async fn give_up(&self, job: &JobInFlight) -> Result<(), Error> {
+        self.syncer.follow_no_more(self.export.name.clone(), job.status_url.clone()).await?;
         self.delete(job, CANCEL_PATIENCE).await;
         self.syncer.forget_job(self.export, job.status_url.clone()).await
     }
