@@ -147,7 +147,6 @@ impl Run<'_> {
         if !is_done {
             tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
         }
-        self.syncer.reload_in_other_exports(self.export, self.report.damaged()).await?;
         self.syncer.remember_settled(self.export, &self.report, job, left).await?;
         if is_done { self.give_up(job).await } else { Ok(()) }
     }

@@ -41,6 +41,7 @@ mod sources;
 mod state;
 mod stop;
 mod turn;
+mod type_facts;
 mod upsert;
 mod wait;
 mod watermarks;

@@ -3,24 +3,23 @@
 //! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
 //! that fails leaves its table as it was and does not stop the others.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::TimeDelta;
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    CompletedExport, Engine, Error, Failure, Quarantine, QuarantineLimit, Report, ResourceTable, Run, Step, TypeEnd,
+    CompletedExport, Error, Export, Failure, Quarantine, QuarantineLimit, Report, Run, Step, Syncer, TypeEnd,
     TypeReport,
-    absence::{Absence, absences},
+    absence::Absence,
     columns, events,
     gap::{Gap, note_of_unchecked_rows, way_out},
     intake::{IGNORES_SINCE, Received, ReceivedType},
     members::JoinerFailure,
-    mirror, sources, watermark,
+    mirror,
+    type_facts::TypeFacts,
+    watermark,
 };
 use crate::{
     export::Manifest,
@@ -96,29 +95,21 @@ pub async fn upsert(
         run.seen_patients.append(&mut of_type.patients);
     }
     run.remember_seen_patients().await?;
-    let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
-    let state = run.syncer.export_state(run.export);
-    let finished = state.jobs.into_iter().find(|known| known.status_url == job.status_url).map(|known| known.finished);
-    let mut known = TypeFacts {
-        upsert: commits.instalment(run),
-        absences: absences(run, job, commits, &received, &held).await,
-        held,
-        is_only_source,
-        reload: state.reload.into_keys().collect(),
-        tables: state.tables,
-        finished: finished.into_iter().flatten().map(|(of, finished)| (of, finished.table)).collect(),
-        set_back_from: state.set_back_from,
-        bad_in_other_files: std::mem::take(&mut received.other_files.bad),
-    };
+    let mut known = TypeFacts::of(run, job, commits, &mut received, held).await;
     reload_missed(run, std::mem::take(&mut received.other_files.missed)).await?;
     add_to_report(&mut run.report, &mut received);
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
+    let mut remembered = Ok(());
     loop {
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
             let commit = Commit::of(run, commits, &mut known, resource_type, &received);
-            run.report.notes.extend(note_of_unchecked_rows(resource_type, &commit.upsert, commit.engine.is_spark()));
+            run.report.notes.extend(note_of_unchecked_rows(
+                resource_type,
+                &commit.upsert,
+                commit.syncer.engine.is_spark(),
+            ));
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
@@ -131,11 +122,7 @@ pub async fn upsert(
             Some(Ok((resource_type, report))) if commits.of_joiners => {
                 run.add_of_joiners(resource_type, report).await;
             }
-            Some(Ok((resource_type, report))) => {
-                run.report.remarks.extend(remark(resource_type, &report));
-                run.report.notes.extend(note(resource_type, &report.end));
-                run.report.types.insert(resource_type, report);
-            }
+            Some(Ok((resource_type, report))) => remembered = remembered.and(add(run, resource_type, report).await),
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
             None => break,
         }
@@ -144,7 +131,18 @@ pub async fn upsert(
     for (_, received) in &left {
         received.changes.abandon().await;
     }
+    remembered?;
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
+}
+
+/// What became of one type.
+async fn add(run: &mut Run<'_>, resource_type: ResourceType, report: TypeReport) -> Result<(), Error> {
+    run.report.remarks.extend(remark(resource_type, &report));
+    run.report.notes.extend(note(resource_type, &report.end));
+    // Not when all types are committed: if the run ends before that, the next one finds no damaged files.
+    let damaged = (report.damaged_files > 0).then_some(resource_type);
+    run.report.types.insert(resource_type, report);
+    run.syncer.reload_in_other_exports(run.export, Vec::from_iter(damaged)).await
 }
 
 /// What the operator should know of the export, whatever its types become.
@@ -171,7 +169,8 @@ async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Res
 
 /// The commit of one type.
 struct Commit {
-    engine: Engine,
+    syncer: Syncer,
+    export: Export,
     resource_type: ResourceType,
     upsert: Upsert,
     /// How the type ends if it is absent from a full load without being empty.
@@ -212,25 +211,6 @@ enum Reach {
     /// Not even to what the table has, or to the time from which it was asked: the server's clock was set back. What
     /// changed since then is not in it, or looks older than what is stored.
     SetBack,
-}
-
-/// What is known of the types before their commits.
-struct TypeFacts {
-    /// Without a watermark.
-    upsert: Upsert,
-    held: BTreeSet<ResourceType>,
-    is_only_source: bool,
-    absences: BTreeMap<ResourceType, Absence>,
-    /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
-    reload: BTreeSet<ResourceType>,
-    /// The tables as the last sync left them.
-    tables: BTreeMap<ResourceType, KnownTable>,
-    /// The tables as the last instalments of the job left them.
-    finished: BTreeMap<ResourceType, KnownTable>,
-    /// How far the server's clock had gone before it was set back.
-    set_back_from: BTreeMap<ResourceType, TransactionTime>,
-    /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
-    bad_in_other_files: BTreeSet<Option<ResourceType>>,
 }
 
 impl Commit {
@@ -278,7 +258,8 @@ impl Commit {
             ..known.upsert.clone()
         };
         Self {
-            engine: run.syncer.engine.clone(),
+            syncer: run.syncer.clone(),
+            export: run.export.clone(),
             resource_type,
             upsert,
             absent,
@@ -346,7 +327,8 @@ impl Commit {
     }
 
     async fn commit(&mut self, received: &ReceivedType) -> Result<Done, Error> {
-        let table = self.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
+        let table =
+            self.syncer.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
         let mut known = table.watermark(&self.upsert.app_id).await?;
@@ -361,6 +343,10 @@ impl Commit {
         }
         self.upsert.watermark = self.upsert.watermark.filter(|_| self.since.is_none_or(|since| known >= Some(since)));
         let reach = known.map_or(Reach::Further, |known| self.reach(known));
+        if let Some(from) = self.upsert.set_back_from.filter(|from| self.set_back_from != Some(*from)) {
+            // After the commit, nothing in the table tells of it.
+            self.syncer.remember_former_clock(&self.export, vec![self.resource_type], from).await?;
+        }
         let id = table.id()?;
         let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);
         let had_rows = is_unconfirmed && known.is_some() && table.row_count().await? != Some(0);
