@@ -116,6 +116,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Spool(_)
             | TableError::Delta { .. }
             | TableError::Conflict { .. }
+            | TableError::Restored { .. }
             | TableError::Engine { is_transient: true, .. } => TEMPORARY,
             TableError::Store(_) => CONFIGURATION,
             TableError::StoreFailed { failure, .. } if failure.is_of_configuration() => CONFIGURATION,
@@ -140,7 +141,8 @@ fn of_opening(error: &sync::Error) -> Exit {
         // The server is asked by a sync, never by a start.
         sync::Error::Export(_) => FAILED,
         sync::Error::BrokenState { .. } | sync::Error::BrokenDocument { .. } => FAILED,
-        sync::Error::Quarantine(_)
+        sync::Error::TableChanged { .. }
+        | sync::Error::Quarantine(_)
         | sync::Error::NotEncrypted
         | sync::Error::QuarantineFull { .. }
         | sync::Error::TooFewLines { .. }

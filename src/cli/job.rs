@@ -103,7 +103,7 @@ async fn show(arguments: &ShowJobs) -> Result<(), Exit> {
             job.export.clone(),
             day_and_time(Some(job.kicked_off_at)),
             job.since.clone().unwrap_or_else(|| "everything".to_owned()),
-            // Settled, but not deleted on the server yet.
+            // Settled or cancelled, but not deleted on the server yet.
             if job.types.is_empty() { "-".to_owned() } else { job.types.join(", ") },
             job.status_url.clone(),
         ]
@@ -147,8 +147,8 @@ async fn cancel(arguments: Cancel) -> Result<(), Exit> {
             }
             Err(error) => writeln!(
                 text,
-                "{export}: the export at {place} could not be cancelled and is kept: {error}. To forget it all the same, \
-                 add --forget"
+                "{export}: the export at {place} could not be cancelled and is kept: {error}. The next sync tries again, and \
+                 requests another. To forget it at once, add --forget"
             ),
         };
     }

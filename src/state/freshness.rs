@@ -152,6 +152,7 @@ mod tests {
             full_refresh: false,
             asked: None,
             server: None,
+            not_granted: BTreeMap::new(),
             settled: BTreeSet::new(),
             finished: BTreeMap::new(),
             patients: BTreeSet::new(),

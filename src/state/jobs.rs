@@ -36,6 +36,10 @@ pub struct JobInFlight {
     pub asked: Option<Asked>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Url>,
+    /// The types that the token of the kick-off did not cover, each with the scope that would: if the export has none of
+    /// them, the server has left them out.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_granted: BTreeMap<ResourceType, String>,
     /// Types that need nothing more from it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub settled: BTreeSet<ResourceType>,

@@ -186,8 +186,8 @@ pub struct ExportState {
     /// A run brought lines for the quarantine, and no full refresh has made up for them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_quarantined: bool,
-    /// The types with rows of a time before the server's clock was set back, and how far it had gone; until it goes
-    /// further.
+    /// The types with rows of a time before the server's clock was set back, or was too far ahead of ours to be believed,
+    /// and how far it had gone; until a watermark goes further.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub set_back_from: BTreeMap<ResourceType, TransactionTime>,
     /// The types of the last run.

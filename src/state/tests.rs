@@ -26,6 +26,7 @@ fn sample(run: u64) -> State {
         full_refresh: false,
         asked: None,
         server: None,
+        not_granted: BTreeMap::new(),
         settled: BTreeSet::new(),
         finished: BTreeMap::new(),
         patients: BTreeSet::new(),

@@ -17,7 +17,7 @@ use crate::{
 pub struct Cancelled {
     pub export: String,
     pub job: JobInFlight,
-    /// An error leaves the job in the state file.
+    /// An error leaves the job in the state file. The next run deletes it, and asks for another.
     pub result: Result<(), Error>,
 }
 
@@ -59,6 +59,7 @@ impl Syncer {
                 continue;
             }
             for job in known.jobs {
+                self.follow_no_more(name.clone(), job.status_url.clone()).await?;
                 let result = on_server(&job).delete(&self.client).await.map_err(Error::from);
                 if forget || result.is_ok() {
                     self.forget_job_of(name.clone(), job.status_url.clone()).await?;

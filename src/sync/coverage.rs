@@ -23,7 +23,7 @@ pub struct CompletedJob {
     pub completed: Completed,
     pub coverage: Coverage,
     /// Why no watermark moves, where the server's clock is ahead of ours.
-    pub clock_ahead: Option<Remark>,
+    pub clock_ahead: Option<ClockAhead>,
 }
 
 impl CompletedJob {
@@ -50,9 +50,9 @@ impl Coverage {
         manifest: &Manifest,
         server_time: Option<TransactionTime>,
         now: DateTime<Utc>,
-    ) -> (Self, Option<Remark>) {
+    ) -> (Self, Option<ClockAhead>) {
         let end = export_end(manifest, server_time);
-        let clock_ahead = end.and_then(|end| clock_ahead(end, now));
+        let clock_ahead = end.filter(|end| end.instant() - now > MAX_AHEAD).map(|end| ClockAhead { end, now });
         let watermark = end.filter(|_| clock_ahead.is_none());
         (Self { watermark, server_time, kind: job.kind() }, clock_ahead)
     }
@@ -104,18 +104,24 @@ fn export_end(manifest: &Manifest, server_time: Option<TransactionTime>) -> Opti
 /// How far the server's clock may be ahead of ours. A wrong time zone is less than a day.
 const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
 
-/// A watermark of the future would hide what changes until then. Our clock never chooses a watermark; here it holds
-/// one.
-fn clock_ahead(end: TransactionTime, now: DateTime<Utc>) -> Option<Remark> {
-    if end.instant() - now <= MAX_AHEAD {
-        return None;
+/// An export that ends later than our clock allows. A watermark of the future would hide what changes until then. Our
+/// clock never chooses a watermark; here it holds one.
+pub struct ClockAhead {
+    /// How far the export goes, by the server's clock.
+    pub end: TransactionTime,
+    now: DateTime<Utc>,
+}
+
+impl ClockAhead {
+    pub fn remark(self) -> Remark {
+        let text = format!(
+            "the export's transactionTime {} is more than a day ahead of the local clock, {}: rows are written and no \
+             watermark moves until the clocks agree; correct the wrong one of the two",
+            self.end,
+            TransactionTime::from(self.now)
+        );
+        Remark { text, holds: Holds::Everything }
     }
-    let text = format!(
-        "the export's transactionTime {end} is more than a day ahead of the local clock, {}: rows are written and no \
-         watermark moves until the clocks agree; correct the wrong one of the two",
-        TransactionTime::from(now)
-    );
-    Some(Remark { text, holds: Holds::Everything })
 }
 
 #[cfg(test)]

@@ -17,6 +17,10 @@ pub enum Error {
          it away: then the next sync loads the type in full"
     )]
     NotOpened { resource_type: ResourceType, source: table::Error },
+    #[error(
+        "{difference}, while its export was in progress; nothing was committed, and the next sync loads the type in full"
+    )]
+    TableChanged { difference: String },
     #[error(transparent)]
     State(#[from] state::Error),
     #[error("lines that are not resources could not be kept in the quarantine")]
@@ -142,6 +146,7 @@ pub fn recovery(error: &Error) -> Recovery {
     let (acts, job) = match error {
         Error::Export(error) => of_export(error),
         Error::Table(table::Error::Conflict { .. }) => (NextRun, Dropped),
+        Error::Table(table::Error::Restored { .. }) | Error::TableChanged { .. } => (NextRun, Kept),
         Error::State(state::Error::Document(error)) if error.is_transient() => (NextRun, Kept),
         Error::Table(table::Error::StoreFailed { failure, .. }) if failure.is_transient() => (NextRun, Kept),
         Error::Table(table::Error::Engine { is_transient: true, .. }) => (NextRun, Kept),

@@ -30,7 +30,7 @@ impl Run<'_> {
             }
             self.narrow(&mut job).await?;
             if job.types.is_empty() {
-                // Settled, but the process ended before the DELETE; or nobody wants one of its types any more.
+                // Settled or given up, but the process ended before the DELETE; or nobody wants one of its types any more.
                 self.delete_job(&job).await?;
                 continue;
             }
@@ -130,6 +130,7 @@ impl Run<'_> {
 
     /// Deletes the job on the server, then removes it from the state.
     pub(super) async fn delete_job(&self, job: &JobInFlight) -> Result<(), Error> {
+        self.syncer.follow_no_more(self.export.name.clone(), job.status_url.clone()).await?;
         self.delete_on_server(job, CANCEL_PATIENCE).await;
         self.syncer.forget_job(self.export, job.status_url.clone()).await
     }
@@ -157,7 +158,6 @@ impl Run<'_> {
         if !is_done {
             tracing::info!(types = events::list(&left), "the next sync reads these types from the same export again");
         }
-        self.syncer.reload_in_other_exports(self.export, self.report.damaged()).await?;
         self.syncer.remember_settled(self.export, &self.report, job, left).await?;
         if is_done { self.delete_job(job).await } else { Ok(()) }
     }

@@ -2,13 +2,14 @@
 //!
 //! The tables decide how far they are. What they cannot tell is that they are not the tables of the last sync: another
 //! one is at the same place, an earlier version was restored, the volume is not mounted. A watermark says nothing about
-//! such a table, so it is loaded in full, and the report says why.
+//! such a table, so it is loaded in full, and the report says why. Tables are compared when a run begins, and each once
+//! more when it is committed: a server may take hours for an export.
 
 use std::collections::BTreeMap;
 
 use futures::future::join_all;
 
-use super::{Error, Export, Mode, Run, Syncer, events, watermarks::TABLES_AT_ONCE};
+use super::{Error, Export, Mode, ResourceTable, Run, Syncer, events, watermarks::TABLES_AT_ONCE};
 use crate::{fhir::ResourceType, state::KnownTable, table};
 
 impl Run<'_> {
@@ -28,7 +29,8 @@ impl Run<'_> {
             let differences = join_all(differences).await;
             for ((resource_type, _), difference) in tables.iter().zip(differences) {
                 is_any_there |= !matches!(difference, Ok(Some(Difference::Gone)));
-                // A table that cannot be opened fails its type when the run is planned.
+                // A table that cannot be opened fails its type when the run is planned; what else cannot be read now, the
+                // commit of the type reads again, or fails.
                 if let Ok(Some(difference)) = difference {
                     reasons.insert(**resource_type, difference.to_string());
                 }
@@ -106,19 +108,40 @@ impl Syncer {
         resource_type: ResourceType,
         known: &KnownTable,
     ) -> Result<Option<Difference>, table::Error> {
-        let Some(table) = self.engine.open(resource_type).await? else { return Ok(Some(Difference::Gone)) };
-        if table.id()? != known.id {
-            return Ok(Some(Difference::AnotherTable));
+        match self.engine.open(resource_type).await? {
+            Some(table) => difference(&table, known).await,
+            None => Ok(Some(Difference::Gone)),
         }
-        if table.version() < known.version {
-            return Ok(Some(Difference::Older { found: table.version(), known: known.version }));
-        }
-        Ok(table.restored_since(known.version).await?.then_some(Difference::Restored))
     }
 }
 
+/// The same of a table that is open.
+pub async fn difference(table: &ResourceTable, known: &KnownTable) -> Result<Option<Difference>, table::Error> {
+    if table.id()? != known.id {
+        return Ok(Some(Difference::AnotherTable));
+    }
+    if table.version() < known.version {
+        return Ok(Some(Difference::Older { found: table.version(), known: known.version }));
+    }
+    Ok(table.restored_since(known.version).await?.then_some(Difference::Restored))
+}
+
+/// Fails where the table does not have all that it had, each time that it was known. A table that was restored still has
+/// the watermarks that its rows no longer stand for. The next run finds the difference again.
+pub async fn check_is_unchanged(
+    table: &ResourceTable,
+    known: impl IntoIterator<Item = &KnownTable>,
+) -> Result<(), Error> {
+    for known in known {
+        if let Some(difference) = difference(table, known).await? {
+            return Err(Error::TableChanged { difference: difference.to_string() });
+        }
+    }
+    Ok(())
+}
+
 #[derive(thiserror::Error, Debug)]
-pub(super) enum Difference {
+pub enum Difference {
     #[error("its table is gone")]
     Gone,
     #[error("another table is in the place of its table")]

@@ -43,6 +43,7 @@ mod sources;
 mod state;
 mod stop;
 mod turn;
+mod type_facts;
 mod upsert;
 mod wait;
 mod watermarks;
@@ -63,7 +64,7 @@ use self::{
     blocking::blocking,
     clock::now,
     columns::FhirRelease,
-    coverage::{CompletedJob, Coverage},
+    coverage::{ClockAhead, CompletedJob, Coverage},
     engine::{ResourceTable, RowsGo},
     intake::{Instalments, Provenance, Received},
     ledger::Ledger,
@@ -260,7 +261,7 @@ impl<'a> Run<'a> {
             self.syncer.remember_export(self.export, |state| state.has_quarantined = true).await?;
         }
         let CompletedJob { job, coverage, .. } = completed;
-        upsert::upsert(self, coverage, received).await?;
+        upsert::upsert(self, &job, coverage, received).await?;
         if coverage.kind == JobKind::Joiners {
             return self.settle_joiners(&job).await;
         }
@@ -379,7 +380,7 @@ impl<'a> Run<'a> {
             let job = self.syncer.client.kick_off(&request).await?;
             let planned_since = since.map(TransactionTime::as_since);
             tracing::info!(types = events::list(&types), since = planned_since, "export requested");
-            let job = JobInFlight {
+            let mut job = JobInFlight {
                 status_url: job.status_url,
                 server_time_at_kick_off: job.server_time,
                 server_time_later: None,
@@ -390,11 +391,13 @@ impl<'a> Run<'a> {
                 full_refresh: self.mode == Mode::FullRefresh && patients.is_empty(),
                 asked: Some(self.export.asked(&self.syncer.config.source)),
                 server: Some(self.syncer.server.clone()),
+                not_granted: BTreeMap::new(),
                 settled: BTreeSet::new(),
                 finished: BTreeMap::new(),
                 patients: patients.clone(),
             };
             self.syncer.remember_job(self.export, job.clone()).await?;
+            self.remember_not_granted(&mut job).await?;
             Ok(job)
         };
         unless_stopped(self.stop, REQUEST_PATIENCE, kicked_off).await
@@ -409,11 +412,14 @@ impl<'a> Run<'a> {
         }
         let provenance = self.provenance(*coverage);
         let mut instalments = Instalments::begin(self, job, &completed.manifest, *coverage).await?;
+        if let Some(ahead) = clock_ahead {
+            self.syncer.remember_former_clock(self.export, job.types.clone(), ahead.end).await?;
+        }
         let received = intake::receive(&mut instalments, completed, provenance).await;
         let made = instalments.made();
         self.report.instalments.extend(made);
         let mut received = received?;
-        received.remarks.extend(clock_ahead.take());
+        received.remarks.extend(clock_ahead.take().map(ClockAhead::remark));
         Ok(received)
     }
 

@@ -316,12 +316,6 @@ impl Report {
         moved.map(|(resource_type, _)| (resource_type, self.types[&resource_type].counts.missing)).collect()
     }
 
-    /// The types of which damaged files were removed that may have had rows of other exports.
-    pub fn damaged(&self) -> Vec<ResourceType> {
-        let damaged = self.types.iter().filter(|(_, report)| report.damaged_files > 0);
-        damaged.map(|(resource_type, _)| *resource_type).collect()
-    }
-
     /// The types that failed because the server denies what was asked of the job.
     pub fn files_denied(&self) -> Vec<ResourceType> {
         let is_denied = |report: &TypeReport| matches!(&report.end, TypeEnd::Failed(failure) if failure.is_denied);

@@ -89,8 +89,23 @@ impl Syncer {
 
     /// Only these types may still come from a job.
     pub(super) async fn narrow_job(&self, export: &Export, narrowed: &JobInFlight) -> Result<(), Error> {
-        let (status_url, types) = (narrowed.status_url.clone(), narrowed.types.clone());
-        self.remember_export(export, move |state| {
+        self.narrow_job_of(export.name.clone(), narrowed.status_url.clone(), narrowed.types.clone()).await
+    }
+
+    /// Before a job is deleted on the server. From then on a run deletes it at most: some servers answer its status URL
+    /// all the same, with the files that they had until then.
+    pub(super) async fn follow_no_more(&self, export: String, status_url: Url) -> Result<(), Error> {
+        let state = self.current_state();
+        let mut jobs = state.exports.get(&export).into_iter().flat_map(|known| &known.jobs);
+        if jobs.any(|job| job.status_url == status_url && !job.types.is_empty()) {
+            self.narrow_job_of(export, status_url, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn narrow_job_of(&self, export: String, status_url: Url, types: Vec<ResourceType>) -> Result<(), Error> {
+        self.remember(move |state| {
+            let state = state.exports.entry(export).or_default();
             for job in state.jobs.iter_mut().filter(|job| job.status_url == status_url) {
                 state.reload.extend(given_up(job, &types));
                 job.types.clone_from(&types);
@@ -146,6 +161,23 @@ impl Syncer {
                 if !matches!(job.kind(), JobKind::Increment(_)) {
                     state.reload.entry(of).or_insert_with(|| reason.clone().into());
                 }
+            }
+        })
+        .await
+    }
+
+    /// Rows of these types are stored with times up to here, of a clock that was set back, or will be: what comes by the
+    /// right one looks older.
+    pub(super) async fn remember_former_clock(
+        &self,
+        export: &Export,
+        types: Vec<ResourceType>,
+        until: TransactionTime,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| {
+            for of in types {
+                let from = state.set_back_from.entry(of).or_insert(until);
+                *from = until.max(*from);
             }
         })
         .await

@@ -3,32 +3,35 @@
 //! A commit that has begun is finished whatever happens; types that were not begun are left to the next run. A type
 //! that fails leaves its table as it was and does not stop the others.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use chrono::TimeDelta;
 use tokio::{runtime::Handle, task::JoinSet};
 use tracing::Span;
 
 use super::{
-    Coverage, Engine, Error, Failure, Quarantine, QuarantineLimit, Run, Step, TypeEnd, TypeReport,
+    Coverage, Error, Export, Failure, Quarantine, QuarantineLimit, Run, Step, Syncer, TypeEnd, TypeReport,
     absence::Absence,
     columns, events,
     gap::{Gap, note_of_unchecked_rows, way_out},
     intake::{Received, ReceivedType},
     members::JoinerFailure,
-    sources,
+    mirror,
+    type_facts::TypeFacts,
 };
 use crate::{
     fhir::{ResourceType, TransactionTime},
-    state::{JobKind, KnownTable},
+    state::{JobInFlight, JobKind, KnownTable},
     table::{self, ADOPTED, Extent, NewWatermark, Reconcile, Upsert},
 };
 
-/// Commits what was received. [`Error::Stopped`] where types were left to the next run.
-pub async fn upsert(run: &mut Run<'_>, coverage: Coverage, mut received: Received) -> Result<(), Error> {
+/// Commits what a job has brought. [`Error::Stopped`] where types were left to the next run.
+pub async fn upsert(
+    run: &mut Run<'_>,
+    job: &JobInFlight,
+    coverage: Coverage,
+    mut received: Received,
+) -> Result<(), Error> {
     let held: BTreeSet<_> = received.types.keys().copied().filter(|of| received.holds(*of)).collect();
     let is_of_joiners = coverage.kind == JobKind::Joiners;
     if is_of_joiners && !held.is_empty() {
@@ -38,26 +41,21 @@ pub async fn upsert(run: &mut Run<'_>, coverage: Coverage, mut received: Receive
         run.members.seen.append(&mut of_type.patients);
     }
     run.remember_seen_patients().await?;
-    let is_only_source = sources::recorded(&run.syncer.root).await.is_ok_and(|sources| sources.len() <= 1);
-    let state = run.syncer.export_state(run.export);
-    let mut known = TypeFacts {
-        upsert: coverage.without_watermark(run),
-        absences: absences(run, coverage, &received, &held).await,
-        held,
-        is_only_source,
-        reload: state.reload.into_keys().collect(),
-        set_back_from: state.set_back_from,
-        bad_in_other_files: std::mem::take(&mut received.other_files.bad),
-    };
+    let mut known = TypeFacts::of(run, job, coverage, &mut received, held).await;
     reload_missed(run, std::mem::take(&mut received.other_files.missed)).await?;
     add_to_report(run, &mut received);
     let mut waiting = received.types.into_iter();
     let mut running = JoinSet::new();
+    let mut remembered = Ok(());
     loop {
         while running.len() < run.syncer.config.parallel_upserts && !run.stop.is_cancelled() {
             let Some((resource_type, received)) = waiting.next() else { break };
             let commit = Commit::of(run, coverage, &mut known, resource_type, &received);
-            run.report.notes.extend(note_of_unchecked_rows(resource_type, &commit.upsert, commit.engine.is_spark()));
+            run.report.notes.extend(note_of_unchecked_rows(
+                resource_type,
+                &commit.upsert,
+                commit.syncer.engine.is_spark(),
+            ));
             let (progress, runtime, span) = (run.progress.clone(), Handle::current(), Span::current());
             // Encoding keeps a core busy for minutes: not on a thread of the runtime.
             running.spawn_blocking(move || {
@@ -70,11 +68,7 @@ pub async fn upsert(run: &mut Run<'_>, coverage: Coverage, mut received: Receive
             Some(Ok((resource_type, report))) if is_of_joiners => {
                 run.add_of_joiners(resource_type, report).await;
             }
-            Some(Ok((resource_type, report))) => {
-                run.report.remarks.extend(remark(resource_type, &report));
-                run.report.notes.extend(note(resource_type, &report.end));
-                run.report.types.insert(resource_type, report);
-            }
+            Some(Ok((resource_type, report))) => remembered = remembered.and(add(run, resource_type, report).await),
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
             None => break,
         }
@@ -83,7 +77,18 @@ pub async fn upsert(run: &mut Run<'_>, coverage: Coverage, mut received: Receive
     for (_, received) in &left {
         received.changes.abandon().await;
     }
+    remembered?;
     if left.is_empty() { Ok(()) } else { Err(Error::Stopped) }
+}
+
+/// What became of one type.
+async fn add(run: &mut Run<'_>, resource_type: ResourceType, report: TypeReport) -> Result<(), Error> {
+    run.report.remarks.extend(remark(resource_type, &report));
+    run.report.notes.extend(note(resource_type, &report.end));
+    // Not when all types are committed: if the run ends before that, the next one finds no damaged files.
+    let damaged = (report.damaged_files > 0).then_some(resource_type);
+    run.report.types.insert(resource_type, report);
+    run.syncer.reload_in_other_exports(run.export, Vec::from_iter(damaged)).await
 }
 
 /// What the operator should know of the export, whatever its types become.
@@ -110,38 +115,10 @@ async fn reload_missed(run: &mut Run<'_>, missed: BTreeSet<ResourceType>) -> Res
     run.syncer.remember_reload(run.export, reasons).await
 }
 
-/// What the types without a resource are, where their absence could become a watermark.
-async fn absences(
-    run: &Run<'_>,
-    coverage: Coverage,
-    received: &Received,
-    held: &BTreeSet<ResourceType>,
-) -> BTreeMap<ResourceType, Absence> {
-    let mut absences = BTreeMap::new();
-    if coverage.watermark.is_none() {
-        return absences;
-    }
-    for (resource_type, of_type) in &received.types {
-        // The operator's word is the evidence.
-        let allow_empty = run.syncer.config.allow_empty.contains(resource_type);
-        if !of_type.is_absent() || allow_empty || held.contains(resource_type) {
-            continue;
-        }
-        // An increment is empty where nothing has changed, and some patients may have none; only scopes that have
-        // narrowed speak against it.
-        let absence = if coverage.kind.is_full() {
-            Some(run.absence(*resource_type).await)
-        } else {
-            run.denied(*resource_type).await
-        };
-        absences.extend(absence.map(|absence| (*resource_type, absence)));
-    }
-    absences
-}
-
 /// The commit of one type.
 struct Commit {
-    engine: Engine,
+    syncer: Syncer,
+    export: Export,
     resource_type: ResourceType,
     upsert: Upsert,
     /// How the type ends if it is absent from a full load without being empty.
@@ -150,6 +127,10 @@ struct Commit {
     gap: Option<Gap>,
     /// No other source has rows below the root.
     is_only_source: bool,
+    /// The table as the last sync left it.
+    last: Option<KnownTable>,
+    /// The table as the last instalment of the job left it.
+    finished: Option<KnownTable>,
     since: Option<TransactionTime>,
     server_time: Option<TransactionTime>,
     overlap: TimeDelta,
@@ -185,21 +166,6 @@ struct Compared {
     reach: Reach,
     watermark: NewWatermark,
     set_back_from: Option<TransactionTime>,
-}
-
-/// What is known of the types before their commits.
-struct TypeFacts {
-    /// Without a watermark.
-    upsert: Upsert,
-    held: BTreeSet<ResourceType>,
-    is_only_source: bool,
-    absences: BTreeMap<ResourceType, Absence>,
-    /// Loaded in full: the table was restored or replaced since our last commit, or something else was asked.
-    reload: BTreeSet<ResourceType>,
-    /// How far the server's clock had gone before it was set back.
-    set_back_from: BTreeMap<ResourceType, TransactionTime>,
-    /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
-    bad_in_other_files: BTreeSet<Option<ResourceType>>,
 }
 
 impl Commit {
@@ -245,12 +211,15 @@ impl Commit {
             ..known.upsert.clone()
         };
         Self {
-            engine: run.syncer.engine.clone(),
+            syncer: run.syncer.clone(),
+            export: run.export.clone(),
             resource_type,
             upsert,
             absent,
             gap,
             is_only_source: known.is_only_source,
+            last: known.tables.remove(&resource_type),
+            finished: known.finished.remove(&resource_type),
             since: coverage.kind.since(),
             server_time: coverage.server_time,
             overlap: config.overlap,
@@ -306,17 +275,24 @@ impl Commit {
                 events::committed(self.resource_type, &report);
                 report
             }
-            Err(error) => self.failed(report, &error.into()),
+            Err(error) => self.failed(report, &error),
         }
     }
 
-    async fn commit(&mut self, received: &ReceivedType) -> Result<Done, table::Error> {
-        let table = self.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
+    async fn commit(&mut self, received: &ReceivedType) -> Result<Done, Error> {
+        let table =
+            self.syncer.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
         // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
         // or restored after the kick-off; then it must not claim to be complete.
         let mut known = table.watermark(&self.upsert.app_id).await?;
         if let (None, Some(before)) = (known, &self.upsert.adopted_app_id) {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
+        }
+        // A new table has no watermark, and a full load brings it everything but the rows of files that were read before.
+        let last = self.last.iter().filter(|_| known.is_some());
+        if let Err(error) = mirror::check_is_unchanged(&table, last.chain(&self.finished)).await {
+            received.changes.abandon().await;
+            return Err(error);
         }
         if self.since.is_some_and(|since| known < Some(since)) {
             self.upsert.watermark = NewWatermark::Stays;
@@ -329,6 +305,10 @@ impl Commit {
             }
             None => Reach::Further,
         };
+        if let Some(from) = self.upsert.set_back_from.filter(|from| self.set_back_from != Some(*from)) {
+            // After the commit, nothing in the table tells of it.
+            self.syncer.remember_former_clock(&self.export, vec![self.resource_type], from).await?;
+        }
         let id = table.id()?;
         let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);
         let had_rows = is_unconfirmed && known.is_some() && table.row_count().await? != Some(0);

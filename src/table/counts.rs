@@ -50,9 +50,13 @@ impl Upsert {
     /// The stored version, without a `lastUpdated` that is later than this export where the clock was set back:
     /// otherwise no later change would look newer.
     pub fn without_former_clock(&self, stored: Version) -> Version {
-        let exported_micros = self.exported_at.map(TransactionTime::as_micros);
-        let is_ahead = self.set_back_from.is_some() && stored.last_updated_micros > exported_micros;
+        let is_ahead = self.is_stated_ahead(stored.last_updated_micros);
         Version { last_updated_micros: stored.last_updated_micros.filter(|_| !is_ahead), ..stored }
+    }
+
+    /// Is this time, which a resource or a deletion states, later than this export because of such a clock?
+    pub fn is_stated_ahead(&self, micros: Option<i64>) -> bool {
+        self.set_back_from.is_some() && micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
     /// Stored rows with a transaction time up to here are missing, where the export lacks them.

@@ -47,6 +47,12 @@ pub enum Error {
     /// Other writers committed to the table at the same moment, in each of our attempts.
     #[error("other writers changed the table {table} during each of {attempts} attempts to write to it")]
     Conflict { table: TableName, attempts: u32 },
+    /// What the caller knew of its rows may no longer be true.
+    #[error(
+        "the table {table} was restored to an earlier version while it was written to; nothing was committed, and the next \
+         sync loads it in full"
+    )]
+    Restored { table: TableName },
     #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]
     Rebuild { place: String, reason: String },
     #[error(

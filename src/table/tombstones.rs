@@ -113,9 +113,11 @@ impl Tombstones {
 
     /// The same without those of a clock that has been set back since: nothing would be newer than them.
     pub fn without_former_clock(self, upsert: &Upsert) -> Self {
-        let of_now = |known: Tombstone| {
-            if upsert.is_ahead(known.transaction_time_micros) { Tombstone::default() } else { known }
+        // An export whose end nobody could believe has none, and its deletions are as late as they say.
+        let is_ahead = |known: Tombstone| {
+            upsert.is_ahead(known.transaction_time_micros) || upsert.is_stated_ahead(known.deleted_at_micros)
         };
+        let of_now = |known: Tombstone| if is_ahead(known) { Tombstone::default() } else { known };
         Self { timed: of_now(self.timed), untimed: of_now(self.untimed) }
     }
 

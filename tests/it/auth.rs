@@ -14,13 +14,14 @@ use fhir_sync::{
     export::auth::{AuthConfig, Smart},
     fhir::ResourceType,
     secret::Secret,
-    sync::{Level, Outcome, TypeEnd},
+    sync::{Level, Mode, Outcome, TypeEnd},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, jwk::Jwk};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    harness::{ANY_PORT, Ended, HOUR, OBSERVATION, PATIENT, Process, Setup, end_of, failure},
+    harness::{ANY_PORT, Ended, HOUR, OBSERVATION, PATIENT, Process, Setup, end_of, eventually, failure},
     members::{GROUP, set_members},
 };
 
@@ -367,6 +368,38 @@ async fn a_type_that_the_scopes_no_longer_cover_is_denied_in_an_increment_and_wh
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::Denied { .. }), "{report:#?}");
     assert_eq!(setup.watermark(PATIENT).await, before);
     setup.server.scenario(|scenario| narrowed(scenario, false));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+/// The server leaves out what the token of the kick-off does not cover. (rules 21 and 126, Q-64)
+#[tokio::test]
+async fn a_type_that_the_scopes_did_not_cover_when_an_export_was_asked_for_is_denied_although_they_do_again() {
+    let setup = guarded().await;
+    setup.complete().await;
+    let before = setup.watermark(PATIENT).await;
+    setup.later(|world| _ = world.put(PATIENT, "p9", json!({})));
+    setup.server.scenario(|scenario| {
+        scenario.hold = true;
+        scenario.left_out.insert(PATIENT);
+        scenario.auth.as_mut().unwrap().granted_scope = Some("system/Observation.rs".to_owned());
+    });
+    let stop = CancellationToken::new();
+    let syncer = setup.open().await.unwrap();
+    let polled = async || setup.server.jobs().get(1).filter(|job| job.polls > 0).map(|_| stop.cancel());
+    let (report, ()) = tokio::join!(syncer.run(&setup.export, Mode::Incremental, &stop), eventually("a poll", polled));
+    assert_eq!(report.outcome, Outcome::Stopped);
+    syncer.close().await;
+    drop(syncer);
+    setup.server.scenario(|scenario| {
+        scenario.hold = false;
+        scenario.left_out.clear();
+        scenario.auth.as_mut().unwrap().granted_scope = None;
+    });
+    let report = setup.sync().await;
+    assert_eq!(end_of(&report, PATIENT), &TypeEnd::Denied { missing_scope: "system/Patient.rs".to_owned() });
+    assert_eq!(setup.watermark(PATIENT).await, before);
+    assert_eq!(setup.server.jobs().len(), 2, "the same export");
     setup.complete().await;
     setup.assert_same_as_server().await;
 }

@@ -1,12 +1,13 @@
 use chrono::TimeDelta;
 use fhir_sync::{
+    demo::{Fault, StatusCode},
     state::{ExportState, OpenState, peek},
     sync::{Mode, Outcome},
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Daemon, Ended, OBSERVATION, PATIENT, Process, Setup, eventually};
+use crate::harness::{Daemon, Ended, Made, OBSERVATION, PATIENT, Process, Setup, eventually};
 
 /// `fhir-sync <words> --config …`.
 async fn command(setup: &Setup, words: &[&str], settings: &[(&str, &str)]) -> Ended {
@@ -98,6 +99,33 @@ async fn an_export_that_cannot_be_cancelled_is_kept_until_the_operator_says_to_f
     assert!(ended.stdout.contains("could not be cancelled and is kept"), "{}", ended.stdout);
     let ended = command(&setup, &["job", "cancel", "--forget"], &[]).await;
     assert_eq!((ended.code, jobs(&setup)), (Some(0), 0), "{}", ended.output());
+}
+
+/// The DELETE arrives, its answer does not, and the server answers polls with the files that it had until then.
+#[tokio::test]
+async fn a_cancelled_export_is_not_followed_although_the_server_has_not_confirmed_it() {
+    let setup = with_job().await;
+    setup.server.scenario(|scenario| {
+        scenario.faults = vec![Fault::LoseAnswer { path_contains: "/bulkstatus/".to_owned(), times: 1000 }];
+    });
+    let ended = command(&setup, &["job", "cancel"], &[]).await;
+    assert_eq!((ended.code, jobs(&setup)), (Some(1), 1), "{}", ended.output());
+    assert!(setup.server.jobs()[0].deleted);
+    let patient = setup.server.world(|world| world.line(PATIENT, "p1").unwrap().to_owned() + "\n");
+    Made::default().output("Patient", 1, &patient).serve(&setup);
+    setup.server.scenario(|scenario| {
+        scenario.hold = false;
+        for fault in &mut scenario.faults {
+            if let Fault::NotAManifest { body, .. } = fault {
+                let (path_contains, body) = ("/bulkstatus/1".to_owned(), body.clone());
+                let (status, retry_after) = (StatusCode::OK, None);
+                *fault = Fault::Status { path_contains, status, times: 1000, retry_after, body };
+            }
+        }
+    });
+    setup.complete().await;
+    assert_eq!(setup.server.jobs().len(), 2);
+    setup.assert_same_as_server().await;
 }
 
 /// (rule 52)

@@ -7,7 +7,10 @@ use fhir_sync::{
 };
 use serde_json::{Value, json};
 
-use crate::harness::{Made, PATIENT, Process, Setup, end_of, eventually, failure, ndjson};
+use crate::{
+    harness::{Made, PATIENT, Process, Setup, end_of, eventually, failure, ndjson},
+    mirror::restore,
+};
 
 /// Each file is an instalment, and one is read after the other.
 const SETTINGS: [(&str, &str); 2] =
@@ -346,6 +349,25 @@ async fn lines_in_quarantine_count_for_the_limit_of_the_whole_load() {
         .serve(&setup);
     let report = setup.sync().await;
     assert!(failure(&report, PATIENT).contains("4 of 10 lines"), "{report:#?}");
+}
+
+#[tokio::test]
+async fn rows_of_files_that_were_read_and_that_a_restore_has_undone_since_are_read_again() {
+    let mut setup = five_files().await;
+    setup.config.instalment_bytes = 1;
+    killed(&setup).await;
+    setup.server.scenario(|scenario| scenario.hold_files = true);
+    let before = setup.file_requests();
+    let restored = async {
+        eventually("a download", async || (setup.file_requests() > before).then_some(())).await;
+        let newest = setup.root().open(PATIENT).await.unwrap().unwrap().version();
+        restore(&setup, newest);
+        setup.server.scenario(|scenario| scenario.hold_files = false);
+    };
+    let (report, ()) = tokio::join!(setup.sync(), restored);
+    assert!(failure(&report, PATIENT).contains("restored to an earlier version"), "{report:#?}");
+    setup.complete().await;
+    assert_loaded_by_one_job(&setup).await;
 }
 
 #[tokio::test]

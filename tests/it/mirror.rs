@@ -4,7 +4,7 @@ use fhir_sync::sync::{Mode, Outcome, Report};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{PATIENT, Setup, eventually};
+use crate::harness::{PATIENT, Setup, eventually, failure, json_of};
 
 fn log(setup: &Setup, version: u64) -> PathBuf {
     setup.table_folder(PATIENT).join(format!("_delta_log/{version:020}.json"))
@@ -16,7 +16,7 @@ fn actions(setup: &Setup, version: u64) -> Vec<Value> {
 }
 
 /// A commit as RESTORE makes it: the files of `newest` leave, and those of the version before come back.
-fn restore(setup: &Setup, newest: u64) {
+pub fn restore(setup: &Setup, newest: u64) {
     let (before, now) = (actions(setup, newest - 1), actions(setup, newest));
     let info = json!({"commitInfo": {"timestamp": 1_800_000_000_000_i64, "operation": "RESTORE"}});
     let removed = now.iter().filter_map(|action| action.get("add")).map(|add| {
@@ -131,6 +131,85 @@ async fn an_increment_in_progress_does_not_stand_for_a_table_that_was_restored_m
     let report = setup.sync().await;
     assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");
     setup.assert_same_as_server().await;
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+/// Patients have changed, and one was deleted, in the newest version of their table; another change is not asked for yet.
+async fn with_a_change_to_undo() -> Setup {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p9", json!({}));
+        world.delete(PATIENT, "p2");
+        world.advance(Duration::from_hours(1));
+    });
+    setup.complete().await;
+    setup.later(|world| _ = world.put(PATIENT, "p10", json!({})));
+    setup
+}
+
+/// Does something while the server works on the export that a run has asked for.
+async fn during_a_run(setup: &Setup, mode: Mode, act: impl AsyncFnOnce()) -> Report {
+    setup.server.scenario(|scenario| scenario.hold = true);
+    let before = setup.server.jobs().len();
+    let acting = async {
+        eventually("a poll", async || {
+            let jobs = setup.server.jobs();
+            jobs.get(before).filter(|job| job.polls > 0).map(drop)
+        })
+        .await;
+        act().await;
+        setup.server.scenario(|scenario| scenario.hold = false);
+    };
+    tokio::join!(setup.run(mode), acting).0
+}
+
+async fn newest(setup: &Setup) -> u64 {
+    setup.root().open(PATIENT).await.unwrap().unwrap().version()
+}
+
+#[tokio::test]
+async fn a_table_that_is_restored_during_a_run_is_not_committed_and_the_next_sync_loads_it_in_full() {
+    for mode in [Mode::Incremental, Mode::FullRefresh] {
+        let setup = with_a_change_to_undo().await;
+        let (before, newest) = (setup.watermark(PATIENT).await, newest(&setup).await);
+        let report = during_a_run(&setup, mode, async || restore(&setup, newest)).await;
+        assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+        let cause = failure(&report, PATIENT);
+        assert!(cause.contains("restored to an earlier version, while its export was in progress"), "{cause}");
+        assert_eq!(setup.watermark(PATIENT).await, before);
+        let report = setup.complete().await;
+        assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");
+        setup.assert_same_as_server().await;
+        assert_eq!(setup.complete().await.notes, Vec::<String>::new());
+    }
+}
+
+/// The log is read from a checkpoint, so that the commit of the restore is read by nothing but the search for it.
+#[tokio::test]
+async fn where_it_cannot_be_read_whether_a_table_was_restored_nothing_is_taken_for_complete() {
+    let setup = with_a_change_to_undo().await;
+    for _ in 0..10 {
+        setup.complete().await;
+        setup.later(|_| ());
+    }
+    setup.later(|world| _ = world.put(PATIENT, "p11", json!({})));
+    setup.complete().await;
+    let newest = newest(&setup).await;
+    restore(&setup, newest);
+    let maintained = setup.command(&["maintain", "--json", "Patient"], &[]).await;
+    assert!(json_of(&maintained)["tables"][0]["checkpoint"].is_u64(), "{}", maintained.output());
+    let (commit, aside) = (log(&setup, newest + 1), setup.folder.path().join("aside"));
+    fs::rename(&commit, &aside).unwrap();
+    let unreadable = std::os::unix::net::UnixListener::bind(&commit).unwrap();
+    let report = during_a_run(&setup, Mode::Incremental, async || {
+        drop(unreadable);
+        fs::rename(&aside, &commit).unwrap();
+    })
+    .await;
+    assert!(failure(&report, PATIENT).contains("restored to an earlier version"), "{report:#?}");
     setup.complete().await;
     setup.assert_same_as_server().await;
 }

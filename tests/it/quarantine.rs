@@ -1,5 +1,6 @@
-use fhir_sync::sync::{Mode, Outcome, QuarantineRow, Report, TypeEnd};
+use fhir_sync::sync::{Export, Mode, Outcome, QuarantineRow, Report, TypeEnd};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Made, OBSERVATION, PATIENT, Setup, end_of, failure, json_of, ndjson};
 
@@ -61,6 +62,30 @@ async fn lines_in_quarantine_are_noted_by_each_run_until_a_full_refresh_has_brou
     served(&[patient(3)]);
     let report = setup.complete().await;
     assert!(!noted(&report), "{report:#?}");
+}
+
+/// The line is kept once, for the export that brought it first.
+#[tokio::test]
+async fn a_line_that_two_exports_brought_is_noted_for_both_until_both_have_its_row() {
+    let mut setup = Setup::new().await;
+    setup.config.quarantine.max_quarantined_percent = 90.0;
+    setup.export.types = vec![PATIENT];
+    setup.export.reconciled.clear();
+    let patient = |id: u32| json!({"resourceType": "Patient", "id": format!("p{id}")});
+    let served = |lines: &[Value]| Made::default().output("Patient", None, &ndjson(lines)).serve(&setup);
+    let noted = |report: &Report| report.notes.iter().any(|note| note.starts_with("1 lines that earlier runs brought"));
+    let (first, second) = (&setup.export, &Export { name: "second".to_owned(), ..setup.export.clone() });
+    let run =
+        async |export: &Export, mode| setup.open().await.unwrap().run(export, mode, &CancellationToken::new()).await;
+    for export in [first, second] {
+        served(&[patient(1), patient(2), json!({"resourceType": "Patient"})]);
+        assert_eq!(run(export, Mode::Incremental).await.outcome, Outcome::Partial);
+    }
+    served(&[patient(1), patient(2), patient(3)]);
+    let report = run(first, Mode::FullRefresh).await;
+    assert!(report.outcome == Outcome::Complete && !noted(&report), "{report:#?}");
+    served(&[patient(2)]);
+    assert!(noted(&run(second, Mode::Incremental).await));
 }
 
 #[tokio::test]

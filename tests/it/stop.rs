@@ -1,7 +1,13 @@
-use fhir_sync::{demo::Fault, demo::StatusCode, fhir::ResourceType};
+use fhir_sync::{
+    demo::{Fault, StatusCode},
+    fhir::ResourceType,
+    state::{ExportState, peek},
+    sync::{Export, Mode, Outcome},
+};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Process, Setup, eventually};
+use crate::harness::{HOUR, Process, Setup, eventually};
 
 /// The exit codes of a graceful end by `run` and by `sync`.
 const COMMANDS: [(&str, i32); 2] = [("run", 0), ("sync", 130)];
@@ -75,6 +81,72 @@ async fn a_signal_between_two_commits_finishes_the_running_one_and_leaves_the_re
         }
         assert_completes(&setup).await;
     }
+}
+
+/// Types with one resource each, loaded by the exports `all` and `second`, and what a process needs to load them again one
+/// after the other.
+async fn nine_types() -> (Setup, Vec<String>) {
+    let mut setup = Setup::new().await;
+    let names = ["Account", "Basic", "Condition", "Device", "Encounter", "Flag", "Goal", "Immunization", "List"];
+    setup.export.types = names.map(|name| name.parse::<ResourceType>().unwrap()).to_vec();
+    setup.export.reconciled.clear();
+    setup.server.world(|world| {
+        world.advance(4 * HOUR);
+        for resource_type in &setup.export.types {
+            world.put(*resource_type, "one", json!({}));
+        }
+    });
+    setup.complete().await;
+    let second = Export { name: "second".to_owned(), ..setup.export.clone() };
+    let report = setup.open().await.unwrap().run(&second, Mode::Incremental, &CancellationToken::new()).await;
+    assert_eq!(report.outcome, Outcome::Complete, "{report:#?}");
+    let path = setup.folder.path().join("stop.toml");
+    std::fs::write(&path, setup.config() + "reconcile = false\n").unwrap();
+    let command = ["sync", "--full-refresh", "--config", path.to_str().unwrap()].map(str::to_owned).to_vec();
+    (setup, command)
+}
+
+/// A full refresh that has committed the first of them.
+async fn after_the_first_commit(setup: &Setup, command: &[String]) -> Process {
+    let words: Vec<_> = command.iter().map(String::as_str).collect();
+    let newest = setup.root().open("Account".parse().unwrap()).await.unwrap().unwrap().version();
+    let process = Process::start(&words, &[("FHIR_SYNC__SYNC__PARALLEL_UPSERTS", "1")]);
+    let commit = setup.lake().join(format!("Account.parquet/_delta_log/{:020}.json", newest + 1));
+    eventually("the first commit", async || commit.exists().then_some(())).await;
+    process
+}
+
+fn known(setup: &Setup, export: &str) -> ExportState {
+    peek(&setup.state_file()).unwrap().exports.remove(export).unwrap()
+}
+
+/// The commit has lowered the watermark, so the tables do not tell of it. (rule 52)
+#[tokio::test]
+async fn a_step_back_of_the_server_s_clock_is_known_although_the_process_was_killed_after_a_commit() {
+    let (setup, command) = nine_types().await;
+    setup.server.world(|world| world.set_back(3 * HOUR));
+    after_the_first_commit(&setup, &command).await.kill().await;
+    let account = "Account".parse().unwrap();
+    assert!(known(&setup, "all").set_back_from.contains_key(&account));
+    setup.complete().await;
+    setup.later(|world| assert!(world.delete(account, "one")));
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+#[tokio::test]
+async fn other_exports_load_what_was_in_damaged_files_although_a_signal_ended_the_run_that_removed_them() {
+    let (setup, command) = nine_types().await;
+    let account = "Account".parse().unwrap();
+    for file in setup.data_files(account) {
+        std::fs::write(setup.table_folder(account).join(file), "").unwrap();
+    }
+    let process = after_the_first_commit(&setup, &command).await;
+    process.terminate().await;
+    let ended = process.end().await;
+    assert_eq!(ended.code, Some(130), "the signal came too late to prove anything: {}", ended.output());
+    let reload = known(&setup, "second").reload;
+    assert!(reload[&account].contains("damaged data files were removed by another export"), "{reload:?}");
 }
 
 #[tokio::test]

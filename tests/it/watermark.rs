@@ -257,6 +257,31 @@ async fn an_export_that_is_more_than_a_day_ahead_of_ours_has_no_instalments() {
     assert!(matches!(end_of(&report, PATIENT), TypeEnd::WatermarkHeld { .. }), "{report:#?}");
 }
 
+/// (rules 52 and 131)
+#[tokio::test]
+async fn what_changes_after_a_clock_that_was_years_ahead_was_set_right_is_not_taken_for_older() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    let years = setup.server.world(|world| (local_now() - world.now()).to_std().unwrap()) + 87_600 * HOUR;
+    setup.server.world(|world| {
+        world.advance(years);
+        world.put(PATIENT, "p1", json!({"gender": "unknown"}));
+        world.put(PATIENT, "p6", json!({}));
+        world.delete(PATIENT, "p3");
+    });
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.server.world(|world| world.set_back(years));
+    setup.later(|_| ());
+    setup.complete().await;
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.delete(PATIENT, "p6");
+        world.put(PATIENT, "p3", json!({"gender": "male"}));
+    });
+    setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
 /// (rule 131)
 #[tokio::test]
 async fn a_clock_less_than_a_day_ahead_of_ours_holds_nothing() {

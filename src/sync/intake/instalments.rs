@@ -20,7 +20,7 @@ use crate::{
     state::{ExportState, FinishedFiles, JobInFlight, JobKind, KnownTable},
     sync::{
         Coverage, Engine, Error, ProgressSender, Quarantine, QuarantineLimit, RowsGo, Run, Step, Syncer, TypeEnd,
-        TypeReport, blocking::blocking, columns, events, hex::hex, members::compared_group,
+        TypeReport, blocking::blocking, columns, events, hex::hex, members::compared_group, mirror::check_is_unchanged,
     },
     table::{ChangeSet, Committed, Upsert},
 };
@@ -127,7 +127,7 @@ impl<'a> Instalments<'a> {
             } else if !finished.files.iter().all(listed) {
                 Some("the manifest no longer lists all of them".to_owned())
             } else {
-                // A table that cannot be opened fails its type later, and changes nothing here.
+                // What cannot be read now is no reason to read the files again: the commits compare once more, or fail.
                 let difference = self.run.syncer.difference(*of, &finished.table).await.ok().flatten();
                 difference.map(|difference| difference.to_string())
             };
@@ -252,8 +252,9 @@ impl<'a> Instalments<'a> {
         context.progress.step(Step::Upserting(of));
         let (in_thread, engine, upsert) = (Arc::clone(context), self.syncer().engine.clone(), self.upsert.clone());
         let limit = self.syncer().config.quarantine;
+        let before = self.finished.get(&of).map(|finished| finished.table.clone());
         let committed = blocking(move || match in_thread.intakes.get(&of) {
-            Some(intake) => intake.commit(of, &engine, &upsert, limit),
+            Some(intake) => intake.commit(of, &engine, &upsert, before.as_ref(), limit),
             None => Ok(None),
         });
         let committed = committed.await;
@@ -296,12 +297,13 @@ impl<'a> Instalments<'a> {
 
 impl Intake {
     /// Commits what has arrived, and begins another change set. Workers that have more rows wait. `None` if nothing may
-    /// be committed now. Blocks.
+    /// be committed now. `before` is the table as the instalment before left it. Blocks.
     fn commit(
         &self,
         of: ResourceType,
         engine: &Engine,
         upsert: &Upsert,
+        before: Option<&KnownTable>,
         limit: QuarantineLimit,
     ) -> Result<Option<Instalment>, Error> {
         let mut changes = self.changes_alone();
@@ -312,6 +314,7 @@ impl Intake {
         }
         let (runtime, definition) = (Handle::current(), columns::definition(&self.decoder.shape));
         let table = runtime.block_on(engine.open_or_create(of, &definition))?;
+        runtime.block_on(check_is_unchanged(&table, before))?;
         let (id, is_first_load) = (table.id()?, current.is_first_load());
         let schema = self.decoder.shape.schema();
         let committed = match runtime.block_on(table.upsert(current, upsert)) {

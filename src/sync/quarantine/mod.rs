@@ -97,7 +97,7 @@ impl Run<'_> {
         if !has_quarantined || is_made_up_for {
             return None;
         }
-        match self.quarantine.left().await {
+        match self.quarantine.left(&self.export.types).await {
             Ok(0) => None,
             Ok(lines) => Some(format!(
                 "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
@@ -149,12 +149,14 @@ impl Quarantine {
         self.has_lines.load(Ordering::Relaxed)
     }
 
-    /// The lines of earlier runs of the export that were not replayed.
-    async fn left(&self) -> Result<u64, table::Error> {
+    /// The lines of earlier runs that were not replayed, of files of these types or of none. A line that several exports
+    /// brought is kept for the first of them.
+    async fn left(&self, types: &[ResourceType]) -> Result<u64, table::Error> {
         let rows = self.root.quarantine().await?;
         let is_left = |row: &&QuarantineRow| {
-            let is_of_export = row.export == self.of_run.export && row.source == self.of_run.source;
-            is_of_export && row.run != self.of_run.run && row.replayed_at.is_none()
+            let of = row.resource_type.as_ref();
+            let is_of_types = of.is_none_or(|of| types.iter().any(|known| known.as_str() == of));
+            is_of_types && row.source == self.of_run.source && row.run != self.of_run.run && row.replayed_at.is_none()
         };
         Ok(rows.iter().filter(is_left).count() as u64)
     }

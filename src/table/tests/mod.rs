@@ -33,6 +33,7 @@ mod partition;
 #[cfg(feature = "sql")]
 mod race;
 mod read_back;
+mod restored;
 mod spark_files;
 mod spilled;
 mod store_requests;

@@ -64,6 +64,7 @@ impl Table {
         } else {
             TombstoneTable::open(&self.root).await?
         };
+        let opened = self.version();
         for _ in 0..MAX_ATTEMPTS {
             // Counted in each attempt: a commit that overtakes us is before our commit, and the next run looks only
             // after it.
@@ -89,6 +90,10 @@ impl Table {
                     let first_load: BTreeSet<_> =
                         changes.files().into_iter().flatten().map(|(_, stored)| stored.add.path).collect();
                     commit::discard(self, written.into_iter().filter(|path| !first_load.contains(path))).await;
+                    // The watermark would stand for rows that the table had when it was opened.
+                    if self.restored_since(opened).await? {
+                        return Err(Error::Restored { table: self.name });
+                    }
                 }
             }
         }
