@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
-    exit::{Exit, FAILED, failed},
+    exit::{Exit, failed},
     look::{self, Looking, day_and_time},
 };
 use crate::{
@@ -100,9 +100,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Exit> {
         look::print(&text(&status))?;
     }
     let Some(max_age) = max_age else { return Ok(()) };
-    let too_old = too_old(&status, max_age, config.sync.recheck_absent, now());
-    too_old.iter().for_each(|sentence| _ = failed(sentence));
-    if too_old.is_empty() { Ok(()) } else { Err(FAILED) }
+    let mut result = Ok(());
+    for sentence in too_old(&status, max_age, config.sync.recheck_absent, now()) {
+        result = Err(failed(&sentence));
+    }
+    result
 }
 
 #[expect(clippy::disallowed_methods, reason = "the age of data is by the local clock")]

@@ -59,7 +59,7 @@ fn not_toml(text: &str, error: Option<&toml::de::Error>) -> String {
     };
     let Some(span) = error.span() else { return error.message().to_owned() };
     let before = &text.as_bytes()[..span.start.min(text.len())];
-    let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let line = before.split(|byte| *byte == b'\n').count();
     let in_line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     let column = String::from_utf8_lossy(in_line).chars().count() + 1;
     format!("line {line}, column {column}: {}", error.message())

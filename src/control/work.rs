@@ -220,7 +220,6 @@ fn failed(error: sync::Error) -> Error {
     if matches!(error, sync::Error::Stopped) { Error::Stopped } else { Error::Failed(chain(&error)) }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 fn not_maintained(error: sync::Error) -> Error {
     Error::Busy(match error {
         sync::Error::LeasedByOther { holder, .. } => {

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{CONDITION, Daemon, Made, PATIENT, Setup, eventually, ndjson};
+use crate::harness::{CONDITION, Daemon, Made, PATIENT, Setup, eventually, json_of, ndjson};
 
 /// One type of the export in an answer.
 fn of_type<'a>(body: &'a Value, name: &str) -> &'a Value {
@@ -266,4 +266,16 @@ async fn a_healthcheck_takes_the_address_from_the_configuration() {
     let ended = setup.command(&["healthcheck"], &settings).await;
     let says = format!("http://{}/health does not answer", settings[0].1);
     assert!(ended.code == Some(1) && ended.stderr.contains(&says), "{}", ended.output());
+}
+
+#[tokio::test]
+async fn status_says_by_its_exit_code_whether_data_are_too_old() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    for (max_age, code) in [("3h", 0), ("0s", 1)] {
+        let ended = setup.command(&["status", "--json", "--max-age", max_age], &[]).await;
+        assert_eq!(ended.code, Some(code), "{}", ended.output());
+        assert_eq!(ended.stderr.contains("all: the data of Patient are of "), code == 1, "{}", ended.output());
+        assert!(json_of(&ended)["exports"][0]["types"][0]["data_as_of"].is_string(), "{}", ended.output());
+    }
 }

@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
-use tokio::net::UnixDatagram;
+use tokio::{net::UnixDatagram, task::JoinSet};
 
 use crate::harness::{Daemon, PATIENT, Setup, eventually};
 
@@ -70,7 +70,9 @@ async fn a_hangup_during_a_reload_has_the_configuration_read_once_more() {
     daemon.process.signal("HUP").await;
     // Opening the pipe waits for the command that reads it.
     let into = pipe.clone();
-    let mut writer = tokio::task::spawn_blocking(move || fs::File::create(into).unwrap()).await.unwrap();
+    let mut opening = JoinSet::new();
+    opening.spawn_blocking(move || fs::File::create(into).unwrap());
+    let mut writer = opening.join_next().await.unwrap().unwrap();
     fs::write(file(&setup), setup.config().replace("hospital", "clinic")).unwrap();
     daemon.process.signal("HUP").await;
     daemon.process.logged("SIGHUP: the configuration is being read; it is read once more afterwards").await;

@@ -146,7 +146,7 @@ async fn other_exports_load_what_was_in_damaged_files_although_a_signal_ended_th
     let ended = process.end().await;
     assert_eq!(ended.code, Some(130), "the signal came too late to prove anything: {}", ended.output());
     let reload = known(&setup, "second").reload;
-    assert!(reload[&account].contains("damaged data files were removed by another export"), "{reload:?}");
+    assert!(reload[&account].to_string().contains("damaged data files were removed by another export"), "{reload:?}");
 }
 
 #[tokio::test]
