@@ -171,7 +171,7 @@ async fn rows_of_before_typed_was_switched_on_keep_their_versions_when_they_are_
     setup.later(|world| world.push_line(PATIENT, old));
     let report = setup.complete().await;
     assert_eq!((report.types[&PATIENT].counts.stale, report.changed()), (1, 0));
-    setup.server.world(|world| world.clear_pushed_lines());
+    setup.server.world(fhir_sync::demo::World::clear_pushed_lines);
     setup.assert_same_as_server().await;
 }
 
