@@ -150,12 +150,16 @@ pub async fn run(config: Config, path: &Path) -> Result<Ended, Error> {
     daemon.catch_up();
     daemon.publish(true);
     tracing::info!(health = %server.address, next_run = daemon.next_run(), "ready");
-    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
-        tracing::warn!(%error, "systemd could not be notified; it will end this process after its start timeout");
-    }
+    tell_systemd_that_it_is_ready();
     let ended = daemon.run_loop(&mut orders, &mut signals, &mut requests).await;
     daemon.close(ended, control).await;
     Ok(ended)
+}
+
+fn tell_systemd_that_it_is_ready() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd could not be notified; it will end this process after its start timeout");
+    }
 }
 
 /// Without the socket, a command by hand says that the daemon holds the state file.

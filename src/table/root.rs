@@ -217,14 +217,16 @@ impl Root {
         }
         let mut delta = self.delta(&directory)?;
         match delta.load().await {
-            Ok(()) => {
-                self.no_logs.has_log(&place);
-                Ok(Some(Table { name, place, delta, root: self.clone() }))
-            }
+            Ok(()) => Ok(Some(self.table(name, place, delta))),
             // Asking whether it exists before loading it would list the whole log.
             Err(DeltaTableError::NotATable(_)) => self.no_logs.check(&delta, &place).await.map(|()| None),
             Err(error) => Err(Error::delta(&place, error)),
         }
+    }
+
+    fn table(&self, name: TableName, place: String, delta: DeltaTable) -> Table {
+        self.no_logs.has_log(&place);
+        Table { name, place, delta, root: self.clone() }
     }
 
     /// Creates a table by its empty first commit. No data file may be in its folder before that.
@@ -250,7 +252,7 @@ impl Root {
             .with_commit_properties(CommitProperties::default().with_max_retries(0))
             .await;
         match created {
-            Ok(delta) => Ok(Table { name, place, delta, root: self.clone() }),
+            Ok(delta) => Ok(self.table(name, place, delta)),
             // The table may exist now: created by another process, or by us although the answer was lost.
             Err(error) => self.load(name).await?.ok_or_else(|| Error::delta(&place, error)),
         }

@@ -107,14 +107,7 @@ async fn a_sync_is_announced_before_it_begins_and_reported_when_the_state_file_h
     // Nothing changes, so there is no message.
     assert_eq!(setup.process(&settings).await.code, Some(0));
     assert_eq!(receiver.paths()[3..], ["/beat/secret/start", "/beat/secret"]);
-    let down = Fault::Status {
-        path_contains: "$export".to_owned(),
-        status: StatusCode::BAD_GATEWAY,
-        times: u32::MAX,
-        retry_after: None,
-        body: String::new(),
-    };
-    setup.server.scenario(|scenario| scenario.faults.push(down));
+    setup.server.scenario(|scenario| scenario.faults.push(outage()));
     assert_eq!(setup.process(&settings).await.code, Some(1));
     let received = receiver.received();
     assert_eq!(received[5].path, "/beat/secret/start");
@@ -179,14 +172,7 @@ async fn the_recovery_from_an_outage_that_another_process_had_is_reported() {
     let receiver = Receiver::start(&setup, Some(StatusCode::OK)).await;
     let daemon = Daemon::start(&setup, &[(WEBHOOK, &receiver.url("hook"))]).await;
     eventually("the first message", async || (receiver.received().len() == 1).then_some(())).await;
-    let down = Fault::Status {
-        path_contains: "$export".to_owned(),
-        status: StatusCode::BAD_GATEWAY,
-        times: u32::MAX,
-        retry_after: None,
-        body: String::new(),
-    };
-    setup.server.scenario(|scenario| scenario.faults.push(down));
+    setup.server.scenario(|scenario| scenario.faults.push(outage()));
     let elsewhere = setup.folder.path().join("elsewhere");
     fs::create_dir(&elsewhere).unwrap();
     let ended = setup.process(&[("FHIR_SYNC__SYNC__SPOOL_FOLDER", elsewhere.to_str().unwrap())]).await;
@@ -221,5 +207,15 @@ async fn a_url_in_the_configuration_file_or_in_a_file_that_others_can_read_is_re
         assert_eq!(ended.code, Some(78), "{}", ended.output());
         assert!(ended.output().contains(expected), "{expected}\nnot in\n{}", ended.output());
         assert!(!ended.output().contains(SECRET), "{}", ended.output());
+    }
+}
+
+fn outage() -> Fault {
+    Fault::Status {
+        path_contains: "$export".to_owned(),
+        status: StatusCode::BAD_GATEWAY,
+        times: u32::MAX,
+        retry_after: None,
+        body: String::new(),
     }
 }
