@@ -29,6 +29,7 @@ impl Syncer {
         let url = server.server.clone();
         let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
+        root.refuse_a_table().await?;
         // After the state: whoever holds that knows that an earlier holder has ended.
         let group = open_state.lease().and_then(|lease| lease.group());
         let lease = match group {
