@@ -16,6 +16,7 @@ mod check;
 mod columns;
 mod demo;
 mod exit;
+mod file_or_flags;
 mod healthcheck;
 mod help;
 mod job;
@@ -222,12 +223,29 @@ mod tests {
                     --state-file /var/lib/fhir-sync/state.json --resource-types Patient Condition --group-id g \
                     --full-refresh --auth-client-id me --auth-private-key /etc/key.jwk";
         let Command::Sync(arguments) = parse(cron).unwrap().command else { panic!("not a sync") };
-        assert_eq!(arguments.resource_types, ["Patient", "Condition"]);
+        assert_eq!(arguments.from.resource_types, ["Patient", "Condition"]);
+        let Command::Sync(arguments) = parse(&cron.replace("Patient Condition", "Patient,Condition")).unwrap().command
+        else {
+            panic!("not a sync")
+        };
+        assert_eq!(arguments.from.resource_types, ["Patient", "Condition"], "with a comma, too");
         assert!(arguments.full_refresh && arguments.allow_empty.is_empty());
         let emptied = format!("{cron} --allow-empty Patient");
         let Command::Sync(arguments) = parse(&emptied).unwrap().command else { panic!("not a sync") };
         assert_eq!(arguments.allow_empty, [ResourceType::PATIENT]);
         assert_eq!(parse("fhir-sync sync --config a.toml --allow-empty Patient").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn the_commands_that_look_take_the_flags_of_a_sync_without_a_file() {
+        let flags = "--fhir-endpoint https://ehr.example.org/fhir --delta-path /data/delta --state-file /data/state.json \
+                     --resource-types Patient --auth-client-id me --auth-private-key /etc/key.jwk";
+        let looking =
+            ["verify --online", "status", "runs --limit 5", "quarantine list", "job show", "state show --json"];
+        for command in looking {
+            assert!(parse(&format!("fhir-sync {command} {flags}")).is_ok(), "{command}");
+            assert!(parse(&format!("fhir-sync {command} -c a.toml {flags}")).is_err(), "{command}");
+        }
     }
 
     #[test]
