@@ -83,6 +83,10 @@ enum Command {
     /// Runs an SQL query over the tables and prints the result
     #[cfg(feature = "sql")]
     Query(query::Arguments),
+    /// Runs an SQL query over the tables; this program was built without it
+    #[cfg(not(feature = "sql"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Query(WithoutQuery),
     /// Prints SQL that creates flat views over the tables, such as patient, encounter, condition and observation
     Views(views::Arguments),
     /// Shows the ledger: what each run brought, type by type
@@ -113,6 +117,23 @@ enum Command {
     Healthcheck(healthcheck::Arguments),
 }
 
+/// Whatever a query was to be.
+#[cfg(not(feature = "sql"))]
+#[derive(Args, Debug)]
+struct WithoutQuery {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    words: Vec<String>,
+}
+
+#[cfg(not(feature = "sql"))]
+fn built_without_query() -> exit::Exit {
+    eprintln!(
+        "fhir-sync: this program was built without `query`; build it with cargo build --release --features sql, or use \
+         DuckDB, Polars or Spark (docs/tables.md)"
+    );
+    exit::CONFIGURATION
+}
+
 /// Where the configuration is.
 #[derive(Args, Debug)]
 struct ConfigFile {
@@ -141,6 +162,8 @@ impl Cli {
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]
             Command::Query(arguments) => query::run(arguments).await,
+            #[cfg(not(feature = "sql"))]
+            Command::Query(_) => Err(built_without_query()),
             Command::Views(arguments) => views::run(arguments),
             Command::Runs(arguments) => runs::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
@@ -269,5 +292,14 @@ mod tests {
         }
         let half = parse("fhir-sync sync --fhir-endpoint https://a").unwrap_err().to_string();
         assert!(half.contains("--delta-path <FOLDER>"), "{half}");
+    }
+
+    #[cfg(not(feature = "sql"))]
+    #[test]
+    fn a_query_that_was_not_built_names_its_feature_whatever_is_asked() {
+        for line in ["fhir-sync query --help", "fhir-sync query --delta-path lake SELECT"] {
+            let Command::Query(_) = parse(line).unwrap().command else { panic!("not a query") };
+        }
+        assert_eq!(built_without_query(), exit::CONFIGURATION);
     }
 }
