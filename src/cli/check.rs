@@ -77,8 +77,8 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
 
 async fn check(config: &Config, arguments: &Arguments) -> Vec<Tried> {
     let exports: Vec<_> = config.exports.iter().map(|scheduled| scheduled.export.clone()).collect();
-    let (server, tables, spark) = (config.server.clone(), config.tables.clone(), config.sync.spark.as_ref());
-    let checks = sync::check(server, tables, spark, &exports, arguments.kick_off).await;
+    let (server, tables, state) = (config.server.clone(), config.tables.clone(), &config.state);
+    let checks = sync::check(server, tables, state, &config.sync, &exports, arguments.kick_off).await;
     let tried = |check: Check| Tried { what: check.what, verdict: word(check.verdict), found: check.found };
     checks.into_iter().map(tried).collect()
 }

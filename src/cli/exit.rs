@@ -118,7 +118,7 @@ fn of_opening(error: &sync::Error) -> Exit {
             | TableError::Conflict { .. }
             | TableError::Restored { .. }
             | TableError::Engine { is_transient: true, .. } => TEMPORARY,
-            TableError::Store(_) => CONFIGURATION,
+            TableError::Store(_) | TableError::NotARoot { .. } => CONFIGURATION,
             TableError::StoreFailed { failure, .. } if failure.is_of_configuration() => CONFIGURATION,
             TableError::StoreFailed { .. } | TableError::Permissions { .. } => TEMPORARY,
             TableError::NotOurs { .. }

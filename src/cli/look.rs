@@ -12,8 +12,8 @@ use serde::Serialize;
 
 pub use super::columns::columns;
 use super::{
-    ConfigFile,
     exit::{CONFIGURATION, Exit, failed, misconfigured},
+    file_or_flags::FileOrFlags,
 };
 use crate::{
     config::{self, Config},
@@ -26,7 +26,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub struct Looking {
     #[command(flatten)]
-    config: ConfigFile,
+    from: FileOrFlags,
     /// JSON with all columns, for programs
     #[arg(long)]
     pub json: bool,
@@ -34,12 +34,13 @@ pub struct Looking {
 
 impl Looking {
     pub fn configuration(&self) -> Result<Config, Exit> {
-        configuration(&self.config.path)
+        telemetry::start(&telemetry::Config::quiet());
+        self.from.settings().map_err(misconfigured)
     }
 
     /// The configuration with the private key, for those who ask the server.
     pub fn configuration_with_key(&self) -> Result<Config, Exit> {
-        config::load(&self.config.path).map_err(misconfigured)
+        self.from.settings_with_key().map_err(misconfigured)
     }
 
     /// The configuration, and its tables for reading.

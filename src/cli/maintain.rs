@@ -108,6 +108,10 @@ fn print(tables: &[(TableName, Result<Maintained, String>)], dry_run: DryRun, ma
         let limit = humantime::format_duration(maintenance.time_limit);
         say!("! not compacted yet, left for the next run: {left} groups of files (maintenance.time_limit is {limit})");
     }
+    let was_done = |done: &Maintained| *done != Maintained::default();
+    if tables.iter().all(|(_, result)| result.as_ref().is_ok_and(|done| !was_done(done))) {
+        say!("nothing was to be done");
+    }
     if dry_run == DryRun::Yes {
         say!("dry run: nothing was changed");
     }

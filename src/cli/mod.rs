@@ -16,6 +16,7 @@ mod check;
 mod columns;
 mod demo;
 mod exit;
+mod file_or_flags;
 mod healthcheck;
 mod help;
 mod job;
@@ -83,6 +84,10 @@ enum Command {
     /// Runs an SQL query over the tables and prints the result
     #[cfg(feature = "sql")]
     Query(query::Arguments),
+    /// Runs an SQL query over the tables; this program was built without it
+    #[cfg(not(feature = "sql"))]
+    #[command(hide = true, disable_help_flag = true)]
+    Query(WithoutQuery),
     /// Prints SQL that creates flat views over the tables, such as patient, encounter, condition and observation
     Views(views::Arguments),
     /// Shows the ledger: what each run brought, type by type
@@ -111,6 +116,23 @@ enum Command {
     Man(manual::ManArguments),
     /// Asks a running daemon whether its data are fresh
     Healthcheck(healthcheck::Arguments),
+}
+
+/// Whatever a query was to be.
+#[cfg(not(feature = "sql"))]
+#[derive(Args, Debug)]
+struct WithoutQuery {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    words: Vec<String>,
+}
+
+#[cfg(not(feature = "sql"))]
+fn built_without_query() -> exit::Exit {
+    eprintln!(
+        "fhir-sync: this program was built without `query`; build it with cargo build --release --features sql, or use \
+         DuckDB, Polars or Spark (docs/tables.md)"
+    );
+    exit::CONFIGURATION
 }
 
 /// Where the configuration is.
@@ -142,6 +164,8 @@ impl Cli {
             Command::Maintain(arguments) => maintain::run(arguments).await,
             #[cfg(feature = "sql")]
             Command::Query(arguments) => query::run(arguments).await,
+            #[cfg(not(feature = "sql"))]
+            Command::Query(_) => Err(built_without_query()),
             Command::Views(arguments) => views::run(arguments),
             Command::Runs(arguments) => runs::run(arguments).await,
             Command::Status(arguments) => status::run(arguments).await,
@@ -224,12 +248,29 @@ mod tests {
                     --state-file /var/lib/fhir-sync/state.json --resource-types Patient Condition --group-id g \
                     --full-refresh --auth-client-id me --auth-private-key /etc/key.jwk";
         let Command::Sync(arguments) = parse(cron).unwrap().command else { panic!("not a sync") };
-        assert_eq!(arguments.resource_types, ["Patient", "Condition"]);
+        assert_eq!(arguments.from.resource_types, ["Patient", "Condition"]);
+        let Command::Sync(arguments) = parse(&cron.replace("Patient Condition", "Patient,Condition")).unwrap().command
+        else {
+            panic!("not a sync")
+        };
+        assert_eq!(arguments.from.resource_types, ["Patient", "Condition"], "with a comma, too");
         assert!(arguments.full_refresh && arguments.allow_empty.is_empty());
         let emptied = format!("{cron} --allow-empty Patient");
         let Command::Sync(arguments) = parse(&emptied).unwrap().command else { panic!("not a sync") };
         assert_eq!(arguments.allow_empty, [ResourceType::PATIENT]);
         assert_eq!(parse("fhir-sync sync --config a.toml --allow-empty Patient").unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn the_commands_that_look_take_the_flags_of_a_sync_without_a_file() {
+        let flags = "--fhir-endpoint https://ehr.example.org/fhir --delta-path /data/delta --state-file /data/state.json \
+                     --resource-types Patient --auth-client-id me --auth-private-key /etc/key.jwk";
+        let looking =
+            ["verify --online", "status", "runs --limit 5", "quarantine list", "job show", "state show --json"];
+        for command in looking {
+            assert!(parse(&format!("fhir-sync {command} {flags}")).is_ok(), "{command}");
+            assert!(parse(&format!("fhir-sync {command} -c a.toml {flags}")).is_err(), "{command}");
+        }
     }
 
     #[test]
@@ -253,5 +294,14 @@ mod tests {
         }
         let half = parse("fhir-sync sync --fhir-endpoint https://a").unwrap_err().to_string();
         assert!(half.contains("--delta-path <FOLDER>"), "{half}");
+    }
+
+    #[cfg(not(feature = "sql"))]
+    #[test]
+    fn a_query_that_was_not_built_names_its_feature_whatever_is_asked() {
+        for line in ["fhir-sync query --help", "fhir-sync query --delta-path lake SELECT"] {
+            let Command::Query(_) = parse(line).unwrap().command else { panic!("not a query") };
+        }
+        assert_eq!(built_without_query(), exit::CONFIGURATION);
     }
 }

@@ -103,7 +103,12 @@ impl Verified {
         self.on_server = Some(on_server);
         match self.rows {
             Some(rows) if rows != on_server => {
-                self.differences.push(format!("the table has {rows} rows, and the server has {on_server} now"));
+                // Most servers report no deletion.
+                let way_out =
+                    "; if it has deleted the others without a report, fhir-sync sync --full-refresh finds them";
+                let way_out = if rows > on_server { way_out } else { "" };
+                let rows = in_words(rows);
+                self.differences.push(format!("the table has {rows}, and the server has {on_server} now{way_out}"));
             }
             None if self.differences.is_empty() && on_server > 0 => {
                 self.differences.push(format!("there is no table, and the server has {on_server}"));
@@ -147,7 +152,7 @@ fn compare(resource_type: &str, is_there: bool, rows: Option<u64>, ledger: &[Led
     let rows_by_ledger = not_compared.is_none().then(|| written.iter().map(change).sum());
     match (rows, rows_by_ledger) {
         (Some(rows), Some(expected)) if signed(rows) != expected => {
-            differences.push(format!("the table has {rows} rows, and by the ledger it has {expected}"));
+            differences.push(format!("the table has {}, and by the ledger it has {expected}", in_words(rows)));
         }
         (None, Some(expected)) if !is_there => {
             differences.push(format!("the table is gone, and by the ledger it has {expected} rows"));
@@ -173,6 +178,11 @@ fn unbalanced(row: &LedgerRow) -> Option<String> {
     let accounted = became + row.quarantined + row.not_wanted.unwrap_or_default() + row.outcomes.unwrap_or_default();
     (accounted != row.received)
         .then(|| format!("run {} of {}: {} received, and {accounted} accounted for", row.run, row.export, row.received))
+}
+
+/// "1 row", "7664 rows"; a number that is compared has no separators.
+fn in_words(rows: u64) -> String {
+    format!("{rows} row{}", if rows == 1 { "" } else { "s" })
 }
 
 fn signed(count: u64) -> i64 {

@@ -6,7 +6,7 @@ use config::{Map, Value, ValueKind};
 
 use super::{Config, KeyFile, Mistakes, read, sources};
 
-/// The drop-in flags of `fhir-sync sync`. They win over the environment.
+/// The drop-in flags of the sync script, of `fhir-sync sync` and the commands that look. They win over the environment.
 pub struct Flags {
     pub fhir_endpoint: String,
     pub delta_path: String,

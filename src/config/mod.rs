@@ -165,6 +165,7 @@ fn with_remarks(path: &Path, key_file: &KeyFile) -> Result<(Config, Vec<String>)
     if !config.has_schedule() {
         findings.remarks.push("export: none has a schedule, so `fhir-sync run` will refuse to start".to_owned());
     }
+    findings.remarks.extend(profile::unseen_deletions(&findings.asked, &config.exports));
     findings.remarks.extend(with_one_underscore(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())));
     Ok((config, findings.remarks))
 }

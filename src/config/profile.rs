@@ -5,7 +5,10 @@
 
 use config::{Map, Value, ValueKind};
 
-use super::section::Findings;
+use super::{
+    Scheduled,
+    section::{Asked, Findings},
+};
 use crate::spelling::did_you_mean;
 
 /// What is known of the servers of one vendor.
@@ -92,6 +95,27 @@ pub const PROFILES: &[Profile] = &[
         )],
     },
 ];
+
+/// The profiles whose servers were never seen to report a deletion (Q-67). Without `_since`, as on Epic, each sync is a
+/// full refresh.
+const WITHOUT_DELETIONS: &[&str] = &["ab2d", "aidbox", "azure", "bcda", "hapi", "oracle"];
+
+/// The exports whose deletions nobody would ever notice. `asked` is what was read of the configuration.
+pub fn unseen_deletions(asked: &[Asked], exports: &[Scheduled]) -> Vec<String> {
+    let given = asked.iter().find(|asked| asked.key == "server.profile").and_then(|asked| asked.given.clone());
+    let name = given.and_then(|value| value.into_string().ok());
+    let Some(name) = name.filter(|name| WITHOUT_DELETIONS.contains(&name.as_str())) else { return Vec::new() };
+    let is_unseen =
+        |of: &Scheduled| !of.incremental.is_empty() && of.full_refresh.is_empty() && !of.export.reconciled.is_empty();
+    let unseen = exports.iter().enumerate().filter(|(_, of)| is_unseen(of));
+    let remark = |(index, _)| {
+        format!(
+            "export[{index}].full_refresh: is not set, and servers of the profile {name} report no deletions (Q-67): rows \
+             of deleted resources stay until a full refresh; set a schedule such as \"0 0 3 * * Sun\""
+        )
+    };
+    unseen.map(remark).collect()
+}
 
 const EXPORT: &str = "export";
 /// Keys of exports that are about groups alone.
@@ -214,6 +238,27 @@ mod tests {
         assert!(printed.contains("supports_since = false  # profile epic\n"), "{printed}");
         let (read, _) = parse(&printed, &[]);
         assert!(!read.unwrap().sync.supports_since);
+    }
+
+    #[test]
+    fn an_export_whose_deletions_nobody_would_notice_is_remarked() {
+        let remarks = |profile: &str, schedule: &str| {
+            let text =
+                config(&format!("profile = {profile:?}")).replace("level = \"group\"\ngroup = \"1\"\n", schedule);
+            let (read, findings) = parse(&text, &[]);
+            unseen_deletions(&findings.asked, &read.unwrap().exports)
+        };
+        let increments = "incremental = \"15 * * * *\"\n";
+        let found = remarks("hapi", increments);
+        assert!(found.len() == 1 && found[0].starts_with("export[0].full_refresh: is not set"), "{found:?}");
+        for (profile, schedule) in [
+            ("hapi", format!("{increments}full_refresh = \"0 3 * * 0\"\n")),
+            ("hapi", String::new()),
+            ("hapi", format!("{increments}reconcile = false\n")),
+            ("smile", increments.to_owned()),
+        ] {
+            assert_eq!(remarks(profile, &schedule), [""; 0], "{profile} {schedule}");
+        }
     }
 
     #[test]

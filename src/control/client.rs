@@ -90,7 +90,8 @@ fn not_connected(control: &Path, error: &io::Error) -> Error {
     Error::Failed(match error.kind() {
         ErrorKind::PermissionDenied => format!(
             "the service with the control socket {place}.socket takes commands from its own user and from root only ({error}); \
-             give the command as one of them, such as with sudo"
+             give the command as one of them, such as with sudo. Where no service runs, keep the state in a folder of \
+             your own: `--state-file`, `state.file`"
         ),
         _ => format!("the service with the control socket {place}.socket cannot be reached: {error}"),
     })

@@ -47,6 +47,13 @@ const STEP_LIMIT: Duration = Duration::from_mins(1);
 /// What servers of the guide instantiate (rule 6); a version may follow.
 const BULK_DATA: &str = "http://hl7.org/fhir/uv/bulkdata/CapabilityStatement/bulk-data";
 
+/// What a server answers about itself.
+enum Capabilities {
+    /// `None` where it is something else.
+    Statement(Option<Value>),
+    NotFound,
+}
+
 impl Check {
     pub fn good(what: impl Into<String>, found: impl Into<String>) -> Self {
         Self { what: what.into(), verdict: CheckVerdict::Good, found: found.into() }
@@ -83,11 +90,14 @@ impl Client {
                 checks.push(Check::failed(what, error));
                 return checks;
             }
-            Ok((headers, statement)) => {
+            Ok((headers, answer)) => {
                 let how = if self.config.server.scheme() == "https" { "over TLS" } else { "without encryption" };
                 checks.push(Check::good(what, format!("answers {how}")));
                 checks.extend(skew(&headers, local_now()));
-                checks.push(declared(statement.as_ref(), exports));
+                checks.push(match answer {
+                    Capabilities::NotFound => unknown_base(&url),
+                    Capabilities::Statement(statement) => declared(statement.as_ref(), exports),
+                });
             }
         }
         let (token, has_token) = self.check_token(exports).await;
@@ -134,9 +144,8 @@ impl Client {
         Some(Check::of(what, found))
     }
 
-    /// The CapabilityStatement, without a token: a server has to give it to everybody. `None` where it gives something
-    /// else.
-    async fn capabilities(&self, url: &Url) -> Result<(HeaderMap, Option<Value>), String> {
+    /// The CapabilityStatement, without a token: a server has to give it to everybody.
+    async fn capabilities(&self, url: &Url) -> Result<(HeaderMap, Capabilities), String> {
         let context = format!("capabilities at {}", shown(url));
         let spec = RequestSpec {
             token: TokenUse::Never,
@@ -148,8 +157,11 @@ impl Client {
                 return Err(self.http.fault(response).await.into());
             }
             let (status, headers) = (response.status(), response.headers().clone());
+            if status == StatusCode::NOT_FOUND {
+                return Ok::<_, Failure>((headers, Capabilities::NotFound));
+            }
             let body = self.http.read(response, MAX_BYTES).await?.filter(|_| status == StatusCode::OK);
-            Ok::<_, Failure>((headers, body.and_then(|body| serde_json::from_slice(&body).ok())))
+            Ok((headers, Capabilities::Statement(body.and_then(|body| serde_json::from_slice(&body).ok()))))
         };
         within_limit(retrying(&self.config.http, spec.endpoint, &context, ask)).await
     }
@@ -213,6 +225,12 @@ async fn within_limit<T>(step: impl Future<Output = Result<T, Error>>) -> Result
         Ok(done) => done.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {} s", STEP_LIMIT.as_secs())),
     }
+}
+
+/// Each server of FHIR has one (rule 6), so another address is the FHIR base.
+fn unknown_base(url: &Url) -> Check {
+    let found = format!("the server does not know {} (404 Not Found); check the path of server.url", shown(url));
+    Check::failed("capabilities", found)
 }
 
 /// `None` where the server does not tell its time.

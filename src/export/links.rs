@@ -1,12 +1,13 @@
 //! The links to the files of a complete export. They expire, and the status URL gives new ones (rule 61).
 //!
-//! What always holds: all who read files of the export share one request for a new manifest; a link is new only if it
+//! What always holds: all who read files of the export share one request for a new manifest, until its links are used up
+//! before one of them had its turn: then that one gets a manifest of its own; a link is new only if it
 //! is from a manifest of the same export, with the same files; and renewals that help nobody have a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Instant, timeout},
 };
 use url::Url;
@@ -21,7 +22,7 @@ use crate::{
     telemetry::metrics::{self, Endpoint, RetryReason},
 };
 
-/// How many manifests in a row may be fetched without one file being read to its end.
+/// How many manifests in a row may be fetched that help no file.
 const MAX_RENEWALS_IN_VAIN: u32 = 10;
 /// How many parameters of a query are looked at for those that name the file.
 const MAX_PARAMETERS: usize = 20;
@@ -40,6 +41,12 @@ pub struct Link {
     pub requires_access_token: bool,
     generation: u32,
     pub fetched_at: Instant,
+}
+
+/// A link that nobody has used. While this exists, nobody else gets a link of its manifest.
+pub struct Unused<'a> {
+    pub link: Link,
+    current: MutexGuard<'a, Current>,
 }
 
 struct Current {
@@ -89,15 +96,19 @@ impl Links {
             tracing::info!(file = file.name, "the link to the file was refused; the manifest is fetched again");
             current.ended = self.renew(client, &mut current).await.err();
         }
-        match &current.ended {
-            None => Ok(current.link(file)),
-            Some(Ended::Refused) => Err(refusal),
-            Some(Ended::Denied(_)) if matches!(refusal, Error::FileDenied { .. }) => Err(refusal),
-            Some(Ended::Changed(what)) => Err(Error::ManifestChanged { file: file.name.clone(), what: what.clone() }),
-            Some(Ended::Unreachable(cause) | Ended::Denied(cause)) => {
-                Err(Error::LinkNotRenewed { file: file.name.clone(), cause: cause.clone() })
-            }
+        current.link_after(file, refusal)
+    }
+
+    /// The same where others may have used up the link that was newer. The manifest is fetched in any case.
+    pub async fn unused(&self, client: &Client, file: &File, refusal: Error) -> Result<Unused<'_>, Error> {
+        let mut current = self.current.lock().await;
+        if current.ended.is_none() {
+            metrics::retried(Endpoint::File, RetryReason::ExpiredLink);
+            tracing::info!(file = file.name, "a new link to the file was refused too; the manifest is fetched for it");
+            current.ended = self.renew(client, &mut current).await.err();
         }
+        let link = current.link_after(file, refusal)?;
+        Ok(Unused { link, current })
     }
 
     /// A file was read to its end by this link.
@@ -139,6 +150,13 @@ impl Links {
     }
 }
 
+impl Unused<'_> {
+    /// A request by the link was answered with the file.
+    pub fn worked(mut self) {
+        self.current.renewals_left = MAX_RENEWALS_IN_VAIN;
+    }
+}
+
 impl Current {
     fn begin() -> Self {
         Self {
@@ -147,6 +165,19 @@ impl Current {
             files: BTreeMap::new(),
             renewals_left: MAX_RENEWALS_IN_VAIN,
             ended: None,
+        }
+    }
+
+    /// The link to a file after a refusal, or why there is none.
+    fn link_after(&self, file: &File, refusal: Error) -> Result<Link, Error> {
+        match &self.ended {
+            None => Ok(self.link(file)),
+            Some(Ended::Refused) => Err(refusal),
+            Some(Ended::Denied(_)) if matches!(refusal, Error::FileDenied { .. }) => Err(refusal),
+            Some(Ended::Changed(what)) => Err(Error::ManifestChanged { file: file.name.clone(), what: what.clone() }),
+            Some(Ended::Unreachable(cause) | Ended::Denied(cause)) => {
+                Err(Error::LinkNotRenewed { file: file.name.clone(), cause: cause.clone() })
+            }
         }
     }
 

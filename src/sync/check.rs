@@ -1,16 +1,18 @@
 //! Checks: whether a configuration can sync, step by step, without syncing. It needs the server's key, and neither
 //! lock nor lease: it can be done beside a daemon.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use chrono::TimeDelta;
+use url::Url;
 
-use super::{Engine, Export, chain, clock::now};
+use super::{Config, Engine, Export, chain, clock::now, sources};
 use crate::{
     export::{self, Check, Client, ExportRequest},
     fhir::TransactionTime,
     spark,
-    table::{self, CLOSE_IT, Exclusive, Location, Root},
+    state::StatePlace,
+    table::{self, CLOSE_IT, Exclusive, Location, Root, try_spool_folder},
 };
 
 /// A person waits for the answers.
@@ -18,17 +20,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a kick-off asks for that is cancelled at once: little, in case that the server cannot cancel.
 const ASKED_FOR: TimeDelta = TimeDelta::hours(1);
 
-/// The server, the token, the groups and the tables; where `kick_off` says so, also whether each export is accepted.
+/// The server, the token, the groups, the tables and the folders; where `kick_off` says so, also whether each export is
+/// accepted.
 pub async fn check(
     server: export::Config,
     tables: table::Config,
-    spark: Option<&spark::Config>,
+    state: &StatePlace,
+    config: &Config,
     exports: &[Export],
     kick_off: bool,
 ) -> Vec<Check> {
+    let url = server.server.clone();
     let mut checks = of_server(server, exports, kick_off).await;
-    checks.push(of_tables(tables).await);
-    if let Some(config) = spark {
+    checks.extend(of_tables(tables, config, &url).await);
+    checks.extend(of_state(state));
+    checks.extend(of_spool(&config.spool_folder, state));
+    if let Some(config) = &config.spark {
         checks.push(of_spark(config.clone()).await);
     }
     checks
@@ -79,20 +86,32 @@ async fn of_export(client: &Client, export: &Export) -> Vec<Check> {
     checks
 }
 
-async fn of_tables(config: table::Config) -> Check {
+/// The tables, and whether their rows are from this server.
+async fn of_tables(tables: table::Config, config: &Config, server: &Url) -> Vec<Check> {
     let what = "tables";
-    if let Location::Folder(folder) = &config.root
+    if let Location::Folder(folder) = &tables.root
         && matches!(folder.try_exists(), Ok(false))
     {
-        let found = format!("{} does not exist yet; the first sync creates it", folder.display());
-        return Check::doubtful(what, found);
+        return vec![of_missing_folder(what, folder)];
     }
-    let storage_options = config.storage_options.retrying_for(PATIENCE);
-    let root = match Root::for_reading(table::Config { storage_options, ..config }) {
+    let storage_options = tables.storage_options.retrying_for(PATIENCE);
+    let root = match Root::for_reading(table::Config { storage_options, ..tables }) {
         Ok(root) => root,
-        Err(error) => return Check::failed(what, chain(&error)),
+        Err(error) => return vec![Check::failed(what, chain(&error))],
     };
-    let place = root.place();
+    if let Err(error) = root.refuse_a_table().await {
+        return vec![Check::failed(what, chain(&error))];
+    }
+    let mut checks = vec![of_root(&root).await];
+    checks.push(match sources::check(&root, config, server).await {
+        Ok(()) => Check::good("source", format!("{} may be this server", config.source)),
+        Err(error) => Check::failed("source", chain(&error)),
+    });
+    checks
+}
+
+async fn of_root(root: &Root) -> Check {
+    let (what, place) = ("tables", root.place());
     match root.try_permissions().await {
         Ok(Exclusive::Held) if root.is_open_to_all() => {
             Check::doubtful(what, format!("every user of this machine may enter {place}; {CLOSE_IT}"))
@@ -106,6 +125,52 @@ async fn of_tables(config: table::Config) -> Check {
         ),
         Err(error) => Check::failed(what, chain(&error)),
     }
+}
+
+/// A folder that the first sync creates, if it may.
+fn of_missing_folder(what: &str, folder: &Path) -> Check {
+    let place = folder.display();
+    let is_there = |folder: &&Path| !matches!(folder.try_exists(), Ok(false));
+    let above = folder.ancestors().skip(1).find(is_there).filter(|above| !above.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(above) {
+        Ok(_) => Check::doubtful(what, format!("{place} does not exist yet; the first sync creates it")),
+        Err(error) => {
+            let (above, cause) = (above.display(), chain(&error));
+            let way_out = format!("the first sync cannot create it in {above}: {cause}; create it, or choose another");
+            Check::failed(what, format!("{place} does not exist, and {way_out}"))
+        }
+    }
+}
+
+/// The folder of the state, where it is in one.
+fn of_state(state: &StatePlace) -> Option<Check> {
+    let (what, folder) = ("state", state.folder()?);
+    if matches!(folder.try_exists(), Ok(false)) {
+        return Some(of_missing_folder(what, folder));
+    }
+    Some(match tempfile::tempfile_in(folder) {
+        Ok(_) => Check::good(what, format!("{} can be written", folder.display())),
+        Err(error) => {
+            let way_out = "check its owner and mode, or choose another place (`state.file`, `state.url`)";
+            Check::failed(what, format!("{} cannot be written: {}; {way_out}", folder.display(), chain(&error)))
+        }
+    })
+}
+
+/// The folder of received rows, where it is not that of the state: no other one is created.
+fn of_spool(folder: &Path, state: &StatePlace) -> Option<Check> {
+    if state.folder() == Some(folder) {
+        return None;
+    }
+    let place = folder.display();
+    Some(match try_spool_folder(folder) {
+        Ok(_) => Check::good("spool", format!("{place} can be written")),
+        Err(error) => {
+            let way_out = "check its owner and mode, or set sync.spool_folder";
+            Check::failed("spool", format!("{place} cannot be written: {}; {way_out}", chain(&error)))
+        }
+    })
 }
 
 #[cfg(feature = "spark")]

@@ -91,7 +91,7 @@ impl Ledger {
             duration_ms: u64::try_from((report.ended_at - report.started_at).num_milliseconds()).unwrap_or_default(),
             outcome: report.outcome.to_string(),
             end: of.end.word().to_owned(),
-            cause: cause.or_else(|| (!report.remarks.is_empty()).then(|| report.remarks.join("; "))),
+            cause: cause.or_else(|| remarks(report, of)),
             notes: (!report.notes.is_empty()).then(|| report.notes.join("; ")),
             watermark_before: before.map(instant),
             watermark_after: after.or(before).map(instant),
@@ -247,6 +247,15 @@ impl Syncer {
 const RUNNING: &str = "running";
 /// The outcome of a run that did not come to its end.
 const KILLED: &str = "killed";
+
+/// What the run remarks, for the types that it may be about; for all where it is about none of them.
+fn remarks(report: &Report, of: &TypeReport) -> Option<String> {
+    let is_clean = |of: &TypeReport| {
+        matches!(of.end, TypeEnd::Committed { .. }) && of.quarantined == 0 && of.quarantined_before == 0
+    };
+    let is_concerned = !is_clean(of) || report.types.values().all(is_clean);
+    (is_concerned && !report.remarks.is_empty()).then(|| report.remarks.join("; "))
+}
 
 /// How a type ended: the version of its table, its new watermark, and why it failed.
 fn end(of: &TypeReport) -> (Option<u64>, Option<TransactionTime>, Option<String>) {

@@ -248,6 +248,8 @@ impl<'a> Run<'a> {
     }
 
     async fn follow(&mut self, job: JobInFlight) -> Result<(), Error> {
+        let syncer = self.syncer;
+        sources::claim(&syncer.root, &syncer.config, &syncer.server).await?;
         let completed = self.wait(job).await?;
         let _turn = self.syncer.turns.take(&self.progress, self.stop).await?;
         let written = self.write(completed).await;

@@ -29,6 +29,7 @@ impl Syncer {
         let url = server.server.clone();
         let client = Arc::new(Client::new(server)?);
         let mut root = Root::new(tables)?;
+        root.refuse_a_table().await?;
         // After the state: whoever holds that knows that an earlier holder has ended.
         let group = open_state.lease().and_then(|lease| lease.group());
         let lease = match group {
@@ -39,7 +40,7 @@ impl Syncer {
             open_state.shared_documents().map(|of| Arc::new(Sharing::new(of.clone(), open_state.holder(), exports)));
         let mut lease_keeper = JoinSet::new();
         lease_keeper.spawn(Lease::keep(Arc::downgrade(&lease)));
-        sources::claim(&root, &config, &url).await?;
+        sources::check(&root, &config, &url).await?;
         let engine = Engine::of(&root, config.spark.as_ref())?;
         let turns = Arc::new(Turns::after_run(open_state.state().run));
         let syncer = Self {

@@ -2,7 +2,8 @@
 //!
 //! A watermark of one server says nothing about another one, and a full refresh of one removes what the other has. So a
 //! source is one server. It moves to another address only where the operator has chosen the source's name, and never
-//! back: two servers that take turns under one name are two servers (decision 13).
+//! back: two servers that take turns under one name are two servers (decision 13). A server is recorded when it has
+//! accepted an export: a mistyped address has brought no rows, and binds nobody.
 
 use std::collections::BTreeMap;
 
@@ -42,16 +43,23 @@ async fn read(root: &Root) -> Result<Sources, Error> {
     }
 }
 
+/// Refuses a server that is not that of the source.
+pub async fn check(root: &Root, config: &Config, server: &Url) -> Result<(), Error> {
+    new_record(&read(root).await?, root, config, server).map(drop)
+}
+
 /// Records the server of the source, or refuses it.
 pub async fn claim(root: &Root, config: &Config, server: &Url) -> Result<(), Error> {
     let mut sources = read(root).await?;
-    let server = server.as_str().trim_end_matches('/').to_owned();
-    let known = sources.sources.get(&*config.source).cloned();
-    let of_now = match known {
-        Some(known) if known.server == server => return Ok(()),
-        Some(known) => moved(root, config, known, server)?,
-        None => Source { server, earlier: Vec::new() },
-    };
+    let Some(of_now) = new_record(&sources, root, config, server)? else { return Ok(()) };
+    if let Some(before) = of_now.earlier.last() {
+        tracing::warn!(
+            source = &*config.source,
+            before,
+            now = of_now.server,
+            "the source has moved to another address"
+        );
+    }
     let same = sources.sources.iter().find(|(_, other)| other.server == of_now.server);
     if let Some((name, _)) = same {
         tracing::warn!(
@@ -65,6 +73,16 @@ pub async fn claim(root: &Root, config: &Config, server: &Url) -> Result<(), Err
     Ok(root.write_document(DOCUMENT, text.into()).await?)
 }
 
+/// What is to be recorded of the source; `None` where that is recorded.
+fn new_record(sources: &Sources, root: &Root, config: &Config, server: &Url) -> Result<Option<Source>, Error> {
+    let server = server.as_str().trim_end_matches('/').to_owned();
+    match sources.sources.get(&*config.source).cloned() {
+        Some(known) if known.server == server => Ok(None),
+        Some(known) => moved(root, config, known, server).map(Some),
+        None => Ok(Some(Source { server, earlier: Vec::new() })),
+    }
+}
+
 fn moved(root: &Root, config: &Config, known: Source, server: String) -> Result<Source, Error> {
     let name = config.source.to_string();
     if config.source_chosen == Chosen::ByDefault {
@@ -74,7 +92,6 @@ fn moved(root: &Root, config: &Config, known: Source, server: String) -> Result<
         let place = root.place_of_document(DOCUMENT);
         return Err(Error::TwoServers { name, recorded: known.server, configured: server, place });
     }
-    tracing::warn!(source = name, before = known.server, now = server, "the source has moved to another address");
     let mut earlier = known.earlier;
     earlier.push(known.server);
     Ok(Source { server, earlier })

@@ -58,7 +58,7 @@ pub(super) fn check_readable(folder: &Path) -> Result<(), Error> {
     let unusable = |reason: &str| Err(Error::Root { place: folder.display().to_string(), reason: reason.to_owned() });
     match fs::metadata(folder) {
         Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => unusable("it is not a folder"),
+        Ok(_) => Err(Error::NotARoot { place: folder.display().to_string(), what: "no folder" }),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             unusable("there is no such folder; no sync has created it yet, or it is not mounted")
         }

@@ -53,6 +53,19 @@ impl Tried {
 }
 
 impl Root {
+    /// Refuses a root that is a table itself: its vacuum would delete the tables below it.
+    pub async fn refuse_a_table(&self) -> Result<(), Error> {
+        let is_table = match (&self.folder, &self.store) {
+            (Some(folder), _) => exists(&folder.join("_delta_log"))?,
+            (None, Some(_)) => {
+                let listed = self.delta("_delta_log")?.object_store().list(None).try_next().await;
+                listed.map_err(|error| Error::delta(&self.place(), error))?.is_some()
+            }
+            (None, None) => false,
+        };
+        if is_table { Err(Error::NotARoot { place: self.place(), what: "a Delta table" }) } else { Ok(()) }
+    }
+
     /// Lists, creates a small file twice, reads it and deletes it in an object store. In a folder it creates one: the
     /// file system keeps the promise.
     ///

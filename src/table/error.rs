@@ -16,6 +16,11 @@ pub enum Error {
     /// Waiting does not help: the operator must change the folder, or the configuration.
     #[error("the tables folder {place} cannot be used: {reason}")]
     Root { place: String, reason: String },
+    #[error(
+        "`tables.root` {place} is {what}: it is the folder in which each type gets a table of its own. Choose the folder \
+         above it, or a new one"
+    )]
+    NotARoot { place: String, what: &'static str },
     /// The settings of the object store say nothing that works.
     #[error("the object store of `tables.root`: {0}")]
     Store(#[from] store::Error),

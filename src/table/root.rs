@@ -100,6 +100,9 @@ impl Root {
             Location::ObjectStore(url) => return Self::over(store::connect(url, &config.storage_options)?, config),
         };
         let place = || folder.display().to_string();
+        if folder.is_file() {
+            return Err(Error::NotARoot { place: place(), what: "no folder" });
+        }
         let folder = absolute(folder).map_err(|error| Error::Root {
             place: place(),
             reason: format!("{error}; check its owner and mode, or choose another `tables.root`"),

@@ -182,6 +182,26 @@ async fn another_server_under_the_same_tables_is_refused_before_any_request() {
     assert_eq!(setup.lines(PATIENT).await.len(), before + 1);
 }
 
+/// (rule 113)
+#[tokio::test]
+async fn an_address_that_was_mistyped_before_anything_was_loaded_binds_nobody() {
+    for chosen in [Chosen::ByDefault, Chosen::ByOperator] {
+        let mut setup = Setup::new().await;
+        setup.config.source_chosen = chosen;
+        let right = setup.client.server.clone();
+        setup.client.server = right.join("/fihr").unwrap();
+        assert_eq!(setup.sync().await.outcome, sync::Outcome::Failed);
+        setup.client.server = right.clone();
+        setup.complete().await;
+        setup.assert_same_as_server().await;
+        setup.client.server = other_server().await.url();
+        let moved = setup.open().await;
+        let is_refused = matches!(moved.as_ref().err(), Some(sync::Error::OtherServer { recorded, .. })
+            if *recorded == right.as_str().trim_end_matches('/'));
+        assert_eq!(is_refused, chosen == Chosen::ByDefault, "what has brought rows is recorded");
+    }
+}
+
 #[tokio::test]
 async fn the_drop_in_flags_refuse_another_server_too() {
     let setup = Setup::new().await;

@@ -93,6 +93,72 @@ async fn a_server_that_is_down_is_named_with_the_way_out_and_nothing_more_is_tri
     assert!(!lines.iter().any(|line| line.contains("token") || line.contains("kick-off:")), "{lines:#?}");
 }
 
+/// (rule 6)
+#[tokio::test]
+async fn a_server_that_does_not_know_metadata_at_this_path_is_not_the_fhir_base() {
+    let setup = Setup::new().await;
+    let url = setup.server.url().join("/fihr").unwrap().to_string();
+    let (code, lines) = tried(&setup, &["--kick-off"], &[("FHIR_SYNC__SERVER__URL", &url)]).await;
+    assert_eq!(code, Some(1), "{lines:#?}");
+    assert_has(&lines, &["failed capabilities: the server does not know", "/fihr/metadata", "server.url"]);
+    assert_eq!(setup.server.jobs().len(), 0, "nothing is requested there");
+}
+
+#[tokio::test]
+async fn what_a_sync_would_refuse_of_its_folders_is_found_before_it() {
+    let setup = Setup::new().await;
+    let path = |name: &str| setup.folder.path().join(name).display().to_string();
+    std::fs::write(path("file"), "").unwrap();
+    std::fs::create_dir_all(setup.folder.path().join("Patient.parquet/_delta_log")).unwrap();
+    let (root, state) = ("FHIR_SYNC__TABLES__ROOT", "FHIR_SYNC__STATE__FILE");
+    // Nobody may create a folder there, not even root.
+    for (settings, failed) in [
+        (
+            [(root, "/proc/lake".to_owned()), (state, path("s/state.json"))],
+            "failed tables: /proc/lake does not exist, and",
+        ),
+        ([(root, path("file/lake")), (state, path("s/state.json"))], "failed tables"),
+        ([(root, path("file")), (state, path("s/state.json"))], "file is no folder"),
+        ([(root, path("Patient.parquet")), (state, path("s/state.json"))], "Patient.parquet/ is a Delta table"),
+        ([(root, path("lake")), (state, "/proc/s/state.json".to_owned())], "failed state: /proc/s does not exist, and"),
+        ([(root, path("lake")), (state, "/proc/state.json".to_owned())], "failed state: /proc cannot be written"),
+    ] {
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let (code, lines) = tried(&setup, &[], &settings).await;
+        assert_eq!(code, Some(1), "{settings:?} {lines:#?}");
+        assert_has(&lines, &[failed]);
+        let synced = setup.process(&settings).await;
+        assert!(matches!(synced.code, Some(75 | 78)), "{settings:?} {}", synced.output());
+        assert_eq!(kick_offs(&setup), 0);
+    }
+    let (code, lines) = tried(&setup, &[], &[]).await;
+    assert_eq!(code, Some(0), "{lines:#?}");
+    assert_has(&lines, &["doubtful tables", "the first sync creates it"]);
+    assert_has(&lines, &["doubtful state", "the first sync creates it"]);
+}
+
+/// (rule 113)
+#[tokio::test]
+async fn another_server_than_that_of_the_rows_is_found_before_a_sync_refuses_it() {
+    let mut setup = Setup::new().await;
+    setup.complete().await;
+    let root = setup.root();
+    let moved = Setup::new().await;
+    setup.server = moved.server;
+    let (code, lines) = tried(&setup, &[], &[]).await;
+    assert_has(&lines, &["good source"]);
+    assert_eq!(code, Some(0), "the source is named by the operator");
+    let recorded = root.read_document("sources.json").await.unwrap().unwrap();
+    let taken = String::from_utf8(recorded.to_vec()).unwrap().replace("hospital", "fhir");
+    root.write_document("sources.json", taken.into_bytes().into()).await.unwrap();
+    let path = setup.folder.path().join("default.toml");
+    std::fs::write(&path, setup.config().replace("source = \"hospital\"\n", "")).unwrap();
+    let arguments = ["check", "--config", path.to_str().unwrap(), "--online"];
+    let ended = Process::start(&arguments, &[]).end().await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    assert!(ended.stdout.contains("failed    source: the rows of source \"fhir\" are from"), "{}", ended.output());
+}
+
 /// (rule 126, Q-64)
 #[tokio::test]
 async fn scopes_that_were_not_granted_are_named() {

@@ -260,6 +260,10 @@ async fn a_healthcheck_takes_the_address_from_the_configuration() {
     let settings = [("FHIR_SYNC__HEALTH__LISTEN", address.as_str())];
     let fresh = setup.command(&["healthcheck"], &settings).await;
     assert_eq!(fresh.code, Some(0), "{}", fresh.output());
+    for (url, code) in [("", 0), ("/", 0), ("/health/all", 0), ("/livez", 1), ("/nothing", 1), ("/metrics", 1)] {
+        let asked = setup.command(&["healthcheck", "--url", &format!("http://{address}{url}")], &[]).await;
+        assert_eq!(asked.code, Some(code), "{url}: {}", asked.output());
+    }
     let strict = setup.command(&["healthcheck", "--max-age", "1ms"], &settings).await;
     assert_eq!((strict.code, strict.stdout.contains("unhealthy")), (Some(1), true), "{}", strict.output());
     daemon.stop().await;

@@ -97,6 +97,20 @@ async fn verify_agrees_with_tables_that_hold_what_the_runs_brought_and_names_row
 }
 
 #[tokio::test]
+async fn verify_online_names_the_full_refresh_where_the_server_has_fewer_than_the_table() {
+    let setup = Setup::new().await;
+    setup.complete().await;
+    setup.server.world(|world| {
+        world.delete(PATIENT, "p1");
+    });
+    let ended = setup.command(&["verify", "--online"], &[]).await;
+    assert_eq!(ended.code, Some(1), "{}", ended.output());
+    let says = "the table has 5 rows, and the server has 4 now; if it has deleted the others without a report, \
+                fhir-sync sync --full-refresh finds them";
+    assert!(ended.stdout.contains(says), "{}", ended.stdout);
+}
+
+#[tokio::test]
 async fn verify_online_compares_the_tables_with_the_counts_of_the_server() {
     let mut setup = Setup::new().await;
     setup.complete().await;

@@ -52,6 +52,8 @@ async fn the_maintain_command_reports_what_it_did_to_each_table_and_changes_no_r
     let ended = maintain(&setup, &["Patient"]).await;
     assert_eq!((ended.code, rewritten(&ended, "Patient")), (Some(0), json!(0)));
     assert!(!ended.stdout.contains("Observation"), "{}", ended.stdout);
+    let in_words = setup.command(&["maintain", "Patient"], &[]).await;
+    assert!(in_words.stdout.contains("nothing was to be done"), "{}", in_words.output());
     setup.later(|world| {
         world.put(PATIENT, "p1", json!({"gender": "male"}));
     });

@@ -89,7 +89,7 @@ async fn a_file_in_the_place_of_the_tables_is_named_before_any_request() {
     let setup = Setup::new().await;
     fs::write(setup.lake(), "in the way").unwrap();
     let ended = setup.process(&[]).await;
-    assert_printed(&ended, 75, &[setup.lake().to_str().unwrap(), "cannot be used", "or choose another `tables.root`"]);
+    assert_printed(&ended, 78, &[setup.lake().to_str().unwrap(), "is no folder", "or a new one"]);
     assert!(setup.server.requests().is_empty());
     fs::remove_file(setup.lake()).unwrap();
     assert_next_sync_completes(&setup).await;

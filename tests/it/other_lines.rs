@@ -144,7 +144,7 @@ async fn whatever_is_wrong_with_a_file_of_an_unknown_type_without_a_wanted_line_
     let too_long = format!("{{\"id\":\"{}\"}}\n", "x".repeat(3000));
     for (text, what, faults) in [
         (ndjson([&json!({"id": "1"}), &json!({"id": "2"})]), "2 of 2 lines are not its resources", vec![]),
-        (ndjson([&custom, &custom, &json!({"id": "1"})]), "1 lines are not resources", vec![]),
+        (ndjson([&custom, &custom, &json!({"id": "1"})]), "1 line is not a resource", vec![]),
         (ndjson([&custom, &outcome("error", "exception")]), "the server reported missing data", vec![]),
         (format!("{}{too_long}", ndjson([&custom])), "it was not kept;", vec![]),
         (String::new(), "rows may be missing", vec![forbidden]),

@@ -36,6 +36,23 @@ fn lake_has(setup: &Setup, text: &str) -> bool {
     false
 }
 
+#[tokio::test]
+async fn a_line_that_comes_again_is_announced_once_and_by_the_type_that_it_is_of() {
+    let setup = with_bad_lines().await;
+    for run in 1..=2 {
+        let report = setup.run(Mode::FullRefresh).await;
+        assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
+        let is_said = |what: &String| what.contains("quarantine");
+        assert_eq!(report.remarks.iter().filter(|remark| is_said(remark)).count(), 1, "run {run}: {report:#?}");
+        assert!(!report.notes.iter().any(is_said), "run {run}: they are those of the remark: {report:#?}");
+        let ledger = setup.root().ledger().await.unwrap();
+        for row in ledger.iter().filter(|row| row.run == report.run) {
+            let is_of_patients = row.resource_type == "Patient";
+            assert_eq!(row.cause.as_ref().is_some_and(is_said), is_of_patients, "{row:#?}");
+        }
+    }
+}
+
 /// No increment brings them again. (rule 90)
 #[tokio::test]
 async fn lines_in_quarantine_are_noted_by_each_run_until_a_full_refresh_has_brought_their_rows() {
@@ -44,7 +61,8 @@ async fn lines_in_quarantine_are_noted_by_each_run_until_a_full_refresh_has_brou
     setup.export.types = vec![PATIENT];
     let patient = |id: u32| json!({"resourceType": "Patient", "id": format!("p{id}")});
     let served = |lines: &[Value]| Made::default().output("Patient", None, &ndjson(lines)).serve(&setup);
-    let noted = |report: &Report| report.notes.iter().any(|note| note.starts_with("1 lines that earlier runs brought"));
+    let noted =
+        |report: &Report| report.notes.iter().any(|note| note.starts_with("1 line that an earlier run brought"));
     served(&[patient(1), patient(2), json!({"resourceType": "Patient"})]);
     assert_eq!(setup.sync().await.outcome, Outcome::Partial);
     for _ in 0..2 {

@@ -105,6 +105,21 @@ async fn each_named_scenario_ends_as_promised_and_the_tables_become_equal_to_the
     }
 }
 
+#[tokio::test]
+async fn a_demo_that_keeps_serving_does_so_after_a_sync_that_was_not_complete() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (data, dir) = (folder.path().join("data"), folder.path().join("demo"));
+    std::fs::create_dir(&data).unwrap();
+    let lines = "{\"resourceType\":\"Patient\",\"id\":\"1\"}\n{\"resourceType\":\"Patient\"}\n";
+    std::fs::write(data.join("Patient.ndjson"), lines).unwrap();
+    let arguments = ["demo", "--data", data.to_str().unwrap(), "--dir", dir.to_str().unwrap(), "--keep-serving"];
+    let demo = Process::start(&arguments, &[]);
+    let printed = demo.printed("The server runs at").await;
+    assert!(printed.contains("partial after"), "{printed}");
+    demo.terminate().await;
+    assert_eq!(demo.end().await.code, Some(3));
+}
+
 #[test]
 fn no_two_scenarios_have_the_same_name() {
     let names: BTreeSet<_> = NAMED.iter().map(|named| named.name).collect();

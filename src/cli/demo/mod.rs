@@ -41,7 +41,7 @@ pub struct Arguments {
     /// Serve the .ndjson and .ndjson.gz files of this folder instead
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["patients", "seed"])]
     data: Option<PathBuf>,
-    /// Keep the server running at the end, for other clients
+    /// Keep the server running at the end, for other clients; also where a sync was not complete
     #[arg(long)]
     keep_serving: bool,
     /// Show how a sync survives a server that does this, and exit; may be repeated, `all` means each of them
@@ -69,7 +69,18 @@ async fn demonstrate(arguments: Arguments, stop: &CancellationToken) -> Result<(
     let dir = clean_folder(&arguments)?;
     let server = start_server(&arguments).await?;
     say!("FHIR server with Bulk Data export: {}", server.url());
-    let demo = Demo::start(&server, &dir, None).await?;
+    let shown = show_syncs(&arguments, &server, &dir, stop).await;
+    if arguments.keep_serving {
+        say!("\nThe server runs at {} until Ctrl-C. To sync it with another fhir-sync:\n", server.url());
+        say!("  fhir-sync sync --fhir-endpoint {} --delta-path ./lake --state-file ./state.json", server.url());
+        stop.cancelled().await;
+    }
+    server.stop().await;
+    shown
+}
+
+async fn show_syncs(arguments: &Arguments, server: &Server, dir: &Path, stop: &CancellationToken) -> Result<(), Exit> {
+    let demo = Demo::start(server, dir, None).await?;
     say!("\nFirst sync: there are no tables yet, so it asks for all resources.\n");
     demo.sync(Mode::Incremental, stop).await?;
     demo.query().await?;
@@ -91,13 +102,7 @@ async fn demonstrate(arguments: Arguments, stop: &CancellationToken) -> Result<(
         demo.sync(Mode::Incremental, stop).await?;
     }
     demo.query().await?;
-    next_steps(&dir, &demo.export.types);
-    if arguments.keep_serving {
-        say!("\nThe server runs at {} until Ctrl-C. To sync it with another fhir-sync:\n", server.url());
-        say!("  fhir-sync sync --fhir-endpoint {} --delta-path ./lake --state-file ./state.json", server.url());
-        stop.cancelled().await;
-    }
-    server.stop().await;
+    next_steps(dir, &demo.export.types);
     Ok(())
 }
 

@@ -340,7 +340,7 @@ fn what_a_start_would_refuse_is_a_mistake_of_the_file() {
         ("server.url = \"https://ehr.example.org/fhir?a=b\"", "server.url: must be a FHIR base, without ? and #"),
         ("server.token_url = \"http://ehr.example.org/token\"", "server.token_url: http://ehr.example.org/token "),
         ("export.group = \"..\"", "export[0].group: \"..\" is not the id of a Group"),
-        ("export.incremental = \"0 0 31 2 *\"", "export[0].incremental: \"0 0 0 31 2 *\" never fires"),
+        ("export.incremental = \"0 0 31 2 *\"", "export[0].incremental: \"0 0 31 2 *\" never fires"),
         ("health.max_age = \"0s\"", "health.max_age: \"0s\" is too short"),
         ("health.listen = \"localhost:9187\"", "health.listen: \"localhost:9187\" is not an IP address with a port"),
         ("server.poll.min_interval = \"0s\"", "server.poll.min_interval: \"0s\" is too short"),

@@ -162,6 +162,58 @@ async fn links_that_expire_again_and_again_are_renewed_as_often() {
     assert!(server.asked().iter().filter(|asked| asked.path == "/status").count() > 10);
 }
 
+/// The manifest of these files, signed anew with each poll.
+fn signed_anew(files: u32, sig: u32) -> String {
+    let urls: Vec<_> = (1..=files).map(|number| format!("/{number}?sig={sig}")).collect();
+    body(TIME, &urls.iter().map(|url| (url.as_str(), 2)).collect::<Vec<_>>())
+}
+
+/// A server whose links of one manifest serve this many requests together.
+async fn server_of_links_for(requests: u32, files: u32) -> Server {
+    let (mut now, mut used) = (0, 0);
+    Server::start(move |asked| {
+        if asked.path == "/status" {
+            (now, used) = (now + 1, 0);
+            return Answer::json(&signed_anew(files, now));
+        }
+        if !asked.path.ends_with(&format!("sig={now}")) || used == requests {
+            return Answer::status(403);
+        }
+        used += 1;
+        Answer::ndjson(LINES)
+    })
+    .await
+}
+
+/// (rule 61)
+#[tokio::test]
+async fn no_file_starves_where_the_links_of_a_manifest_serve_fewer_requests_than_there_are_downloads() {
+    for requests in [1, 2] {
+        let server = server_of_links_for(requests, 16).await;
+        let completed = completed(&server, &signed_anew(16, 0));
+        let (client, links) = (client(&server), Links::new(completed.clone()));
+        let downloads = completed.manifest.output.iter().map(|file| read_by(&client, file, &links));
+        for (bytes, receipt) in join_all(downloads).await {
+            receipt.unwrap();
+            assert_eq!(bytes, LINES, "{requests} by each manifest");
+        }
+    }
+}
+
+/// (rule 61)
+#[tokio::test]
+async fn a_server_that_signs_each_link_anew_and_refuses_all_of_them_is_asked_three_times_for_a_file() {
+    let server = server_of_links_for(0, 1).await;
+    let completed = completed(&server, &signed_anew(1, 0));
+    let links = Links::new(completed.clone());
+    let (_, receipt) = read_by(&client(&server), &completed.manifest.output[0], &links).await;
+    let error = receipt.unwrap_err();
+    assert!(matches!(error, Error::FileDenied { .. }), "{error}");
+    let asked = server.asked();
+    let polls = asked.iter().filter(|asked| asked.path == "/status").count();
+    assert_eq!((asked.len() - polls, polls), (3, 2), "the old link, the shared new one, and one of its own");
+}
+
 /// (rule 61)
 #[tokio::test]
 async fn a_link_that_stays_refused_fails_its_file_as_without_a_fresh_manifest() {

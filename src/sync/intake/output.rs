@@ -328,7 +328,9 @@ impl Output {
             remarks.push(Remark::hold(Holds::of(file.kind.resource_type()), text));
         }
         if file.kind.resource_type().is_none() && quarantined > 0 {
-            let text = format!("{}: {quarantined} lines are not resources; they are in quarantine", file.name);
+            let are =
+                if quarantined == 1 { "line is not a resource; it is" } else { "lines are not resources; they are" };
+            let text = format!("{}: {quarantined} {are} in quarantine", file.name);
             remarks.push(Remark { text, holds: Holds::Nothing });
         }
         // Otherwise its own type fails.

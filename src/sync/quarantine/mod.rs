@@ -41,6 +41,8 @@ pub struct Quarantine {
     /// Lines that should have been resources.
     resources: AtomicU64,
     has_lines: AtomicBool,
+    /// The lines that an earlier run had kept, and this one has received again.
+    again: Mutex<HashSet<ContentId>>,
 }
 
 /// What is in the table, and what will be.
@@ -99,6 +101,11 @@ impl Run<'_> {
         }
         match self.quarantine.left(&self.export.types).await {
             Ok(0) => None,
+            Ok(1) => Some(
+                "1 line that an earlier run brought is not a resource, and is still in quarantine: its row may be missing \
+                 (fhir-sync quarantine list); replay it, or sync with --full-refresh when the server has mended it"
+                    .to_owned(),
+            ),
             Ok(lines) => Some(format!(
                 "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
                  missing (fhir-sync quarantine list); replay them, or sync with --full-refresh when the server has mended \
@@ -132,6 +139,7 @@ impl Quarantine {
             contents: Mutex::default(),
             resources: AtomicU64::new(0),
             has_lines: AtomicBool::new(false),
+            again: Mutex::default(),
         }
     }
 
@@ -139,9 +147,13 @@ impl Quarantine {
     pub fn remark(&self) -> Option<String> {
         let lines = self.resources.load(Ordering::Relaxed);
         let place = self.root.place_of_table(TableName::Quarantine);
-        (lines > 0).then(|| {
-            format!("{lines} lines are not resources; they are kept in {place}: `fhir-sync quarantine list` shows them")
-        })
+        match lines {
+            0 => None,
+            1 => Some(format!("1 line is not a resource; it is kept in {place}: `fhir-sync quarantine list` shows it")),
+            _ => Some(format!(
+                "{lines} lines are not resources; they are kept in {place}: `fhir-sync quarantine list` shows them"
+            )),
+        }
     }
 
     /// Did the run bring any line?
@@ -149,14 +161,16 @@ impl Quarantine {
         self.has_lines.load(Ordering::Relaxed)
     }
 
-    /// The lines of earlier runs that were not replayed, of files of these types or of none. A line that several exports
-    /// brought is kept for the first of them.
+    /// The lines of earlier runs that were not replayed, of files of these types or of none, and that this run has not
+    /// received again: those are its own. A line that several exports brought is kept for the first of them.
     async fn left(&self, types: &[ResourceType]) -> Result<u64, table::Error> {
-        let rows = self.root.quarantine().await?;
+        let (rows, again) = (self.root.quarantine().await?, self.again.lock().await);
+        let is_again = |row: &QuarantineRow| from_hex(row.id.as_bytes()).is_some_and(|id| again.contains(&id));
         let is_left = |row: &&QuarantineRow| {
             let of = row.resource_type.as_ref();
             let is_of_types = of.is_none_or(|of| types.iter().any(|known| known.as_str() == of));
-            is_of_types && row.source == self.of_run.source && row.run != self.of_run.run && row.replayed_at.is_none()
+            let is_earlier = row.source == self.of_run.source && row.run != self.of_run.run;
+            is_of_types && is_earlier && row.replayed_at.is_none() && !is_again(row)
         };
         Ok(rows.iter().filter(is_left).count() as u64)
     }
@@ -220,6 +234,7 @@ impl Quarantine {
             *contents = Some(read(&self.root, &self.of_run.source).await?);
         }
         let Some(contents) = contents.as_mut() else { return Ok(()) };
+        let mut again = self.again.lock().await;
         let (received, mut rows, mut bytes, mut new) = (lines.len() as u64, Vec::new(), 0, HashSet::new());
         let of_file = QuarantineRow {
             resource_type: resource_type.map(|of| of.to_string()),
@@ -228,7 +243,11 @@ impl Quarantine {
             ..self.of_run.clone()
         };
         for line in lines {
-            if contents.lines.contains(&line.id) || !new.insert(line.id) {
+            if contents.lines.contains(&line.id) {
+                again.insert(line.id);
+                continue;
+            }
+            if !new.insert(line.id) {
                 continue;
             }
             let row = line.row(&self.policy, &of_file)?;

@@ -179,6 +179,12 @@ impl Process {
         eventually(&format!("{message:?} in the log of\n{}", text(&self.stderr)), find).await
     }
 
+    /// Waits until this is on its standard output; returns all that is there.
+    pub async fn printed(&self, what: &str) -> String {
+        let find = async || Some(text(&self.stdout)).filter(|printed| printed.contains(what));
+        eventually(&format!("{what:?} of\n{}", text(&self.stderr)), find).await
+    }
+
     /// Waits for the health listener; returns its origin.
     pub async fn health(&self) -> String {
         format!("http://{}", self.logged("ready").await["health"].as_str().unwrap())
