@@ -100,9 +100,8 @@ impl Run<'_> {
         match self.quarantine.left(&self.export.types).await {
             Ok(0) => None,
             Ok(lines) => Some(format!(
-                "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
-                 missing (fhir-sync quarantine list); replay them, or sync with --full-refresh when the server has mended \
-                 them"
+                "{lines} lines of these types are in quarantine: their rows may be missing (fhir-sync quarantine list); replay \
+                 them, or sync with --full-refresh when the server has mended them"
             )),
             Err(error) => Some(format!("the quarantine could not be read: {}", chain(&error))),
         }
