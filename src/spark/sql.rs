@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use arrow::datatypes::{DataType, Schema, TimeUnit};
+use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 
 use super::{
     declaration::declaration,
@@ -43,10 +43,7 @@ pub fn create(table: &str, definition: &TableDefinition, properties: &[(&str, St
 }
 
 /// The columns of the definition that `there` lacks.
-pub fn missing_columns<'a>(
-    definition: &'a TableDefinition,
-    there: &'a Schema,
-) -> impl Iterator<Item = &'a arrow::datatypes::Field> {
+pub fn missing_columns<'a>(definition: &'a TableDefinition, there: &'a Schema) -> impl Iterator<Item = &'a Field> {
     // Spark's names of columns are not case-sensitive.
     let known: BTreeSet<_> = there.fields().iter().map(|field| field.name().to_lowercase()).collect();
     let fields = definition.schema.fields().iter().map(AsRef::as_ref);
@@ -87,7 +84,8 @@ impl AtVersion<'_> {
     }
 
     /// The keys of the rows whose ids are staged, once for each row. The columns of the result: `id`, `hash`,
-    /// `transaction_time`, and either `last_updated`, `version_id` and `subsetted`, or `meta` as JSON.
+    /// `transaction_time`, and `last_updated`, `version_id` and `subsetted`, or `meta` as JSON, or both: of a row that
+    /// has it, `meta` counts.
     pub fn stored_rows(self, there: &Schema, staged_ids: &str, portion: Portion) -> String {
         format!(
             "SELECT t.`id` AS id, t.`_sync_hash` AS hash, unix_micros(t.`_sync_transaction_time`) AS transaction_time, \
@@ -159,14 +157,14 @@ impl Portion {
     }
 }
 
-/// What decides which copy of a resource is the newer one, as the columns of the table have it.
+/// What decides which copy of a resource is the newer one, as the columns of the table have it. Rows of before `typed`
+/// have nothing in the columns that were added, but their line.
 fn version(there: &Schema) -> String {
-    let Ok(meta) = there.field_with_name("meta") else {
-        let is_kept = there.field_with_name("resource_json").is_ok();
-        let meta = if is_kept { "get_json_object(t.`resource_json`, '$.meta')" } else { "CAST(NULL AS STRING)" };
-        return format!("{meta} AS meta");
+    let line = there.field_with_name("resource_json").is_ok().then_some("get_json_object(t.`resource_json`, '$.meta')");
+    let meta = there.field_with_name("meta").map(Field::data_type);
+    let Ok(DataType::Struct(fields)) = meta else {
+        return format!("{} AS meta", line.unwrap_or("CAST(NULL AS STRING)"));
     };
-    let DataType::Struct(fields) = meta.data_type() else { return "CAST(NULL AS STRING) AS meta".to_owned() };
     let of = |name: &str| fields.find(name).map(|(_, field)| field.data_type());
     let last_updated = match of("lastUpdated") {
         Some(DataType::Timestamp(TimeUnit::Microsecond, Some(_))) => "unix_micros(t.`meta`.`lastUpdated`)",
@@ -177,7 +175,8 @@ fn version(there: &Schema) -> String {
         Some(DataType::List(_)) => "exists(t.`meta`.`tag`, tag -> tag.`code` = 'SUBSETTED')",
         _ => "false",
     };
-    format!("{last_updated} AS last_updated, {version_id} AS version_id, {subsetted} AS subsetted")
+    let untyped = line.map(|line| format!(", CASE WHEN t.`meta` IS NULL THEN {line} END AS meta")).unwrap_or_default();
+    format!("{last_updated} AS last_updated, {version_id} AS version_id, {subsetted} AS subsetted{untyped}")
 }
 
 /// What a MERGE fails with that finds another row than the one that was decided about.
@@ -230,8 +229,6 @@ pub fn merge_of_nothing(table: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
-    use arrow::datatypes::Field;
-
     use super::*;
     use crate::{
         fhir::ResourceType,
@@ -283,8 +280,8 @@ mod tests {
             typed,
             "SELECT t.`id` AS id, t.`_sync_hash` AS hash, unix_micros(t.`_sync_transaction_time`) AS transaction_time, \
              unix_micros(t.`meta`.`lastUpdated`) AS last_updated, t.`meta`.`versionId` AS version_id, \
-             exists(t.`meta`.`tag`, tag -> tag.`code` = 'SUBSETTED') AS subsetted FROM delta.`/l/Patient.parquet` \
-             VERSION AS OF 7 AS t LEFT SEMI JOIN parquet.`/l/ids` AS k ON t.`id` = k.`id` WHERE t.`_sync_source` = \
+             exists(t.`meta`.`tag`, tag -> tag.`code` = 'SUBSETTED') AS subsetted, CASE WHEN t.`meta` IS NULL THEN \
+             get_json_object(t.`resource_json`, '$.meta') END AS meta FROM delta.`/l/Patient.parquet` VERSION AS OF 7 AS t LEFT SEMI JOIN parquet.`/l/ids` AS k ON t.`id` = k.`id` WHERE t.`_sync_source` = \
              'o\\'hara'"
         );
         let lines = Schema::new(vec![Field::new("resource_json", DataType::Utf8, true)]);

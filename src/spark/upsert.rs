@@ -15,7 +15,7 @@ use super::{
     connect::Session,
     engine::{SparkTable, count, history},
     error::Error,
-    history::{Commit, CommitMetadata, Ours},
+    history::{Commit, CommitMetadata, History, Ours},
     results::{numbers, texts, truths},
     sql::{self, AtVersion, Portion},
 };
@@ -87,14 +87,23 @@ impl SparkTable {
         Err(table::Error::Conflict { table: TableName::from(self.of), attempts: MAX_ATTEMPTS }.into())
     }
 
+    /// Looks at the table again. Fails where it was restored to an earlier version since the look before.
     async fn reload(&mut self) -> Result<(), Error> {
         let session = self.spark.client.session(&[]).await?;
         let read = history(&session, &self.name).await;
         session.close().await;
-        self.history = read?;
+        let history = read?;
+        self.check_is_not_restored(&history)?;
+        self.history = history;
         // A MERGE whose answer was lost may have written rows since.
         self.forget_that_it_is_empty();
         Ok(())
+    }
+
+    /// The watermark would stand for rows that the table had when it was looked at.
+    fn check_is_not_restored(&self, history: &History) -> Result<(), Error> {
+        let restored = table::Error::Restored { table: TableName::from(self.of) };
+        if history.restored_since(self.version()) { Err(restored.into()) } else { Ok(()) }
     }
 
     async fn attempt(&self, changes: &ChangeSet, upsert: &Upsert) -> Result<Attempted, Error> {
@@ -109,6 +118,8 @@ impl SparkTable {
         }
         let mut watermarks = self.history.watermarks();
         watermarks.extend(watermark.map(|watermark| (upsert.app_id.clone(), watermark)));
+        // Rows that are kept as missing were not brought, and may be as others have changed them.
+        let extent = if staged.counts.missing > 0 { Extent::Partial } else { upsert.extent };
         let metadata = CommitMetadata {
             app_id: upsert.app_id.clone(),
             run: Some(upsert.run),
@@ -117,7 +128,7 @@ impl SparkTable {
             transaction_time: upsert.watermark.time().map(TransactionTime::as_micros),
             watermarks,
             counts: staged.counts,
-            hash_trust: self.history.hash_trust_after(&upsert.app_id, upsert.extent),
+            hash_trust: self.history.hash_trust_after(&upsert.app_id, extent),
         };
         let merge = if staged.expected.is_nothing() {
             sql::merge_of_nothing(&self.name)
@@ -204,6 +215,8 @@ impl SparkTable {
         let history = history(&session, &self.name).await;
         session.close().await;
         let history = history?;
+        // Also where the MERGE landed: the state then knows the table as it was, and the next run finds the restore.
+        self.check_is_not_restored(&history)?;
         if let Some(found) = history.find(&commit) {
             if let Err(error) = answered {
                 tracing::warn!(table = %self.of, %error, version = found.version, "the MERGE landed although its answer was lost");
@@ -301,7 +314,7 @@ fn stored_rows(batch: &RecordBatch) -> Result<Vec<StoredRow>, arrow::error::Arro
     let mut rows = Vec::with_capacity(batch.num_rows());
     for (row, id) in ids.into_iter().enumerate() {
         let Some(id) = id else { continue };
-        // Of a table without columns of elements.
+        // Of a row without columns of elements.
         let meta: Option<Meta> = metas[row].as_deref().and_then(|json| serde_json::from_str(json).ok());
         let version = match meta {
             Some(meta) => Version::of(Some(&meta)),
@@ -354,6 +367,20 @@ mod tests {
         let rows = stored_rows(&untyped.unwrap()).unwrap();
         assert_eq!((rows[0].version.version_id, rows[0].version.subsetted), (Some(4), true));
         assert_eq!(rows[1].version, Version::default());
+    }
+
+    #[test]
+    fn a_stored_row_of_before_the_table_was_typed_has_the_version_of_its_line() {
+        let texts = |texts: [Option<&str>; 2]| Arc::new(StringArray::from(texts.to_vec())) as ArrayRef;
+        let both = RecordBatch::try_from_iter([
+            ("id", texts([Some("typed"), Some("before")])),
+            ("last_updated", Arc::new(Int64Array::from(vec![Some(5), None])) as ArrayRef),
+            ("version_id", texts([Some("3"), None])),
+            ("meta", texts([None, Some(r#"{"versionId":"4","lastUpdated":"1970-01-01T00:00:00.000009Z"}"#)])),
+        ]);
+        let rows = stored_rows(&both.unwrap()).unwrap();
+        let version = |row: usize| (rows[row].version.version_id, rows[row].version.last_updated_micros);
+        assert_eq!((version(0), version(1)), ((Some(3), Some(5)), (Some(4), Some(9))));
     }
 
     #[test]

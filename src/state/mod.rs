@@ -186,10 +186,14 @@ pub struct ExportState {
     /// A run brought lines for the quarantine, and no full refresh has made up for them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_quarantined: bool,
-    /// The types with rows of a time before the server's clock was set back, or was too far ahead of ours to be believed,
-    /// and how far it had gone; until a watermark goes further.
+    /// The types with rows of a time before the server's clock was set back, and how far it had gone; until a watermark
+    /// goes further.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub set_back_from: BTreeMap<ResourceType, TransactionTime>,
+    /// The same of a time when it was too far ahead of ours to be believed. These rows have no transaction time, so only
+    /// the times that they state can mislead.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub was_ahead_until: BTreeMap<ResourceType, TransactionTime>,
     /// The types of the last run.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub types: BTreeSet<ResourceType>,

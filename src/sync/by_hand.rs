@@ -1,6 +1,7 @@
 //! By hand: what an operator does to an export.
 //!
-//! The state file changes only after the server or the tables: whatever interrupts a command, it can be given again.
+//! A job loses its types before its DELETE; all else in the state file changes after the server or the tables: whatever
+//! interrupts a command, it can be given again.
 
 use std::{collections::BTreeSet, future::Future};
 
@@ -22,7 +23,7 @@ pub struct Cancelled {
 }
 
 impl Syncer {
-    /// The same, for a run in which a full refresh may remove all rows of these types.
+    /// This syncer, for a run in which a full refresh may remove all rows of these types.
     #[must_use]
     pub fn allowing_empty(&self, types: BTreeSet<ResourceType>) -> Self {
         self.with_config(Config { allow_empty: types, ..self.config.clone() })

@@ -3,6 +3,8 @@
 //! It is decided once for a manifest, when that has arrived. The local clock has a say in it, and may be set during the
 //! hours in which the files are read: a watermark must not move past rows that were written without it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::{
     export::{Completed, Manifest},
-    fhir::TransactionTime,
+    fhir::{ResourceType, TransactionTime},
     state::{JobInFlight, JobKind},
     table::{Extent, NewWatermark, Upsert},
 };
@@ -76,6 +78,22 @@ impl Coverage {
         }
     }
 
+    /// Whether the export reaches to the time of its kick-off, by the server's own time: else it may be an old one that
+    /// comes again.
+    pub fn is_of_now(self, overlap: TimeDelta) -> bool {
+        let both = self.watermark.zip(self.server_time);
+        both.is_some_and(|(end, server_time)| end.instant() + overlap >= server_time.instant())
+    }
+
+    /// The types of which rows are stored with times that are ahead, if this export is of a clock that is right.
+    pub fn after_a_clock_ahead(
+        self,
+        was_ahead_until: BTreeMap<ResourceType, TransactionTime>,
+        overlap: TimeDelta,
+    ) -> BTreeSet<ResourceType> {
+        if self.is_of_now(overlap) { was_ahead_until.into_keys().collect() } else { BTreeSet::new() }
+    }
+
     /// What all commits of the export have in common. Only the last one of a type has the watermark.
     pub fn without_watermark(self, run: &Run<'_>) -> Upsert {
         Upsert {
@@ -84,6 +102,7 @@ impl Coverage {
             source: run.syncer.config.source.to_string(),
             watermark: NewWatermark::Stays,
             set_back_from: None,
+            clock_was_ahead: false,
             exported_at: self.watermark,
             run_started_micros: run.report.started_at.timestamp_micros(),
             job: run.report.job(),
@@ -150,6 +169,22 @@ mod tests {
             let (coverage, clock_ahead) = Coverage::of(&job, &manifest, server_time, now);
             assert_eq!(coverage.watermark, expected);
             assert_eq!(clock_ahead.is_some(), transaction_time.is_some() && expected.is_none());
+        }
+    }
+
+    /// An old export that comes again would win over what is newer by the clock that was ahead.
+    #[test]
+    fn only_an_export_that_reaches_its_kick_off_is_of_a_clock_that_is_right_again() {
+        let at = |text: &str| Some(TransactionTime::from(parse_instant(text).unwrap()));
+        let (now, earlier) = (at("2026-01-01T01:00:00Z"), at("2026-01-01T00:56:00Z"));
+        let old = at("2026-01-01T00:50:00Z");
+        let was_ahead_until = BTreeMap::from([(ResourceType::PATIENT, at("2036-01-01T00:00:00Z").unwrap())]);
+        for (watermark, server_time, is_of_now) in
+            [(now, now, true), (earlier, now, true), (old, now, false), (now, None, false), (None, now, false)]
+        {
+            let coverage = Coverage { watermark, server_time, kind: JobKind::FullLoad };
+            let types = coverage.after_a_clock_ahead(was_ahead_until.clone(), TimeDelta::minutes(5));
+            assert_eq!(!types.is_empty(), is_of_now, "{watermark:?} {server_time:?}");
         }
     }
 }

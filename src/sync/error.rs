@@ -18,7 +18,8 @@ pub enum Error {
     )]
     NotOpened { resource_type: ResourceType, source: table::Error },
     #[error(
-        "{difference}, while its export was in progress; nothing was committed, and the next sync loads the type in full"
+        "the table changed while its export was in progress: {difference}; the watermark stays, and the next sync loads the \
+         type in full"
     )]
     TableChanged { difference: String },
     #[error(transparent)]

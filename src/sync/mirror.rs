@@ -126,8 +126,8 @@ pub async fn difference(table: &ResourceTable, known: &KnownTable) -> Result<Opt
     Ok(table.restored_since(known.version).await?.then_some(Difference::Restored))
 }
 
-/// Fails where the table does not have all that it had, each time that it was known. A table that was restored still has
-/// the watermarks that its rows no longer stand for. The next run finds the difference again.
+/// Fails if the table has lost rows since one of these records. A table that was restored still has the watermarks that
+/// its rows no longer stand for. The next run finds the difference again.
 pub async fn check_is_unchanged(
     table: &ResourceTable,
     known: impl IntoIterator<Item = &KnownTable>,

@@ -415,7 +415,7 @@ impl<'a> Run<'a> {
         let provenance = self.provenance(*coverage);
         let mut instalments = Instalments::begin(self, job, &completed.manifest, *coverage).await?;
         if let Some(ahead) = clock_ahead {
-            self.syncer.remember_former_clock(self.export, job.types.clone(), ahead.end).await?;
+            self.syncer.remember_clock_ahead(self.export, job.types.clone(), ahead.end).await?;
         }
         let received = intake::receive(&mut instalments, completed, provenance).await;
         let made = instalments.made();

@@ -92,8 +92,8 @@ impl Syncer {
         self.narrow_job_of(export.name.clone(), narrowed.status_url.clone(), narrowed.types.clone()).await
     }
 
-    /// Before a job is deleted on the server. From then on a run deletes it at most: some servers answer its status URL
-    /// all the same, with the files that they had until then.
+    /// Before a job is deleted on the server. Later runs may delete it again, and never read it: some servers answer its
+    /// status URL all the same, with the files that they had until then.
     pub(super) async fn follow_no_more(&self, export: String, status_url: Url) -> Result<(), Error> {
         let state = self.current_state();
         let mut jobs = state.exports.get(&export).into_iter().flat_map(|known| &known.jobs);
@@ -166,9 +166,20 @@ impl Syncer {
         .await
     }
 
-    /// Rows of these types are stored with times up to here, of a clock that was set back, or will be: what comes by the
-    /// right one looks older.
+    /// Rows of this type are stored with times up to here, of a clock that was set back: what comes by the right one
+    /// looks older.
     pub(super) async fn remember_former_clock(
+        &self,
+        export: &Export,
+        of: ResourceType,
+        until: TransactionTime,
+    ) -> Result<(), Error> {
+        self.remember_export(export, move |state| raise(&mut state.set_back_from, of, until)).await
+    }
+
+    /// Rows of these types are about to be stored without a transaction time, because the clock is ahead: a time that
+    /// they state will look later than what comes by the right one.
+    pub(super) async fn remember_clock_ahead(
         &self,
         export: &Export,
         types: Vec<ResourceType>,
@@ -176,8 +187,7 @@ impl Syncer {
     ) -> Result<(), Error> {
         self.remember_export(export, move |state| {
             for of in types {
-                let from = state.set_back_from.entry(of).or_insert(until);
-                *from = until.max(*from);
+                raise(&mut state.was_ahead_until, of, until);
             }
         })
         .await
@@ -232,6 +242,7 @@ impl Syncer {
                 watermarks.iter().any(|(settled, watermark)| settled == of && watermark > from)
             };
             state.set_back_from.retain(|of, from| !is_passed(of, from));
+            state.was_ahead_until.retain(|of, until| !is_passed(of, until));
             state.watermarks.extend(watermarks.iter().copied());
             state.tables.extend(tables);
             state.freshness.data_as_of.extend(data_as_of);
@@ -381,6 +392,11 @@ impl Syncer {
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
         self.with_open_state(move |state| Ok(state.update(change)?)).await
     }
+}
+
+fn raise(times: &mut BTreeMap<ResourceType, TransactionTime>, of: ResourceType, until: TransactionTime) {
+    let known = times.entry(of).or_insert(until);
+    *known = until.max(*known);
 }
 
 /// A full load lacked this many rows of a type, and they were kept. They are remembered if the load replaced a table that

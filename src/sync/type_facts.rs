@@ -29,6 +29,8 @@ pub struct TypeFacts {
     pub finished: BTreeMap<ResourceType, KnownTable>,
     /// How far the server's clock had gone before it was set back.
     pub set_back_from: BTreeMap<ResourceType, TransactionTime>,
+    /// Types with rows of a time when it was too far ahead of ours, if the export is of the clock that is right.
+    pub clock_was_ahead: BTreeSet<ResourceType>,
     /// Types with lines that are not resources in files of others; `None` if it is not known of which type.
     pub bad_in_other_files: BTreeSet<Option<ResourceType>>,
 }
@@ -54,6 +56,7 @@ impl TypeFacts {
             tables: state.tables,
             finished: finished.into_iter().flatten().map(|(of, finished)| (of, finished.table)).collect(),
             set_back_from: state.set_back_from,
+            clock_was_ahead: coverage.after_a_clock_ahead(state.was_ahead_until, run.syncer.config.overlap),
             bad_in_other_files: std::mem::take(&mut received.other_files.bad),
         }
     }

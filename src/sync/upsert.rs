@@ -208,6 +208,7 @@ impl Commit {
                 .watermark_of(is_reloaded)
                 .filter(|_| !is_held && absent.is_none())
                 .map_or(NewWatermark::Stays, NewWatermark::Raised),
+            clock_was_ahead: known.clock_was_ahead.contains(&resource_type),
             ..known.upsert.clone()
         };
         Self {
@@ -282,8 +283,6 @@ impl Commit {
     async fn commit(&mut self, received: &ReceivedType) -> Result<Done, Error> {
         let table =
             self.syncer.engine.open_or_create(self.resource_type, &columns::definition(&received.shape)).await?;
-        // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
-        // or restored after the kick-off; then it must not claim to be complete.
         let mut known = table.watermark(&self.upsert.app_id).await?;
         if let (None, Some(before)) = (known, &self.upsert.adopted_app_id) {
             known = table.watermark(before).await?.filter(|watermark| *watermark > ADOPTED);
@@ -294,6 +293,8 @@ impl Commit {
             received.changes.abandon().await;
             return Err(error);
         }
+        // What lies between a table's watermark and `_since` was not requested. That happens when the table was deleted
+        // or restored after the kick-off; then it must not claim to be complete.
         if self.since.is_some_and(|since| known < Some(since)) {
             self.upsert.watermark = NewWatermark::Stays;
         }
@@ -307,7 +308,7 @@ impl Commit {
         };
         if let Some(from) = self.upsert.set_back_from.filter(|from| self.set_back_from != Some(*from)) {
             // After the commit, nothing in the table tells of it.
-            self.syncer.remember_former_clock(&self.export, vec![self.resource_type], from).await?;
+            self.syncer.remember_former_clock(&self.export, self.resource_type, from).await?;
         }
         let id = table.id()?;
         let is_unconfirmed = self.absent == Some(TypeEnd::Unconfirmed);

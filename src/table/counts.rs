@@ -22,6 +22,9 @@ pub struct Upsert {
     /// The server's clock was set back from here: rows and deletions that were stored up to here were there before the
     /// export, although their times are later. That is known until an export goes further.
     pub set_back_from: Option<TransactionTime>,
+    /// The server's clock was too far ahead to be believed, and is right for this export. What was exported then has no
+    /// transaction time; a time that it states may be later than each change to come.
+    pub clock_was_ahead: bool,
     /// When the server made the export, complete or not.
     pub exported_at: Option<TransactionTime>,
     /// `_sync_at` of the rows that the run writes; `job` is their `_sync_job`.
@@ -47,16 +50,18 @@ impl Upsert {
         is_before && micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
-    /// The stored version, without a `lastUpdated` that is later than this export where the clock was set back:
+    /// The stored version, without a `lastUpdated` that is later than this export where the clock was set back or right:
     /// otherwise no later change would look newer.
     pub fn without_former_clock(&self, stored: Version) -> Version {
-        let is_ahead = self.is_stated_ahead(stored.last_updated_micros);
+        let is_ahead = self.is_stated_ahead(stored.last_updated_micros, stored.transaction_time_micros);
         Version { last_updated_micros: stored.last_updated_micros.filter(|_| !is_ahead), ..stored }
     }
 
     /// Is this time, which a resource or a deletion states, later than this export because of such a clock?
-    pub fn is_stated_ahead(&self, micros: Option<i64>) -> bool {
-        self.set_back_from.is_some() && micros > self.exported_at.map(TransactionTime::as_micros)
+    /// `export_micros` is the time of the export that brought it: by a right clock, that is not earlier than what it has.
+    pub fn is_stated_ahead(&self, stated_micros: Option<i64>, export_micros: Option<i64>) -> bool {
+        let is_of_former = self.set_back_from.is_some() || (self.clock_was_ahead && stated_micros > export_micros);
+        is_of_former && stated_micros > self.exported_at.map(TransactionTime::as_micros)
     }
 
     /// Stored rows with a transaction time up to here are missing, where the export lacks them.

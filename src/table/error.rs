@@ -54,8 +54,8 @@ pub enum Error {
     Conflict { table: TableName, attempts: u32 },
     /// What the caller knew of its rows may no longer be true.
     #[error(
-        "the table {table} was restored to an earlier version while it was written to; nothing was committed, and the next \
-         sync loads it in full"
+        "the table {table} was restored to an earlier version while it was written to; its watermark no longer counts, \
+         and the next sync loads it in full"
     )]
     Restored { table: TableName },
     #[error("the table at {place} cannot be rebuilt: {reason}; it stays as it is")]

@@ -69,6 +69,12 @@ impl Tombstone {
         matches!(self.compare(row), Some(Ordering::Greater | Ordering::Equal))
     }
 
+    /// Is it of a clock that has been set right since? Nothing would be newer.
+    fn is_of_former_clock(&self, upsert: &Upsert) -> bool {
+        let Self { deleted_at_micros, transaction_time_micros } = *self;
+        upsert.is_ahead(transaction_time_micros) || upsert.is_stated_ahead(deleted_at_micros, transaction_time_micros)
+    }
+
     /// No deletion is later than the export that reports it; a time beyond it is that of a wrong clock.
     pub fn bounded(self) -> Self {
         let latest = self.transaction_time_micros;
@@ -109,16 +115,6 @@ impl Tombstones {
         let stored = row.transaction_time_micros;
         let follows = |known: &Tombstone| known.covers(row) && known.transaction_time_micros > stored;
         stored.is_some() && [self.timed, self.untimed].iter().any(follows)
-    }
-
-    /// The same without those of a clock that has been set back since: nothing would be newer than them.
-    pub fn without_former_clock(self, upsert: &Upsert) -> Self {
-        // An export whose end nobody could believe has none, and its deletions are as late as they say.
-        let is_ahead = |known: Tombstone| {
-            upsert.is_ahead(known.transaction_time_micros) || upsert.is_stated_ahead(known.deleted_at_micros)
-        };
-        let of_now = |known: Tombstone| if is_ahead(known) { Tombstone::default() } else { known };
-        Self { timed: of_now(self.timed), untimed: of_now(self.untimed) }
     }
 
     /// Are all deletions of which one covers the row from exports before this one?
@@ -169,11 +165,12 @@ impl TombstoneTable {
         Self { root: root.clone(), table: None }
     }
 
-    /// The tombstones of the ids of `shard`, which holds all or some of `ids`.
+    /// The tombstones of the ids of `shard`, which holds all or some of `ids`; without those of a former clock, with
+    /// which others of the same id would be lost.
     pub async fn find(
         &self,
         of_table: TableName,
-        source: &str,
+        upsert: &Upsert,
         shard: &Shard,
         ids: &Ids,
     ) -> Result<TombstonesByWinner, Error> {
@@ -184,7 +181,7 @@ impl TombstoneTable {
             let mut of_file = Vec::new();
             let mut batches = table.rows(&stored).await?;
             while let Some(batch) = batches.next().await {
-                collect(&batch?, source, shard, &mut of_file).map_err(|error| table.failed(error))?;
+                collect(&batch?, upsert, shard, &mut of_file).map_err(|error| table.failed(error))?;
             }
             Ok::<_, Error>(of_file)
         });
@@ -382,10 +379,10 @@ fn column(batch: &RecordBatch, name: &str, data_type: &DataType) -> Result<Array
     Ok(cast(column, data_type)?)
 }
 
-/// Adds the rows of `source` whose id is in `shard`.
+/// Adds the rows of our source whose id is in `shard`.
 fn collect(
     batch: &RecordBatch,
-    source: &str,
+    upsert: &Upsert,
     shard: &Shard,
     found: &mut Vec<(WinnerIndex, Tombstone)>,
 ) -> Result<(), DeltaTableError> {
@@ -397,7 +394,7 @@ fn collect(
     let (deleted_at, transaction_times) = (micros("deleted_at")?, micros("_sync_transaction_time")?);
     let value = |column: &Int64Array, row: usize| column.is_valid(row).then(|| column.value(row));
     for row in 0..batch.num_rows() {
-        if ids.is_null(row) || sources.is_null(row) || sources.value(row) != source {
+        if ids.is_null(row) || sources.is_null(row) || sources.value(row) != upsert.source {
             continue;
         }
         let Some(winner) = shard.get(ids.value(row)) else { continue };
@@ -406,7 +403,9 @@ fn collect(
             transaction_time_micros: value(&transaction_times, row),
         }
         .bounded();
-        found.push((winner, tombstone));
+        if !tombstone.is_of_former_clock(upsert) {
+            found.push((winner, tombstone));
+        }
     }
     Ok(())
 }

@@ -178,7 +178,7 @@ async fn a_table_that_is_restored_during_a_run_is_not_committed_and_the_next_syn
         let report = during_a_run(&setup, mode, async || restore(&setup, newest)).await;
         assert_eq!(report.outcome, Outcome::Partial, "{report:#?}");
         let cause = failure(&report, PATIENT);
-        assert!(cause.contains("restored to an earlier version, while its export was in progress"), "{cause}");
+        assert!(cause.contains("while its export was in progress: its table was restored"), "{cause}");
         assert_eq!(setup.watermark(PATIENT).await, before);
         let report = setup.complete().await;
         assert_says(&report, "Patient: loaded in full, because its table was restored to an earlier version");

@@ -62,7 +62,7 @@ async fn lines_in_quarantine_are_noted_by_each_run_until_a_full_refresh_has_brou
     let patient = |id: u32| json!({"resourceType": "Patient", "id": format!("p{id}")});
     let served = |lines: &[Value]| Made::default().output("Patient", None, &ndjson(lines)).serve(&setup);
     let noted =
-        |report: &Report| report.notes.iter().any(|note| note.starts_with("1 line that an earlier run brought"));
+        |report: &Report| report.notes.iter().any(|note| note.starts_with("1 line of these types is in quarantine"));
     served(&[patient(1), patient(2), json!({"resourceType": "Patient"})]);
     assert_eq!(setup.sync().await.outcome, Outcome::Partial);
     for _ in 0..2 {
@@ -91,7 +91,8 @@ async fn a_line_that_two_exports_brought_is_noted_for_both_until_both_have_its_r
     setup.export.reconciled.clear();
     let patient = |id: u32| json!({"resourceType": "Patient", "id": format!("p{id}")});
     let served = |lines: &[Value]| Made::default().output("Patient", None, &ndjson(lines)).serve(&setup);
-    let noted = |report: &Report| report.notes.iter().any(|note| note.starts_with("1 lines that earlier runs brought"));
+    let noted =
+        |report: &Report| report.notes.iter().any(|note| note.starts_with("1 line of these types is in quarantine"));
     let (first, second) = (&setup.export, &Export { name: "second".to_owned(), ..setup.export.clone() });
     let run =
         async |export: &Export, mode| setup.open().await.unwrap().run(export, mode, &CancellationToken::new()).await;

@@ -2,11 +2,12 @@ use std::time::Duration;
 
 use fhir_sync::{
     fhir::TransactionTime,
-    sync::{Mode, Outcome, TypeEnd},
+    sync::{Export, Mode, Outcome, TypeEnd},
 };
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
-use crate::harness::{CONDITION, HOUR, Made, OBSERVATION, PATIENT, Setup, end_of, ndjson};
+use crate::harness::{CONDITION, HOUR, Made, OBSERVATION, PATIENT, Setup, end_of, eventually, ndjson};
 
 fn at(text: &str) -> Option<TransactionTime> {
     fhir_sync::fhir::parse_instant(text).map(TransactionTime::from)
@@ -279,6 +280,65 @@ async fn what_changes_after_a_clock_that_was_years_ahead_was_set_right_is_not_ta
         world.put(PATIENT, "p3", json!({"gender": "male"}));
     });
     setup.complete().await;
+    setup.assert_same_as_server().await;
+}
+
+/// What came since has the times of a clock that was right. (rules 52 and 131)
+#[tokio::test]
+async fn a_load_that_is_read_late_after_a_clock_was_years_ahead_wins_over_nothing_of_another_export() {
+    let mut setup = Setup::new().await;
+    setup.config.reconcile.max_missing = 20;
+    let other = Export { name: "other".to_owned(), ..setup.export.clone() };
+    let syncer = setup.open_with(&[setup.export.clone(), other.clone()]).await.unwrap();
+    let stop = CancellationToken::new();
+    let run = async |export: &Export| syncer.run(export, Mode::Incremental, &stop).await.outcome;
+    assert_eq!((run(&setup.export).await, run(&other).await), (Outcome::Complete, Outcome::Complete));
+    setup.server.scenario(|scenario| scenario.clock_offset = chrono::TimeDelta::days(4_000));
+    assert_eq!(run(&setup.export).await, Outcome::Partial);
+    setup.server.scenario(|scenario| (scenario.clock_offset, scenario.hold) = (chrono::TimeDelta::zero(), true));
+    setup.later(|_| ());
+    let stop_it = CancellationToken::new();
+    let jobs = setup.server.jobs().len();
+    let asks = async {
+        eventually("a job", async || (setup.server.jobs().len() > jobs).then_some(())).await;
+        stop_it.cancel();
+    };
+    tokio::join!(syncer.run(&setup.export, Mode::FullRefresh, &stop_it), asks);
+    setup.server.scenario(|scenario| scenario.hold = false);
+    setup.later(|world| {
+        world.put(PATIENT, "p1", json!({"gender": "male"}));
+        world.delete(PATIENT, "p2");
+        world.put(PATIENT, "p6", json!({}));
+    });
+    assert_eq!(run(&other).await, Outcome::Complete);
+    setup.assert_same_as_server().await;
+    assert_eq!(run(&setup.export).await, Outcome::Complete);
+    assert_eq!(setup.server.jobs().len(), jobs + 2, "the full refresh goes on");
+    setup.assert_same_as_server().await;
+}
+
+/// (rules 52 and 131)
+#[tokio::test]
+async fn after_a_clock_was_years_ahead_exports_have_instalments_that_are_not_taken_for_older() {
+    let mut setup = Setup::new().await;
+    (setup.config.instalment_bytes, setup.config.parallel_downloads) = (1, 1);
+    setup.complete().await;
+    let years = setup.server.world(|world| (local_now() - world.now()).to_std().unwrap()) + 87_600 * HOUR;
+    let ids = ["p1", "p2", "p3"];
+    setup.server.world(|world| {
+        world.advance(years);
+        assert!(ids.iter().all(|id| world.delete(PATIENT, id)));
+    });
+    assert_eq!(setup.sync().await.outcome, Outcome::Partial);
+    setup.server.world(|world| world.set_back(years));
+    setup.later(|world| {
+        for id in ids {
+            world.put(PATIENT, id, json!({"gender": "male"}));
+        }
+    });
+    setup.server.scenario(|scenario| scenario.lines_per_file = 1);
+    let report = setup.complete().await;
+    assert!(!report.instalments.is_empty(), "{report:#?}");
     setup.assert_same_as_server().await;
 }
 

@@ -45,6 +45,8 @@ pub enum Fault {
     Denied,
     /// Another writer changes the first stored row before it is carried out.
     Overtaken,
+    /// Somebody restores the table to a version without its first row before it is carried out.
+    Restored,
     /// A run that begins has removed the file with its first staged row.
     Unstaged,
     /// The server refuses it with this class of error.
@@ -206,6 +208,7 @@ impl Inner {
             Some(Fault::Refused(class)) => return refused(&format!("[{class}] It is refused: marker.")),
             Some(Fault::EndedBefore) => return self.restart(),
             Some(Fault::Overtaken) => self.warehouse.change_by_somebody_else(),
+            Some(Fault::Restored) => self.warehouse.restore_by_somebody_else(),
             Some(Fault::Unstaged) => self.warehouse.unstaged_rows = 1,
             _ => {}
         }

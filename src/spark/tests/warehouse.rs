@@ -86,6 +86,12 @@ impl Warehouse {
         self.commit("UPDATE", None, [0, rows, 0]);
     }
 
+    /// Somebody restores a version without the first row.
+    pub fn restore_by_somebody_else(&mut self) {
+        self.rows.remove(0);
+        self.commit("RESTORE", None, [0; 3]);
+    }
+
     /// Doubles the first row, as if a later export had brought the copy.
     pub fn double_the_first_row_later(&mut self) {
         let mut copy = self.rows[0].clone();

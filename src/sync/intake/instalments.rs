@@ -31,6 +31,8 @@ pub struct Instalments<'a> {
     job: &'a JobInFlight,
     /// Without a watermark.
     upsert: Upsert,
+    /// See [`TypeFacts::clock_was_ahead`](crate::sync::type_facts::TypeFacts::clock_was_ahead).
+    clock_was_ahead: BTreeSet<ResourceType>,
     /// `None` where no type is committed in instalments.
     transaction_time: Option<TransactionTime>,
     types: BTreeSet<ResourceType>,
@@ -87,7 +89,7 @@ impl<'a> Instalments<'a> {
     }
 
     fn new(run: &'a Run<'a>, job: &'a JobInFlight, manifest: &Manifest, coverage: Coverage) -> Self {
-        let ExportState { reload, set_back_from, .. } = run.syncer.export_state(run.export);
+        let ExportState { reload, set_back_from, was_ahead_until, .. } = run.syncer.export_state(run.export);
         // An id that is both in `deleted` and in `output` is judged by both together (rule 96).
         let has_deletions = !manifest.deleted.is_empty();
         // Rows without a time must not be there already when a later run believes that of the same export.
@@ -96,13 +98,15 @@ impl<'a> Instalments<'a> {
         let shows_joiners = compared_group(run.export).is_some();
         let tells_members = |of: ResourceType| of == ResourceType::PATIENT && shows_joiners;
         // How they compare with what is stored is known with the watermark of their table.
-        let is_set_back = |of: &ResourceType| set_back_from.contains_key(of);
+        let is_set_back =
+            |of: &ResourceType| set_back_from.get(of).is_some_and(|from| coverage.watermark < Some(*from));
         let has_some = |of: &ResourceType| may && !reload.contains_key(of) && !is_set_back(of) && !tells_members(*of);
         let types = job.types.iter().copied().filter(has_some).collect();
         Self {
             run,
             job,
             upsert: coverage.without_watermark(run),
+            clock_was_ahead: coverage.after_a_clock_ahead(was_ahead_until, run.syncer.config.overlap),
             transaction_time: manifest.transaction_time,
             identities: identities(manifest, &types),
             types,
@@ -120,7 +124,10 @@ impl<'a> Instalments<'a> {
                 continue;
             }
             let listed = |identity: &String| self.identities.values().any(|listed| listed == identity);
-            let difference = if !self.types.contains(of) {
+            let is_ahead = self.upsert.exported_at.is_none() && manifest.transaction_time.is_some();
+            let difference = if is_ahead {
+                Some("the server's clock is more than a day ahead of the local one".to_owned())
+            } else if !self.types.contains(of) {
                 Some("all of its files are needed together".to_owned())
             } else if manifest.transaction_time != Some(finished.transaction_time) {
                 Some("the manifest has another transactionTime".to_owned())
@@ -250,7 +257,8 @@ impl<'a> Instalments<'a> {
 
     async fn commit(&mut self, context: &Arc<Context>, of: ResourceType) -> Result<(), Error> {
         context.progress.step(Step::Upserting(of));
-        let (in_thread, engine, upsert) = (Arc::clone(context), self.syncer().engine.clone(), self.upsert.clone());
+        let (in_thread, engine) = (Arc::clone(context), self.syncer().engine.clone());
+        let upsert = Upsert { clock_was_ahead: self.clock_was_ahead.contains(&of), ..self.upsert.clone() };
         let limit = self.syncer().config.quarantine;
         let before = self.finished.get(&of).map(|finished| finished.table.clone());
         let committed = blocking(move || match in_thread.intakes.get(&of) {

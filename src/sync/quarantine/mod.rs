@@ -102,14 +102,13 @@ impl Run<'_> {
         match self.quarantine.left(&self.export.types).await {
             Ok(0) => None,
             Ok(1) => Some(
-                "1 line that an earlier run brought is not a resource, and is still in quarantine: its row may be missing \
-                 (fhir-sync quarantine list); replay it, or sync with --full-refresh when the server has mended it"
+                "1 line of these types is in quarantine: its row may be missing (fhir-sync quarantine list); replay it, or sync \
+                 with --full-refresh when the server has mended it"
                     .to_owned(),
             ),
             Ok(lines) => Some(format!(
-                "{lines} lines that earlier runs brought are not resources, and are still in quarantine: their rows may be \
-                 missing (fhir-sync quarantine list); replay them, or sync with --full-refresh when the server has mended \
-                 them"
+                "{lines} lines of these types are in quarantine: their rows may be missing (fhir-sync quarantine list); replay \
+                 them, or sync with --full-refresh when the server has mended them"
             )),
             Err(error) => Some(format!("the quarantine could not be read: {}", chain(&error))),
         }

@@ -185,7 +185,7 @@ impl<'a> Staging<'a> {
         }
         let equal: Vec<_> = hits.iter().map(|hit| is_equal(shard, hit)).collect();
         let ids = self.changes.ids();
-        let tombstones = self.tombstones.find(self.table, &self.upsert.source, shard, &ids).await?;
+        let tombstones = self.tombstones.find(self.table, self.upsert, shard, &ids).await?;
         let winner_of: Vec<_> = hits.iter().map(|hit| hit.winner).collect();
         let probed = Probed { hits, ..Probed::default() };
         self.decision.settle(shard, probed, &equal, &tombstones, self.upsert);

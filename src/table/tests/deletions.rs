@@ -99,6 +99,22 @@ async fn a_repeated_deletion_without_a_time_stops_a_version_from_between_the_two
     assert_eq!(from_between.counts, Counts { stale: 1, ..Counts::default() });
 }
 
+/// Nothing that comes would be newer than the one, so it does not count; the other does. (rule 52)
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_by_a_former_clock_does_not_hide_one_by_the_right_clock() {
+    let lake = Lake::new();
+    lake.delete("a", [50].into_iter()).await;
+    for (second, change, counts) in [
+        (20, deletion("a", None), Counts { unchanged: 1, ..Counts::default() }),
+        (21, line("a", 15, ""), Counts { stale: 1, ..Counts::default() }),
+        (23, line("a", 22, ""), Counts { inserted: 1, ..Counts::default() }),
+    ] {
+        let set_back = Upsert { set_back_from: Some(time(micros(50))), ..upsert(micros(second)) };
+        let changes = lake.change_set(&[vec![change]], micros(second));
+        assert_eq!(lake.table().await.upsert(&changes, &set_back).await.unwrap().counts, counts, "{second}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_syncs_with_deletions_and_maintenance_leave_few_files() {
     let lake = Lake::new();

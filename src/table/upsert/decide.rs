@@ -101,7 +101,7 @@ pub async fn decide(
             Some(candidates) => probe_candidates(&shard, candidates, upsert)?,
             None => probe(table, &decision.files, &shard, &ids, upsert)?,
         };
-        let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
+        let tombstones = tombstone_table.find(table.name, upsert, &shard, &ids).await?;
         if candidates.is_none() {
             let mut doubtful = Doubtful::default();
             doubtful.note(&shard, &decision.files, &probed.hits);
@@ -246,8 +246,8 @@ impl Decision {
             let copies = hits.partition_point(|(hit, _)| hit.winner == index);
             let (copies, rest) = hits.split_at(copies);
             hits = rest;
-            let known = tombstones.get(&index).map(|known| known.without_former_clock(upsert));
-            let fate = self.settle_one(winner, copies, known.as_ref(), upsert);
+            let known = tombstones.get(&index);
+            let fate = self.settle_one(winner, copies, known, upsert);
             self.count(winner, fate);
             if let Winner::Deleted { id, at } = winner
                 && fate != Fate::Stale

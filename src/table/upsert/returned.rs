@@ -87,11 +87,9 @@ async fn among(
     for shard in deleted.shards() {
         let shard = shard?;
         let probed = probe(table, files, &shard, &ids, &upsert)?;
-        let tombstones = tombstone_table.find(table.name, &upsert.source, &shard, &ids).await?;
+        let tombstones = tombstone_table.find(table.name, &upsert, &shard, &ids).await?;
         for hit in probed.hits {
-            let is_later = tombstones
-                .get(&hit.winner)
-                .is_some_and(|known| known.without_former_clock(&upsert).follow(&hit.version));
+            let is_later = tombstones.get(&hit.winner).is_some_and(|known| known.follow(&hit.version));
             if let (true, Winner::Deleted { id, .. }) = (is_later, shard.winner(hit.winner)) {
                 found.push((id.clone(), (hit.file, hit.row)));
             }

@@ -141,9 +141,13 @@ impl Setup {
 
     /// Opens everything, as a process does when it starts.
     pub async fn open(&self) -> Result<Syncer, sync::Error> {
-        let exports = [self.export.clone()];
+        self.open_with(&[self.export.clone()]).await
+    }
+
+    /// The same with these exports.
+    pub async fn open_with(&self, exports: &[Export]) -> Result<Syncer, sync::Error> {
         let (client, config) = (self.client.clone(), self.config.clone());
-        Syncer::open(client, self.tables(), &self.state, config, &exports, ProgressBoard::new().0).await
+        Syncer::open(client, self.tables(), &self.state, config, exports, ProgressBoard::new().0).await
     }
 
     /// An incremental sync with any outcome.
