@@ -108,8 +108,8 @@ async fn ourselves(
 pub fn with_key(path: &Path) -> Result<Config, Exit> {
     config::load(path).map_err(|mistakes| {
         let exit = misconfigured(mistakes);
-        // Without the key, there is no mistake.
-        if config::check(path).is_ok() {
+        // Without the key, there is no mistake. A vault that does not answer has nothing to do with systemd.
+        if exit == CONFIGURATION && config::check(path).is_ok() {
             eprintln!(
                 "fhir-sync: under systemd the key is there only while the service runs: start the service, and give \
                  the command again; the service then does it"

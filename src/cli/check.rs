@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use super::{
     ConfigFile,
-    exit::{CONFIGURATION, Exit, FAILED, misconfigured},
+    exit::{Exit, FAILED, misconfigured, of_mistakes},
     look,
     show::counted,
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Mistakes},
     sync::{self, Check, CheckVerdict},
     telemetry,
 };
@@ -61,7 +61,7 @@ pub async fn run(arguments: &Arguments) -> Result<(), Exit> {
     };
     let has_failed = tried.iter().flatten().any(|tried| tried.verdict == word(CheckVerdict::Failed));
     if arguments.json {
-        as_json(checked.map_err(|mistakes| mistakes.lines), tried)?;
+        as_json(checked, tried)?;
     } else {
         let (config, remarks) = checked.map_err(misconfigured)?;
         for remark in remarks {
@@ -91,13 +91,16 @@ fn word(verdict: CheckVerdict) -> &'static str {
     }
 }
 
-fn as_json(checked: Result<(Config, Vec<String>), Vec<String>>, tried: Option<Vec<Tried>>) -> Result<(), Exit> {
+fn as_json(checked: Result<(Config, Vec<String>), Mistakes>, tried: Option<Vec<Tried>>) -> Result<(), Exit> {
     let (checked, exit) = match checked {
         Ok((config, remarks)) => {
             let exports = config.exports.into_iter().map(|scheduled| scheduled.export.name).collect();
             (Checked { exports, mistakes: Vec::new(), remarks, tried }, Ok(()))
         }
-        Err(mistakes) => (Checked { exports: Vec::new(), mistakes, remarks: Vec::new(), tried }, Err(CONFIGURATION)),
+        Err(mistakes) => {
+            let exit = of_mistakes(&mistakes);
+            (Checked { exports: Vec::new(), mistakes: mistakes.lines, remarks: Vec::new(), tried }, Err(exit))
+        }
     };
     look::print_json(&checked)?;
     exit

@@ -32,8 +32,7 @@ Exit codes:
        differs; of status with --max-age: data are older
   2    invalid arguments
   3    partial: something was committed, something failed or was quarantined
-  11   another fhir-sync holds the state file or the tables, or works on the
-       export
+  11   another fhir-sync holds the state file or the tables
   75   not possible now: an address is taken, a disk, folder or object store
        cannot be used, or the command of a secret fails; try again
   78   the configuration is wrong, and stays wrong until somebody corrects it
@@ -68,11 +67,15 @@ pub fn failed(reason: &str) -> Exit {
     FAILED
 }
 
-/// Prints the mistakes of a configuration. Where all of them may pass, a service manager tries again.
+/// Prints the mistakes of a configuration. Where all of them are temporary, a service manager tries again.
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 pub fn misconfigured(mistakes: Mistakes) -> Exit {
     eprint!("fhir-sync: {mistakes}");
-    if mistakes.may_pass { TEMPORARY } else { CONFIGURATION }
+    of_mistakes(&mistakes)
+}
+
+pub const fn of_mistakes(mistakes: &Mistakes) -> Exit {
+    if mistakes.is_temporary { TEMPORARY } else { CONFIGURATION }
 }
 
 /// Prints why nothing could be opened.

@@ -117,6 +117,8 @@ fn now() -> DateTime<Utc> {
 fn too_old(status: &Status, max_age: Duration, recheck_absent: TimeDelta, now: DateTime<Utc>) -> Vec<String> {
     let shown = humantime::format_duration(max_age);
     let max_age = TimeDelta::from_std(max_age).unwrap_or(TimeDelta::MAX);
+    // It is asked for again when that time has passed, and then has as long as any other type.
+    let recheck_after = max_age.checked_add(&recheck_absent).unwrap_or(TimeDelta::MAX);
     let is_within =
         |at: Option<DateTime<Utc>>, age: TimeDelta| at.is_some_and(|at| now - at <= age && at - now <= AHEAD);
     let mut sentences = Vec::new();
@@ -132,7 +134,7 @@ fn too_old(status: &Status, max_age: Duration, recheck_absent: TimeDelta, now: D
                     let at = day_and_time(Some(at));
                     sentences.push(format!("{name}: the data of {resource_type} are of {at} UTC, older than {shown}"));
                 }
-                None if is_within(of.unconfirmed_since, max_age.max(recheck_absent)) => {}
+                None if is_within(of.unconfirmed_since, recheck_after) => {}
                 None => sentences.push(format!("{name}: {resource_type} has no data")),
             }
         }
@@ -222,8 +224,8 @@ mod tests {
             (Some("2026-11-20T12:01:00Z"), None, None),
             (Some("2026-11-21T12:00:00Z"), None, Some(ahead)),
             (None, None, Some(none)),
-            (None, Some("2026-11-19T12:00:00Z"), None),
-            (None, Some("2026-11-19T11:59:59Z"), Some(none)),
+            (None, Some("2026-11-19T09:00:00Z"), None),
+            (None, Some("2026-11-19T08:59:59Z"), Some(none)),
         ] {
             assert_eq!(sentences(data_as_of, unconfirmed_since), Vec::from_iter(expected), "{data_as_of:?}");
         }

@@ -35,9 +35,9 @@ impl Flags {
             Some(Key::Text(_)) => "FHIR_PRIVATE_KEY",
             Some(Key::File(_)) | None => "--auth-private-key",
         };
-        self.read_over(settings).map_err(|Mistakes { lines, may_pass }| {
+        self.read_over(settings).map_err(|Mistakes { lines, is_temporary }| {
             let lines = lines.into_iter().map(|mistake| by_flag(mistake, key_flag)).collect();
-            Mistakes { lines, may_pass }
+            Mistakes { lines, is_temporary }
         })
     }
 

@@ -124,19 +124,19 @@ impl Scheduled {
 pub struct Mistakes {
     pub lines: Vec<String>,
     /// None of them is one of the configuration itself: what it names may answer later.
-    pub may_pass: bool,
+    pub is_temporary: bool,
 }
 
 impl Mistakes {
     /// One that only somebody who corrects the configuration can end.
     pub fn of(line: String) -> Self {
-        Self { lines: vec![line], may_pass: false }
+        Self { lines: vec![line], is_temporary: false }
     }
 }
 
 impl fmt::Display for Mistakes {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(out, "the configuration cannot be used{}:", if self.may_pass { " now" } else { "" })?;
+        writeln!(out, "the configuration cannot be used{}:", if self.is_temporary { " now" } else { "" })?;
         self.lines.iter().try_for_each(|mistake| writeln!(out, "  {mistake}"))
     }
 }

@@ -82,7 +82,7 @@ impl KeyedSecret {
             Err(error) => {
                 let what = format!("{}: {error}", self.secret.place());
                 match error {
-                    secret::Error::NotNow(_) => section.passing_mistake(&self.key, &what),
+                    secret::Error::NotNow(_) => section.temporary_mistake(&self.key, &what),
                     secret::Error::Absent(_) | secret::Error::Unusable(_) => section.mistake(&self.key, &what),
                 }
                 Err(Reported)
@@ -128,7 +128,7 @@ mod tests {
         let webhook = |line: &str| format!("[notify]\nwebhook_url_exec = {line}\n");
         let key = |line: &str| format!("[sync.quarantine]\npolicy = \"encrypted\"\nkey_exec = {line}\n");
         let failing = webhook("[\"false\"]") + &key("[\"sh\", \"-c\", \"exit 2\"]");
-        for (settings, lines, may_pass) in [
+        for (settings, lines, is_temporary) in [
             (webhook("[\"false\"]"), 1, true),
             (failing.clone(), 2, true),
             (failing + "[health]\nmax_age = \"a day\"\n", 3, false),
@@ -137,7 +137,7 @@ mod tests {
             (key("[\"true\"]"), 1, false),
         ] {
             let found = mistakes(&settings);
-            assert_eq!((found.lines.len(), found.may_pass), (lines, may_pass), "{found:?}");
+            assert_eq!((found.lines.len(), found.is_temporary), (lines, is_temporary), "{found:?}");
         }
     }
 

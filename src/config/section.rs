@@ -14,8 +14,8 @@ use crate::spelling::did_you_mean;
 #[derive(Debug, Default)]
 pub struct Findings {
     pub mistakes: Vec<String>,
-    /// How many of the mistakes may pass by themselves: a command that did not answer may do so later.
-    passing: usize,
+    /// How many of the mistakes are temporary: a command that did not answer may do so later.
+    temporary: usize,
     /// What is worth knowing and not a mistake.
     pub remarks: Vec<String>,
     /// Every key that was read, in the order of reading.
@@ -26,7 +26,10 @@ pub struct Findings {
 
 impl Findings {
     pub fn mistakes(&self) -> Mistakes {
-        Mistakes { lines: self.mistakes.clone(), may_pass: self.passing > 0 && self.passing == self.mistakes.len() }
+        Mistakes {
+            lines: self.mistakes.clone(),
+            is_temporary: self.temporary > 0 && self.temporary == self.mistakes.len(),
+        }
     }
 }
 
@@ -323,9 +326,9 @@ impl Section {
     }
 
     /// Reports that a value cannot be used now, and perhaps later.
-    pub fn passing_mistake(&self, key: &str, what: &str) {
+    pub fn temporary_mistake(&self, key: &str, what: &str) {
         self.mistake(key, what);
-        self.findings.borrow_mut().passing += 1;
+        self.findings.borrow_mut().temporary += 1;
     }
 
     /// Reports what is worth knowing and not a mistake.

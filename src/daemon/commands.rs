@@ -44,6 +44,11 @@ impl Daemon {
         }
     }
 
+    pub(super) fn is_syncing(&self, export: &str) -> bool {
+        let sync = Activity::Sync { export: export.to_owned() };
+        self.at_work.values().any(|of| of.activity == sync)
+    }
+
     /// What must not begin now: what is at work, and what an order waits for.
     pub(super) fn excluded(&self) -> Vec<Activity> {
         let at_work = self.at_work.values().flat_map(|of| of.excludes.iter().cloned());

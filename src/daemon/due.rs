@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Does the schedule, or an unfinished job, ask for a run right now?
-pub fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Option<Mode> {
+fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -> Option<Mode> {
     let Some(last_complete_at) = known.last_complete_at else { return Some(Mode::Incremental) };
     let is_loaded = |of| known.freshness.data_as_of.contains_key(of) || known.unconfirmed.contains_key(of);
     if !scheduled.export.types.iter().all(is_loaded) {
@@ -24,7 +24,15 @@ pub fn overdue(scheduled: &Scheduled, known: &ExportState, now: DateTime<Utc>) -
     (missed || !known.jobs.is_empty()).then_some(Mode::Incremental)
 }
 
-/// The same where several processes share the exports, of an export that this process holds: what another one has run
+/// The same, less what the sync does that is at work where `is_syncing`.
+pub fn missed(scheduled: &Scheduled, known: &ExportState, is_syncing: bool, now: DateTime<Utc>) -> Option<Mode> {
+    let at_work = known.last_run.as_ref().filter(|last| !last.ended);
+    // One that has only just begun is not in the state yet.
+    let does = |mode| is_syncing && (mode == Mode::Incremental || at_work.is_none_or(|last| last.full_refresh));
+    overdue(scheduled, known, now).filter(|mode| !does(*mode))
+}
+
+/// The same as [`overdue`] where several processes share the exports, of an export that this process holds: what another one has run
 /// is not run again. A run that has not ended is one whose process was killed. `started_at` is the start of this
 /// process, which makes up for what was missed before; `tick` is what its own schedule asks for now.
 pub fn due_here(
@@ -142,6 +150,34 @@ mod tests {
         assert!(is_of_the_future(&scheduled(), &last, at(after)));
         assert!(!is_of_the_future(&without_full_refresh, &last, at(after)), "no schedule asks for a full refresh");
         assert_eq!(due("2026-11-20T11:17:00Z", false, true, after), None, "clocks differ a little");
+    }
+
+    #[test]
+    fn what_a_sync_at_work_does_is_not_missed() {
+        let at = |text: &str| parse_instant(text).unwrap();
+        let of = |full_refresh| LastRun {
+            number: 7,
+            begun_at: at("2026-11-22T03:00:01Z"),
+            full_refresh,
+            ended: false,
+            full_refresh_begun_at: at("2026-11-22T03:00:01Z"),
+        };
+        let missed_beside = |last_full: &str, last_run: Option<LastRun>, is_syncing| {
+            let known = ExportState {
+                last_complete_at: Some(at("2026-11-22T02:16:00Z")),
+                last_full_refresh_at: Some(at(last_full)),
+                last_run,
+                ..ExportState::default()
+            };
+            missed(&scheduled(), &known, is_syncing, at("2026-11-22T03:20:00Z"))
+        };
+        let (weekly, now) = ("2026-11-15T03:10:00Z", "2026-11-22T03:10:00Z");
+        assert_eq!(missed_beside(weekly, Some(of(true)), true), None, "a full refresh is at work");
+        assert_eq!(missed_beside(weekly, Some(of(false)), true), Some(Mode::FullRefresh), "an increment is no such");
+        assert_eq!(missed_beside(weekly, None, true), None, "it has only just begun");
+        assert_eq!(missed_beside(weekly, Some(of(true)), false), Some(Mode::FullRefresh), "its process was killed");
+        assert_eq!(missed_beside(now, Some(of(false)), true), None);
+        assert_eq!(missed_beside(now, None, false), Some(Mode::Incremental));
     }
 
     #[test]

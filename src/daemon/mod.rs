@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::signals::Signals;
 use self::{
     commands::next_order,
-    due::{overdue, schedules},
+    due::{missed, schedules},
     history::History,
     reload::Loading,
     shared::Others,
@@ -224,7 +224,7 @@ enum Done {
 }
 
 impl Daemon {
-    /// What the schedule asked for while the daemon was down is done once, now.
+    /// What the schedule asked for while the daemon was down, or the clock was ahead, is done once, now.
     fn catch_up(&self) {
         if self.syncer.shares_exports() {
             return self.begin_due();
@@ -233,7 +233,7 @@ impl Daemon {
         for export in &self.exports {
             let name = export.name();
             let known = state.exports.get(name).cloned().unwrap_or_default();
-            if let Some(mode) = overdue(&export.scheduled, &known, now()) {
+            if let Some(mode) = missed(&export.scheduled, &known, self.is_syncing(name), now()) {
                 tracing::info!(export = name, %mode, "overdue; starting at once");
                 self.ticks.tick(&Tick::Sync { export: name.to_owned(), mode });
             }
@@ -385,10 +385,11 @@ impl Daemon {
                 tracing::error!(run, error, "the run panicked; this is a bug in fhir-sync. The next tick tries again");
                 if let Some(Activity::Sync { export }) = activity {
                     let before = self.syncer.outcome_before(&export);
-                    if let Err(error) = self.syncer.remember_panic(&export).await {
+                    let remembered = self.syncer.remember_panic(&export).await.unwrap_or_else(|error| {
                         tracing::error!(error = sync::chain(&error), "the failure could not be remembered");
-                    }
-                    self.notifier.panicked(&export, before);
+                        false
+                    });
+                    self.notifier.panicked(&export, before, remembered);
                 }
             }
         }

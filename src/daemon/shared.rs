@@ -66,6 +66,12 @@ impl Others {
         }
     }
 
+    /// The clock was set back to `now`. A start that seems to be of the future was before it: every later run would be
+    /// older than this process, and what it left incomplete would be due without end.
+    pub fn follow_clock(&mut self, now: DateTime<Utc>) {
+        self.started_at = self.started_at.min(now);
+    }
+
     pub fn ask_for(&mut self, export: &str) {
         self.asked_for.insert(export.to_owned());
     }
@@ -81,6 +87,9 @@ impl Daemon {
         let (state, other_holders) = (self.syncer.current_state(), self.syncer.other_holders());
         for watched in &self.exports {
             let export = watched.name();
+            if self.is_syncing(export) {
+                continue;
+            }
             let known = state.exports.get(export).cloned().unwrap_or_default();
             // Then the ticks of this process decide: two clocks would else take turns without end.
             if known
@@ -153,4 +162,36 @@ pub(super) async fn maintenance_is_due(syncer: &Syncer, maintenance: &Maintenanc
     // A time of the future is of a clock that is ahead.
     let maintained_at = syncer.current_state().maintained_at.filter(|at| *at - now() <= MAX_AHEAD);
     maintained_at.and_then(|at| next_after(&patterns, at)).is_none_or(|next| next <= now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        export::Level,
+        fhir::parse_instant,
+        state::{ExportState, LastRun},
+    };
+
+    #[test]
+    fn a_run_after_a_clock_was_set_back_is_no_older_than_a_process_that_started_while_it_was_ahead() {
+        let at = |text: &str| parse_instant(text).unwrap();
+        let scheduled = Scheduled {
+            export: sync::Export::new("all", Level::System, Vec::new()),
+            incremental: vec!["0 15 * * * *".parse().unwrap()],
+            full_refresh: Vec::new(),
+            max_age: None,
+        };
+        // It was not complete: no run of this export was.
+        let begun_at = at("2026-11-20T10:15:01Z");
+        let last = LastRun { number: 7, begun_at, full_refresh: false, ended: true, full_refresh_begun_at: begun_at };
+        let known = ExportState { last_run: Some(last), ..ExportState::default() };
+        for started_at in [at("2026-11-21T10:00:00Z"), at("2026-11-20T09:00:00Z")] {
+            let mut others = Others { started_at, looking: JoinSet::new(), asked_for: BTreeSet::new() };
+            others.follow_clock(at("2026-11-20T10:00:00Z"));
+            let Reason::Due { started_at } = others.reason("all") else { panic!("nobody has asked") };
+            let due = due_here(&scheduled, &known, Mode::Incremental, started_at, at("2026-11-20T10:15:30Z"));
+            assert_eq!(due, None, "{started_at}");
+        }
+    }
 }

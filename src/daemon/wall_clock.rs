@@ -53,6 +53,7 @@ impl Daemon {
                 next_run = self.next_run(),
                 "the clock of this host was set back; the schedule follows it"
             );
+            self.others.follow_clock(wall);
             self.catch_up();
         }
         self.wall_clock = WallClock::at(wall, monotonic);

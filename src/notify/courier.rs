@@ -25,7 +25,12 @@ pub type Before = Option<Outcome>;
 #[derive(Debug)]
 pub enum Event {
     Began,
-    Ended(Box<Message>, Before),
+    Ended {
+        message: Box<Message>,
+        before: Before,
+        /// Whether the state has the outcome, so that the next run finds it there.
+        is_remembered: bool,
+    },
 }
 
 pub struct Courier {
@@ -33,12 +38,14 @@ pub struct Courier {
     pub sender: Sender,
     pub heartbeat: Option<Heartbeat>,
     pub webhook: Option<Webhook>,
+    /// The outcome of the run before, where the state lacks it: it may be the state that has failed.
+    pub unremembered: Before,
     pub stop: CancellationToken,
 }
 
 impl Courier {
     /// Until the queue is empty and `closing` is cancelled.
-    pub async fn deliver_all(self, mut events: mpsc::Receiver<Event>, closing: CancellationToken) {
+    pub async fn deliver_all(mut self, mut events: mpsc::Receiver<Event>, closing: CancellationToken) {
         loop {
             let event = tokio::select! {
                 biased;
@@ -47,9 +54,20 @@ impl Courier {
             };
             match event {
                 Some(Event::Began) => self.ping(Ping::Start).await,
-                Some(Event::Ended(message, before)) => self.report(&message, before).await,
+                Some(Event::Ended { message, before, is_remembered }) => {
+                    let before = self.unremembered.or(before);
+                    self.keep(message.outcome, is_remembered);
+                    self.report(&message, before).await;
+                }
                 None => return,
             }
+        }
+    }
+
+    /// A run that was stopped says nothing about the one before it.
+    fn keep(&mut self, outcome: Outcome, is_remembered: bool) {
+        if outcome != Outcome::Stopped {
+            self.unremembered = (!is_remembered).then_some(outcome);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Notifications: a heartbeat for a dead man's switch, and a webhook for people.
 //!
-//! What always holds: a notification is sent only after the state file has the end of the run; it neither delays a run
-//! nor changes how it ends. Each export has a courier, which delivers in the order of what happened. Each attempt, each
+//! What always holds: a notification is sent only after the state file has the end of the run, or has refused it; it
+//! neither delays a run nor changes how it ends. Each export has a courier, which delivers in the order of what happened. Each attempt, each
 //! wait and the queue have a limit. The URLs are secrets: no log line and no error has them.
 
 mod courier;
@@ -117,6 +117,7 @@ pub fn start(
             sender: sender.clone(),
             heartbeat,
             webhook: config.webhook.clone(),
+            unremembered: None,
             stop: stop.clone(),
         };
         couriers.tasks.spawn(courier.deliver_all(events, couriers.closing.clone()));
@@ -126,18 +127,19 @@ pub fn start(
 }
 
 impl Notifier {
-    /// A run of an export, and the notifications before and after it. When `run` ends, the state has its end; `before`
-    /// is what the state had when nobody else could run the export any more.
+    /// A run of an export, and the notifications before and after it. When `run` ends, the state has its end, if it can
+    /// be written; `before` is what the state had when nobody else could run the export any more.
     pub async fn around(&self, export: &str, before: Before, run: impl Future<Output = Report>) -> Report {
         self.queue(export, Event::Began);
         let report = run.await;
-        self.queue(export, Event::Ended(Box::new(Message::of(&report)), before));
+        let (message, is_remembered) = (Box::new(Message::of(&report)), report.is_remembered);
+        self.queue(export, Event::Ended { message, before, is_remembered });
         report
     }
 
-    /// A run of the export has panicked, which the state knows.
-    pub fn panicked(&self, export: &str, before: Before) {
-        self.queue(export, Event::Ended(Box::new(Message::of_panic(export)), before));
+    /// A run of the export has panicked, which the state knows if `is_remembered`.
+    pub fn panicked(&self, export: &str, before: Before, is_remembered: bool) {
+        self.queue(export, Event::Ended { message: Box::new(Message::of_panic(export)), before, is_remembered });
     }
 
     fn queue(&self, export: &str, event: Event) {

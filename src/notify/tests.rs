@@ -92,7 +92,7 @@ fn config() -> Config {
 fn report(outcome: Outcome, end: TypeEnd) -> Report {
     let at: DateTime<Utc> = "2026-11-28T10:00:00Z".parse().unwrap();
     let mut report = Report::begin("all", 7, Mode::Incremental, &[ResourceType::PATIENT], at);
-    report.outcome = outcome;
+    (report.outcome, report.is_remembered) = (outcome, true);
     let patient = report.types.get_mut(&ResourceType::PATIENT).unwrap();
     (patient.received, patient.counts.inserted, patient.end) = (5, 5, end);
     report
@@ -108,9 +108,9 @@ async fn notified(config: Config, mut before: Option<Outcome>, reports: Vec<Repo
     install_crypto();
     let (notifier, couriers) = start(config, ["all".to_owned()], &stop).unwrap();
     for report in reports {
-        let outcome = report.outcome;
+        let outcome = Some(report.outcome).filter(|outcome| report.is_remembered && *outcome != Outcome::Stopped);
         notifier.around("all", before, async { report }).await;
-        before = Some(outcome).filter(|outcome| *outcome != Outcome::Stopped).or(before);
+        before = outcome.or(before);
     }
     couriers.finish().await;
 }
@@ -197,6 +197,20 @@ async fn a_webhook_says_what_changed_since_the_run_before() {
     });
     assert_eq!(*first, expected);
     assert_eq!((&second["outcome"], &second["outcome_before"]), (&"complete".into(), &"partial".into()));
+}
+
+#[tokio::test]
+async fn an_outage_of_the_state_is_reported_once_and_so_is_its_end() {
+    let receiver = Receiver::start(Answers::Statuses(&[200])).await;
+    let webhook = Webhook { url: receiver.url("hook"), format: WebhookFormat::Json, on: WebhookOn::Change };
+    let config = Config { webhook: Some(webhook), ..config() };
+    let failed = || Report { is_remembered: false, ..report(Outcome::Failed, TypeEnd::NotReached) };
+    let stopped = report(Outcome::Stopped, TypeEnd::NotReached);
+    let reports = vec![failed(), failed(), stopped, failed(), complete(), complete()];
+    notified(config, Some(Outcome::Complete), reports).await;
+    let outcomes = |(_, body): (String, Value)| (body["outcome"].clone(), body["outcome_before"].clone());
+    let received: Vec<_> = receiver.received().into_iter().map(outcomes).collect();
+    assert_eq!(received, [("failed".into(), "complete".into()), ("complete".into(), "failed".into())]);
 }
 
 #[tokio::test]

@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checker_may_set_its_own_bar() {
+    fn a_checker_may_set_its_own_allowed_age() {
         let start = Instant::now();
         let view = view(&[&[Some("2026-11-20T10:00:00Z")]], start);
         let at_most = |minutes| AllowedAge::AtMost(Duration::from_mins(minutes));

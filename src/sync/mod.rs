@@ -443,6 +443,7 @@ impl<'a> Run<'a> {
         let before = |of: &TypeReport| of.quarantined_before > 0;
         let has_quarantined = self.quarantine.has_lines() || self.report.types.values().any(before);
         let remembered = self.syncer.remember_end(&self.report, self.begun.elapsed(), has_quarantined).await;
+        self.report.is_remembered = remembered.is_ok();
         if let Err(error) = &remembered {
             self.report.fail(error);
         }

@@ -23,6 +23,8 @@ pub struct Report {
     pub started_at: DateTime<Utc>,
     pub ended_at: DateTime<Utc>,
     pub outcome: Outcome,
+    /// Whether the state has this outcome. A state that cannot be written has that of an earlier run.
+    pub is_remembered: bool,
     pub types: BTreeMap<ResourceType, TypeReport>,
     /// What the run committed of its types before their last commit, in order.
     pub instalments: Vec<(ResourceType, TypeReport)>,
@@ -200,6 +202,7 @@ impl Report {
             started_at,
             ended_at: started_at,
             outcome: Outcome::Failed,
+            is_remembered: false,
             types: types.iter().map(|resource_type| (*resource_type, TypeReport::default())).collect(),
             instalments: Vec::new(),
             remarks: Vec::new(),

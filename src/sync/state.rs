@@ -368,15 +368,16 @@ impl Syncer {
         .await
     }
 
-    /// A run of the export panicked, so that it has left no report.
-    pub async fn remember_panic(&self, export: &str) -> Result<(), Error> {
+    /// A run of the export panicked, so that it has left no report. Whether the state has that outcome now.
+    pub async fn remember_panic(&self, export: &str) -> Result<bool, Error> {
         let name = export.to_owned();
         metrics::run_ended(export, RunOutcome::Failed, now(), Duration::ZERO);
         // Another process may hold the export by now; it finds a run that has not ended.
         if self.shares_exports() {
-            return Ok(());
+            return Ok(false);
         }
-        self.remember(move |state| state.exports.entry(name).or_default().freshness.count(Outcome::Failed)).await
+        self.remember(move |state| state.exports.entry(name).or_default().freshness.count(Outcome::Failed)).await?;
+        Ok(true)
     }
 
     pub(super) async fn remember_export(

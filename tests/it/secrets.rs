@@ -181,6 +181,21 @@ async fn a_vault_that_is_down_ends_the_service_for_now_and_a_wrong_secret_for_go
             assert_eq!(ended.code, Some(code), "{words:?}, {line}: {}", ended.output());
             assert!(ended.output().contains("notify.webhook_url_exec: "), "{}", ended.output());
         }
+        for form in [&["check", "--online"][..], &["check", "--online", "--json"]] {
+            assert_eq!(run(form, config, &[("PATH", "/usr/bin:/bin")]).await.code, Some(code), "{form:?}, {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_command_by_hand_speaks_of_the_key_of_the_service_where_it_is_absent_and_not_where_a_vault_is_down() {
+    let setup = Setup::new().await;
+    let path = setup.folder.path().join("by-hand.toml");
+    for (place, code, is_absent) in [("credential = \"absent\"", 78, true), ("exec = [\"false\"]", 75, false)] {
+        fs::write(&path, format!("{}\n[notify]\nwebhook_url_{place}\n", setup.config())).unwrap();
+        let ended = run(&["sync"], path.to_str().unwrap(), &[("PATH", "/usr/bin:/bin")]).await;
+        assert_eq!(ended.code, Some(code), "{place}: {}", ended.output());
+        assert_eq!(ended.output().contains("under systemd the key is there"), is_absent, "{}", ended.output());
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use deltalake::DeltaTableError;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Mutex};
 
 use crate::fhir::Version;
 use crate::table::{
@@ -88,6 +88,7 @@ fn probe_files(
             with_hits.push((scan, found.rows));
         }
     }
+    let has_lines = Mutex::new(());
     let hits = in_parallel_with(
         from,
         &with_hits,
@@ -95,7 +96,8 @@ fn probe_files(
         async |(scan, _)| scan.fetch(scan.version_columns()).await.map_err(failed),
         |(scan, rows), versions| {
             let mut hits = Vec::with_capacity(rows.len());
-            let read = scan.read_versions(versions, rows, |some| hits.extend(some.into_iter().map(Hit::from)));
+            let read =
+                scan.read_versions(versions, rows, &has_lines, |some| hits.extend(some.into_iter().map(Hit::from)));
             runtime.block_on(read).map_err(failed)?;
             Ok(hits)
         },

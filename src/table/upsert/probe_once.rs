@@ -4,7 +4,7 @@
 //! the files. What may be a hit waits as a [`Candidate`] until its shard is loaded.
 
 use deltalake::DeltaTableError;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::Mutex};
 
 use crate::fhir::TransactionTime;
 use crate::table::{
@@ -34,7 +34,7 @@ pub fn probe_once(
     // Something passes in nearly every row group, so ids and versions are requested together.
     let columns = |scan: &RowGroupScan<'_>| [&scan.key_columns(upsert), scan.version_columns()].concat();
     let (indexed, ids) = may_have(files, ids, upsert);
-    let mut all = Probed::default();
+    let (mut all, has_lines) = (Probed::default(), Mutex::new(()));
     for indexed in indexed.chunks(FILES_AT_ONCE) {
         let found = in_parallel_with(
             from,
@@ -53,7 +53,7 @@ pub fn probe_once(
                         kept = candidates.keep(&some.into_iter().map(Candidate::from).collect::<Vec<_>>());
                     }
                 };
-                runtime.block_on(scan.read_versions(fetched, &found.rows, keep)).map_err(failed)?;
+                runtime.block_on(scan.read_versions(fetched, &found.rows, &has_lines, keep)).map_err(failed)?;
                 kept?;
                 Ok((scan.file, found.missing, found.stored_rows))
             },

@@ -18,6 +18,7 @@ use parquet::{
     },
     file::{metadata::RowGroupMetaData, statistics::Statistics},
 };
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::fhir::{Meta, TransactionTime, Version};
 use crate::table::{
@@ -173,11 +174,13 @@ impl RowGroupScan<'_> {
         Ok(found)
     }
 
-    /// Gives the versions of the rows that were found to `take`, some at a time.
+    /// Gives the versions of the rows that were found to `take`, some at a time. Lines are in memory for one row group at
+    /// a time, whichever holds `has_lines`, which is one for all row groups of a probe.
     pub async fn read_versions<Of: Copy>(
         &self,
         versions: FetchedFile,
         found: &[(u64, Of)],
+        has_lines: &Mutex<()>,
         mut take: impl FnMut(Vec<StoredVersion<Of>>),
     ) -> Result<(), DeltaTableError> {
         let rows = selection(found.iter().map(|(index, _)| *index));
@@ -190,7 +193,7 @@ impl RowGroupScan<'_> {
             found = rest;
             let untyped = of_batch.iter().enumerate().filter(|(row, _)| self.is_untyped(&rows, *row));
             let untyped: Vec<_> = untyped.map(|(_, (index, _))| *index).collect();
-            let mut of_lines = self.versions_of_lines(&untyped, &mut lines).await?;
+            let mut of_lines = self.versions_of_lines(&untyped, &mut lines, has_lines).await?;
             let versions = of_batch.iter().enumerate().map(|(row, (index, of))| {
                 let of_line = if self.is_untyped(&rows, row) { of_lines.pop_front() } else { None };
                 StoredVersion {
@@ -214,20 +217,23 @@ impl RowGroupScan<'_> {
     }
 
     /// The versions of these rows of the row group by their lines; `lines` is fetched once.
-    async fn versions_of_lines(
+    ///
+    /// Only a batch of other columns says that they are needed, also for a typed row whose resource has no `meta`: the
+    /// room that was taken for the row group lacks them, and all cores could fetch them at once. Who holds `has_lines`
+    /// waits for its own reads and for `take`, and for no other row group.
+    async fn versions_of_lines<'probe>(
         &self,
         rows: &[u64],
-        lines: &mut Option<FetchedFile>,
+        lines: &mut Option<(FetchedFile, MutexGuard<'probe, ()>)>,
+        has_lines: &'probe Mutex<()>,
     ) -> Result<VecDeque<Version>, DeltaTableError> {
         let mut versions = VecDeque::with_capacity(rows.len());
-        if rows.is_empty() {
-            return Ok(versions);
+        if !rows.is_empty() && lines.is_none() {
+            let holds = has_lines.lock().await;
+            *lines = Some((self.fetch(&RAW_VERSION_COLUMNS).await?, holds));
         }
-        let lines = match lines {
-            Some(lines) => lines.clone(),
-            None => lines.insert(self.fetch(&RAW_VERSION_COLUMNS).await?).clone(),
-        };
-        let mut batches = self.read(lines, &RAW_VERSION_COLUMNS, Some(selection(rows.iter().copied())))?;
+        let Some((lines, _)) = lines.as_ref().filter(|_| !rows.is_empty()) else { return Ok(versions) };
+        let mut batches = self.read(lines.clone(), &RAW_VERSION_COLUMNS, Some(selection(rows.iter().copied())))?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let rows = VersionRows::try_new(&batch)?;
@@ -434,12 +440,23 @@ impl VersionRows {
 #[cfg(test)]
 mod tests {
     use arrow::array::StringArray;
-    use deltalake::{ObjectStore, Path, kernel::Add};
+    use deltalake::{Path, kernel::Add};
+    use futures::poll;
     use object_store::{ObjectStoreExt as _, memory::InMemory};
     use parquet::arrow::ArrowWriter;
 
     use super::*;
-    use crate::table::data_file::{DataFile, deletion_vector::RowSet};
+    use crate::table::{data_file::DataFile, data_file::deletion_vector::RowSet};
+
+    async fn stored<const N: usize>(columns: [(&str, ArrayRef); N]) -> StoredFile {
+        let rows = RecordBatch::try_from_iter_with_nullable(columns.map(|(of, column)| (of, column, true))).unwrap();
+        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        let bytes = writer.into_inner().unwrap();
+        let file = DataFile { store: Arc::new(InMemory::new()), path: Path::from("a"), size_bytes: bytes.len() as u64 };
+        file.store.put(&file.path, bytes.into()).await.unwrap();
+        StoredFile { add: Add::default(), file, dead: RowSet::new(), own: true }
+    }
 
     /// (a table of a server that is not R4)
     #[tokio::test]
@@ -447,20 +464,33 @@ mod tests {
         const LINE_BYTES: usize = 50_000;
         let line = |number| format!("{number:0LINE_BYTES$}");
         let lines: ArrayRef = Arc::new(StringArray::from_iter_values((0..200).map(line)));
-        let rows = RecordBatch::try_from_iter([("resource_json", lines)]).unwrap();
-        let mut writer = ArrowWriter::try_new(Vec::new(), rows.schema(), None).unwrap();
-        writer.write(&rows).unwrap();
-        let bytes = writer.into_inner().unwrap();
-        let (store, path): (Arc<dyn ObjectStore>, _) = (Arc::new(InMemory::new()), Path::from("a"));
-        let size_bytes = bytes.len() as u64;
-        store.put(&path, bytes.into()).await.unwrap();
-        let file = DataFile { store, path, size_bytes };
-        let stored = StoredFile { add: Add::default(), file, dead: RowSet::new(), own: true };
+        let stored = stored([("resource_json", lines)]).await;
         let scan = scans(FileIndex(0), &stored, None).await.unwrap().pop().unwrap();
         let fetched = scan.fetch(scan.version_columns()).await.unwrap();
         let batches = scan.read(fetched, scan.version_columns(), None).unwrap();
         let sizes: Vec<_> = batches.map(|batch| batch.unwrap().num_rows()).collect().await;
         assert_eq!(sizes.iter().sum::<usize>(), 200);
         assert!(sizes.iter().all(|rows| rows * LINE_BYTES < 8 * 1024 * 1024), "{sizes:?}");
+    }
+
+    #[tokio::test]
+    async fn lines_beside_typed_columns_are_in_memory_for_one_row_group_at_a_time() {
+        let lines: ArrayRef = Arc::new(StringArray::from_iter_values([r#"{"meta":{"versionId":"3"}}"#, "{}"]));
+        let version_id = Field::new("versionId", DataType::Utf8, true);
+        let meta = new_null_array(&DataType::Struct(vec![version_id].into()), 2);
+        let stored = stored([("meta", meta), ("resource_json", lines)]).await;
+        let scan = scans(FileIndex(0), &stored, None).await.unwrap().pop().unwrap();
+        let (has_lines, mut versions) = (Mutex::new(()), Vec::new());
+        let other = has_lines.lock().await;
+        let fetched = scan.fetch(scan.version_columns()).await.unwrap();
+        let take = |some: Vec<StoredVersion<()>>| versions.extend(some.iter().map(|of| of.version.version_id));
+        let mut read = Box::pin(scan.read_versions(fetched, &[(0, ()), (1, ())], &has_lines, take));
+        for _ in 0..1000 {
+            assert!(poll!(&mut read).is_pending(), "another row group has its lines in memory");
+            tokio::task::yield_now().await;
+        }
+        drop(other);
+        read.await.unwrap();
+        assert_eq!(versions, [Some(3), None]);
     }
 }
