@@ -149,6 +149,7 @@ impl Bench {
             source: "bench".to_owned(),
             watermark: watermark.map_or(NewWatermark::Stays, NewWatermark::Raised),
             set_back_from: None,
+            clock_was_ahead: false,
             exported_at: watermark,
             run_started_micros,
             job: "bench#1".to_owned(),

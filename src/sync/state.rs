@@ -254,11 +254,8 @@ impl Syncer {
                 job.types.clone_from(&left);
                 job.denied_since = is_denied.then(|| job.denied_since.unwrap_or(asked_at));
             }
-            // What an older job has of a type that was loaded in full is older than that.
-            let older = state.jobs.iter_mut().take_while(|job| job.status_url != status_url);
-            for job in older.filter(|job| is_full && job.kind() != JobKind::Joiners) {
-                job.types.retain(|of| !loaded.contains(of));
-                job.finished.retain(|of, _| !loaded.contains(of));
+            if is_full {
+                narrow_older_jobs(state, &status_url, &loaded);
             }
         })
         .await
@@ -392,6 +389,15 @@ impl Syncer {
     /// Changes the state file. It is on the disk when this returns.
     pub(super) async fn remember(&self, change: impl FnOnce(&mut State) + Send + 'static) -> Result<(), Error> {
         self.with_open_state(move |state| Ok(state.update(change)?)).await
+    }
+}
+
+/// What an older job has of types that were loaded in full is older than that.
+fn narrow_older_jobs(state: &mut ExportState, status_url: &Url, loaded: &[ResourceType]) {
+    let older = state.jobs.iter_mut().take_while(|job| job.status_url != *status_url);
+    for job in older.filter(|job| job.kind() != JobKind::Joiners) {
+        job.types.retain(|of| !loaded.contains(of));
+        job.finished.retain(|of, _| !loaded.contains(of));
     }
 }
 
