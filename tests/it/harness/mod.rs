@@ -141,7 +141,7 @@ impl Setup {
 
     /// Opens everything, as a process does when it starts.
     pub async fn open(&self) -> Result<Syncer, sync::Error> {
-        self.open_with(&[self.export.clone()]).await
+        self.open_with(std::slice::from_ref(&self.export)).await
     }
 
     /// The same with these exports.
