@@ -247,7 +247,7 @@ async fn rows_that_a_load_in_full_has_kept_are_named_until_one_without_a_gap() {
     patients(&[]).serve(&setup);
     assert_eq!(setup.complete().await.types[&PATIENT].counts.removed, 1);
     let report = setup.complete().await;
-    assert!(report.notes.iter().all(|note| note.contains("are in quarantine")), "{report:#?}");
+    assert!(report.notes.iter().all(|note| note.contains("in quarantine")), "{report:#?}");
 }
 
 /// (rules 21 and 95)
