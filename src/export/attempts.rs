@@ -1,8 +1,8 @@
 //! The requests for one file, until it is read to its end.
 //!
-//! What always holds: all of them share one patience, whether they begin at the first byte or go on after a cut. A link
-//! that is refused is replaced until one was refused that nobody had used, or that the server only repeats: others use
-//! the links of a manifest as well, and may use them up before this file has its turn.
+//! What always holds: all of them share one patience, whether they begin at the first byte or go on after a cut. Other
+//! downloads use the links of a manifest as well, and may use them up before this file has its turn. So a link that is
+//! refused is replaced, until the server refuses one that nobody has used, or gives the same one again.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The links to the files of a complete export. They expire, and the status URL gives new ones (rule 61).
 //!
-//! What always holds: all who read files of the export share one request for a new manifest, until its links are used up
-//! before one of them had its turn: then that one gets a manifest of its own; a link is new only if it
-//! is from a manifest of the same export, with the same files; and renewals that help nobody have a limit.
+//! What always holds: all who read files of the export share one request for a new manifest. Where others use up its
+//! links before a file has its turn, that file gets a manifest of its own. A link is new only if it is from a manifest of
+//! the same export, with the same files. Renewals that help nobody have a limit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
